@@ -1,0 +1,72 @@
+# Two commands do everything on a machine with Python 3.11+ and make: `make run` and `make test`.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+UPGRADE ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check fmt lock bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run ## Start the service on an embedded Redis and the sandbox provider (HOST=, PORT=)
+	@$(BIN)/plusofon-verify demo --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.dev ## Run all tests, with coverage
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+
+check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+fmt: $(VENV)/.dev ## Format, and mend what can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev ## Measure the cost of a check against a bare FastAPI route
+	$(BIN)/python benchmarks/check_cost.py
+
+lock: ## Pin all dependencies anew (UPGRADE=--upgrade for newer versions)
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip --quiet install uv==$(UV_VERSION)
+	$(call compile,requirements-dev.lock,--extra sandbox --group dev --group build)
+	$(call compile,requirements-sandbox.lock,--extra sandbox --group build --constraint requirements-dev.lock)
+	$(call compile,requirements.lock,--group build --constraint requirements-dev.lock)
+
+clean: ## Remove what the other commands made
+	rm -rf $(VENV) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# Hashes and no index address: the files install from any index that has the same packages.
+define compile
+$(VENV)/lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE) --output-file $(1) $(2)
+endef
+
+define install
+$(PIP) install --require-hashes --requirement $(1)
+$(PIP) install --no-deps --no-build-isolation --editable .
+@touch $@
+endef
+
+$(VENV)/.run: requirements-sandbox.lock pyproject.toml | $(VENV)/bin/python
+	$(call install,requirements-sandbox.lock)
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+	$(call install,requirements-dev.lock)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; choose one with PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is needed; on Debian it is in the package python3-venv"; rm -rf $(VENV); exit 1; }
