@@ -1,0 +1,170 @@
+"""What a verification is: its states, its calls, and what a provider can answer when asked to place one."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from math import ceil
+from typing import Self
+
+from app.verification.errors import ProviderError
+from app.verification.phone import Phone
+
+
+class Status(StrEnum):
+    """The state of a verification."""
+
+    PENDING = "pending"
+    VERIFIED = "verified"
+    LOCKED = "locked"
+    CANCELED = "canceled"
+    FAILED = "failed"
+
+
+class CallStatus(StrEnum):
+    """The state of one call. ``unconfirmed``: the provider did not answer, so it may or may not have been placed."""
+
+    INITIATED = "initiated"
+    UNCONFIRMED = "unconfirmed"
+    RINGING = "ringing"
+    ANSWERED = "answered"
+    COMPLETED = "completed"
+    BUSY = "busy"
+    NO_ANSWER = "no_answer"
+    FAILED = "failed"
+
+
+FINAL_CALL_STATUSES = frozenset({CallStatus.COMPLETED, CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED})
+_NOT_HEARD = frozenset({CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED})
+
+
+class Lang(StrEnum):
+    """The language in which a code is spoken."""
+
+    RU = "ru"
+    EN = "en"
+
+
+class Channel(StrEnum):
+    """The way in which a code reaches a person."""
+
+    VOICE = "voice"
+
+
+@dataclass(frozen=True, slots=True)
+class CallState:
+    """The provider's word on a call. ``provider_status`` is set where it used a word that we do not know."""
+
+    status: CallStatus
+    provider_status: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a verification. ``serial`` is never used twice within it; ``ref`` is the provider's own name."""
+
+    serial: int
+    state: CallState
+    ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """A verification as the store saw it at ``observed_at``, by the store's clock. ``calls`` are oldest first."""
+
+    id: str
+    client: str
+    purpose: str
+    channel: Channel
+    phone: Phone
+    code_length: int
+    stored_status: Status
+    calls_placed: int
+    calls_left: int
+    checks_left: int
+    calls: tuple[Call, ...]
+    created_at: datetime
+    expires_at: datetime
+    resend_at: datetime | None
+    observed_at: datetime
+
+    @property
+    def status(self) -> Status:
+        """``failed`` once no call is left and none of those placed can have been heard; else as stored."""
+        if self.stored_status is Status.PENDING and not self.calls_left and self._none_heard:
+            return Status.FAILED
+        return self.stored_status
+
+    @property
+    def _none_heard(self) -> bool:
+        return all(call.state.status in _NOT_HEARD for call in self.calls)
+
+    @property
+    def latest_call(self) -> Call | None:
+        """The last call, if any was placed."""
+        return self.calls[-1] if self.calls else None
+
+    @property
+    def expires_in(self) -> int:
+        """Whole seconds until the last code given expires."""
+        return self._seconds_until(self.expires_at)
+
+    @property
+    def resend_in(self) -> int | None:
+        """Whole seconds until another call may be asked for; none if there will be none in this verification."""
+        if self.stored_status is not Status.PENDING or not self.calls_left:
+            return None
+        return self._seconds_until(self.resend_at) if self.resend_at else 0
+
+    def with_latest_call(self, state: CallState) -> Self:
+        """Show the latest call in another state than the store knows of."""
+        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state)))
+
+    def _seconds_until(self, moment: datetime) -> int:
+        return max(0, ceil((moment - self.observed_at).total_seconds()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What became of one evaluated code: ``verified``, ``pending`` (wrong, try again) or ``locked`` (wrong, the last).
+
+    ``phone`` and ``purpose`` are told only for the right code, ``retry_after`` (seconds) only when locked.
+    """
+
+    verification_id: str
+    status: Status
+    checks_left: int = 0
+    purpose: str | None = None
+    phone: Phone | None = None
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The provider took the call and named it ``call_ref``."""
+
+    call_ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The call definitely did not happen; ``error`` says why."""
+
+    error: ProviderError
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The request was sent and no clear answer came: the call may have happened. ``why`` is for the log."""
+
+    why: str
+
+
+CallOutcome = Placed | Refused | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderAccount:
+    """An account at the provider, without its tokens."""
+
+    id: str
+    name: str

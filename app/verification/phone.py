@@ -1,0 +1,72 @@
+"""Which phone numbers are called: Russian mobile numbers, in whatever way people spell them."""
+
+import re
+from dataclasses import dataclass
+
+import phonenumbers
+from phonenumbers import PhoneNumberType
+
+from app.verification.errors import PhoneNotCallable, PhoneReason
+
+# Digits and the punctuation people put between them. Letters are left out on purpose: the parser would read
+# "8 900 CALL NOW" as a vanity number and drop an extension without a word.
+_SPELLING = re.compile(r"[\d\s+().\-/\u2010-\u2015\u2212]{1,32}")
+_MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
+_KAZAKH = ("6", "7")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
+
+
+@dataclass(frozen=True, slots=True)
+class Phone:
+    """A phone number in E.164. Prints masked, so that no log line or traceback gives it away."""
+
+    e164: str
+
+    @property
+    def masked(self) -> str:
+        """The number as people may see it: ``+7900•••4567``."""
+        return f"{self.e164[:5]}•••{self.e164[-4:]}"
+
+    def __str__(self) -> str:
+        return self.masked
+
+    def __repr__(self) -> str:
+        return f"Phone({self.masked})"
+
+
+def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = ()) -> Phone:
+    """Read any human spelling of a Russian mobile number.
+
+    Validity alone is not asked for: ``+7`` is shared with Kazakhstan, and a toll-free, premium or fixed line is a
+    valid number that must not be called (numbering plan as kept by the ``phonenumbers`` library).
+
+    Raises:
+        PhoneNotCallable: it is no number, not Russian, not a mobile, or begins with one of ``denied_prefixes``.
+
+    """
+    number = _parse(text)
+    e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    if _is_foreign(number):
+        raise PhoneNotCallable(PhoneReason.COUNTRY)
+    if not phonenumbers.is_valid_number_for_region(number, "RU"):
+        raise PhoneNotCallable(PhoneReason.INVALID)
+    if phonenumbers.number_type(number) not in _MOBILE:
+        raise PhoneNotCallable(PhoneReason.TYPE)
+    if e164.startswith(denied_prefixes):
+        raise PhoneNotCallable(PhoneReason.DENIED)
+    return Phone(e164)
+
+
+def _parse(text: str) -> phonenumbers.PhoneNumber:
+    if not _SPELLING.fullmatch(text):
+        raise PhoneNotCallable(PhoneReason.INVALID)
+    try:
+        return phonenumbers.parse(text, "RU")
+    except phonenumbers.NumberParseException:
+        raise PhoneNotCallable(PhoneReason.INVALID) from None
+
+
+def _is_foreign(number: phonenumbers.PhoneNumber) -> bool:
+    if number.country_code != 7:  # noqa: PLR2004 - the country code of Russia, and the sense of this line
+        return True
+    national = str(number.national_number)
+    return len(national) == 10 and national.startswith(_KAZAKH)  # noqa: PLR2004 - digits of a national number

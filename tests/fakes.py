@@ -1,0 +1,287 @@
+"""Stand-ins for what the domain asks of the world: simple enough to be obviously right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from math import ceil
+
+from app.verification.errors import (
+    CallCooldown,
+    ProviderError,
+    RateLimited,
+    StoreUnavailable,
+    VerificationAlreadyUsed,
+    VerificationCanceled,
+    VerificationLocked,
+    VerificationNotFound,
+)
+from app.verification.model import (
+    FINAL_CALL_STATUSES,
+    Call,
+    CallOutcome,
+    CallState,
+    CallStatus,
+    CheckResult,
+    Lang,
+    Placed,
+    ProviderAccount,
+    Status,
+    Verification,
+)
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import NewCall, Reading
+
+NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def seconds(wait: timedelta) -> int:
+    return max(1, ceil(wait.total_seconds()))
+
+
+@dataclass
+class Record:
+    verification: Verification
+    codes: dict[int, tuple[bytes, datetime]] = field(default_factory=dict)
+    serial: int = 0
+    checks_used: int = 0
+    looked_up: datetime = NEVER
+
+
+@dataclass
+class PhoneRecord:
+    streak: int = 0
+    next_call: datetime = NEVER
+    forgotten: datetime = NEVER
+    latest: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+class FakeVerificationStore:
+    """Keeps verifications in a dictionary, with a clock that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2030, 1, 1, tzinfo=UTC)
+        self.available = True
+        self.records: dict[str, Record] = {}
+        self.phones: dict[Phone, PhoneRecord] = {}
+        self._ids = 0
+
+    def advance(self, duration: timedelta) -> None:
+        self.now += duration
+        self.records = {
+            name: record for name, record in self.records.items() if record.verification.expires_at > self.now
+        }
+        self.phones = {phone: record for phone, record in self.phones.items() if record.forgotten > self.now}
+
+    async def start(self, call: NewCall, policy: Policy) -> Verification:
+        self._require_available()
+        phone = self.phones.get(call.phone) or PhoneRecord()
+        record = self.records.get(phone.latest.get((call.client, call.purpose), ""))
+        pending = record and record.verification.stored_status is Status.PENDING
+        if record and record.verification.stored_status is Status.LOCKED:
+            raise VerificationLocked(retry_after=self._until(record.verification.expires_at))
+        if record and pending and record.verification.calls_left <= 0:
+            raise RateLimited(
+                limit="calls_per_verification",
+                retry_after=self._until(max(record.verification.expires_at, phone.next_call)),
+            )
+        if phone.next_call > self.now:
+            raise CallCooldown(
+                retry_after=self._until(phone.next_call),
+                verification_id=record.verification.id if record and pending else None,
+            )
+        if not record or not pending:
+            record = Record(self._new(call, policy))
+            self.records[record.verification.id] = record
+        return self._place(record, phone, call, policy)
+
+    def _new(self, call: NewCall, policy: Policy) -> Verification:
+        self._ids += 1
+        return Verification(
+            id=f"vrf_{self._ids:023x}",
+            client=call.client,
+            purpose=call.purpose,
+            channel=call.channel,
+            phone=call.phone,
+            code_length=policy.code_length,
+            stored_status=Status.PENDING,
+            calls_placed=0,
+            calls_left=policy.calls,
+            checks_left=policy.checks,
+            calls=(),
+            created_at=self.now,
+            expires_at=self.now,
+            resend_at=None,
+            observed_at=self.now,
+        )
+
+    def _place(self, record: Record, phone: PhoneRecord, call: NewCall, policy: Policy) -> Verification:
+        phone.streak += 1
+        phone.next_call = self.now + policy.cooldowns[min(phone.streak, len(policy.cooldowns)) - 1]
+        phone.latest[call.client, call.purpose] = record.verification.id
+        expires = self.now + policy.lifetime
+        phone.forgotten = max(phone.forgotten, expires, phone.next_call + policy.cooldowns[-1])
+        self.phones[call.phone] = phone
+        record.serial += 1
+        record.codes[record.serial] = (call.code_digest, expires)
+        before = record.verification
+        record.verification = replace(
+            before,
+            channel=call.channel,
+            calls_placed=before.calls_placed + 1,
+            calls_left=before.calls_left - 1,
+            calls=(*before.calls, Call(record.serial, CallState(CallStatus.INITIATED))),
+            expires_at=expires,
+            resend_at=phone.next_call,
+        )
+        return self._seen(record)
+
+    async def record_call(
+        self, verification: Verification, serial: int, state: CallState, ref: str | None = None
+    ) -> Verification:
+        self._require_available()
+        record = self.records.get(verification.id)
+        if not record:
+            raise VerificationNotFound
+        record.verification = replace(
+            record.verification,
+            calls=tuple(
+                replace(call, state=state, ref=ref or call.ref)
+                if call.serial == serial and call.state.status not in FINAL_CALL_STATUSES
+                else call
+                for call in record.verification.calls
+            ),
+        )
+        return self._seen(record)
+
+    async def take_back(self, verification: Verification, serial: int) -> None:
+        self._require_available()
+        record = self.records.get(verification.id)
+        if not record or serial not in [call.serial for call in record.verification.calls]:
+            return
+        phone = self.phones.get(verification.phone)
+        if phone and phone.next_call == verification.resend_at:
+            phone.streak, phone.next_call = phone.streak - 1, NEVER
+        before = record.verification
+        record.codes.pop(serial, None)
+        left = [expires for _, expires in record.codes.values()]
+        record.verification = replace(
+            before,
+            calls_placed=before.calls_placed - 1,
+            calls_left=before.calls_left + 1,
+            calls=tuple(call for call in before.calls if call.serial != serial),
+            expires_at=max(left, default=before.expires_at),
+            resend_at=None,
+        )
+        if not record.verification.calls_placed and before.stored_status is Status.PENDING and not record.checks_used:
+            del self.records[before.id]
+        self.advance(timedelta())
+
+    async def check_by_id(self, client: str, verification_id: str, candidates: Sequence[bytes]) -> CheckResult:
+        self._require_available()
+        record = self._own(client, verification_id)
+        before = record.verification
+        if before.stored_status is Status.VERIFIED:
+            raise VerificationAlreadyUsed
+        if before.stored_status is Status.CANCELED:
+            raise VerificationCanceled
+        if before.stored_status is Status.LOCKED:
+            raise VerificationLocked(retry_after=self._until(before.expires_at))
+        if any(digest in candidates and expires > self.now for digest, expires in record.codes.values()):
+            self._finish(record, Status.VERIFIED)
+            return CheckResult(
+                verification_id=before.id, status=Status.VERIFIED, purpose=before.purpose, phone=before.phone
+            )
+        record.checks_used += 1
+        record.verification = replace(before, checks_left=before.checks_left - 1)
+        if record.verification.checks_left:
+            return CheckResult(
+                verification_id=before.id, status=Status.PENDING, checks_left=record.verification.checks_left
+            )
+        self._finish(record, Status.LOCKED)
+        return CheckResult(verification_id=before.id, status=Status.LOCKED, retry_after=self._until(before.expires_at))
+
+    async def check_by_phone(self, client: str, phone: Phone, purpose: str, candidates: Sequence[bytes]) -> CheckResult:
+        latest = self.phones[phone].latest.get((client, purpose), "") if phone in self.phones else ""
+        return await self.check_by_id(client, latest, candidates)
+
+    async def read(self, client: str, verification_id: str, policy: Policy) -> Reading:
+        self._require_available()
+        record = self._own(client, verification_id)
+        call = record.verification.latest_call
+        in_progress = call is not None and call.ref is not None and call.state.status not in FINAL_CALL_STATUSES
+        due = in_progress and record.looked_up + policy.lookup_interval <= self.now
+        if due:
+            record.looked_up = self.now
+        return Reading(self._seen(record), lookup_due=due)
+
+    async def cancel(self, client: str, verification_id: str) -> Verification:
+        self._require_available()
+        record = self._own(client, verification_id)
+        if record.verification.stored_status is Status.VERIFIED:
+            raise VerificationAlreadyUsed
+        if record.verification.stored_status is Status.LOCKED:
+            raise VerificationLocked(retry_after=self._until(record.verification.expires_at))
+        self._finish(record, Status.CANCELED)
+        return self._seen(record)
+
+    async def ping(self) -> None:
+        self._require_available()
+
+    def _require_available(self) -> None:
+        if not self.available:
+            raise StoreUnavailable
+
+    def _own(self, client: str, verification_id: str) -> Record:
+        record = self.records.get(verification_id)
+        if not record or record.verification.client != client:
+            raise VerificationNotFound
+        return record
+
+    def _finish(self, record: Record, status: Status) -> None:
+        record.codes.clear()
+        record.verification = replace(record.verification, stored_status=status)
+
+    def _seen(self, record: Record) -> Verification:
+        return replace(record.verification, observed_at=self.now)
+
+    def _until(self, moment: datetime) -> int:
+        return seconds(moment - self.now)
+
+
+@dataclass(frozen=True)
+class PlacedCall:
+    phone: Phone
+    pin: str
+    lang: Lang
+    repeat: int
+
+
+class FakeProvider:
+    """Takes every call, or answers what ``outcome`` says; ``state`` is what it tells of any call."""
+
+    def __init__(self) -> None:
+        self.calls: list[PlacedCall] = []
+        self.outcome: CallOutcome | None = None
+        self.state: CallState | ProviderError = CallState(CallStatus.RINGING)
+        self.lookups = 0
+        self.balance: Decimal | ProviderError = Decimal("12.50")
+
+    async def initiate_call(self, phone: Phone, pin: str, lang: Lang, repeat: int) -> CallOutcome:
+        self.calls.append(PlacedCall(phone, pin, lang, repeat))
+        return self.outcome or Placed(f"call-{len(self.calls)}")
+
+    async def check_call_status(self, call_id: str) -> CallState:
+        self.lookups += 1
+        if isinstance(self.state, ProviderError):
+            raise self.state
+        return self.state
+
+    async def get_account(self) -> Sequence[ProviderAccount]:
+        return [ProviderAccount("7", "Fake")]
+
+    async def get_balance(self) -> Decimal:
+        if isinstance(self.balance, ProviderError):
+            raise self.balance
+        return self.balance

@@ -1,0 +1,70 @@
+"""Codes, their digests and their keys."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.verification.code import CodeDigester, derive_key, make_code, normalize_code
+
+OLD, NEW = b"o" * 32, b"n" * 32
+digit_strings = st.text("0123456789", min_size=4, max_size=6)
+
+
+@pytest.mark.parametrize("length", [4, 5, 6])
+def test_codes_have_their_length_and_only_digits(length: int) -> None:
+    for _ in range(200):
+        code = make_code(length)
+        assert len(code) == length
+        assert set(code) <= set("0123456789")
+
+
+def test_codes_are_uniform_and_zeros_may_lead() -> None:
+    """Ten thousand four-digit codes: each first digit about a thousand times (within six standard deviations)."""
+    first = Counter(make_code(4)[0] for _ in range(10_000))
+    assert set(first) == set("0123456789")
+    assert all(820 <= count <= 1180 for count in first.values())
+
+
+@pytest.mark.parametrize("text", ["123456", "123 456", "12-34-56", " 123456 ", "123\u2013456", "1 2 3 4 5 6"])
+def test_spaces_and_dashes_are_dropped(text: str) -> None:
+    assert normalize_code(text) == "123456"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "123", "1234567", "12a4", "\u0661\u0662\u0663\u0664", "1234\n5678", "+12345", "1_234"]
+)
+def test_what_is_not_four_to_six_digits_is_no_code(text: str) -> None:
+    with pytest.raises(ValueError, match="4 to 6 digits"):
+        normalize_code(text)
+
+
+@given(digit_strings, digit_strings)
+def test_two_codes_share_a_digest_only_if_they_are_the_same(one: str, other: str) -> None:
+    digester = CodeDigester([NEW])
+    assert (digester.digest("shop", one) == digester.digest("shop", other)) == (one == other)
+
+
+@given(digit_strings)
+def test_a_digest_depends_on_the_key_and_the_client(code: str) -> None:
+    assert CodeDigester([NEW]).digest("shop", code) != CodeDigester([OLD]).digest("shop", code)
+    assert CodeDigester([NEW]).digest("shop", code) != CodeDigester([NEW]).digest("bank", code)
+
+
+@given(digit_strings)
+def test_after_a_rotation_old_codes_verify_and_new_ones_are_made_under_the_new_key(code: str) -> None:
+    before, after = CodeDigester([OLD]), CodeDigester([NEW, OLD])
+
+    assert before.digest("shop", code) in after.candidates("shop", code)
+    assert after.digest("shop", code) == CodeDigester([NEW]).digest("shop", code)
+    assert after.digest("shop", code) in after.candidates("shop", code)
+
+
+def test_client_and_code_cannot_be_shifted_into_each_other() -> None:
+    digester = CodeDigester([NEW])
+    assert digester.digest("shop1", "2345") != digester.digest("shop", "12345")
+
+
+def test_each_use_of_a_secret_has_its_own_key() -> None:
+    assert len({derive_key(NEW, "code"), derive_key(NEW, "phone"), NEW}) == 3

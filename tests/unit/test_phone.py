@@ -1,0 +1,101 @@
+"""Which phone numbers are called."""
+
+import phonenumbers
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.verification.errors import PhoneNotCallable, PhoneReason
+from app.verification.phone import Phone, parse_phone
+
+DENIED = ("+7940", "+7998")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+79001234567",
+        "89001234567",
+        "79001234567",
+        "9001234567",
+        "8 (900) 123-45-67",
+        "+7 900 123 45 67",
+        "8-900-123-45-67",
+        "8-10-7-900-123-45-67",
+        "+7 900 123\u201345\u201367",
+        "\u00a0+7\u00a0900\u00a01234567 ",
+        "\uff18 \uff19\uff10\uff10 1234567",
+        "+7.900.123.45.67",
+    ],
+)
+def test_any_human_spelling_is_the_same_number(text: str) -> None:
+    assert parse_phone(text).e164 == "+79001234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", PhoneReason.INVALID),
+        ("12345", PhoneReason.INVALID),
+        ("phone", PhoneReason.INVALID),
+        ("+7900123456", PhoneReason.INVALID),
+        ("+790012345678", PhoneReason.INVALID),
+        ("8 900 CALLNOW", PhoneReason.INVALID),
+        ("+79001234567 ext. 5", PhoneReason.INVALID),
+        ("+79001234567;ext=5", PhoneReason.INVALID),
+        ("tel:+79001234567", PhoneReason.INVALID),
+        ("+" * 32, PhoneReason.INVALID),
+        ("9" * 33, PhoneReason.INVALID),
+        ("+79001234567\x00", PhoneReason.INVALID),
+        ("87011234567", PhoneReason.COUNTRY),
+        ("+7 701 123 45 67", PhoneReason.COUNTRY),
+        ("+7 600 123 45 67", PhoneReason.COUNTRY),
+        ("+1 202 555 01 23", PhoneReason.COUNTRY),
+        ("+380 50 123 45 67", PhoneReason.COUNTRY),
+        ("88001234567", PhoneReason.TYPE),
+        ("+78091234567", PhoneReason.TYPE),
+        ("+7 495 123-45-67", PhoneReason.TYPE),
+        ("+78121234567", PhoneReason.TYPE),
+        ("+79401234567", PhoneReason.DENIED),
+        ("+79981234567", PhoneReason.DENIED),
+    ],
+)
+def test_what_is_not_called_says_why(text: str, reason: PhoneReason) -> None:
+    with pytest.raises(PhoneNotCallable) as caught:
+        parse_phone(text, denied_prefixes=DENIED)
+    assert caught.value.reason is reason
+
+
+def test_denied_ranges_are_the_callers_choice() -> None:
+    assert parse_phone("+79401234567").e164 == "+79401234567"
+
+
+def test_a_phone_prints_masked() -> None:
+    phone = Phone("+79001234567")
+
+    for shown in (str(phone), repr(phone), f"{phone}", phone.masked):
+        assert "+7900•••4567" in shown
+        assert "123" not in shown
+
+
+@given(st.text(max_size=40))
+def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
+    try:
+        phone = parse_phone(text, denied_prefixes=DENIED)
+    except PhoneNotCallable:
+        return
+    number = phonenumbers.parse(phone.e164)
+    assert phonenumbers.region_code_for_number(number) == "RU"
+    assert phone.e164.startswith("+79")
+    assert not phone.e164.startswith(DENIED)
+
+
+@given(st.integers(9_000_000_000, 9_399_999_999), st.sampled_from(["+7", "8", "7", "", "8-10-7-"]), st.data())
+def test_separators_do_not_change_a_number(national: int, prefix: str, data: st.DataObject) -> None:
+    gaps = data.draw(st.lists(st.sampled_from(["", " ", "-", "."]), min_size=10, max_size=10))
+    spelled = prefix + "".join(f"{digit}{gap}" for digit, gap in zip(str(national), gaps, strict=True))
+    try:
+        expected = parse_phone(f"+7{national}")
+    except PhoneNotCallable:
+        return
+    assert parse_phone(spelled) == expected
