@@ -1,0 +1,22 @@
+-- Call a pending verification off.
+--
+-- KEYS    1 record
+-- ARGV    1 client
+-- RETURN  {'canceled', now, record}   now or before
+--         {'locked', ms to wait}
+--         {'not_found' | 'verified_before'}
+
+local key = KEYS[1]
+local now = now_ms()
+local record = load(key)
+if record.c ~= ARGV[1] then
+  return {'not_found'}
+elseif record.s == 'verified' then
+  return {'verified_before'}
+elseif record.s == 'locked' then
+  return {'locked', record.e - now}
+end
+
+redis.call('HSET', key, 's', 'canceled')
+drop_codes(key, record)
+return {'canceled', int(now), redis.call('HGETALL', key)}

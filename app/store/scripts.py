@@ -1,0 +1,103 @@
+"""Runs Lua scripts in Redis: those that wait at the same moment share one write on one connection."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from app.verification.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+Argument = str | bytes | int
+Command = tuple[Argument, ...]
+
+_MOST_AT_ONCE = 256  # commands in one write: bounds what a slow reply holds up
+
+
+class Script:
+    """A Lua script: a file of ``app/store/lua``, behind the one that all of them share."""
+
+    def __init__(self, name: str) -> None:
+        folder = resources.files("app.store") / "lua"
+        self.source = "\n".join((folder / f"{part}.lua").read_text() for part in ("common", name))
+        # The name that Redis itself gives a script; no security rests on it.
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+class ScriptRunner:
+    """Runs scripts on one Redis, each with one round trip and within ``timeout`` seconds.
+
+    While a write is under way, further commands gather and share the next one: under load this halves the cost of a
+    command, and without load nothing waits. A command whose connection failed may have run, so it is never repeated;
+    one that Redis refused because it does not know the script (after a failover or a flush) did not run, and is.
+    """
+
+    def __init__(self, redis: Redis, scripts: Sequence[Script], *, timeout: float) -> None:
+        self._redis = redis
+        self._sources = [script.source for script in scripts]
+        self._timeout = timeout
+        self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+        """Run a script and return its reply.
+
+        Raises:
+            StoreUnavailable: Redis was not reached, did not answer in time, or refused; the script may have run.
+
+        """
+        return await self._submit(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+
+    async def ping(self) -> None:
+        """Return if Redis answers; raises StoreUnavailable."""
+        await self._submit(("PING",))
+
+    async def _submit(self, command: Command) -> Any:  # noqa: ANN401 - see run()
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, reply))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+        result = await reply
+        if isinstance(result, Exception):
+            log.error("store.unavailable", extra={"error": repr(result)})
+            raise StoreUnavailable from result
+        return result
+
+    async def _write_all(self) -> None:
+        """Write what waits, and what gathers meanwhile, until nothing does."""
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        results = await self._execute([command for command, _ in batch])
+                except (RedisError, OSError) as error:
+                    # Those that gathered meanwhile fail as well: nobody waits for a dead Redis twice.
+                    batch, self._waiting = batch + self._waiting, []
+                    results = [error] * len(batch)
+                for (_, reply), result in zip(batch, results, strict=True):
+                    if not reply.done():  # else its caller has gone
+                        reply.set_result(result)
+        finally:
+            self._writer = None
+
+    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
+        results = await self._send(commands)
+        unknown = [place for place, result in enumerate(results) if isinstance(result, NoScriptError)]
+        if unknown:
+            await self._send([("SCRIPT LOAD", source) for source in self._sources])
+            for place, result in zip(unknown, await self._send([commands[i] for i in unknown]), strict=True):
+                results[place] = result
+        return results
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)

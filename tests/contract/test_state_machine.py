@@ -1,0 +1,138 @@
+"""Any sequence of starts, checks, cancels, outcomes and time gives the same answers from Redis as from the model."""
+
+import asyncio
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from app.store.verifications import RedisVerificationStore
+from app.verification.errors import VerificationError
+from app.verification.model import CallState, CallStatus, Channel, CheckResult, Verification
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import NewCall, Reading, VerificationStore
+from tests.ageing import age
+from tests.fakes import FakeVerificationStore
+
+PHONES = (Phone("+79001234567"), Phone("+79007654321"))
+CODES = [bytes([number]) * 32 for number in range(3)]
+POLICY = replace(Policy(), checks=3)
+
+phones = st.sampled_from(PHONES)
+purposes = st.sampled_from(["login", "password_reset"])
+codes = st.sampled_from(CODES)
+ages = st.integers(0, 5)  # which verification, counted from the latest
+
+steps = st.one_of(
+    st.tuples(st.just("start"), phones, purposes, codes),
+    st.tuples(st.just("start"), phones, purposes, codes),
+    st.tuples(st.just("check_by_id"), ages, codes),
+    st.tuples(st.just("check_by_phone"), phones, purposes, codes),
+    st.tuples(st.just("read"), ages),
+    st.tuples(st.just("cancel"), ages),
+    st.tuples(st.just("record"), ages, st.sampled_from(CallStatus)),
+    st.tuples(st.just("take_back"), ages),
+    st.tuples(st.just("wait"), st.sampled_from([1, 30, 60, 120, 299, 300, 360])),
+)
+
+
+@dataclass
+class Actor:
+    """Plays steps on a store and tells what came back, with ids replaced by their order of appearance."""
+
+    store: VerificationStore
+    known: list[Verification] = field(default_factory=list)
+
+    async def play(self, step: tuple[object, ...]) -> object:
+        name, *arguments = step
+        try:
+            return self.tell(await getattr(self, str(name))(*arguments))
+        except VerificationError as error:
+            return type(error).__name__, self.anonymous(vars(error))
+
+    async def start(self, phone: Phone, purpose: str, code: bytes) -> Verification:
+        call = NewCall(client="shop", phone=phone, purpose=purpose, channel=Channel.VOICE, code_digest=code)
+        verification = await self.store.start(call, POLICY)
+        self.known.append(verification)
+        return verification
+
+    async def check_by_id(self, age: int, code: bytes) -> CheckResult:
+        return await self.store.check_by_id("shop", self.id(age), [code])
+
+    async def check_by_phone(self, phone: Phone, purpose: str, code: bytes) -> CheckResult:
+        return await self.store.check_by_phone("shop", phone, purpose, [code])
+
+    async def read(self, age: int) -> Reading:
+        return await self.store.read("shop", self.id(age), POLICY)
+
+    async def cancel(self, age: int) -> Verification:
+        return await self.store.cancel("shop", self.id(age))
+
+    async def record(self, age: int, status: CallStatus) -> object:
+        if not self.known:
+            return None
+        verification = self.known[-1 - age % len(self.known)]
+        return await self.store.record_call(verification, verification.calls[-1].serial, CallState(status), "ref")
+
+    async def take_back(self, age: int) -> object:
+        if self.known:
+            verification = self.known[-1 - age % len(self.known)]
+            await self.store.take_back(verification, verification.calls[-1].serial)
+        return None
+
+    def age(self, duration: timedelta) -> None:
+        """Move what is remembered into the past as ``age`` moves what Redis keeps."""
+        self.known = [
+            replace(verification, resend_at=verification.resend_at - duration)
+            for verification in self.known
+            if verification.resend_at
+        ]
+
+    def id(self, age: int) -> str:
+        return self.known[-1 - age % len(self.known)].id if self.known else "vrf_00000000000000000000000"
+
+    def tell(self, answer: object) -> object:
+        match answer:
+            case Reading(verification, lookup_due):
+                return self.tell(verification), lookup_due
+            case Verification():
+                derived = (answer.status, answer.expires_in, answer.resend_in)
+                kept = (answer.calls_placed, answer.calls_left, answer.checks_left, answer.calls)
+                return self.number(answer.id), derived, kept
+            case CheckResult():
+                return self.anonymous(asdict(answer))
+        return answer
+
+    def anonymous(self, facts: dict[str, object]) -> dict[str, object]:
+        return {
+            name: self.number(str(value)) if name == "verification_id" and value else value
+            for name, value in facts.items()
+        }
+
+    def number(self, verification_id: str) -> int:
+        ids = list(dict.fromkeys(verification.id for verification in self.known))
+        return ids.index(verification_id) if verification_id in ids else len(ids)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(script=st.lists(steps, min_size=1, max_size=30))
+async def test_redis_answers_as_the_model_does(
+    script: list[tuple[object, ...]], redis: Redis, store: RedisVerificationStore
+) -> None:
+    await redis.flushall()
+    model = FakeVerificationStore()
+    real_actor, model_actor = Actor(store), Actor(model)
+    for step in script:
+        if step[0] == "wait":
+            duration = timedelta(seconds=int(str(step[1])))
+            model.advance(duration)
+            await age(redis, duration)
+            real_actor.age(duration)
+            continue
+        real, expected = await asyncio.gather(real_actor.play(step), model_actor.play(step))
+        assert real == expected, step
+    for key in await redis.keys():
+        assert await redis.pttl(key) > 0, f"{key!r} has no TTL"

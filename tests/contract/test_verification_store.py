@@ -1,0 +1,485 @@
+"""What every VerificationStore does: one suite over the fake that other tests trust, and over Redis."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import pytest
+from redis.asyncio import Redis
+
+from app.store.verifications import RedisVerificationStore
+from app.verification.errors import (
+    CallCooldown,
+    RateLimited,
+    VerificationAlreadyUsed,
+    VerificationCanceled,
+    VerificationLocked,
+    VerificationNotFound,
+)
+from app.verification.model import CallState, CallStatus, Channel, Status, Verification
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import NewCall, VerificationStore
+from tests.ageing import age
+from tests.fakes import FakeVerificationStore
+
+PHONE = Phone("+79001234567")
+POLICY = Policy()
+LIFETIME = POLICY.lifetime
+RIGHT, SECOND, THIRD, WRONG = (bytes([number]) * 32 for number in range(1, 5))
+
+
+@dataclass
+class World:
+    """A store, and the means to let time pass in it."""
+
+    store: VerificationStore
+    advance: Callable[[timedelta], Awaitable[None]]
+
+    async def start(
+        self,
+        code: bytes = RIGHT,
+        *,
+        client: str = "shop",
+        purpose: str = "login",
+        phone: Phone = PHONE,
+        policy: Policy = POLICY,
+    ) -> Verification:
+        call = NewCall(client=client, phone=phone, purpose=purpose, channel=Channel.VOICE, code_digest=code)
+        return await self.store.start(call, policy)
+
+    async def resend(self, code: bytes) -> Verification:
+        await self.advance(timedelta(seconds=120))
+        return await self.start(code)
+
+    async def lock(self, verification: Verification) -> None:
+        for _ in range(verification.checks_left):
+            await self.store.check_by_id("shop", verification.id, [WRONG])
+
+
+@pytest.fixture(params=["fake", "redis"])
+def world(request: pytest.FixtureRequest) -> World:
+    if request.param == "fake":
+        fake = FakeVerificationStore()
+
+        async def advance(duration: timedelta) -> None:
+            fake.advance(duration)
+
+        return World(fake, advance)
+    redis: Redis = request.getfixturevalue("redis")
+    store: RedisVerificationStore = request.getfixturevalue("store")
+    return World(store, lambda duration: age(redis, duration))
+
+
+async def test_a_start_makes_a_pending_verification(world: World) -> None:
+    verification = await world.start()
+
+    assert verification.status is Status.PENDING
+    assert verification.phone == PHONE
+    assert (verification.client, verification.purpose, verification.code_length) == ("shop", "login", 6)
+    assert (verification.calls_placed, verification.calls_left, verification.checks_left) == (1, 2, 5)
+    assert [call.state.status for call in verification.calls] == [CallStatus.INITIATED]
+    assert (verification.expires_in, verification.resend_in) == (300, 60)
+
+
+async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
+    verification = await world.start()
+
+    result = await world.store.check_by_id("shop", verification.id, [RIGHT])
+
+    assert (result.status, result.phone, result.purpose) == (Status.VERIFIED, PHONE, "login")
+    with pytest.raises(VerificationAlreadyUsed):
+        await world.store.check_by_id("shop", verification.id, [RIGHT])
+
+
+async def test_a_check_by_phone_finds_the_same_verification(world: World) -> None:
+    verification = await world.start()
+
+    wrong = await world.store.check_by_phone("shop", PHONE, "login", [WRONG])
+    right = await world.store.check_by_phone("shop", PHONE, "login", [RIGHT])
+
+    assert (wrong.verification_id, wrong.checks_left) == (verification.id, 4)
+    assert (right.verification_id, right.status) == (verification.id, Status.VERIFIED)
+
+
+async def test_a_code_under_an_older_key_verifies(world: World) -> None:
+    verification = await world.start(RIGHT)
+
+    result = await world.store.check_by_id("shop", verification.id, [WRONG, RIGHT])
+
+    assert result.status is Status.VERIFIED
+
+
+async def test_candidates_under_several_keys_cost_one_check(world: World) -> None:
+    verification = await world.start(RIGHT)
+
+    result = await world.store.check_by_id("shop", verification.id, [WRONG, SECOND])
+
+    assert result.checks_left == 4
+
+
+@pytest.mark.parametrize(
+    ("client", "purpose"), [("other", "login"), ("shop", "password_reset")], ids=["client", "purpose"]
+)
+async def test_another_clients_or_purposes_verification_is_not_found_by_phone(
+    world: World, client: str, purpose: str
+) -> None:
+    await world.start()
+
+    with pytest.raises(VerificationNotFound):
+        await world.store.check_by_phone(client, PHONE, purpose, [RIGHT])
+
+
+async def test_a_client_sees_only_its_own_verifications(world: World) -> None:
+    verification = await world.start()
+
+    for attempt in (
+        world.store.check_by_id("other", verification.id, [RIGHT]),
+        world.store.read("other", verification.id, POLICY),
+        world.store.cancel("other", verification.id),
+    ):
+        with pytest.raises(VerificationNotFound):
+            await attempt
+    assert (await world.store.check_by_id("shop", verification.id, [RIGHT])).status is Status.VERIFIED
+
+
+@pytest.mark.parametrize("verification_id", ["vrf_00000000000000000000000", "vrf_", "", "x" * 64, "vrf_{}:*"])
+async def test_an_unknown_or_impossible_id_is_not_found(world: World, verification_id: str) -> None:
+    for attempt in (
+        world.store.check_by_id("shop", verification_id, [RIGHT]),
+        world.store.read("shop", verification_id, POLICY),
+        world.store.cancel("shop", verification_id),
+    ):
+        with pytest.raises(VerificationNotFound):
+            await attempt
+
+
+async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> None:
+    verification = await world.start()
+
+    results = [await world.store.check_by_id("shop", verification.id, [WRONG]) for _ in range(5)]
+
+    assert [(result.status, result.checks_left) for result in results] == [
+        *((Status.PENDING, left) for left in (4, 3, 2, 1)),
+        (Status.LOCKED, 0),
+    ]
+    assert results[-1].retry_after == 300
+    with pytest.raises(VerificationLocked):
+        await world.store.check_by_id("shop", verification.id, [RIGHT])
+
+
+async def test_the_last_check_still_verifies(world: World) -> None:
+    verification = await world.start()
+    for _ in range(4):
+        await world.store.check_by_id("shop", verification.id, [WRONG])
+
+    assert (await world.store.check_by_id("shop", verification.id, [RIGHT])).status is Status.VERIFIED
+
+
+async def test_a_wrong_code_moves_no_expiry(world: World) -> None:
+    verification = await world.start()
+    await world.advance(timedelta(seconds=200))
+
+    await world.store.check_by_id("shop", verification.id, [WRONG])
+
+    reading = await world.store.read("shop", verification.id, POLICY)
+    assert reading.verification.expires_in <= 100
+
+
+async def test_a_locked_verification_cannot_be_started_afresh_before_it_expires(world: World) -> None:
+    """Else five guesses, a start, and five more guesses would go on for ever."""
+    verification = await world.start()
+    await world.lock(verification)
+    await world.advance(timedelta(seconds=200))
+
+    with pytest.raises(VerificationLocked) as caught:
+        await world.start()
+    assert caught.value.retry_after <= 100
+
+    await world.advance(timedelta(seconds=100))
+    assert (await world.start()).id != verification.id
+
+
+async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
+    verification = await world.start()
+    await world.advance(LIFETIME)
+
+    for attempt in (
+        world.store.check_by_id("shop", verification.id, [RIGHT]),
+        world.store.check_by_phone("shop", PHONE, "login", [RIGHT]),
+        world.store.read("shop", verification.id, POLICY),
+        world.store.record_call(verification, 1, CallState(CallStatus.COMPLETED)),
+    ):
+        with pytest.raises(VerificationNotFound):
+            await attempt
+
+
+async def test_a_second_start_within_the_cooldown_is_refused_and_changes_nothing(world: World) -> None:
+    verification = await world.start()
+
+    with pytest.raises(CallCooldown) as caught:
+        await world.start(SECOND)
+
+    assert caught.value.verification_id == verification.id
+    assert 1 <= caught.value.retry_after <= 60
+    reading = await world.store.read("shop", verification.id, POLICY)
+    assert reading.verification.calls_placed == 1
+
+
+async def test_the_cooldown_is_the_phones_whoever_asks_and_whatever_for(world: World) -> None:
+    await world.start()
+
+    for client, purpose in (("shop", "password_reset"), ("other", "login")):
+        with pytest.raises(CallCooldown) as caught:
+            await world.start(client=client, purpose=purpose)
+        assert caught.value.verification_id is None
+
+
+async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(world: World) -> None:
+    first = await world.start(RIGHT)
+    await world.store.check_by_id("shop", first.id, [WRONG])
+
+    second = await world.resend(SECOND)
+
+    assert second.id == first.id
+    assert (second.calls_placed, second.calls_left, second.checks_left) == (2, 1, 4)
+    assert (await world.store.check_by_id("shop", first.id, [RIGHT])).status is Status.VERIFIED
+
+
+async def test_each_code_lives_for_its_own_time(world: World) -> None:
+    verification = await world.start(RIGHT)
+    await world.resend(SECOND)
+    await world.advance(LIFETIME - timedelta(seconds=60))
+
+    expired = await world.store.check_by_id("shop", verification.id, [RIGHT])
+    alive = await world.store.check_by_id("shop", verification.id, [SECOND])
+
+    assert (expired.status, alive.status) == (Status.PENDING, Status.VERIFIED)
+
+
+async def test_cooldowns_grow_with_every_call_of_a_phone(world: World) -> None:
+    policy = replace(POLICY, calls=5)
+    waits = []
+    for _ in range(4):
+        verification = await world.start(policy=policy)
+        assert verification.resend_in is not None
+        waits.append(verification.resend_in)
+        await world.advance(timedelta(seconds=verification.resend_in))
+
+    assert waits == [60, 120, 300, 300]
+
+
+async def test_canceling_and_starting_again_does_not_shorten_the_cooldown(world: World) -> None:
+    first = await world.start()
+    await world.store.cancel("shop", first.id)
+
+    with pytest.raises(CallCooldown) as caught:
+        await world.start()
+    assert caught.value.verification_id is None
+
+    await world.advance(timedelta(seconds=60))
+    second = await world.start()
+    assert second.id != first.id
+    assert second.resend_in == 120
+
+
+async def test_a_streak_of_calls_is_forgotten_only_after_the_longest_cooldown(world: World) -> None:
+    await world.start()
+    await world.advance(timedelta(seconds=359))
+    assert (await world.start()).resend_in == 120
+
+    await world.advance(timedelta(seconds=420))
+    assert (await world.start()).resend_in == 60
+
+
+async def test_calls_of_a_verification_are_limited(world: World) -> None:
+    await world.start()
+    await world.resend(SECOND)
+    third = await world.resend(THIRD)
+    assert (third.calls_left, third.resend_in) == (0, None)
+
+    with pytest.raises(RateLimited) as caught:
+        await world.start()
+
+    assert caught.value.limit == "calls_per_verification"
+    assert 299 <= caught.value.retry_after <= 300
+    await world.advance(timedelta(seconds=caught.value.retry_after))
+    assert (await world.start()).id != third.id
+
+
+async def test_after_success_a_start_makes_a_new_verification(world: World) -> None:
+    first = await world.start()
+    await world.store.check_by_id("shop", first.id, [RIGHT])
+    await world.advance(timedelta(seconds=60))
+
+    second = await world.start(SECOND)
+
+    assert second.id != first.id
+    assert second.checks_left == 5
+    with pytest.raises(VerificationAlreadyUsed):
+        await world.store.check_by_id("shop", first.id, [RIGHT])
+
+
+async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
+    verification = await world.start()
+
+    canceled = await world.store.cancel("shop", verification.id)
+    again = await world.store.cancel("shop", verification.id)
+
+    assert canceled.status is again.status is Status.CANCELED
+    assert canceled.resend_in is None
+    with pytest.raises(VerificationCanceled):
+        await world.store.check_by_id("shop", verification.id, [RIGHT])
+
+
+async def test_what_is_final_cannot_be_canceled(world: World) -> None:
+    verified = await world.start()
+    await world.store.check_by_id("shop", verified.id, [RIGHT])
+    with pytest.raises(VerificationAlreadyUsed):
+        await world.store.cancel("shop", verified.id)
+
+    locked = await world.start(phone=Phone("+79007654321"))
+    await world.lock(locked)
+    with pytest.raises(VerificationLocked):
+        await world.store.cancel("shop", locked.id)
+
+
+async def test_a_recorded_call_is_read_back(world: World) -> None:
+    verification = await world.start()
+
+    recorded = await world.store.record_call(verification, 1, CallState(CallStatus.RINGING, "rerouted"), "ref-1")
+
+    call = recorded.latest_call
+    assert call is not None
+    assert (call.serial, call.ref, call.state) == (1, "ref-1", CallState(CallStatus.RINGING, "rerouted"))
+
+
+async def test_a_final_call_state_stays(world: World) -> None:
+    verification = await world.start()
+    await world.store.record_call(verification, 1, CallState(CallStatus.BUSY), "ref-1")
+
+    after = await world.store.record_call(verification, 1, CallState(CallStatus.RINGING))
+
+    assert [call.state.status for call in after.calls] == [CallStatus.BUSY]
+
+
+async def test_one_reader_in_an_interval_looks_the_call_up(world: World) -> None:
+    verification = await world.start()
+    await world.store.record_call(verification, 1, CallState(CallStatus.INITIATED), "ref-1")
+
+    async def due() -> int:
+        readings = [world.store.read("shop", verification.id, POLICY) for _ in range(10)]
+        return sum(reading.lookup_due for reading in await asyncio.gather(*readings))
+
+    assert await due() == 1
+    assert await due() == 0
+    await world.advance(timedelta(seconds=1))
+    assert await due() == 1
+
+
+@pytest.mark.parametrize("state", [CallStatus.UNCONFIRMED, CallStatus.COMPLETED])
+async def test_a_call_without_a_name_or_at_its_end_is_not_looked_up(world: World, state: CallStatus) -> None:
+    verification = await world.start()
+    ref = "ref-1" if state is CallStatus.COMPLETED else None
+    await world.store.record_call(verification, 1, CallState(state), ref)
+
+    assert not (await world.store.read("shop", verification.id, POLICY)).lookup_due
+
+
+async def test_a_verification_whose_calls_all_failed_has_failed(world: World) -> None:
+    policy = replace(POLICY, calls=1)
+    verification = await world.start(policy=policy)
+
+    after = await world.store.record_call(verification, 1, CallState(CallStatus.NO_ANSWER), "ref-1")
+
+    assert after.status is Status.FAILED
+
+
+async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
+    verification = await world.start()
+
+    await world.store.take_back(verification, 1)
+
+    with pytest.raises(VerificationNotFound):
+        await world.store.read("shop", verification.id, POLICY)
+    again = await world.start()
+    assert (again.calls_placed, again.resend_in) == (1, 60)
+
+
+async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World) -> None:
+    first = await world.start(RIGHT)
+    second = await world.resend(SECOND)
+
+    await world.store.take_back(second, 2)
+
+    after = (await world.store.read("shop", first.id, POLICY)).verification
+    assert (after.calls_placed, after.calls_left, after.resend_in) == (1, 2, 0)
+    assert after.expires_at <= after.created_at + LIFETIME
+    assert [call.serial for call in after.calls] == [1]
+    assert (await world.store.check_by_id("shop", first.id, [SECOND])).status is Status.PENDING
+    assert (await world.store.check_by_id("shop", first.id, [RIGHT])).status is Status.VERIFIED
+
+
+async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World) -> None:
+    await world.start(RIGHT)
+    second = await world.resend(SECOND)
+    await world.store.take_back(second, 2)
+    third = await world.start(THIRD)
+
+    await world.store.take_back(second, 2)
+
+    after = (await world.store.read("shop", third.id, POLICY)).verification
+    assert (after.calls_placed, after.calls_left) == (2, 1)
+    with pytest.raises(CallCooldown):
+        await world.start()
+    assert (await world.store.check_by_id("shop", third.id, [THIRD])).status is Status.VERIFIED
+
+
+async def test_guesses_stay_counted_when_the_call_is_taken_back(world: World) -> None:
+    """Else a provider that refuses every call would let somebody guess for ever at codes never spoken."""
+    verification = await world.start()
+    await world.store.check_by_id("shop", verification.id, [WRONG])
+    await world.store.take_back(verification, 1)
+
+    again = await world.start(SECOND)
+
+    assert (again.id, again.checks_left, again.calls_placed) == (verification.id, 4, 1)
+    assert (await world.store.check_by_id("shop", again.id, [RIGHT])).checks_left == 3
+    assert (await world.store.check_by_id("shop", again.id, [SECOND])).status is Status.VERIFIED
+
+
+async def test_taking_back_after_an_older_code_verified_changes_no_success(world: World) -> None:
+    first = await world.start(RIGHT)
+    second = await world.resend(SECOND)
+    await world.store.check_by_id("shop", first.id, [RIGHT])
+
+    await world.store.take_back(second, 2)
+
+    assert (await world.store.read("shop", first.id, POLICY)).verification.status is Status.VERIFIED
+
+
+async def test_of_a_hundred_right_checks_at_once_one_verifies(world: World) -> None:
+    verification = await world.start()
+
+    checks = [world.store.check_by_id("shop", verification.id, [RIGHT]) for _ in range(100)]
+    results = await asyncio.gather(*checks, return_exceptions=True)
+
+    refused = [result for result in results if isinstance(result, VerificationAlreadyUsed)]
+    assert (len(refused), len(results)) == (99, 100)
+
+
+async def test_of_a_hundred_wrong_checks_at_once_five_count(world: World) -> None:
+    verification = await world.start()
+
+    checks = [world.store.check_by_id("shop", verification.id, [WRONG]) for _ in range(100)]
+    results = await asyncio.gather(*checks, return_exceptions=True)
+
+    assert sum(isinstance(result, VerificationLocked) for result in results) == 95
+
+
+async def test_of_fifty_starts_at_once_one_places_a_call(world: World) -> None:
+    results = await asyncio.gather(*[world.start() for _ in range(50)], return_exceptions=True)
+
+    assert sum(isinstance(result, Verification) for result in results) == 1
+    assert sum(isinstance(result, CallCooldown) for result in results) == 49
