@@ -1,0 +1,288 @@
+"""What Plusofon's JSON means: the words it uses, the shapes of its failures, and what may be told of them.
+
+Every fact carries its source: *brief* (asked for by the project's user), *docs* (help.plusofon.ru), *seen* (read in
+several public clients) or *open* (nobody knows; it is handled so that a wrong guess costs no call and no money).
+
+Each ``parse_…`` returns what was asked for, or raises ``ProviderError`` (it definitely was not done) or ``Unclear``.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from http import HTTPStatus
+from typing import Literal, NoReturn
+
+from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
+from app.verification.model import CallState, CallStatus, ProviderAccount
+from app.verification.phone import Phone
+
+PhonePrefix = Literal["8", "7"]
+
+DEFAULT_RETRY_AFTER = 30  # seconds, where the provider names none
+_LONGEST_RETRY_AFTER = 3600
+_LONGEST_MESSAGE = 200
+_LONGEST_NAME = 64  # of a status word or an account
+_LONGEST_IDENTIFIER = 128
+_LARGEST_EXPONENT = 12  # of a balance, either way: 1e999999999 is a fine Decimal and a gigabyte when written out
+
+# The sandbox's words. Plusofon's own are open, so their spelling is read leniently, and any other word is kept.
+_STATUS_WORDS = {
+    "queued": CallStatus.INITIATED,
+    "ringing": CallStatus.RINGING,
+    "answered": CallStatus.ANSWERED,
+    "completed": CallStatus.COMPLETED,
+    "busy": CallStatus.BUSY,
+    "no_answer": CallStatus.NO_ANSWER,
+    "failed": CallStatus.FAILED,
+}
+
+
+class Unclear(Exception):
+    """Neither a yes nor a no: what was asked for may have happened. ``why`` is short and free of secrets."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Redactor:
+    """Makes the provider's words fit to be shown: one line, at most 200 characters, without secrets.
+
+    Gone are the ``secrets`` given here and all that has four digits or more, whatever punctuation stands between
+    them. So codes and phone numbers are covered in every spelling, those of this request and any other.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        longest_first = sorted(filter(None, secrets), key=len, reverse=True)
+        self._secrets = [re.compile("|".join(map(re.escape, longest_first)))] if longest_first else []
+        self._secrets.append(re.compile(r"\d(?:[\W_]*\d){3,}"))
+
+    def __call__(self, text: str) -> str:
+        """Return what may be shown of ``text``. Hidden characters go first: they could split a secret in two."""
+        shown = printable(text)
+        for secret in self._secrets:
+            shown = secret.sub("•••", shown)
+        return shown.strip()[:_LONGEST_MESSAGE]
+
+
+def printable(text: str) -> str:
+    """Drop control, invisible and surrogate characters; any white space becomes a space."""
+    return "".join(" " if char.isspace() else char for char in text if char.isprintable() or char.isspace())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer of the provider, read as far as it can be; made by ``read_answer``.
+
+    ``text`` and ``fields`` (empty unless the body is a JSON object) are the provider's own and may hold secrets;
+    ``message`` holds none. ``retry_after`` is in seconds.
+    """
+
+    status: int
+    retry_after: int
+    message: str
+    text: str = field(repr=False)
+    fields: Mapping[str, object] = field(repr=False)
+
+    @property
+    def says_success(self) -> bool:
+        """Only JSON ``true`` is a success (seen): neither ``1`` nor ``"true"``."""
+        return self.fields.get("success") is True
+
+
+def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
+    """Read an answer of whatever shape; ``retry_after`` is the header of that name. Never raises."""
+    text = body.decode("utf-8-sig", errors="replace")
+    fields = _json_object(text)
+    return Answer(
+        status=status,
+        retry_after=_seconds(retry_after),
+        message=redact(_message(fields)),
+        text=text,
+        fields=fields,
+    )
+
+
+def _json_object(text: str) -> Mapping[str, object]:
+    try:
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    # Besides what is no JSON: arrays nested by the thousand, and numbers beyond what a Decimal holds.
+    except (ValueError, RecursionError, InvalidOperation):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    msg = f"{name} is no JSON"
+    raise ValueError(msg)
+
+
+def _seconds(retry_after: str | None) -> int:
+    """Read ``Retry-After``. Its other form, a date, would need a clock and is taken for none."""
+    if retry_after is None or not re.fullmatch(r"[0-9]{1,5}", retry_after):
+        return DEFAULT_RETRY_AFTER
+    seconds = int(retry_after)
+    return seconds if 1 <= seconds <= _LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER
+
+
+def _message(fields: Mapping[str, object]) -> str:
+    """Find the provider's own word: ``message`` (docs, seen), or ``error`` with or without one of its own (seen)."""
+    error = fields.get("error")
+    nested = error.get("message") if isinstance(error, dict) else error
+    return _flat(fields.get("message") or nested)
+
+
+def _flat(value: object, depth: int = 3) -> str:
+    """Write any JSON value as one line; validation errors come as lists by field in many APIs (open in this one)."""
+    match value:
+        case None:
+            return ""
+        case dict() if depth:
+            return ", ".join(f"{key}: {_flat(item, depth - 1)}" for key, item in value.items())
+        case list() if depth:
+            return ", ".join(_flat(item, depth - 1) for item in value)
+        case dict() | list():
+            return "…"
+        case _:
+            return str(value)
+
+
+def _rejected(answer: Answer) -> ProviderError:
+    if _NO_MONEY.search(answer.message):
+        return BalanceTooLow()
+    return ProviderRejected(answer.message or f"HTTP {answer.status}")
+
+
+def _told_to_wait(answer: Answer) -> ProviderError:
+    return ProviderUnavailable(retry_after=answer.retry_after)
+
+
+def _says_no_access(answer: Answer) -> bool:
+    return "no access" in answer.text.lower() and not answer.text.lstrip().startswith("<")
+
+
+# Open: no source shows the answer of an account without money. "Недостаточно прав" is the wrong kind of token (seen).
+_NO_MONEY = re.compile(r"недостаточно\s+(средств|денег)|insufficient\s+(funds|balance)", re.IGNORECASE)
+
+# The shapes of a refusal; the first that fits wins. A refusal gives the attempt back to the person who asked, so a
+# shape needs a reason to be here. What is in no row is unclear: redirects, other 4xx and 5xx, HTML and empty bodies.
+_REFUSALS: tuple[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderError]], ...] = (
+    # 429, whatever the body (open: taken in its standard sense, which comes with a time to wait).
+    (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, _told_to_wait),
+    # {"success": false, "code": 500, "message": "error find flashcall account: …"}, with status 200 or any (seen).
+    (lambda answer: answer.fields.get("success") is False, _rejected),
+    # {"jsonrpc": "2.0", "result": null, "error": {"code": 0, "message": "Page not found."}}: a wrong path (seen).
+    (lambda answer: answer.message.rstrip(".").lower() == "page not found", _rejected),
+    # 400 bad parameter, 401 and 403 token, 404 not found (docs); 422 is what many frameworks say for 400 (open).
+    (lambda answer: answer.status in {400, 401, 403, 404, 422}, _rejected),
+    # 500 "no access" (docs, quoted without a body): JSON or text, but no page, which may hold the words by chance.
+    (lambda answer: answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and _says_no_access(answer), _rejected),
+)
+
+
+def _raise_refusal(answer: Answer) -> None:
+    """Raise what the table says. ``success: true`` under a refusing status contradicts itself: no refusal."""
+    if answer.says_success:
+        return
+    for fits, error in _REFUSALS:
+        if fits(answer):
+            raise error(answer)
+
+
+def _require_success(answer: Answer) -> None:
+    _raise_refusal(answer)
+    if answer.status != HTTPStatus.OK or not answer.says_success:
+        raise Unclear(f"HTTP {answer.status} without a verdict")
+
+
+def _data(answer: Answer, name: str) -> object:
+    """Return the field ``name`` of a success's ``data``, or none."""
+    _require_success(answer)
+    data = answer.fields.get("data")
+    return data.get(name) if isinstance(data, dict) else None
+
+
+def parse_placed_call(answer: Answer) -> str:
+    """Return the ``call_id`` of ``{"success": true, "data": {"call_id": "…"}}`` (brief); an integer is written out."""
+    call_id = _identifier(_data(answer, "call_id"))
+    if call_id is None:
+        raise Unclear("a success without a usable call_id")
+    return call_id
+
+
+def parse_call_state(answer: Answer) -> CallState:
+    """Read ``{"success": true, "data": {"status": "…"}}`` (brief).
+
+    A word that is not known means that the call is still under way (open); it is kept, up to 64 printable characters.
+    """
+    word = _data(answer, "status")
+    kept = printable(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
+    if not kept:
+        raise Unclear("a success without a status word")
+    known = _STATUS_WORDS.get(kept.lower().replace("-", "_"))
+    return CallState(known) if known else CallState(CallStatus.INITIATED, provider_status=kept)
+
+
+def parse_accounts(answer: Answer) -> list[ProviderAccount]:
+    """Read ``{"success": true, "data": [{"id": 7, "name": "…", "access_token": "…"}]}`` (docs), without the tokens.
+
+    Entries without an id are left out.
+    """
+    _require_success(answer)
+    entries = answer.fields.get("data")
+    if not isinstance(entries, list):
+        raise Unclear("a success without a list of accounts")
+    accounts = map(_account, entries)
+    return [account for account in accounts if account]
+
+
+def _account(entry: object) -> ProviderAccount | None:
+    if not isinstance(entry, dict):
+        return None
+    account_id, name = _identifier(entry.get("id")), entry.get("name")
+    if account_id is None:
+        return None
+    return ProviderAccount(account_id, printable(name)[:_LONGEST_NAME] if isinstance(name, str) else "")
+
+
+def parse_balance(answer: Answer) -> Decimal:
+    """Read ``{"balance": 123.45}``, in RUB and without an envelope (seen); a number written as a string is accepted."""
+    _raise_refusal(answer)
+    balance = _amount(answer.fields.get("balance"))
+    if answer.status != HTTPStatus.OK or balance is None:
+        raise Unclear(f"HTTP {answer.status} without a balance")
+    return balance
+
+
+def _amount(value: object) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
+        return None
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and abs(number.adjusted()) <= _LARGEST_EXPONENT else None
+
+
+def _identifier(value: object) -> str | None:
+    """Return a name given by the provider, if it is one that can be stored and sent back; it is opaque otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return None
+    name = str(value)
+    usable = name.strip() and name.isprintable() and len(name) <= _LONGEST_IDENTIFIER
+    return name if usable else None
+
+
+def format_phone(phone: Phone, prefix: PhonePrefix) -> str:
+    """Spell a number as Plusofon wants it: ``8XXXXXXXXXX`` (brief) or ``7XXXXXXXXXX`` (most public clients).
+
+    Raises:
+        ProviderRejected: it is not Russian. Never called in practice; without this it would become another number.
+
+    """
+    national = phone.e164.removeprefix("+7")
+    if not re.fullmatch(r"[0-9]{10}", national):
+        raise ProviderRejected("not a Russian number")
+    return prefix + national

@@ -1,0 +1,433 @@
+"""The sandbox over real HTTP: every route and failure shape of the provider, and a server that goes quietly."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from starlette.applications import Starlette
+
+from app.plusofon.sandbox import (
+    ACCOUNT_TOKEN,
+    MagicNumber,
+    SandboxServer,
+    VirtualNetwork,
+    create_sandbox_app,
+    sandbox_router,
+)
+from app.verification.errors import PhoneNotCallable
+from app.verification.model import Lang
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file; each test calls its own phone
+
+CALL = "/api/v1/flash-call/call"
+STATUS = "/api/v1/flash-call/status"
+ACCOUNTS = "/api/v1/flash-call"
+BALANCE = "/api/v1/payment/balance"
+STALL = 0.2
+ORDER = {"phone": "89001234567", "pin": "123456", "lang": "ru", "repeat": 2}
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    network: VirtualNetwork
+    calls: httpx.AsyncClient
+    account: httpx.AsyncClient
+
+    async def place(self, **changes: object) -> httpx.Response:
+        return await self.calls.post(CALL, json=ORDER | changes)
+
+
+def headers(token: str, user_id: str = "10553") -> dict[str, str]:
+    return {"Client": user_id, "Authorization": f"Bearer {token}"}
+
+
+def sandbox_app(network: VirtualNetwork, *, cabinet_token: str | None = "cabinet", stall: float = STALL) -> Starlette:
+    return create_sandbox_app(network, user_id="10553", access_token="calls", cabinet_token=cabinet_token, stall=stall)
+
+
+def client_of(server: SandboxServer, token: str = "calls") -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=server.url, headers=headers(token))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sandbox() -> AsyncIterator[Sandbox]:
+    network = VirtualNetwork(pace=0.0)
+    async with (
+        SandboxServer(sandbox_app(network)) as server,
+        client_of(server) as calls,
+        client_of(server, "cabinet") as account,
+    ):
+        yield Sandbox(network, calls, account)
+
+
+# --- placing a call -------------------------------------------------------------------------------------------------
+
+
+async def test_a_placed_call_is_named_heard_and_asked_after_by_that_name(sandbox: Sandbox) -> None:
+    answer = await sandbox.place(phone="89001110001")
+    assert answer.status_code == 200
+    call_id = answer.json()["data"]["call_id"]
+    assert answer.json() == {"success": True, "data": {"call_id": call_id}}
+    assert re.fullmatch("[0-9a-f]{32}", call_id)
+    (call,) = sandbox.network.calls_of("+79001110001")
+    assert (call.call_id, call.heard, call.lang, call.repeat) == (call_id, "123456", "ru", 2)
+    status = await sandbox.calls.post(STATUS, json={"call_id": call_id})
+    assert status.status_code == 200
+    assert status.json() == {"success": True, "data": {"status": "completed", "message": "call completed"}}
+
+
+async def test_a_number_with_either_prefix_rings_the_same_phone(sandbox: Sandbox) -> None:
+    for prefix in "78":
+        await sandbox.place(phone=f"{prefix}9001110002")
+    assert len(sandbox.network.calls_of("+79001110002")) == 2
+
+
+@pytest.mark.parametrize("pin", ["1234", "12345", "000000"])
+async def test_a_code_has_four_to_six_digits(sandbox: Sandbox, pin: str) -> None:
+    assert (await sandbox.place(phone="89001110007", pin=pin)).json()["success"] is True
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"phone": "+79001110003"},
+        {"phone": "9001110003"},
+        {"phone": "890011100031"},
+        {"phone": "59001110003"},
+        {"phone": "8900111000٣"},
+        {"phone": 89001110003},
+        {"pin": "123"},
+        {"pin": "1234567"},
+        {"pin": "12a4"},
+        {"pin": "1234\n"},
+        {"pin": 1234},
+        {"lang": "de"},
+        {"lang": None},
+        {"repeat": 0},
+        {"repeat": 6},
+        {"repeat": "2"},
+        {"repeat": True},
+    ],
+    ids=str,
+)
+async def test_a_bad_parameter_is_a_400_that_names_it(sandbox: Sandbox, changes: dict[str, Any]) -> None:
+    spent = sandbox.network.balance
+    answer = await sandbox.place(**changes)
+    assert answer.status_code == 400
+    assert answer.json()["success"] is False
+    assert answer.json()["code"] == 400
+    assert answer.json()["message"].startswith(f"{next(iter(changes))}: ")
+    assert sandbox.network.balance == spent
+
+
+@pytest.mark.parametrize("missing", ORDER)
+async def test_every_parameter_of_a_call_is_required(sandbox: Sandbox, missing: str) -> None:
+    answer = await sandbox.calls.post(CALL, json={name: value for name, value in ORDER.items() if name != missing})
+    assert (answer.status_code, answer.json()["message"]) == (400, f"{missing}: Field required")
+
+
+@pytest.mark.parametrize("path", [CALL, STATUS])
+@pytest.mark.parametrize("body", ["", "{", "[]", '"text"', "phone=89001234567", "\ufeff{}"])
+async def test_a_body_that_is_no_json_object_is_a_400(sandbox: Sandbox, path: str, body: str) -> None:
+    answer = await sandbox.calls.post(path, content=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, 400)
+    assert answer.json()["message"].startswith("body: ")
+
+
+async def test_an_answer_does_not_wait_for_a_delayed_acknowledgement(sandbox: Sandbox) -> None:
+    """Which is what every answer does, for 40 ms, where the listening socket is made carelessly."""
+    taken = [(await sandbox.calls.post(STATUS, json={"call_id": "0" * 32})).elapsed for _ in range(10)]
+    assert min(taken) < timedelta(milliseconds=30)
+
+
+# --- the magic numbers ----------------------------------------------------------------------------------------------
+
+
+def local(number: MagicNumber) -> str:
+    return number.replace("+7", "8")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (MagicNumber.REFUSED, "error find flashcall account: not found"),
+        (MagicNumber.NO_BALANCE, "Недостаточно средств на балансе"),
+    ],
+)
+async def test_a_refusal_is_a_failure_inside_a_200(sandbox: Sandbox, number: MagicNumber, message: str) -> None:
+    answer = await sandbox.place(phone=local(number))
+    assert answer.status_code == 200
+    assert answer.json() == {"success": False, "code": 500, "message": message}
+
+
+async def test_no_access_is_a_500_in_plain_text(sandbox: Sandbox) -> None:
+    answer = await sandbox.place(phone=local(MagicNumber.NO_ACCESS))
+    assert (answer.status_code, answer.text) == (500, "no access")
+    assert sandbox.network.calls_of(MagicNumber.NO_ACCESS) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "placed"), [(MagicNumber.NO_REPLY_PLACED, ["123456"]), (MagicNumber.NO_REPLY_NOT_PLACED, [])]
+)
+async def test_a_reply_that_never_comes_is_held_back_for_the_stall_and_ends_in_a_504(
+    sandbox: Sandbox, number: MagicNumber, placed: list[str]
+) -> None:
+    began = time.monotonic()
+    answer = await sandbox.place(phone=local(number))
+    assert time.monotonic() - began >= STALL
+    assert answer.status_code == 504
+    assert [call.heard for call in sandbox.network.calls_of(number)] == placed
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (MagicNumber.BUSY, "busy", "call busy"),
+        (MagicNumber.NO_ANSWER, "no_answer", "call no answer"),
+        (MagicNumber.FAILED, "failed", "call failed"),
+        (MagicNumber.ODD_STATUS, "completed", "call completed"),
+    ],
+)
+async def test_what_became_of_a_placed_call_is_told_by_its_status(
+    sandbox: Sandbox, number: MagicNumber, status: str, message: str
+) -> None:
+    placed = await sandbox.place(phone=local(number))
+    answer = await sandbox.calls.post(STATUS, json=placed.json()["data"])
+    assert answer.json() == {"success": True, "data": {"status": status, "message": message}}
+
+
+# --- the other routes -----------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_call_is_a_failure_inside_a_200(sandbox: Sandbox) -> None:
+    answer = await sandbox.calls.post(STATUS, json={"call_id": "0" * 32})
+    assert answer.status_code == 200
+    assert answer.json() == {"success": False, "code": 500, "message": "error find call: not found"}
+
+
+async def test_a_call_is_asked_after_by_a_string(sandbox: Sandbox) -> None:
+    answer = await sandbox.calls.post(STATUS, json={"call_id": 7})
+    assert (answer.status_code, answer.json()["message"]) == (400, "call_id: Input should be a valid string")
+
+
+async def test_the_accounts_come_with_a_token_as_the_vendor_sends_it(sandbox: Sandbox) -> None:
+    answer = await sandbox.account.get(ACCOUNTS)
+    assert answer.status_code == 200
+    assert answer.json() == {"success": True, "data": [{"id": 7, "name": "Sandbox", "access_token": ACCOUNT_TOKEN}]}
+
+
+async def test_the_balance_comes_without_an_envelope_and_goes_down_with_a_call(sandbox: Sandbox) -> None:
+    before = (await sandbox.account.get(BALANCE)).json()
+    assert before == {"balance": float(sandbox.network.balance)}
+    await sandbox.place(phone="89001110004")
+    assert (await sandbox.account.get(BALANCE)).json() == {"balance": before["balance"] - 3}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/"), ("POST", "/api/v1/flash-call/cal"), ("POST", f"{CALL}/"), ("GET", CALL), ("POST", BALANCE)],
+)
+async def test_a_wrong_path_or_method_is_a_page_not_found_inside_a_200(
+    sandbox: Sandbox, method: str, path: str
+) -> None:
+    answer = await sandbox.calls.request(method, path)
+    assert answer.status_code == 200
+    assert answer.json() == {"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}}
+
+
+# --- who may do what ------------------------------------------------------------------------------------------------
+
+ROUTES = [("POST", CALL), ("POST", STATUS), ("GET", ACCOUNTS), ("GET", BALANCE)]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "changes",
+    [{"Client": "10554"}, {"Client": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "calls"}],
+    ids=str,
+)
+async def test_a_wrong_user_id_or_token_is_a_401(
+    sandbox: Sandbox, method: str, path: str, changes: dict[str, str]
+) -> None:
+    answer = await sandbox.calls.request(method, path, headers=changes, json=ORDER)
+    assert answer.status_code == 401
+    assert answer.json() == {"success": False, "code": 401, "message": "Unauthenticated."}
+
+
+@pytest.mark.parametrize("missing", ["Client", "Authorization"])
+async def test_a_missing_header_is_a_401(sandbox: Sandbox, missing: str) -> None:
+    shown = {name: value for name, value in headers("calls").items() if name != missing}
+    async with httpx.AsyncClient(base_url=sandbox.calls.base_url, headers=shown) as client:
+        assert (await client.post(CALL, json=ORDER)).status_code == 401
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_a_token_of_the_other_kind_is_a_403(sandbox: Sandbox, method: str, path: str) -> None:
+    client = sandbox.account if method == "POST" else sandbox.calls
+    answer = await client.request(method, path)
+    assert answer.status_code == 403
+    assert answer.json() == {"success": False, "code": 403, "message": "Недостаточно прав"}
+
+
+async def test_without_a_cabinet_token_one_token_opens_every_route() -> None:
+    app = sandbox_app(VirtualNetwork(), cabinet_token=None)
+    async with SandboxServer(app) as server, client_of(server) as client:
+        assert (await client.post(CALL, json=ORDER)).json()["success"] is True
+        assert (await client.get(ACCOUNTS)).json()["success"] is True
+        assert (await client.get(BALANCE)).json() == {"balance": 9997.0}
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(1):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.001)
+
+
+async def leave_a_server_while_a_client_hangs() -> float:
+    """Answers how many seconds the leaving took."""
+    network = VirtualNetwork()
+    async with httpx.AsyncClient(headers=headers("calls")) as client:
+        async with SandboxServer(sandbox_app(network, stall=30.0)) as server:
+            order = ORDER | {"phone": local(MagicNumber.NO_REPLY_PLACED)}
+            hanging = asyncio.create_task(client.post(server.url + CALL, json=order))
+            await eventually(lambda: bool(network.calls_of(MagicNumber.NO_REPLY_PLACED)))
+            began = time.monotonic()
+        took = time.monotonic() - began
+        with pytest.raises(httpx.RemoteProtocolError):
+            await hanging
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    return took
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+async def test_a_server_goes_at_once_and_cleanly_while_a_client_hangs(
+    loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave() -> float:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            return runner.run(leave_a_server_while_a_client_hangs())
+
+    assert await asyncio.to_thread(leave) < 1.0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_client_that_hangs_up_is_not_held_any_longer() -> None:
+    tasks = asyncio.all_tasks()
+    async with SandboxServer(sandbox_app(VirtualNetwork(), stall=30.0)) as server, client_of(server) as client:
+        serving = asyncio.all_tasks()
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(CALL, json=ORDER | {"phone": local(MagicNumber.NO_REPLY_NOT_PLACED)}, timeout=0.1)
+        await eventually(lambda: asyncio.all_tasks() == serving)
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_server_is_gone_once_it_was_left() -> None:
+    async with SandboxServer(sandbox_app(VirtualNetwork())) as server:
+        pass
+    async with client_of(server) as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(BALANCE)
+
+
+async def test_a_server_that_cannot_start_says_why_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def startup(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    with pytest.raises(OSError, match="no room"):
+        await SandboxServer(sandbox_app(VirtualNetwork())).__aenter__()
+
+
+async def test_two_servers_have_ports_and_networks_of_their_own() -> None:
+    rich, poor = VirtualNetwork(), VirtualNetwork(balance=Decimal(0))
+    async with (
+        SandboxServer(sandbox_app(rich)) as one,
+        SandboxServer(sandbox_app(poor)) as two,
+        client_of(one) as to_one,
+        client_of(two) as to_two,
+    ):
+        assert one.url != two.url
+        assert (await to_one.post(CALL, json=ORDER)).json()["success"] is True
+        assert (await to_two.post(CALL, json=ORDER)).json()["success"] is False
+
+
+async def test_a_server_takes_no_signals_from_the_process() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    async with SandboxServer(sandbox_app(VirtualNetwork())) as server:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# --- the phones -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def phones_of(network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+    app.include_router(sandbox_router(network))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://sandbox") as client:
+        yield client
+
+
+@pytest.mark.parametrize("spelling", ["+79001110005", "89001110005", "8 (900) 111-00-05"])
+async def test_a_phone_shows_its_calls_however_it_is_spelled(spelling: str) -> None:
+    network = VirtualNetwork(pace=0.0)
+    calls = [network.place(phone="+79001110005", pin=pin, lang=Lang.EN, repeat=1) for pin in ("1111", "2222")]
+    async with phones_of(network) as client:
+        answer = await client.get(f"/sandbox/phones/{spelling}/calls")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "calls": [
+            {
+                "call_id": call.call_id,
+                "status": "completed",
+                "heard": call.heard,
+                "lang": "en",
+                "repeat": 1,
+                "placed_at": call.placed_at.isoformat().replace("+00:00", "Z"),
+            }
+            for call in calls
+        ]
+    }
+
+
+async def test_a_phone_hears_nothing_before_it_was_answered() -> None:
+    network = VirtualNetwork(pace=60.0)
+    network.place(phone="+79001110006", pin="1111", lang=Lang.RU, repeat=1)
+    async with phones_of(network) as client:
+        (call,) = (await client.get("/sandbox/phones/+79001110006/calls")).json()["calls"]
+    assert (call["status"], call["heard"]) == ("queued", None)
+
+
+async def test_a_phone_that_cannot_be_called_is_left_to_the_app_to_explain() -> None:
+    async with phones_of(VirtualNetwork()) as client:
+        with pytest.raises(PhoneNotCallable):
+            await client.get("/sandbox/phones/88001234567/calls")
+
+
+async def test_the_magic_numbers_are_listed_with_what_they_do() -> None:
+    async with phones_of(VirtualNetwork()) as client:
+        answer = await client.get("/sandbox/magic-numbers")
+    assert answer.json()["numbers"][0] == {
+        "phone": "+79000000001",
+        "effect": "The line is busy; the code is never heard.",
+    }
+    assert len(answer.json()["numbers"]) == 9
