@@ -1,0 +1,54 @@
+"""Who is calling: an API key in, the client's name out."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from fastapi import Request
+from fastapi.security import HTTPBearer
+
+
+class Unauthorized(Exception):
+    """The request carries no API key that is known."""
+
+
+class ApiKeys:
+    """The API keys, each as its client's name and its SHA-256; without any, everybody is ``open_as``.
+
+    A plain hash is enough for a key of 256 random bits: there is nothing to guess.
+    """
+
+    def __init__(self, keys: Sequence[tuple[str, bytes]], *, open_as: str | None = None) -> None:
+        self._keys = tuple(keys)
+        self._open_as = open_as
+
+    def client_of(self, authorization: str | None) -> str:
+        """Tell the client of an ``Authorization`` header. Raises Unauthorized.
+
+        Every key is compared, each in constant time, so that time tells nothing about any of them.
+        """
+        if not self._keys and self._open_as:
+            return self._open_as
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        found = [client for client, known in self._keys if hmac.compare_digest(known, digest)]
+        if scheme.lower() != "bearer" or not found:
+            raise Unauthorized
+        return found[0]
+
+
+class Authenticate(HTTPBearer):
+    """The dependency that tells a request's client; also what shows "Authorize" in the docs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            scheme_name="API key",
+            description="`plusofon-verify keygen` makes one. In sandbox mode none is needed.",
+        )
+
+    async def __call__(self, request: Request) -> str:  # type: ignore[override] # the client, not the credentials
+        """Return the client's name. Raises Unauthorized."""
+        keys: ApiKeys = request.state.api_keys
+        client: str = keys.client_of(request.headers.get("authorization"))
+        request.state.client = client
+        return client

@@ -1,0 +1,53 @@
+"""The routes for whoever runs the service: is it alive, can it work, what does a problem mean."""
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, Response
+from starlette.exceptions import HTTPException
+
+from app.api.dependencies import Service
+from app.api.docs import answers, plain_answer, respond
+from app.api.problems import PROBLEM_TYPES
+from app.api.schemas import Health, ProblemTypeView
+from app.verification.errors import StoreUnavailable
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez", response_model=Health, summary="The process is up", responses=answers(HTTPStatus.OK, Health))
+async def livez() -> Response:
+    """Answer. Asks nobody else: a restart would not mend them."""
+    return respond(Health(status="ok"))
+
+
+@router.get(
+    "/readyz",
+    response_model=Health,
+    summary="Verifications can be started and checked",
+    responses={
+        **answers(HTTPStatus.OK, Health),
+        HTTPStatus.SERVICE_UNAVAILABLE: {"model": Health, "description": "Not now; `reasons` say why."},
+    },
+)
+async def readyz(service: Service) -> Response:
+    """Tell whether requests should be sent here."""
+    try:
+        await service.ready()
+    except StoreUnavailable:
+        reasons = ["Redis did not answer in time."]
+        return respond(Health(status="unavailable", reasons=reasons), HTTPStatus.SERVICE_UNAVAILABLE)
+    return respond(Health(status="ok"))
+
+
+@router.get(
+    "/problems/{slug}",
+    response_model=ProblemTypeView,
+    summary="What a problem type means",
+    responses={404: plain_answer(HTTPStatus.NOT_FOUND)},
+)
+async def problem_type(slug: str) -> Response:
+    """Explain the `type` of a problem."""
+    kind = PROBLEM_TYPES.get(slug)
+    if kind is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return respond(ProblemTypeView(type=kind.uri, title=kind.title, status=kind.status, meaning=kind.meaning))

@@ -1,0 +1,283 @@
+"""Every error that a caller can meet: one table from what went wrong to its RFC 9457 problem."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.api.auth import Unauthorized
+from app.verification import errors
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+Members = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """A kind of problem: its slug, status, title and meaning, and an example of the members it carries.
+
+    ``also`` are further statuses that it comes with.
+    """
+
+    slug: str
+    status: HTTPStatus
+    title: str
+    meaning: str
+    example: Members = field(default_factory=dict)
+    also: tuple[HTTPStatus, ...] = ()
+
+    @property
+    def uri(self) -> str:
+        """The problem's ``type``: a relative reference, which this service itself describes."""
+        return f"/problems/{self.slug}"
+
+
+_AFTER: Members = {"retry_after": 42}
+
+PROBLEM_TYPES: Mapping[str, ProblemType] = {
+    kind.slug: kind
+    for kind in (
+        ProblemType(
+            "validation-failed",
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "The request is not valid",
+            "A field is missing, unknown or wrong; `errors` names each. Malformed JSON is a 400, a body over 16 KiB"
+            " a 413.",
+            {"errors": [{"pointer": "#/code", "detail": "a code is 4 to 6 digits"}]},
+            also=(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        ),
+        ProblemType(
+            "unauthorized",
+            HTTPStatus.UNAUTHORIZED,
+            "A known API key is needed",
+            "Send `Authorization: Bearer <api key>`.",
+        ),
+        ProblemType(
+            "phone-not-callable",
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "This phone number is not called",
+            "Only Russian mobile numbers are called. `reason`: `invalid` (no such number), `country`, `type` (fixed"
+            " line, toll-free, premium), `denied` (by the settings).",
+            {"reason": "type"},
+        ),
+        ProblemType(
+            "call-cooldown",
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "This phone was called a moment ago",
+            "Wait `retry_after` seconds before the next call. `verification_id` is your pending verification.",
+            {"retry_after": 42, "verification_id": "vrf_0a11b22c33d44e55f667788"},
+        ),
+        ProblemType(
+            "rate-limited",
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "A limit is used up",
+            "`limit` names it; it frees up in `retry_after` seconds.",
+            {"limit": "calls_per_verification", "retry_after": 42},
+        ),
+        ProblemType(
+            "balance-too-low",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The provider's account cannot pay for a call",
+            "The operator has to top the account up. No call was placed.",
+        ),
+        ProblemType(
+            "provider-rejected",
+            HTTPStatus.BAD_GATEWAY,
+            "The provider refused",
+            "`detail` has the provider's own words. No call was placed, and nothing was used up.",
+        ),
+        ProblemType(
+            "provider-unavailable",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The provider is not available",
+            "No call was placed, and nothing was used up. Try again in `retry_after` seconds.",
+            _AFTER,
+        ),
+        ProblemType(
+            "store-unavailable",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The store is not available",
+            "No call was placed. Try again soon.",
+        ),
+        ProblemType(
+            "verification-not-found",
+            HTTPStatus.NOT_FOUND,
+            "There is no such verification",
+            "Unknown, expired and somebody else's look the same.",
+        ),
+        ProblemType(
+            "verification-already-used",
+            HTTPStatus.CONFLICT,
+            "The code was used already",
+            "A code verifies once. Start a new verification.",
+        ),
+        ProblemType(
+            "verification-canceled",
+            HTTPStatus.CONFLICT,
+            "The verification was canceled",
+            "No code of it verifies any more. Start a new verification.",
+        ),
+        ProblemType(
+            "verification-locked",
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "Too many wrong codes",
+            "No code is checked any more; a new verification can be started in `retry_after` seconds.",
+            _AFTER,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One occurrence of a problem, ready to be told."""
+
+    slug: str
+    detail: str
+    members: Members = field(default_factory=dict)
+    status: HTTPStatus | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self, instance: str) -> JSONResponse:
+        """Write the problem down; ``instance`` is the id of the request."""
+        kind = PROBLEM_TYPES[self.slug]
+        headers = dict(self.headers)
+        if (retry_after := self.members.get("retry_after")) is not None:
+            headers["Retry-After"] = str(retry_after)
+        return _response(
+            headers,
+            type=kind.uri,
+            title=kind.title,
+            status=self.status or kind.status,
+            detail=self.detail,
+            instance=instance,
+            **self.members,
+        )
+
+
+def plain_problem(status: HTTPStatus, instance: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Tell a problem that its HTTP status explains (RFC 9457, section 4.2.1)."""
+    return _response(
+        headers or {},
+        type="about:blank",
+        title=status.phrase,
+        status=status,
+        detail=status.description,
+        instance=instance,
+    )
+
+
+def _response(headers: Mapping[str, str], **body: Any) -> JSONResponse:  # noqa: ANN401 - any JSON
+    return JSONResponse(body, body["status"], dict(headers), MEDIA_TYPE)
+
+
+_PHONE_DETAILS = {
+    errors.PhoneReason.INVALID: "This is not a phone number that exists in Russia.",
+    errors.PhoneReason.COUNTRY: "This number belongs to another country; only Russian numbers are called.",
+    errors.PhoneReason.TYPE: "This is not a mobile number.",
+    errors.PhoneReason.DENIED: "Numbers of this range are not called.",
+}
+
+_OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
+    errors.PhoneNotCallable: lambda e: Problem(
+        "phone-not-callable", _PHONE_DETAILS[e.reason], {"reason": e.reason.value}
+    ),
+    errors.NotAllowed: lambda e: _invalid([(f"#/{e.field}", f"must be one of: {', '.join(sorted(e.allowed))}")]),
+    errors.CallCooldown: lambda e: Problem(
+        "call-cooldown",
+        f"The phone can be called again in {e.retry_after} s.",
+        {"retry_after": e.retry_after, "verification_id": e.verification_id},
+    ),
+    errors.RateLimited: lambda e: Problem(
+        "rate-limited",
+        f"The limit {e.limit} is used up for another {e.retry_after} s.",
+        {"limit": e.limit, "retry_after": e.retry_after},
+    ),
+    errors.VerificationNotFound: lambda _: Problem(
+        "verification-not-found", "It never was, it expired, or it is not yours."
+    ),
+    errors.VerificationAlreadyUsed: lambda _: Problem(
+        "verification-already-used", "This verification succeeded before."
+    ),
+    errors.VerificationCanceled: lambda _: Problem("verification-canceled", "This verification was canceled."),
+    errors.VerificationLocked: lambda e: Problem(
+        "verification-locked",
+        f"Start a new verification in {e.retry_after} s.",
+        {"retry_after": e.retry_after},
+    ),
+    errors.ProviderRejected: lambda e: Problem("provider-rejected", f"The provider said: {e.message}"),
+    errors.ProviderUnavailable: lambda e: Problem(
+        "provider-unavailable", "The provider could not be reached.", {"retry_after": e.retry_after}
+    ),
+    errors.BalanceTooLow: lambda _: Problem("balance-too-low", "The provider's account has to be topped up."),
+    errors.StoreUnavailable: lambda _: Problem("store-unavailable", "Redis did not answer in time."),
+    Unauthorized: lambda _: Problem(
+        "unauthorized",
+        "Send a known API key as Authorization: Bearer <api key>.",
+        headers={"WWW-Authenticate": 'Bearer realm="plusofon-verify"'},
+    ),
+}
+
+
+def install_problems(app: FastAPI) -> None:
+    """Have every error of the table, of validation and of HTTP itself told as a problem."""
+    for kind in _OF_ERROR:
+        app.add_exception_handler(kind, _tell)
+    app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(HTTPException, _tell_http)
+
+
+async def _tell(request: Request, error: Exception) -> JSONResponse:
+    return _OF_ERROR[type(error)](error).response(request.state.request_id)
+
+
+async def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class alone
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        return _malformed(HTTPStatus.BAD_REQUEST, "The body is not JSON.").response(request.state.request_id)
+    return _invalid([(_pointer(item["loc"]), _say(item)) for item in found]).response(request.state.request_id)
+
+
+async def _tell_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class alone
+    instance = request.state.request_id
+    status = HTTPStatus(error.status_code)
+    if status is HTTPStatus.BAD_REQUEST:
+        return _malformed(status, "The body is not JSON.").response(instance)
+    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return _malformed(status, "The body is larger than 16 KiB.").response(instance)
+    return plain_problem(status, instance, error.headers)
+
+
+def _malformed(status: HTTPStatus, detail: str) -> Problem:
+    return Problem("validation-failed", detail, {"errors": [{"pointer": "#", "detail": detail}]}, status)
+
+
+def _invalid(found: Sequence[tuple[str, str]]) -> Problem:
+    return Problem(
+        "validation-failed",
+        "; ".join(f"{pointer}: {detail}" for pointer, detail in found),
+        {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in found]},
+    )
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """Point into the body as a URI fragment (RFC 6901, section 6)."""
+    steps = [str(step).replace("~", "~0").replace("/", "~1") for step in location[1:]]
+    return "/".join(["#", *steps])
+
+
+def _say(item: Members) -> str:
+    """Say what is wrong without repeating what was sent: it may be a code or a phone number."""
+    if item["type"] in {"model_attributes_type", "model_type"}:
+        return "must be a JSON object, sent with Content-Type: application/json"
+    return str(item["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,207 @@
+"""The wire models: what requests may carry and what answers look like."""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from fastapi.openapi.models import Example
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from app.verification.code import normalize_code
+from app.verification.model import CallStatus, Channel, CheckResult, Lang, Status, Verification
+
+_PHONE = "any spelling of a Russian mobile number"
+_ID = "vrf_0a11b22c33d44e55f667788"
+
+PhoneText = Annotated[str, Field(min_length=1, max_length=32, description=_PHONE, examples=["8 (900) 123-45-67"])]
+Purpose = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z][a-z0-9_]{0,31}$",
+        description="what the code is for; a code given for one purpose verifies no other",
+        examples=["password_reset"],
+    ),
+]
+Code = Annotated[
+    str,
+    Field(max_length=32, description="4 to 6 digits; spaces and dashes are ignored", examples=["123 456"]),
+    AfterValidator(normalize_code),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StartRequest(_Request):
+    """Whom to call, and what for."""
+
+    phone: PhoneText
+    purpose: Purpose = "phone_verification"
+    channel: Channel = Channel.VOICE
+    lang: Annotated[Lang, Field(description="the language in which the code is spoken")] = Lang.RU
+
+
+class CheckRequest(_Request):
+    """The code that the person typed, and the verification it is for: by its id, or by phone and purpose."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["verification_id"]}, {"required": ["phone"]}]})
+
+    code: Code
+    verification_id: Annotated[str, Field(max_length=64, examples=[_ID])] | None = None
+    phone: PhoneText | None = None
+    purpose: Annotated[Purpose | None, Field(description="with `phone`; `phone_verification` if left out")] = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.verification_id is None) == (self.phone is None):
+            msg = "give either verification_id or phone"
+            raise ValueError(msg)
+        if self.purpose is not None and self.phone is None:
+            msg = "purpose goes with phone; a verification_id has its own"
+            raise ValueError(msg)
+        return self
+
+
+START_EXAMPLES: dict[str, Example] = {
+    "sign-up": {"summary": "Sign-up: call and speak Russian", "value": {"phone": "8 (900) 123-45-67"}},
+    "password": {
+        "summary": "Password recovery, in English",
+        "value": {"phone": "+79001234567", "purpose": "password_reset", "lang": "en"},
+    },
+}
+CHECK_EXAMPLES: dict[str, Example] = {
+    "by-id": {"summary": "By the id that start returned", "value": {"verification_id": _ID, "code": "123 456"}},
+    "by-phone": {
+        "summary": "By phone and purpose",
+        "value": {"phone": "+79001234567", "purpose": "password_reset", "code": "123456"},
+    },
+}
+
+
+class CallView(BaseModel):
+    """The latest call."""
+
+    status: CallStatus
+    provider_status: Annotated[
+        str | None,
+        Field(
+            description="the provider's own word, only where this service does not know it",
+            exclude_if=lambda word: word is None,
+        ),
+    ] = None
+
+
+class VerificationView(BaseModel):
+    """A verification, as far as its caller may see it."""
+
+    verification_id: Annotated[str, Field(examples=[_ID])]
+    status: Annotated[Status, Field(examples=["pending"])]
+    purpose: Annotated[str, Field(examples=["phone_verification"])]
+    channel: Annotated[Channel, Field(examples=["voice"])]
+    phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
+    code_length: Annotated[int, Field(examples=[6])]
+    calls_placed: Annotated[int, Field(examples=[1])]
+    calls_left: Annotated[int, Field(examples=[2])]
+    checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
+    call: Annotated[CallView | None, Field(description="the latest", examples=[{"status": "initiated"}])]
+    created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
+    expires_at: Annotated[
+        datetime, Field(description="when the last code given expires", examples=["2026-01-31T09:05:00Z"])
+    ]
+    expires_in: Annotated[int, Field(description="the same, in seconds from now", examples=[300])]
+    resend_in: Annotated[
+        int | None,
+        Field(description="seconds until `start` may call again; null when it will not", examples=[60]),
+    ]
+
+    @classmethod
+    def of(cls, verification: Verification) -> Self:
+        """Show a verification."""
+        call = verification.latest_call
+        return cls(
+            verification_id=verification.id,
+            status=verification.status,
+            purpose=verification.purpose,
+            channel=verification.channel,
+            phone=verification.phone.masked,
+            code_length=verification.code_length,
+            calls_placed=verification.calls_placed,
+            calls_left=verification.calls_left,
+            checks_left=verification.checks_left,
+            call=CallView(status=call.state.status, provider_status=call.state.provider_status) if call else None,
+            created_at=verification.created_at,
+            expires_at=verification.expires_at,
+            expires_in=verification.expires_in,
+            resend_in=verification.resend_in,
+        )
+
+
+class Verified(BaseModel):
+    """The code was right: the person holds the phone."""
+
+    verified: Literal[True] = True
+    status: Literal[Status.VERIFIED] = Status.VERIFIED
+    verification_id: Annotated[str, Field(examples=[_ID])]
+    purpose: Annotated[str, Field(examples=["phone_verification"])]
+    phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
+
+
+class NotVerified(BaseModel):
+    """The code was wrong, and more may be tried."""
+
+    verified: Literal[False] = False
+    status: Literal[Status.PENDING] = Status.PENDING
+    verification_id: Annotated[str, Field(examples=[_ID])]
+    checks_left: Annotated[int, Field(examples=[4])]
+
+
+class Locked(BaseModel):
+    """The code was wrong, and it was the last that could be tried."""
+
+    verified: Literal[False] = False
+    status: Literal[Status.LOCKED] = Status.LOCKED
+    verification_id: Annotated[str, Field(examples=[_ID])]
+    checks_left: Literal[0] = 0
+    retry_after: Annotated[int, Field(description="seconds until a new one can be started", examples=[240])]
+
+
+CheckView = Verified | NotVerified | Locked
+
+
+def view_check(result: CheckResult) -> CheckView:
+    """Show what became of a checked code."""
+    if result.phone and result.purpose:
+        return Verified(verification_id=result.verification_id, purpose=result.purpose, phone=result.phone.e164)
+    if result.retry_after is not None:
+        return Locked(verification_id=result.verification_id, retry_after=result.retry_after)
+    return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)
+
+
+class AccountView(BaseModel):
+    """An account at the provider; never its token."""
+
+    id: Annotated[str, Field(examples=["7"])]
+    name: Annotated[str, Field(examples=["Sandbox"])]
+
+
+class ProviderView(BaseModel):
+    """The provider's accounts and what is left on them."""
+
+    accounts: Annotated[list[AccountView], Field(examples=[[{"id": "7", "name": "Sandbox"}]])]
+    balance_rub: Annotated[float | None, Field(description="null when unknown, which is not low", examples=[120.5])]
+
+
+class Health(BaseModel):
+    """Whether the service can do its work; where not, `reasons` say why."""
+
+    status: Annotated[Literal["ok", "unavailable"], Field(examples=["ok"])]
+    reasons: list[str] = []
+
+
+class ProblemTypeView(BaseModel):
+    """What a problem's `type` means."""
+
+    type: Annotated[str, Field(examples=["/problems/call-cooldown"])]
+    title: str
+    status: int
+    meaning: str

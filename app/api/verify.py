@@ -1,0 +1,121 @@
+"""The routes of a verification: request → service → response."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response
+
+from app.api.dependencies import Client, Service
+from app.api.docs import answers, respond
+from app.api.schemas import (
+    CHECK_EXAMPLES,
+    START_EXAMPLES,
+    CheckRequest,
+    CheckView,
+    Locked,
+    NotVerified,
+    StartRequest,
+    VerificationView,
+    Verified,
+    view_check,
+)
+
+router = APIRouter(prefix="/verify", tags=["verify"])
+
+
+@router.post(
+    "/start",
+    status_code=HTTPStatus.CREATED,
+    response_model=VerificationView,
+    summary="Call a phone and speak a code",
+    response_description="The call was placed, or may have been (`call.status` is then `unconfirmed`).",
+    responses=answers(
+        HTTPStatus.CREATED,
+        VerificationView,
+        problems=(
+            "validation-failed", "unauthorized", "phone-not-callable", "call-cooldown", "rate-limited",
+            "verification-locked", "balance-too-low", "provider-rejected", "provider-unavailable",
+            "store-unavailable",
+        ),
+    ),
+)  # fmt: skip
+async def start(
+    request: Annotated[StartRequest, Body(openapi_examples=START_EXAMPLES)], client: Client, service: Service
+) -> Response:
+    """Place a call that speaks a code, twice, to a Russian mobile number.
+
+    Starting again for the same phone and purpose while a verification is pending is a **resend**: the same
+    `verification_id`, another call with another code, after a cooldown that grows. Every code stays good for its own
+    five minutes, all on one budget of checks.
+    """
+    verification = await service.start(
+        client=client,
+        phone=request.phone,
+        purpose=request.purpose,
+        channel=request.channel,
+        lang=request.lang,
+    )
+    return respond(VerificationView.of(verification), HTTPStatus.CREATED, {"Location": f"/verify/{verification.id}"})
+
+
+@router.post(
+    "/check",
+    response_model=CheckView,
+    summary="Check what the person typed",
+    response_description="The code was evaluated; `verified` tells how.",
+    responses=answers(
+        HTTPStatus.OK,
+        Verified,
+        NotVerified,
+        Locked,
+        problems=(
+            "validation-failed", "unauthorized", "phone-not-callable", "verification-not-found",
+            "verification-already-used", "verification-canceled", "verification-locked", "store-unavailable",
+        ),
+    ),
+)  # fmt: skip
+async def check(
+    request: Annotated[CheckRequest, Body(openapi_examples=CHECK_EXAMPLES)], client: Client, service: Service
+) -> Response:
+    """Check a code, by `verification_id` or by `phone` and `purpose`. A right code verifies exactly once."""
+    if request.verification_id is not None:
+        result = await service.check_by_id(client=client, verification_id=request.verification_id, code=request.code)
+    else:
+        result = await service.check_by_phone(
+            client=client,
+            phone=request.phone or "",
+            purpose=request.purpose or "phone_verification",
+            code=request.code,
+        )
+    return respond(view_check(result))
+
+
+@router.get(
+    "/{verification_id}",
+    response_model=VerificationView,
+    summary="Read a verification and the state of its latest call",
+    responses=answers(
+        HTTPStatus.OK, VerificationView, problems=("unauthorized", "verification-not-found", "store-unavailable")
+    ),
+)
+async def read(verification_id: str, client: Client, service: Service) -> Response:
+    """Tell the present state. Costs no check; asks the provider about the call at most once a second."""
+    return respond(VerificationView.of(await service.read(client=client, verification_id=verification_id)))
+
+
+@router.post(
+    "/{verification_id}/cancel",
+    response_model=VerificationView,
+    summary="Call a verification off",
+    responses=answers(
+        HTTPStatus.OK,
+        VerificationView,
+        problems=(
+            "unauthorized", "verification-not-found", "verification-already-used", "verification-locked",
+            "store-unavailable",
+        ),
+    ),
+)  # fmt: skip
+async def cancel(verification_id: str, client: Client, service: Service) -> Response:
+    """Make a pending verification `canceled`: no code of it verifies any more. Canceling again changes nothing."""
+    return respond(VerificationView.of(await service.cancel(client=client, verification_id=verification_id)))

@@ -1,0 +1,113 @@
+"""Builds the application: the only place that knows every part and the settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Lifespan
+
+from app.api import ops, provider, verify
+from app.api.auth import ApiKeys
+from app.api.docs import install_docs
+from app.api.edge import Edge
+from app.api.problems import install_problems
+from app.plusofon.client import PlusofonClient
+from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
+from app.settings import Mode, Settings
+from app.store.connection import connect
+from app.store.embedded import EmbeddedServer
+from app.store.scripts import ScriptRunner
+from app.store.verifications import SCRIPTS, RedisVerificationStore
+from app.verification.code import CodeDigester, derive_key
+from app.verification.service import VerificationService
+
+_DESCRIPTION = """
+Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
+
+`POST /verify/start` → the phone rings and a voice says the code → `POST /verify/check`.
+"""
+
+
+def create_app(settings: Settings, network: VirtualNetwork | None = None) -> FastAPI:
+    """Make the application; all that holds a connection is built when it starts and closed when it stops.
+
+    In sandbox mode ``network`` is the virtual telephone network, so that a test can look into it.
+    """
+    sandbox = (network or VirtualNetwork()) if settings.mode is Mode.SANDBOX else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with AsyncExitStack() as stack:
+            yield await _build(settings, sandbox, stack)
+
+    app = create_api(lifespan)
+    if sandbox:
+        app.include_router(sandbox_router(sandbox))
+    return app
+
+
+def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """Make the routes alone, as production has them: enough to describe the API, too little to serve it."""
+    app = FastAPI(
+        title="Plusofon Verify",
+        summary="Phone verification by voice call, for Russian numbers.",
+        description=_DESCRIPTION,
+        version=version("plusofon-verify"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Edge)
+    install_problems(app)
+    for router in (verify.router, provider.router, ops.router):
+        app.include_router(router)
+    install_docs(app)
+    return app
+
+
+async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
+    """Build what requests need; what is given back is their ``request.state``."""
+    service = VerificationService(
+        store=_build_store(settings, stack),
+        provider=await _build_provider(settings, sandbox, stack),
+        digester=CodeDigester(settings.secret_keys),
+        policy=settings.policy,
+    )
+    keys = ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None)
+    return {"service": service, "api_keys": keys}
+
+
+def _build_store(settings: Settings, stack: AsyncExitStack) -> RedisVerificationStore:
+    """Connect to the Redis of the settings; without one (only in sandbox mode) to an embedded server."""
+    url = settings.redis.url.get_secret_value() if settings.redis.url else stack.enter_context(EmbeddedServer()).url
+    redis = connect(url, timeout=settings.redis.timeout_seconds)
+    stack.push_async_callback(redis.aclose)
+    runner = ScriptRunner(redis, SCRIPTS, timeout=settings.redis.timeout_seconds)
+    # Named by the oldest key: adding a new one then moves no pending verification and resets no limit.
+    return RedisVerificationStore(runner, phone_key=derive_key(settings.secret_keys[-1], "phone"))
+
+
+async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:
+    """Make the client of Plusofon; in sandbox mode, of a stand-in that is reached over HTTP all the same."""
+    plusofon = settings.plusofon
+    base_url, user_id, token = plusofon.base_url, plusofon.user_id, plusofon.access_token.get_secret_value()
+    cabinet_token = plusofon.cabinet_token.get_secret_value() if plusofon.cabinet_token else None
+    if sandbox:
+        user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
+        stand_in = create_sandbox_app(sandbox, user_id=user_id, access_token=token)
+        base_url = (await stack.enter_async_context(SandboxServer(stand_in))).url
+    return await stack.enter_async_context(
+        PlusofonClient(
+            base_url=base_url,
+            user_id=user_id,
+            access_token=token,
+            cabinet_token=cabinet_token,
+            phone_prefix=plusofon.phone_prefix,
+            connect_timeout=plusofon.connect_timeout_seconds,
+            timeout=plusofon.timeout_seconds,
+            max_connections=plusofon.max_connections,
+        )
+    )

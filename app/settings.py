@@ -1,0 +1,283 @@
+"""The settings: read from the environment and ``.env``, checked at start, told as one sentence per mistake."""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.verification.code import MAX_LENGTH, MIN_LENGTH
+from app.verification.policy import Policy
+
+CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
+_MIN_SECRET_BYTES = 32
+
+
+class Mode(StrEnum):
+    """``production`` fails closed; ``sandbox`` needs nothing and calls nobody."""
+
+    PRODUCTION = "production"
+    SANDBOX = "sandbox"
+
+
+_REQUIRED_IN_PRODUCTION = {
+    "PLUSOFON_USER_ID": "the user id from Plusofon's cabinet",
+    "PLUSOFON_ACCESS_TOKEN": "the access token of the Plusofon account",
+    "SECRET_KEY": "the key of all digests, which `plusofon-verify keygen` makes",
+    "API_KEYS": "who may call, as name:sha256 pairs, which `plusofon-verify keygen` makes",
+    "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
+}
+
+
+class SettingsError(Exception):
+    """The settings are wrong. ``sentences`` has one for each mistake, and no value in any."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = sentences
+
+
+class ApiKey(NamedTuple):
+    """A client's name and the SHA-256 of one of its keys."""
+
+    client: str
+    digest: bytes
+
+
+def _split(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < _MIN_SECRET_BYTES:
+        raise PydanticCustomError("short", "must have at least 32 bytes; `plusofon-verify keygen` makes one")
+    return value
+
+
+def _parse_api_key(value: object) -> ApiKey:
+    match = _API_KEY.fullmatch(str(value))
+    if not match:
+        raise PydanticCustomError("api_key", "must be name:sha256-in-hex; `plusofon-verify keygen` makes one")
+    return ApiKey(match[1], bytes.fromhex(match[2]))
+
+
+def _is_redis_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+    return value
+
+
+_CommaSeparated = (NoDecode, BeforeValidator(_split))
+_SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
+_Timeout = Annotated[float, Field(gt=0, le=60)]
+_Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PlusofonSettings(_Section):
+    """The provider."""
+
+    user_id: str = Field("", max_length=64)
+    access_token: SecretStr = SecretStr("")
+    cabinet_token: SecretStr | None = None
+    base_url: str = Field("https://restapi.plusofon.ru", pattern="^https://")
+    phone_prefix: Literal["7", "8"] = "8"
+    connect_timeout_seconds: _Timeout = 3
+    timeout_seconds: _Timeout = 10
+    max_connections: int = Field(50, ge=1, le=1000)
+
+    @field_validator("timeout_seconds")
+    @classmethod
+    def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("connect_timeout_seconds", 0):
+            raise PydanticCustomError("too_short", "must be more than PLUSOFON_CONNECT_TIMEOUT_SECONDS")
+        return value
+
+
+class SecretSettings(_Section):
+    """The key of all digests, and those before it."""
+
+    key: _SecretKey | None = None
+    previous_keys: Annotated[list[_SecretKey], *_CommaSeparated] = []
+
+
+class ApiSettings(_Section):
+    """Who may call."""
+
+    keys: Annotated[list[Annotated[ApiKey, PlainValidator(_parse_api_key)]], *_CommaSeparated] = []
+
+
+class RedisSettings(_Section):
+    """Where verifications are kept."""
+
+    url: Annotated[SecretStr, AfterValidator(_is_redis_url)] | None = None
+    timeout_seconds: _Timeout = 1
+
+
+class CodeSettings(_Section):
+    """The code that is spoken. The provider's limits: six digits, five minutes."""
+
+    length: int = Field(6, ge=MIN_LENGTH, le=MAX_LENGTH)
+    lifetime_seconds: int = Field(300, ge=30, le=300)
+    repeat: int = Field(2, ge=1, le=5)
+
+
+class CallSettings(_Section):
+    """How often one phone is called."""
+
+    limit: int = Field(3, ge=1, le=10)
+    cooldowns_seconds: Annotated[
+        list[Annotated[int, Field(ge=0, le=3600)]], *_CommaSeparated, Field(min_length=1, max_length=10)
+    ] = [60, 120, 300]
+
+
+class CheckSettings(_Section):
+    """How many guesses a verification has."""
+
+    limit: int = Field(5, ge=1, le=10)
+
+
+class PhoneSettings(_Section):
+    """Which numbers are never called, beside those that are not Russian mobiles."""
+
+    denied_prefixes: Annotated[list[Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]], *_CommaSeparated] = [
+        "+7940",
+        "+7998",
+    ]
+
+
+class LogSettings(_Section):
+    """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(BaseSettings):
+    """All settings. The environment's ``PLUSOFON_USER_ID`` is ``plusofon.user_id`` here, and so on.
+
+    Raises:
+        ValidationError: on creation; ``load_settings`` turns it into sentences.
+
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="ignore",  # .env is shared with docker compose
+        frozen=True,
+    )
+
+    mode: Mode = Mode.PRODUCTION
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    purposes: Annotated[list[_Purpose], *_CommaSeparated, Field(min_length=1)] = [
+        "phone_verification",
+        "password_reset",
+        "login",
+    ]
+    plusofon: PlusofonSettings = PlusofonSettings()
+    secret: SecretSettings = SecretSettings()
+    api: ApiSettings = ApiSettings()
+    redis: RedisSettings = RedisSettings()
+    code: CodeSettings = CodeSettings()
+    call: CallSettings = CallSettings()
+    check: CheckSettings = CheckSettings()
+    phone: PhoneSettings = PhoneSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fail_closed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - unvalidated
+        """Tell what is missing together with what is wrong, so that one look is enough."""
+        mistakes = list(_mode_mistakes(data))
+        try:
+            settings = handler(data)
+        except ValidationError as error:
+            mistakes += [_mistake(found["loc"], found["msg"]) for found in error.errors(include_url=False)]
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes, hide_input=True)
+        return settings
+
+    @property
+    def policy(self) -> Policy:
+        """The rules of a verification."""
+        return Policy(
+            code_length=self.code.length,
+            lifetime=timedelta(seconds=self.code.lifetime_seconds),
+            calls=self.call.limit,
+            checks=self.check.limit,
+            cooldowns=tuple(timedelta(seconds=pause) for pause in self.call.cooldowns_seconds),
+            purposes=frozenset(self.purposes),
+            denied_prefixes=tuple(self.phone.denied_prefixes),
+            repeat=self.code.repeat,
+        )
+
+    @cached_property
+    def secret_keys(self) -> list[bytes]:
+        """The secret keys, newest first; in sandbox mode without one, a key that lives as long as the process."""
+        newest = self.secret.key or SecretStr(secrets.token_hex(_MIN_SECRET_BYTES))
+        return [key.get_secret_value().encode() for key in (newest, *self.secret.previous_keys)]
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; ``overrides`` come before the environment, which comes before ``.env``.
+
+    Raises:
+        SettingsError: something is missing or wrong.
+
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type] # pydantic validates them
+    except ValidationError as error:
+        raise SettingsError([_sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
+
+
+def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    mode = data.get("mode", Mode.PRODUCTION)
+    if mode == Mode.PRODUCTION:
+        for name, meaning in _REQUIRED_IN_PRODUCTION.items():
+            section, field = name.lower().split("_", 1)
+            if not data.get(section, {}).get(field):
+                yield _mistake((section, field), f"is missing: {meaning}")
+    elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
+        yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")
+
+
+def _mistake(location: tuple[int | str, ...], message: str) -> InitErrorDetails:
+    # The message is a value of the error, not its template: it may contain braces.
+    return InitErrorDetails(
+        type=PydanticCustomError("mistake", "{message}", {"message": message}), loc=location, input=None
+    )
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    """Name a setting as the environment does, and say what is wrong with it."""
+    name = "_".join(part for part in location if isinstance(part, str)).upper()
+    items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
+    return f"{name}{items} {message[:1].lower()}{message[1:]}."

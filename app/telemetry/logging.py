@@ -1,0 +1,46 @@
+"""Logs: everything that is logged by anybody goes one way, as JSON or in colours."""
+
+import logging
+import sys
+
+import structlog
+from structlog.types import EventDict, Processor
+
+# Chatty at info, and what they say is in our own lines already.
+_QUIET = ("httpx", "uvicorn.access", "asyncio")
+
+
+def configure_logging(*, level: str, style: str) -> None:
+    """Send all logs to standard error; ``style`` is ``json``, ``console``, or ``auto`` (colours in a terminal)."""
+    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    before: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _drop_color_message,
+    ]
+    # Tracebacks without the values of local variables: one of them may be a code.
+    shown: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
+    """Drop what uvicorn adds to its lines for its own formatter."""
+    event.pop("color_message", None)
+    return event

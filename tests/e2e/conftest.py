@@ -1,0 +1,80 @@
+"""The commands of the service as processes of their own, on real ports."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **COVERAGE}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "app", *arguments]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Demo:
+    """A running ``plusofon-verify demo``, and all that it wrote."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.base_url = f"http://127.0.0.1:{(port := free_port())}"
+        self.log = folder / f"log-{port}"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command("demo", "--port", str(port)), cwd=folder, env={**BARE, **environment}, stdout=log, stderr=log
+            )
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.base_url}/readyz").status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def post(self, path: str, **body: str) -> httpx.Response:
+        return httpx.post(f"{self.base_url}{path}", json=body)
+
+    def hear(self, phone: str) -> str:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            calls = httpx.get(f"{self.base_url}/sandbox/phones/{phone}/calls").json()["calls"]
+            if calls and calls[-1]["heard"]:
+                return str(calls[-1]["heard"])
+            time.sleep(0.1)
+        raise AssertionError("nothing was heard")
+
+    def end(self, deadly: signal.Signals) -> int:
+        self.process.send_signal(deadly)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def running(folder: Path, **environment: str) -> Iterator[Demo]:
+    demo = Demo(folder, **environment)
+    try:
+        demo.wait_until_ready()
+        yield demo
+    finally:
+        if demo.process.poll() is None:
+            demo.end(signal.SIGTERM)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    with running(tmp_path, LOG_LEVEL="debug") as demo:
+        yield demo

@@ -1,0 +1,111 @@
+"""The commands as a user runs them: processes of their own, real ports."""
+
+import hashlib
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import load_settings
+from tests.e2e.conftest import BARE, Demo, command, running
+
+PHONE = "+79001234567"
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env={**BARE, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_demo_does_the_main_job_and_its_log_gives_nothing_away(demo: Demo) -> None:
+    started = demo.post("/verify/start", phone=PHONE).json()
+    code = demo.hear(PHONE)
+    demo.post("/verify/check", verification_id=started["verification_id"], code=code[:-1])
+    demo.post("/verify/start", phone="+79000000003")
+    demo.post("/verify/start", phone="87011234567")
+    httpx.post(f"{demo.base_url}/verify/check", content=f'{{"phone": "{PHONE}", "code": "{code}"')
+    httpx.get(f"{demo.base_url}/provider/account", headers={"Authorization": "Bearer not-a-real-key"})
+    checked = demo.post("/verify/check", phone="8 (900) 123-45-67", code=code)
+    assert checked.json()["verified"] is True
+
+    assert demo.end(signal.SIGTERM) in {0, -signal.SIGTERM}
+    log = demo.log.read_text()
+    assert "SANDBOX" in log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    handled = [line for line in lines if line["event"] == "request.handled"]
+    assert {"/verify/start", "/verify/check"} <= {line["route"] for line in handled}
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    for secret in (code, "9001234567", "9000000003", "7011234567", "sandbox-access-token", "not-a-real-key"):
+        assert secret not in text
+
+
+def test_two_demos_at_once_do_not_meet(demo: Demo, tmp_path: Path) -> None:
+    with running(tmp_path) as other:
+        started = demo.post("/verify/start", phone=PHONE).json()
+        assert httpx.get(f"{other.base_url}/verify/{started['verification_id']}").status_code == 404
+        assert other.post("/verify/start", phone=PHONE).status_code == 201
+
+
+def test_serve_without_settings_says_what_is_missing(tmp_path: Path) -> None:
+    done = run("serve", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "PLUSOFON_ACCESS_TOKEN is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 5
+
+
+def test_serve_says_what_is_wrong(tmp_path: Path) -> None:
+    done = run("serve", cwd=tmp_path, MODE="sandbox", REDIS_URL="http://nowhere")
+
+    assert (done.returncode, done.stderr) == (2, "REDIS_URL must begin with redis://, rediss:// or unix://.\n")
+
+
+def test_keygen_makes_settings_that_serve_accepts_and_a_key_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("keygen", "--client", "shop", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    made = dict(line.split("=", 1) for line in lines if re.match("[A-Z_]+=", line))
+    for name, value in made.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load_settings(mode="sandbox")
+
+    (key,) = settings.api.keys
+    assert (key.client, key.digest) == ("shop", hashlib.sha256(lines[-1].encode()).digest())
+    assert settings.secret_keys == [made["SECRET_KEY"].encode()]
+    assert run("keygen", cwd=tmp_path).stdout != done.stdout
+
+
+def test_keygen_refuses_a_name_that_the_settings_would_refuse(tmp_path: Path) -> None:
+    done = run("keygen", "--client", "My Shop!", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_openapi_prints_the_schema(tmp_path: Path) -> None:
+    schema = json.loads(run("openapi", cwd=tmp_path).stdout)
+
+    assert schema["openapi"].startswith("3.1")
+    assert {"/verify/start", "/verify/check"} <= set(schema["paths"])
+    assert not [path for path in schema["paths"] if path.startswith("/sandbox")]
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    shown = run("--help", cwd=tmp_path).stdout
+
+    for name in ("serve", "demo", "openapi", "keygen"):
+        assert name in shown

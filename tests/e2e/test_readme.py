@@ -1,0 +1,37 @@
+"""What the README tells people to paste works when pasted."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from tests.e2e.conftest import Demo
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_transcript_of_the_first_screen_verifies(demo: Demo) -> None:
+    _, transcript = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)[:2]
+
+    done = subprocess.run(
+        ["sh", "-c", transcript.replace("http://", "").replace("localhost:8000", demo.base_url)],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    assert '"status":"pending"' in done.stdout
+    assert '"verified":true' in done.stdout
+
+
+def test_every_setting_named_there_exists() -> None:
+    settings = (README.parent / ".env.example").read_text()
+
+    table = README.read_text().partition("## Configuration")[2].partition("##")[0]
+    named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|MODE|HOST|PORT|PURPOSES)`", table))
+
+    assert named
+    for name in named:
+        assert f"{name}=" in settings, name

@@ -1,0 +1,36 @@
+"""Whatever the published schema allows or forbids is sent: no answer is undescribed, a 500, or had without a key."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CHECKS
+
+from app.main import create_api
+from tests.e2e.conftest import running
+
+KEY = "not-a-real-key"
+# A string may well be a phone number by the schema and none in the world.
+NOT_CHECKED: list[Any] = CHECKS.get_by_names(["positive_data_acceptance"])
+
+schema = schemathesis.openapi.from_dict(create_api().openapi())
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    hashed = hashlib.sha256(KEY.encode()).hexdigest()
+    with running(tmp_path_factory.mktemp("schemathesis"), API_KEYS=f"fuzz:{hashed}", LOG_LEVEL="error") as demo:
+        yield demo.base_url
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_api_keeps_its_word(case: schemathesis.Case[Any], base_url: str) -> None:
+    case.call_and_validate(
+        base_url=base_url,
+        headers={"Authorization": f"Bearer {KEY}"},
+        excluded_checks=NOT_CHECKED,
+    )

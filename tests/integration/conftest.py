@@ -1,0 +1,50 @@
+"""The whole application: real Redis, the sandbox provider over HTTP, requests through every layer."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx
+import pytest
+from asgi_lifespan import LifespanManager
+from fastapi import FastAPI
+from redis.asyncio import Redis
+
+from app.main import create_app
+from app.plusofon.sandbox import VirtualNetwork
+from app.settings import Settings, load_settings
+
+PACE = 0.02  # seconds of a phase of a call
+SECRET_KEY = "a-secret-key-that-only-tests-use-0123456789"
+
+Running = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
+    defaults = {"mode": "sandbox", "redis": {"url": redis_url}, "secret": {"key": SECRET_KEY}, "_env_file": None}
+    return load_settings(**{**defaults, **overrides})
+
+
+@asynccontextmanager
+async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        LifespanManager(app) as manager,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def network() -> VirtualNetwork:
+    return VirtualNetwork(pace=PACE)
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return sandbox_settings(redis_url)
+
+
+@pytest.fixture
+async def api(redis: Redis, settings: Settings, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """The API in sandbox mode, on an empty Redis."""
+    async with run(create_app(settings, network)) as client:
+        yield client

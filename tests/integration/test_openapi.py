@@ -1,0 +1,137 @@
+"""The published description holds: every example works, every answer is described, nothing comes from elsewhere."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES
+
+CONTRACT = {
+    ("post", "/verify/start"),
+    ("post", "/verify/check"),
+    ("get", "/verify/{verification_id}"),
+    ("post", "/verify/{verification_id}/cancel"),
+    ("get", "/provider/account"),
+    ("get", "/livez"),
+    ("get", "/readyz"),
+}
+
+
+@pytest.fixture
+async def schema(api: httpx.AsyncClient) -> dict[str, Any]:
+    description: dict[str, Any] = (await api.get("/openapi.json")).json()
+    return description
+
+
+def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method, path): operation for path, item in schema["paths"].items() for method, operation in item.items()}
+
+
+def validator(schema: dict[str, Any], part: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**part, "components": schema["components"]})
+
+
+async def test_it_is_openapi_3_1_with_every_operation_of_the_contract(schema: dict[str, Any]) -> None:
+    assert schema["openapi"].startswith("3.1")
+    assert set(operations(schema)) >= CONTRACT
+
+
+async def test_every_operation_has_a_summary_a_description_and_an_id(schema: dict[str, Any]) -> None:
+    for name, operation in operations(schema).items():
+        assert operation["summary"], name
+        assert operation["description"], name
+        assert operation["operationId"], name
+
+
+async def test_every_error_is_a_problem_with_an_example_that_fits(schema: dict[str, Any]) -> None:
+    for (_, path), operation in operations(schema).items():
+        for status, answer in operation["responses"].items():
+            if status < "400" or path == "/readyz":
+                continue
+            assert set(answer["content"]) == {MEDIA_TYPE}, (path, status)
+            media = answer["content"][MEDIA_TYPE]
+            if path == "/problems/{slug}":
+                continue  # a plain 404
+            assert media["examples"], (path, status)
+            for slug, example in media["examples"].items():
+                validator(schema, media["schema"]).validate(example["value"])
+                assert example["value"]["type"] == f"/problems/{slug}"
+                assert str(example["value"]["status"]) == status
+
+
+async def test_every_problem_is_told_by_some_operation(schema: dict[str, Any]) -> None:
+    described = {
+        slug
+        for operation in operations(schema).values()
+        for answer in operation["responses"].values()
+        for slug in answer["content"].get(MEDIA_TYPE, {}).get("examples", {})
+    }
+    assert described == set(PROBLEM_TYPES)
+
+
+async def test_the_examples_of_requests_work_when_sent(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+    for path in ("/verify/start", "/verify/check"):
+        body = operations(schema)["post", path]["requestBody"]["content"]["application/json"]
+        assert body["examples"]
+        for example in body["examples"].values():
+            validator(schema, body["schema"]).validate(example["value"])
+            answer = await api.post(path, json=example["value"])
+            assert answer.status_code in {200, 201, 404, 429}, answer.text
+
+
+async def test_the_examples_of_answers_fit_their_schemas(schema: dict[str, Any]) -> None:
+    seen = 0
+    for (_, path), operation in operations(schema).items():
+        for status, answer in operation["responses"].items():
+            media = answer["content"].get("application/json", {})
+            for example in media.get("examples", {}).values():
+                validator(schema, media["schema"]).validate(example["value"])
+                seen += 1
+            assert status >= "400" or media.get("examples") or path not in {p for _, p in CONTRACT}, path
+    assert seen >= len(CONTRACT)
+
+
+async def test_real_answers_fit_their_schemas(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+    started = await api.post("/verify/start", json={"phone": "+79001234567"})
+    verification_id = started.json()["verification_id"]
+    described = operations(schema)
+    for answer, operation in (
+        (started, described["post", "/verify/start"]),
+        (await api.get(f"/verify/{verification_id}"), described["get", "/verify/{verification_id}"]),
+        (
+            await api.post("/verify/check", json={"verification_id": verification_id, "code": "0000"}),
+            described["post", "/verify/check"],
+        ),
+        (
+            await api.post(f"/verify/{verification_id}/cancel"),
+            described["post", "/verify/{verification_id}/cancel"],
+        ),
+        (await api.get("/provider/account"), described["get", "/provider/account"]),
+    ):
+        media = operation["responses"][str(answer.status_code)]["content"]["application/json"]
+        validator(schema, media["schema"]).validate(answer.json())
+
+
+async def test_the_docs_page_loads_nothing_from_another_host(api: httpx.AsyncClient) -> None:
+    page = await api.get("/docs")
+
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) == 3
+    for asset in assets:
+        assert asset.startswith("/docs/assets/")
+        assert (await api.get(asset)).status_code == 200
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    policy = page.headers["Content-Security-Policy"]
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
+    assert "sha256-" in policy
+
+
+async def test_authorize_is_there_and_asked_for_where_it_is_needed(schema: dict[str, Any]) -> None:
+    (scheme,) = schema["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for (_, path), operation in operations(schema).items():
+        assert ("security" in operation) == path.startswith(("/verify", "/provider")), path
