@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from redis.asyncio import Redis
+from starlette.types import Message, Receive, Scope, Send
 
+from app.api.edge import Edge
 from app.api.problems import PROBLEM_TYPES
 from app.main import create_app
 from app.plusofon.sandbox import VirtualNetwork
@@ -268,3 +270,21 @@ async def test_what_only_the_sandbox_has_is_not_there_in_production(redis_url: s
     paths = production.openapi()["paths"]
     assert "/verify/start" in paths
     assert not [path for path in paths if path.startswith("/sandbox")]
+
+
+async def test_an_answer_that_breaks_off_half_way_is_broken_off_and_not_mended() -> None:
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("half-way")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        await Edge(breaks)({"type": "http", "method": "GET", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start"]

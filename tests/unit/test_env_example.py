@@ -1,0 +1,91 @@
+"""`.env.example` says what the code says: every setting, once, with its default."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from app.settings import Settings, load_settings
+
+EXAMPLE = Path(__file__).parents[2] / ".env.example"
+LINE = re.compile(r"(?P<off>#?)(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
+
+# Read by docker-compose.yml, not by the service.
+ONLY_COMPOSE = {"REDIS_PASSWORD"}
+# What production does not start without; the values are made up.
+REQUIRED = {
+    "PLUSOFON_USER_ID": "0",
+    "PLUSOFON_ACCESS_TOKEN": "not-a-real-token",
+    "SECRET_KEY": "not-a-real-secret-0123456789-0123456789",
+    "API_KEYS": f"shop:{'0' * 64}",
+    "REDIS_URL": "redis://127.0.0.1:6379/0",
+}
+
+
+def defaults(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Walk the settings: the name of each in the environment, and its default as one would write it there."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from defaults(type(field.default), f"{name}_")
+        else:
+            yield f"{prefix}{name}".upper(), as_text(field.default)
+
+
+def as_text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case list():
+            return ",".join(map(str, value))
+        case SecretStr():
+            return value.get_secret_value()
+        case _:
+            return str(value)
+
+
+def lines() -> list[str]:
+    return EXAMPLE.read_text(encoding="utf-8").splitlines()
+
+
+def found() -> list[re.Match[str]]:
+    return [match for match in map(LINE.fullmatch, lines()) if match]
+
+
+def test_every_setting_is_there_once_and_no_other() -> None:
+    assert sorted(match["name"] for match in found()) == sorted([*dict(defaults()), *ONLY_COMPOSE])
+
+
+def test_what_is_commented_out_is_the_default() -> None:
+    shown = {match["name"]: match["value"] for match in found() if match["off"]}
+    assert shown == {name: value for name, value in defaults() if name not in REQUIRED}
+
+
+def test_what_must_be_set_waits_for_a_value() -> None:
+    assert {match["name"]: match["value"] for match in found() if not match["off"]} == dict.fromkeys(
+        [*REQUIRED, *ONLY_COMPOSE], ""
+    )
+
+
+def test_every_setting_has_a_line_of_why() -> None:
+    text = lines()
+    for match in found():
+        assert text[text.index(match[0]) - 1].startswith("# "), match["name"]
+
+
+def test_filled_in_it_starts_in_production_and_the_commented_lines_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The names and the spelling of the values are those that the settings read."""
+    monkeypatch.chdir(tmp_path)  # where .env is looked for
+    for name, _ in defaults():
+        monkeypatch.delenv(name, raising=False)
+    env = tmp_path / ".env"
+
+    env.write_text("\n".join(f"{name}={value}" for name, value in REQUIRED.items()), encoding="utf-8")
+    plain = load_settings()
+    filled = {match["name"]: match["value"] or REQUIRED.get(match["name"], "") for match in found()}
+    env.write_text("\n".join(f"{name}={value}" for name, value in filled.items()), encoding="utf-8")
+
+    assert load_settings() == plain

@@ -1,0 +1,112 @@
+"""The files around the code: no address of a package index, pins that agree, a package that is whole."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.lock", "requirements-sandbox.lock", "requirements-dev.lock")
+
+# Joined here, so that this file does not find itself.
+ADDRESSES = [
+    "".join(parts)
+    for parts in [
+        ("pypi.", "org"),
+        ("python", "hosted"),
+        ("--index", "-url"),
+        ("--extra-index", "-url"),
+        ("--find", "-links"),
+        ("pip_index", "_url"),
+        ("registry.", "npmjs"),
+        ("registry.", "yarnpkg"),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def repository() -> list[Path]:
+    """Every file that is in git, or will be."""
+    git = shutil.which("git")
+    if not git or not (ROOT / ".git").exists():
+        pytest.skip("not a checkout of git")
+    listing = [git, "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def pins(lock: str) -> dict[str, set[str]]:
+    """Read the versions of each package; there may be several, for several Pythons."""
+    pinned: dict[str, set[str]] = {}
+    for name, version, _ in requirements(lock):
+        pinned.setdefault(name, set()).add(version)
+    return pinned
+
+
+def requirements(lock: str) -> list[tuple[str, str, str]]:
+    """Read name, version, and what follows, of each requirement; whatever is not pinned does not match."""
+    text = (ROOT / lock).read_text(encoding="utf-8").replace("\\\n", " ")
+    read = []
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            match = re.fullmatch(r"([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==(\S+)(.*)", line)
+            assert match, f"{lock}: not pinned: {line[:100]}"
+            read.append((match[1], match[2], match[3]))
+    return read
+
+
+def test_no_file_has_the_address_of_a_package_index(repository: list[Path]) -> None:
+    """The house installs from whatever index a machine is set up for."""
+    seen = [
+        f"{path.relative_to(ROOT)}: {address}"
+        for path in repository
+        for address in ADDRESSES
+        if address.encode() in path.read_bytes().lower()
+    ]
+    assert not seen
+
+
+def test_no_lock_file_of_a_kind_that_holds_addresses(repository: list[Path]) -> None:
+    kinds = {"uv.lock", "poetry.lock", "pdm.lock", "pylock.toml", "Pipfile.lock", "package-lock.json", "yarn.lock"}
+    assert not [path for path in repository if path.name in kinds]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_requirement_is_pinned_and_has_hashes(lock: str) -> None:
+    found = requirements(lock)
+    assert found
+    assert not [name for name, _, rest in found if "--hash=sha256:" not in rest]
+
+
+def test_the_lock_files_agree() -> None:
+    """What is tested is what runs: each file has all of the one before, in the same versions."""
+    production, sandbox, development = map(pins, LOCKS)
+    assert production.items() <= sandbox.items()
+    assert sandbox.items() <= development.items()
+
+
+def test_the_package_has_its_lua_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both as it is imported here, and as it is built for the image."""
+    scripts = {path.name for path in (ROOT / "app/store/lua").glob("*.lua")}
+    assert scripts
+    assert {entry.name for entry in files("app.store").joinpath("lua").iterdir() if entry.is_file()} == scripts
+
+    monkeypatch.chdir(ROOT)  # where a build backend looks for the project
+    wheel = importlib.import_module("flit_core.buildapi").build_wheel(str(tmp_path))
+    with zipfile.ZipFile(tmp_path / wheel) as built:
+        assert {f"app/store/lua/{name}" for name in scripts} <= set(built.namelist())
+
+
+@pytest.mark.parametrize("name", ["host", "port"])
+def test_make_run_listens_where_the_settings_do_by_default(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(rf"^{name.upper()} \?= (.*)$", makefile, re.MULTILINE) == [
+        str(Settings.model_fields[name].default)
+    ]
