@@ -1,0 +1,88 @@
+"""The scripts run on Redis Cluster: every key that one of them touches lies in one slot."""
+
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from app.store import embedded
+from app.store.connection import connect
+from app.store.scripts import ScriptRunner
+from app.store.verifications import SCRIPTS, RedisVerificationStore
+from app.verification.model import CallState, CallStatus, Channel, Status
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import NewCall
+
+POLICY = Policy()
+
+
+@pytest.fixture(scope="module")
+def cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A cluster of one node, which refuses a script whose keys lie in two slots as any other does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+    command = [
+        *(embedded._find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
+        *("--cluster-enabled", "yes", "--cluster-port", "0" if port > 55_000 else str(port + 10_000)),
+    ]
+    folder = tmp_path_factory.mktemp("cluster")
+    with subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL) as node:
+        form_cluster(port)
+        yield port
+        node.terminate()
+
+
+def form_cluster(port: int) -> None:
+    """Give the node all slots, and wait until it serves them."""
+    deadline = time.monotonic() + 10
+    with SyncRedis(port=port) as node:
+        while True:
+            with suppress(RedisConnectionError):
+                info = node.cluster("INFO")
+                if info["cluster_state"] == "ok":
+                    return
+                if info["cluster_slots_assigned"] == "0":
+                    node.cluster("ADDSLOTSRANGE", 0, 16383)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture
+async def cluster(cluster_port: int) -> AsyncIterator[Redis]:
+    client = connect(f"redis://127.0.0.1:{cluster_port}", timeout=1)
+    yield client
+    await client.aclose()
+
+
+async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
+    store = RedisVerificationStore(ScriptRunner(cluster, SCRIPTS, timeout=1), phone_key=b"k" * 32)
+    right = b"r" * 32
+    for number in range(20):
+        phone = Phone(f"+790012345{number:02}")
+        call = NewCall(client="shop", phone=phone, purpose="login", channel=Channel.VOICE, code_digest=right)
+        verification = await store.start(call, POLICY)
+        await store.record_call(verification, 1, CallState(CallStatus.RINGING), "ref")
+        await store.read("shop", verification.id, POLICY)
+        wrong = await store.check_by_phone("shop", phone, "login", [b"w" * 32])
+        result = await store.check_by_id("shop", verification.id, [right])
+        assert (wrong.checks_left, result.status) == (4, Status.VERIFIED)
+
+        other = await store.start(
+            NewCall(
+                client="shop",
+                phone=Phone(f"+790112345{number:02}"),
+                purpose="login",
+                channel=Channel.VOICE,
+                code_digest=right,
+            ),
+            POLICY,
+        )
+        await store.cancel("shop", other.id)
+        await store.take_back(other, 1)
