@@ -14,6 +14,7 @@ from app.api.problems import plain_problem
 
 log = logging.getLogger(__name__)
 
+_PROBES = frozenset({"/livez", "/readyz"})  # asked every few seconds
 _MAX_BODY_BYTES = 16 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -93,14 +94,15 @@ def _dress(message: Message, request_id: str) -> None:
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
     """Write one line: the route's template and not its path, which may hold a phone number."""
-    state = scope["state"]
-    log.info(
+    state, route = scope["state"], getattr(scope.get("route"), "path", None)
+    log.log(
+        logging.DEBUG if route in _PROBES else logging.INFO,
         "request.handled",
         extra={
             "request_id": state["request_id"],
             "client": state.get("client"),
             "method": scope["method"],
-            "route": getattr(scope.get("route"), "path", None),
+            "route": route,
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
         },
