@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -18,9 +19,11 @@ from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_a
 from app.settings import Mode, Settings
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
+from app.store.limits import RedisLimits
 from app.store.scripts import ScriptRunner
-from app.store.verifications import SCRIPTS, RedisVerificationStore
+from app.store.verifications import RedisVerificationStore
 from app.verification.code import CodeDigester, derive_key
+from app.verification.fixed_codes import FixedCodes
 from app.verification.service import VerificationService
 
 _DESCRIPTION = """
@@ -70,24 +73,27 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
 
 async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
+    # Named by the oldest key: adding a new one then moves no pending verification and resets no limit.
+    name_key = derive_key(settings.secret_keys[-1], "phone")
+    runner = _build_runner(settings, stack)
     service = VerificationService(
-        store=_build_store(settings, stack),
+        store=RedisVerificationStore(runner, phone_key=name_key),
+        limits=RedisLimits(runner, key=name_key),
         provider=await _build_provider(settings, sandbox, stack),
         digester=CodeDigester(settings.secret_keys),
-        policy=settings.policy,
+        policies=settings.policies,
+        fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
     )
     keys = ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None)
     return {"service": service, "api_keys": keys}
 
 
-def _build_store(settings: Settings, stack: AsyncExitStack) -> RedisVerificationStore:
+def _build_runner(settings: Settings, stack: AsyncExitStack) -> ScriptRunner:
     """Connect to the Redis of the settings; without one (only in sandbox mode) to an embedded server."""
     url = settings.redis.url.get_secret_value() if settings.redis.url else stack.enter_context(EmbeddedServer()).url
     redis = connect(url, timeout=settings.redis.timeout_seconds)
     stack.push_async_callback(redis.aclose)
-    runner = ScriptRunner(redis, SCRIPTS, timeout=settings.redis.timeout_seconds)
-    # Named by the oldest key: adding a new one then moves no pending verification and resets no limit.
-    return RedisVerificationStore(runner, phone_key=derive_key(settings.secret_keys[-1], "phone"))
+    return ScriptRunner(redis, timeout=settings.redis.timeout_seconds)
 
 
 async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:

@@ -3,7 +3,8 @@
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -24,13 +25,21 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
 
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
-from app.verification.policy import Policy
+from app.verification.errors import PhoneNotCallable
+from app.verification.fixed_codes import FixedCode
+from app.verification.model import Channel
+from app.verification.phone import Phone, parse_phone
+from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.service import Policies
 
 CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
+_TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
 _MIN_SECRET_BYTES = 32
+_FAILED_CHECKS_A_DAY = {4: 15, 5: 30, 6: 50}  # by the length of a code: below 0.2 % of luck in a day
 
 
 class Mode(StrEnum):
@@ -64,6 +73,13 @@ class ApiKey(NamedTuple):
     digest: bytes
 
 
+class FixedCodeSetting(NamedTuple):
+    """A phone and its fixed code."""
+
+    phone: Phone
+    fixed_code: FixedCode
+
+
 def _split(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -87,8 +103,21 @@ def _is_redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _parse_test_number(value: object) -> FixedCodeSetting:
+    match = _TEST_NUMBER.fullmatch(str(value))
+    mistake = PydanticCustomError("test_number", "must be phone=code@last-day, as in +79001234567=1234@2030-01-31")
+    if not match:
+        raise mistake
+    phone, code, until = match.groups()
+    try:
+        return FixedCodeSetting(parse_phone(phone), FixedCode(code, date.fromisoformat(until) if until else None))
+    except (ValueError, PhoneNotCallable):
+        raise mistake from None
+
+
 _CommaSeparated = (NoDecode, BeforeValidator(_split))
 _SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
+_Count = Annotated[int, Field(ge=1, le=10_000_000)]
 _Timeout = Annotated[float, Field(gt=0, le=60)]
 _Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -169,6 +198,38 @@ class PhoneSettings(_Section):
     ]
 
 
+class LimitSettings(_Section):
+    """How much is allowed beyond one verification. The period is part of the meaning of each."""
+
+    calls_per_phone_hour: _Count = 5
+    calls_per_phone_day: _Count = 10
+    calls_per_address: _Count = 10
+    calls_per_range: _Count = 30
+    calls_per_client: _Count = 600
+    calls_per_day: _Count = 1000
+    failed_checks_per_phone: _Count | None = None
+    failed_checks_per_address: _Count = 100
+    failed_checks_per_client: _Count = 100
+
+
+class TestSettings(_Section):
+    """Numbers to which no call is placed and whose code is fixed."""
+
+    numbers: Annotated[list[Annotated[FixedCodeSetting, PlainValidator(_parse_test_number)]], *_CommaSeparated] = []
+
+
+class ClientSettings(_Section):
+    """What one client may do, where that differs from what everybody may."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    purposes: list[_Purpose] | None = None
+    channels: list[Channel] | None = None
+    calls_per_minute: _Count | None = None
+    calls_per_day: _Count | None = None
+    failed_checks: _Count | None = None
+
+
 class LogSettings(_Section):
     """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
 
@@ -209,7 +270,10 @@ class Settings(BaseSettings):
     call: CallSettings = CallSettings()
     check: CheckSettings = CheckSettings()
     phone: PhoneSettings = PhoneSettings()
+    limit: LimitSettings = LimitSettings()
+    test: TestSettings = TestSettings()
     log: LogSettings = LogSettings()
+    clients: dict[str, ClientSettings] = {}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -220,13 +284,47 @@ class Settings(BaseSettings):
             settings = handler(data)
         except ValidationError as error:
             mistakes += [_mistake(found["loc"], found["msg"]) for found in error.errors(include_url=False)]
+        else:
+            mistakes += settings.contradictions()
         if mistakes:
             raise ValidationError.from_exception_data(cls.__name__, mistakes, hide_input=True)
         return settings
 
+    def contradictions(self) -> Iterator[InitErrorDetails]:
+        """Find what is right alone and wrong together."""
+        with_keys = {key.client for key in self.api.keys}
+        for name in self.clients:
+            if with_keys and name not in with_keys:
+                yield _mistake(("clients", name), "has no key in API_KEYS")
+        if self.mode is Mode.PRODUCTION:
+            today = datetime.now(UTC).date()
+            for place, (_, fixed) in enumerate(self.test.numbers):
+                if fixed.until is None or fixed.until < today:
+                    yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+
     @property
-    def policy(self) -> Policy:
-        """The rules of a verification."""
+    def policies(self) -> Policies:
+        """The rules for everybody, and those of the clients that have their own."""
+        return Policies(self._policy, {name: self._policy_of(client) for name, client in self.clients.items()})
+
+    def _policy_of(self, client: ClientSettings) -> Policy:
+        policy = self._policy
+        limits = [replace(policy.calls_per_client[0], count=client.calls_per_minute or self.limit.calls_per_client)]
+        if client.calls_per_day:
+            limits.append(Limit("calls_per_client_day", client.calls_per_day, DAY))
+        failed = client.failed_checks or self.limit.failed_checks_per_client
+        return replace(
+            policy,
+            purposes=frozenset(client.purposes) if client.purposes is not None else policy.purposes,
+            channels=frozenset(client.channels) if client.channels is not None else policy.channels,
+            calls_per_client=tuple(limits),
+            failed_checks_per_client=_failed_checks_per_client(failed),
+        )
+
+    @property
+    def _policy(self) -> Policy:
+        limit, minute = self.limit, timedelta(minutes=1)
+        failed_checks = limit.failed_checks_per_phone or _FAILED_CHECKS_A_DAY[self.code.length]
         return Policy(
             code_length=self.code.length,
             lifetime=timedelta(seconds=self.code.lifetime_seconds),
@@ -236,6 +334,17 @@ class Settings(BaseSettings):
             purposes=frozenset(self.purposes),
             denied_prefixes=tuple(self.phone.denied_prefixes),
             repeat=self.code.repeat,
+            calls_per_phone=(
+                Limit("calls_per_phone_hour", limit.calls_per_phone_hour, HOUR),
+                Limit("calls_per_phone_day", limit.calls_per_phone_day, DAY),
+            ),
+            calls_per_address=Limit("calls_per_address", limit.calls_per_address, 10 * minute),
+            calls_per_range=Limit("calls_per_range", limit.calls_per_range, HOUR),
+            calls_per_client=(Limit("calls_per_client", limit.calls_per_client, minute),),
+            calls_per_day=Limit("calls_per_day", limit.calls_per_day, DAY),
+            failed_checks_per_phone=Limit("failed_checks_per_phone", failed_checks, DAY),
+            failed_checks_per_address=Limit("failed_checks_per_address", limit.failed_checks_per_address, 10 * minute),
+            failed_checks_per_client=_failed_checks_per_client(limit.failed_checks_per_client),
         )
 
     @cached_property
@@ -243,6 +352,10 @@ class Settings(BaseSettings):
         """The secret keys, newest first; in sandbox mode without one, a key that lives as long as the process."""
         newest = self.secret.key or SecretStr(secrets.token_hex(_MIN_SECRET_BYTES))
         return [key.get_secret_value().encode() for key in (newest, *self.secret.previous_keys)]
+
+
+def _failed_checks_per_client(count: int) -> Limit:
+    return Limit("failed_checks_per_client", count, timedelta(minutes=10))
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -254,6 +367,8 @@ def load_settings(**overrides: object) -> Settings:
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type] # pydantic validates them
+    except UnreadableSetting as error:  # a list or a table that is no JSON; the message has its name and no value
+        raise SettingsError([f"{error}."]) from None
     except ValidationError as error:
         raise SettingsError([_sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
 

@@ -5,17 +5,32 @@ from datetime import timedelta
 
 from redis.asyncio import Redis
 
-_MOMENT = re.compile(r"[aero]|x\d+")  # the fields that app/store/lua/common.lua calls times
+# What app/store/lua/common.lua calls a moment, or a log of them.
+_MOMENTS = re.compile(r"(?:[arolb]|x\d+)")
+_MOMENT = re.compile(r"\d{13}")
 
 
 async def age(redis: Redis, duration: timedelta) -> None:
     """Make everything in Redis ``duration`` older; what has expired by then is gone."""
     ms = duration // timedelta(milliseconds=1)
     for key in await redis.keys():
-        for name, value in (await redis.hgetall(key)).items():
-            field = name if isinstance(name, str) else name.decode()
-            if _MOMENT.fullmatch(field):
-                await redis.hset(key, field, int(value) - ms)
+        match await redis.type(key):
+            case b"hash":
+                await _age_hash(redis, key, ms)
+            case b"zset":
+                for member in await redis.zrange(key, 0, -1):
+                    await redis.zincrby(key, -ms, member)
         left = await redis.pttl(key)
         assert left > 0, f"{key!r} has no TTL"
         await redis.pexpire(key, left - ms)
+
+
+async def _age_hash(redis: Redis, key: str, ms: int) -> None:
+    for name, value in (await redis.hgetall(key)).items():
+        field, text = _text(name), _text(value)
+        if _MOMENTS.fullmatch(field):
+            await redis.hset(key, field, _MOMENT.sub(lambda found: str(int(found[0]) - ms), text))
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()

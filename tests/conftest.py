@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.scripts import ScriptRunner
-from app.store.verifications import SCRIPTS, RedisVerificationStore
+from app.store.verifications import RedisVerificationStore
 
 PHONE_KEY = b"a key of the tests, known to all"
 
@@ -29,4 +29,4 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def store(redis: Redis) -> RedisVerificationStore:
-    return RedisVerificationStore(ScriptRunner(redis, SCRIPTS, timeout=1), phone_key=PHONE_KEY)
+    return RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)

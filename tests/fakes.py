@@ -7,6 +7,7 @@ from decimal import Decimal
 from math import ceil
 
 from app.verification.errors import (
+    CallBudgetExhausted,
     CallCooldown,
     ProviderError,
     RateLimited,
@@ -26,12 +27,13 @@ from app.verification.model import (
     Lang,
     Placed,
     ProviderAccount,
+    Started,
     Status,
     Verification,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Policy
-from app.verification.ports import NewCall, Reading
+from app.verification.policy import Allowance, Limit, Policy, Quota
+from app.verification.ports import Guess, NewCall, Reading
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -57,6 +59,32 @@ class PhoneRecord:
     latest: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
+class Counters:
+    """Counts events in sliding windows, by remembering each."""
+
+    def __init__(self) -> None:
+        self.events: dict[tuple[str, str], list[tuple[datetime, str]]] = {}
+
+    def wait(self, limit: Limit, of: str, now: datetime) -> timedelta | None:
+        inside = sorted(moment for moment, _ in self._of(limit, of) if moment > now - limit.period)
+        return inside[-limit.count] + limit.period - now if len(inside) >= limit.count else None
+
+    def add(self, limit: Limit, of: str, now: datetime, token: str) -> Quota:
+        self._of(limit, of).append((now, token))
+        inside = [moment for moment, _ in self._of(limit, of) if moment > now - limit.period]
+        return Quota(limit, limit.count - len(inside))
+
+    def remove(self, limit: Limit, of: str, token: str) -> None:
+        events = self._of(limit, of)
+        events[:] = [event for event in events if event[1] != token]
+
+    def left(self, limit: Limit, of: str, now: datetime) -> int:
+        return limit.count - len([moment for moment, _ in self._of(limit, of) if moment > now - limit.period])
+
+    def _of(self, limit: Limit, of: str) -> list[tuple[datetime, str]]:
+        return self.events.setdefault((limit.name, of), [])
+
+
 class FakeVerificationStore:
     """Keeps verifications in a dictionary, with a clock that moves only when told to."""
 
@@ -65,6 +93,7 @@ class FakeVerificationStore:
         self.available = True
         self.records: dict[str, Record] = {}
         self.phones: dict[Phone, PhoneRecord] = {}
+        self.counters = Counters()
         self._ids = 0
 
     def advance(self, duration: timedelta) -> None:
@@ -74,10 +103,19 @@ class FakeVerificationStore:
         }
         self.phones = {phone: record for phone, record in self.phones.items() if record.forgotten > self.now}
 
-    async def start(self, call: NewCall, policy: Policy) -> Verification:
+    async def start(self, call: NewCall, policy: Policy) -> Started:
         self._require_available()
         phone = self.phones.get(call.phone) or PhoneRecord()
         record = self.records.get(phone.latest.get((call.client, call.purpose), ""))
+        pending = record and record.verification.stored_status is Status.PENDING and not call.test
+        if not call.test:
+            self._refuse(call, policy, phone, record)
+        if not record or not pending:
+            record = Record(self._new(call, policy))
+            self.records[record.verification.id] = record
+        return self._place(record, phone, call, policy)
+
+    def _refuse(self, call: NewCall, policy: Policy, phone: PhoneRecord, record: Record | None) -> None:
         pending = record and record.verification.stored_status is Status.PENDING
         if record and record.verification.stored_status is Status.LOCKED:
             raise VerificationLocked(retry_after=self._until(record.verification.expires_at))
@@ -91,10 +129,12 @@ class FakeVerificationStore:
                 retry_after=self._until(phone.next_call),
                 verification_id=record.verification.id if record and pending else None,
             )
-        if not record or not pending:
-            record = Record(self._new(call, policy))
-            self.records[record.verification.id] = record
-        return self._place(record, phone, call, policy)
+        for limit in (policy.failed_checks_per_phone, *policy.calls_per_phone):
+            self._require_room(limit, call.phone.e164)
+
+    def _require_room(self, limit: Limit, of: str) -> None:
+        if wait := self.counters.wait(limit, of, self.now):
+            raise RateLimited(limit=limit.name, retry_after=seconds(wait))
 
     def _new(self, call: NewCall, policy: Policy) -> Verification:
         self._ids += 1
@@ -104,7 +144,7 @@ class FakeVerificationStore:
             purpose=call.purpose,
             channel=call.channel,
             phone=call.phone,
-            code_length=policy.code_length,
+            code_length=call.code_length,
             stored_status=Status.PENDING,
             calls_placed=0,
             calls_left=policy.calls,
@@ -114,14 +154,19 @@ class FakeVerificationStore:
             expires_at=self.now,
             resend_at=None,
             observed_at=self.now,
+            test=call.test,
         )
 
-    def _place(self, record: Record, phone: PhoneRecord, call: NewCall, policy: Policy) -> Verification:
-        phone.streak += 1
-        phone.next_call = self.now + policy.cooldowns[min(phone.streak, len(policy.cooldowns)) - 1]
+    def _place(self, record: Record, phone: PhoneRecord, call: NewCall, policy: Policy) -> Started:
+        cooldowns = [timedelta()] if call.test else policy.cooldowns
+        limits = [] if call.test else policy.calls_per_phone
+        remembered = phone.streak and phone.next_call + cooldowns[-1] > self.now
+        phone.streak = phone.streak + 1 if remembered else 1
+        phone.next_call = self.now + cooldowns[min(phone.streak, len(cooldowns)) - 1]
         phone.latest[call.client, call.purpose] = record.verification.id
         expires = self.now + policy.lifetime
-        phone.forgotten = max(phone.forgotten, expires, phone.next_call + policy.cooldowns[-1])
+        longest = max([limit.period for limit in limits], default=timedelta())
+        phone.forgotten = max(phone.forgotten, expires, phone.next_call + cooldowns[-1], self.now + longest)
         self.phones[call.phone] = phone
         record.serial += 1
         record.codes[record.serial] = (call.code_digest, expires)
@@ -135,7 +180,9 @@ class FakeVerificationStore:
             expires_at=expires,
             resend_at=phone.next_call,
         )
-        return self._seen(record)
+        token = f"{before.id}:{record.serial}"
+        quotas = [self.counters.add(limit, call.phone.e164, self.now, token) for limit in limits]
+        return Started(self._seen(record), tuple(quotas))
 
     async def record_call(
         self, verification: Verification, serial: int, state: CallState, ref: str | None = None
@@ -162,7 +209,11 @@ class FakeVerificationStore:
             return
         phone = self.phones.get(verification.phone)
         if phone and phone.next_call == verification.resend_at:
-            phone.streak, phone.next_call = phone.streak - 1, NEVER
+            phone.streak -= 1
+            phone.next_call = verification.observed_at if phone.streak else NEVER
+        for (_, of), events in self.counters.events.items():
+            if of == verification.phone.e164:
+                events[:] = [event for event in events if event[1] != f"{verification.id}:{serial}"]
         before = record.verification
         record.codes.pop(serial, None)
         left = [expires for _, expires in record.codes.values()]
@@ -178,9 +229,9 @@ class FakeVerificationStore:
             del self.records[before.id]
         self.advance(timedelta())
 
-    async def check_by_id(self, client: str, verification_id: str, candidates: Sequence[bytes]) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         self._require_available()
-        record = self._own(client, verification_id)
+        record = self._own(guess.client, verification_id)
         before = record.verification
         if before.stored_status is Status.VERIFIED:
             raise VerificationAlreadyUsed
@@ -188,23 +239,55 @@ class FakeVerificationStore:
             raise VerificationCanceled
         if before.stored_status is Status.LOCKED:
             raise VerificationLocked(retry_after=self._until(before.expires_at))
-        if any(digest in candidates and expires > self.now for digest, expires in record.codes.values()):
+        counted = self._counted(before, guess, policy)
+        for limit, of in counted:
+            self._require_room(limit, of)
+        if any(digest in guess.candidates and expires > self.now for digest, expires in record.codes.values()):
             self._finish(record, Status.VERIFIED)
             return CheckResult(
-                verification_id=before.id, status=Status.VERIFIED, purpose=before.purpose, phone=before.phone
+                verification_id=before.id,
+                status=Status.VERIFIED,
+                purpose=before.purpose,
+                phone=before.phone,
+                quotas=tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted),
+                test=before.test,
             )
+        quotas = tuple(self.counters.add(limit, of, self.now, "failed") for limit, of in counted)
+        self._keep_phone(before.phone, policy)
         record.checks_used += 1
         record.verification = replace(before, checks_left=before.checks_left - 1)
         if record.verification.checks_left:
             return CheckResult(
-                verification_id=before.id, status=Status.PENDING, checks_left=record.verification.checks_left
+                verification_id=before.id,
+                status=Status.PENDING,
+                checks_left=record.verification.checks_left,
+                quotas=quotas,
             )
         self._finish(record, Status.LOCKED)
-        return CheckResult(verification_id=before.id, status=Status.LOCKED, retry_after=self._until(before.expires_at))
+        return CheckResult(
+            verification_id=before.id,
+            status=Status.LOCKED,
+            retry_after=self._until(before.expires_at),
+            quotas=quotas,
+        )
 
-    async def check_by_phone(self, client: str, phone: Phone, purpose: str, candidates: Sequence[bytes]) -> CheckResult:
-        latest = self.phones[phone].latest.get((client, purpose), "") if phone in self.phones else ""
-        return await self.check_by_id(client, latest, candidates)
+    def _counted(self, verification: Verification, guess: Guess, policy: Policy) -> list[tuple[Limit, str]]:
+        if verification.test:
+            return []
+        further = policy.for_failed_checks(client=guess.client, address=guess.address)
+        return [
+            (policy.failed_checks_per_phone, verification.phone.e164),
+            *((allowance.limit, allowance.of) for allowance in further),
+        ]
+
+    def _keep_phone(self, phone: Phone, policy: Policy) -> None:
+        if phone in self.phones:
+            until = self.now + policy.failed_checks_per_phone.period
+            self.phones[phone].forgotten = max(self.phones[phone].forgotten, until)
+
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+        latest = self.phones[phone].latest.get((guess.client, purpose), "") if phone in self.phones else ""
+        return await self.check_by_id(latest, guess, policy)
 
     async def read(self, client: str, verification_id: str, policy: Policy) -> Reading:
         self._require_available()
@@ -248,6 +331,29 @@ class FakeVerificationStore:
 
     def _until(self, moment: datetime) -> int:
         return seconds(moment - self.now)
+
+
+class FakeLimits:
+    """Counts in memory, on the clock of a store."""
+
+    def __init__(self, store: FakeVerificationStore) -> None:
+        self._store = store
+        self._counters = Counters()
+
+    async def take(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
+        self._store._require_available()
+        now = self._store.now
+        for allowance in allowances:
+            if wait := self._counters.wait(allowance.limit, allowance.of, now):
+                if allowance.limit.name == "calls_per_day":
+                    raise CallBudgetExhausted(retry_after=seconds(wait))
+                raise RateLimited(limit=allowance.limit.name, retry_after=seconds(wait))
+        return [self._counters.add(allowance.limit, allowance.of, now, token) for allowance in allowances]
+
+    async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
+        self._store._require_available()
+        for allowance in allowances:
+            self._counters.remove(allowance.limit, allowance.of, token)
 
 
 @dataclass(frozen=True)

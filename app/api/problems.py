@@ -83,6 +83,13 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             {"limit": "calls_per_verification", "retry_after": 42},
         ),
         ProblemType(
+            "call-budget-exhausted",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The calls of a day are used up",
+            "All calls that this service may place in a day, for everybody together, were placed.",
+            _AFTER,
+        ),
+        ProblemType(
             "balance-too-low",
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The provider's account cannot pay for a call",
@@ -200,6 +207,11 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "rate-limited",
         f"The limit {e.limit} is used up for another {e.retry_after} s.",
         {"limit": e.limit, "retry_after": e.retry_after},
+    ),
+    errors.CallBudgetExhausted: lambda e: Problem(
+        "call-budget-exhausted",
+        f"No call is placed for another {e.retry_after} s.",
+        {"retry_after": e.retry_after},
     ),
     errors.VerificationNotFound: lambda _: Problem(
         "verification-not-found", "It never was, it expired, or it is not yours."

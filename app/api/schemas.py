@@ -1,10 +1,11 @@
 """The wire models: what requests may carry and what answers look like."""
 
 from datetime import datetime
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyAddress, model_validator
 
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, Channel, CheckResult, Lang, Status, Verification
@@ -27,21 +28,40 @@ Code = Annotated[
     AfterValidator(normalize_code),
 ]
 
+ClientAddress = Annotated[
+    IPvAnyAddress | None,
+    Field(
+        description="the end user's address as your backend saw it, for the limits per address",
+        examples=["203.0.113.7"],
+    ),
+]
+
+
+def count_address(address: IPvAnyAddress | None) -> str | None:
+    """Tell what an address counts as: itself, or its /64, for that is what one customer has of IPv6 (RFC 6177)."""
+    if address is None:
+        return None
+    parsed = ip_address(str(address))
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    return str(parsed) if isinstance(parsed, IPv4Address) else str(ip_network((parsed, 64), strict=False))
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StartRequest(_Request):
+class StartBody(_Request):
     """Whom to call, and what for."""
 
     phone: PhoneText
     purpose: Purpose = "phone_verification"
     channel: Channel = Channel.VOICE
     lang: Annotated[Lang, Field(description="the language in which the code is spoken")] = Lang.RU
+    client_ip: ClientAddress = None
 
 
-class CheckRequest(_Request):
+class CheckBody(_Request):
     """The code that the person typed, and the verification it is for: by its id, or by phone and purpose."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["verification_id"]}, {"required": ["phone"]}]})
@@ -50,6 +70,7 @@ class CheckRequest(_Request):
     verification_id: Annotated[str, Field(max_length=64, examples=[_ID])] | None = None
     phone: PhoneText | None = None
     purpose: Annotated[Purpose | None, Field(description="with `phone`; `phone_verification` if left out")] = None
+    client_ip: ClientAddress = None
 
     @model_validator(mode="after")
     def _names_one(self) -> Self:
@@ -103,6 +124,10 @@ class VerificationView(BaseModel):
     calls_placed: Annotated[int, Field(examples=[1])]
     calls_left: Annotated[int, Field(examples=[2])]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
+    test: Annotated[
+        bool,
+        Field(description="a test number: nobody was called", exclude_if=lambda test: not test),
+    ] = False
     call: Annotated[CallView | None, Field(description="the latest", examples=[{"status": "initiated"}])]
     created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     expires_at: Annotated[
@@ -128,6 +153,7 @@ class VerificationView(BaseModel):
             calls_placed=verification.calls_placed,
             calls_left=verification.calls_left,
             checks_left=verification.checks_left,
+            test=verification.test,
             call=CallView(status=call.state.status, provider_status=call.state.provider_status) if call else None,
             created_at=verification.created_at,
             expires_at=verification.expires_at,
@@ -144,6 +170,10 @@ class Verified(BaseModel):
     verification_id: Annotated[str, Field(examples=[_ID])]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
     phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
+    test: Annotated[
+        bool,
+        Field(description="a test number: this proves nothing", exclude_if=lambda test: not test),
+    ] = False
 
 
 class NotVerified(BaseModel):
@@ -171,7 +201,12 @@ CheckView = Verified | NotVerified | Locked
 def view_check(result: CheckResult) -> CheckView:
     """Show what became of a checked code."""
     if result.phone and result.purpose:
-        return Verified(verification_id=result.verification_id, purpose=result.purpose, phone=result.phone.e164)
+        return Verified(
+            verification_id=result.verification_id,
+            purpose=result.purpose,
+            phone=result.phone.e164,
+            test=result.test,
+        )
     if result.retry_after is not None:
         return Locked(verification_id=result.verification_id, retry_after=result.retry_after)
     return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)

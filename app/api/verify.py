@@ -7,18 +7,21 @@ from fastapi import APIRouter, Body, Response
 
 from app.api.dependencies import Client, Service
 from app.api.docs import answers, respond
+from app.api.quotas import quota_headers
 from app.api.schemas import (
     CHECK_EXAMPLES,
     START_EXAMPLES,
-    CheckRequest,
+    CheckBody,
     CheckView,
     Locked,
     NotVerified,
-    StartRequest,
+    StartBody,
     VerificationView,
     Verified,
+    count_address,
     view_check,
 )
+from app.verification.service import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"])
 
@@ -34,13 +37,14 @@ router = APIRouter(prefix="/verify", tags=["verify"])
         VerificationView,
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "call-cooldown", "rate-limited",
+            "call-budget-exhausted",
             "verification-locked", "balance-too-low", "provider-rejected", "provider-unavailable",
             "store-unavailable",
         ),
     ),
 )  # fmt: skip
 async def start(
-    request: Annotated[StartRequest, Body(openapi_examples=START_EXAMPLES)], client: Client, service: Service
+    request: Annotated[StartBody, Body(openapi_examples=START_EXAMPLES)], client: Client, service: Service
 ) -> Response:
     """Place a call that speaks a code, twice, to a Russian mobile number.
 
@@ -48,14 +52,19 @@ async def start(
     `verification_id`, another call with another code, after a cooldown that grows. Every code stays good for its own
     five minutes, all on one budget of checks.
     """
-    verification = await service.start(
-        client=client,
-        phone=request.phone,
-        purpose=request.purpose,
-        channel=request.channel,
-        lang=request.lang,
+    started = await service.start(
+        StartRequest(
+            client=client,
+            phone=request.phone,
+            purpose=request.purpose,
+            channel=request.channel,
+            lang=request.lang,
+            address=count_address(request.client_ip),
+        )
     )
-    return respond(VerificationView.of(verification), HTTPStatus.CREATED, {"Location": f"/verify/{verification.id}"})
+    verification = started.verification
+    headers = {"Location": f"/verify/{verification.id}", **quota_headers(started.quotas)}
+    return respond(VerificationView.of(verification), HTTPStatus.CREATED, headers)
 
 
 @router.post(
@@ -75,19 +84,23 @@ async def start(
     ),
 )  # fmt: skip
 async def check(
-    request: Annotated[CheckRequest, Body(openapi_examples=CHECK_EXAMPLES)], client: Client, service: Service
+    request: Annotated[CheckBody, Body(openapi_examples=CHECK_EXAMPLES)], client: Client, service: Service
 ) -> Response:
     """Check a code, by `verification_id` or by `phone` and `purpose`. A right code verifies exactly once."""
+    address = count_address(request.client_ip)
     if request.verification_id is not None:
-        result = await service.check_by_id(client=client, verification_id=request.verification_id, code=request.code)
+        result = await service.check_by_id(
+            client=client, verification_id=request.verification_id, code=request.code, address=address
+        )
     else:
         result = await service.check_by_phone(
             client=client,
             phone=request.phone or "",
             purpose=request.purpose or "phone_verification",
             code=request.code,
+            address=address,
         )
-    return respond(view_check(result))
+    return respond(view_check(result), headers=quota_headers(result.quotas))
 
 
 @router.get(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from app.verification.phone import Phone
+from app.verification.policy import Allowance
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
 _RANDOM_BYTES = 10  # 80 bits: nobody guesses an id within its five minutes
@@ -58,8 +59,14 @@ class PhoneName:
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Name a phone by its HMAC-SHA256: of only a billion mobile numbers, a plain hash could be reversed."""
         digest = hmac.digest(key, phone.e164.encode(), hashlib.sha256).hex()
-        return cls(digest[:3], digest[3:23])
+        return cls(digest[:3], digest[3:19])
 
     def new_record(self) -> RecordName:
         """Name a verification of this phone that does not exist yet."""
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
+
+
+def name_limit(key: bytes, allowance: Allowance) -> str:
+    """Name what is counted against a limit; an address or a range of numbers is not in clear."""
+    digest = hmac.digest(key, f"{allowance.limit.name}\0{allowance.of}".encode(), hashlib.sha256).hex()
+    return f"pv:{{l:{digest[:20]}}}"

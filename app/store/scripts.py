@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
+Reply = asyncio.Future[Any]
 
 _MOST_AT_ONCE = 256  # commands in one write: bounds what a slow reply holds up
 
@@ -33,16 +34,18 @@ class Script:
 class ScriptRunner:
     """Runs scripts on one Redis, each with one round trip and within ``timeout`` seconds.
 
+    Those that are awaited together (``asyncio.gather``) share that round trip.
+
     While a write is under way, further commands gather and share the next one: under load this halves the cost of a
     command, and without load nothing waits. A command whose connection failed may have run, so it is never repeated;
     one that Redis refused because it does not know the script (after a failover or a flush) did not run, and is.
     """
 
-    def __init__(self, redis: Redis, scripts: Sequence[Script], *, timeout: float) -> None:
+    def __init__(self, redis: Redis, *, timeout: float) -> None:
         self._redis = redis
-        self._sources = [script.source for script in scripts]
+        self._scripts: dict[str, Script] = {}
         self._timeout = timeout
-        self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Command, Reply]] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
@@ -52,22 +55,28 @@ class ScriptRunner:
             StoreUnavailable: Redis was not reached, did not answer in time, or refused; the script may have run.
 
         """
-        return await self._submit(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+        return await _result(self._submit_script(script, keys, arguments))
+
+    async def run_each(self, script: Script, runs: Iterable[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """Run a script with several keys and arguments, all in one round trip. Raises as ``run`` does."""
+        replies = [self._submit_script(script, keys, arguments) for keys, arguments in runs]
+        return [await _result(reply) for reply in replies]
 
     async def ping(self) -> None:
         """Return if Redis answers; raises StoreUnavailable."""
-        await self._submit(("PING",))
+        await _result(self._submit(("PING",)))
 
-    async def _submit(self, command: Command) -> Any:  # noqa: ANN401 - see run()
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def _submit_script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Reply:
+        self._scripts[script.sha] = script
+        return self._submit(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+
+    def _submit(self, command: Command) -> Reply:
+        """Queue a command for the next write; its reply, or what went wrong, will be the future's result."""
+        reply: Reply = asyncio.get_running_loop().create_future()
         self._waiting.append((command, reply))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
-        result = await reply
-        if isinstance(result, Exception):
-            log.error("store.unavailable", extra={"error": repr(result)})
-            raise StoreUnavailable from result
-        return result
+        return reply
 
     async def _write_all(self) -> None:
         """Write what waits, and what gathers meanwhile, until nothing does."""
@@ -91,7 +100,7 @@ class ScriptRunner:
         results = await self._send(commands)
         unknown = [place for place, result in enumerate(results) if isinstance(result, NoScriptError)]
         if unknown:
-            await self._send([("SCRIPT LOAD", source) for source in self._sources])
+            await self._send([("SCRIPT LOAD", script.source) for script in self._scripts.values()])
             for place, result in zip(unknown, await self._send([commands[i] for i in unknown]), strict=True):
                 results[place] = result
         return results
@@ -101,3 +110,11 @@ class ScriptRunner:
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute(raise_on_error=False)
+
+
+async def _result(reply: Reply) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+    result = await reply
+    if isinstance(result, Exception):
+        log.error("store.unavailable", extra={"error": repr(result)})
+        raise StoreUnavailable from result
+    return result

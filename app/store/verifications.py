@@ -1,12 +1,13 @@
 """Verifications in Redis: one script for each use case, one round trip for each script."""
 
+import secrets
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from math import ceil
+from datetime import timedelta
 from typing import Any
 
-from app.store.keys import PhoneName, RecordName
+from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.units import from_ms, ms, seconds, to_ms
 from app.verification.errors import (
     CallCooldown,
     RateLimited,
@@ -15,16 +16,22 @@ from app.verification.errors import (
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.model import Call, CallState, CallStatus, Channel, CheckResult, Status, Verification
+from app.verification.model import (
+    Call,
+    CallState,
+    CallStatus,
+    Channel,
+    CheckResult,
+    Started,
+    Status,
+    Verification,
+)
 from app.verification.phone import Phone
-from app.verification.policy import Policy
-from app.verification.ports import NewCall, Reading
+from app.verification.policy import Allowance, Limit, Policy, Quota
+from app.verification.ports import Guess, NewCall, Reading
 
-SCRIPTS = START, CHECK, CANCEL, READ, RECORD_CALL, TAKE_BACK = [
-    Script(name) for name in ("start", "check", "cancel", "read", "record_call", "take_back")
-]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+START, CHECK, CANCEL = Script("start"), Script("check"), Script("cancel")
+READ, RECORD_CALL, TAKE_BACK = Script("read"), Script("record_call"), Script("take_back")
 
 
 class RedisVerificationStore:
@@ -34,26 +41,32 @@ class RedisVerificationStore:
         self._runner = runner
         self._phone_key = phone_key
 
-    async def start(self, call: NewCall, policy: Policy) -> Verification:
+    async def start(self, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
         phone = self._name(call.phone)
         new = phone.new_record()
+        failed = policy.failed_checks_per_phone
+        cooldowns = [timedelta()] if call.test else policy.cooldowns
+        limits = [] if call.test else policy.calls_per_phone
         arguments: list[Argument] = [
-            *(call.client, call.purpose, _digits(call.phone), call.channel, policy.code_length, call.code_digest),
-            *(new.rest, _ms(policy.lifetime), policy.calls, policy.checks),
-            *map(_ms, policy.cooldowns),
+            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length, call.code_digest),
+            *(new.rest, ms(policy.lifetime), policy.calls, policy.checks),
+            *("test" if call.test else failed.count, ms(failed.period)),
+            *(len(cooldowns), *map(ms, cooldowns)),
+            *(len(limits), *_written(limits)),
         ]
         outcome, *facts = await self._runner.run(START, [phone.key, new.key], arguments)
         match outcome:
             case b"started":
-                rest, now, record = facts
-                return _verification(RecordName(phone.bucket, rest.decode()), now, record)
+                rest, *record, left = facts
+                verification = _verification(RecordName(phone.bucket, rest.decode()), *record)
+                return Started(verification, _quotas(limits, left))
             case b"cooldown":
                 rest, wait = facts
                 pending = RecordName(phone.bucket, rest.decode()).verification_id if rest else None
-                raise CallCooldown(retry_after=_seconds(wait), verification_id=pending)
+                raise CallCooldown(retry_after=seconds(wait), verification_id=pending)
             case b"calls_exhausted":
-                raise RateLimited(limit="calls_per_verification", retry_after=_seconds(facts[0]))
+                raise RateLimited(limit="calls_per_verification", retry_after=seconds(facts[0]))
             case _:
                 raise _refusal(outcome, facts)
 
@@ -71,31 +84,31 @@ class RedisVerificationStore:
     async def take_back(self, verification: Verification, serial: int) -> None:
         """Undo a call that did not happen."""
         record = _record(verification.id)
-        cooldown_end = _to_ms(verification.resend_at) if verification.resend_at else ""
-        await self._runner.run(
-            TAKE_BACK,
-            [self._name(verification.phone).key, record.key],
-            [str(serial), f"{verification.client}:{verification.purpose}", record.rest, str(cooldown_end)],
-        )
+        resend_at = verification.resend_at
+        arguments: list[Argument] = [
+            *(serial, f"{verification.client}:{verification.purpose}", record.rest),
+            *(to_ms(verification.observed_at), to_ms(resend_at) if resend_at else ""),
+        ]
+        await self._runner.run(TAKE_BACK, [self._name(verification.phone).key, record.key], arguments)
 
-    async def check_by_id(self, client: str, verification_id: str, candidates: Sequence[bytes]) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         """Count the check, compare, consume."""
         record = _record(verification_id)
-        return await self._check(record.key, record.bucket, [client, "", *candidates])
+        return await self._check(record.key, record.bucket, "", guess, policy)
 
-    async def check_by_phone(self, client: str, phone: Phone, purpose: str, candidates: Sequence[bytes]) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
         """Do so for the latest verification of a phone and purpose."""
         name = self._name(phone)
-        return await self._check(name.key, name.bucket, [client, purpose, *candidates])
+        return await self._check(name.key, name.bucket, purpose, guess, policy)
 
     async def read(self, client: str, verification_id: str, policy: Policy) -> Reading:
         """Read a verification, and whether to look its latest call up."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(READ, [name.key], [client, _ms(policy.lookup_interval)])
+        outcome, *facts = await self._runner.run(READ, [name.key], [client, ms(policy.lookup_interval)])
         if outcome != b"found":
             raise _refusal(outcome, facts)
-        now, record, lookup_due = facts
-        return Reading(_verification(name, now, record), lookup_due=bool(lookup_due))
+        *record, lookup_due = facts
+        return Reading(_verification(name, *record), lookup_due=bool(lookup_due))
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Make a pending verification canceled."""
@@ -112,25 +125,47 @@ class RedisVerificationStore:
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
 
-    async def _check(self, key: str, bucket: str, arguments: Sequence[Argument]) -> CheckResult:
-        outcome, *facts = await self._runner.run(CHECK, [key], arguments)
+    async def _check(self, key: str, bucket: str, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+        further = list(policy.for_failed_checks(client=guess.client, address=guess.address))
+        limits = [policy.failed_checks_per_phone, *(allowance.limit for allowance in further)]
+        keys = [key, *self._limit_keys(further)]
+        arguments: list[Argument] = [
+            *(guess.client, purpose, secrets.token_hex(6)),
+            *(len(guess.candidates), *guess.candidates, *_written(limits)),
+        ]
+        outcome, *facts = await self._runner.run(CHECK, keys, arguments)
         if outcome not in {b"verified", b"wrong", b"exhausted"}:
             raise _refusal(outcome, facts)
-        verification_id = RecordName(bucket, facts[0].decode()).verification_id
-        match outcome:
-            case b"verified":
-                return CheckResult(
-                    verification_id=verification_id,
-                    status=Status.VERIFIED,
-                    purpose=facts[1].decode(),
-                    phone=_phone(facts[2]),
-                )
-            case b"wrong":
-                return CheckResult(verification_id=verification_id, status=Status.PENDING, checks_left=facts[1])
-            case _:
-                return CheckResult(
-                    verification_id=verification_id, status=Status.LOCKED, retry_after=_seconds(facts[1])
-                )
+        rest, left, *facts = facts
+        return _check_result(outcome, RecordName(bucket, rest.decode()).verification_id, facts, _quotas(limits, left))
+
+    def _limit_keys(self, allowances: Iterable[Allowance]) -> list[str]:
+        return [name_limit(self._phone_key, allowance) for allowance in allowances]
+
+
+def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], quotas: tuple[Quota, ...]) -> CheckResult:
+    match outcome:
+        case b"verified":
+            purpose, digits, test = facts
+            return CheckResult(
+                verification_id=verification_id,
+                status=Status.VERIFIED,
+                purpose=purpose.decode(),
+                phone=_phone(digits),
+                quotas=quotas,
+                test=bool(test),
+            )
+        case b"wrong":
+            return CheckResult(
+                verification_id=verification_id, status=Status.PENDING, checks_left=facts[0], quotas=quotas
+            )
+        case _:
+            return CheckResult(
+                verification_id=verification_id,
+                status=Status.LOCKED,
+                retry_after=seconds(facts[0]),
+                quotas=quotas,
+            )
 
 
 def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
@@ -143,7 +178,10 @@ def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
         case b"canceled_before":
             return VerificationCanceled()
         case b"locked":
-            return VerificationLocked(retry_after=_seconds(facts[0]))
+            return VerificationLocked(retry_after=seconds(facts[0]))
+        case b"limited":
+            name, wait = facts
+            return RateLimited(limit=name.decode(), retry_after=seconds(wait))
         case _:
             return AssertionError(outcome)
 
@@ -155,9 +193,10 @@ def _record(verification_id: str) -> RecordName:
     return name
 
 
-def _verification(name: RecordName, now: bytes, record: Sequence[bytes]) -> Verification:
+def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[bytes]) -> Verification:
     """Read a record; ``app/store/lua/common.lua`` lists its fields."""
     fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
+    calls = tuple(_calls(fields))
     resend_at = fields.get("r")
     return Verification(
         id=name.verification_id,
@@ -167,14 +206,15 @@ def _verification(name: RecordName, now: bytes, record: Sequence[bytes]) -> Veri
         phone=_phone(fields["p"].encode()),
         code_length=int(fields["l"]),
         stored_status=Status(fields.get("s", Status.PENDING)),
-        calls_placed=int(fields["k"]),
+        calls_placed=len(calls),
         calls_left=int(fields["m"]),
         checks_left=int(fields["g"]) - int(fields.get("b", 0)),
-        calls=tuple(_calls(fields)),
-        created_at=_from_ms(fields["a"]),
-        expires_at=_from_ms(fields["e"]),
-        resend_at=_from_ms(resend_at) if resend_at else None,
-        observed_at=_from_ms(now),
+        calls=calls,
+        created_at=from_ms(fields["a"]),
+        expires_at=from_ms(expires),
+        resend_at=from_ms(resend_at) if resend_at else None,
+        observed_at=from_ms(now),
+        test="z" in fields,
     )
 
 
@@ -185,6 +225,15 @@ def _calls(fields: dict[str, str]) -> Iterable[Call]:
             yield Call(serial, state, fields.get(f"f{serial}"))
 
 
+def _written(limits: Iterable[Limit]) -> Iterable[Argument]:
+    for limit in limits:
+        yield from (limit.name, limit.count, ms(limit.period))
+
+
+def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:
+    return tuple(Quota(limit, remaining) for limit, remaining in zip(limits, left, strict=True))
+
+
 def _digits(phone: Phone) -> str:
     """Write a phone without its plus sign: Redis keeps digits alone in half the bytes."""
     return phone.e164.removeprefix("+")
@@ -192,20 +241,3 @@ def _digits(phone: Phone) -> str:
 
 def _phone(digits: bytes) -> Phone:
     return Phone(f"+{digits.decode()}")
-
-
-def _ms(duration: timedelta) -> int:
-    return duration // timedelta(milliseconds=1)
-
-
-def _to_ms(moment: datetime) -> int:
-    return _ms(moment - _EPOCH)
-
-
-def _from_ms(ms: str | bytes) -> datetime:
-    return _EPOCH + timedelta(milliseconds=int(ms))
-
-
-def _seconds(wait_ms: int) -> int:
-    """Round a wait up: whoever comes back then is not sent away again."""
-    return max(1, ceil(wait_ms / 1000))

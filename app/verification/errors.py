@@ -5,6 +5,7 @@ VerificationError
 ├── NotAllowed                a well-formed value that the settings do not allow
 ├── CallCooldown              too soon after the last call to this phone
 ├── RateLimited               a limit, by its name
+├── CallBudgetExhausted       all calls that everybody together may have in a day were placed
 ├── VerificationNotFound      unknown, expired, or somebody else's: deliberately one error
 ├── VerificationAlreadyUsed   its code was right once before
 ├── VerificationCanceled      it was called off
@@ -67,6 +68,14 @@ class RateLimited(VerificationError):
     def __init__(self, *, limit: str, retry_after: int) -> None:
         super().__init__(limit)
         self.limit = limit
+        self.retry_after = retry_after
+
+
+class CallBudgetExhausted(VerificationError):
+    """The calls of a day, everybody's together, are used up; ``retry_after`` is in seconds."""
+
+    def __init__(self, *, retry_after: int) -> None:
+        super().__init__(retry_after)
         self.retry_after = retry_after
 
 

@@ -8,6 +8,7 @@ from typing import Self
 
 from app.verification.errors import ProviderError
 from app.verification.phone import Phone
+from app.verification.policy import Quota
 
 
 class Status(StrEnum):
@@ -86,6 +87,7 @@ class Verification:
     expires_at: datetime
     resend_at: datetime | None
     observed_at: datetime
+    test: bool = False
 
     @property
     def status(self) -> Status:
@@ -115,12 +117,20 @@ class Verification:
             return None
         return self._seconds_until(self.resend_at) if self.resend_at else 0
 
-    def with_latest_call(self, state: CallState) -> Self:
-        """Show the latest call in another state than the store knows of."""
-        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state)))
+    def with_latest_call(self, state: CallState, ref: str | None) -> Self:
+        """Show the latest call in another state than the store knows of yet."""
+        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state, ref=ref)))
 
     def _seconds_until(self, moment: datetime) -> int:
         return max(0, ceil((moment - self.observed_at).total_seconds()))
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A verification whose call was placed, or may have been, and what remains of the limits it counts against."""
+
+    verification: Verification
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +146,8 @@ class CheckResult:
     purpose: str | None = None
     phone: Phone | None = None
     retry_after: int | None = None
+    quotas: tuple[Quota, ...] = ()
+    test: bool = False
 
 
 @dataclass(frozen=True, slots=True)

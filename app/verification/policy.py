@@ -1,7 +1,41 @@
 """The rules of a verification: how long, how often, how many."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+
+from app.verification.phone import Phone
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+# Blocks of the Russian numbering plan have 10,000 numbers and more. A thousand neighbours, seven digits after +7, is
+# what a pump walks through, and what thirty honest people an hour never are.
+_RANGE_LENGTH = len("+7") + 7
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``count`` events in any window of length ``period``; callers know it by its ``name``."""
+
+    name: str
+    count: int
+    period: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """One event against a limit, of whoever or whatever is counted: an address, a range of numbers, a client."""
+
+    limit: Limit
+    of: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What remains of a limit after the event."""
+
+    limit: Limit
+    remaining: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +53,34 @@ class Policy:
     checks: int = 5
     cooldowns: tuple[timedelta, ...] = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=300))
     purposes: frozenset[str] = frozenset({"phone_verification", "password_reset", "login"})
+    channels: frozenset[str] = frozenset({"voice"})
     denied_prefixes: tuple[str, ...] = ("+7940", "+7998")
     repeat: int = 2
     lookup_interval: timedelta = timedelta(seconds=1)
+
+    calls_per_phone: tuple[Limit, ...] = (
+        Limit("calls_per_phone_hour", 5, HOUR),
+        Limit("calls_per_phone_day", 10, DAY),
+    )
+    calls_per_address: Limit = Limit("calls_per_address", 10, timedelta(minutes=10))
+    calls_per_range: Limit = Limit("calls_per_range", 30, HOUR)
+    calls_per_client: tuple[Limit, ...] = (Limit("calls_per_client", 600, timedelta(minutes=1)),)
+    calls_per_day: Limit = Limit("calls_per_day", 1000, DAY)
+    failed_checks_per_phone: Limit = Limit("failed_checks_per_phone", 50, DAY)
+    failed_checks_per_address: Limit | None = Limit("failed_checks_per_address", 100, timedelta(minutes=10))
+    failed_checks_per_client: Limit | None = Limit("failed_checks_per_client", 100, timedelta(minutes=10))
+
+    def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:
+        """List what a call is counted against, beside the phone itself."""
+        yield Allowance(self.calls_per_range, phone.e164[:_RANGE_LENGTH])
+        yield from (Allowance(limit, client) for limit in self.calls_per_client)
+        yield Allowance(self.calls_per_day, "everybody")
+        if address:
+            yield Allowance(self.calls_per_address, address)
+
+    def for_failed_checks(self, *, client: str, address: str | None) -> Iterator[Allowance]:
+        """List what a failed check is counted against, beside the phone itself."""
+        if self.failed_checks_per_client:
+            yield Allowance(self.failed_checks_per_client, client)
+        if self.failed_checks_per_address and address:
+            yield Allowance(self.failed_checks_per_address, address)

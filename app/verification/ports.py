@@ -12,21 +12,36 @@ from app.verification.model import (
     CheckResult,
     Lang,
     ProviderAccount,
+    Started,
     Verification,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Policy
+from app.verification.policy import Allowance, Policy, Quota
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCall:
-    """A call about to be placed: for whom, to whom, what for, and the digest of its code."""
+    """A call about to be placed: for whom, to whom, what for, and the digest of its code.
+
+    ``test`` is a call that nobody places: it has no cooldown and counts against nothing.
+    """
 
     client: str
     phone: Phone
     purpose: str
     channel: Channel
     code_digest: bytes
+    code_length: int
+    test: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """A code to be checked: whose client, under which keys it may have been made, and from which address it came."""
+
+    client: str
+    candidates: Sequence[bytes]
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +55,13 @@ class Reading:
 class VerificationStore(Protocol):
     """Keeps verifications; each method is one atomic step. All raise StoreUnavailable."""
 
-    async def start(self, call: NewCall, policy: Policy) -> Verification:
+    async def start(self, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed: of a new verification, or of the pending one (a resend).
 
-        Raises CallCooldown, RateLimited (``calls_per_verification``) or VerificationLocked.
+        Counts the call against the limits of the phone.
+
+        Raises CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or
+        ``failed_checks_per_phone``: its code could not be checked) or VerificationLocked.
         """
         ...
 
@@ -57,14 +75,14 @@ class VerificationStore(Protocol):
         """Undo a call that did not happen: its code, its place in the count, its cooldown. Harmless when repeated."""
         ...
 
-    async def check_by_id(self, client: str, verification_id: str, candidates: Sequence[bytes]) -> CheckResult:
-        """Count the check, compare, consume.
+    async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
+        """Count the check, compare, consume; a wrong one counts against the limits of failed checks too.
 
-        Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled or VerificationLocked.
+        Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked or RateLimited.
         """
         ...
 
-    async def check_by_phone(self, client: str, phone: Phone, purpose: str, candidates: Sequence[bytes]) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
         """Do as ``check_by_id`` does, for the latest verification of this phone and purpose."""
         ...
 
@@ -84,6 +102,21 @@ class VerificationStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the store answers."""
+        ...
+
+
+class Limits(Protocol):
+    """Counts calls against limits over other things than the phone. Both methods raise StoreUnavailable."""
+
+    async def take(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
+        """Count one event, named by ``token``, against each; or against none, if one has no room.
+
+        Raises RateLimited or CallBudgetExhausted.
+        """
+        ...
+
+    async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
+        """Take the event back. Harmless when repeated, or when it was never counted."""
         ...
 
 

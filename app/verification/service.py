@@ -1,12 +1,15 @@
 """The use cases: start, check, read, cancel. The order of their steps is what keeps money and codes safe."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from app.verification.code import CodeDigester, make_code
 from app.verification.errors import NotAllowed, ProviderError, StoreUnavailable, VerificationNotFound
+from app.verification.fixed_codes import FixedCodes
 from app.verification.model import (
     CallOutcome,
     CallState,
@@ -17,14 +20,41 @@ from app.verification.model import (
     Placed,
     ProviderAccount,
     Refused,
+    Started,
     Unknown,
     Verification,
 )
 from app.verification.phone import Phone, parse_phone
-from app.verification.policy import Policy
-from app.verification.ports import CallProvider, NewCall, VerificationStore
+from app.verification.policy import Allowance, Policy
+from app.verification.ports import CallProvider, Guess, Limits, NewCall, VerificationStore
 
 log = logging.getLogger(__name__)
+
+Keep = Callable[[Started], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRequest:
+    """What a client asks for. ``address`` is the end user's, as the client saw it."""
+
+    client: str
+    phone: str
+    purpose: str
+    channel: Channel = Channel.VOICE
+    lang: Lang = Lang.RU
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The rules for each client: its own, or those for everybody."""
+
+    default: Policy
+    of_client: Mapping[str, Policy] = field(default_factory=dict)
+
+    def for_client(self, client: str) -> Policy:
+        """Return the rules that hold for a client."""
+        return self.of_client.get(client, self.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,63 +65,90 @@ class ProviderOverview:
     balance_rub: Decimal | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Reservation:
+    """What a call has taken before it is placed, to be given back if it is not."""
+
+    token: str
+    allowances: Sequence[Allowance]
+    started: Started
+
+    @property
+    def serial(self) -> int:
+        return self.started.verification.calls[-1].serial
+
+
 class VerificationService:
     """Proves that a person holds a phone number."""
 
     def __init__(
-        self, *, store: VerificationStore, provider: CallProvider, digester: CodeDigester, policy: Policy
+        self,
+        *,
+        store: VerificationStore,
+        limits: Limits,
+        provider: CallProvider,
+        digester: CodeDigester,
+        policies: Policies,
+        fixed_codes: FixedCodes,
     ) -> None:
         self._store = store
+        self._limits = limits
         self._provider = provider
         self._digester = digester
-        self._policy = policy
+        self._policies = policies
+        self._fixed_codes = fixed_codes
 
-    async def start(self, *, client: str, phone: str, purpose: str, channel: Channel, lang: Lang) -> Verification:
+    async def start(self, request: StartRequest, *, keep: Keep | None = None) -> Started:
         """Place a call that speaks a new code, for a new verification or for the pending one (a resend).
 
-        The digest is stored before the call is placed, so that a code that was heard always verifies.
+        The digest is stored before the call is placed, so that a code that was heard always verifies. ``keep`` is
+        awaited together with writing the outcome down, so that both share a round trip.
 
         Raises:
             PhoneNotCallable, NotAllowed: the request asks for what is not done.
-            CallCooldown, RateLimited, VerificationLocked: not now; nothing was changed.
+            CallCooldown, RateLimited, CallBudgetExhausted, VerificationLocked: not now; nothing was changed.
             ProviderError: the call did not happen; what it took is given back.
             StoreUnavailable: no call was placed.
 
         """
-        number = self._parse_phone(phone)
-        self._require_purpose(purpose)
-        code = make_code(self._policy.code_length)
-        call = NewCall(
-            client=client,
-            phone=number,
-            purpose=purpose,
-            channel=channel,
-            code_digest=self._digester.digest(client, code),
-        )
-        verification = await self._store.start(call, self._policy)
-        outcome = await self._provider.initiate_call(number, code, lang, self._policy.repeat)
-        return await self._settle(verification, outcome)
+        policy = self._policies.for_client(request.client)
+        _require("purpose", request.purpose, policy.purposes)
+        _require("channel", request.channel, policy.channels)
+        phone = parse_phone(request.phone, denied_prefixes=policy.denied_prefixes)
+        if (test_code := self._fixed_codes.code_of(phone)) is not None:
+            return await self._start_test(request, phone, test_code, policy, keep)
+        code = make_code(policy.code_length)
+        reservation = await self._reserve(self._new_call(request, phone, code), request.address, policy)
+        outcome = await self._provider.initiate_call(phone, code, request.lang, policy.repeat)
+        return await self._settle(reservation, outcome, keep)
 
-    async def check_by_id(self, *, client: str, verification_id: str, code: str) -> CheckResult:
+    async def check_by_id(
+        self, *, client: str, verification_id: str, code: str, address: str | None = None
+    ) -> CheckResult:
         """Check what the person typed against every live code of the verification; ``code`` is digits only.
 
         Raises:
             VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked: not evaluated.
+            RateLimited: not evaluated, too many wrong ones before.
             StoreUnavailable: nothing is known; the code may be tried again.
 
         """
-        return await self._store.check_by_id(client, verification_id, self._digester.candidates(client, code))
+        policy = self._policies.for_client(client)
+        return await self._store.check_by_id(verification_id, self._guess(client, code, address), policy)
 
-    async def check_by_phone(self, *, client: str, phone: str, purpose: str, code: str) -> CheckResult:
+    async def check_by_phone(
+        self, *, client: str, phone: str, purpose: str, code: str, address: str | None = None
+    ) -> CheckResult:
         """Check a code for the latest verification of a phone and purpose; raises as ``check_by_id`` does.
 
         Raises:
             PhoneNotCallable, NotAllowed: there can be no such verification.
 
         """
-        number = self._parse_phone(phone)
-        self._require_purpose(purpose)
-        return await self._store.check_by_phone(client, number, purpose, self._digester.candidates(client, code))
+        policy = self._policies.for_client(client)
+        _require("purpose", purpose, policy.purposes)
+        number = parse_phone(phone, denied_prefixes=policy.denied_prefixes)
+        return await self._store.check_by_phone(number, purpose, self._guess(client, code, address), policy)
 
     async def read(self, *, client: str, verification_id: str) -> Verification:
         """Tell the state of a verification, asking the provider for the latest call's where that is due.
@@ -102,7 +159,7 @@ class VerificationService:
             VerificationNotFound, StoreUnavailable: there is nothing to tell.
 
         """
-        reading = await self._store.read(client, verification_id, self._policy)
+        reading = await self._store.read(client, verification_id, self._policies.for_client(client))
         call = reading.verification.latest_call
         if not reading.lookup_due or call is None or call.ref is None:
             return reading.verification
@@ -141,41 +198,87 @@ class VerificationService:
         """Return if verifications can be started and checked. Raises StoreUnavailable."""
         await self._store.ping()
 
-    def _parse_phone(self, text: str) -> Phone:
-        return parse_phone(text, denied_prefixes=self._policy.denied_prefixes)
+    def _new_call(self, request: StartRequest, phone: Phone, code: str, *, test: bool = False) -> NewCall:
+        return NewCall(
+            client=request.client,
+            phone=phone,
+            purpose=request.purpose,
+            channel=request.channel,
+            code_digest=self._digester.digest(request.client, code),
+            code_length=len(code),
+            test=test,
+        )
 
-    def _require_purpose(self, purpose: str) -> None:
-        if purpose not in self._policy.purposes:
-            raise NotAllowed("purpose", self._policy.purposes)
+    def _guess(self, client: str, code: str, address: str | None) -> Guess:
+        return Guess(client=client, candidates=self._digester.candidates(client, code), address=address)
 
-    async def _settle(self, verification: Verification, outcome: CallOutcome) -> Verification:
+    async def _start_test(
+        self, request: StartRequest, phone: Phone, code: str, policy: Policy, keep: Keep | None
+    ) -> Started:
+        """Start a verification of a test number: nobody is called, and nothing is counted."""
+        started = await self._store.start(self._new_call(request, phone, code, test=True), policy)
+        log.info("verification.test_started", extra={"verification_id": started.verification.id, "test": True})
+        reservation = _Reservation("", (), started)
+        return await self._write_down(reservation, CallState(CallStatus.COMPLETED), "test", keep)
+
+    async def _reserve(self, call: NewCall, address: str | None, policy: Policy) -> _Reservation:
+        """Take what a call needs, all in one round trip: its place in every limit, and the digest of its code."""
+        token = secrets.token_hex(6)
+        allowances = tuple(policy.for_calls(client=call.client, phone=call.phone, address=address))
+        started, taken = await asyncio.gather(
+            self._store.start(call, policy), self._limits.take(token, allowances), return_exceptions=True
+        )
+        if isinstance(started, BaseException):
+            if not isinstance(taken, BaseException):
+                await _at_best(self._limits.give_back(token, allowances))
+            raise started
+        reservation = _Reservation(token, allowances, started)
+        if isinstance(taken, BaseException):
+            await _at_best(self._store.take_back(started.verification, reservation.serial))
+            raise taken
+        return _Reservation(token, allowances, Started(started.verification, (*started.quotas, *taken)))
+
+    async def _settle(self, reservation: _Reservation, outcome: CallOutcome, keep: Keep | None) -> Started:
         """Write the outcome of a call down, or take the call back."""
+        verification = reservation.started.verification
         match outcome:
             case Placed(call_ref):
-                return await self._record(verification, CallState(CallStatus.INITIATED), call_ref)
+                return await self._write_down(reservation, CallState(CallStatus.INITIATED), call_ref, keep)
             case Unknown(why):
                 log.warning("call.unconfirmed", extra={"verification_id": verification.id, "why": why})
-                return await self._record(verification, CallState(CallStatus.UNCONFIRMED), None)
+                return await self._write_down(reservation, CallState(CallStatus.UNCONFIRMED), None, keep)
             case Refused(error):
-                await self._take_back(verification)
+                await _at_best(
+                    self._store.take_back(verification, reservation.serial),
+                    self._limits.give_back(reservation.token, reservation.allowances),
+                )
                 raise error
 
-    async def _record(self, verification: Verification, state: CallState, ref: str | None) -> Verification:
-        """Write a placed call down. Without a store it is still placed and its code verifies, so the caller is told."""
-        try:
-            return await self._store.record_call(verification, _serial(verification), state, ref)
-        except (StoreUnavailable, VerificationNotFound) as error:
-            log.error("call.not_recorded", extra={"verification_id": verification.id, "error": repr(error)})
-            return verification.with_latest_call(state)
-
-    async def _take_back(self, verification: Verification) -> None:
-        """Give back what a call took. Without a store it stays taken: too strict for minutes, never too lax."""
-        try:
-            await self._store.take_back(verification, _serial(verification))
-        except StoreUnavailable as error:
-            log.error("call.not_taken_back", extra={"verification_id": verification.id, "error": repr(error)})
+    async def _write_down(
+        self, reservation: _Reservation, state: CallState, ref: str | None, keep: Keep | None
+    ) -> Started:
+        """Record a placed call. Without a store it is still placed and its code verifies, so the caller is told."""
+        verification = reservation.started.verification
+        started = Started(verification.with_latest_call(state, ref), reservation.started.quotas)
+        writes: list[Awaitable[object]] = [self._store.record_call(verification, reservation.serial, state, ref)]
+        if keep:
+            writes.append(keep(started))
+        await _at_best(*writes)
+        return started
 
 
-def _serial(verification: Verification) -> int:
-    """Name the call that ``start`` has just stored."""
-    return verification.calls[-1].serial
+async def _at_best(*writes: Awaitable[object]) -> None:
+    """Do what should be done, in one round trip, and go on if it cannot be: the caller has a truth to hear first.
+
+    What was to be given back stays taken then: too strict for a while, never too lax.
+    """
+    for result in await asyncio.gather(*writes, return_exceptions=True):
+        if isinstance(result, StoreUnavailable | VerificationNotFound):
+            log.error("store.not_written", extra={"error": repr(result)})
+        elif isinstance(result, BaseException):
+            raise result
+
+
+def _require(field_name: str, value: str, allowed: frozenset[str]) -> None:
+    if value not in allowed:
+        raise NotAllowed(field_name, allowed)

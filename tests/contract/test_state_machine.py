@@ -12,14 +12,20 @@ from app.store.verifications import RedisVerificationStore
 from app.verification.errors import VerificationError
 from app.verification.model import CallState, CallStatus, Channel, CheckResult, Verification
 from app.verification.phone import Phone
-from app.verification.policy import Policy
-from app.verification.ports import NewCall, Reading, VerificationStore
+from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.ports import Guess, NewCall, Reading, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
 PHONES = (Phone("+79001234567"), Phone("+79007654321"))
 CODES = [bytes([number]) * 32 for number in range(3)]
-POLICY = replace(Policy(), checks=3)
+POLICY = replace(
+    Policy(),
+    checks=3,
+    calls_per_phone=(Limit("calls_per_phone_hour", 4, HOUR), Limit("calls_per_phone_day", 6, DAY)),
+    failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY),
+    failed_checks_per_client=Limit("failed_checks_per_client", 6, timedelta(minutes=10)),
+)
 
 phones = st.sampled_from(PHONES)
 purposes = st.sampled_from(["login", "password_reset"])
@@ -35,7 +41,7 @@ steps = st.one_of(
     st.tuples(st.just("cancel"), ages),
     st.tuples(st.just("record"), ages, st.sampled_from(CallStatus)),
     st.tuples(st.just("take_back"), ages),
-    st.tuples(st.just("wait"), st.sampled_from([1, 30, 60, 120, 299, 300, 360])),
+    st.tuples(st.just("wait"), st.sampled_from([1, 30, 60, 120, 299, 300, 360, 3600, 86400])),
 )
 
 
@@ -54,16 +60,23 @@ class Actor:
             return type(error).__name__, self.anonymous(vars(error))
 
     async def start(self, phone: Phone, purpose: str, code: bytes) -> Verification:
-        call = NewCall(client="shop", phone=phone, purpose=purpose, channel=Channel.VOICE, code_digest=code)
-        verification = await self.store.start(call, POLICY)
+        call = NewCall(
+            client="shop",
+            phone=phone,
+            purpose=purpose,
+            channel=Channel.VOICE,
+            code_digest=code,
+            code_length=6,
+        )
+        verification = (await self.store.start(call, POLICY)).verification
         self.known.append(verification)
         return verification
 
     async def check_by_id(self, age: int, code: bytes) -> CheckResult:
-        return await self.store.check_by_id("shop", self.id(age), [code])
+        return await self.store.check_by_id(self.id(age), Guess(client="shop", candidates=[code]), POLICY)
 
     async def check_by_phone(self, phone: Phone, purpose: str, code: bytes) -> CheckResult:
-        return await self.store.check_by_phone("shop", phone, purpose, [code])
+        return await self.store.check_by_phone(phone, purpose, Guess(client="shop", candidates=[code]), POLICY)
 
     async def read(self, age: int) -> Reading:
         return await self.store.read("shop", self.id(age), POLICY)
@@ -86,7 +99,11 @@ class Actor:
     def age(self, duration: timedelta) -> None:
         """Move what is remembered into the past as ``age`` moves what Redis keeps."""
         self.known = [
-            replace(verification, resend_at=verification.resend_at - duration)
+            replace(
+                verification,
+                resend_at=verification.resend_at - duration,
+                observed_at=verification.observed_at - duration,
+            )
             for verification in self.known
             if verification.resend_at
         ]

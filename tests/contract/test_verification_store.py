@@ -17,10 +17,10 @@ from app.verification.errors import (
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.model import CallState, CallStatus, Channel, Status, Verification
+from app.verification.model import CallState, CallStatus, Channel, CheckResult, Status, Verification
 from app.verification.phone import Phone
-from app.verification.policy import Policy
-from app.verification.ports import NewCall, VerificationStore
+from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.ports import Guess, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -36,6 +36,7 @@ class World:
 
     store: VerificationStore
     advance: Callable[[timedelta], Awaitable[None]]
+    policy: Policy = POLICY
 
     async def start(
         self,
@@ -45,9 +46,30 @@ class World:
         purpose: str = "login",
         phone: Phone = PHONE,
         policy: Policy = POLICY,
+        test: bool = False,
     ) -> Verification:
-        call = NewCall(client=client, phone=phone, purpose=purpose, channel=Channel.VOICE, code_digest=code)
-        return await self.store.start(call, policy)
+        call = NewCall(
+            client=client,
+            phone=phone,
+            purpose=purpose,
+            channel=Channel.VOICE,
+            code_digest=code,
+            code_length=6,
+            test=test,
+        )
+        return (await self.store.start(call, policy)).verification
+
+    async def check(
+        self, verification_id: str, candidates: list[bytes], *, client: str = "shop", address: str | None = None
+    ) -> CheckResult:
+        return await self.store.check_by_id(
+            verification_id, Guess(client=client, candidates=candidates, address=address), self.policy
+        )
+
+    async def check_phone(
+        self, candidates: list[bytes], *, client: str = "shop", purpose: str = "login"
+    ) -> CheckResult:
+        return await self.store.check_by_phone(PHONE, purpose, Guess(client=client, candidates=candidates), self.policy)
 
     async def resend(self, code: bytes) -> Verification:
         await self.advance(timedelta(seconds=120))
@@ -55,7 +77,7 @@ class World:
 
     async def lock(self, verification: Verification) -> None:
         for _ in range(verification.checks_left):
-            await self.store.check_by_id("shop", verification.id, [WRONG])
+            await self.check(verification.id, [WRONG])
 
 
 @pytest.fixture(params=["fake", "redis"])
@@ -86,18 +108,18 @@ async def test_a_start_makes_a_pending_verification(world: World) -> None:
 async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
     verification = await world.start()
 
-    result = await world.store.check_by_id("shop", verification.id, [RIGHT])
+    result = await world.check(verification.id, [RIGHT])
 
     assert (result.status, result.phone, result.purpose) == (Status.VERIFIED, PHONE, "login")
     with pytest.raises(VerificationAlreadyUsed):
-        await world.store.check_by_id("shop", verification.id, [RIGHT])
+        await world.check(verification.id, [RIGHT])
 
 
 async def test_a_check_by_phone_finds_the_same_verification(world: World) -> None:
     verification = await world.start()
 
-    wrong = await world.store.check_by_phone("shop", PHONE, "login", [WRONG])
-    right = await world.store.check_by_phone("shop", PHONE, "login", [RIGHT])
+    wrong = await world.check_phone([WRONG])
+    right = await world.check_phone([RIGHT])
 
     assert (wrong.verification_id, wrong.checks_left) == (verification.id, 4)
     assert (right.verification_id, right.status) == (verification.id, Status.VERIFIED)
@@ -106,7 +128,7 @@ async def test_a_check_by_phone_finds_the_same_verification(world: World) -> Non
 async def test_a_code_under_an_older_key_verifies(world: World) -> None:
     verification = await world.start(RIGHT)
 
-    result = await world.store.check_by_id("shop", verification.id, [WRONG, RIGHT])
+    result = await world.check(verification.id, [WRONG, RIGHT])
 
     assert result.status is Status.VERIFIED
 
@@ -114,7 +136,7 @@ async def test_a_code_under_an_older_key_verifies(world: World) -> None:
 async def test_candidates_under_several_keys_cost_one_check(world: World) -> None:
     verification = await world.start(RIGHT)
 
-    result = await world.store.check_by_id("shop", verification.id, [WRONG, SECOND])
+    result = await world.check(verification.id, [WRONG, SECOND])
 
     assert result.checks_left == 4
 
@@ -128,26 +150,26 @@ async def test_another_clients_or_purposes_verification_is_not_found_by_phone(
     await world.start()
 
     with pytest.raises(VerificationNotFound):
-        await world.store.check_by_phone(client, PHONE, purpose, [RIGHT])
+        await world.check_phone([RIGHT], client=client, purpose=purpose)
 
 
 async def test_a_client_sees_only_its_own_verifications(world: World) -> None:
     verification = await world.start()
 
     for attempt in (
-        world.store.check_by_id("other", verification.id, [RIGHT]),
+        world.check(verification.id, [RIGHT], client="other"),
         world.store.read("other", verification.id, POLICY),
         world.store.cancel("other", verification.id),
     ):
         with pytest.raises(VerificationNotFound):
             await attempt
-    assert (await world.store.check_by_id("shop", verification.id, [RIGHT])).status is Status.VERIFIED
+    assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
 
 
 @pytest.mark.parametrize("verification_id", ["vrf_00000000000000000000000", "vrf_", "", "x" * 64, "vrf_{}:*"])
 async def test_an_unknown_or_impossible_id_is_not_found(world: World, verification_id: str) -> None:
     for attempt in (
-        world.store.check_by_id("shop", verification_id, [RIGHT]),
+        world.check(verification_id, [RIGHT]),
         world.store.read("shop", verification_id, POLICY),
         world.store.cancel("shop", verification_id),
     ):
@@ -158,7 +180,7 @@ async def test_an_unknown_or_impossible_id_is_not_found(world: World, verificati
 async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> None:
     verification = await world.start()
 
-    results = [await world.store.check_by_id("shop", verification.id, [WRONG]) for _ in range(5)]
+    results = [await world.check(verification.id, [WRONG]) for _ in range(5)]
 
     assert [(result.status, result.checks_left) for result in results] == [
         *((Status.PENDING, left) for left in (4, 3, 2, 1)),
@@ -166,22 +188,22 @@ async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> N
     ]
     assert results[-1].retry_after == 300
     with pytest.raises(VerificationLocked):
-        await world.store.check_by_id("shop", verification.id, [RIGHT])
+        await world.check(verification.id, [RIGHT])
 
 
 async def test_the_last_check_still_verifies(world: World) -> None:
     verification = await world.start()
     for _ in range(4):
-        await world.store.check_by_id("shop", verification.id, [WRONG])
+        await world.check(verification.id, [WRONG])
 
-    assert (await world.store.check_by_id("shop", verification.id, [RIGHT])).status is Status.VERIFIED
+    assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
 
 
 async def test_a_wrong_code_moves_no_expiry(world: World) -> None:
     verification = await world.start()
     await world.advance(timedelta(seconds=200))
 
-    await world.store.check_by_id("shop", verification.id, [WRONG])
+    await world.check(verification.id, [WRONG])
 
     reading = await world.store.read("shop", verification.id, POLICY)
     assert reading.verification.expires_in <= 100
@@ -206,8 +228,8 @@ async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
     await world.advance(LIFETIME)
 
     for attempt in (
-        world.store.check_by_id("shop", verification.id, [RIGHT]),
-        world.store.check_by_phone("shop", PHONE, "login", [RIGHT]),
+        world.check(verification.id, [RIGHT]),
+        world.check_phone([RIGHT]),
         world.store.read("shop", verification.id, POLICY),
         world.store.record_call(verification, 1, CallState(CallStatus.COMPLETED)),
     ):
@@ -238,13 +260,13 @@ async def test_the_cooldown_is_the_phones_whoever_asks_and_whatever_for(world: W
 
 async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(world: World) -> None:
     first = await world.start(RIGHT)
-    await world.store.check_by_id("shop", first.id, [WRONG])
+    await world.check(first.id, [WRONG])
 
     second = await world.resend(SECOND)
 
     assert second.id == first.id
     assert (second.calls_placed, second.calls_left, second.checks_left) == (2, 1, 4)
-    assert (await world.store.check_by_id("shop", first.id, [RIGHT])).status is Status.VERIFIED
+    assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
 
 
 async def test_each_code_lives_for_its_own_time(world: World) -> None:
@@ -252,8 +274,8 @@ async def test_each_code_lives_for_its_own_time(world: World) -> None:
     await world.resend(SECOND)
     await world.advance(LIFETIME - timedelta(seconds=60))
 
-    expired = await world.store.check_by_id("shop", verification.id, [RIGHT])
-    alive = await world.store.check_by_id("shop", verification.id, [SECOND])
+    expired = await world.check(verification.id, [RIGHT])
+    alive = await world.check(verification.id, [SECOND])
 
     assert (expired.status, alive.status) == (Status.PENDING, Status.VERIFIED)
 
@@ -310,7 +332,7 @@ async def test_calls_of_a_verification_are_limited(world: World) -> None:
 
 async def test_after_success_a_start_makes_a_new_verification(world: World) -> None:
     first = await world.start()
-    await world.store.check_by_id("shop", first.id, [RIGHT])
+    await world.check(first.id, [RIGHT])
     await world.advance(timedelta(seconds=60))
 
     second = await world.start(SECOND)
@@ -318,7 +340,7 @@ async def test_after_success_a_start_makes_a_new_verification(world: World) -> N
     assert second.id != first.id
     assert second.checks_left == 5
     with pytest.raises(VerificationAlreadyUsed):
-        await world.store.check_by_id("shop", first.id, [RIGHT])
+        await world.check(first.id, [RIGHT])
 
 
 async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
@@ -330,12 +352,12 @@ async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
     assert canceled.status is again.status is Status.CANCELED
     assert canceled.resend_in is None
     with pytest.raises(VerificationCanceled):
-        await world.store.check_by_id("shop", verification.id, [RIGHT])
+        await world.check(verification.id, [RIGHT])
 
 
 async def test_what_is_final_cannot_be_canceled(world: World) -> None:
     verified = await world.start()
-    await world.store.check_by_id("shop", verified.id, [RIGHT])
+    await world.check(verified.id, [RIGHT])
     with pytest.raises(VerificationAlreadyUsed):
         await world.store.cancel("shop", verified.id)
 
@@ -417,8 +439,8 @@ async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World
     assert (after.calls_placed, after.calls_left, after.resend_in) == (1, 2, 0)
     assert after.expires_at <= after.created_at + LIFETIME
     assert [call.serial for call in after.calls] == [1]
-    assert (await world.store.check_by_id("shop", first.id, [SECOND])).status is Status.PENDING
-    assert (await world.store.check_by_id("shop", first.id, [RIGHT])).status is Status.VERIFIED
+    assert (await world.check(first.id, [SECOND])).status is Status.PENDING
+    assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
 
 
 async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World) -> None:
@@ -433,26 +455,26 @@ async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World)
     assert (after.calls_placed, after.calls_left) == (2, 1)
     with pytest.raises(CallCooldown):
         await world.start()
-    assert (await world.store.check_by_id("shop", third.id, [THIRD])).status is Status.VERIFIED
+    assert (await world.check(third.id, [THIRD])).status is Status.VERIFIED
 
 
 async def test_guesses_stay_counted_when_the_call_is_taken_back(world: World) -> None:
     """Else a provider that refuses every call would let somebody guess for ever at codes never spoken."""
     verification = await world.start()
-    await world.store.check_by_id("shop", verification.id, [WRONG])
+    await world.check(verification.id, [WRONG])
     await world.store.take_back(verification, 1)
 
     again = await world.start(SECOND)
 
     assert (again.id, again.checks_left, again.calls_placed) == (verification.id, 4, 1)
-    assert (await world.store.check_by_id("shop", again.id, [RIGHT])).checks_left == 3
-    assert (await world.store.check_by_id("shop", again.id, [SECOND])).status is Status.VERIFIED
+    assert (await world.check(again.id, [RIGHT])).checks_left == 3
+    assert (await world.check(again.id, [SECOND])).status is Status.VERIFIED
 
 
 async def test_taking_back_after_an_older_code_verified_changes_no_success(world: World) -> None:
     first = await world.start(RIGHT)
     second = await world.resend(SECOND)
-    await world.store.check_by_id("shop", first.id, [RIGHT])
+    await world.check(first.id, [RIGHT])
 
     await world.store.take_back(second, 2)
 
@@ -462,7 +484,7 @@ async def test_taking_back_after_an_older_code_verified_changes_no_success(world
 async def test_of_a_hundred_right_checks_at_once_one_verifies(world: World) -> None:
     verification = await world.start()
 
-    checks = [world.store.check_by_id("shop", verification.id, [RIGHT]) for _ in range(100)]
+    checks = [world.check(verification.id, [RIGHT]) for _ in range(100)]
     results = await asyncio.gather(*checks, return_exceptions=True)
 
     refused = [result for result in results if isinstance(result, VerificationAlreadyUsed)]
@@ -472,7 +494,7 @@ async def test_of_a_hundred_right_checks_at_once_one_verifies(world: World) -> N
 async def test_of_a_hundred_wrong_checks_at_once_five_count(world: World) -> None:
     verification = await world.start()
 
-    checks = [world.store.check_by_id("shop", verification.id, [WRONG]) for _ in range(100)]
+    checks = [world.check(verification.id, [WRONG]) for _ in range(100)]
     results = await asyncio.gather(*checks, return_exceptions=True)
 
     assert sum(isinstance(result, VerificationLocked) for result in results) == 95
@@ -483,3 +505,123 @@ async def test_of_fifty_starts_at_once_one_places_a_call(world: World) -> None:
 
     assert sum(isinstance(result, Verification) for result in results) == 1
     assert sum(isinstance(result, CallCooldown) for result in results) == 49
+
+
+async def test_calls_of_a_phone_are_limited_in_every_hour_and_day(world: World) -> None:
+    """Whatever the client, purpose or verification: what is counted is the phone."""
+    policy = replace(
+        POLICY,
+        cooldowns=(timedelta(),),
+        calls=100,
+        calls_per_phone=(Limit("calls_per_phone_hour", 2, HOUR), Limit("calls_per_phone_day", 3, DAY)),
+    )
+    await world.start(policy=policy)
+    await world.start(policy=policy, client="bank")
+    with pytest.raises(RateLimited) as hourly:
+        await world.start(policy=policy, purpose="password_reset")
+    assert hourly.value.limit == "calls_per_phone_hour"
+    assert 3590 <= hourly.value.retry_after <= 3600
+
+    await world.advance(HOUR)
+    await world.start(policy=policy)
+    with pytest.raises(RateLimited) as daily:
+        await world.start(policy=policy)
+    assert daily.value.limit == "calls_per_phone_day"
+    assert 82_790 <= daily.value.retry_after <= 82_800
+
+    await world.advance(timedelta(seconds=daily.value.retry_after))
+    await world.start(policy=policy)
+
+
+async def test_a_call_taken_back_makes_room_for_another(world: World) -> None:
+    policy = replace(POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),))
+    verification = await world.start(policy=policy)
+    await world.store.take_back(verification, 1)
+
+    await world.start(policy=policy)
+
+
+async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(world: World) -> None:
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 7, DAY))
+    first = await world.start()
+    await world.lock(first)
+    await world.advance(LIFETIME)
+    second = await world.start()
+    await world.check(second.id, [WRONG])
+    await world.check_phone([WRONG])
+
+    for refused in (world.check(second.id, [RIGHT]), world.check_phone([RIGHT])):
+        with pytest.raises(RateLimited) as caught:
+            await refused
+        assert caught.value.limit == "failed_checks_per_phone"
+    await world.advance(timedelta(seconds=120))
+    with pytest.raises(RateLimited, match="failed_checks_per_phone"):  # a call whose code nobody may check
+        await world.start(policy=world.policy)
+
+    await world.advance(DAY)
+    third = await world.start(policy=world.policy)
+    assert (await world.check(third.id, [RIGHT])).status is Status.VERIFIED
+
+
+async def test_right_checks_are_not_counted_as_failed(world: World) -> None:
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
+    for _ in range(3):
+        verification = await world.start()
+        assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
+        await world.advance(LIFETIME)
+
+
+async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_phones(world: World) -> None:
+    """One guess against each of many phones is an attack too."""
+    minutes = timedelta(minutes=10)
+    world.policy = replace(
+        POLICY,
+        failed_checks_per_address=Limit("failed_checks_per_address", 2, minutes),
+        failed_checks_per_client=Limit("failed_checks_per_client", 3, minutes),
+    )
+    ids = [(await world.start(phone=Phone(f"+7900123456{number}"))).id for number in range(6)]
+    for name in ids[:2]:
+        await world.check(name, [WRONG], address="192.0.2.1")
+    with pytest.raises(RateLimited) as caught:
+        await world.check(ids[2], [RIGHT], address="192.0.2.1")
+    assert caught.value.limit == "failed_checks_per_address"
+
+    await world.check(ids[3], [WRONG], address="192.0.2.2")
+    with pytest.raises(RateLimited) as caught:
+        await world.check(ids[4], [RIGHT], address="192.0.2.3")
+    assert caught.value.limit == "failed_checks_per_client"
+
+    refused = (await world.store.read("shop", ids[4], POLICY)).verification
+    assert (refused.status, refused.checks_left) == (Status.PENDING, 5)
+
+
+async def test_a_test_number_has_no_cooldown_and_counts_against_nothing(world: World) -> None:
+    once = Limit("failed_checks_per_phone", 1, DAY)
+    world.policy = replace(
+        POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),), failed_checks_per_phone=once
+    )
+    ids = set()
+    for _ in range(5):
+        verification = await world.start(test=True, policy=world.policy)
+        assert verification.test
+        ids.add(verification.id)
+        await world.check(verification.id, [WRONG])
+        result = await world.check(verification.id, [RIGHT])
+        assert (result.status, result.test) == (Status.VERIFIED, True)
+    assert len(ids) == 5
+
+
+async def test_quotas_tell_what_remains(world: World) -> None:
+    call = NewCall(client="shop", phone=PHONE, purpose="login", channel=Channel.VOICE, code_digest=RIGHT, code_length=6)
+    started = await world.store.start(call, POLICY)
+    wrong = await world.check(started.verification.id, [WRONG], address="192.0.2.1")
+
+    assert [(quota.limit.name, quota.remaining) for quota in started.quotas] == [
+        ("calls_per_phone_hour", 4),
+        ("calls_per_phone_day", 9),
+    ]
+    assert [(quota.limit.name, quota.remaining) for quota in wrong.quotas] == [
+        ("failed_checks_per_phone", 49),
+        ("failed_checks_per_client", 99),
+        ("failed_checks_per_address", 99),
+    ]

@@ -1,50 +1,65 @@
 """The order of steps that keeps money and codes safe, with fakes for Redis and the provider."""
 
+from dataclasses import replace
+from datetime import date, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from app.verification.code import CodeDigester
 from app.verification.errors import (
     BalanceTooLow,
+    CallBudgetExhausted,
     CallCooldown,
     NotAllowed,
     PhoneNotCallable,
     ProviderRejected,
     ProviderUnavailable,
+    RateLimited,
     StoreUnavailable,
     VerificationNotFound,
 )
+from app.verification.fixed_codes import FixedCode, FixedCodes
 from app.verification.model import (
     CallOutcome,
     CallState,
     CallStatus,
-    Channel,
     Lang,
     Placed,
     Refused,
+    Started,
     Status,
     Unknown,
     Verification,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Policy
-from app.verification.service import VerificationService
-from tests.fakes import FakeProvider, FakeVerificationStore
+from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.service import Policies, StartRequest, VerificationService
+from tests.fakes import FakeLimits, FakeProvider, FakeVerificationStore
 
 PHONE = "8 (900) 123-45-67"
+TEST_PHONE = Phone("+79000000099")
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
         self.store = FakeVerificationStore()
         self.provider = FakeProvider()
+        self.today = date(2030, 1, 1)
+        fixed = {TEST_PHONE: FixedCode("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
-            store=self.store, provider=self.provider, digester=CodeDigester([b"k" * 32]), policy=Policy()
+            store=self.store,
+            limits=FakeLimits(self.store),
+            provider=self.provider,
+            digester=CodeDigester([b"k" * 32]),
+            policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
+            fixed_codes=FixedCodes(fixed, lambda: self.today),
         )
 
-    async def start(self, phone: str = PHONE, purpose: str = "login", lang: Lang = Lang.RU) -> Verification:
-        return await self.service.start(client="shop", phone=phone, purpose=purpose, channel=Channel.VOICE, lang=lang)
+    async def start(self, phone: str = PHONE, **fields: Any) -> Verification:  # noqa: ANN401 - those of a request
+        request = StartRequest(**{"client": "shop", "phone": phone, "purpose": "login", **fields})
+        return (await self.service.start(request)).verification
 
 
 @pytest.fixture
@@ -240,3 +255,94 @@ async def test_an_unreadable_balance_is_unknown_and_the_accounts_are_told(world:
     overview = await world.service.provider_overview()
     assert overview.balance_rub is None
     assert [account.name for account in overview.accounts] == ["Fake"]
+
+
+MINUTE = timedelta(minutes=1)
+ONE_CALL = {
+    "calls_per_range": replace(Policy(), calls_per_range=Limit("calls_per_range", 1, HOUR)),
+    "calls_per_client": replace(Policy(), calls_per_client=(Limit("calls_per_client", 1, MINUTE),)),
+    "calls_per_address": replace(Policy(), calls_per_address=Limit("calls_per_address", 1, MINUTE)),
+}
+
+
+@pytest.mark.parametrize("limit", ONE_CALL)
+async def test_a_call_beyond_a_limit_is_not_placed_and_leaves_nothing(limit: str) -> None:
+    world = World(ONE_CALL[limit])
+    await world.start("+79001234567", address="192.0.2.1")
+
+    with pytest.raises(RateLimited) as caught:
+        await world.start("+79001234568", address="192.0.2.1")
+
+    assert caught.value.limit == limit
+    assert len(world.provider.calls) == 1
+    assert len(world.store.records) == 1
+    world.store.advance(HOUR)
+    await world.start("+79001234568", address="192.0.2.1")
+
+
+async def test_the_budget_of_a_day_is_everybodys() -> None:
+    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    await world.start("+79001234567")
+
+    with pytest.raises(CallBudgetExhausted) as caught:
+        await world.start("+79117654321", client="bank")
+
+    assert caught.value.retry_after == DAY.total_seconds()
+
+
+async def test_what_is_refused_for_the_phone_counts_against_no_other_limit() -> None:
+    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 2, DAY)))
+    await world.start()
+    for _ in range(5):
+        with pytest.raises(CallCooldown):
+            await world.start()
+
+    await world.start("+79117654321")
+
+
+async def test_a_call_that_did_not_happen_counts_against_no_limit() -> None:
+    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world.provider.outcome = Refused(ProviderRejected("no"))
+    for _ in range(3):
+        with pytest.raises(ProviderRejected):
+            await world.start()
+
+    world.provider.outcome = None
+    await world.start()
+
+
+async def test_a_client_may_do_only_what_its_own_policy_allows(world: World) -> None:
+    await world.start(client="bank", purpose="login")
+    with pytest.raises(NotAllowed):
+        await world.start(client="bank", purpose="password_reset")
+
+
+async def test_what_is_told_and_what_is_kept_are_the_same(world: World) -> None:
+    kept: list[Started] = []
+
+    async def keep(started: Started) -> None:
+        kept.append(started)
+
+    told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), keep=keep)
+
+    assert kept == [told]
+
+
+async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: World) -> None:
+    for _ in range(3):
+        verification = await world.start(TEST_PHONE.e164)
+        assert (verification.test, verification.code_length) == (True, 4)
+        result = await world.service.check_by_id(client="shop", verification_id=verification.id, code="1234")
+        assert (result.status, result.test) == (Status.VERIFIED, True)
+
+    assert world.provider.calls == []
+
+
+async def test_after_its_last_day_a_test_number_is_called_no_more_than_before(world: World) -> None:
+    world.today = date(2030, 1, 31)
+    await world.start(TEST_PHONE.e164)
+
+    world.today = date(2030, 2, 1)
+    with pytest.raises(PhoneNotCallable):
+        await world.start(TEST_PHONE.e164)
+    assert world.provider.calls == []

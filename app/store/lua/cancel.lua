@@ -2,7 +2,7 @@
 --
 -- KEYS    1 record
 -- ARGV    1 client
--- RETURN  {'canceled', now, record}   now or before
+-- RETURN  {'canceled', now, expires, record}   now or before
 --         {'locked', ms to wait}
 --         {'not_found' | 'verified_before'}
 
@@ -14,9 +14,9 @@ if record.c ~= ARGV[1] then
 elseif record.s == 'verified' then
   return {'verified_before'}
 elseif record.s == 'locked' then
-  return {'locked', record.e - now}
+  return {'locked', redis.call('PEXPIRETIME', key) - now}
 end
 
 redis.call('HSET', key, 's', 'canceled')
 drop_codes(key, record)
-return {'canceled', int(now), redis.call('HGETALL', key)}
+return {'canceled', int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}

@@ -1,11 +1,14 @@
 -- Check a code: it exists, is not final, count, compare, consume - in one step, so that of N right ones just one verifies.
 --
--- KEYS    1 record, or phone where ARGV[2] is given
--- ARGV    1 client   2 purpose, where the verification is to be found by phone, else ''   3… candidate code digests
--- RETURN  {'verified', rest of the id, purpose, phone}
---         {'wrong', rest of the id, checks left}
---         {'exhausted', rest of the id, ms to wait}   locked by this check
---         {'locked', ms to wait}                      locked before
+-- KEYS    1 record, or phone where ARGV[2] is given   2… sorted sets of further limits of failed checks
+-- ARGV    1 client   2 purpose, where the verification is to be found by phone, else ''   3 token of this check
+--         4 number of candidates, and they: code digests…
+--         for the phone, then for each of KEYS 2…: name, failed checks allowed, in how many ms
+-- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
+--         {'wrong', rest of the id, {…}, checks left}
+--         {'exhausted', rest of the id, {…}, ms to wait}   locked by this check
+--         {'locked', ms to wait}                           locked before
+--         {'limited', name of the limit, ms to wait}
 --         {'not_found' | 'verified_before' | 'canceled_before'}
 
 local key = KEYS[1]
@@ -26,7 +29,27 @@ elseif record.s == 'verified' then
 elseif record.s == 'canceled' then
   return {'canceled_before'}
 elseif record.s == 'locked' then
-  return {'locked', record.e - now}
+  return {'locked', redis.call('PEXPIRETIME', key) - now}
+end
+
+local first_candidate, candidates = 5, tonumber(ARGV[4])
+local first_limit = first_candidate + candidates
+local phone_key = record_key(key, 'p:' .. record.q)
+local failed = recent(redis.call('HGET', phone_key, 'b'), now, ARGV[first_limit + 2])
+local left = {}
+for i = 1, #KEYS do
+  local at = first_limit + 3 * (i - 1)
+  local count, period = tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local inside, wait
+  if i == 1 then
+    inside, wait = used(failed, now, count, period)
+  else
+    inside, wait = used_of_set(KEYS[i], now, count, period)
+  end
+  if wait > 0 and not record.z then
+    return {'limited', ARGV[at], wait}
+  end
+  left[i] = count - inside
 end
 
 local function is_right(candidate)
@@ -39,18 +62,30 @@ local function is_right(candidate)
   return false
 end
 
-for i = 3, #ARGV do
+for i = first_candidate, first_limit - 1 do
   if is_right(ARGV[i]) then
     redis.call('HSET', key, 's', 'verified')
     drop_codes(key, record)
-    return {'verified', rest_of_id(key), record.u, record.p}
+    return {'verified', rest_of_id(key), left, record.u, record.p, record.z and 1 or 0}
+  end
+end
+
+if not record.z then
+  failed[#failed + 1] = now
+  redis.call('HSET', phone_key, 'b', write_log(failed))
+  keep_until(phone_key, now + ARGV[first_limit + 2])
+  for i = 1, #KEYS do
+    left[i] = left[i] - 1
+    if i > 1 then
+      count_in_set(KEYS[i], now, ARGV[3], ARGV[first_limit + 3 * (i - 1) + 2])
+    end
   end
 end
 
 local checks_left = record.g - redis.call('HINCRBY', key, 'b', 1)
 if checks_left > 0 then
-  return {'wrong', rest_of_id(key), checks_left}
+  return {'wrong', rest_of_id(key), left, checks_left}
 end
 redis.call('HSET', key, 's', 'locked')
 drop_codes(key, record)
-return {'exhausted', rest_of_id(key), record.e - now}
+return {'exhausted', rest_of_id(key), left, redis.call('PEXPIRETIME', key) - now}

@@ -1,13 +1,15 @@
 -- What every script shares: the clock, the names of keys, and the fields of a record. Put in front of each script.
 --
 -- pv:{bucket}:<rest of the id>    hash: one verification. Field names are one letter because 500 bytes is all one may cost.
---     c client   u purpose   p phone   h channel   l code length   s status (absent: pending)
---     n serial of the last call   k calls placed   m calls left   g checks allowed   b wrong checks (absent: none)
---     a created   e expires   r resend possible   o last look-up    (times: ms of the server's clock)
+--     c client   u purpose   p phone   q phone digest   h channel   l code length   s status (absent: pending)
+--     n serial of the last call   m calls left   g checks allowed   b wrong checks (absent: none)   z test (absent: no)
+--     a created   r resend possible   o last look-up    (times: ms of the server's clock; it expires with its key)
 --   and for each call, followed by its serial:
 --     d code digest   x code expires   t state   f provider's reference   w provider's unknown word
 -- pv:{bucket}:p:<phone digest>    hash: one phone, over all its verifications.
 --     n calls in the present streak   r next call possible   <client>:<purpose> → rest of the id of the latest verification
+--     l calls   b failed checks    (logs: moments, oldest first, between commas)
+-- pv:{l:<digest>}                 sorted set: one limit over an address, a range, a client, everybody: token → moment
 
 -- The states in which a call stays.
 local FINAL = {completed = true, busy = true, no_answer = true, failed = true}
@@ -43,6 +45,54 @@ end
 -- not know the id. SHA-1 is enough here, for what goes in is a 256-bit keyed digest that nobody can guess or choose.
 local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)
+end
+
+-- The moments of a log that are younger than `period`.
+local function recent(log, now, period)
+  local moments = {}
+  for moment in (log or ''):gmatch('%d+') do
+    if moment + period > now then
+      moments[#moments + 1] = tonumber(moment)
+    end
+  end
+  return moments
+end
+
+-- How many events in the last `period` there are in a log of moments, and how long until there is room for another.
+local function used(moments, now, count, period)
+  local inside = 0
+  while inside < #moments and moments[#moments - inside] + period > now do
+    inside = inside + 1
+  end
+  return inside, inside >= count and moments[#moments - count + 1] + period - now or 0
+end
+
+local function write_log(moments)
+  for i, moment in ipairs(moments) do
+    moments[i] = int(moment)
+  end
+  return table.concat(moments, ',')
+end
+
+-- The same of a sorted set.
+local function used_of_set(key, now, count, period)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now - period)
+  local inside = redis.call('ZCARD', key)
+  if inside < count then
+    return inside, 0
+  end
+  local oldest = redis.call('ZRANGE', key, inside - count, inside - count, 'WITHSCORES')
+  return inside, oldest[2] + period - now
+end
+
+local function count_in_set(key, now, token, period)
+  redis.call('ZADD', key, int(now), token)
+  redis.call('PEXPIRE', key, period)
+end
+
+-- A key lives on until `moment` at least.
+local function keep_until(key, moment)
+  redis.call('PEXPIREAT', key, int(math.max(moment, redis.call('PEXPIRETIME', key))))
 end
 
 -- No code of the verification verifies any more.

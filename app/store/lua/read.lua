@@ -2,7 +2,7 @@
 --
 -- KEYS    1 record
 -- ARGV    1 client   2 look-up interval ms
--- RETURN  {'found', now, record, 1 if this reader is to look the call up, else 0}
+-- RETURN  {'found', now, expires, record, 1 if this reader is to look the call up, else 0}
 --         {'not_found'}
 
 local key = KEYS[1]
@@ -14,8 +14,8 @@ end
 
 local latest = record.n
 local in_progress = record['f' .. latest] and not FINAL[record['t' .. latest]]
-if not in_progress or (record.o or 0) + ARGV[2] > now then
-  return {'found', int(now), redis.call('HGETALL', key), 0}
+local lookup_due = in_progress and (record.o or 0) + ARGV[2] <= now
+if lookup_due then
+  redis.call('HSET', key, 'o', int(now))
 end
-redis.call('HSET', key, 'o', int(now))
-return {'found', int(now), redis.call('HGETALL', key), 1}
+return {'found', int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key), lookup_due and 1 or 0}

@@ -2,7 +2,7 @@
 --
 -- KEYS    1 record
 -- ARGV    1 serial   2 state   3 provider's reference, or ''   4 provider's unknown word, or ''
--- RETURN  {'recorded', now, record}
+-- RETURN  {'recorded', now, expires, record}
 --         {'not_found'}
 
 local key, serial = KEYS[1], ARGV[1]
@@ -22,4 +22,4 @@ if state and not FINAL[state] then
     redis.call('HDEL', key, 'w' .. serial)
   end
 end
-return {'recorded', int(now_ms()), redis.call('HGETALL', key)}
+return {'recorded', int(now_ms()), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}

@@ -1,0 +1,52 @@
+"""Limits over addresses, ranges of numbers, clients and everybody: exact in any window, whoever fires in parallel."""
+
+from collections.abc import Sequence
+
+from app.store.keys import name_limit
+from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.units import ms, seconds
+from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
+from app.verification.policy import Allowance, Limit, Quota
+
+TAKE, GIVE_BACK = Script("take"), Script("give_back")
+
+
+class RedisLimits:
+    """The Limits of ``app/verification/ports.py``: a sorted set of moments for each, so no window ever holds more.
+
+    Each limit lies in a slot of its own; those of one event share one write.
+    """
+
+    def __init__(self, runner: ScriptRunner, *, key: bytes) -> None:
+        self._runner = runner
+        self._key = key
+
+    async def take(self, token: str, allowances: Sequence[Allowance]) -> list[Quota]:
+        """Count one event against each."""
+        runs: list[tuple[list[str], list[Argument]]] = [
+            ([self._name(allowance)], [token, allowance.limit.count, ms(allowance.limit.period)])
+            for allowance in allowances
+        ]
+        replies = await self._runner.run_each(TAKE, runs)
+        answers = [_answer(allowance.limit, *reply) for allowance, reply in zip(allowances, replies, strict=True)]
+        refusals = [answer for answer in answers if isinstance(answer, VerificationError)]
+        if refusals:
+            await self.give_back(token, allowances)
+            raise refusals[0]
+        return [answer for answer in answers if isinstance(answer, Quota)]
+
+    async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
+        """Take the event back from each."""
+        await self._runner.run_each(GIVE_BACK, [([self._name(allowance)], [token]) for allowance in allowances])
+
+    def _name(self, allowance: Allowance) -> str:
+        return name_limit(self._key, allowance)
+
+
+def _answer(limit: Limit, taken: int, fact: int) -> Quota | VerificationError:
+    """Read a reply of take.lua."""
+    if taken:
+        return Quota(limit, fact)
+    if limit.name == "calls_per_day":
+        return CallBudgetExhausted(retry_after=seconds(fact))
+    return RateLimited(limit=limit.name, retry_after=seconds(fact))
