@@ -12,6 +12,7 @@ import uvicorn
 from app.main import create_api, create_app
 from app.settings import CLIENT_NAME, Mode, Settings, SettingsError, load_settings
 from app.telemetry.logging import configure_logging
+from app.tokens import generate_keys
 
 _EXIT_SETTINGS = 2
 _DRAIN_SECONDS = 12  # a call in progress takes ten; the whole way from SIGTERM to the exit stays below fifteen
@@ -52,12 +53,16 @@ def openapi() -> None:
 def keygen(
     client: Annotated[str, typer.Option(help="Name of the client that will use the API key.")] = "default",
 ) -> None:
-    """Make a SECRET_KEY and an API key. The API key is shown this once; the settings keep its hash."""
+    """Make a SECRET_KEY, a key that signs tokens, and an API key.
+
+    The API key is shown this once; the settings keep its hash.
+    """
     if not CLIENT_NAME.fullmatch(client):
         raise typer.BadParameter("a client's name is a-z, 0-9, _ and -, begins with a letter, and has at most 32")
     key = f"pvk_{secrets.token_urlsafe(32)}"
     typer.echo("# for the settings of the service")
     typer.echo(f"SECRET_KEY={secrets.token_urlsafe(48)}")
+    typer.echo(f"TOKEN_KEYS={generate_keys()}")
     typer.echo(f"API_KEYS={client}:{hashlib.sha256(key.encode()).hexdigest()}")
     typer.echo(f"\n# for the client {client}: send it as Authorization: Bearer …")
     typer.echo(key)

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import ops, provider, verify
+from app.api import ops, provider, tokens, verify
 from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
@@ -19,9 +19,13 @@ from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_a
 from app.settings import Mode, Settings
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
+from app.store.guard import RedisFraudGuard
+from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
+from app.store.redemptions import RedisRedemptions
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.tokens import TokenSigner
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.service import VerificationService
@@ -65,7 +69,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     )
     app.add_middleware(Edge)
     install_problems(app)
-    for router in (verify.router, provider.router, ops.router):
+    for router in (verify.router, tokens.router, provider.router, ops.router):
         app.include_router(router)
     install_docs(app)
     return app
@@ -76,16 +80,44 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
     # Named by the oldest key: adding a new one then moves no pending verification and resets no limit.
     name_key = derive_key(settings.secret_keys[-1], "phone")
     runner = _build_runner(settings, stack)
+    guard = RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
+        guard=guard,
         provider=await _build_provider(settings, sandbox, stack),
         digester=CodeDigester(settings.secret_keys),
         policies=settings.policies,
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
     )
-    keys = ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None)
-    return {"service": service, "api_keys": keys}
+    stack.push_async_callback(service.aclose)
+    return {
+        "service": service,
+        "idempotency": _build_idempotency(settings, runner),
+        "guard": guard,
+        "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
+        "admin_keys": ApiKeys(settings.admin.keys),
+        "tokens": _build_tokens(settings),
+        "redemptions": RedisRedemptions(runner),
+    }
+
+
+def _build_tokens(settings: Settings) -> TokenSigner:
+    return TokenSigner(
+        settings.token_keys,
+        issuer=settings.token.issuer,
+        lifetime=timedelta(seconds=settings.token.lifetime_seconds),
+    )
+
+
+def _build_idempotency(settings: Settings, runner: ScriptRunner) -> RedisIdempotency:
+    """Keep answers through the runner of the verifications, so that both share writes."""
+    return RedisIdempotency(
+        runner,
+        key=derive_key(settings.secret_keys[-1], "idempotency"),
+        # 30 s by default. A start takes 12 s at most after its claim: the provider once, and Redis twice.
+        claim_for=timedelta(seconds=2 * settings.plusofon.timeout_seconds + 10 * settings.redis.timeout_seconds),
+    )
 
 
 def _build_runner(settings: Settings, stack: AsyncExitStack) -> ScriptRunner:

@@ -2,11 +2,12 @@
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FilePath,
     ModelWrapValidatorHandler,
     PlainValidator,
     SecretStr,
@@ -27,9 +29,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableSetting
 
+from app.tokens import TokenSigner, generate_keys
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.errors import PhoneNotCallable
 from app.verification.fixed_codes import FixedCode
+from app.verification.guard import GuardRules
 from app.verification.model import Channel
 from app.verification.phone import Phone, parse_phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
@@ -55,6 +59,7 @@ _REQUIRED_IN_PRODUCTION = {
     "SECRET_KEY": "the key of all digests, which `plusofon-verify keygen` makes",
     "API_KEYS": "who may call, as name:sha256 pairs, which `plusofon-verify keygen` makes",
     "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
+    "TOKEN_KEYS": "the keys that sign tokens, or TOKEN_KEYS_FILE; `plusofon-verify keygen` makes one",
 }
 
 
@@ -115,8 +120,22 @@ def _parse_test_number(value: object) -> FixedCodeSetting:
         raise mistake from None
 
 
+def _is_token_keys(value: SecretStr) -> SecretStr:
+    try:
+        TokenSigner(value.get_secret_value())
+    except ValueError as error:
+        raise PydanticCustomError("token_keys", "{message}", {"message": str(error)}) from None
+    return value
+
+
+def _has_token_keys(value: Path) -> Path:
+    _is_token_keys(SecretStr(value.read_text(encoding="utf-8", errors="replace")))
+    return value
+
+
 _CommaSeparated = (NoDecode, BeforeValidator(_split))
 _SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
+_Prefix = Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]
 _Count = Annotated[int, Field(ge=1, le=10_000_000)]
 _Timeout = Annotated[float, Field(gt=0, le=60)]
 _Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -159,11 +178,33 @@ class ApiSettings(_Section):
     keys: Annotated[list[Annotated[ApiKey, PlainValidator(_parse_api_key)]], *_CommaSeparated] = []
 
 
+class AdminSettings(_Section):
+    """Who may see and lift what the fraud guard blocked."""
+
+    keys: Annotated[list[Annotated[ApiKey, PlainValidator(_parse_api_key)]], *_CommaSeparated] = []
+
+
 class RedisSettings(_Section):
     """Where verifications are kept."""
 
     url: Annotated[SecretStr, AfterValidator(_is_redis_url)] | None = None
     timeout_seconds: _Timeout = 1
+
+
+class TokenSettings(_Section):
+    """The proof that a right check gives. The first of the keys signs, all of them verify."""
+
+    keys: Annotated[SecretStr, AfterValidator(_is_token_keys)] | None = None
+    keys_file: Annotated[FilePath, AfterValidator(_has_token_keys)] | None = None
+    issuer: str = Field("plusofon-verify", min_length=1, max_length=255)
+    lifetime_seconds: int = Field(600, ge=30, le=3600)
+
+    @field_validator("keys_file")
+    @classmethod
+    def _instead_of_keys(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and info.data.get("keys"):
+            raise PydanticCustomError("both", "must be left out where TOKEN_KEYS is given")
+        return value
 
 
 class CodeSettings(_Section):
@@ -190,12 +231,10 @@ class CheckSettings(_Section):
 
 
 class PhoneSettings(_Section):
-    """Which numbers are never called, beside those that are not Russian mobiles."""
+    """Which numbers are never called, beside those that are not Russian mobiles, and which the guard leaves alone."""
 
-    denied_prefixes: Annotated[list[Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]], *_CommaSeparated] = [
-        "+7940",
-        "+7998",
-    ]
+    denied_prefixes: Annotated[list[_Prefix], *_CommaSeparated] = ["+7940", "+7998"]
+    allowed_prefixes: Annotated[list[_Prefix], *_CommaSeparated] = []
 
 
 class LimitSettings(_Section):
@@ -210,6 +249,23 @@ class LimitSettings(_Section):
     failed_checks_per_phone: _Count | None = None
     failed_checks_per_address: _Count = 100
     failed_checks_per_client: _Count = 100
+
+
+class GuardSettings(_Section):
+    """When a range of numbers looks like artificial traffic."""
+
+    enabled: bool = True
+    min_calls: _Count = 20
+    min_conversion_percent: int = Field(10, ge=0, le=100)
+
+    def rules(self, allowed_prefixes: Iterable[str]) -> GuardRules:
+        """Make the rules of the guard."""
+        return GuardRules(
+            enabled=self.enabled,
+            min_calls=self.min_calls,
+            min_conversion=self.min_conversion_percent / 100,
+            allowed_prefixes=tuple(allowed_prefixes),
+        )
 
 
 class TestSettings(_Section):
@@ -265,12 +321,15 @@ class Settings(BaseSettings):
     plusofon: PlusofonSettings = PlusofonSettings()
     secret: SecretSettings = SecretSettings()
     api: ApiSettings = ApiSettings()
+    admin: AdminSettings = AdminSettings()
     redis: RedisSettings = RedisSettings()
+    token: TokenSettings = TokenSettings()
     code: CodeSettings = CodeSettings()
     call: CallSettings = CallSettings()
     check: CheckSettings = CheckSettings()
     phone: PhoneSettings = PhoneSettings()
     limit: LimitSettings = LimitSettings()
+    guard: GuardSettings = GuardSettings()
     test: TestSettings = TestSettings()
     log: LogSettings = LogSettings()
     clients: dict[str, ClientSettings] = {}
@@ -333,6 +392,7 @@ class Settings(BaseSettings):
             cooldowns=tuple(timedelta(seconds=pause) for pause in self.call.cooldowns_seconds),
             purposes=frozenset(self.purposes),
             denied_prefixes=tuple(self.phone.denied_prefixes),
+            allowed_prefixes=tuple(self.phone.allowed_prefixes),
             repeat=self.code.repeat,
             calls_per_phone=(
                 Limit("calls_per_phone_hour", limit.calls_per_phone_hour, HOUR),
@@ -353,6 +413,13 @@ class Settings(BaseSettings):
         newest = self.secret.key or SecretStr(secrets.token_hex(_MIN_SECRET_BYTES))
         return [key.get_secret_value().encode() for key in (newest, *self.secret.previous_keys)]
 
+    @cached_property
+    def token_keys(self) -> str:
+        """The keys of tokens, as JSON; in sandbox mode without any, a key that lives as long as the process."""
+        if self.token.keys:
+            return self.token.keys.get_secret_value()
+        return self.token.keys_file.read_text(encoding="utf-8") if self.token.keys_file else generate_keys()
+
 
 def _failed_checks_per_client(count: int) -> Limit:
     return Limit("failed_checks_per_client", count, timedelta(minutes=10))
@@ -367,8 +434,9 @@ def load_settings(**overrides: object) -> Settings:
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type] # pydantic validates them
-    except UnreadableSetting as error:  # a list or a table that is no JSON; the message has its name and no value
-        raise SettingsError([f"{error}."]) from None
+    except UnreadableSetting as error:  # its message has the name of the field and no value
+        name = str(error).partition('field "')[2].partition('"')[0]
+        raise SettingsError([f"{name.upper()} is not valid JSON."]) from None
     except ValidationError as error:
         raise SettingsError([_sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
 
@@ -378,7 +446,8 @@ def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if mode == Mode.PRODUCTION:
         for name, meaning in _REQUIRED_IN_PRODUCTION.items():
             section, field = name.lower().split("_", 1)
-            if not data.get(section, {}).get(field):
+            given = data.get(section, {})
+            if not (given.get(field) or given.get(f"{field}_file")):
                 yield _mistake((section, field), f"is missing: {meaning}")
     elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
         yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")

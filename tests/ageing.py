@@ -13,12 +13,13 @@ _MOMENT = re.compile(r"\d{13}")
 async def age(redis: Redis, duration: timedelta) -> None:
     """Make everything in Redis ``duration`` older; what has expired by then is gone."""
     ms = duration // timedelta(milliseconds=1)
-    for key in await redis.keys():
+    for key in map(_text, await redis.keys()):
         match await redis.type(key):
             case b"hash":
                 await _age_hash(redis, key, ms)
             case b"zset":
-                for member in await redis.zrange(key, 0, -1):
+                members: list[bytes] = await redis.zrange(key, 0, -1)  # type: ignore[assignment] # without scores
+                for member in members:
                     await redis.zincrby(key, -ms, member)
         left = await redis.pttl(key)
         assert left > 0, f"{key!r} has no TTL"

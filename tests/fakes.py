@@ -17,6 +17,7 @@ from app.verification.errors import (
     VerificationLocked,
     VerificationNotFound,
 )
+from app.verification.guard import Block, Suspect
 from app.verification.model import (
     FINAL_CALL_STATUSES,
     Call,
@@ -354,6 +355,35 @@ class FakeLimits:
         self._store._require_available()
         for allowance in allowances:
             self._counters.remove(allowance.limit, allowance.of, token)
+
+
+class FakeGuard:
+    """Remembers what it was told, and blocks what it is told to."""
+
+    def __init__(self) -> None:
+        self.blocked: set[str] = set()
+        self.calls: list[str] = []
+        self.successes: list[str] = []
+
+    async def admit(self, phone: Phone, client: str) -> None:
+        if phone.e164 in self.blocked:
+            raise RateLimited(limit="fraud_guard", retry_after=3600)
+        self.calls.append(phone.e164)
+
+    async def retract(self, phone: Phone, client: str) -> None:
+        self.calls.remove(phone.e164)
+
+    async def succeeded(self, phone: Phone, client: str) -> None:
+        self.successes.append(phone.e164)
+
+    async def blocks(self) -> list[Block]:
+        return []
+
+    async def suspects(self) -> list[Suspect]:
+        return []
+
+    async def lift(self, number_range: str) -> bool:
+        return False
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""What routes are given: the service, and the client that calls."""
+"""What routes are given: the service, the tokens, and the client that calls."""
 
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 
 from app.api.auth import Authenticate
+from app.verification.ports import ProofTokens, Redemptions
 from app.verification.service import VerificationService
 
 
@@ -13,5 +14,17 @@ async def _service(request: Request) -> VerificationService:
     return service
 
 
+async def _tokens(request: Request) -> ProofTokens:
+    tokens: ProofTokens = request.state.tokens
+    return tokens
+
+
+async def _redemptions(request: Request) -> Redemptions:
+    redemptions: Redemptions = request.state.redemptions
+    return redemptions
+
+
 Service = Annotated[VerificationService, Depends(_service)]
+Tokens = Annotated[ProofTokens, Depends(_tokens)]
+RedeemedTokens = Annotated[Redemptions, Depends(_redemptions)]
 Client = Annotated[str, Security(Authenticate())]

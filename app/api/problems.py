@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.api.auth import Unauthorized
-from app.verification import errors
+from app.api.idempotency import InvalidIdempotencyKey
+from app.verification import errors, idempotency
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,38 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "No code is checked any more; a new verification can be started in `retry_after` seconds.",
             _AFTER,
         ),
+        ProblemType(
+            "idempotency-key-reused",
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "The Idempotency-Key came before, with another body",
+            "A key names one request and its repetitions, whose bodies are the same byte for byte. Make a new key for a"
+            " new request.",
+        ),
+        ProblemType(
+            "idempotency-in-progress",
+            HTTPStatus.CONFLICT,
+            "The first request with this Idempotency-Key is still under way",
+            "Repeat the request in `retry_after` seconds to get its answer.",
+            {"retry_after": 1},
+        ),
+        ProblemType(
+            "token-invalid",
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "The token proves nothing here",
+            "Forged, another client's, and meant for another purpose look the same. It was not used up.",
+        ),
+        ProblemType(
+            "token-expired",
+            HTTPStatus.GONE,
+            "The token has expired",
+            "Whether or not it was redeemed before. Start a new verification.",
+        ),
+        ProblemType(
+            "token-already-redeemed",
+            HTTPStatus.CONFLICT,
+            "The token was redeemed already",
+            "A token is accepted once. Start a new verification.",
+        ),
     )
 }
 
@@ -225,11 +258,25 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         f"Start a new verification in {e.retry_after} s.",
         {"retry_after": e.retry_after},
     ),
+    errors.TokenInvalid: lambda _: Problem("token-invalid", "It is no token of this service for you and this purpose."),
+    errors.TokenExpired: lambda _: Problem("token-expired", "Its time is over."),
+    errors.TokenAlreadyRedeemed: lambda _: Problem("token-already-redeemed", "It was accepted before."),
     errors.ProviderRejected: lambda e: Problem("provider-rejected", f"The provider said: {e.message}"),
     errors.ProviderUnavailable: lambda e: Problem(
         "provider-unavailable", "The provider could not be reached.", {"retry_after": e.retry_after}
     ),
     errors.BalanceTooLow: lambda _: Problem("balance-too-low", "The provider's account has to be topped up."),
+    idempotency.IdempotencyKeyReused: lambda _: Problem(
+        "idempotency-key-reused", "Make a new Idempotency-Key for a new request."
+    ),
+    idempotency.IdempotencyInProgress: lambda e: Problem(
+        "idempotency-in-progress",
+        f"Repeat the request in {e.retry_after} s to get its answer.",
+        {"retry_after": e.retry_after},
+    ),
+    InvalidIdempotencyKey: lambda _: _invalid(
+        [("Idempotency-Key", "this header must be one key of 1 to 128 visible ASCII characters")]
+    ),
     errors.StoreUnavailable: lambda _: Problem("store-unavailable", "Redis did not answer in time."),
     Unauthorized: lambda _: Problem(
         "unauthorized",

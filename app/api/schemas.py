@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyAddress
 
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, Channel, CheckResult, Lang, Status, Verification
+from app.verification.ports import ProofTokens
 
 _PHONE = "any spelling of a Russian mobile number"
 _ID = "vrf_0a11b22c33d44e55f667788"
@@ -33,6 +34,14 @@ ClientAddress = Annotated[
     Field(
         description="the end user's address as your backend saw it, for the limits per address",
         examples=["203.0.113.7"],
+    ),
+]
+
+TestFlag = Annotated[
+    bool,
+    Field(
+        description="only for a test number, true: nobody was called, and nothing is proved",
+        exclude_if=lambda test: not test,
     ),
 ]
 
@@ -124,10 +133,7 @@ class VerificationView(BaseModel):
     calls_placed: Annotated[int, Field(examples=[1])]
     calls_left: Annotated[int, Field(examples=[2])]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
-    test: Annotated[
-        bool,
-        Field(description="a test number: nobody was called", exclude_if=lambda test: not test),
-    ] = False
+    test: TestFlag = False
     call: Annotated[CallView | None, Field(description="the latest", examples=[{"status": "initiated"}])]
     created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     expires_at: Annotated[
@@ -170,10 +176,15 @@ class Verified(BaseModel):
     verification_id: Annotated[str, Field(examples=[_ID])]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
     phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
-    test: Annotated[
-        bool,
-        Field(description="a test number: this proves nothing", exclude_if=lambda test: not test),
-    ] = False
+    token: Annotated[
+        str,
+        Field(
+            description="the proof, a JWT under ES256: verify it with `/.well-known/jwks.json`, or redeem it",
+            examples=["eyJ0eXAiOiJKV1QiLCJhbGciOiJFUzI1NiJ9.eyJzdWIiOiIrNzkwMDEyMzQ1NjcifQ.c2lnbmF0dXJl"],
+        ),
+    ]
+    token_expires_in: Annotated[int, Field(description="seconds", examples=[600])]
+    test: TestFlag = False
 
 
 class NotVerified(BaseModel):
@@ -198,13 +209,21 @@ class Locked(BaseModel):
 CheckView = Verified | NotVerified | Locked
 
 
-def view_check(result: CheckResult) -> CheckView:
-    """Show what became of a checked code."""
+def view_check(result: CheckResult, client: str, tokens: ProofTokens) -> CheckView:
+    """Show what became of a checked code; a right one with its proof."""
     if result.phone and result.purpose:
         return Verified(
             verification_id=result.verification_id,
             purpose=result.purpose,
             phone=result.phone.e164,
+            token=tokens.sign(
+                phone=result.phone,
+                purpose=result.purpose,
+                verification_id=result.verification_id,
+                client=client,
+                test=result.test,
+            ),
+            token_expires_in=int(tokens.lifetime.total_seconds()),
             test=result.test,
         )
     if result.retry_after is not None:

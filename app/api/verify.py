@@ -1,12 +1,14 @@
 """The routes of a verification: request → service → response."""
 
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 
-from app.api.dependencies import Client, Service
+from app.api.dependencies import Client, Service, Tokens
 from app.api.docs import answers, respond
+from app.api.idempotency import IDEMPOTENCY_KEY, once
 from app.api.quotas import quota_headers
 from app.api.schemas import (
     CHECK_EXAMPLES,
@@ -21,9 +23,14 @@ from app.api.schemas import (
     count_address,
     view_check,
 )
+from app.verification.model import CheckResult, Started
 from app.verification.service import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"])
+
+# How long an answer is kept for a repetition of its request: a check's as long as a verification can live.
+_KEEP_START = timedelta(days=1)
+_KEEP_CHECK = timedelta(minutes=5)
 
 
 @router.post(
@@ -39,12 +46,16 @@ router = APIRouter(prefix="/verify", tags=["verify"])
             "validation-failed", "unauthorized", "phone-not-callable", "call-cooldown", "rate-limited",
             "call-budget-exhausted",
             "verification-locked", "balance-too-low", "provider-rejected", "provider-unavailable",
-            "store-unavailable",
+            "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
         ),
     ),
+    openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
 async def start(
-    request: Annotated[StartBody, Body(openapi_examples=START_EXAMPLES)], client: Client, service: Service
+    request: Annotated[StartBody, Body(openapi_examples=START_EXAMPLES)],
+    http: Request,
+    client: Client,
+    service: Service,
 ) -> Response:
     """Place a call that speaks a code, twice, to a Russian mobile number.
 
@@ -52,16 +63,18 @@ async def start(
     `verification_id`, another call with another code, after a cooldown that grows. Every code stays good for its own
     five minutes, all on one budget of checks.
     """
-    started = await service.start(
-        StartRequest(
-            client=client,
-            phone=request.phone,
-            purpose=request.purpose,
-            channel=request.channel,
-            lang=request.lang,
-            address=count_address(request.client_ip),
-        )
+    wanted = StartRequest(
+        client=client,
+        phone=request.phone,
+        purpose=request.purpose,
+        channel=request.channel,
+        lang=request.lang,
+        address=count_address(request.client_ip),
     )
+    return await once(http, lambda keep: service.start(wanted, keep=keep), answer=_started, keep_for=_KEEP_START)
+
+
+def _started(started: Started) -> Response:
     verification = started.verification
     headers = {"Location": f"/verify/{verification.id}", **quota_headers(started.quotas)}
     return respond(VerificationView.of(verification), HTTPStatus.CREATED, headers)
@@ -80,27 +93,42 @@ async def start(
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "verification-not-found",
             "verification-already-used", "verification-canceled", "verification-locked", "store-unavailable",
+            "idempotency-key-reused", "idempotency-in-progress",
         ),
     ),
+    openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
 async def check(
-    request: Annotated[CheckBody, Body(openapi_examples=CHECK_EXAMPLES)], client: Client, service: Service
+    request: Annotated[CheckBody, Body(openapi_examples=CHECK_EXAMPLES)],
+    http: Request,
+    client: Client,
+    service: Service,
+    tokens: Tokens,
 ) -> Response:
-    """Check a code, by `verification_id` or by `phone` and `purpose`. A right code verifies exactly once."""
-    address = count_address(request.client_ip)
-    if request.verification_id is not None:
-        result = await service.check_by_id(
-            client=client, verification_id=request.verification_id, code=request.code, address=address
-        )
-    else:
-        result = await service.check_by_phone(
+    """Check a code, by `verification_id` or by `phone` and `purpose`.
+
+    A right code verifies exactly once. The answer then has a `token`: with it a browser or another service can show
+    your backend that the phone was verified, without the backend asking again.
+    """
+
+    async def evaluate(_: object) -> CheckResult:
+        address = count_address(request.client_ip)
+        if request.verification_id is not None:
+            return await service.check_by_id(
+                client=client, verification_id=request.verification_id, code=request.code, address=address
+            )
+        return await service.check_by_phone(
             client=client,
             phone=request.phone or "",
             purpose=request.purpose or "phone_verification",
             code=request.code,
             address=address,
         )
-    return respond(view_check(result), headers=quota_headers(result.quotas))
+
+    def tell(result: CheckResult) -> Response:
+        return respond(view_check(result, client, tokens), headers=quota_headers(result.quotas))
+
+    return await once(http, evaluate, answer=tell, keep_for=_KEEP_CHECK)
 
 
 @router.get(

@@ -14,6 +14,9 @@ VerificationError
 │   ├── ProviderRejected      it understood and said no
 │   ├── ProviderUnavailable   it was not reached, or made no sense
 │   └── BalanceTooLow         the account cannot pay for the call
+├── TokenInvalid              not a token of this service for this client and purpose
+├── TokenExpired              it was one
+├── TokenAlreadyRedeemed      it was accepted before
 └── StoreUnavailable          Redis did not answer in time
 """
 
@@ -121,6 +124,18 @@ class ProviderUnavailable(ProviderError):
 
 class BalanceTooLow(ProviderError):
     """The provider's account cannot pay for the call."""
+
+
+class TokenInvalid(VerificationError):
+    """Not a token of this service for this client and purpose: forged, foreign and garbage are one error."""
+
+
+class TokenExpired(VerificationError):
+    """The token was good once; its time is over."""
+
+
+class TokenAlreadyRedeemed(VerificationError):
+    """The token was redeemed before; it proves nothing a second time."""
 
 
 class StoreUnavailable(VerificationError):

@@ -150,6 +150,20 @@ class CheckResult:
     test: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a token proves: that somebody held ``phone``, for ``purpose``; nothing any more from ``expires_at`` on.
+
+    That of a test number (``test``) proves nothing.
+    """
+
+    phone: Phone
+    purpose: str
+    verification_id: str
+    expires_at: datetime
+    test: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """The provider took the call and named it ``call_ref``."""

@@ -33,14 +33,15 @@ class Phone:
         return f"Phone({self.masked})"
 
 
-def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = ()) -> Phone:
+def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_prefixes: tuple[str, ...] = ()) -> Phone:
     """Read any human spelling of a Russian mobile number.
 
     Validity alone is not asked for: ``+7`` is shared with Kazakhstan, and a toll-free, premium or fixed line is a
     valid number that must not be called (numbering plan as kept by the ``phonenumbers`` library).
 
     Raises:
-        PhoneNotCallable: it is no number, not Russian, not a mobile, or begins with one of ``denied_prefixes``.
+        PhoneNotCallable: it is no number, not Russian, not a mobile, or begins with one of ``denied_prefixes`` and
+            with none of ``allowed_prefixes``.
 
     """
     number = _parse(text)
@@ -51,7 +52,7 @@ def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = ()) -> Phone:
         raise PhoneNotCallable(PhoneReason.INVALID)
     if phonenumbers.number_type(number) not in _MOBILE:
         raise PhoneNotCallable(PhoneReason.TYPE)
-    if e164.startswith(denied_prefixes):
+    if e164.startswith(denied_prefixes) and not e164.startswith(allowed_prefixes):
         raise PhoneNotCallable(PhoneReason.DENIED)
     return Phone(e164)
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.verification.model import (
     CallOutcome,
@@ -11,6 +12,7 @@ from app.verification.model import (
     Channel,
     CheckResult,
     Lang,
+    Proof,
     ProviderAccount,
     Started,
     Verification,
@@ -137,4 +139,38 @@ class CallProvider(Protocol):
 
     async def get_balance(self) -> Decimal:
         """Tell the balance in RUB. Raises ProviderError."""
+        ...
+
+
+class ProofTokens(Protocol):
+    """Writes proofs down as signed tokens, and reads them back."""
+
+    @property
+    def lifetime(self) -> timedelta:
+        """How long a new token is good."""
+        ...
+
+    @property
+    def jwks(self) -> dict[str, Any]:
+        """The public keys, with which anybody verifies a token."""
+        ...
+
+    def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
+        """Make the token that tells ``client`` of a verification that succeeded."""
+        ...
+
+    def verify(self, token: str, *, client: str) -> Proof:
+        """Read a token. Raises TokenInvalid or TokenExpired."""
+        ...
+
+
+class Redemptions(Protocol):
+    """Remembers which tokens were redeemed."""
+
+    async def redeem(self, verification_id: str, expires_at: datetime) -> bool:
+        """Tell whether this is the first redemption of a verification's token: true exactly once, however many ask.
+
+        Raises TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable: it may have been
+        the first.
+        """
         ...

@@ -10,6 +10,7 @@ from decimal import Decimal
 from app.verification.code import CodeDigester, make_code
 from app.verification.errors import NotAllowed, ProviderError, StoreUnavailable, VerificationNotFound
 from app.verification.fixed_codes import FixedCodes
+from app.verification.guard import FraudGuard
 from app.verification.model import (
     CallOutcome,
     CallState,
@@ -73,10 +74,6 @@ class _Reservation:
     allowances: Sequence[Allowance]
     started: Started
 
-    @property
-    def serial(self) -> int:
-        return self.started.verification.calls[-1].serial
-
 
 class VerificationService:
     """Proves that a person holds a phone number."""
@@ -86,6 +83,7 @@ class VerificationService:
         *,
         store: VerificationStore,
         limits: Limits,
+        guard: FraudGuard,
         provider: CallProvider,
         digester: CodeDigester,
         policies: Policies,
@@ -93,10 +91,16 @@ class VerificationService:
     ) -> None:
         self._store = store
         self._limits = limits
+        self._guard = guard
         self._provider = provider
         self._digester = digester
         self._policies = policies
         self._fixed_codes = fixed_codes
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Wait for what was begun and not waited for."""
+        await asyncio.gather(*self._background)
 
     async def start(self, request: StartRequest, *, keep: Keep | None = None) -> Started:
         """Place a call that speaks a new code, for a new verification or for the pending one (a resend).
@@ -114,7 +118,7 @@ class VerificationService:
         policy = self._policies.for_client(request.client)
         _require("purpose", request.purpose, policy.purposes)
         _require("channel", request.channel, policy.channels)
-        phone = parse_phone(request.phone, denied_prefixes=policy.denied_prefixes)
+        phone = _parse(request.phone, policy)
         if (test_code := self._fixed_codes.code_of(phone)) is not None:
             return await self._start_test(request, phone, test_code, policy, keep)
         code = make_code(policy.code_length)
@@ -134,7 +138,8 @@ class VerificationService:
 
         """
         policy = self._policies.for_client(client)
-        return await self._store.check_by_id(verification_id, self._guess(client, code, address), policy)
+        result = await self._store.check_by_id(verification_id, self._guess(client, code, address), policy)
+        return self._noted(result, client)
 
     async def check_by_phone(
         self, *, client: str, phone: str, purpose: str, code: str, address: str | None = None
@@ -147,8 +152,9 @@ class VerificationService:
         """
         policy = self._policies.for_client(client)
         _require("purpose", purpose, policy.purposes)
-        number = parse_phone(phone, denied_prefixes=policy.denied_prefixes)
-        return await self._store.check_by_phone(number, purpose, self._guess(client, code, address), policy)
+        number = _parse(phone, policy)
+        guess = self._guess(client, code, address)
+        return self._noted(await self._store.check_by_phone(number, purpose, guess, policy), client)
 
     async def read(self, *, client: str, verification_id: str) -> Verification:
         """Tell the state of a verification, asking the provider for the latest call's where that is due.
@@ -212,6 +218,14 @@ class VerificationService:
     def _guess(self, client: str, code: str, address: str | None) -> Guess:
         return Guess(client=client, candidates=self._digester.candidates(client, code), address=address)
 
+    def _noted(self, result: CheckResult, client: str) -> CheckResult:
+        """Tell the guard of a success, without letting the person wait for it."""
+        if result.phone and not result.test:
+            task = asyncio.create_task(_at_best(self._guard.succeeded(result.phone, client)))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+        return result
+
     async def _start_test(
         self, request: StartRequest, phone: Phone, code: str, policy: Policy, keep: Keep | None
     ) -> Started:
@@ -222,21 +236,39 @@ class VerificationService:
         return await self._write_down(reservation, CallState(CallStatus.COMPLETED), "test", keep)
 
     async def _reserve(self, call: NewCall, address: str | None, policy: Policy) -> _Reservation:
-        """Take what a call needs, all in one round trip: its place in every limit, and the digest of its code."""
+        """Take what a call needs, all in one round trip: its place in every limit, and the guard's word."""
         token = secrets.token_hex(6)
         allowances = tuple(policy.for_calls(client=call.client, phone=call.phone, address=address))
-        started, taken = await asyncio.gather(
-            self._store.start(call, policy), self._limits.take(token, allowances), return_exceptions=True
+        started, taken, admitted = await asyncio.gather(
+            self._store.start(call, policy),
+            self._limits.take(token, allowances),
+            self._guard.admit(call.phone, call.client),
+            return_exceptions=True,
         )
-        if isinstance(started, BaseException):
-            if not isinstance(taken, BaseException):
-                await _at_best(self._limits.give_back(token, allowances))
-            raise started
-        reservation = _Reservation(token, allowances, started)
-        if isinstance(taken, BaseException):
-            await _at_best(self._store.take_back(started.verification, reservation.serial))
-            raise taken
-        return _Reservation(token, allowances, Started(started.verification, (*started.quotas, *taken)))
+        if not (
+            isinstance(started, BaseException)
+            or isinstance(taken, BaseException)
+            or isinstance(admitted, BaseException)
+        ):
+            return _Reservation(token, allowances, Started(started.verification, (*started.quotas, *taken)))
+        undo: list[Awaitable[object]] = []
+        if not isinstance(started, BaseException):
+            undo.append(self._store.take_back(started.verification, _serial(started)))
+        if not isinstance(taken, BaseException):
+            undo.append(self._limits.give_back(token, allowances))
+        if not isinstance(admitted, BaseException):
+            undo.append(self._guard.retract(call.phone, call.client))
+        await _at_best(*undo)
+        raise next(refusal for refusal in (started, taken, admitted) if isinstance(refusal, BaseException))
+
+    async def _give_back(self, reservation: _Reservation) -> None:
+        """Give back all that a call took that did not happen."""
+        verification = reservation.started.verification
+        await _at_best(
+            self._store.take_back(verification, _serial(reservation.started)),
+            self._limits.give_back(reservation.token, reservation.allowances),
+            self._guard.retract(verification.phone, verification.client),
+        )
 
     async def _settle(self, reservation: _Reservation, outcome: CallOutcome, keep: Keep | None) -> Started:
         """Write the outcome of a call down, or take the call back."""
@@ -248,10 +280,7 @@ class VerificationService:
                 log.warning("call.unconfirmed", extra={"verification_id": verification.id, "why": why})
                 return await self._write_down(reservation, CallState(CallStatus.UNCONFIRMED), None, keep)
             case Refused(error):
-                await _at_best(
-                    self._store.take_back(verification, reservation.serial),
-                    self._limits.give_back(reservation.token, reservation.allowances),
-                )
+                await self._give_back(reservation)
                 raise error
 
     async def _write_down(
@@ -260,11 +289,18 @@ class VerificationService:
         """Record a placed call. Without a store it is still placed and its code verifies, so the caller is told."""
         verification = reservation.started.verification
         started = Started(verification.with_latest_call(state, ref), reservation.started.quotas)
-        writes: list[Awaitable[object]] = [self._store.record_call(verification, reservation.serial, state, ref)]
+        writes: list[Awaitable[object]] = [
+            self._store.record_call(verification, _serial(reservation.started), state, ref)
+        ]
         if keep:
             writes.append(keep(started))
         await _at_best(*writes)
         return started
+
+
+def _serial(started: Started) -> int:
+    """Name the call that ``start`` has just stored."""
+    return started.verification.calls[-1].serial
 
 
 async def _at_best(*writes: Awaitable[object]) -> None:
@@ -277,6 +313,10 @@ async def _at_best(*writes: Awaitable[object]) -> None:
             log.error("store.not_written", extra={"error": repr(result)})
         elif isinstance(result, BaseException):
             raise result
+
+
+def _parse(text: str, policy: Policy) -> Phone:
+    return parse_phone(text, denied_prefixes=policy.denied_prefixes, allowed_prefixes=policy.allowed_prefixes)
 
 
 def _require(field_name: str, value: str, allowed: frozenset[str]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from redis import Redis as SyncRedis
@@ -14,9 +15,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.store import embedded
 from app.store.connection import connect
+from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Channel, Status
 from app.verification.phone import Phone
 from app.verification.policy import Policy
@@ -67,6 +70,7 @@ async def cluster(cluster_port: int) -> AsyncIterator[Redis]:
 async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
     runner = ScriptRunner(cluster, timeout=1)
     store, limits = RedisVerificationStore(runner, phone_key=b"k" * 32), RedisLimits(runner, key=b"k" * 32)
+    idempotency = RedisIdempotency(runner, key=b"k" * 32)
     right = b"r" * 32
     for number in range(20):
         phone = Phone(f"+790012345{number:02}")
@@ -95,3 +99,12 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         token, allowances = "token", list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
         assert len(await limits.take(token, allowances)) == len(allowances)
         await limits.give_back(token, allowances)
+
+        request = IdempotentRequest(client="shop", route="/verify/start", key=str(number), body=b"{}")
+        for _ in range(2):
+            claim = await idempotency.claim(request)
+            assert isinstance(claim, Claim)
+            await idempotency.release(claim)
+        claim = await idempotency.claim(request)
+        assert isinstance(claim, Claim)
+        assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), timedelta(days=1))

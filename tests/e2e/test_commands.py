@@ -63,7 +63,7 @@ def test_serve_without_settings_says_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "PLUSOFON_ACCESS_TOKEN is missing" in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 5
+    assert len(done.stderr.splitlines()) == 6
 
 
 def test_serve_says_what_is_wrong(tmp_path: Path) -> None:
@@ -86,6 +86,7 @@ def test_keygen_makes_settings_that_serve_accepts_and_a_key_that_fits(
     (key,) = settings.api.keys
     assert (key.client, key.digest) == ("shop", hashlib.sha256(lines[-1].encode()).digest())
     assert settings.secret_keys == [made["SECRET_KEY"].encode()]
+    assert settings.token_keys == made["TOKEN_KEYS"]
     assert run("keygen", cwd=tmp_path).stdout != done.stdout
 
 

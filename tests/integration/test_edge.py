@@ -14,6 +14,7 @@ from app.api.problems import PROBLEM_TYPES
 from app.main import create_app
 from app.plusofon.sandbox import VirtualNetwork
 from app.settings import Settings
+from app.tokens import generate_keys
 from tests.integration.conftest import run, sandbox_settings
 
 PHONE = "+79001234567"
@@ -264,6 +265,7 @@ async def test_what_only_the_sandbox_has_is_not_there_in_production(redis_url: s
             mode="production",
             plusofon={"user_id": "0", "access_token": "not-a-real-token"},
             api={"keys": f"shop:{'0' * 64}"},
+            token={"keys": generate_keys()},
         )
     )
 

@@ -219,6 +219,8 @@ async def test_a_test_number_is_marked_and_meets_no_limit(
             await check(api, started["verification_id"], "0000")
             checked = (await check(api, started["verification_id"], "1234")).json()
             assert (checked["verified"], checked["test"]) == (True, True)
+            proof = {"token": checked["token"], "purpose": "phone_verification"}
+            assert (await api.post("/verify/token/redeem", json=proof)).json()["test"] is True
         ordinary = await start(api, "+79000000100")
         assert ordinary.status_code == 201
         assert "test" not in ordinary.json()

@@ -14,6 +14,8 @@ CONTRACT = {
     ("post", "/verify/check"),
     ("get", "/verify/{verification_id}"),
     ("post", "/verify/{verification_id}/cancel"),
+    ("get", "/.well-known/jwks.json"),
+    ("post", "/verify/token/redeem"),
     ("get", "/provider/account"),
     ("get", "/livez"),
     ("get", "/readyz"),

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from app.settings import Settings, load_settings
+from app.tokens import generate_keys
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 LINE = re.compile(r"(?P<off>#?)(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
@@ -21,6 +22,7 @@ REQUIRED = {
     "SECRET_KEY": "not-a-real-secret-0123456789-0123456789",
     "API_KEYS": f"shop:{'0' * 64}",
     "REDIS_URL": "redis://127.0.0.1:6379/0",
+    "TOKEN_KEYS": generate_keys(),
 }
 
 

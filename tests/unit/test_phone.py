@@ -70,6 +70,13 @@ def test_denied_ranges_are_the_callers_choice() -> None:
     assert parse_phone("+79401234567").e164 == "+79401234567"
 
 
+def test_what_is_allowed_by_name_is_called_though_its_range_is_denied() -> None:
+    allowed = ("+79401234567",)
+    assert parse_phone("+79401234567", denied_prefixes=DENIED, allowed_prefixes=allowed).e164 == "+79401234567"
+    with pytest.raises(PhoneNotCallable):
+        parse_phone("+79401234568", denied_prefixes=DENIED, allowed_prefixes=allowed)
+
+
 def test_a_phone_prints_masked() -> None:
     phone = Phone("+79001234567")
 

@@ -36,7 +36,7 @@ from app.verification.model import (
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
 from app.verification.service import Policies, StartRequest, VerificationService
-from tests.fakes import FakeLimits, FakeProvider, FakeVerificationStore
+from tests.fakes import FakeGuard, FakeLimits, FakeProvider, FakeVerificationStore
 
 PHONE = "8 (900) 123-45-67"
 TEST_PHONE = Phone("+79000000099")
@@ -46,11 +46,13 @@ class World:
     def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
         self.store = FakeVerificationStore()
         self.provider = FakeProvider()
+        self.guard = FakeGuard()
         self.today = date(2030, 1, 1)
         fixed = {TEST_PHONE: FixedCode("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
             store=self.store,
             limits=FakeLimits(self.store),
+            guard=self.guard,
             provider=self.provider,
             digester=CodeDigester([b"k" * 32]),
             policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
@@ -346,3 +348,36 @@ async def test_after_its_last_day_a_test_number_is_called_no_more_than_before(wo
     with pytest.raises(PhoneNotCallable):
         await world.start(TEST_PHONE.e164)
     assert world.provider.calls == []
+
+
+async def test_the_guard_hears_of_calls_and_successes_and_of_nothing_that_did_not_happen(world: World) -> None:
+    verification = await world.start()
+    code = world.provider.calls[0].pin
+    await world.service.check_by_id(client="shop", verification_id=verification.id, code=wrong(code))
+    await world.service.check_by_id(client="shop", verification_id=verification.id, code=code)
+    with pytest.raises(CallCooldown):
+        await world.start()
+    world.provider.outcome = Refused(ProviderRejected("no"))
+    with pytest.raises(ProviderRejected):
+        await world.start("+79117654321")
+    await world.start(TEST_PHONE.e164)
+    await world.service.aclose()
+
+    assert world.guard.calls == ["+79001234567"]
+    assert world.guard.successes == ["+79001234567"]
+
+
+async def test_what_the_guard_blocks_is_not_called_and_takes_nothing(world: World) -> None:
+    world.guard.blocked = {"+79001234567"}
+    for _ in range(3):
+        with pytest.raises(RateLimited) as caught:
+            await world.start()
+        assert caught.value.limit == "fraud_guard"
+    assert (world.provider.calls, world.store.records) == ([], {})
+
+    world.guard.blocked = set()
+    assert (await world.start()).resend_in == 60
+
+
+def wrong(code: str) -> str:
+    return code[:-1] + str((int(code[-1]) + 1) % 10)

@@ -1,8 +1,11 @@
 """Settings: closed by default, one sentence per mistake, no secret in any."""
 
+from pathlib import Path
+
 import pytest
 
 from app.settings import Mode, Settings, SettingsError, load_settings
+from app.tokens import TokenSigner, generate_keys
 
 SECRET = "not-a-real-secret-0123456789-0123456789"
 PRODUCTION = {
@@ -11,6 +14,7 @@ PRODUCTION = {
     "SECRET_KEY": SECRET,
     "API_KEYS": f"shop:{'0' * 64},bank:{'1' * 64}",
     "REDIS_URL": "rediss://user:not-a-real-password@redis.example:6380/1",
+    "TOKEN_KEYS": generate_keys(),
 }
 
 
@@ -86,6 +90,11 @@ def test_the_sandbox_refuses_a_real_provider(monkeypatch: pytest.MonkeyPatch) ->
         ("API_KEYS", "shop:not-a-hash"),
         ("API_KEYS", f"Shop:{'0' * 64}"),
         ("REDIS_URL", "http://redis.example"),
+        ("TOKEN_KEYS", "too-short"),
+        ("TOKEN_KEYS", '{"kty": "oct", "k": "too-short"}'),
+        ("TOKEN_KEYS_FILE", "/nonexistent"),
+        ("TOKEN_KEYS_FILE", "/etc/hostname"),
+        ("TOKEN_LIFETIME_SECONDS", "3601"),
         ("PLUSOFON_BASE_URL", "http://restapi.example"),
         ("PLUSOFON_PHONE_PREFIX", "9"),
         ("PLUSOFON_TIMEOUT_SECONDS", "1"),
@@ -99,6 +108,17 @@ def test_the_sandbox_refuses_a_real_provider(monkeypatch: pytest.MonkeyPatch) ->
         ("PURPOSES", "Login"),
         ("PHONE_DENIED_PREFIXES", "900"),
         ("LOG_LEVEL", "loud"),
+        ("LIMIT_CALLS_PER_DAY", "0"),
+        ("ADMIN_KEYS", "operator"),
+        ("TEST_NUMBERS", "+79001234567"),
+        ("TEST_NUMBERS", "+79001234567=12"),
+        ("TEST_NUMBERS", "87011234567=1234@2999-01-31"),
+        ("TEST_NUMBERS", "+79001234567=1234@2999-02-31"),
+        ("TEST_NUMBERS", "+79001234567=1234"),
+        ("TEST_NUMBERS", "+79001234567=1234@2020-01-31"),
+        ("CLIENTS", "{"),
+        ("CLIENTS", '{"shop": {"calls": 1}}'),
+        ("CLIENTS", '{"nobody": {}}'),
     ],
 )
 def test_a_wrong_setting_is_told_by_its_name_without_its_value(
@@ -107,7 +127,7 @@ def test_a_wrong_setting_is_told_by_its_name_without_its_value(
     found = mistakes(monkeypatch, **{**PRODUCTION, name: value})
 
     assert len(found) == 1
-    assert found[0].startswith(name)
+    assert name in found[0]
     assert found[0].endswith(".")
     for secret in ("too-short", "not-a-hash", SECRET):
         assert secret not in found[0]
@@ -119,6 +139,23 @@ def test_what_is_wrong_and_what_is_missing_are_told_together(monkeypatch: pytest
     assert {sentence.split()[0] for sentence in found} == {"REDIS_URL", "CODE_LENGTH", "PORT"}
 
 
+def test_the_keys_of_tokens_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(PRODUCTION["TOKEN_KEYS"], encoding="utf-8")
+
+    settings = load(monkeypatch, **{**_without("TOKEN_KEYS"), "TOKEN_KEYS_FILE": str(file)})
+    assert settings.token_keys == PRODUCTION["TOKEN_KEYS"]
+
+    (sentence,) = mistakes(monkeypatch, **{**PRODUCTION, "TOKEN_KEYS_FILE": str(file)})
+    assert sentence == "TOKEN_KEYS_FILE must be left out where TOKEN_KEYS is given."
+
+
+def test_the_sandbox_makes_its_own_key_of_tokens_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, MODE="sandbox")
+
+    assert TokenSigner(settings.token_keys).jwks == TokenSigner(settings.token_keys).jwks
+
+
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
@@ -128,8 +165,8 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         SECRET_PREVIOUS_KEYS=f"{SECRET}-1,{SECRET}-2",
     )
 
-    assert settings.policy.purposes == {"login", "gift_card"}
-    assert [pause.total_seconds() for pause in settings.policy.cooldowns] == [30, 90]
+    assert settings.policies.default.purposes == {"login", "gift_card"}
+    assert [pause.total_seconds() for pause in settings.policies.default.cooldowns] == [30, 90]
     assert settings.secret_keys == [SECRET.encode(), f"{SECRET}-1".encode(), f"{SECRET}-2".encode()]
 
 
@@ -147,3 +184,31 @@ def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for secret in (SECRET, "not-a-real-token", "not-a-real-cabinet-token", "not-a-real-password"):
         assert secret not in shown
+
+
+def test_a_client_differs_from_everybody_in_what_it_says_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = '{"shop": {"purposes": ["login"], "calls_per_minute": 7, "calls_per_day": 50, "failed_checks": 9}}'
+    policies = load(monkeypatch, **PRODUCTION, CLIENTS=own).policies
+
+    shop, bank = policies.for_client("shop"), policies.for_client("bank")
+    assert bank == policies.default
+    assert shop.purposes == {"login"}
+    assert shop.calls_per_phone == bank.calls_per_phone
+    assert [(limit.name, limit.count) for limit in shop.calls_per_client] == [
+        ("calls_per_client", 7),
+        ("calls_per_client_day", 50),
+    ]
+    assert shop.failed_checks_per_client is not None
+    assert shop.failed_checks_per_client.count == 9
+
+
+def test_fewer_guesses_are_allowed_for_shorter_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for length, allowed in ((4, 15), (5, 30), (6, 50)):
+        policy = load(monkeypatch, MODE="sandbox", CODE_LENGTH=str(length)).policies.default
+        assert policy.failed_checks_per_phone.count == allowed
+
+
+def test_a_test_number_may_last_for_ever_in_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((phone, fixed),) = load(monkeypatch, MODE="sandbox", TEST_NUMBERS="+79001234567=0042").test.numbers
+
+    assert (phone.e164, fixed.code, fixed.until) == ("+79001234567", "0042", None)

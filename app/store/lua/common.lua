@@ -10,6 +10,7 @@
 --     n calls in the present streak   r next call possible   <client>:<purpose> → rest of the id of the latest verification
 --     l calls   b failed checks    (logs: moments, oldest first, between commas)
 -- pv:{l:<digest>}                 sorted set: one limit over an address, a range, a client, everybody: token → moment
+-- pv:{bucket}:t:<rest of the id>  string: its token was redeemed
 
 -- The states in which a call stays.
 local FINAL = {completed = true, busy = true, no_answer = true, failed = true}

@@ -1,0 +1,125 @@
+"""The routes of a proof: the keys that verify a token, and its redemption."""
+
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Body, Response
+from fastapi.openapi.models import Example
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.dependencies import Client, RedeemedTokens, Tokens
+from app.api.docs import answers, respond
+from app.api.schemas import Purpose, TestFlag
+from app.verification.model import Proof
+from app.verification.proof import redeem
+
+router = APIRouter(tags=["tokens"])
+
+_ID = "vrf_0a11b22c33d44e55f667788"
+_TOKEN = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFUzI1NiIsImtpZCI6IuKApiJ9.eyJzdWIiOiIrNzkwMDEyMzQ1NjcifQ.c2lnbmF0dXJl"  # noqa: S105 - an example
+_JWK = {
+    "kty": "EC",
+    "crv": "P-256",
+    "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",  # of RFC 7515, appendix A.3
+    "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+    "use": "sig",
+    "alg": "ES256",
+    "kid": "oKIywvGUpTVTyxMQ3bwIIeQUudfr_CkLMjCE19ECD-U",
+}
+
+
+class Jwk(BaseModel):
+    """A public key (RFC 7517)."""
+
+    kty: Literal["EC"]
+    crv: Literal["P-256"]
+    x: str
+    y: str
+    use: Literal["sig"]
+    alg: Literal["ES256"]
+    kid: Annotated[str, Field(description="which key of the set signed a token: its header has the same")]
+
+
+class JwkSet(BaseModel):
+    """The public keys; the first one signs, the others are those before it and the one to come."""
+
+    keys: Annotated[list[Jwk], Field(examples=[[_JWK]])]
+
+
+class RedeemRequest(BaseModel):
+    """The token, and what it is to prove."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    token: Annotated[str, Field(min_length=1, max_length=4096, description="as `check` returned it", examples=[_TOKEN])]
+    purpose: Purpose
+
+
+REDEEM_EXAMPLES: dict[str, Example] = {
+    "password": {
+        "summary": "Before a new password is set",
+        "value": {"token": _TOKEN, "purpose": "password_reset"},
+    },
+}
+
+
+class Redeemed(BaseModel):
+    """The token was good, and this was its only redemption."""
+
+    redeemed: Literal[True] = True
+    verification_id: Annotated[str, Field(examples=[_ID])]
+    phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
+    purpose: Annotated[str, Field(examples=["password_reset"])]
+    test: TestFlag = False
+
+    @classmethod
+    def of(cls, proof: Proof) -> "Redeemed":
+        """Show what a token proved."""
+        return cls(
+            verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
+        )
+
+
+@router.get(
+    "/.well-known/jwks.json",
+    response_model=JwkSet,
+    summary="The public keys that verify tokens",
+    responses=answers(HTTPStatus.OK, JwkSet),
+)
+async def jwks(tokens: Tokens) -> Response:
+    """Publish the keys: with them a backend believes a token without asking again.
+
+    It must accept `ES256` alone, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` and
+    `purpose` (RFC 8725). Who wants a token to work once asks `POST /verify/token/redeem` instead.
+    """
+    return JSONResponse(tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
+
+
+@router.post(
+    "/verify/token/redeem",
+    response_model=Redeemed,
+    summary="Accept a token, once",
+    response_description="The token was good, and it is used up now.",
+    responses=answers(
+        HTTPStatus.OK,
+        Redeemed,
+        problems=(
+            "validation-failed", "unauthorized", "token-invalid", "token-expired", "token-already-redeemed",
+            "store-unavailable",
+        ),
+    ),
+)  # fmt: skip
+async def redeem_token(
+    request: Annotated[RedeemRequest, Body(openapi_examples=REDEEM_EXAMPLES)],
+    client: Client,
+    tokens: Tokens,
+    redemptions: RedeemedTokens,
+) -> Response:
+    """Verify a token and use it up, in one step: of any number of requests with it, one is answered with 200.
+
+    For what a proof must do only once, such as setting a new password. A token of another client, or for another
+    `purpose`, is as invalid as a forged one, and is not used up by the attempt.
+    """
+    proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
+    return respond(Redeemed.of(proof))

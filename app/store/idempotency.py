@@ -1,0 +1,80 @@
+"""The answers of repeated requests, in Redis: claimed, kept or released, one script and one round trip each."""
+
+import hashlib
+import hmac
+import json
+import secrets
+from datetime import timedelta
+
+from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.units import ms
+from app.verification.code import derive_key
+from app.verification.idempotency import (
+    Claim,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    IdempotentRequest,
+    KeptAnswer,
+)
+
+CLAIM, KEEP, RELEASE = Script("claim"), Script("keep"), Script("release")
+
+_TOKEN_BYTES = 16
+_RETRY_AFTER = 1  # seconds: most requests take less
+
+
+class RedisIdempotency:
+    """The IdempotencyStore of ``app/verification/idempotency.py``, on Redis.
+
+    ``key`` is for the digests: a plain hash of a body that holds a code or a phone could be reversed by trying all.
+    ``claim_for`` is how long a claim lasts when whoever made it died: longer than any request takes.
+    """
+
+    def __init__(self, runner: ScriptRunner, *, key: bytes, claim_for: timedelta = timedelta(seconds=30)) -> None:
+        self._runner = runner
+        self._name_key = derive_key(key, "name")
+        self._body_key = derive_key(key, "body")
+        self._claim_for = claim_for
+
+    async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
+        """Claim a request, or return its answer."""
+        claim = Claim(self._name(request), secrets.token_hex(_TOKEN_BYTES))
+        arguments: list[Argument] = [self._fingerprint(claim.name, request.body), claim.token, ms(self._claim_for)]
+        outcome, *answer = await self._runner.run(CLAIM, [claim.name], arguments)
+        match outcome:
+            case b"claimed":
+                return claim
+            case b"done":
+                status, headers, body = answer
+                return KeptAnswer(int(status), json.loads(headers), body)
+            case b"reused":
+                raise IdempotencyKeyReused
+            case _:
+                raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
+
+    async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
+        """Keep the answer of a claimed request."""
+        headers = json.dumps(dict(answer.headers))
+        arguments: list[Argument] = [claim.token, int(answer.status), headers, answer.body, ms(lifetime)]
+        return bool(await self._runner.run(KEEP, [claim.name], arguments))
+
+    async def release(self, claim: Claim) -> None:
+        """Let the request be made again."""
+        await self._runner.run(RELEASE, [claim.name], [claim.token])
+
+    def _name(self, request: IdempotentRequest) -> str:
+        """Name a request. Neither route nor key can hold the separator, so no two requests share a name."""
+        named = f"{request.client}\0{request.route}\0{request.key}"
+        return f"pv:{{i:{_digest(self._name_key, named.encode())}}}"
+
+    def _fingerprint(self, name: str, body: bytes) -> str:
+        """Digest the body of a request byte by byte: JSON that is spaced in another way is another body.
+
+        What the body means would be no better measure: it changes when a new version of this service gives a field
+        a default, and a repetition across that would look like a reuse. Whoever repeats a request has its bytes.
+        """
+        return _digest(self._body_key, name.encode() + body)
+
+
+def _digest(key: bytes, data: bytes) -> str:
+    return hmac.digest(key, data, hashlib.sha256).hex()

@@ -1,0 +1,25 @@
+-- Claim a request for its Idempotency-Key, or tell what became of whoever did before.
+--
+-- pv:{i:<digest>}    hash: one request, by client, route and key.
+--     fingerprint of its body   token of its claim, while it is under way
+--     status   headers (JSON)   body of its answer, once that was given
+--
+-- KEYS    1 request
+-- ARGV    1 fingerprint   2 token   3 ms until the claim expires
+-- RETURN  {'claimed'}
+--         {'in_progress'}                    by somebody else
+--         {'reused'}                         for another body
+--         {'done', status, headers, body}    here is the answer
+
+local request = load(KEYS[1])
+
+if not request.fingerprint then
+  redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'token', ARGV[2])
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return {'claimed'}
+elseif request.fingerprint ~= ARGV[1] then
+  return {'reused'}
+elseif not request.status then
+  return {'in_progress'}
+end
+return {'done', request.status, request.headers, request.body}

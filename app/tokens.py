@@ -1,0 +1,175 @@
+"""Proofs of verification as tokens: JWTs (RFC 7519) under ES256, whose public keys are a JWK Set (RFC 7517)."""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, KeyParameters, KeySet
+from joserfc.jws import JWSRegistry
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.verification.errors import TokenExpired, TokenInvalid
+from app.verification.model import Proof
+from app.verification.phone import Phone
+
+_ALGORITHM = "ES256"
+_REGISTRY = JWSRegistry(algorithms=[_ALGORITHM])
+_MAX_LENGTH = 4096  # characters; a token of ours has about 400
+_MAX_KID_LENGTH = 64
+_NO_KEYS = (
+    "must be a private EC key on P-256 as JSON (JWK), or a set of them (JWK Set); `plusofon-verify keygen` makes one"
+)
+_BAD_KIDS = f"must have a kid of its own for each key, of at most {_MAX_KID_LENGTH} characters"
+_LEEWAY = timedelta(seconds=30)  # between the clocks of two instances
+_LAST_SECOND = int(datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp())
+
+_Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND)]  # a NumericDate
+
+
+class _Claims(BaseModel):
+    """The claims of a token. Further ones are ignored (RFC 7519, section 4): a newer version may add some."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    iss: str
+    sub: Annotated[str, Field(pattern=r"^\+[1-9][0-9]{1,14}$")]
+    purpose: str
+    jti: str
+    aud: str
+    iat: _Moment
+    exp: _Moment
+    test: bool = False
+
+
+class TokenSigner:
+    """The ProofTokens of ``app/verification/ports.py``: signs tokens, verifies them, publishes the keys for it.
+
+    ``keys`` is a private JWK or a JWK Set, as JSON. Its first key signs; all of them verify and are published. To
+    change the key without refusing anybody: add the new one at the end, so that those who keep the published keys
+    learn it; move it to the front; drop the old one when the last token it signed has expired. A key that does not
+    sign needs no private part.
+
+    What is believed of a token follows RFC 8725: one algorithm, chosen here and not by the token (3.1), with keys of
+    its own kind alone (3.2); issuer, audience and type are those that ``sign`` writes (3.8, 3.9, 3.11).
+
+    Raises:
+        ValueError: the keys are not such; the message has nothing of them in it.
+
+    """
+
+    def __init__(
+        self,
+        keys: str,
+        *,
+        issuer: str = "plusofon-verify",
+        lifetime: timedelta = timedelta(minutes=10),
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys = _read_keys(keys)
+        self._signing_key = self._keys.keys[0]
+        self._jwks: dict[str, Any] = {**self._keys.as_dict(private=False)}
+        self._issuer = issuer
+        self._lifetime = lifetime
+        self._now = now
+
+    @property
+    def lifetime(self) -> timedelta:
+        """How long a new token is good."""
+        return self._lifetime
+
+    @property
+    def jwks(self) -> dict[str, Any]:
+        """The public keys as a JWK Set (RFC 7517, section 5)."""
+        return self._jwks
+
+    def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
+        """Make the token that tells ``client`` of a verification that succeeded; that of a test number says so."""
+        issued_at = int(self._now())
+        claims: dict[str, Any] = {
+            "iss": self._issuer,
+            "sub": phone.e164,
+            "purpose": purpose,
+            "jti": verification_id,
+            "aud": client,
+            "iat": issued_at,
+            "exp": issued_at + int(self._lifetime.total_seconds()),
+        }
+        if test:
+            claims["test"] = True
+        return jwt.encode(_header(self._signing_key.kid), claims, self._signing_key, registry=_REGISTRY)
+
+    def verify(self, token: str, *, client: str) -> Proof:
+        """Read a token.
+
+        Raises:
+            TokenInvalid: it is not one of this service for this client.
+            TokenExpired: it was.
+
+        """
+        claims = self._read(token)
+        if (claims.iss, claims.aud) != (self._issuer, client):
+            raise TokenInvalid
+        if self._now() >= claims.exp + _LEEWAY.total_seconds():
+            raise TokenExpired
+        return Proof(
+            phone=Phone(claims.sub),
+            purpose=claims.purpose,
+            verification_id=claims.jti,
+            expires_at=datetime.fromtimestamp(claims.exp, UTC),
+            test=claims.test,
+        )
+
+    def _read(self, token: str) -> _Claims:
+        """Check the signature, then the form. Raises TokenInvalid, whose cause would tell the phone: it has none."""
+        if len(token) > _MAX_LENGTH:
+            raise TokenInvalid
+        try:
+            decoded = jwt.decode(token, self._keys, registry=_REGISTRY)
+            claims = _Claims.model_validate(decoded.claims)
+        except (JoseError, RecursionError, TypeError, ValueError):
+            raise TokenInvalid from None
+        if decoded.header != _header(decoded.header.get("kid")):
+            raise TokenInvalid
+        return claims
+
+
+def generate_keys() -> str:
+    """Make a private key for ``TokenSigner``: a JWK in one line."""
+    return json.dumps(ECKey.generate_key("P-256", auto_kid=True).as_dict(private=True), separators=(",", ":"))
+
+
+def _header(kid: str | None) -> dict[str, Any]:
+    return {"typ": "JWT", "alg": _ALGORITHM, "kid": kid}
+
+
+def _read_keys(text: str) -> KeySet:
+    """Read the keys, the one that signs first. Raises ValueError, whose cause would tell a key: it has none."""
+    try:
+        data = json.loads(text)
+        keys = [_read_key(item) for item in data.get("keys", [data])]
+        keys[0].check_key_op("sign")
+    except (JoseError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise ValueError(_NO_KEYS) from None
+    kids = {key.kid or "" for key in keys}
+    if len(kids) < len(keys) or max(map(len, kids)) > _MAX_KID_LENGTH:
+        raise ValueError(_BAD_KIDS)
+    return KeySet([*keys])
+
+
+def _read_key(data: dict[str, Any]) -> ECKey:
+    """Read one key, and keep of it only what is needed: whatever else stands beside it must not be published.
+
+    Named by its ``kid``, and without one by its thumbprint (RFC 7638).
+    """
+    given = ECKey.import_key(data)
+    _REGISTRY.get_alg(_ALGORITHM).check_key(given)
+    parameters: KeyParameters = {"use": "sig", "alg": _ALGORITHM}
+    if given.kid:
+        parameters["kid"] = given.kid
+    key = ECKey.import_key(given.raw_value, parameters)
+    key.ensure_kid()
+    return key

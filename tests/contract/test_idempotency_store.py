@@ -1,0 +1,230 @@
+"""What the IdempotencyStore does on Redis: a request is claimed once, and its answer kept for its repetitions."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from http import HTTPStatus
+
+import pytest
+from redis.asyncio import Redis
+
+from app.store.idempotency import RedisIdempotency
+from app.store.scripts import ScriptRunner
+from app.verification.idempotency import (
+    Claim,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    IdempotentRequest,
+    KeptAnswer,
+)
+from tests.ageing import age
+
+KEY = b"a key of the tests, known to all"
+REQUEST = IdempotentRequest(client="shop", route="/verify/start", key="order-42", body=b'{"phone": "+79001234567"}')
+ANSWER = KeptAnswer(
+    HTTPStatus.CREATED, {"location": "/verify/1", "content-type": "text/plain"}, b'{"a": "\xd1\x84\r\n\0"}'
+)
+DAY = timedelta(days=1)
+CLAIM_FOR = timedelta(seconds=30)
+
+
+@pytest.fixture
+def idempotency(redis: Redis) -> RedisIdempotency:
+    return RedisIdempotency(ScriptRunner(redis, timeout=1), key=KEY)
+
+
+async def claim(idempotency: RedisIdempotency, request: IdempotentRequest = REQUEST) -> Claim:
+    claimed = await idempotency.claim(request)
+    assert isinstance(claimed, Claim)
+    return claimed
+
+
+async def test_a_claimed_request_is_in_progress_for_everybody_else(idempotency: RedisIdempotency) -> None:
+    await claim(idempotency)
+
+    for _ in range(2):
+        with pytest.raises(IdempotencyInProgress) as refused:
+            await idempotency.claim(REQUEST)
+        assert refused.value.retry_after == 1
+
+
+async def test_a_kept_answer_is_given_again_byte_for_byte(idempotency: RedisIdempotency) -> None:
+    assert await idempotency.keep(await claim(idempotency), ANSWER, DAY)
+
+    assert [await idempotency.claim(REQUEST) for _ in range(2)] == [ANSWER, ANSWER]
+
+
+async def test_an_answer_without_headers_and_body_is_kept_too(idempotency: RedisIdempotency) -> None:
+    empty = KeptAnswer(204, {}, b"")
+    await idempotency.keep(await claim(idempotency), empty, DAY)
+
+    assert await idempotency.claim(REQUEST) == empty
+
+
+async def test_a_released_request_can_be_claimed_again_with_any_body(idempotency: RedisIdempotency) -> None:
+    await idempotency.release(await claim(idempotency))
+    await idempotency.release(await claim(idempotency, replace(REQUEST, body=b"{}")))
+
+    await claim(idempotency)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["in-progress", "done"])
+@pytest.mark.parametrize("body", [b"", b'{"phone":"+79001234567"}', REQUEST.body + b"\0"], ids=["empty", "spaced", "0"])
+async def test_another_body_is_a_reuse_of_the_key(idempotency: RedisIdempotency, done: bool, body: bytes) -> None:  # noqa: FBT001
+    claimed = await claim(idempotency)
+    if done:
+        await idempotency.keep(claimed, ANSWER, DAY)
+
+    with pytest.raises(IdempotencyKeyReused):
+        await idempotency.claim(replace(REQUEST, body=body))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(REQUEST, client="bank"),
+        replace(REQUEST, route="/verify/check"),
+        replace(REQUEST, key="order-43"),
+        replace(REQUEST, key="Order-42"),
+    ],
+    ids=["client", "route", "key", "case"],
+)
+async def test_requests_that_differ_in_name_do_not_meet(
+    idempotency: RedisIdempotency, other: IdempotentRequest
+) -> None:
+    await idempotency.keep(await claim(idempotency), ANSWER, DAY)
+
+    await claim(idempotency, other)
+
+
+async def test_of_a_hundred_claims_at_once_one_is_granted(idempotency: RedisIdempotency) -> None:
+    outcomes = await asyncio.gather(*[idempotency.claim(REQUEST) for _ in range(100)], return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes].count(Claim) == 1
+    assert [type(outcome) for outcome in outcomes].count(IdempotencyInProgress) == 99
+
+
+async def test_a_hundred_repetitions_at_once_get_the_answer(idempotency: RedisIdempotency) -> None:
+    await idempotency.keep(await claim(idempotency), ANSWER, DAY)
+
+    assert await asyncio.gather(*[idempotency.claim(REQUEST) for _ in range(100)]) == [ANSWER] * 100
+
+
+async def test_the_claim_of_a_dead_request_expires_and_is_taken_over(
+    idempotency: RedisIdempotency, redis: Redis
+) -> None:
+    await claim(idempotency)
+    await age(redis, CLAIM_FOR - timedelta(seconds=1))
+    with pytest.raises(IdempotencyInProgress):
+        await idempotency.claim(REQUEST)
+
+    await age(redis, timedelta(seconds=1))
+
+    await claim(idempotency)
+
+
+async def test_a_claim_that_was_taken_over_neither_keeps_nor_releases(
+    idempotency: RedisIdempotency, redis: Redis
+) -> None:
+    late = await claim(idempotency)
+    await age(redis, CLAIM_FOR)
+    successor = await claim(idempotency)
+
+    assert not await idempotency.keep(late, replace(ANSWER, body=b"late"), DAY)
+    await idempotency.release(late)
+    with pytest.raises(IdempotencyInProgress):
+        await idempotency.claim(REQUEST)
+
+    assert await idempotency.keep(successor, ANSWER, DAY)
+    assert await idempotency.claim(REQUEST) == ANSWER
+
+
+async def test_a_claim_that_expired_keeps_nothing(idempotency: RedisIdempotency, redis: Redis) -> None:
+    late = await claim(idempotency)
+    await age(redis, CLAIM_FOR)
+
+    assert not await idempotency.keep(late, ANSWER, DAY)
+    assert await redis.keys() == []
+
+
+async def test_an_answer_stays_as_it_was_kept_first(idempotency: RedisIdempotency) -> None:
+    claimed = await claim(idempotency)
+    assert await idempotency.keep(claimed, ANSWER, DAY)
+
+    assert not await idempotency.keep(claimed, replace(ANSWER, body=b"other"), DAY)
+    await idempotency.release(claimed)
+
+    assert await idempotency.claim(REQUEST) == ANSWER
+
+
+async def test_releasing_twice_frees_nobody_elses_claim(idempotency: RedisIdempotency) -> None:
+    first = await claim(idempotency)
+    await idempotency.release(first)
+    await claim(idempotency)
+
+    await idempotency.release(first)
+
+    with pytest.raises(IdempotencyInProgress):
+        await idempotency.claim(REQUEST)
+
+
+@pytest.mark.parametrize("lifetime", [DAY, timedelta(minutes=5)], ids=["start", "check"])
+async def test_a_claim_and_an_answer_live_as_long_as_they_are_meant_to(
+    idempotency: RedisIdempotency, redis: Redis, lifetime: timedelta
+) -> None:
+    claimed = await claim(idempotency)
+    assert 29_000 < await redis.pttl(claimed.name) <= 30_000
+
+    await idempotency.keep(claimed, ANSWER, lifetime)
+    ms = lifetime // timedelta(milliseconds=1)
+    assert ms - 1_000 < await redis.pttl(claimed.name) <= ms
+
+    await age(redis, lifetime)
+    await claim(idempotency)
+
+
+async def test_neither_names_nor_what_is_kept_tell_the_request(idempotency: RedisIdempotency, redis: Redis) -> None:
+    """A body may hold a code of four digits, so its fingerprint is keyed, and differs from request to request."""
+    requests = [REQUEST, replace(REQUEST, key="order-43"), replace(REQUEST, body=b'{"code": "1234"}', key="c")]
+    for request in requests:
+        await claim(idempotency, request)
+
+    names = await redis.keys()
+    fields = [await redis.hgetall(name) for name in names]
+
+    assert len({record[b"fingerprint"] for record in fields}) == len(requests)
+    for stored in [*names, *[value for record in fields for value in record.values()]]:
+        for secret in (b"shop", b"verify", b"order", b"9001234567", b"1234"):
+            assert secret not in stored
+
+
+async def test_nothing_that_can_be_logged_shows_a_body(idempotency: RedisIdempotency) -> None:
+    claimed = await claim(idempotency)
+
+    assert "79001234567" not in repr(REQUEST)
+    assert "body" not in repr(ANSWER)
+    assert claimed.token not in repr(claimed)
+
+
+async def test_names_and_fingerprints_depend_on_the_key(idempotency: RedisIdempotency, redis: Redis) -> None:
+    other = RedisIdempotency(ScriptRunner(redis, timeout=1), key=b"another key")
+
+    ours, theirs = await claim(idempotency), await claim(other)
+
+    assert ours.name != theirs.name
+    assert await redis.hget(ours.name, "fingerprint") != await redis.hget(theirs.name, "fingerprint")
+
+
+async def test_each_step_is_one_script(idempotency: RedisIdempotency, redis: Redis) -> None:
+    async def scripts_run() -> int:
+        stats = await redis.info("commandstats")
+        return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+    await idempotency.release(await claim(idempotency))  # loads the scripts
+    before = await scripts_run()
+    claimed = await claim(idempotency)
+    await idempotency.keep(claimed, ANSWER, DAY)
+    await idempotency.claim(REQUEST)
+    await idempotency.release(claimed)
+
+    assert await scripts_run() - before == 4

@@ -1,0 +1,499 @@
+"""The ``Idempotency-Key`` header through HTTP: a repeated request is answered again, and not done again."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from app.main import create_app
+from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from tests.ageing import age
+from tests.integration.conftest import run, sandbox_settings
+from tests.integration.test_verify import PHONE, hear, wrong
+
+OTHER_PHONE = "+79007654321"
+KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
+SHOP, BANK = "not-a-real-key-1", "not-a-real-key-2"
+CLAIMS = "pv:{i:*"
+
+
+async def post(api: httpx.AsyncClient, path: str, key: str, body: object, api_key: str = "") -> httpx.Response:
+    headers = {"Idempotency-Key": key, "Authorization": f"Bearer {api_key}"}
+    return await api.post(path, json=body, headers=headers)
+
+
+async def start(api: httpx.AsyncClient, phone: str = PHONE, key: str = KEY) -> httpx.Response:
+    return await post(api, "/verify/start", key, {"phone": phone})
+
+
+async def check(api: httpx.AsyncClient, verification_id: str, code: str, key: str = KEY) -> httpx.Response:
+    return await post(api, "/verify/check", key, {"verification_id": verification_id, "code": code})
+
+
+async def checks_left(api: httpx.AsyncClient, verification_id: str) -> int:
+    return int((await api.get(f"/verify/{verification_id}")).json()["checks_left"])
+
+
+def assert_replays(again: httpx.Response, first: httpx.Response) -> None:
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    for name in ("Content-Type", "Content-Length", "Location"):
+        assert again.headers.get(name) == first.headers.get(name)
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["X-Request-ID"] != first.headers["X-Request-ID"]
+
+
+def assert_problem(answer: httpx.Response, status: int, slug: str) -> None:
+    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{slug}")
+    assert "Idempotent-Replayed" not in answer.headers
+
+
+async def test_a_repeated_start_gets_the_first_answer_and_places_no_call(
+    api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+) -> None:
+    first = await start(api)
+    await age(redis, timedelta(seconds=2))  # an answer made anew would say other seconds
+    again = await start(api)
+
+    assert (first.status_code, first.json()["calls_placed"], first.json()["expires_in"]) == (201, 1, 300)
+    assert_replays(again, first)
+    assert len(network.calls_of(PHONE)) == 1
+
+
+async def test_an_answer_with_a_key_looks_like_one_without(api: httpx.AsyncClient) -> None:
+    with_key = await start(api)
+    without = await api.post("/verify/start", json={"phone": OTHER_PHONE})
+
+    assert with_key.headers.keys() == without.headers.keys()
+    assert with_key.headers["Location"] == f"/verify/{with_key.json()['verification_id']}"
+    assert with_key.json()["call"] == without.json()["call"] == {"status": "initiated"}
+    assert (with_key.json().keys(), with_key.json()["resend_in"]) == (without.json().keys(), 60)
+
+
+async def test_a_start_is_repeatable_for_a_day_and_no_longer(api: httpx.AsyncClient, redis: Redis) -> None:
+    first = await start(api)
+
+    await age(redis, timedelta(hours=23, minutes=59))
+    assert_replays(await start(api), first)
+
+    await age(redis, timedelta(minutes=1))
+    assert (await start(api)).json()["verification_id"] != first.json()["verification_id"]
+
+
+async def test_another_key_is_another_request(api: httpx.AsyncClient) -> None:
+    await start(api)
+
+    assert_problem(await start(api, key="another"), 429, "call-cooldown")
+
+
+async def test_a_repeated_wrong_check_costs_no_check(api: httpx.AsyncClient) -> None:
+    verification_id = (await start(api)).json()["verification_id"]
+    code = wrong(await hear(api))
+
+    first = await check(api, verification_id, code)
+    for _ in range(6):
+        assert_replays(await check(api, verification_id, code), first)
+
+    assert first.json()["checks_left"] == await checks_left(api, verification_id) == 4
+
+
+async def test_a_repeated_right_check_verifies_again_without_a_word_about_use(api: httpx.AsyncClient) -> None:
+    verification_id = (await start(api)).json()["verification_id"]
+    code = await hear(api)
+
+    first = await check(api, verification_id, code)
+
+    assert first.json()["verified"] is True
+    assert_replays(await check(api, verification_id, code), first)
+    assert_problem(await check(api, verification_id, code, key="another"), 409, "verification-already-used")
+
+
+async def test_a_check_by_phone_is_repeatable_too(api: httpx.AsyncClient) -> None:
+    await start(api)
+    body = {"phone": PHONE, "code": await hear(api)}
+
+    first = await post(api, "/verify/check", KEY, body)
+
+    assert first.json()["verified"] is True
+    assert_replays(await post(api, "/verify/check", KEY, body), first)
+
+
+async def test_the_answer_of_a_check_is_kept_for_five_minutes(api: httpx.AsyncClient, redis: Redis) -> None:
+    verification_id = (await start(api)).json()["verification_id"]
+    code = await hear(api)
+    first = await check(api, verification_id, code)
+
+    await age(redis, timedelta(minutes=4, seconds=59))
+    assert_replays(await check(api, verification_id, code), first)
+
+    await age(redis, timedelta(seconds=1))
+    assert_problem(await check(api, verification_id, code), 404, "verification-not-found")
+
+
+async def test_one_key_serves_a_start_and_a_check(api: httpx.AsyncClient) -> None:
+    verification_id = (await start(api)).json()["verification_id"]
+
+    assert (await check(api, verification_id, await hear(api))).json()["verified"] is True
+
+
+async def test_the_same_key_with_another_body_is_refused(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
+    started = await start(api)
+    verification_id = started.json()["verification_id"]
+    code = await hear(api)
+    await check(api, verification_id, wrong(code))
+
+    assert_problem(await start(api, OTHER_PHONE), 422, "idempotency-key-reused")
+    assert_problem(await check(api, verification_id, code), 422, "idempotency-key-reused")
+
+    assert network.calls_of(OTHER_PHONE) == []
+    assert await checks_left(api, verification_id) == 4
+    assert_replays(await start(api), started)
+
+
+async def test_a_body_is_compared_byte_for_byte(api: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": KEY, "Content-Type": "application/json"}
+    compact, spaced = [json.dumps({"phone": PHONE}, separators=(",", colon)) for colon in (":", ": ")]
+
+    first = await api.post("/verify/start", content=compact, headers=headers)
+
+    assert_replays(await api.post("/verify/start", content=compact, headers=headers), first)
+    assert_problem(await api.post("/verify/start", content=spaced, headers=headers), 422, "idempotency-key-reused")
+
+
+@pytest.fixture
+async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with a key for the shop and one for the bank."""
+    keys = ",".join(
+        f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in (("shop", SHOP), ("bank", BANK))
+    )
+    async with run(create_app(sandbox_settings(redis_url, api={"keys": keys}), network)) as client:
+        yield client
+
+
+async def test_two_clients_with_the_same_key_do_not_meet(guarded: httpx.AsyncClient) -> None:
+    shops = await post(guarded, "/verify/start", KEY, {"phone": PHONE}, SHOP)
+
+    assert_problem(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, BANK), 429, "call-cooldown")
+    banks = await post(guarded, "/verify/start", KEY, {"phone": OTHER_PHONE}, BANK)
+
+    assert (shops.status_code, banks.status_code) == (201, 201)
+    assert_replays(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, SHOP), shops)
+    assert_replays(await post(guarded, "/verify/start", KEY, {"phone": OTHER_PHONE}, BANK), banks)
+
+
+async def test_nobody_unknown_is_answered_again(guarded: httpx.AsyncClient) -> None:
+    await post(guarded, "/verify/start", KEY, {"phone": PHONE}, SHOP)
+
+    assert_problem(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, "wrong"), 401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[b""], [b"a b"], [b"a" * 129], [b"\xd1\x84"], [b"a\tb"], [b"\x7f"], [b"one", b"two"], [b"one", b"one"]],
+    ids=["empty", "space", "long", "letters", "tab", "delete", "two", "twice"],
+)
+@pytest.mark.parametrize("path", ["/verify/start", "/verify/check"])
+async def test_a_bad_key_is_pointed_at_and_nothing_is_done(
+    api: httpx.AsyncClient, redis: Redis, path: str, keys: list[bytes]
+) -> None:
+    body = {"phone": PHONE} if path == "/verify/start" else {"phone": PHONE, "code": "123456"}
+
+    answer = await api.post(path, json=body, headers=[(b"Idempotency-Key", key) for key in keys])
+
+    assert_problem(answer, 422, "validation-failed")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["Idempotency-Key"]
+    assert await redis.keys() == []
+
+
+@pytest.mark.parametrize("key", ["!", "~" * 128, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "a,b;c={i:*}"])
+async def test_any_visible_ascii_is_a_key(api: httpx.AsyncClient, key: str) -> None:
+    first = await start(api, key=key)
+
+    assert_replays(await start(api, key=key), first)
+
+
+async def test_of_fifty_starts_with_one_key_one_call_is_placed_and_all_are_answered(
+    api: httpx.AsyncClient, network: VirtualNetwork
+) -> None:
+    answers = await asyncio.gather(*[start(api) for _ in range(50)])
+    first = next(
+        answer for answer in answers if answer.status_code == 201 and "Idempotent-Replayed" not in answer.headers
+    )
+
+    for answer in answers:
+        if answer.status_code == 409:
+            assert_problem(answer, 409, "idempotency-in-progress")
+            assert answer.headers["Retry-After"] == "1"
+            assert_replays(await start(api), first)
+        elif answer is not first:
+            assert_replays(answer, first)
+    assert len(network.calls_of(PHONE)) == 1
+
+
+async def test_of_fifty_wrong_checks_with_one_key_one_is_counted(api: httpx.AsyncClient) -> None:
+    verification_id = (await start(api)).json()["verification_id"]
+    code = wrong(await hear(api))
+
+    answers = await asyncio.gather(*[check(api, verification_id, code) for _ in range(50)])
+
+    assert {answer.status_code for answer in answers} <= {200, 409}
+    assert {answer.json()["checks_left"] for answer in answers if answer.status_code == 200} == {4}
+    assert await checks_left(api, verification_id) == 4
+    assert (await check(api, verification_id, code)).headers["Idempotent-Replayed"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "slug"),
+    [(MagicNumber.REFUSED, 502, "provider-rejected"), (MagicNumber.NO_BALANCE, 503, "balance-too-low")],
+)
+async def test_a_start_that_the_provider_refused_can_be_repeated(
+    api: httpx.AsyncClient, redis: Redis, number: MagicNumber, status: int, slug: str
+) -> None:
+    """It did not happen, so it is tried again; and the key is free, even for another phone."""
+    for _ in range(2):
+        assert_problem(await start(api, number), status, slug)
+        assert await redis.keys(CLAIMS) == []
+
+    assert (await start(api)).status_code == 201
+
+
+async def test_a_start_that_came_too_early_can_be_repeated_later(api: httpx.AsyncClient, redis: Redis) -> None:
+    await start(api)
+    assert_problem(await start(api, key="resend"), 429, "call-cooldown")
+
+    await age(redis, timedelta(seconds=60))
+
+    resent = await start(api, key="resend")
+    assert (resent.status_code, resent.json()["calls_placed"]) == (201, 2)
+    assert_replays(await start(api, key="resend"), resent)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "slug"),
+    [
+        ("/verify/start", {"phone": "+74951234567"}, "phone-not-callable"),
+        ("/verify/start", {"phone": PHONE, "purpose": "lottery"}, "validation-failed"),
+        ("/verify/start", {}, "validation-failed"),
+        ("/verify/check", {"phone": PHONE, "code": "123456"}, "verification-not-found"),
+        ("/verify/check", {"phone": PHONE, "code": "12"}, "validation-failed"),
+    ],
+)
+async def test_a_refused_request_keeps_nothing(
+    api: httpx.AsyncClient, redis: Redis, path: str, body: object, slug: str
+) -> None:
+    for _ in range(2):
+        answer = await post(api, path, KEY, body)
+        assert_problem(answer, answer.status_code, slug)
+    assert await redis.keys(CLAIMS) == []
+
+
+async def claims_of(redis: Redis) -> list[bytes | str]:
+    """Wait for a request to be under way."""
+    for _ in range(200):
+        if names := list(await redis.keys(CLAIMS)):
+            return names
+        await asyncio.sleep(0.005)
+    raise AssertionError("nothing was claimed")
+
+
+async def test_the_claim_of_a_request_that_died_expires(
+    api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+) -> None:
+    """What a killed process leaves: the claim, and nobody to keep or release it."""
+    first = await start(api)
+    (name,) = await claims_of(redis)
+    fingerprint = await redis.hget(name, "fingerprint")
+    await redis.flushall()
+    await redis.hset(name, mapping={"fingerprint": fingerprint or b"", "token": b"lost"})
+    await redis.pexpire(name, 30_000)
+
+    early = await start(api)
+    assert_problem(early, 409, "idempotency-in-progress")
+    assert (early.headers["Retry-After"], early.json()["retry_after"]) == ("1", 1)
+    assert_problem(await start(api, OTHER_PHONE), 422, "idempotency-key-reused")
+
+    await age(redis, timedelta(seconds=30))
+    second = await start(api)
+
+    assert second.status_code == 201
+    assert second.json()["verification_id"] != first.json()["verification_id"]
+    assert len(network.calls_of(PHONE)) == 2
+    assert_replays(await start(api), second)
+
+
+@pytest.fixture
+async def impatient(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with short time-outs: half a second for the provider, a third for Redis."""
+    settings = sandbox_settings(
+        redis_url,
+        plusofon={"connect_timeout_seconds": 0.2, "timeout_seconds": 0.5},
+        redis={"url": redis_url, "timeout_seconds": 0.3},
+    )
+    async with run(create_app(settings, network)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def stopped(redis: Redis) -> AsyncIterator[None]:
+    """Let Redis hang."""
+    pid = int((await redis.info("server"))["process_id"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def events(caplog: pytest.LogCaptureFixture) -> set[str]:
+    return {record.message for record in caplog.records}
+
+
+async def test_a_request_that_is_broken_off_releases_its_claim(impatient: httpx.AsyncClient, redis: Redis) -> None:
+    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_NOT_PLACED))
+    await claims_of(redis)
+
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+    assert await redis.keys(CLAIMS) == []
+
+
+async def test_without_a_redis_the_claim_of_a_request_that_is_broken_off_expires(
+    impatient: httpx.AsyncClient, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_NOT_PLACED))
+    (name,) = await claims_of(redis)
+    assert 0 < await redis.pttl(name) <= 30_000
+
+    async with stopped(redis):
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    assert "idempotency.not_released" in events(caplog)
+
+
+async def test_a_request_that_lost_its_claim_is_answered_all_the_same(
+    impatient: httpx.AsyncClient, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    (name,) = await claims_of(redis)
+    await redis.delete(name)
+
+    assert (await request).status_code == 201
+    assert "idempotency.claim_lost" in events(caplog)
+    assert await redis.keys(CLAIMS) == []
+
+
+async def test_a_call_whose_outcome_is_unknown_is_told_again_and_not_placed_again(
+    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+) -> None:
+    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    await claims_of(redis)
+    assert_problem(await start(impatient, MagicNumber.NO_REPLY_PLACED), 409, "idempotency-in-progress")
+    first = await request
+
+    assert first.json()["call"] == {"status": "unconfirmed"}
+    assert_replays(await start(impatient, MagicNumber.NO_REPLY_PLACED), first)
+    assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
+
+
+async def placed(network: VirtualNetwork, phone: str) -> None:
+    """Wait for the provider to have been asked."""
+    for _ in range(200):
+        if network.calls_of(phone):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("no call was placed")
+
+
+async def test_a_call_that_was_placed_is_told_without_a_redis_to_keep_the_answer(
+    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    await placed(network, MagicNumber.NO_REPLY_PLACED)
+
+    async with stopped(redis):
+        answer = await request
+
+    assert (answer.status_code, answer.json()["call"]) == (201, {"status": "unconfirmed"})
+    assert "idempotency.not_kept" in events(caplog)
+
+
+async def test_without_a_redis_nothing_is_done(api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork) -> None:
+    """Out of memory under noeviction: the claim is refused, so no call is placed."""
+    await redis.config_set("maxmemory", "1")
+    try:
+        refused = await start(api)
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+    assert_problem(refused, 503, "store-unavailable")
+    assert network.calls_of(PHONE) == []
+    assert (await start(api)).status_code == 201
+
+
+async def round_trips(redis: Redis, request: Awaitable[httpx.Response]) -> int:
+    """Count what Redis reads from its sockets: commands that share a write are read at once."""
+
+    async def reads() -> int:
+        return int((await redis.info("stats"))["total_reads_processed"])
+
+    before = await reads()
+    await request
+    return await reads() - before - 1  # to read the counter is one, too
+
+
+async def test_a_start_with_a_key_makes_three_round_trips_and_a_repetition_one(
+    api: httpx.AsyncClient, redis: Redis
+) -> None:
+    """The call is recorded and the answer kept in one shared write; a check keeps its answer in one of its own."""
+    verification_id = (await start(api, OTHER_PHONE, "warm")).json()["verification_id"]  # loads the scripts
+    await check(api, verification_id, "000000", "warm")
+
+    assert [await round_trips(redis, start(api)) for _ in range(2)] == [3, 1]
+    assert [await round_trips(redis, check(api, verification_id, "000000")) for _ in range(2)] == [3, 1]
+
+
+async def test_a_request_without_a_key_keeps_nothing_and_makes_no_further_round_trip(
+    api: httpx.AsyncClient, redis: Redis
+) -> None:
+    verification_id = (await api.post("/verify/start", json={"phone": OTHER_PHONE})).json()["verification_id"]
+    body = {"verification_id": verification_id, "code": "000000"}
+    await api.post("/verify/check", json=body)
+
+    assert await round_trips(redis, api.post("/verify/start", json={"phone": PHONE})) == 2
+    assert await round_trips(redis, api.post("/verify/check", json=body)) == 1
+    assert await redis.keys(CLAIMS) == []
+
+
+async def test_every_key_has_a_ttl_and_no_name_tells_phone_or_key(api: httpx.AsyncClient, redis: Redis) -> None:
+    verification_id = (await start(api)).json()["verification_id"]
+    await check(api, verification_id, wrong(await hear(api)))
+    await start(api, MagicNumber.REFUSED, "refused")
+
+    names = await redis.keys()
+
+    assert len(await redis.keys(CLAIMS)) == 2
+    for name in names:
+        assert 0 < await redis.pttl(name) <= timedelta(days=1) // timedelta(milliseconds=1)
+        assert b"9001234567" not in name
+        assert KEY.encode() not in name
+
+
+async def test_the_header_is_described(api: httpx.AsyncClient) -> None:
+    paths = (await api.get("/openapi.json")).json()["paths"]
+
+    for path in ("/verify/start", "/verify/check"):
+        (header,) = paths[path]["post"]["parameters"]
+        assert (header["in"], header["name"], header["required"]) == ("header", "Idempotency-Key", False)
+        assert {"409", "422"} <= paths[path]["post"]["responses"].keys()

@@ -1,0 +1,494 @@
+"""Tokens: what they say, who can make them, how long they are good; and that one proves something only once."""
+
+import base64
+import hashlib
+import hmac
+import json
+import warnings
+from dataclasses import FrozenInstanceError, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc import jws, jwt
+from joserfc.jwk import ECKey, KeySet, RSAKey, thumbprint
+
+from app.tokens import TokenSigner, generate_keys
+from app.verification.errors import TokenAlreadyRedeemed, TokenExpired, TokenInvalid
+from app.verification.model import Proof
+from app.verification.phone import Phone
+from app.verification.proof import redeem
+
+PHONE = Phone("+79001234567")
+VERIFICATION_ID = "vrf_0a11b22c33d44e55f667788"
+NOW = 1_900_000_000
+LIFETIME = timedelta(minutes=10)
+KEYS, OTHER_KEYS = generate_keys(), generate_keys()
+KID, OTHER_KID = (json.loads(keys)["kid"] for keys in (KEYS, OTHER_KEYS))
+
+
+@dataclass
+class Clock:
+    seconds: float = NOW
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def signer(keys: str = KEYS, **arguments: Any) -> TokenSigner:  # noqa: ANN401 - whatever a TokenSigner takes
+    return TokenSigner(keys, **{"now": Clock(), **arguments})
+
+
+def sign(tokens: TokenSigner, *, client: str = "shop", purpose: str = "login") -> str:
+    return tokens.sign(phone=PHONE, purpose=purpose, verification_id=VERIFICATION_ID, client=client)
+
+
+def key_set(*keys: str) -> str:
+    return json.dumps({"keys": [json.loads(key) for key in keys]})
+
+
+def public(key: str) -> str:
+    return json.dumps({name: value for name, value in json.loads(key).items() if name != "d"})
+
+
+def decoded(segment: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(base64.urlsafe_b64decode(segment + "=="))
+    return content
+
+
+TOKEN = sign(signer())
+HEADER = {"typ": "JWT", "alg": "ES256", "kid": KID}
+
+
+def encoded(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def forge(claims: dict[str, Any] | None = None, header: dict[str, Any] | None = None, keys: str = KEYS) -> str:
+    """Sign a token as the service does, but for what is given."""
+    key = ECKey.import_key(json.loads(keys))
+    right = decoded(TOKEN.split(".")[1])
+    return jwt.encode({"alg": "ES256", "kid": key.kid, **(header or {})}, {**right, **(claims or {})}, key)
+
+
+def signed_as_is(header: object, payload: bytes | None = None) -> str:
+    """Sign any header and payload with our key: what the library would not write itself."""
+    claims = TOKEN.split(".")[1] if payload is None else encoded(payload)
+    signing_input = f"{encoded(json.dumps(header).encode())}.{claims}"
+    signature = jws.JWSRegistry.algorithms["ES256"].sign(signing_input.encode(), ECKey.import_key(json.loads(KEYS)))
+    return f"{signing_input}.{encoded(signature)}"
+
+
+# What a token says
+
+
+def test_a_token_has_exactly_these_claims_and_this_header() -> None:
+    header, claims, _ = sign(signer(), purpose="password_reset").split(".")
+
+    assert decoded(header) == {"typ": "JWT", "alg": "ES256", "kid": KID}
+    assert decoded(claims) == {
+        "iss": "plusofon-verify",
+        "sub": "+79001234567",
+        "purpose": "password_reset",
+        "jti": VERIFICATION_ID,
+        "aud": "shop",
+        "iat": NOW,
+        "exp": NOW + 600,
+    }
+
+
+def test_a_token_is_read_back_as_its_proof() -> None:
+    tokens = signer()
+
+    assert tokens.verify(sign(tokens), client="shop") == Proof(
+        phone=PHONE,
+        purpose="login",
+        verification_id=VERIFICATION_ID,
+        expires_at=datetime.fromtimestamp(NOW, UTC) + LIFETIME,
+    )
+
+
+def test_a_proof_does_not_change_and_prints_no_phone() -> None:
+    tokens = signer()
+    proof = tokens.verify(sign(tokens), client="shop")
+
+    with pytest.raises(FrozenInstanceError):
+        proof.purpose = "password_reset"  # type: ignore[misc] # that is the point
+    assert "+79001234567" not in repr(proof)
+
+
+def test_issuer_and_lifetime_are_as_told() -> None:
+    tokens = signer(issuer="https://verify.example", lifetime=timedelta(minutes=2))
+    claims = decoded(sign(tokens).split(".")[1])
+
+    assert tokens.lifetime == timedelta(minutes=2)
+    assert (claims["iss"], claims["exp"] - claims["iat"]) == ("https://verify.example", 120)
+
+
+def test_a_moment_between_two_seconds_is_told_in_whole_ones() -> None:
+    """A NumericDate may have a fraction (RFC 7519, section 2), but not every library reads it."""
+    assert decoded(sign(signer(now=Clock(NOW + 0.9))).split(".")[1])["iat"] == NOW
+
+
+# How long it is good
+
+
+@pytest.mark.parametrize("seconds", [0, 599.9, 600, 629.9])
+def test_a_token_is_good_for_its_lifetime_and_a_little_leeway(seconds: float) -> None:
+    assert signer(now=Clock(NOW + seconds)).verify(sign(signer()), client="shop")
+
+
+@pytest.mark.parametrize("seconds", [630, 3600])
+def test_after_that_it_has_expired(seconds: float) -> None:
+    with pytest.raises(TokenExpired):
+        signer(now=Clock(NOW + seconds)).verify(sign(signer()), client="shop")
+
+
+def test_a_foreign_token_that_expired_is_foreign_above_all() -> None:
+    """Else somebody could learn of a token that is not theirs whether it was ever good."""
+    with pytest.raises(TokenInvalid):
+        signer(now=Clock(NOW + 3600)).verify(sign(signer(), client="bank"), client="shop")
+
+
+# Who can make one
+
+
+@pytest.mark.parametrize("client", ["bank", "", "SHOP", "shop "])
+def test_a_token_of_another_client_is_invalid(client: str) -> None:
+    tokens = signer()
+    with pytest.raises(TokenInvalid):
+        tokens.verify(sign(tokens), client=client)
+
+
+def test_a_token_of_another_issuer_with_the_same_key_is_invalid() -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(sign(signer(issuer="staging")), client="shop")
+
+
+def test_a_token_of_another_key_is_invalid_even_under_our_kid() -> None:
+    for kid in (OTHER_KID, KID):
+        with pytest.raises(TokenInvalid):
+            signer().verify(forge(header={"kid": kid}, keys=OTHER_KEYS), client="shop")
+
+
+@pytest.mark.parametrize("kid", ["unknown", "", 5, None, [], {}], ids=repr)
+def test_a_token_whose_kid_names_no_key_is_invalid(kid: object) -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(signed_as_is({**HEADER, "kid": kid}), client="shop")
+
+
+def test_a_token_without_a_kid_is_invalid_even_where_there_is_one_key() -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(signed_as_is({"typ": "JWT", "alg": "ES256"}), client="shop")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"typ": "at+jwt"}, {"cty": "JWT"}, {"jku": "https://evil.example"}, {"jwk": json.loads(public(OTHER_KEYS))}],
+    ids=lambda header: next(iter(header)),
+)
+def test_a_token_with_another_header_than_ours_is_invalid(header: dict[str, Any]) -> None:
+    """A right signature under our key does not make it one of ours: it may be of another kind (RFC 8725, 3.11)."""
+    with pytest.raises(TokenInvalid):
+        signer().verify(forge(header=header), client="shop")
+
+
+def test_what_these_forgeries_are_made_with_makes_good_tokens_too() -> None:
+    assert signer().verify(signed_as_is(HEADER), client="shop") == signer().verify(forge(), client="shop")
+
+
+@pytest.mark.parametrize("alg", ["none", "None", "", "HS256", "ES384", "RS256", None, ["ES256"]], ids=repr)
+def test_a_token_under_another_algorithm_is_invalid(alg: object) -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(signed_as_is({**HEADER, "alg": alg}), client="shop")
+
+
+@pytest.mark.parametrize("signature", [b"", b"\0" * 64], ids=["none", "zeros"])
+def test_a_token_that_says_it_needs_no_signature_is_invalid(signature: bytes) -> None:
+    """``alg: none`` (RFC 8725, section 2.1)."""
+    for named in ({"kid": KID}, {}):
+        header = encoded(json.dumps({"typ": "JWT", "alg": "none", **named}).encode())
+        with pytest.raises(TokenInvalid):
+            signer().verify(f"{header}.{TOKEN.split('.')[1]}.{encoded(signature)}", client="shop")
+
+
+def test_the_public_key_is_no_secret_to_sign_with() -> None:
+    """``HS256`` with the published key as the secret (RFC 8725, section 2.1), spelled in every likely way."""
+    (published,) = signer().jwks["keys"]
+    key = ECKey.import_key(published)
+    header = encoded(json.dumps({"typ": "JWT", "alg": "HS256", "kid": KID}).encode())
+    signing_input = f"{header}.{TOKEN.split('.')[1]}"
+
+    for secret in (key.as_pem(), key.as_pem().strip(), key.as_der(), json.dumps(published).encode(), KID.encode()):
+        signature = hmac.digest(secret, signing_input.encode(), hashlib.sha256)
+        with pytest.raises(TokenInvalid):
+            signer().verify(f"{signing_input}.{encoded(signature)}", client="shop")
+
+
+@pytest.mark.parametrize("signature", [b"\0" * 64, b"\xff" * 64, b"", b"\1"], ids=["zeros", "ones", "none", "short"])
+def test_an_empty_signature_is_none(signature: bytes) -> None:
+    """A zero for both numbers passed once in a well-known library (CVE-2022-21449)."""
+    header, claims, _ = sign(signer()).split(".")
+    with pytest.raises(TokenInvalid):
+        signer().verify(f"{header}.{claims}.{encoded(signature)}", client="shop")
+
+
+@given(st.integers(0, len(TOKEN) - 1), st.sampled_from("ABab01-_.=+/ \0"))
+def test_whatever_is_changed_in_a_token_makes_it_invalid(position: int, character: str) -> None:
+    changed = TOKEN[:position] + character + TOKEN[position + 1 :]
+    if changed != TOKEN:
+        with pytest.raises(TokenInvalid):
+            signer().verify(changed, client="shop")
+
+
+@given(st.integers(0, len(TOKEN)), st.text("ABab01-_.=+/ \n\0", min_size=1, max_size=4))
+def test_whatever_is_put_into_a_token_makes_it_invalid(position: int, more: str) -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(TOKEN[:position] + more + TOKEN[position:], client="shop")
+
+
+@given(st.integers(0, 2), st.sampled_from(["login", "password_reset"]))
+def test_parts_of_two_tokens_make_no_third(part: int, purpose: str) -> None:
+    one, other = TOKEN.split("."), sign(signer(), client="bank", purpose=purpose).split(".")
+    mixed = ".".join([*one[:part], other[part], *one[part + 1 :]])
+    if mixed != TOKEN:
+        with pytest.raises(TokenInvalid):
+            signer().verify(mixed, client="shop")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=4), children, max_size=3),
+    max_leaves=8,
+)
+headers = st.dictionaries(
+    st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "x5c", "cty"]), json_values | st.just("ES256")
+)
+
+
+@given(headers | json_values, st.binary(max_size=64))
+def test_a_header_that_makes_no_sense_is_invalid(header: object, signature: bytes) -> None:
+    _, claims, _ = TOKEN.split(".")
+    text = f"{encoded(json.dumps(header).encode())}.{claims}.{encoded(signature)}"
+    with pytest.raises(TokenInvalid):
+        signer().verify(text, client="shop")
+
+
+@given(st.text(max_size=40) | st.text(".ey", max_size=12) | st.text(st.characters(codec=None), max_size=8))
+def test_garbage_is_invalid(text: str) -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(text, client="shop")
+
+
+@pytest.mark.parametrize("payload", [b"", b"null", b"[]", b'"exp"', b"{", b"\xff", b"[" * 2500, b"{}"], ids=range(8))
+def test_claims_that_are_none_are_invalid_even_when_signed(payload: bytes) -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(signed_as_is(HEADER, payload), client="shop")
+
+
+@pytest.mark.parametrize("claim", ["iss", "sub", "purpose", "jti", "aud", "iat", "exp"])
+@pytest.mark.parametrize("value", [None, True, 1.5, ["shop"], {}, -1, 10**20, "not this"], ids=repr)
+def test_a_claim_of_another_type_is_invalid_even_when_signed(claim: str, value: object) -> None:
+    if claim in {"jti", "purpose"} and isinstance(value, str):
+        return  # any text will do for these two: whoever redeems compares them
+    with pytest.raises(TokenInvalid):
+        signer().verify(forge({claim: value}), client="shop")
+
+
+@pytest.mark.parametrize("claim", ["iss", "sub", "purpose", "jti", "aud", "iat", "exp"])
+def test_a_missing_claim_is_invalid_even_when_signed(claim: str) -> None:
+    claims = decoded(TOKEN.split(".")[1])
+    del claims[claim]
+    with pytest.raises(TokenInvalid):
+        signer().verify(signed_as_is(HEADER, json.dumps(claims).encode()), client="shop")
+
+
+def test_a_list_of_audiences_is_invalid_for_it_might_name_others_too() -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(forge({"aud": ["shop", "bank"]}), client="shop")
+
+
+def test_a_claim_that_only_a_newer_version_knows_is_ignored() -> None:
+    """RFC 7519, section 4."""
+    assert signer().verify(forge({"new": "something"}), client="shop")
+
+
+def test_an_overlong_token_is_not_even_looked_at() -> None:
+    with pytest.raises(TokenInvalid):
+        signer().verify(forge({"padding": "x" * 4096}), client="shop")
+
+
+def test_why_a_token_is_invalid_is_not_told_and_names_no_phone() -> None:
+    with pytest.raises(TokenInvalid) as caught:
+        signer().verify(forge({"exp": "+79001234567"}), client="shop")
+
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert not str(caught.value)
+
+
+# Keys
+
+
+def test_while_the_keys_overlap_tokens_of_the_old_key_are_good_and_afterwards_not() -> None:
+    before, during, after = signer(KEYS), signer(key_set(OTHER_KEYS, KEYS)), signer(OTHER_KEYS)
+    old, new = sign(before), sign(during)
+
+    assert during.verify(old, client="shop") == during.verify(new, client="shop")
+    assert after.verify(new, client="shop")
+    for instance, token in ((after, old), (before, new)):
+        with pytest.raises(TokenInvalid):
+            instance.verify(token, client="shop")
+
+
+def test_the_first_key_signs_and_all_are_published_in_their_order() -> None:
+    tokens = signer(key_set(OTHER_KEYS, KEYS))
+
+    assert decoded(sign(tokens).split(".")[0])["kid"] == OTHER_KID
+    assert [key["kid"] for key in tokens.jwks["keys"]] == [OTHER_KID, KID]
+
+
+def test_a_key_that_no_longer_signs_needs_no_private_part() -> None:
+    assert signer(key_set(OTHER_KEYS, public(KEYS))).verify(sign(signer(KEYS)), client="shop")
+
+
+def test_the_published_keys_have_no_private_part_and_nothing_that_stood_beside_it() -> None:
+    keys = json.dumps({**json.loads(KEYS), "p": "secret", "note": "secret", "key_ops": ["sign"], "x5u": "https://a"})
+
+    for key in (*signer(key_set(keys, OTHER_KEYS)).jwks["keys"], *signer(keys).jwks["keys"]):
+        assert set(key) == {"kty", "crv", "x", "y", "use", "alg", "kid"}
+        assert (key["kty"], key["crv"], key["use"], key["alg"]) == ("EC", "P-256", "sig", "ES256")
+    assert json.loads(KEYS)["d"] not in json.dumps(signer(keys).jwks)
+
+
+def test_a_key_is_named_by_its_thumbprint_unless_it_has_a_name() -> None:
+    """RFC 7638."""
+    nameless = json.loads(KEYS)
+    del nameless["kid"]
+    named = json.dumps({**nameless, "kid": "2026-01"})
+
+    (published,) = signer(json.dumps(nameless)).jwks["keys"]
+    assert published["kid"] == thumbprint({name: nameless[name] for name in ("crv", "kty", "x", "y")})
+    assert signer(named).jwks["keys"][0]["kid"] == "2026-01"
+    assert decoded(sign(signer(named)).split(".")[0])["kid"] == "2026-01"
+
+
+def test_made_keys_are_private_differ_and_fit_a_line() -> None:
+    assert KEYS != OTHER_KEYS
+    assert "\n" not in KEYS
+    assert set(json.loads(KEYS)) == {"kty", "crv", "x", "y", "d", "kid"}
+    assert signer(KEYS).verify(sign(signer(KEYS)), client="shop")
+
+
+def bad_keys() -> dict[str, str]:
+    key = json.loads(KEYS)
+    return {
+        "empty": "",
+        "no JSON": KEYS[:-1],
+        "no object": "[]",
+        "a text": '"keys"',
+        "null": "null",
+        "deep": "[" * 100_000,
+        "an empty object": "{}",
+        "an empty set": '{"keys": []}',
+        "a set of no keys": '{"keys": [5]}',
+        "no set": '{"keys": 5}',
+        "public": public(KEYS),
+        "public first": key_set(public(KEYS), OTHER_KEYS),
+        "symmetric": '{"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"}',
+        "RSA": json.dumps(RSAKey.generate_key(2048).as_dict(private=True)),
+        "another curve": json.dumps(ECKey.generate_key("P-384").as_dict(private=True)),
+        "no curve at all": json.dumps({**key, "crv": "P-257"}),
+        "a point off the curve": json.dumps({**key, "y": key["x"]}),
+        "halves of two keys": json.dumps({**key, "d": json.loads(OTHER_KEYS)["d"]}),
+        "for encryption": json.dumps({**key, "use": "enc"}),
+        "for another algorithm": json.dumps({**key, "alg": "ES384"}),
+        "one good, one bad": key_set(OTHER_KEYS, json.dumps({**key, "y": key["x"]})),
+        "kid of another type": json.dumps({**key, "kid": 5}),
+        "kid too long": json.dumps({**key, "kid": "k" * 65}),
+        "the same twice": key_set(KEYS, KEYS),
+        "one kid for two": key_set(KEYS, json.dumps({**json.loads(OTHER_KEYS), "kid": key["kid"]})),
+    }
+
+
+@pytest.mark.parametrize("keys", bad_keys().values(), ids=bad_keys())
+def test_bad_keys_are_refused_with_a_sentence_that_shows_nothing_of_them(keys: str) -> None:
+    with pytest.raises(ValueError, match=r"^must ") as caught:
+        TokenSigner(keys)
+
+    assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True) or not caught.value.__context__
+    assert json.loads(KEYS)["d"] not in str(caught.value)
+    assert json.loads(KEYS)["x"] not in str(caught.value)
+
+
+# Somebody else's verifier
+
+
+def test_the_published_keys_alone_verify_a_token() -> None:
+    """As a backend would that has never seen this code: the JWK Set as JSON, and a library."""
+    tokens = signer(key_set(OTHER_KEYS, KEYS))
+    published = KeySet.import_key_set(json.loads(json.dumps(tokens.jwks)))
+    expected = jwt.JWTClaimsRegistry(
+        now=NOW + 60,
+        iss={"essential": True, "value": "plusofon-verify"},
+        aud={"essential": True, "value": "shop"},
+        exp={"essential": True},
+        purpose={"essential": True, "value": "login"},
+    )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for token in (sign(tokens), sign(signer(KEYS))):
+            read = jwt.decode(token, published, algorithms=["ES256"])
+            expected.validate(read.claims)
+            assert read.claims["sub"] == "+79001234567"
+
+
+# Once
+
+
+class RememberedRedemptions:
+    """Redemptions in a set."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    async def redeem(self, verification_id: str, expires_at: datetime) -> bool:
+        first = verification_id not in self.seen
+        self.seen.add(verification_id)
+        return first
+
+
+async def redeem_as(tokens: TokenSigner, redemptions: RememberedRedemptions, token: str, purpose: str) -> Proof:
+    return await redeem(tokens, redemptions, client="shop", token=token, purpose=purpose)
+
+
+async def test_a_token_is_redeemed_once() -> None:
+    tokens, redemptions = signer(), RememberedRedemptions()
+
+    assert (await redeem_as(tokens, redemptions, sign(tokens), "login")).phone == PHONE
+    with pytest.raises(TokenAlreadyRedeemed):
+        await redeem_as(tokens, redemptions, sign(tokens), "login")
+
+
+async def test_another_purpose_is_refused_and_does_not_use_the_token_up() -> None:
+    tokens, redemptions = signer(), RememberedRedemptions()
+
+    with pytest.raises(TokenInvalid):
+        await redeem_as(tokens, redemptions, sign(tokens), "password_reset")
+
+    assert not redemptions.seen
+    assert await redeem_as(tokens, redemptions, sign(tokens), "login")
+
+
+async def test_of_a_token_that_was_redeemed_and_expired_it_is_told_that_it_expired() -> None:
+    clock, redemptions = Clock(), RememberedRedemptions()
+    tokens = signer(now=clock)
+    token = sign(tokens)
+    await redeem_as(tokens, redemptions, token, "login")
+    clock.seconds += 3600
+
+    with pytest.raises(TokenExpired):
+        await redeem_as(tokens, redemptions, token, "login")
