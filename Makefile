@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lock bench clean
+.PHONY: help run test check fmt lock bench simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 
 bench: $(VENV)/.dev ## Measure the cost of a check against a bare FastAPI route
 	$(BIN)/python benchmarks/check_cost.py
+
+simulate: $(VENV)/.dev ## Play fraud and brute force against the service, and count what they cost and win
+	$(BIN)/python benchmarks/fraud_simulation.py
+	$(BIN)/python benchmarks/guess_simulation.py
 
 lock: ## Pin all dependencies anew (UPGRADE=--upgrade for newer versions)
 	$(PYTHON) -m venv $(VENV)/lock

@@ -1,19 +1,26 @@
-"""The command line: ``plusofon-verify serve | demo | openapi | keygen``."""
+"""The command line: ``plusofon-verify serve | demo | openapi | keygen | guard list | guard lift``."""
 
+import asyncio
 import gc
 import hashlib
 import json
+import logging
 import secrets
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 import typer
 import uvicorn
 
-from app.main import create_api, create_app
+from app.api.admin import GuardView
+from app.main import create_api, create_app, open_guard
 from app.settings import CLIENT_NAME, Mode, Settings, SettingsError, load_settings
 from app.telemetry.logging import configure_logging
 from app.tokens import generate_keys
+from app.verification.errors import StoreUnavailable
+from app.verification.guard import FraudGuard
 
+_EXIT_FAILED = 1
 _EXIT_SETTINGS = 2
 _DRAIN_SECONDS = 12  # a call in progress takes ten; the whole way from SIGTERM to the exit stays below fifteen
 
@@ -24,6 +31,11 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show the values of local variables
 )
+
+guard_cli = typer.Typer(help="See what the fraud guard has blocked, and lift it.", no_args_is_help=True)
+cli.add_typer(guard_cli, name="guard")
+
+_T = TypeVar("_T")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
@@ -68,6 +80,24 @@ def keygen(
     typer.echo(key)
 
 
+@guard_cli.command("list")
+def list_guard(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as GET /admin/guard answers it.")] = False
+) -> None:
+    """List the ranges of numbers that are blocked now, and the clients of whose calls too few are answered."""
+    found = _ask_guard(GuardView.of)
+    typer.echo(found.model_dump_json(indent=2) if as_json else _guard_table(found))
+
+
+@guard_cli.command()
+def lift(number_range: Annotated[str, typer.Argument(metavar="RANGE", help="Such as +79001234.")]) -> None:
+    """Lift the block of a range: it is called again at once."""
+    if not _ask_guard(lambda guard: guard.lift(number_range)):
+        typer.echo(f"The range {number_range} is not blocked.", err=True)
+        raise typer.Exit(_EXIT_FAILED)
+    typer.echo(f"The range {number_range} is called again.")
+
+
 def main() -> None:
     """Run the command line; wrong settings are told in sentences, with exit code 2."""
     try:
@@ -80,6 +110,40 @@ def main() -> None:
 
 def _settings(**overrides: object) -> Settings:
     return load_settings(**{name: value for name, value in overrides.items() if value is not None})
+
+
+def _ask_guard(question: Callable[[FraudGuard], Awaitable[_T]]) -> _T:
+    """Ask the fraud guard in the Redis of the settings."""
+    logging.disable()  # whatever happens, the command itself tells it
+    settings = _settings()
+    if settings.redis.url is None:
+        raise SettingsError(["REDIS_URL is missing: nobody but the sandbox itself reaches the Redis of the sandbox."])
+
+    async def ask() -> _T:
+        async with open_guard(settings) as guard:
+            return await question(guard)
+
+    try:
+        return asyncio.run(ask())
+    except StoreUnavailable:
+        typer.echo("Redis did not answer in time.", err=True)
+        raise typer.Exit(_EXIT_FAILED) from None
+
+
+def _guard_table(found: GuardView) -> str:
+    lines = [f"{'blocked range':16}{'until (UTC)':22}{'level':>6}{'calls':>7}{'verified':>10}"]
+    lines += [
+        f"{block.range:16}{block.until:%Y-%m-%d %H:%M:%S}   {block.level:>6}{block.calls:>7}{block.successes:>10}"
+        for block in found.blocks
+    ]
+    if not found.blocks:
+        lines.append("none")
+    lines += [
+        f"The client {suspect.client} is not blocked, but of {suspect.calls} calls {suspect.successes} were verified"
+        f" (at {suspect.since:%Y-%m-%d %H:%M:%S} UTC)."
+        for suspect in found.suspects
+    ]
+    return "\n".join(lines)
 
 
 def _serve(settings: Settings) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import ops, provider, tokens, verify
+from app.api import admin, ops, provider, tokens, verify
 from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
-from app.settings import Mode, Settings
+from app.settings import Mode, Settings, make_policies
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.guard import RedisFraudGuard
@@ -28,6 +28,7 @@ from app.store.verifications import RedisVerificationStore
 from app.tokens import TokenSigner
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
+from app.verification.guard import FraudGuard
 from app.verification.service import VerificationService
 
 _DESCRIPTION = """
@@ -55,6 +56,13 @@ def create_app(settings: Settings, network: VirtualNetwork | None = None) -> Fas
     return app
 
 
+@asynccontextmanager
+async def open_guard(settings: Settings) -> AsyncIterator[FraudGuard]:
+    """Reach the fraud guard without the service, for whoever runs it."""
+    async with AsyncExitStack() as stack:
+        yield _build_guard(settings, _build_runner(settings, stack))
+
+
 def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     """Make the routes alone, as production has them: enough to describe the API, too little to serve it."""
     app = FastAPI(
@@ -69,7 +77,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     )
     app.add_middleware(Edge)
     install_problems(app)
-    for router in (verify.router, tokens.router, provider.router, ops.router):
+    for router in (verify.router, tokens.router, provider.router, admin.router, ops.router):
         app.include_router(router)
     install_docs(app)
     return app
@@ -80,14 +88,14 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
     # Named by the oldest key: adding a new one then moves no pending verification and resets no limit.
     name_key = derive_key(settings.secret_keys[-1], "phone")
     runner = _build_runner(settings, stack)
-    guard = RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
+    guard = _build_guard(settings, runner)
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
         guard=guard,
         provider=await _build_provider(settings, sandbox, stack),
         digester=CodeDigester(settings.secret_keys),
-        policies=settings.policies,
+        policies=make_policies(settings),
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
     )
     stack.push_async_callback(service.aclose)
@@ -118,6 +126,10 @@ def _build_idempotency(settings: Settings, runner: ScriptRunner) -> RedisIdempot
         # 30 s by default. A start takes 12 s at most after its claim: the provider once, and Redis twice.
         claim_for=timedelta(seconds=2 * settings.plusofon.timeout_seconds + 10 * settings.redis.timeout_seconds),
     )
+
+
+def _build_guard(settings: Settings, runner: ScriptRunner) -> RedisFraudGuard:
+    return RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
 
 
 def _build_runner(settings: Settings, stack: AsyncExitStack) -> ScriptRunner:

@@ -73,7 +73,7 @@ class Counters:
     def add(self, limit: Limit, of: str, now: datetime, token: str) -> Quota:
         self._of(limit, of).append((now, token))
         inside = [moment for moment, _ in self._of(limit, of) if moment > now - limit.period]
-        return Quota(limit, limit.count - len(inside))
+        return Quota(limit, max(0, limit.count - len(inside)))
 
     def remove(self, limit: Limit, of: str, token: str) -> None:
         events = self._of(limit, of)
@@ -253,6 +253,9 @@ class FakeVerificationStore:
                 quotas=tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted),
                 test=before.test,
             )
+        live = sum(expires > self.now for _, expires in record.codes.values())
+        for limit, of in counted[:1] * (live - 1):  # for the phone, once for each live code
+            self.counters.add(limit, of, self.now, "failed")
         quotas = tuple(self.counters.add(limit, of, self.now, "failed") for limit, of in counted)
         self._keep_phone(before.phone, policy)
         record.checks_used += 1

@@ -4,13 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from app.verification.guard import range_of
 from app.verification.phone import Phone
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-# Blocks of the Russian numbering plan have 10,000 numbers and more. A thousand neighbours, seven digits after +7, is
-# what a pump walks through, and what thirty honest people an hour never are.
-_RANGE_LENGTH = len("+7") + 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ class Policy:
     def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:
         """List what a call is counted against, beside the phone itself."""
         if not phone.e164.startswith(self.allowed_prefixes):
-            yield Allowance(self.calls_per_range, phone.e164[:_RANGE_LENGTH])
+            yield Allowance(self.calls_per_range, range_of(phone))
         yield from (Allowance(limit, client) for limit in self.calls_per_client)
         yield Allowance(self.calls_per_day, "everybody")
         if address:

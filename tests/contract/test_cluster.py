@@ -15,10 +15,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.store import embedded
 from app.store.connection import connect
+from app.store.guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.verification.guard import GuardRules
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Channel, Status
 from app.verification.phone import Phone
@@ -71,6 +73,7 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
     runner = ScriptRunner(cluster, timeout=1)
     store, limits = RedisVerificationStore(runner, phone_key=b"k" * 32), RedisLimits(runner, key=b"k" * 32)
     idempotency = RedisIdempotency(runner, key=b"k" * 32)
+    guard = RedisFraudGuard(runner, GuardRules())
     right = b"r" * 32
     for number in range(20):
         phone = Phone(f"+790012345{number:02}")
@@ -99,6 +102,11 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         token, allowances = "token", list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
         assert len(await limits.take(token, allowances)) == len(allowances)
         await limits.give_back(token, allowances)
+
+        await guard.admit(phone, "shop")
+        await guard.retract(phone, "shop")
+        await guard.succeeded(phone, "shop")
+        assert (await guard.blocks(), await guard.suspects(), await guard.lift("+79001234")) == ([], [], False)
 
         request = IdempotentRequest(client="shop", route="/verify/start", key=str(number), body=b"{}")
         for _ in range(2):

@@ -571,6 +571,28 @@ async def test_right_checks_are_not_counted_as_failed(world: World) -> None:
         await world.advance(LIFETIME)
 
 
+async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world: World) -> None:
+    """Each is a chance to be right: else whoever asks for three calls before guessing is three times as lucky."""
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
+    verification = await world.start()
+    assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 4
+    await world.resend(SECOND)
+
+    assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 2
+    result = await world.check(verification.id, [WRONG])
+    assert (result.quotas[0].remaining, result.checks_left) == (0, 2)
+    with pytest.raises(RateLimited, match="failed_checks_per_phone"):
+        await world.check(verification.id, [RIGHT])
+
+
+async def test_the_last_failed_check_leaves_nothing_and_not_less(world: World) -> None:
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
+    verification = await world.start()
+    await world.resend(SECOND)
+
+    assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 0
+
+
 async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_phones(world: World) -> None:
     """One guess against each of many phones is an attack too."""
     minutes = timedelta(minutes=10)

@@ -5,12 +5,20 @@ import json
 import re
 import signal
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from app.settings import load_settings
+from app.store.guard import RedisFraudGuard
+from app.store.scripts import ScriptRunner
+from app.verification.errors import RateLimited
+from app.verification.guard import GuardRules
+from app.verification.phone import Phone
+from tests.ageing import age
 from tests.e2e.conftest import BARE, Demo, command, running
 
 PHONE = "+79001234567"
@@ -55,6 +63,47 @@ def test_two_demos_at_once_do_not_meet(demo: Demo, tmp_path: Path) -> None:
         started = demo.post("/verify/start", phone=PHONE).json()
         assert httpx.get(f"{other.base_url}/verify/{started['verification_id']}").status_code == 404
         assert other.post("/verify/start", phone=PHONE).status_code == 201
+
+
+async def test_the_guards_blocks_are_listed_and_lifted(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), GuardRules())
+    for number in range(20):
+        await guard.admit(Phone(f"+79001234{number:03}"), "shop")
+    await age(redis, timedelta(minutes=6))
+    with pytest.raises(RateLimited):
+        await guard.admit(Phone("+79001234999"), "shop")
+    environment = {"MODE": "sandbox", "REDIS_URL": redis_url}
+
+    table = run("guard", "list", cwd=tmp_path, **environment)
+    found = json.loads(run("guard", "list", "--json", cwd=tmp_path, **environment).stdout)
+    other = run("guard", "lift", "+79161234", cwd=tmp_path, **environment)
+    lifted = run("guard", "lift", "+79001234", cwd=tmp_path, **environment)
+
+    assert table.returncode == 0
+    assert "+79001234" in table.stdout
+    assert "The client shop is not blocked" in table.stdout
+    assert ([block["range"] for block in found["blocks"]], len(found["suspects"])) == (["+79001234"], 1)
+    assert (other.returncode, other.stdout, other.stderr) == (1, "", "The range +79161234 is not blocked.\n")
+    assert (lifted.returncode, lifted.stdout) == (0, "The range +79001234 is called again.\n")
+    assert "none" in run("guard", "list", cwd=tmp_path, **environment).stdout
+    await guard.admit(Phone("+79001234999"), "shop")
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "sentence"),
+    [
+        ({}, 2, "REDIS_URL is missing"),
+        ({"REDIS_URL": "redis://127.0.0.1:1"}, 1, "Redis did not answer in time."),
+    ],
+    ids=["no Redis", "dead Redis"],
+)
+def test_without_a_redis_the_guard_tells_why(
+    tmp_path: Path, environment: dict[str, str], code: int, sentence: str
+) -> None:
+    done = run("guard", "list", cwd=tmp_path, MODE="sandbox", **environment)
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(sentence)
 
 
 def test_serve_without_settings_says_what_is_missing(tmp_path: Path) -> None:

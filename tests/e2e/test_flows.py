@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,22 @@ def block(flow: str, language: str) -> str:
     return str(found)
 
 
-def load(flow: str, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+Load = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture
+def load(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Run the Python of a flow, and hand out what it defines."""
     monkeypatch.setenv("VERIFY_URL", demo.base_url)
     monkeypatch.setenv("VERIFY_KEY", "the-sandbox-asks-for-none")
     names: dict[str, Any] = {}
-    exec(compile(block(flow, "python"), flow, "exec"), names)
-    return names
+
+    def run(flow: str) -> dict[str, Any]:
+        exec(compile(block(flow, "python"), flow, "exec"), names)
+        return names
+
+    yield run
+    names["api"].close()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +59,8 @@ def test_the_curl_of_a_flow_runs_to_its_end(flow: str, told: str, demo: Demo) ->
         assert done.stdout.count('"call_id"') == 1
 
 
-def test_a_forgotten_password_is_set_anew_once(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = load("password-recovery", demo, monkeypatch)
+def test_a_forgotten_password_is_set_anew_once(demo: Demo, load: Load) -> None:
+    flow = load("password-recovery")
     accounts = {PHONE: "forgotten"}
     session: dict[str, str] = {}
     stranger: dict[str, str] = {}
@@ -65,8 +76,8 @@ def test_a_forgotten_password_is_set_anew_once(demo: Demo, monkeypatch: pytest.M
     assert accounts == {PHONE: "new"}
 
 
-def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = load("sign-up", demo, monkeypatch)
+def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, load: Load) -> None:
+    flow = load("sign-up")
     accounts: set[str] = set()
     session: dict[str, str] = {}
 
@@ -81,8 +92,8 @@ def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, monkeypatch: pytest.
     assert accounts == {PHONE}
 
 
-def test_another_service_believes_a_step_up_for_this_phone_alone(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    flow = load("step-up-login", demo, monkeypatch)
+def test_another_service_believes_a_step_up_for_this_phone_alone(demo: Demo, load: Load) -> None:
+    flow = load("step-up-login")
 
     verification_id = flow["call"](PHONE)
     token = flow["prove"](verification_id, demo.hear(PHONE))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tests.e2e.conftest import running
 KEY = "not-a-real-key"
 # A string may well be a phone number by the schema and none in the world.
 NOT_CHECKED = ["positive_data_acceptance"]
+# A 413 refuses what is too long before anybody looks at whether it is valid; the check does not know that.
+NOT_CHECKED_WHEN_TOO_LONG = [*NOT_CHECKED, "negative_data_rejection"]
 
 schema = schemathesis.openapi.from_dict(create_api().openapi())
 
@@ -22,16 +25,16 @@ schema = schemathesis.openapi.from_dict(create_api().openapi())
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     hashed = hashlib.sha256(KEY.encode()).hexdigest()
-    with running(tmp_path_factory.mktemp("schemathesis"), API_KEYS=f"fuzz:{hashed}", LOG_LEVEL="error") as demo:
+    keys = f"fuzz:{hashed}"
+    with running(tmp_path_factory.mktemp("schemathesis"), API_KEYS=keys, ADMIN_KEYS=keys, LOG_LEVEL="error") as demo:
         yield demo.base_url
 
 
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_api_keeps_its_word(case: schemathesis.Case[Any], base_url: str) -> None:
-    not_checked: list[Any] = CHECKS.get_by_names(NOT_CHECKED)
-    case.call_and_validate(
-        base_url=base_url,
-        headers={"Authorization": f"Bearer {KEY}"},
-        excluded_checks=not_checked,
-    )
+    headers = {"Authorization": f"Bearer {KEY}"}
+    response = case.call(base_url=base_url, headers=headers)
+    names = NOT_CHECKED_WHEN_TOO_LONG if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else NOT_CHECKED
+    not_checked: list[Any] = CHECKS.get_by_names(names)
+    case.validate_response(response, headers=headers, excluded_checks=not_checked)

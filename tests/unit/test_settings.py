@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Mode, Settings, SettingsError, load_settings
+from app.settings import Mode, Settings, SettingsError, load_settings, make_policies
 from app.tokens import TokenSigner, generate_keys
 
 SECRET = "not-a-real-secret-0123456789-0123456789"
@@ -165,8 +165,8 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         SECRET_PREVIOUS_KEYS=f"{SECRET}-1,{SECRET}-2",
     )
 
-    assert settings.policies.default.purposes == {"login", "gift_card"}
-    assert [pause.total_seconds() for pause in settings.policies.default.cooldowns] == [30, 90]
+    assert make_policies(settings).default.purposes == {"login", "gift_card"}
+    assert [pause.total_seconds() for pause in make_policies(settings).default.cooldowns] == [30, 90]
     assert settings.secret_keys == [SECRET.encode(), f"{SECRET}-1".encode(), f"{SECRET}-2".encode()]
 
 
@@ -188,7 +188,7 @@ def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_client_differs_from_everybody_in_what_it_says_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     own = '{"shop": {"purposes": ["login"], "calls_per_minute": 7, "calls_per_day": 50, "failed_checks": 9}}'
-    policies = load(monkeypatch, **PRODUCTION, CLIENTS=own).policies
+    policies = make_policies(load(monkeypatch, **PRODUCTION, CLIENTS=own))
 
     shop, bank = policies.for_client("shop"), policies.for_client("bank")
     assert bank == policies.default
@@ -204,7 +204,7 @@ def test_a_client_differs_from_everybody_in_what_it_says_alone(monkeypatch: pyte
 
 def test_fewer_guesses_are_allowed_for_shorter_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     for length, allowed in ((4, 15), (5, 30), (6, 50)):
-        policy = load(monkeypatch, MODE="sandbox", CODE_LENGTH=str(length)).policies.default
+        policy = make_policies(load(monkeypatch, MODE="sandbox", CODE_LENGTH=str(length))).default
         assert policy.failed_checks_per_phone.count == allowed
 
 

@@ -52,10 +52,14 @@ for i = 1, #KEYS do
   left[i] = count - inside
 end
 
+local function is_live(serial)
+  return record['x' .. serial] and tonumber(record['x' .. serial]) > now
+end
+
 local function is_right(candidate)
   local held = held_digest(key, candidate)
   for serial = 1, record.n do
-    if record['d' .. serial] == held and tonumber(record['x' .. serial]) > now then
+    if record['d' .. serial] == held and is_live(serial) then
       return true
     end
   end
@@ -71,7 +75,16 @@ for i = first_candidate, first_limit - 1 do
 end
 
 if not record.z then
-  failed[#failed + 1] = now
+  -- A guess is held against every live code, so for the phone it counts once for each: else whoever has three codes
+  -- made before guessing would be three times as lucky on the same budget.
+  local live = 0
+  for serial = 1, record.n do
+    live = live + (is_live(serial) and 1 or 0)
+  end
+  for _ = 1, math.max(1, live) do
+    failed[#failed + 1] = now
+  end
+  left[1] = math.max(1, ARGV[first_limit + 1] - #failed + 1)
   redis.call('HSET', phone_key, 'b', write_log(failed))
   keep_until(phone_key, now + ARGV[first_limit + 2])
   for i = 1, #KEYS do

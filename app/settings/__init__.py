@@ -1,0 +1,7 @@
+"""The settings: read from the environment and ``.env``, checked at start, told as one sentence per mistake."""
+
+from app.settings.fields import CLIENT_NAME
+from app.settings.policies import make_policies
+from app.settings.settings import Mode, Settings, SettingsError, load_settings
+
+__all__ = ["CLIENT_NAME", "Mode", "Settings", "SettingsError", "load_settings", "make_policies"]

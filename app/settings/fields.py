@@ -1,0 +1,95 @@
+"""How single settings are written in the environment, and what is wrong with them if they are not."""
+
+import re
+from datetime import date
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
+from pydantic_settings import NoDecode
+
+from app.tokens import TokenSigner
+from app.verification.errors import PhoneNotCallable
+from app.verification.fixed_codes import FixedCode
+from app.verification.phone import Phone, parse_phone
+
+CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
+_TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
+MIN_SECRET_BYTES = 32
+
+
+class ApiKey(NamedTuple):
+    """A client's name and the SHA-256 of one of its keys."""
+
+    client: str
+    digest: bytes
+
+
+class FixedCodeSetting(NamedTuple):
+    """A phone and its fixed code."""
+
+    phone: Phone
+    fixed_code: FixedCode
+
+
+def _split(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise PydanticCustomError("short", "must have at least 32 bytes; `plusofon-verify keygen` makes one")
+    return value
+
+
+def parse_api_key(value: object) -> ApiKey:
+    """Read ``name:sha256-in-hex``."""
+    match = _API_KEY.fullmatch(str(value))
+    if not match:
+        raise PydanticCustomError("api_key", "must be name:sha256-in-hex; `plusofon-verify keygen` makes one")
+    return ApiKey(match[1], bytes.fromhex(match[2]))
+
+
+def is_redis_url(value: SecretStr) -> SecretStr:
+    """Let a URL of Redis through."""
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+    return value
+
+
+def parse_test_number(value: object) -> FixedCodeSetting:
+    """Read ``phone=code@last-day``; the day may be left out."""
+    match = _TEST_NUMBER.fullmatch(str(value))
+    mistake = PydanticCustomError("test_number", "must be phone=code@last-day, as in +79001234567=1234@2030-01-31")
+    if not match:
+        raise mistake
+    phone, code, until = match.groups()
+    try:
+        return FixedCodeSetting(parse_phone(phone), FixedCode(code, date.fromisoformat(until) if until else None))
+    except (ValueError, PhoneNotCallable):
+        raise mistake from None
+
+
+def is_token_keys(value: SecretStr) -> SecretStr:
+    """Let keys through that sign tokens."""
+    try:
+        TokenSigner(value.get_secret_value())
+    except ValueError as error:
+        raise PydanticCustomError("token_keys", "{message}", {"message": str(error)}) from None
+    return value
+
+
+def has_token_keys(value: Path) -> Path:
+    """Let a file through that holds such keys."""
+    is_token_keys(SecretStr(value.read_text(encoding="utf-8", errors="replace")))
+    return value
+
+
+CommaSeparated = (NoDecode, BeforeValidator(_split))
+SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
+Prefix = Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Timeout = Annotated[float, Field(gt=0, le=60)]
+Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]

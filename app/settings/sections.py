@@ -1,0 +1,189 @@
+"""The sections of the settings, with their defaults: ``REDIS_URL`` is ``url`` of ``RedisSettings``."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from app.settings.fields import (
+    ApiKey,
+    CommaSeparated,
+    Count,
+    FixedCodeSetting,
+    Prefix,
+    Purpose,
+    SecretKey,
+    Timeout,
+    has_token_keys,
+    is_redis_url,
+    is_token_keys,
+    parse_api_key,
+    parse_test_number,
+)
+from app.verification.code import MAX_LENGTH, MIN_LENGTH
+from app.verification.guard import GuardRules
+from app.verification.model import Channel
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PlusofonSettings(_Section):
+    """The provider."""
+
+    user_id: str = Field("", max_length=64)
+    access_token: SecretStr = SecretStr("")
+    cabinet_token: SecretStr | None = None
+    base_url: str = Field("https://restapi.plusofon.ru", pattern="^https://")
+    phone_prefix: Literal["7", "8"] = "8"
+    connect_timeout_seconds: Timeout = 3
+    timeout_seconds: Timeout = 10
+    max_connections: int = Field(50, ge=1, le=1000)
+
+    @field_validator("timeout_seconds")
+    @classmethod
+    def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("connect_timeout_seconds", 0):
+            raise PydanticCustomError("too_short", "must be more than PLUSOFON_CONNECT_TIMEOUT_SECONDS")
+        return value
+
+
+class SecretSettings(_Section):
+    """The key of all digests, and those before it."""
+
+    key: SecretKey | None = None
+    previous_keys: Annotated[list[SecretKey], *CommaSeparated] = []
+
+
+class ApiSettings(_Section):
+    """Who may call."""
+
+    keys: Annotated[list[Annotated[ApiKey, PlainValidator(parse_api_key)]], *CommaSeparated] = []
+
+
+class AdminSettings(_Section):
+    """Who may see and lift what the fraud guard blocked."""
+
+    keys: Annotated[list[Annotated[ApiKey, PlainValidator(parse_api_key)]], *CommaSeparated] = []
+
+
+class RedisSettings(_Section):
+    """Where verifications are kept."""
+
+    url: Annotated[SecretStr, AfterValidator(is_redis_url)] | None = None
+    timeout_seconds: Timeout = 1
+
+
+class TokenSettings(_Section):
+    """The proof that a right check gives. The first of the keys signs, all of them verify."""
+
+    keys: Annotated[SecretStr, AfterValidator(is_token_keys)] | None = None
+    keys_file: Annotated[FilePath, AfterValidator(has_token_keys)] | None = None
+    issuer: str = Field("plusofon-verify", min_length=1, max_length=255)
+    lifetime_seconds: int = Field(600, ge=30, le=3600)
+
+    @field_validator("keys_file")
+    @classmethod
+    def _instead_of_keys(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and info.data.get("keys"):
+            raise PydanticCustomError("both", "must be left out where TOKEN_KEYS is given")
+        return value
+
+
+class CodeSettings(_Section):
+    """The code that is spoken. The provider's limits: six digits, five minutes."""
+
+    length: int = Field(6, ge=MIN_LENGTH, le=MAX_LENGTH)
+    lifetime_seconds: int = Field(300, ge=30, le=300)
+    repeat: int = Field(2, ge=1, le=5)
+
+
+class CallSettings(_Section):
+    """How often one phone is called."""
+
+    limit: int = Field(3, ge=1, le=10)
+    cooldowns_seconds: Annotated[
+        list[Annotated[int, Field(ge=0, le=3600)]], *CommaSeparated, Field(min_length=1, max_length=10)
+    ] = [60, 120, 300]
+
+
+class CheckSettings(_Section):
+    """How many guesses a verification has."""
+
+    limit: int = Field(5, ge=1, le=10)
+
+
+class PhoneSettings(_Section):
+    """Which numbers are never called, beside those that are not Russian mobiles, and which the guard leaves alone."""
+
+    denied_prefixes: Annotated[list[Prefix], *CommaSeparated] = ["+7940", "+7998"]
+    allowed_prefixes: Annotated[list[Prefix], *CommaSeparated] = []
+
+
+class LimitSettings(_Section):
+    """How much is allowed beyond one verification. The period is part of the meaning of each."""
+
+    calls_per_phone_hour: Count = 5
+    calls_per_phone_day: Count = 10
+    calls_per_address: Count = 10
+    calls_per_range: Count = 30
+    calls_per_client: Count = 600
+    calls_per_day: Count = 1000
+    failed_checks_per_phone: Count | None = None
+    failed_checks_per_address: Count = 100
+    failed_checks_per_client: Count = 100
+
+
+class GuardSettings(_Section):
+    """When a range of numbers looks like artificial traffic."""
+
+    enabled: bool = True
+    min_calls: Count = 20
+    min_conversion_percent: int = Field(10, ge=0, le=100)
+
+    def rules(self, allowed_prefixes: Iterable[str]) -> GuardRules:
+        """Make the rules of the guard."""
+        return GuardRules(
+            enabled=self.enabled,
+            min_calls=self.min_calls,
+            min_conversion=self.min_conversion_percent / 100,
+            allowed_prefixes=tuple(allowed_prefixes),
+        )
+
+
+class TestSettings(_Section):
+    """Numbers to which no call is placed and whose code is fixed."""
+
+    numbers: Annotated[list[Annotated[FixedCodeSetting, PlainValidator(parse_test_number)]], *CommaSeparated] = []
+
+
+class ClientSettings(_Section):
+    """What one client may do, where that differs from what everybody may."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    purposes: list[Purpose] | None = None
+    channels: list[Channel] | None = None
+    calls_per_minute: Count | None = None
+    calls_per_day: Count | None = None
+    failed_checks: Count | None = None
+
+
+class LogSettings(_Section):
+    """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"

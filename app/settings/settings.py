@@ -1,0 +1,182 @@
+"""All settings together: what is missing or wrong is told at once, in sentences."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
+
+from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Purpose
+from app.settings.sections import (
+    AdminSettings,
+    ApiSettings,
+    CallSettings,
+    CheckSettings,
+    ClientSettings,
+    CodeSettings,
+    GuardSettings,
+    LimitSettings,
+    LogSettings,
+    PhoneSettings,
+    PlusofonSettings,
+    RedisSettings,
+    SecretSettings,
+    TestSettings,
+    TokenSettings,
+)
+from app.tokens import generate_keys
+
+
+class Mode(StrEnum):
+    """``production`` fails closed; ``sandbox`` needs nothing and calls nobody."""
+
+    PRODUCTION = "production"
+    SANDBOX = "sandbox"
+
+
+_REQUIRED_IN_PRODUCTION = {
+    "PLUSOFON_USER_ID": "the user id from Plusofon's cabinet",
+    "PLUSOFON_ACCESS_TOKEN": "the access token of the Plusofon account",
+    "SECRET_KEY": "the key of all digests, which `plusofon-verify keygen` makes",
+    "API_KEYS": "who may call, as name:sha256 pairs, which `plusofon-verify keygen` makes",
+    "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
+    "TOKEN_KEYS": "the keys that sign tokens, or TOKEN_KEYS_FILE; `plusofon-verify keygen` makes one",
+}
+
+
+class SettingsError(Exception):
+    """The settings are wrong. ``sentences`` has one for each mistake, and no value in any."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = sentences
+
+
+class Settings(BaseSettings):
+    """All settings. The environment's ``PLUSOFON_USER_ID`` is ``plusofon.user_id`` here, and so on.
+
+    Raises:
+        ValidationError: on creation; ``load_settings`` turns it into sentences.
+
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="ignore",  # .env is shared with docker compose
+        frozen=True,
+    )
+
+    mode: Mode = Mode.PRODUCTION
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    purposes: Annotated[list[Purpose], *CommaSeparated, Field(min_length=1)] = [
+        "phone_verification",
+        "password_reset",
+        "login",
+    ]
+    plusofon: PlusofonSettings = PlusofonSettings()
+    secret: SecretSettings = SecretSettings()
+    api: ApiSettings = ApiSettings()
+    admin: AdminSettings = AdminSettings()
+    redis: RedisSettings = RedisSettings()
+    token: TokenSettings = TokenSettings()
+    code: CodeSettings = CodeSettings()
+    call: CallSettings = CallSettings()
+    check: CheckSettings = CheckSettings()
+    phone: PhoneSettings = PhoneSettings()
+    limit: LimitSettings = LimitSettings()
+    guard: GuardSettings = GuardSettings()
+    test: TestSettings = TestSettings()
+    log: LogSettings = LogSettings()
+    clients: dict[str, ClientSettings] = {}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fail_closed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - unvalidated
+        """Tell what is missing together with what is wrong, so that one look is enough."""
+        mistakes = list(_mode_mistakes(data))
+        try:
+            settings = handler(data)
+        except ValidationError as error:
+            mistakes += [_mistake(found["loc"], found["msg"]) for found in error.errors(include_url=False)]
+        else:
+            mistakes += settings.contradictions()
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes, hide_input=True)
+        return settings
+
+    def contradictions(self) -> Iterator[InitErrorDetails]:
+        """Find what is right alone and wrong together."""
+        with_keys = {key.client for key in self.api.keys}
+        for name in self.clients:
+            if with_keys and name not in with_keys:
+                yield _mistake(("clients", name), "has no key in API_KEYS")
+        if self.mode is Mode.PRODUCTION:
+            today = datetime.now(UTC).date()
+            for place, (_, fixed) in enumerate(self.test.numbers):
+                if fixed.until is None or fixed.until < today:
+                    yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+
+    @cached_property
+    def secret_keys(self) -> list[bytes]:
+        """The secret keys, newest first; in sandbox mode without one, a key that lives as long as the process."""
+        newest = self.secret.key or SecretStr(secrets.token_hex(MIN_SECRET_BYTES))
+        return [key.get_secret_value().encode() for key in (newest, *self.secret.previous_keys)]
+
+    @cached_property
+    def token_keys(self) -> str:
+        """The keys of tokens, as JSON; in sandbox mode without any, a key that lives as long as the process."""
+        if self.token.keys:
+            return self.token.keys.get_secret_value()
+        return self.token.keys_file.read_text(encoding="utf-8") if self.token.keys_file else generate_keys()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; ``overrides`` come before the environment, which comes before ``.env``.
+
+    Raises:
+        SettingsError: something is missing or wrong.
+
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type] # pydantic validates them
+    except UnreadableSetting as error:  # its message has the name of the field and no value
+        name = str(error).partition('field "')[2].partition('"')[0]
+        raise SettingsError([f"{name.upper()} is not valid JSON."]) from None
+    except ValidationError as error:
+        raise SettingsError([_sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
+
+
+def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    mode = data.get("mode", Mode.PRODUCTION)
+    if mode == Mode.PRODUCTION:
+        for name, meaning in _REQUIRED_IN_PRODUCTION.items():
+            section, field = name.lower().split("_", 1)
+            given = data.get(section, {})
+            if not (given.get(field) or given.get(f"{field}_file")):
+                yield _mistake((section, field), f"is missing: {meaning}")
+    elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
+        yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")
+
+
+def _mistake(location: tuple[int | str, ...], message: str) -> InitErrorDetails:
+    # The message is a value of the error, not its template: it may contain braces.
+    return InitErrorDetails(
+        type=PydanticCustomError("mistake", "{message}", {"message": message}), loc=location, input=None
+    )
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    """Name a setting as the environment does, and say what is wrong with it."""
+    name = "_".join(part for part in location if isinstance(part, str)).upper()
+    items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
+    return f"{name}{items} {message[:1].lower()}{message[1:]}."

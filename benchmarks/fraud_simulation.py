@@ -1,0 +1,286 @@
+"""Honest people and three attacks at the same time, against the running service: what is paid, saved, and refused.
+
+The service runs as a process of its own in sandbox mode, on a real Redis, and everything goes over HTTP. First an
+attack in real time, then a day of the most lucrative one: nobody waits for that, everything in Redis is made older
+by half an hour, 48 times. Without the fraud guard the same day is played again, to see what the guard adds to the
+limits. Ends with 1 if an honest person was refused, or too much of the pumping went through.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http import HTTPStatus
+from ipaddress import IPv4Address
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from redis.asyncio import Redis
+
+from app.store.connection import connect
+from app.store.embedded import EmbeddedServer
+from benchmarks.load import HOST
+from benchmarks.server import Server
+from tests.ageing import age
+
+# The budget of everybody is set out of the way: it would stop every attack, and every honest person with it.
+SERVICE = {"MODE": "sandbox", "LOG_LEVEL": "warning", "LIMIT_CALLS_PER_DAY": "100000"}
+WITHOUT_GUARD = {"GUARD_ENABLED": "false"}
+
+PRICE_RUB = 3
+PUMPED_RANGE, BOMBED_PHONE = "+79001234", "+79161112233"
+PREFIXES = ("+7903", "+7905", "+7909", "+7912", "+7921", "+7926", "+7961", "+7981", "+7985")
+
+HONEST, MISTYPING = 200, 0.1
+PUMPED, BOMBED, GUESSED = 2_000, 500, 500
+GUESSING_ADDRESSES = 5
+FREE_OF_CHARGE, STOPPED_OF_THE_REST = 50, 0.95  # pumped calls that may go through; share of all others that may not
+AT_ONCE = 24
+HEARD_WITHIN = 20  # seconds; a call of the sandbox is answered after two
+
+STEP, STEPS = timedelta(minutes=30), 48  # a day
+PUMPED_PER_STEP = 40
+HONEST_EVERY, HONEST_PER_TIME = 6, 12  # steps; people
+
+
+@dataclass(slots=True)
+class Played:
+    """What became of one kind of traffic. ``paid`` is counted at the sandbox, not believed from answers."""
+
+    name: str
+    asked: int = 0
+    paid: int = 0
+    refused_people: int = 0
+    phones: set[str] = field(default_factory=set)
+    refusals: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def saved_rub(self) -> int:
+        """What the calls that were not placed would have cost."""
+        return (self.asked - self.paid) * PRICE_RUB
+
+    @property
+    def stopped(self) -> float:
+        """The share of calls after the first few that were not placed."""
+        after = self.asked - FREE_OF_CHARGE
+        return 1 - max(0, self.paid - FREE_OF_CHARGE) / after if after > 0 else 1
+
+
+class Town:
+    """Everybody who uses the service, the honest and the others."""
+
+    def __init__(self, api: httpx.AsyncClient) -> None:
+        self._api = api
+        self._random = random.Random(2024)  # noqa: S311 - the same town each time; nothing here is secret
+        self._addresses = map(str, map(IPv4Address, itertools.count(int(IPv4Address("10.0.0.1")))))
+
+    async def verify_honestly(self, people: int, played: Played) -> None:
+        """Have people verify their phones, each from home; some mistype the code once."""
+        await _all(self._verify(phone, played) for phone in self._new_phones(people, played))
+
+    async def pump(self, calls: int, played: Played) -> None:
+        """Have numbers of one range called again and again, from as many addresses as there are calls."""
+        phones = [f"{PUMPED_RANGE}{self._random.randrange(1000):03}" for _ in range(calls)]
+        await _all(self._call(phone, played) for phone in phones)
+
+    async def bomb(self, calls: int, played: Played) -> None:
+        """Have one phone called again and again, from as many addresses."""
+        await _all(self._call(BOMBED_PHONE, played) for _ in range(calls))
+
+    async def guess_once_each(self, phones: int, played: Played) -> None:
+        """Guess one code of each of many phones, from a few addresses."""
+        addresses = itertools.cycle([next(self._addresses) for _ in range(GUESSING_ADDRESSES)])
+        await _all(self._guess_once(phone, next(addresses), played) for phone in self._new_phones(phones, played))
+
+    async def count_paid(self, played: Played) -> None:
+        """Pick up every phone that was to be called, and count the calls that came in."""
+
+        async def count(phone: str) -> None:
+            calls = await self._calls_of(phone)
+            played.paid += len(calls)
+
+        await _all(count(phone) for phone in played.phones)
+
+    async def balance(self) -> float:
+        """Tell what is left of the provider's account, in RUB."""
+        balance: float = (await self._api.get("/provider/account")).json()["balance_rub"]
+        return balance
+
+    def _new_phones(self, count: int, played: Played) -> Sequence[str]:
+        """Draw phones that nobody has yet, of many ranges."""
+        phones = {f"{self._random.choice(PREFIXES)}{self._random.randrange(10**7):07}" for _ in range(count)}
+        return sorted(phones - played.phones)
+
+    async def _verify(self, phone: str, played: Played) -> None:
+        address = next(self._addresses)
+        started = await self._start(phone, address, played)
+        if started is None:
+            played.refused_people += 1
+            return
+        code = await self._hear(phone)
+        if self._random.random() < MISTYPING:
+            await self._check(started, _other(code), address, played)
+        if not await self._check(started, code, address, played):
+            played.refused_people += 1
+
+    async def _guess_once(self, phone: str, address: str, played: Played) -> None:
+        started = await self._start(phone, address, played)
+        if started is not None:
+            await self._check(started, f"{self._random.randrange(10**6):06}", address, played)
+
+    async def _call(self, phone: str, played: Played) -> None:
+        await self._start(phone, next(self._addresses), played)
+
+    async def _start(self, phone: str, address: str, played: Played) -> str | None:
+        """Ask for a call. Returns the verification's id, or nothing where it was refused."""
+        played.asked += 1
+        played.phones.add(phone)
+        answer = await self._post("/verify/start", played, phone=phone, client_ip=address)
+        return answer.json()["verification_id"] if answer.status_code == HTTPStatus.CREATED else None
+
+    async def _check(self, verification_id: str, code: str, address: str, played: Played) -> bool:
+        answer = await self._post(
+            "/verify/check", played, verification_id=verification_id, code=code, client_ip=address
+        )
+        return answer.status_code == HTTPStatus.OK and answer.json()["verified"] is True
+
+    async def _post(self, path: str, played: Played, **body: str) -> httpx.Response:
+        answer = await self._api.post(path, json=body)
+        if answer.status_code >= HTTPStatus.BAD_REQUEST:
+            problem = answer.json()
+            played.refusals[problem.get("limit") or problem["type"].rpartition("/")[2]] += 1
+        return answer
+
+    async def _hear(self, phone: str) -> str:
+        """Pick the phone up and listen."""
+        async with asyncio.timeout(HEARD_WITHIN):
+            while True:
+                await asyncio.sleep(0.5)
+                calls = await self._calls_of(phone)
+                if calls and (heard := calls[-1]["heard"]):
+                    return str(heard)
+
+    async def _calls_of(self, phone: str) -> list[dict[str, str | None]]:
+        calls: list[dict[str, str | None]] = (await self._api.get(f"/sandbox/phones/{phone}/calls")).json()["calls"]
+        return calls
+
+
+def _other(code: str) -> str:
+    """Mistype the last digit."""
+    return f"{code[:-1]}{(int(code[-1]) + 1) % 10}"
+
+
+async def _all(doings: Iterable[Awaitable[None]]) -> None:
+    """Do everything, some of it at once; ``doings`` are made when it is their turn."""
+    left = iter(doings)
+
+    async def work() -> None:
+        for doing in left:
+            await doing
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+@asynccontextmanager
+async def _running(environment: dict[str, str]) -> AsyncIterator[tuple[Town, Redis]]:
+    """Start the service on a Redis of its own."""
+    with (
+        EmbeddedServer() as server,
+        Server(["app", "serve"], {**SERVICE, **environment, "REDIS_URL": server.url}) as service,
+    ):
+        async with (
+            connect(server.url, timeout=10) as redis,
+            httpx.AsyncClient(
+                base_url=f"http://{HOST}:{service.port}", timeout=30, transport=AiohttpTransport()
+            ) as api,
+        ):
+            yield Town(api), redis
+
+
+async def play_attacks() -> Sequence[Played]:
+    """Play everything at once, in real time."""
+    honest, pump, bomb, guess = scenes = (
+        Played("honest people"),
+        Played("pumping one range"),
+        Played("bombing one phone"),
+        Played(f"one guess per phone, {GUESSING_ADDRESSES} addresses"),
+    )
+    async with _running({}) as (town, _):
+        before = await town.balance()
+        await asyncio.gather(
+            town.verify_honestly(HONEST, honest),
+            town.pump(PUMPED, pump),
+            town.bomb(BOMBED, bomb),
+            town.guess_once_each(GUESSED, guess),
+        )
+        for played in scenes:
+            await town.count_paid(played)
+        _compare_with_balance(scenes, before - await town.balance())
+    return scenes
+
+
+async def play_day(*, guard: bool) -> Sequence[Played]:
+    """Play a day of pumping, with honest people every now and then."""
+    name = "with the guard" if guard else "with limits alone"
+    pump, honest = scenes = Played(f"a day of pumping, {name}"), Played(f"honest people, {name}")
+    async with _running({} if guard else WITHOUT_GUARD) as (town, redis):
+        before = await town.balance()
+        for step in range(STEPS):
+            await town.pump(PUMPED_PER_STEP, pump)
+            if guard and step % HONEST_EVERY == 0:
+                await town.verify_honestly(HONEST_PER_TIME, honest)
+            await age(redis, STEP)
+        for played in scenes:
+            await town.count_paid(played)
+        _compare_with_balance(scenes, before - await town.balance())
+    return scenes if guard else [pump]
+
+
+def _compare_with_balance(scenes: Sequence[Played], spent: float) -> None:
+    """Make sure that no call was overlooked: the account must have paid for exactly those that were counted."""
+    counted = sum(played.paid for played in scenes) * PRICE_RUB
+    if counted != spent:
+        sys.exit(f"{counted} RUB of calls were counted, and {spent} RUB were paid: the simulation is wrong.")
+
+
+def report(scenes: Sequence[Played]) -> str:
+    """Lay the scenes out as a table."""
+    head = f"{'':36}{'calls asked':>12}{'paid':>7}{'RUB paid':>10}{'RUB saved':>11}{'refused':>9}  by"
+    lines = [head]
+    for played in scenes:
+        refusals = ", ".join(f"{reason} {count:,}" for reason, count in played.refusals.most_common())
+        refused = f"{played.asked - played.paid:,}"
+        lines.append(
+            f"{played.name:36}{played.asked:12,}{played.paid:7,}{played.paid * PRICE_RUB:10,}{played.saved_rub:11,}"
+            f"{refused:>9}  {refusals}"
+        )
+    return "\n".join(lines)
+
+
+async def main() -> int:
+    """Play it, print what came of it, and tell whether it is good enough."""
+    attacks = await play_attacks()
+    print(
+        f"All at once, in real time, {os.cpu_count()} cores; a call costs {PRICE_RUB} RUB\n{report(attacks)}\n",
+        flush=True,
+    )
+    days = [*await play_day(guard=True), *await play_day(guard=False)]
+    print(f"A day, not waited for: everything in Redis was made {STEP} older {STEPS} times\n{report(days)}\n")
+
+    honest = [played for played in (*attacks, *days) if played.name.startswith("honest")]
+    refused = sum(played.refused_people for played in honest)
+    stopped = attacks[1].stopped
+    print(f"Honest people refused: {refused} of {sum(played.asked for played in honest)}")
+    print(f"Pumped calls stopped after the first {FREE_OF_CHARGE}: {stopped:.1%} (at least {STOPPED_OF_THE_REST:.0%})")
+    print("Not shown: whoever holds a number of a pumped range is refused with it, until the block ends or is lifted.")
+    return int(refused > 0 or stopped < STOPPED_OF_THE_REST)
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))
