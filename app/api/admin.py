@@ -6,11 +6,10 @@ from http import HTTPStatus
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends, Path, Request, Response, Security
-from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from app.api.auth import ApiKeys
+from app.api.auth import Authenticate
 from app.api.docs import Answers, answers, example_of, plain_answer, respond
 from app.verification.guard import Block, FraudGuard, Suspect
 
@@ -19,29 +18,21 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 _RANGE_EXAMPLE = "+79001234"
 
 
-class AuthenticateAdmin(HTTPBearer):
-    """The dependency that lets in operators alone: no client's key opens these routes, and no admin key others."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            scheme_name="Admin key",
-            description="A key of `ADMIN_KEYS`. Where none is configured, nobody is let in.",
-        )
-
-    async def __call__(self, request: Request) -> str:  # type: ignore[override] # the operator, not the credentials
-        """Return the operator's name. Raises Unauthorized."""
-        keys: ApiKeys = request.state.admin_keys
-        operator: str = keys.client_of(request.headers.get("authorization"))
-        request.state.client = operator
-        return operator
-
-
 async def _guard(request: Request) -> FraudGuard:
     guard: FraudGuard = request.state.guard
     return guard
 
 
-Operator = Annotated[str, Security(AuthenticateAdmin())]
+Operator = Annotated[
+    str,
+    Security(
+        Authenticate(
+            "admin_keys",
+            scheme_name="Admin key",
+            description="A key of `ADMIN_KEYS`; no client's key is one. Where none is configured, nobody is let in.",
+        )
+    ),
+]
 Guard = Annotated[FraudGuard, Depends(_guard)]
 
 

@@ -37,18 +37,26 @@ class ApiKeys:
         return found[0]
 
 
+def authenticate(request: Request, keys: str = "api_keys") -> str:
+    """Tell whose key a request carries, among ``request.state``'s ``keys``, and note it for the log.
+
+    Raises:
+        Unauthorized: nobody's.
+
+    """
+    known: ApiKeys = getattr(request.state, keys)
+    client = known.client_of(request.headers.get("authorization"))
+    request.state.client = client
+    return client
+
+
 class Authenticate(HTTPBearer):
-    """The dependency that tells a request's client; also what shows "Authorize" in the docs."""
+    """The dependency that tells whose key a request carries; also what shows "Authorize" in the docs."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            scheme_name="API key",
-            description="`plusofon-verify keygen` makes one. In sandbox mode none is needed.",
-        )
+    def __init__(self, keys: str, *, scheme_name: str, description: str) -> None:
+        super().__init__(scheme_name=scheme_name, description=description)
+        self._keys = keys
 
-    async def __call__(self, request: Request) -> str:  # type: ignore[override] # the client, not the credentials
-        """Return the client's name. Raises Unauthorized."""
-        keys: ApiKeys = request.state.api_keys
-        client: str = keys.client_of(request.headers.get("authorization"))
-        request.state.client = client
-        return client
+    async def __call__(self, request: Request) -> str:  # type: ignore[override] # the name, not the credentials
+        """Return the name that the key goes by. Raises Unauthorized."""
+        return authenticate(request, self._keys)

@@ -27,4 +27,13 @@ async def _redemptions(request: Request) -> Redemptions:
 Service = Annotated[VerificationService, Depends(_service)]
 Tokens = Annotated[ProofTokens, Depends(_tokens)]
 RedeemedTokens = Annotated[Redemptions, Depends(_redemptions)]
-Client = Annotated[str, Security(Authenticate())]
+Client = Annotated[
+    str,
+    Security(
+        Authenticate(
+            "api_keys",
+            scheme_name="API key",
+            description="`plusofon-verify keygen` makes one. In sandbox mode none is needed.",
+        )
+    ),
+]

@@ -6,13 +6,15 @@ import secrets
 import time
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+import structlog
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import plain_problem
 
 log = logging.getLogger(__name__)
+requests = structlog.get_logger()  # one line each, past the standard library, whose way there costs four times as much
 
 _PROBES = frozenset({"/livez", "/readyz"})  # asked every few seconds
 _MAX_BODY_BYTES = 16 * 1024
@@ -20,12 +22,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # OWASP REST Security Cheat Sheet; a page that needs more says so itself.
 _SECURITY_HEADERS = (
-    ("Cache-Control", "no-store"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Strict-Transport-Security", "max-age=63072000"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"strict-transport-security", b"max-age=63072000"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
 )
 
 
@@ -86,24 +88,23 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _dress(message: Message, request_id: str) -> None:
-    headers = MutableHeaders(scope=message)
-    headers["X-Request-ID"] = request_id
-    for name, value in _SECURITY_HEADERS:
-        headers.setdefault(name, value)
+    headers = message["headers"]
+    given = {name for name, _ in headers}
+    headers.append((b"x-request-id", request_id.encode()))
+    headers.extend(header for header in _SECURITY_HEADERS if header[0] not in given)
 
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
     """Write one line: the route's template and not its path, which may hold a phone number."""
     state, route = scope["state"], getattr(scope.get("route"), "path", None)
-    log.log(
+    requests.log(
         logging.DEBUG if route in _PROBES else logging.INFO,
         "request.handled",
-        extra={
-            "request_id": state["request_id"],
-            "client": state.get("client"),
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "duration_ms": round(seconds * 1000, 1),
-        },
+        logger=__name__,
+        request_id=state["request_id"],
+        client=state.get("client"),
+        method=scope["method"],
+        route=route,
+        status=status,
+        duration_ms=round(seconds * 1000, 1),
     )

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from app.api.dependencies import Client, Service, Tokens
+from app.api.dependencies import Client, Service
 from app.api.docs import answers, respond
 from app.api.idempotency import IDEMPOTENCY_KEY, once
 from app.api.quotas import quota_headers
+from app.api.routing import JsonRoute
 from app.api.schemas import (
     CHECK_EXAMPLES,
     START_EXAMPLES,
@@ -26,7 +27,7 @@ from app.api.schemas import (
 from app.verification.model import CheckResult, Started
 from app.verification.service import StartRequest
 
-router = APIRouter(prefix="/verify", tags=["verify"])
+router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
 
 # How long an answer is kept for a repetition of its request: a check's as long as a verification can live.
 _KEEP_START = timedelta(days=1)
@@ -52,7 +53,7 @@ _KEEP_CHECK = timedelta(minutes=5)
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
 async def start(
-    request: Annotated[StartBody, Body(openapi_examples=START_EXAMPLES)],
+    body: Annotated[StartBody, Body(openapi_examples=START_EXAMPLES)],
     http: Request,
     client: Client,
     service: Service,
@@ -65,11 +66,11 @@ async def start(
     """
     wanted = StartRequest(
         client=client,
-        phone=request.phone,
-        purpose=request.purpose,
-        channel=request.channel,
-        lang=request.lang,
-        address=count_address(request.client_ip),
+        phone=body.phone,
+        purpose=body.purpose,
+        channel=body.channel,
+        lang=body.lang,
+        address=count_address(body.client_ip),
     )
     return await once(http, lambda keep: service.start(wanted, keep=keep), answer=_started, keep_for=_KEEP_START)
 
@@ -99,11 +100,10 @@ def _started(started: Started) -> Response:
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
 async def check(
-    request: Annotated[CheckBody, Body(openapi_examples=CHECK_EXAMPLES)],
+    body: Annotated[CheckBody, Body(openapi_examples=CHECK_EXAMPLES)],
     http: Request,
     client: Client,
     service: Service,
-    tokens: Tokens,
 ) -> Response:
     """Check a code, by `verification_id` or by `phone` and `purpose`.
 
@@ -112,21 +112,21 @@ async def check(
     """
 
     async def evaluate(_: object) -> CheckResult:
-        address = count_address(request.client_ip)
-        if request.verification_id is not None:
+        address = count_address(body.client_ip)
+        if body.verification_id is not None:
             return await service.check_by_id(
-                client=client, verification_id=request.verification_id, code=request.code, address=address
+                client=client, verification_id=body.verification_id, code=body.code, address=address
             )
         return await service.check_by_phone(
             client=client,
-            phone=request.phone or "",
-            purpose=request.purpose or "phone_verification",
-            code=request.code,
+            phone=body.phone or "",
+            purpose=body.purpose or "phone_verification",
+            code=body.code,
             address=address,
         )
 
     def tell(result: CheckResult) -> Response:
-        return respond(view_check(result, client, tokens), headers=quota_headers(result.quotas))
+        return respond(view_check(result, client, http.state.tokens), headers=quota_headers(result.quotas))
 
     return await once(http, evaluate, answer=tell, keep_for=_KEEP_CHECK)
 

@@ -2,8 +2,11 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import structlog
+from pydantic_core import to_json
 from structlog.types import EventDict, Processor
 
 # Chatty at info, and what they say is in our own lines already.
@@ -24,7 +27,7 @@ def configure_logging(*, level: str, style: str) -> None:
     shown: list[Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -32,6 +35,12 @@ def configure_logging(*, level: str, style: str) -> None:
             foreign_pre_chain=before,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
         )
+    )
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), *shown],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
     root.handlers = [handler]
@@ -44,3 +53,7 @@ def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
     """Drop what uvicorn adds to its lines for its own formatter."""
     event.pop("color_message", None)
     return event
+
+
+def _to_json(event: EventDict, default: Callable[[Any], Any]) -> str:
+    return to_json(event, fallback=default).decode()
