@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.auth import Unauthorized
 from app.api.idempotency import InvalidIdempotencyKey
+from app.api.quotas import used_up_header
 from app.verification import errors, idempotency
 
 log = logging.getLogger(__name__)
@@ -240,11 +241,13 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "rate-limited",
         f"The limit {e.limit} is used up for another {e.retry_after} s.",
         {"limit": e.limit, "retry_after": e.retry_after},
+        headers=used_up_header(e.limit, e.retry_after),
     ),
     errors.CallBudgetExhausted: lambda e: Problem(
         "call-budget-exhausted",
         f"No call is placed for another {e.retry_after} s.",
         {"retry_after": e.retry_after},
+        headers=used_up_header("calls_per_day", e.retry_after),
     ),
     errors.VerificationNotFound: lambda _: Problem(
         "verification-not-found", "It never was, it expired, or it is not yours."

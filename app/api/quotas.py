@@ -16,3 +16,8 @@ def quota_headers(quotas: Sequence[Quota]) -> Mapping[str, str]:
         "RateLimit-Policy": ", ".join(policies),
         "RateLimit": ", ".join(f'"{quota.limit.name}";r={quota.remaining}' for quota in quotas),
     }
+
+
+def used_up_header(name: str, retry_after: int) -> Mapping[str, str]:
+    """Tell the limit that refused a request, and in how many seconds it has room again."""
+    return {"RateLimit": f'"{name}";r=0;t={retry_after}'}

@@ -87,6 +87,7 @@ async def test_of_a_hundred_starts_at_once_just_those_allowed_are_placed(
             else:
                 assert (answer.status_code, problem["limit"]) == (429, name)
             assert answer.headers["Retry-After"] == str(problem["retry_after"])
+            assert answer.headers["RateLimit"] == f'"{name}";r=0;t={problem["retry_after"]}'
         again = await fire(api, bodies[:1])
         assert again[0].status_code != 201
 
