@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import Annotated, TypeVar
 
 import typer
@@ -22,7 +23,6 @@ from app.verification.guard import FraudGuard
 
 _EXIT_FAILED = 1
 _EXIT_SETTINGS = 2
-_DRAIN_SECONDS = 12  # a call in progress takes ten; the whole way from SIGTERM to the exit stays below fifteen
 
 cli = typer.Typer(
     name="plusofon-verify",
@@ -74,6 +74,7 @@ def keygen(
     key = f"pvk_{secrets.token_urlsafe(32)}"
     typer.echo("# for the settings of the service")
     typer.echo(f"SECRET_KEY={secrets.token_urlsafe(48)}")
+    typer.echo(f"SECRET_NAMES_KEY={secrets.token_urlsafe(48)}")
     typer.echo(f"TOKEN_KEYS={generate_keys()}")
     typer.echo(f"API_KEYS={client}:{hashlib.sha256(key.encode()).hexdigest()}")
     typer.echo(f"\n# for the client {client}: send it as Authorization: Bearer …")
@@ -165,14 +166,17 @@ def _serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_graceful_shutdown=ceil(settings.longest_request.total_seconds()),
     )
 
 
 def _banner(settings: Settings) -> str:
+    who = "those with a key of API_KEYS" if settings.api.keys else "everybody"
+    where = "the Redis of REDIS_URL" if settings.redis.url else "an embedded Redis"
     address = f"http://{settings.host}:{settings.port}"
     return f"""
-  Plusofon Verify · SANDBOX: no real call is placed, everybody may call the API, codes can be read back
+  Plusofon Verify · SANDBOX: no real call is placed, codes can be read back,
+  {who} may call the API, verifications are kept in {where}
 
     API docs     {address}/docs
     a phone      {address}/sandbox/phones/+79001234567/calls

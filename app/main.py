@@ -88,8 +88,8 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
 
 async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
-    # Named by the oldest key: adding a new one then moves no pending verification and resets no limit.
-    name_key = derive_key(settings.secret_keys[-1], "phone")
+    # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
+    name_key = derive_key(settings.names_secret, "phone")
     runner = _build_runner(settings, stack)
     guard = _build_guard(settings, runner)
     service = VerificationService(
@@ -125,9 +125,8 @@ def _build_idempotency(settings: Settings, runner: ScriptRunner) -> RedisIdempot
     """Keep answers through the runner of the verifications, so that both share writes."""
     return RedisIdempotency(
         runner,
-        key=derive_key(settings.secret_keys[-1], "idempotency"),
-        # 30 s by default. A start takes 12 s at most after its claim: the provider once, and Redis twice.
-        claim_for=timedelta(seconds=2 * settings.plusofon.timeout_seconds + 10 * settings.redis.timeout_seconds),
+        key=derive_key(settings.names_secret, "idempotency"),
+        claim_for=2 * settings.longest_request,
     )
 
 

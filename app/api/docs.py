@@ -51,12 +51,17 @@ def answers(status: HTTPStatus, *models: type[BaseModel], problems: Iterable[str
             answer["description"] += f"\n\n`{kind.slug}`: {kind.meaning}"
             example = {"summary": kind.title, "value": _example(kind, problem_status)}
             answer["content"][MEDIA_TYPE].setdefault("examples", {})[kind.slug] = example
+            answer.setdefault("headers", {}).update(_headers(kind, problem_status))
     return described
 
 
 def example_of(model: type[BaseModel]) -> dict[str, Any]:
     """Make an example of a wire model from those of its fields."""
-    return {name: _example_of_field(field) for name, field in model.model_fields.items()}
+    values = {name: _example_of_field(field) for name, field in model.model_fields.items()}
+    left_out = {
+        name for name, field in model.model_fields.items() if field.exclude_if and field.exclude_if(values[name])
+    }
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def _example_of_field(field: FieldInfo) -> Any:  # noqa: ANN401 - whatever the field holds
@@ -65,6 +70,20 @@ def _example_of_field(field: FieldInfo) -> Any:  # noqa: ANN401 - whatever the f
 
 def _summary(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().partition("\n")[0]
+
+
+def _headers(kind: ProblemType, status: HTTPStatus) -> dict[str, Any]:
+    """Describe the headers that come with a problem."""
+    headers = {}
+    if "retry_after" in kind.example:
+        headers["Retry-After"] = _header("integer", "the `retry_after` of the body, in seconds")
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = _header("string", "how to send a key (RFC 6750)")
+    return headers
+
+
+def _header(kind: str, description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
 
 
 def plain_answer(status: HTTPStatus) -> dict[str, Any]:
@@ -82,7 +101,7 @@ def _example(kind: ProblemType, status: HTTPStatus) -> dict[str, Any]:
         "status": status.value,
         "detail": kind.meaning,
         "instance": "5f0c7a1e9b2d4c68",
-        **kind.example,
+        **(kind.example_of_also if status in kind.also else kind.example),
     }
 
 

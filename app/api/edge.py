@@ -50,7 +50,7 @@ class Edge:
         async def send_dressed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])
                 _dress(message, request_id)
             await send(message)
 

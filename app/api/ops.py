@@ -43,7 +43,7 @@ async def readyz(service: Service) -> Response:
     "/problems/{slug}",
     response_model=ProblemTypeView,
     summary="What a problem type means",
-    responses={404: plain_answer(HTTPStatus.NOT_FOUND)},
+    responses={**answers(HTTPStatus.OK, ProblemTypeView), 404: plain_answer(HTTPStatus.NOT_FOUND)},
 )
 async def problem_type(slug: str) -> Response:
     """Explain the `type` of a problem."""

@@ -26,7 +26,7 @@ Members = Mapping[str, Any]
 class ProblemType:
     """A kind of problem: its slug, status, title and meaning, and an example of the members it carries.
 
-    ``also`` are further statuses that it comes with.
+    ``also`` are further statuses that it comes with, and ``example_of_also`` the members it then carries.
     """
 
     slug: str
@@ -35,6 +35,7 @@ class ProblemType:
     meaning: str
     example: Members = field(default_factory=dict)
     also: tuple[HTTPStatus, ...] = ()
+    example_of_also: Members = field(default_factory=dict)
 
     @property
     def uri(self) -> str:
@@ -55,6 +56,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             " a 413.",
             {"errors": [{"pointer": "#/code", "detail": "a code is 4 to 6 digits"}]},
             also=(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+            example_of_also={"errors": [{"pointer": "#", "detail": "The body is not JSON, or larger than 16 KiB."}]},
         ),
         ProblemType(
             "unauthorized",
@@ -101,20 +103,21 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "provider-rejected",
             HTTPStatus.BAD_GATEWAY,
             "The provider refused",
-            "`detail` has the provider's own words. No call was placed, and nothing was used up.",
+            "`detail` has the provider's own words. A start has placed no call and used nothing up.",
         ),
         ProblemType(
             "provider-unavailable",
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The provider is not available",
-            "No call was placed, and nothing was used up. Try again in `retry_after` seconds.",
+            "A start has placed no call and used nothing up. Try again in `retry_after` seconds.",
             _AFTER,
         ),
         ProblemType(
             "store-unavailable",
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The store is not available",
-            "No call was placed. Try again soon.",
+            "Redis did not answer in time. A start has placed no call; whether anything else was done is not known. Try"
+            " again soon.",
         ),
         ProblemType(
             "verification-not-found",

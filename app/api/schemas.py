@@ -108,6 +108,11 @@ CHECK_EXAMPLES: dict[str, Example] = {
 }
 
 
+class _Answer(BaseModel):
+    # What an answer always carries is required in its description, a constant too.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
 class CallView(BaseModel):
     """The latest call."""
 
@@ -121,7 +126,7 @@ class CallView(BaseModel):
     ] = None
 
 
-class VerificationView(BaseModel):
+class VerificationView(_Answer):
     """A verification, as far as its caller may see it."""
 
     verification_id: Annotated[str, Field(examples=[_ID])]
@@ -168,7 +173,7 @@ class VerificationView(BaseModel):
         )
 
 
-class Verified(BaseModel):
+class Verified(_Answer):
     """The code was right: the person holds the phone."""
 
     verified: Literal[True] = True
@@ -187,7 +192,7 @@ class Verified(BaseModel):
     test: TestFlag = False
 
 
-class NotVerified(BaseModel):
+class NotVerified(_Answer):
     """The code was wrong, and more may be tried."""
 
     verified: Literal[False] = False
@@ -196,7 +201,7 @@ class NotVerified(BaseModel):
     checks_left: Annotated[int, Field(examples=[4])]
 
 
-class Locked(BaseModel):
+class Locked(_Answer):
     """The code was wrong, and it was the last that could be tried."""
 
     verified: Literal[False] = False
@@ -238,14 +243,14 @@ class AccountView(BaseModel):
     name: Annotated[str, Field(examples=["Sandbox"])]
 
 
-class ProviderView(BaseModel):
+class ProviderView(_Answer):
     """The provider's accounts and what is left on them."""
 
     accounts: Annotated[list[AccountView], Field(examples=[[{"id": "7", "name": "Sandbox"}]])]
     balance_rub: Annotated[float | None, Field(description="null when unknown, which is not low", examples=[120.5])]
 
 
-class Health(BaseModel):
+class Health(_Answer):
     """Whether the service can do its work; where not, `reasons` say why."""
 
     status: Annotated[Literal["ok", "unavailable"], Field(examples=["ok"])]
@@ -256,6 +261,6 @@ class ProblemTypeView(BaseModel):
     """What a problem's `type` means."""
 
     type: Annotated[str, Field(examples=["/problems/call-cooldown"])]
-    title: str
-    status: int
-    meaning: str
+    title: Annotated[str, Field(examples=["This phone was called a moment ago"])]
+    status: Annotated[int, Field(examples=[429])]
+    meaning: Annotated[str, Field(examples=["Wait `retry_after` seconds before the next call."])]

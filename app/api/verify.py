@@ -93,7 +93,8 @@ def _started(started: Started) -> Response:
         Locked,
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "verification-not-found",
-            "verification-already-used", "verification-canceled", "verification-locked", "store-unavailable",
+            "verification-already-used", "verification-canceled", "verification-locked", "rate-limited",
+            "store-unavailable",
             "idempotency-key-reused", "idempotency-in-progress",
         ),
     ),

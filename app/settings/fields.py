@@ -52,6 +52,13 @@ def parse_api_key(value: object) -> ApiKey:
     return ApiKey(match[1], bytes.fromhex(match[2]))
 
 
+def fits_a_header(value: SecretStr) -> SecretStr:
+    """Let a token through that can stand in a header: a line feed from a file of secrets is the usual mistake."""
+    if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+        raise PydanticCustomError("header", "must be printable ASCII without spaces")
+    return value
+
+
 def is_redis_url(value: SecretStr) -> SecretStr:
     """Let a URL of Redis through."""
     if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):

@@ -26,6 +26,7 @@ from app.settings.fields import (
     Purpose,
     SecretKey,
     Timeout,
+    fits_a_header,
     has_token_keys,
     is_redis_url,
     is_token_keys,
@@ -44,10 +45,10 @@ class _Section(BaseModel):
 class PlusofonSettings(_Section):
     """The provider."""
 
-    user_id: str = Field("", max_length=64)
-    access_token: SecretStr = SecretStr("")
-    cabinet_token: SecretStr | None = None
-    base_url: str = Field("https://restapi.plusofon.ru", pattern="^https://")
+    user_id: Annotated[str, Field(max_length=64, pattern=r"^[!-~]*$")] = ""
+    access_token: Annotated[SecretStr, AfterValidator(fits_a_header)] = SecretStr("")
+    cabinet_token: Annotated[SecretStr, AfterValidator(fits_a_header)] | None = None
+    base_url: str = Field("https://restapi.plusofon.ru", pattern=r"^https://[^/@\s]+$")
     phone_prefix: Literal["7", "8"] = "8"
     connect_timeout_seconds: Timeout = 3
     timeout_seconds: Timeout = 10
@@ -62,9 +63,10 @@ class PlusofonSettings(_Section):
 
 
 class SecretSettings(_Section):
-    """The key of all digests, and those before it."""
+    """The key of all digests and those before it, and the key of names in Redis, which does not rotate."""
 
     key: SecretKey | None = None
+    names_key: SecretKey | None = None
     previous_keys: Annotated[list[SecretKey], *CommaSeparated] = []
 
 

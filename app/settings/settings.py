@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Self
@@ -125,6 +125,16 @@ class Settings(BaseSettings):
             for place, (_, fixed) in enumerate(self.test.numbers):
                 if fixed.until is None or fixed.until < today:
                     yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+
+    @property
+    def names_secret(self) -> bytes:
+        """The secret under which things are named in Redis; without one of its own, the oldest secret key."""
+        return self.secret.names_key.get_secret_value().encode() if self.secret.names_key else self.secret_keys[-1]
+
+    @property
+    def longest_request(self) -> timedelta:
+        """How long a request may take: the provider's whole budget, and Redis before and after it."""
+        return timedelta(seconds=self.plusofon.timeout_seconds + 2 * self.redis.timeout_seconds)
 
     @cached_property
     def secret_keys(self) -> list[bytes]:

@@ -16,7 +16,7 @@ from app.verification.phone import Phone
 from app.verification.policy import Allowance
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
-_RANDOM_BYTES = 10  # 80 bits: nobody guesses an id within its five minutes
+_RANDOM_BYTES = 10  # 80 bits: nobody guesses an id while it lives
 
 
 @dataclass(frozen=True, slots=True)

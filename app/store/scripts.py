@@ -26,7 +26,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         folder = resources.files("app.store") / "lua"
-        self.source = "\n".join((folder / f"{part}.lua").read_text() for part in ("common", name))
+        self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
