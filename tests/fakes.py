@@ -109,6 +109,8 @@ class FakeVerificationStore:
         phone = self.phones.get(call.phone) or PhoneRecord()
         record = self.records.get(phone.latest.get((call.client, call.purpose), ""))
         pending = record and record.verification.stored_status is Status.PENDING and not call.test
+        if record and record.verification.test:
+            record = pending = None
         if not call.test:
             self._refuse(call, policy, phone, record)
         if not record or not pending:
@@ -241,8 +243,11 @@ class FakeVerificationStore:
         if before.stored_status is Status.LOCKED:
             raise VerificationLocked(retry_after=self._until(before.expires_at))
         counted = self._counted(before, guess, policy)
-        for limit, of in counted:
-            self._require_room(limit, of)
+        live = max(1, sum(expires > self.now for _, expires in record.codes.values()))
+        for place, (limit, of) in enumerate(counted):
+            # A guess is held against every live code, so for the phone there has to be room for each.
+            room = limit if place else replace(limit, count=max(1, limit.count - live + 1))
+            self._require_room(room, of)
         if any(digest in guess.candidates and expires > self.now for digest, expires in record.codes.values()):
             self._finish(record, Status.VERIFIED)
             return CheckResult(
@@ -253,7 +258,6 @@ class FakeVerificationStore:
                 quotas=tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted),
                 test=before.test,
             )
-        live = sum(expires > self.now for _, expires in record.codes.values())
         for limit, of in counted[:1] * (live - 1):  # for the phone, once for each live code
             self.counters.add(limit, of, self.now, "failed")
         quotas = tuple(self.counters.add(limit, of, self.now, "failed") for limit, of in counted)

@@ -9,6 +9,7 @@ from http import HTTPStatus
 import structlog
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import plain_problem
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 requests = structlog.get_logger()  # one line each, past the standard library, whose way there costs four times as much
 
 _PROBES = frozenset({"/livez", "/readyz"})  # asked every few seconds
+_CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
 _MAX_BODY_BYTES = 16 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -56,6 +58,8 @@ class Edge:
 
         try:
             await self.app(scope, _limited(receive), send_dressed)
+        except ClientDisconnect:
+            status = status or _CLIENT_CLOSED_REQUEST  # nobody is there to be answered
         except Exception:
             log.exception("request.failed", extra={"request_id": request_id})
             if status:  # the answer had begun: all that is left is to break it off

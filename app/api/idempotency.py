@@ -51,7 +51,7 @@ async def once(
     act: Callable[[Keep[T] | None], Awaitable[T]],
     *,
     answer: Callable[[T], Response],
-    keep_for: timedelta,
+    keep_for: Callable[[T], timedelta],
 ) -> Response:
     """Do what an authenticated request asks, unless it is the repetition of one that was answered.
 
@@ -88,7 +88,7 @@ class _Claimed(Generic[T]):
     """A request that is done for the first time: its answer is written down once, and kept."""
 
     def __init__(
-        self, store: IdempotencyStore, claim: Claim, answer: Callable[[T], Response], keep_for: timedelta
+        self, store: IdempotencyStore, claim: Claim, answer: Callable[[T], Response], keep_for: Callable[[T], timedelta]
     ) -> None:
         self._store = store
         self._claim = claim
@@ -113,7 +113,7 @@ class _Claimed(Generic[T]):
         headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
         kept = KeptAnswer(response.status_code, headers, bytes(response.body))
         try:
-            if not await self._store.keep(self._claim, kept, self._keep_for):
+            if not await self._store.keep(self._claim, kept, self._keep_for(result)):
                 log.error("idempotency.claim_lost", extra={"claim": self._claim.name})
         except StoreUnavailable as error:
             log.error("idempotency.not_kept", extra={"claim": self._claim.name, "error": repr(error)})

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
 
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, Channel, CheckResult, Lang, Status, Verification
@@ -29,8 +29,16 @@ Code = Annotated[
     AfterValidator(normalize_code),
 ]
 
+
+def _is_text(value: object) -> object:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("an address is written as text")
+    return value
+
+
 ClientAddress = Annotated[
     IPvAnyAddress | None,
+    BeforeValidator(_is_text),
     Field(
         description="the end user's address as your backend saw it, for the limits per address",
         examples=["203.0.113.7"],

@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
+from redis import Redis
 
 from app.tokens import TokenSigner
 from app.verification.errors import PhoneNotCallable
@@ -63,6 +64,10 @@ def is_redis_url(value: SecretStr) -> SecretStr:
     """Let a URL of Redis through."""
     if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+    try:
+        Redis.from_url(value.get_secret_value())  # connects to nothing yet
+    except ValueError:
+        raise PydanticCustomError("redis_url", "is no URL; percent-encode what stands in the password") from None
     return value
 
 
@@ -90,7 +95,11 @@ def is_token_keys(value: SecretStr) -> SecretStr:
 
 def has_token_keys(value: Path) -> Path:
     """Let a file through that holds such keys."""
-    is_token_keys(SecretStr(value.read_text(encoding="utf-8", errors="replace")))
+    try:
+        text = value.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise PydanticCustomError("unreadable", "cannot be read") from None
+    is_token_keys(SecretStr(text))
     return value
 
 

@@ -146,7 +146,7 @@ class LimitSettings(_Section):
     calls_per_day: Count = 1000
     failed_checks_per_phone: Count | None = None
     failed_checks_per_address: Count = 100
-    failed_checks_per_client: Count = 100
+    failed_checks_per_client: Count = 1000
 
 
 class GuardSettings(_Section):

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from app.verification.errors import StoreUnavailable
 
@@ -86,7 +86,7 @@ class ScriptRunner:
                 try:
                     async with asyncio.timeout(self._timeout):
                         results = await self._execute([command for command, _ in batch])
-                except (RedisError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                     # Those that gathered meanwhile fail as well: nobody waits for a dead Redis twice.
                     batch, self._waiting = batch + self._waiting, []
                     results = [error] * len(batch)

@@ -66,7 +66,7 @@ class Policy:
     calls_per_day: Limit = Limit("calls_per_day", 1000, DAY)
     failed_checks_per_phone: Limit = Limit("failed_checks_per_phone", 50, DAY)
     failed_checks_per_address: Limit | None = Limit("failed_checks_per_address", 100, timedelta(minutes=10))
-    failed_checks_per_client: Limit | None = Limit("failed_checks_per_client", 100, timedelta(minutes=10))
+    failed_checks_per_client: Limit | None = Limit("failed_checks_per_client", 1000, timedelta(minutes=10))
 
     def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:
         """List what a call is counted against, beside the phone itself."""

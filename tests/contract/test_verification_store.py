@@ -644,6 +644,28 @@ async def test_quotas_tell_what_remains(world: World) -> None:
     ]
     assert [(quota.limit.name, quota.remaining) for quota in wrong.quotas] == [
         ("failed_checks_per_phone", 49),
-        ("failed_checks_per_client", 99),
+        ("failed_checks_per_client", 999),
         ("failed_checks_per_address", 99),
     ]
+
+
+async def test_a_guess_beyond_the_phones_budget_is_not_held_against_the_last_codes_either(world: World) -> None:
+    """With three live codes a guess is three comparisons: for the second one there is no room among four."""
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 4, DAY))
+    verification = await world.start(RIGHT)
+    await world.resend(SECOND)
+    await world.resend(THIRD)
+
+    assert (await world.check(verification.id, [WRONG])).checks_left == 4
+    with pytest.raises(RateLimited, match="failed_checks_per_phone"):
+        await world.check(verification.id, [RIGHT])
+
+
+async def test_a_test_verification_is_not_gone_on_with_once_its_number_is_an_ordinary_one(world: World) -> None:
+    test = await world.start(test=True)
+
+    ordinary = await world.start(SECOND)
+
+    assert ordinary.id != test.id
+    assert not ordinary.test
+    assert (await world.check(ordinary.id, [RIGHT])).status is Status.PENDING

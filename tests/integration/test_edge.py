@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from redis.asyncio import Redis
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.edge import Edge
@@ -119,6 +120,9 @@ async def test_probes_and_docs_need_no_key(guarded: httpx.AsyncClient) -> None:
         ({"phone": PHONE, "extra": 1}, "#/extra"),
         ({"phone": PHONE, "a/b~c": 1}, "#/a~1b~0c"),
         ({"phone": PHONE, "lang": "fr"}, "#/lang"),
+        ({"phone": PHONE, "client_ip": 3232235777}, "#/client_ip"),
+        ({"phone": PHONE, "client_ip": True}, "#/client_ip"),
+        ({"phone": PHONE, "client_ip": "somewhere"}, "#/client_ip"),
         ({"phone": PHONE, "channel": "pigeon"}, "#/channel"),
         ({"phone": PHONE, "purpose": "Login"}, "#/purpose"),
         ({"phone": PHONE, "purpose": "lottery"}, "#/purpose"),
@@ -290,3 +294,24 @@ async def test_an_answer_that_breaks_off_half_way_is_broken_off_and_not_mended()
     with pytest.raises(RuntimeError, match="half-way"):
         await Edge(breaks)({"type": "http", "method": "GET", "headers": []}, receive, send)
     assert [message["type"] for message in sent] == ["http.response.start"]
+
+
+async def test_who_hangs_up_half_way_is_no_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    await Edge(reads)({"type": "http", "method": "POST", "headers": []}, receive, send)
+
+    assert "request.failed" not in caplog.text
+
+
+async def test_two_keys_at_once_are_none(guarded: httpx.AsyncClient) -> None:
+    headers = [("Authorization", f"Bearer {SHOP}"), ("Authorization", f"Bearer {BANK}")]
+
+    assert (await guarded.get("/provider/account", headers=headers)).status_code == 401

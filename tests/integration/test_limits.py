@@ -222,6 +222,10 @@ async def test_a_test_number_is_marked_and_meets_no_limit(
             assert (checked["verified"], checked["test"]) == (True, True)
             proof = {"token": checked["token"], "purpose": "phone_verification"}
             assert (await api.post("/verify/token/redeem", json=proof)).json()["test"] is True
+        again = {"Idempotency-Key": "test-1"}
+        await api.post("/verify/start", json={"phone": phone}, headers=again)
+        (kept,) = await redis.keys("pv:{i:*")
+        assert await redis.ttl(kept) <= 300  # without limits, answers must not pile up for a day
         ordinary = await start(api, "+79000000100")
         assert ordinary.status_code == 201
         assert "test" not in ordinary.json()

@@ -36,13 +36,26 @@ local first_candidate, candidates = 5, tonumber(ARGV[4])
 local first_limit = first_candidate + candidates
 local phone_key = record_key(key, 'p:' .. record.q)
 local failed = recent(redis.call('HGET', phone_key, 'b'), now, ARGV[first_limit + 2])
+
+local function is_live(serial)
+  return record['x' .. serial] and tonumber(record['x' .. serial]) > now
+end
+
+-- A guess is held against every live code, so for the phone it counts once for each: else whoever has three codes made
+-- before guessing would be three times as lucky on the same budget.
+local comparisons = 0
+for serial = 1, record.n do
+  comparisons = comparisons + (is_live(serial) and 1 or 0)
+end
+comparisons = math.max(1, comparisons)
+
 local left = {}
 for i = 1, #KEYS do
   local at = first_limit + 3 * (i - 1)
   local count, period = tonumber(ARGV[at + 1]), ARGV[at + 2]
   local inside, wait
   if i == 1 then
-    inside, wait = used(failed, now, count, period)
+    inside, wait = used(failed, now, math.max(1, count - comparisons + 1), period)
   else
     inside, wait = used_of_set(KEYS[i], now, count, period)
   end
@@ -50,10 +63,6 @@ for i = 1, #KEYS do
     return {'limited', ARGV[at], wait}
   end
   left[i] = count - inside
-end
-
-local function is_live(serial)
-  return record['x' .. serial] and tonumber(record['x' .. serial]) > now
 end
 
 local function is_right(candidate)
@@ -75,13 +84,7 @@ for i = first_candidate, first_limit - 1 do
 end
 
 if not record.z then
-  -- A guess is held against every live code, so for the phone it counts once for each: else whoever has three codes
-  -- made before guessing would be three times as lucky on the same budget.
-  local live = 0
-  for serial = 1, record.n do
-    live = live + (is_live(serial) and 1 or 0)
-  end
-  for _ = 1, math.max(1, live) do
+  for _ = 1, comparisons do
     failed[#failed + 1] = now
   end
   left[1] = math.max(1, ARGV[first_limit + 1] - #failed + 1)

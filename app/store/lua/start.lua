@@ -26,10 +26,10 @@ local ends = redis.call('PEXPIRETIME', key)
 
 local test = ARGV[11] == 'test'
 
-if record.s == 'locked' and not test then
+if record.s == 'locked' and not record.z and not test then
   return {'locked', ends - now}
 end
-local resend = record.c and not record.s and not test
+local resend = record.c and not record.s and not record.z and not test
 if resend and tonumber(record.m) <= 0 then
   return {'calls_exhausted', math.max(ends, next_call) - now}
 end

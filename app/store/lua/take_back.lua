@@ -19,9 +19,11 @@ if phone.r == ARGV[5] then
     redis.call('HDEL', KEYS[1], 'n', 'r')
   end
 end
-local others = {}
+local others, found = {}, false
 for moment in (phone.l or ''):gmatch('%d+') do
-  if moment ~= ARGV[4] then
+  if moment == ARGV[4] and not found then
+    found = true
+  else
     others[#others + 1] = moment
   end
 end
