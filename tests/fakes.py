@@ -1,5 +1,6 @@
 """Stand-ins for what the domain asks of the world: simple enough to be obviously right."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -409,6 +410,7 @@ class FakeProvider:
         self.outcome: CallOutcome | None = None
         self.state: CallState | ProviderError = CallState(CallStatus.RINGING)
         self.lookups = 0
+        self.overviews = 0
         self.balance: Decimal | ProviderError = Decimal("12.50")
 
     async def initiate_call(self, phone: Phone, pin: str, lang: Lang, repeat: int) -> CallOutcome:
@@ -422,6 +424,8 @@ class FakeProvider:
         return self.state
 
     async def get_account(self) -> Sequence[ProviderAccount]:
+        self.overviews += 1
+        await asyncio.sleep(0)
         return [ProviderAccount("7", "Fake")]
 
     async def get_balance(self) -> Decimal:

@@ -97,6 +97,7 @@ class VerificationService:
         self._policies = policies
         self._fixed_codes = fixed_codes
         self._background: set[asyncio.Task[None]] = set()
+        self._overview: asyncio.Task[ProviderOverview] | None = None
 
     async def aclose(self) -> None:
         """Wait for what was begun and not waited for."""
@@ -186,12 +187,21 @@ class VerificationService:
         return await self._store.cancel(client, verification_id)
 
     async def provider_overview(self) -> ProviderOverview:
-        """Read the provider's accounts and balance. An unreadable balance is unknown, which is not the same as low.
+        """Read the provider's accounts and balance; all who ask at the same moment share one answer.
+
+        They would else take the places of calls in the pool of connections.
 
         Raises:
             ProviderError: the accounts could not be read.
 
         """
+        if self._overview is None:
+            self._overview = asyncio.create_task(self._read_overview())
+            self._overview.add_done_callback(self._forget_overview)
+        return await asyncio.shield(self._overview)
+
+    async def _read_overview(self) -> ProviderOverview:
+        """Read both. An unreadable balance is unknown, which is not the same as low."""
         accounts = await self._provider.get_account()
         try:
             balance = await self._provider.get_balance()
@@ -199,6 +209,9 @@ class VerificationService:
             log.warning("provider.balance_unknown", extra={"error": repr(error)})
             return ProviderOverview(accounts, None)
         return ProviderOverview(accounts, balance)
+
+    def _forget_overview(self, _: object) -> None:
+        self._overview = None
 
     async def ready(self) -> None:
         """Return if verifications can be started and checked. Raises StoreUnavailable."""

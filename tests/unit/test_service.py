@@ -1,5 +1,6 @@
 """The order of steps that keeps money and codes safe, with fakes for Redis and the provider."""
 
+import asyncio
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -311,6 +312,15 @@ async def test_a_call_that_did_not_happen_counts_against_no_limit() -> None:
 
     world.provider.outcome = None
     await world.start()
+
+
+async def test_all_who_ask_for_the_account_at_once_share_one_answer(world: World) -> None:
+    overviews = await asyncio.gather(*[world.service.provider_overview() for _ in range(50)])
+    assert world.provider.overviews == 1
+    assert len({overview.balance_rub for overview in overviews}) == 1
+
+    await world.service.provider_overview()
+    assert world.provider.overviews == 2
 
 
 async def test_a_client_may_do_only_what_its_own_policy_allows(world: World) -> None:
