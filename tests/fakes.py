@@ -20,7 +20,6 @@ from app.verification.errors import (
 )
 from app.verification.guard import Block, Suspect
 from app.verification.model import (
-    FINAL_CALL_STATUSES,
     Call,
     CallOutcome,
     CallState,
@@ -37,6 +36,7 @@ from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import Guess, NewCall, Reading
 
+FINAL_CALL_STATUSES = {CallStatus.COMPLETED, CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED}
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 

@@ -34,7 +34,6 @@ class CallStatus(StrEnum):
     FAILED = "failed"
 
 
-FINAL_CALL_STATUSES = frozenset({CallStatus.COMPLETED, CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED})
 _NOT_HEARD = frozenset({CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED})
 
 

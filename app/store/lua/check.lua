@@ -87,14 +87,12 @@ if not record.z then
   for _ = 1, comparisons do
     failed[#failed + 1] = now
   end
-  left[1] = math.max(1, ARGV[first_limit + 1] - #failed + 1)
+  left[1] = math.max(0, ARGV[first_limit + 1] - #failed)
   redis.call('HSET', phone_key, 'b', write_log(failed))
   keep_until(phone_key, now + ARGV[first_limit + 2])
-  for i = 1, #KEYS do
+  for i = 2, #KEYS do
     left[i] = left[i] - 1
-    if i > 1 then
-      count_in_set(KEYS[i], now, ARGV[3], ARGV[first_limit + 3 * (i - 1) + 2])
-    end
+    count_in_set(KEYS[i], now, ARGV[3], ARGV[first_limit + 3 * (i - 1) + 2])
   end
 end
 

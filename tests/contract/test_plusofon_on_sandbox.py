@@ -1,0 +1,104 @@
+"""The client and the sandbox speak one protocol: every outcome that a magic number stands for, over real HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+
+import pytest
+
+from app.plusofon.client import PlusofonClient
+from app.plusofon.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.verification.errors import BalanceTooLow, ProviderRejected
+from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
+from app.verification.phone import Phone
+
+PHONE = "+79001234567"
+PACE = 0.02
+
+
+@pytest.fixture
+def network() -> VirtualNetwork:
+    return VirtualNetwork(pace=PACE)
+
+
+@pytest.fixture
+async def server(network: VirtualNetwork) -> AsyncIterator[SandboxServer]:
+    app = create_sandbox_app(network, user_id="0", access_token="not-a-token", cabinet_token="not-a-cabinet-token")
+    async with SandboxServer(app) as server:
+        yield server
+
+
+def client_of(server: SandboxServer, *, access_token: str = "not-a-token", prefix: str = "8") -> PlusofonClient:
+    return PlusofonClient(
+        base_url=server.url,
+        user_id="0",
+        access_token=access_token,
+        cabinet_token="not-a-cabinet-token",
+        phone_prefix="8" if prefix == "8" else "7",
+        connect_timeout=0.2,
+        timeout=0.4,
+    )
+
+
+async def call(client: PlusofonClient, phone: str = PHONE) -> CallOutcome:
+    return await client.initiate_call(Phone(phone), "0123", Lang.EN, 2)
+
+
+@pytest.mark.parametrize("prefix", ["8", "7"])
+async def test_a_call_is_placed_heard_and_followed_to_its_end(
+    server: SandboxServer, network: VirtualNetwork, prefix: str
+) -> None:
+    async with client_of(server, prefix=prefix) as client:
+        outcome = await call(client)
+        assert isinstance(outcome, Placed)
+        await asyncio.sleep(PACE * 6)
+        assert await client.check_call_status(outcome.call_ref) == CallState(CallStatus.COMPLETED)
+
+    (placed,) = network.calls_of(PHONE)
+    assert (placed.call_id, placed.heard, placed.lang, placed.repeat) == (outcome.call_ref, "0123", Lang.EN, 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "calls"),
+    [
+        (MagicNumber.REFUSED, ProviderRejected, 0),
+        (MagicNumber.NO_BALANCE, BalanceTooLow, 0),
+        (MagicNumber.NO_ACCESS, ProviderRejected, 0),
+        (MagicNumber.NO_REPLY_PLACED, None, 1),
+        (MagicNumber.NO_REPLY_NOT_PLACED, None, 0),
+    ],
+)
+async def test_what_was_not_clearly_placed_is_refused_or_unknown(
+    server: SandboxServer, network: VirtualNetwork, number: MagicNumber, error: type[Exception] | None, calls: int
+) -> None:
+    async with client_of(server) as client:
+        outcome = await call(client, number)
+
+    if error is None:
+        assert isinstance(outcome, Unknown)
+    else:
+        assert isinstance(outcome, Refused)
+        assert isinstance(outcome.error, error)
+    assert len(network.calls_of(number)) == calls
+
+
+async def test_a_wrong_token_places_nothing_and_unknown_calls_are_told(
+    server: SandboxServer, network: VirtualNetwork
+) -> None:
+    for token in ("wrong", "not-a-cabinet-token"):
+        async with client_of(server, access_token=token) as client:
+            outcome = await call(client)
+            assert isinstance(outcome, Refused)
+            assert isinstance(outcome.error, ProviderRejected)
+    async with client_of(server) as client:
+        with pytest.raises(ProviderRejected):
+            await client.check_call_status("no-such-call")
+    assert network.calls_of(PHONE) == []
+
+
+async def test_the_account_has_no_token_and_the_balance_pays_for_calls(server: SandboxServer) -> None:
+    async with client_of(server) as client:
+        assert await client.get_account() == [ProviderAccount("7", "Sandbox")]
+        before = await client.get_balance()
+        await call(client)
+        assert before - await client.get_balance() == Decimal(3)
