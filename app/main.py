@@ -14,6 +14,7 @@ from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.plusofon.channels import VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
 from app.settings import Mode, Settings, make_policies
@@ -29,6 +30,7 @@ from app.tokens import TokenSigner
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
+from app.verification.model import Channel
 from app.verification.service import VerificationService
 
 _ROUTERS = (verify.router, tokens.router, provider.router, admin.router, ops.router)
@@ -92,11 +94,13 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
     name_key = derive_key(settings.names_secret, "phone")
     runner = _build_runner(settings, stack)
     guard = _build_guard(settings, runner)
+    provider = await _build_provider(settings, sandbox, stack)
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
         guard=guard,
-        provider=await _build_provider(settings, sandbox, stack),
+        senders={Channel.VOICE: VoiceChannel(provider)},
+        accounts=provider,
         digester=CodeDigester(settings.secret_keys),
         policies=make_policies(settings),
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),

@@ -25,7 +25,6 @@ from app.verification.model import (
     CallState,
     CallStatus,
     CheckResult,
-    Lang,
     Placed,
     ProviderAccount,
     Started,
@@ -34,7 +33,7 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
-from app.verification.ports import Guess, NewCall, Reading
+from app.verification.ports import CallOrder, Guess, NewCall, Reading
 
 FINAL_CALL_STATUSES = {CallStatus.COMPLETED, CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED}
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -394,34 +393,39 @@ class FakeGuard:
         return False
 
 
-@dataclass(frozen=True)
-class PlacedCall:
-    phone: Phone
-    pin: str
-    lang: Lang
-    repeat: int
-
-
-class FakeProvider:
+class FakeSender:
     """Takes every call, or answers what ``outcome`` says; ``state`` is what it tells of any call."""
 
-    def __init__(self) -> None:
-        self.calls: list[PlacedCall] = []
+    def __init__(self, provider: str = "fake") -> None:
+        self.provider = provider
+        self.is_followed = True
+        self.unready: ProviderError | None = None
+        self.calls: list[CallOrder] = []
         self.outcome: CallOutcome | None = None
-        self.state: CallState | ProviderError = CallState(CallStatus.RINGING)
+        self.state: CallState | ProviderError | None = CallState(CallStatus.RINGING)
         self.lookups = 0
-        self.overviews = 0
-        self.balance: Decimal | ProviderError = Decimal("12.50")
 
-    async def initiate_call(self, phone: Phone, pin: str, lang: Lang, repeat: int) -> CallOutcome:
-        self.calls.append(PlacedCall(phone, pin, lang, repeat))
+    def require_ready(self) -> None:
+        if self.unready:
+            raise self.unready
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        self.calls.append(order)
         return self.outcome or Placed(f"call-{len(self.calls)}")
 
-    async def check_call_status(self, call_id: str) -> CallState:
+    async def look_up(self, call_ref: str) -> CallState | None:
         self.lookups += 1
         if isinstance(self.state, ProviderError):
             raise self.state
         return self.state
+
+
+class FakeAccounts:
+    """Tells of one account, and the ``balance``."""
+
+    def __init__(self) -> None:
+        self.overviews = 0
+        self.balance: Decimal | ProviderError = Decimal("12.50")
 
     async def get_account(self) -> Sequence[ProviderAccount]:
         self.overviews += 1

@@ -142,7 +142,7 @@ class VerificationView(_Answer):
     purpose: Annotated[str, Field(examples=["phone_verification"])]
     channel: Annotated[Channel, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
-    code_length: Annotated[int, Field(examples=[6])]
+    code_length: Annotated[int | None, Field(description="null where no code is needed", examples=[6])]
     calls_placed: Annotated[int, Field(examples=[1])]
     calls_left: Annotated[int, Field(examples=[2])]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]

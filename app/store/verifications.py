@@ -49,7 +49,7 @@ class RedisVerificationStore:
         cooldowns = [timedelta()] if call.test else policy.cooldowns
         limits = [] if call.test else policy.calls_per_phone
         arguments: list[Argument] = [
-            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length, call.code_digest),
+            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length or 0, call.code_digest),
             *(new.rest, ms(policy.lifetime), policy.calls, policy.checks),
             *("test" if call.test else failed.count, ms(failed.period)),
             *(len(cooldowns), *map(ms, cooldowns)),

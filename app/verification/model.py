@@ -33,8 +33,15 @@ class CallStatus(StrEnum):
     NO_ANSWER = "no_answer"
     FAILED = "failed"
 
+    @property
+    def is_final(self) -> bool:
+        """A call in this state stays in it."""
+        return self is CallStatus.COMPLETED or self.is_unanswered
 
-_NOT_HEARD = frozenset({CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED})
+    @property
+    def is_unanswered(self) -> bool:
+        """The call is over, and nobody heard a code in it."""
+        return self in {CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED}
 
 
 class Lang(StrEnum):
@@ -45,9 +52,15 @@ class Lang(StrEnum):
 
 
 class Channel(StrEnum):
-    """The way in which a code reaches a person."""
+    """The way in which a person is reached.
+
+    ``voice``: a voice says the code. ``flash_call``: the code is the last four digits of the number that calls.
+    ``reverse_call``: there is no code; the person calls a number that they are told.
+    """
 
     VOICE = "voice"
+    FLASH_CALL = "flash_call"
+    REVERSE_CALL = "reverse_call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +73,32 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a verification. ``serial`` is never used twice within it; ``ref`` is the provider's own name."""
+    """One call of a verification. ``serial`` is never used twice within it; ``ref`` is the provider's own name.
+
+    ``dial`` is the number that the person is to call, for a ``reverse_call``.
+    """
 
     serial: int
     state: CallState
     ref: str | None = None
+    channel: Channel = Channel.VOICE
+    dial: Phone | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A verification as the store saw it at ``observed_at``, by the store's clock. ``calls`` are oldest first."""
+    """A verification as the store saw it at ``observed_at``, by the store's clock. ``calls`` are oldest first.
+
+    ``channel`` and ``code_length`` (none: there is no code) are those of the latest call. ``version`` grows with each
+    change.
+    """
 
     id: str
     client: str
     purpose: str
     channel: Channel
     phone: Phone
-    code_length: int
+    code_length: int | None
     stored_status: Status
     calls_placed: int
     calls_left: int
@@ -86,6 +108,7 @@ class Verification:
     expires_at: datetime
     resend_at: datetime | None
     observed_at: datetime
+    version: int = 0
     test: bool = False
 
     @property
@@ -97,7 +120,7 @@ class Verification:
 
     @property
     def _none_heard(self) -> bool:
-        return all(call.state.status in _NOT_HEARD for call in self.calls)
+        return all(call.state.status.is_unanswered for call in self.calls)
 
     @property
     def latest_call(self) -> Call | None:
@@ -165,9 +188,16 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The provider took the call and named it ``call_ref``."""
+    """The provider took the call and named it ``call_ref``.
+
+    ``code`` is set where the provider chose it: then it counts, whatever was asked for. ``operator`` is the phone's, as
+    the provider says; ``dial`` the number to be called, for a ``reverse_call``.
+    """
 
     call_ref: str
+    code: str | None = None
+    operator: str | None = None
+    dial: Phone | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +209,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The request was sent and no clear answer came: the call may have happened. ``why`` is for the log."""
+    """The request was sent and no clear answer came: the call may have happened. ``why`` is for the log.
+
+    ``call_ref`` is set where the call can be looked up all the same.
+    """
 
     why: str
+    call_ref: str | None = None
 
 
 CallOutcome = Placed | Refused | Unknown

@@ -33,8 +33,16 @@ class NewCall:
     purpose: str
     channel: Channel
     code_digest: bytes
-    code_length: int
+    code_length: int | None
     test: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallName:
+    """Names one call of all: the verification that it belongs to, and its serial there."""
+
+    verification_id: str
+    serial: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,16 +130,49 @@ class Limits(Protocol):
         ...
 
 
-class CallProvider(Protocol):
-    """Places calls and tells what became of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOrder:
+    """A call to be placed.
 
-    async def initiate_call(self, phone: Phone, pin: str, lang: Lang, repeat: int) -> CallOutcome:
-        """Have the code spoken ``repeat`` times. Never raises for what the provider or the network does."""
+    ``name`` is this service's own and belongs to no other call. ``code`` is none where the channel needs none. ``lang``
+    and ``repeat`` are for a code that is spoken.
+    """
+
+    name: CallName
+    phone: Phone
+    code: str | None
+    lang: Lang
+    repeat: int
+
+
+class CallSender(Protocol):
+    """One channel of one provider: places calls, and tells what became of them."""
+
+    @property
+    def provider(self) -> str:
+        """Whose it is: a channel of another provider may work where this one does not."""
         ...
 
-    async def check_call_status(self, call_id: str) -> CallState:
-        """Tell the state of a call that was placed. Raises ProviderError."""
+    @property
+    def is_followed(self) -> bool:
+        """Whether calls can be looked up."""
         ...
+
+    def require_ready(self) -> None:
+        """Return if a call may be placed now, as far as that is known here without asking. Raises ProviderError."""
+        ...
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Place a call, once. Never raises for what the provider or the network does."""
+        ...
+
+    async def look_up(self, call_ref: str) -> CallState | None:
+        """Tell the state of a call, or none if it was never placed. Raises ProviderError."""
+        ...
+
+
+class ProviderAccounts(Protocol):
+    """Tells of the account that pays for the calls."""
 
     async def get_account(self) -> Sequence[ProviderAccount]:
         """Tell the accounts, without their tokens. Raises ProviderError."""

@@ -27,7 +27,16 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone, parse_phone
 from app.verification.policy import Allowance, Policy
-from app.verification.ports import CallProvider, Guess, Limits, NewCall, VerificationStore
+from app.verification.ports import (
+    CallName,
+    CallOrder,
+    CallSender,
+    Guess,
+    Limits,
+    NewCall,
+    ProviderAccounts,
+    VerificationStore,
+)
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +93,8 @@ class VerificationService:
         store: VerificationStore,
         limits: Limits,
         guard: FraudGuard,
-        provider: CallProvider,
+        senders: Mapping[Channel, CallSender],
+        accounts: ProviderAccounts,
         digester: CodeDigester,
         policies: Policies,
         fixed_codes: FixedCodes,
@@ -92,7 +102,8 @@ class VerificationService:
         self._store = store
         self._limits = limits
         self._guard = guard
-        self._provider = provider
+        self._senders = senders
+        self._accounts = accounts
         self._digester = digester
         self._policies = policies
         self._fixed_codes = fixed_codes
@@ -124,7 +135,9 @@ class VerificationService:
             return await self._start_test(request, phone, test_code, policy, keep)
         code = make_code(policy.code_length)
         reservation = await self._reserve(self._new_call(request, phone, code), request.address, policy)
-        outcome = await self._provider.initiate_call(phone, code, request.lang, policy.repeat)
+        name = CallName(reservation.started.verification.id, _serial(reservation.started))
+        order = CallOrder(name=name, phone=phone, code=code, lang=request.lang, repeat=policy.repeat)
+        outcome = await self._senders[request.channel].place(order)
         return await self._settle(reservation, outcome, keep)
 
     async def check_by_id(
@@ -171,9 +184,11 @@ class VerificationService:
         if not reading.lookup_due or call is None or call.ref is None:
             return reading.verification
         try:
-            state = await self._provider.check_call_status(call.ref)
+            state = await self._senders[call.channel].look_up(call.ref)
         except ProviderError as error:
             log.warning("call.lookup_failed", extra={"verification_id": verification_id, "error": repr(error)})
+            return reading.verification
+        if state is None:
             return reading.verification
         return await self._store.record_call(reading.verification, call.serial, state)
 
@@ -202,9 +217,9 @@ class VerificationService:
 
     async def _read_overview(self) -> ProviderOverview:
         """Read both. An unreadable balance is unknown, which is not the same as low."""
-        accounts = await self._provider.get_account()
+        accounts = await self._accounts.get_account()
         try:
-            balance = await self._provider.get_balance()
+            balance = await self._accounts.get_balance()
         except ProviderError as error:
             log.warning("provider.balance_unknown", extra={"error": repr(error)})
             return ProviderOverview(accounts, None)

@@ -26,7 +26,6 @@ from app.verification.model import (
     Unknown,
 )
 from app.verification.phone import Phone
-from app.verification.ports import CallProvider
 
 BASE_URL = "https://plusofon.test"
 USER_ID = "made-up-user"
@@ -77,7 +76,7 @@ async def client(plusofon: respx.Router) -> AsyncIterator[PlusofonClient]:
         yield client
 
 
-async def call(client: CallProvider) -> CallOutcome:
+async def call(client: PlusofonClient) -> CallOutcome:
     return await client.initiate_call(PHONE, PIN, Lang.RU, 2)
 
 
