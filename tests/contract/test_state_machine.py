@@ -150,6 +150,6 @@ async def test_redis_answers_as_the_model_does(
             real_actor.age(duration)
             continue
         real, expected = await asyncio.gather(real_actor.play(step), model_actor.play(step))
-        assert real == expected, step
+        assert real == expected, (step, script)
     for key in await redis.keys():
         assert await redis.pttl(key) > 0, f"{key!r} has no TTL"

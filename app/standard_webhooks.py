@@ -1,0 +1,39 @@
+"""Signs messages that go out, as the Standard Webhooks specification says.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+_PREFIX = "whsec_"
+_SHORTEST, _LONGEST = 24, 64  # bytes of a secret, by the specification
+
+
+def parse_secret(text: str) -> bytes:
+    """Read a secret written as ``whsec_`` and base64.
+
+    Raises:
+        ValueError: it is none; its value is not repeated.
+
+    """
+    try:
+        secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
+    except binascii.Error:
+        secret = b""
+    if not text.startswith(_PREFIX) or not _SHORTEST <= len(secret) <= _LONGEST:
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes") from None
+    return secret
+
+
+def sign(secret: bytes, *, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """Make the three headers of a message; ``timestamp`` is in seconds since 1970, that of this attempt."""
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    signature = base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{signature}",
+    }

@@ -1,0 +1,1 @@
+"""Events that go out to clients as webhooks."""
