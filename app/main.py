@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import admin, ops, provider, tokens, verify
+from app.api import admin, hooks, ops, provider, tokens, verify
 from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
@@ -27,13 +27,14 @@ from app.store.redemptions import RedisRedemptions
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.tokens import TokenSigner
+from app.verification.call_urls import CallUrls
+from app.verification.channel import Channel
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
-from app.verification.model import Channel
 from app.verification.service import VerificationService
 
-_ROUTERS = (verify.router, tokens.router, provider.router, admin.router, ops.router)
+_ROUTERS = (verify.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -88,6 +89,11 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     return app
 
 
+class _NoQueue:
+    async def schedule(self, name: object, delay: object) -> None:
+        """Forget."""
+
+
 async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
@@ -95,6 +101,7 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
     runner = _build_runner(settings, stack)
     guard = _build_guard(settings, runner)
     provider = await _build_provider(settings, sandbox, stack)
+    hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
@@ -104,12 +111,16 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         digester=CodeDigester(settings.secret_keys),
         policies=make_policies(settings),
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+        queue=_NoQueue(),
+        observe=lambda _: None,
     )
     stack.push_async_callback(service.aclose)
     return {
         "service": service,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
+        "hook_urls": hook_urls,
+        "hook_networks": settings.plusofon.hook_addresses,
         "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
         "admin_keys": ApiKeys(settings.admin.keys),
         "tokens": _build_tokens(settings),

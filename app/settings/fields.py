@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode
 from redis import Redis
 
 from app.tokens import TokenSigner
+from app.verification.channel import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.fixed_codes import FixedCode
 from app.verification.phone import Phone, parse_phone
@@ -82,6 +83,14 @@ def parse_test_number(value: object) -> FixedCodeSetting:
         return FixedCodeSetting(parse_phone(phone), FixedCode(code, date.fromisoformat(until) if until else None))
     except (ValueError, PhoneNotCallable):
         raise mistake from None
+
+
+def parse_operator_channel(value: object) -> tuple[str, Channel]:
+    """Read ``operator:channel``."""
+    operator, _, channel = str(value).partition(":")
+    if not re.fullmatch(r"[a-z0-9 -]{1,64}", operator) or channel not in set(Channel):
+        raise PydanticCustomError("operator_channel", "must be operator:channel, as in mts:reverse_call")
+    return operator, Channel(channel)
 
 
 def is_token_keys(value: SecretStr) -> SecretStr:
