@@ -23,7 +23,7 @@ NOTHING = Tried(None, ())
         ("+79031234567", "beeline"),
         ("+79201234567", "megafon"),
         ("+79001234567", "t2"),
-        ("+79410000000", None),
+        ("+79770000000", None),
     ],
 )
 def test_the_numbering_plan_tells_the_operator(phone: str, operator: str | None) -> None:
