@@ -59,9 +59,8 @@ class NewFaults(BaseModel):
     seed: int | None = Field(None, description="The same seed draws the same faults again.")
 
 
-def control_router(network: VirtualNetwork) -> APIRouter:
-    """Build the routes that change how ``network`` behaves."""
-    router = APIRouter()
+def add_controls(router: APIRouter, network: VirtualNetwork) -> None:
+    """Add the routes that change how ``network`` behaves. A router included in another would be logged by half."""
 
     @router.get("/account")
     async def read_sandbox_account() -> SandboxAccount:
@@ -88,5 +87,3 @@ def control_router(network: VirtualNetwork) -> APIRouter:
         """
         network.faults = Faults(share=faults.share, kinds=tuple(faults.kinds), seed=faults.seed)
         return await read_sandbox_faults()
-
-    return router

@@ -63,9 +63,9 @@ def operator_of(phone: str) -> str | None:
 
 def make_pin(*, other_than: str | None = None) -> str:
     """Make up the four digits of a flash call."""
-    while (pin := f"{secrets.randbelow(10_000):04}") == other_than:
-        pass
-    return pin
+    if other_than is None:
+        return f"{secrets.randbelow(10_000):04}"
+    return f"{(int(other_than) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
 
 
 def flash_caller(pin: str) -> str:

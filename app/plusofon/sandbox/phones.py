@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.plusofon.sandbox.calls import NetworkStatus
-from app.plusofon.sandbox.controls import control_router
+from app.plusofon.sandbox.controls import add_controls
 from app.plusofon.sandbox.errors import NobodyWaits, WrongNumber
 from app.plusofon.sandbox.network import VirtualNetwork
 from app.plusofon.sandbox.numbers import DIAL_NUMBERS, MagicNumber
@@ -111,7 +111,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         """List the phone numbers that make a call go wrong, each in its own way; every other number is answered."""
         return MagicNumbers(numbers=[MagicNumberEntry(phone=number, effect=number.effect) for number in MagicNumber])
 
-    router.include_router(control_router(network))
+    add_controls(router, network)
     return router
 
 
