@@ -1,5 +1,6 @@
 """Builds the application: the only place that knows every part and the settings."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,13 @@ from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.background import Background
 from app.plusofon.channels import VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
 from app.settings import Mode, Settings, make_policies
+from app.store.balance import RedisBalanceBoard
+from app.store.call_queue import RedisCallQueue
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.guard import RedisFraudGuard
@@ -27,12 +31,14 @@ from app.store.redemptions import RedisRedemptions
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.tokens import TokenSigner
+from app.verification.balance import BalancePoller
 from app.verification.call_urls import CallUrls
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.service import VerificationService
+from app.verification.watcher import CallWatcher
 
 _ROUTERS = (verify.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
 _DESCRIPTION = """
@@ -89,11 +95,6 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     return app
 
 
-class _NoQueue:
-    async def schedule(self, name: object, delay: object) -> None:
-        """Forget."""
-
-
 async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
@@ -101,6 +102,15 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
     runner = _build_runner(settings, stack)
     guard = _build_guard(settings, runner)
     provider = await _build_provider(settings, sandbox, stack)
+    lease = 2 * settings.longest_request  # longer than a look-up, or reading the balance, can take
+    queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease)
+    poller = BalancePoller(
+        provider,
+        RedisBalanceBoard(runner, lease=lease),
+        minimum=settings.min_balance_rub,
+        warning=settings.warn_balance_rub,
+        clock=time.monotonic,
+    )
     hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
@@ -111,12 +121,16 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         digester=CodeDigester(settings.secret_keys),
         policies=make_policies(settings),
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
-        queue=_NoQueue(),
+        queue=queue,
         observe=lambda _: None,
     )
     stack.push_async_callback(service.aclose)
+    watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
+    background = await stack.enter_async_context(Background({"calls": watcher.step, "balance": poller.step}))
     return {
         "service": service,
+        "balance": poller.balance,
+        "background": background,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
         "hook_urls": hook_urls,

@@ -2,6 +2,7 @@
 
 import re
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -117,4 +118,5 @@ SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Prefix = Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Timeout = Annotated[float, Field(gt=0, le=60)]
+Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
 Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]

@@ -190,6 +190,12 @@ class ClientSettings(_Section):
     failed_checks: Count | None = None
 
 
+class WatchSettings(_Section):
+    """How calls are followed to their end. The bound is for all workers together."""
+
+    per_second: int = Field(5, ge=1, le=100)
+
+
 class LogSettings(_Section):
     """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
 

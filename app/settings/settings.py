@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Self
@@ -12,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableSetting
 
-from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Purpose, parse_operator_channel
+from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Purpose, Rub, parse_operator_channel
 from app.settings.sections import (
     AdminSettings,
     ApiSettings,
@@ -29,6 +30,7 @@ from app.settings.sections import (
     SecretSettings,
     TestSettings,
     TokenSettings,
+    WatchSettings,
 )
 from app.tokens import generate_keys
 from app.verification.channel import Channel
@@ -89,6 +91,8 @@ class Settings(BaseSettings):
     operator_channels: Annotated[
         list[Annotated[tuple[str, Channel], PlainValidator(parse_operator_channel)]], *CommaSeparated
     ] = []
+    min_balance_rub: Rub = Decimal(10)
+    warn_balance_rub: Rub = Decimal(100)
     plusofon: PlusofonSettings = PlusofonSettings()
     secret: SecretSettings = SecretSettings()
     api: ApiSettings = ApiSettings()
@@ -102,6 +106,7 @@ class Settings(BaseSettings):
     limit: LimitSettings = LimitSettings()
     guard: GuardSettings = GuardSettings()
     test: TestSettings = TestSettings()
+    watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
     clients: dict[str, ClientSettings] = {}
 
@@ -122,6 +127,8 @@ class Settings(BaseSettings):
 
     def contradictions(self) -> Iterator[InitErrorDetails]:
         """Find what is right alone and wrong together."""
+        if self.warn_balance_rub < self.min_balance_rub:
+            yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
         with_keys = {key.client for key in self.api.keys}
         for name in self.clients:
             if with_keys and name not in with_keys:

@@ -22,8 +22,8 @@ from app.verification.policy import Allowance, Policy
 from app.verification.ports import (
     CallName,
     CallOrder,
-    CallQueue,
     CallReport,
+    CallSchedule,
     CallSender,
     Detour,
     Limits,
@@ -87,7 +87,7 @@ class CallPlacer:
         limits: Limits,
         guard: FraudGuard,
         senders: Mapping[Channel, CallSender],
-        queue: CallQueue,
+        queue: CallSchedule,
         digester: CodeDigester,
         observe: Observe,
     ) -> None:

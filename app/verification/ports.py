@@ -213,7 +213,7 @@ class CallOrder:
     within: float
 
 
-class CallQueue(Protocol):
+class CallSchedule(Protocol):
     """Remembers which calls are to be looked up."""
 
     async def schedule(self, name: CallName, delay: timedelta) -> None:

@@ -25,8 +25,8 @@ from app.verification.placing import CallPlacer, Keep, Wish, at_best
 from app.verification.policy import Policy
 from app.verification.ports import (
     CallName,
-    CallQueue,
     CallReport,
+    CallSchedule,
     CallSender,
     Confirmation,
     Guess,
@@ -77,7 +77,7 @@ class VerificationService:
         guard: FraudGuard,
         senders: Mapping[Channel, CallSender],
         accounts: ProviderAccounts,
-        queue: CallQueue,
+        queue: CallSchedule,
         digester: CodeDigester,
         policies: Policies,
         fixed_codes: FixedCodes,
