@@ -65,14 +65,21 @@ def _address(request: Request) -> str:
 def _read(content: bytes) -> _Hook:
     """Read JSON or form fields: both were seen, whatever the Content-Type said."""
     try:
-        fields: Any = json.loads(content)
-    except (ValueError, RecursionError):
-        fields = dict(parse_qsl(content.decode(errors="replace"), max_num_fields=20))
-    try:
-        return _Hook.model_validate(fields)
+        return _Hook.model_validate(_fields(content))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from None
+
+
+def _fields(content: bytes) -> Any:  # noqa: ANN401 - whatever was sent
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return dict(parse_qsl(content.decode(errors="replace"), max_num_fields=20))
+    except ValueError:  # more fields than that
+        return {}
 
 
 def _phone(text: str) -> Phone | None:

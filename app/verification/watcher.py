@@ -38,7 +38,10 @@ class DueCall:
 
 
 class CallQueue(Protocol):
-    """The CallSchedule as those see it who look: the calls in flight, of all workers; none is kept for longer than an hour. All raise StoreUnavailable."""
+    """The calls in flight, of all workers; none is kept for longer than an hour. All raise StoreUnavailable.
+
+    Those who place calls see its first method alone, as CallSchedule.
+    """
 
     async def schedule(self, name: CallName, delay: timedelta) -> None:
         """Have a call looked up after ``delay`` (minutes at most), as if it had never been; again: moves it."""
