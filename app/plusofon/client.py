@@ -8,12 +8,20 @@ from decimal import Decimal
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Self, TypeVar
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
+from app.outbound import (
+    DEFAULT_RETRY_AFTER,
+    NETWORK_ERRORS,
+    Redactor,
+    Unclear,
+    checked_url,
+    failure,
+    make_transport,
+    read_beginning,
+)
 from app.plusofon import wire
-from app.plusofon.wire import Answer, PhonePrefix, Redactor, Unclear
+from app.plusofon.wire import Answer, PhonePrefix
 from app.verification.errors import ProviderError, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
@@ -26,23 +34,6 @@ _CALL = "/api/v1/flash-call/call"  # brief
 _STATUS = "/api/v1/flash-call/status"  # brief
 _ACCOUNTS = "/api/v1/flash-call"  # docs
 _BALANCE = "/api/v1/payment/balance"  # seen
-
-_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
-_KEEP_ALIVE = 15  # seconds that an idle connection is kept: less than the 60-75 after which servers commonly drop it
-
-# The request was certainly not written: no address, no connection, no TLS, or no free place in the pool.
-_NEVER_SENT = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.UnsupportedProtocol,
-)
-
-# What the network may do to a request. UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
-_NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
 
 
 class PlusofonClient:
@@ -86,7 +77,7 @@ class PlusofonClient:
         self._cabinet_token = _header_value("cabinet_token", cabinet_token or access_token)
         self._redact = Redactor([self._call_token, self._cabinet_token, user_id])
         self._http = httpx.AsyncClient(
-            base_url=_checked_url(base_url),
+            base_url=checked_url(base_url),
             headers={
                 "Client": _header_value("user_id", user_id),
                 "Accept": "application/json",
@@ -97,7 +88,7 @@ class PlusofonClient:
             },
             # None for reading: that limit is per chunk, which a dripping body never meets. `_send` limits the whole.
             timeout=httpx.Timeout(None, connect=connect_timeout, pool=connect_timeout),
-            transport=transport or _network(max_connections),
+            transport=transport or make_transport(max_connections),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each request stands for itself
             follow_redirects=False,
             trust_env=False,
@@ -171,7 +162,7 @@ class PlusofonClient:
             return parse(await self._send(method, path, token, body))
         except Unclear as error:
             log.warning("plusofon.unclear_answer", extra={"path": path, "why": error.why})
-            raise ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER) from None
+            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
 
     async def _send(self, method: str, path: str, token: str, body: object = None) -> Answer:
         """Send one request and read its answer, all within the time budget.
@@ -185,7 +176,7 @@ class PlusofonClient:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._exchange(method, path, token, body)
-        except _NETWORK_ERRORS as error:
+        except NETWORK_ERRORS as error:
             raise _failure(error) from None
         except Exception:
             log.exception("plusofon.unexpected_error")
@@ -196,58 +187,19 @@ class PlusofonClient:
         async with self._http.stream(method, path, headers=headers, json=body) as response:
             return wire.read_answer(
                 response.status_code,
-                await _beginning(response),
+                await read_beginning(response),
                 retry_after=response.headers.get("Retry-After"),
                 redact=self._redact,
             )
 
 
-async def _beginning(response: httpx.Response) -> bytes:
-    """Read a body up to 64 KiB. JSON that is cut off makes no sense, so the cut needs no report of its own."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) >= _LONGEST_BODY:
-            break
-    return bytes(body[:_LONGEST_BODY])
-
-
 def _failure(error: Exception) -> Exception:
-    """Tell what an error of the network means: that nothing was written, or that nobody knows.
-
-    httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that was
-    reset after the request was written included. So where aiohttp's own error is known, it alone decides.
-    """
-    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
-    if not isinstance(cause, _NEVER_SENT):
-        return Unclear(name)
-    log.warning("plusofon.not_reached", extra={"error": name})
-    return ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER)
-
-
-def _network(max_connections: int) -> AiohttpTransport:
-    """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
-
-    aiohttp repeats a request whose kept connection was dead, but only idempotent methods, so never one to place a call.
-    """
-    tls = httpx.create_ssl_context(trust_env=False)
-
-    def open_session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=tls, limit=max_connections, keepalive_timeout=_KEEP_ALIVE)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
-
-
-def _checked_url(text: str) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        raise ValueError("base_url is no URL") from None
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
-        raise ValueError("base_url must be http(s)://host, without a user name")
-    return url
+    """Tell what an error of the network means to whoever asked for something."""
+    told = failure(error)
+    if isinstance(told, Unclear):
+        return told
+    log.warning("plusofon.not_reached", extra={"error": told.why})
+    return ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER)
 
 
 def _header_value(name: str, value: str) -> str:
