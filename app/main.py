@@ -1,7 +1,7 @@
 """Builds the application: the only place that knows every part and the settings."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -16,9 +16,11 @@ from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
 from app.background import Background
-from app.plusofon.channels import VoiceChannel
+from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
+from app.relay.client import RelaySender
+from app.resilience import Bulkhead, CircuitBreaker, ProtectedSender
 from app.settings import Mode, Settings, make_policies
 from app.store.balance import RedisBalanceBoard
 from app.store.call_queue import RedisCallQueue
@@ -31,12 +33,13 @@ from app.store.redemptions import RedisRedemptions
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.tokens import TokenSigner
-from app.verification.balance import BalancePoller
+from app.verification.balance import Balance, BalancePoller
 from app.verification.call_urls import CallUrls
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
+from app.verification.ports import CallSender
 from app.verification.service import VerificationService
 from app.verification.watcher import CallWatcher
 
@@ -112,11 +115,18 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         clock=time.monotonic,
     )
     hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
+    circuits: dict[str, CircuitBreaker] = {}
+    senders = _protect(
+        settings,
+        {**_plusofon_channels(provider, hook_urls), **await _build_relays(settings, stack)},
+        circuits,
+        poller.balance,
+    )
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
         guard=guard,
-        senders={Channel.VOICE: VoiceChannel(provider)},
+        senders=senders,
         accounts=provider,
         digester=CodeDigester(settings.secret_keys),
         policies=make_policies(settings),
@@ -131,6 +141,7 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         "service": service,
         "balance": poller.balance,
         "background": background,
+        "circuits": circuits,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
         "hook_urls": hook_urls,
@@ -140,6 +151,57 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         "tokens": _build_tokens(settings),
         "redemptions": RedisRedemptions(runner),
     }
+
+
+def _plusofon_channels(client: PlusofonClient, hook_urls: CallUrls) -> dict[Channel, CallSender]:
+    return {
+        Channel.VOICE: VoiceChannel(client),
+        Channel.FLASH_CALL: FlashCallChannel(client),
+        Channel.REVERSE_CALL: ReverseCallChannel(client, hook_urls.url_of),
+    }
+
+
+async def _build_relays(settings: Settings, stack: AsyncExitStack) -> dict[Channel, CallSender]:
+    """Make a sender for each channel that goes to the operator's own URL in place of Plusofon."""
+    relay = settings.relay
+    if relay.url is None or relay.secret is None:  # the settings require both where channels are named
+        return {}
+    return {
+        channel: await stack.enter_async_context(
+            RelaySender(
+                channel,
+                url=relay.url.get_secret_value(),
+                secret=relay.secret.get_secret_value(),
+                connect_timeout=relay.connect_timeout_seconds,
+                timeout=relay.timeout_seconds,
+            )
+        )
+        for channel in relay.channels
+    }
+
+
+def _protect(
+    settings: Settings, senders: Mapping[Channel, CallSender], circuits: dict[str, CircuitBreaker], balance: Balance
+) -> dict[Channel, CallSender]:
+    """Put a circuit breaker and a bulkhead in front of each provider; the balance pays for Plusofon's calls alone."""
+    bulkheads: dict[str, Bulkhead] = {}
+    protected: dict[Channel, CallSender] = {}
+    for channel, sender in senders.items():
+        name = sender.provider
+        circuit = circuits.setdefault(
+            name,
+            CircuitBreaker(
+                name, failures=settings.plusofon.circuit_failures, open_for=settings.plusofon.circuit_seconds
+            ),
+        )
+        bulkhead = bulkheads.setdefault(name, Bulkhead(settings.plusofon.max_connections))
+        admit = balance.require_enough if name == PLUSOFON else _admit_all
+        protected[channel] = ProtectedSender(sender, circuit=circuit, bulkhead=bulkhead, admit=admit)
+    return protected
+
+
+def _admit_all() -> None:
+    """Admit a call that costs nothing here."""
 
 
 def _build_tokens(settings: Settings) -> TokenSigner:
