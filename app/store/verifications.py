@@ -214,6 +214,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
         expires_at=from_ms(expires),
         resend_at=from_ms(resend_at) if resend_at else None,
         observed_at=from_ms(now),
+        version=int(fields.get("v", 0)),
         test="z" in fields,
     )
 

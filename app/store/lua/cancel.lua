@@ -19,4 +19,7 @@ end
 
 redis.call('HSET', key, 's', 'canceled')
 drop_codes(key, record)
+if not record.s then
+  changed(key)
+end
 return {'canceled', int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}

@@ -79,6 +79,7 @@ for i = first_candidate, first_limit - 1 do
   if is_right(ARGV[i]) then
     redis.call('HSET', key, 's', 'verified')
     drop_codes(key, record)
+    changed(key)
     return {'verified', rest_of_id(key), left, record.u, record.p, record.z and 1 or 0}
   end
 end
@@ -96,6 +97,7 @@ if not record.z then
   end
 end
 
+changed(key)
 local checks_left = record.g - redis.call('HINCRBY', key, 'b', 1)
 if checks_left > 0 then
   return {'wrong', rest_of_id(key), left, checks_left}

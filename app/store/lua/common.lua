@@ -1,7 +1,7 @@
 -- What every script shares: the clock, the names of keys, and the fields of a record. Put in front of each script.
 --
 -- pv:{bucket}:<rest of the id>    hash: one verification. Field names are one letter because 500 bytes is all one may cost.
---     c client   u purpose   p phone   q phone digest   h channel   l code length   s status (absent: pending)
+--     c client   u purpose   p phone   q phone digest   h channel   l code length   s status (absent: pending)   v version
 --     n serial of the last call   m calls left   g checks allowed   b wrong checks (absent: none)   z test (absent: no)
 --     a created   r resend possible   o last look-up    (times: ms of the server's clock; it expires with its key)
 --   and for each call, followed by its serial:
@@ -46,6 +46,12 @@ end
 -- not know the id. SHA-1 is enough here, for what goes in is a 256-bit keyed digest that nobody can guess or choose.
 local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)
+end
+
+-- The verification is another one now: whoever listens reads it again.
+local function changed(key)
+  redis.call('HINCRBY', key, 'v', 1)
+  redis.call('PUBLISH', 'pv:changes', 'vrf_' .. key:match('{(%x+)}') .. rest_of_id(key))
 end
 
 -- The moments of a log that are younger than `period`.

@@ -21,5 +21,6 @@ if state and not FINAL[state] then
   else
     redis.call('HDEL', key, 'w' .. serial)
   end
+  changed(key)
 end
 return {'recorded', int(now_ms()), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}

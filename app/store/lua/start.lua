@@ -79,6 +79,7 @@ local resend_at = now + cooldown
 redis.call('HSET', key, 'h', ARGV[4], 'n', serial, 'm', record.m - 1, 'r', int(resend_at),
   'd' .. serial, held_digest(key, ARGV[6]), 'x' .. serial, int(expires), 't' .. serial, 'initiated')
 redis.call('PEXPIREAT', key, int(expires))
+changed(key)
 
 redis.call('HSET', KEYS[1], 'n', streak, 'r', int(resend_at), owner, id)
 if longest > 0 then

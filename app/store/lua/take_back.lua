@@ -35,6 +35,7 @@ end
 
 redis.call('HDEL', KEYS[2], 'd' .. serial, 'x' .. serial, 't' .. serial, 'f' .. serial, 'w' .. serial, 'r')
 redis.call('HSET', KEYS[2], 'm', record.m + 1)
+changed(KEYS[2])
 
 -- The verification again ends with the last of its other codes.
 local placed, expires = 0, 0
