@@ -7,17 +7,20 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from redis.asyncio import Redis
 from starlette.types import Lifespan
 
-from app.api import admin, ops, provider, tokens, verify
+from app.api import admin, events, ops, provider, tokens, verify
 from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.api.stopping import stop_signals
 from app.plusofon.channels import VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
 from app.settings import Mode, Settings, make_policies
+from app.store.changes import RedisChanges
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.guard import RedisFraudGuard
@@ -33,7 +36,7 @@ from app.verification.guard import FraudGuard
 from app.verification.model import Channel
 from app.verification.service import VerificationService
 
-_ROUTERS = (verify.router, tokens.router, provider.router, admin.router, ops.router)
+_ROUTERS = (verify.router, events.router, tokens.router, provider.router, admin.router, ops.router)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -63,7 +66,7 @@ def create_app(settings: Settings, network: VirtualNetwork | None = None) -> Fas
 async def open_guard(settings: Settings) -> AsyncIterator[FraudGuard]:
     """Reach the fraud guard without the service, for whoever runs it."""
     async with AsyncExitStack() as stack:
-        yield _build_guard(settings, _build_runner(settings, stack))
+        yield _build_guard(settings, _build_runner(settings, _build_redis(settings, stack)))
 
 
 def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
@@ -92,7 +95,8 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
     """Build what requests need; what is given back is their ``request.state``."""
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
-    runner = _build_runner(settings, stack)
+    redis = _build_redis(settings, stack)
+    runner = _build_runner(settings, redis)
     guard = _build_guard(settings, runner)
     provider = await _build_provider(settings, sandbox, stack)
     service = VerificationService(
@@ -114,7 +118,14 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         "admin_keys": ApiKeys(settings.admin.keys),
         "tokens": _build_tokens(settings),
         "redemptions": RedisRedemptions(runner),
+        "live": _build_live(settings, redis, stack),
     }
+
+
+def _build_live(settings: Settings, redis: Redis, stack: AsyncExitStack) -> events.Live:
+    changes = RedisChanges(redis, listeners=settings.events.listeners)
+    stack.push_async_callback(changes.aclose)
+    return events.Live(changes=changes, stopping=stack.enter_context(stop_signals()))
 
 
 def _build_tokens(settings: Settings) -> TokenSigner:
@@ -138,11 +149,15 @@ def _build_guard(settings: Settings, runner: ScriptRunner) -> RedisFraudGuard:
     return RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
 
 
-def _build_runner(settings: Settings, stack: AsyncExitStack) -> ScriptRunner:
+def _build_redis(settings: Settings, stack: AsyncExitStack) -> Redis:
     """Connect to the Redis of the settings; without one (only in sandbox mode) to an embedded server."""
     url = settings.redis.url.get_secret_value() if settings.redis.url else stack.enter_context(EmbeddedServer()).url
     redis = connect(url, timeout=settings.redis.timeout_seconds)
     stack.push_async_callback(redis.aclose)
+    return redis
+
+
+def _build_runner(settings: Settings, redis: Redis) -> ScriptRunner:
     return ScriptRunner(redis, timeout=settings.redis.timeout_seconds)
 
 

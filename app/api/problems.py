@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from app.api.auth import Unauthorized
 from app.api.idempotency import InvalidIdempotencyKey
 from app.api.quotas import used_up_header
-from app.verification import errors, idempotency
+from app.verification import changes, errors, idempotency
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,14 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             _AFTER,
         ),
         ProblemType(
+            "too-many-listeners",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Too many listen already",
+            "To this verification, or to all of them together. Try again in `retry_after` seconds, or read the"
+            " verification now and then.",
+            _AFTER,
+        ),
+        ProblemType(
             "idempotency-key-reused",
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "The Idempotency-Key came before, with another body",
@@ -272,6 +280,9 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "provider-unavailable", "The provider could not be reached.", {"retry_after": e.retry_after}
     ),
     errors.BalanceTooLow: lambda _: Problem("balance-too-low", "The provider's account has to be topped up."),
+    changes.TooManyListeners: lambda e: Problem(
+        "too-many-listeners", f"Try again in {e.retry_after} s.", {"retry_after": e.retry_after}
+    ),
     idempotency.IdempotencyKeyReused: lambda _: Problem(
         "idempotency-key-reused", "Make a new Idempotency-Key for a new request."
     ),

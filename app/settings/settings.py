@@ -20,6 +20,7 @@ from app.settings.sections import (
     CheckSettings,
     ClientSettings,
     CodeSettings,
+    EventsSettings,
     GuardSettings,
     LimitSettings,
     LogSettings,
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
     phone: PhoneSettings = PhoneSettings()
     limit: LimitSettings = LimitSettings()
     guard: GuardSettings = GuardSettings()
+    events: EventsSettings = EventsSettings()
     test: TestSettings = TestSettings()
     log: LogSettings = LogSettings()
     clients: dict[str, ClientSettings] = {}
