@@ -206,6 +206,12 @@ class GuardSettings(_Section):
         )
 
 
+class EventsSettings(_Section):
+    """Streams of events."""
+
+    listeners: int = Field(1000, ge=1, le=100_000)
+
+
 class TestSettings(_Section):
     """Numbers to which no call is placed and whose code is fixed."""
 

@@ -22,6 +22,7 @@ from app.settings.sections import (
     CheckSettings,
     ClientSettings,
     CodeSettings,
+    EventsSettings,
     GuardSettings,
     LimitSettings,
     LogSettings,
@@ -111,6 +112,7 @@ class Settings(BaseSettings):
     phone: PhoneSettings = PhoneSettings()
     limit: LimitSettings = LimitSettings()
     guard: GuardSettings = GuardSettings()
+    events: EventsSettings = EventsSettings()
     test: TestSettings = TestSettings()
     watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
