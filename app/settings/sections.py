@@ -33,6 +33,7 @@ from app.settings.fields import (
     parse_api_key,
     parse_test_number,
 )
+from app.settings.webhooks import WebhookFields
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.guard import GuardRules
 from app.verification.model import Channel
@@ -172,8 +173,8 @@ class TestSettings(_Section):
     numbers: Annotated[list[Annotated[FixedCodeSetting, PlainValidator(parse_test_number)]], *CommaSeparated] = []
 
 
-class ClientSettings(_Section):
-    """What one client may do, where that differs from what everybody may."""
+class ClientSettings(WebhookFields):
+    """What one client may do, where that differs from what everybody may, and where it is told of events."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -120,6 +120,9 @@ class Settings(BaseSettings):
         for name in self.clients:
             if with_keys and name not in with_keys:
                 yield _mistake(("clients", name), "has no key in API_KEYS")
+        for name, client in self.clients.items():
+            for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
+                yield _mistake(("clients", name, field), message)
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):
