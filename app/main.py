@@ -1,49 +1,22 @@
-"""Builds the application: the only place that knows every part and the settings."""
+"""The application: its routes, and what is opened when it starts. What it is built of: ``app/wiring.py``."""
 
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import admin, hooks, ops, provider, tokens, verify
-from app.api.auth import ApiKeys
+from app.api import admin, events, hooks, ops, provider, tokens, verify
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
-from app.background import Background
-from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
-from app.plusofon.client import PlusofonClient
-from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
-from app.relay.client import RelaySender
-from app.resilience import Bulkhead, CircuitBreaker, ProtectedSender
-from app.settings import Mode, Settings, make_policies
-from app.store.balance import RedisBalanceBoard
-from app.store.call_queue import RedisCallQueue
-from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
-from app.store.guard import RedisFraudGuard
-from app.store.idempotency import RedisIdempotency
-from app.store.limits import RedisLimits
-from app.store.redemptions import RedisRedemptions
-from app.store.scripts import ScriptRunner
-from app.store.verifications import RedisVerificationStore
-from app.tokens import TokenSigner
-from app.verification.balance import Balance, BalancePoller
-from app.verification.call_urls import CallUrls
-from app.verification.channel import Channel
-from app.verification.code import CodeDigester, derive_key
-from app.verification.fixed_codes import FixedCodes
-from app.verification.guard import FraudGuard
-from app.verification.ports import CallSender
-from app.verification.service import VerificationService
-from app.verification.watcher import CallWatcher
+from app.plusofon.sandbox import VirtualNetwork, sandbox_router
+from app.settings import Mode, Settings
+from app.wiring import build
 
-_ROUTERS = (verify.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
+_ROUTERS = (verify.router, events.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -61,19 +34,12 @@ def create_app(settings: Settings, network: VirtualNetwork | None = None) -> Fas
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            yield await _build(settings, sandbox, stack)
+            yield await build(settings, sandbox, stack)
 
     app = create_api(lifespan)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
     return app
-
-
-@asynccontextmanager
-async def open_guard(settings: Settings) -> AsyncIterator[FraudGuard]:
-    """Reach the fraud guard without the service, for whoever runs it."""
-    async with AsyncExitStack() as stack:
-        yield _build_guard(settings, _build_runner(settings, stack))
 
 
 def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
@@ -96,161 +62,3 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     install_problems(app)
     install_docs(app)
     return app
-
-
-async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
-    """Build what requests need; what is given back is their ``request.state``."""
-    # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
-    name_key = derive_key(settings.names_secret, "phone")
-    runner = _build_runner(settings, stack)
-    guard = _build_guard(settings, runner)
-    provider = await _build_provider(settings, sandbox, stack)
-    lease = 2 * settings.longest_request  # longer than a look-up, or reading the balance, can take
-    queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease)
-    poller = BalancePoller(
-        provider,
-        RedisBalanceBoard(runner, lease=lease),
-        minimum=settings.min_balance_rub,
-        warning=settings.warn_balance_rub,
-        clock=time.monotonic,
-    )
-    hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
-    circuits: dict[str, CircuitBreaker] = {}
-    senders = _protect(
-        settings,
-        {**_plusofon_channels(provider, hook_urls), **await _build_relays(settings, stack)},
-        circuits,
-        poller.balance,
-    )
-    service = VerificationService(
-        store=RedisVerificationStore(runner, phone_key=name_key),
-        limits=RedisLimits(runner, key=name_key),
-        guard=guard,
-        senders=senders,
-        accounts=provider,
-        digester=CodeDigester(settings.secret_keys),
-        policies=make_policies(settings),
-        fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
-        queue=queue,
-        observe=lambda _: None,
-    )
-    stack.push_async_callback(service.aclose)
-    watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
-    background = await stack.enter_async_context(Background({"calls": watcher.step, "balance": poller.step}))
-    return {
-        "service": service,
-        "balance": poller.balance,
-        "background": background,
-        "circuits": circuits,
-        "idempotency": _build_idempotency(settings, runner),
-        "guard": guard,
-        "hook_urls": hook_urls,
-        "hook_networks": settings.plusofon.hook_addresses,
-        "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
-        "admin_keys": ApiKeys(settings.admin.keys),
-        "tokens": _build_tokens(settings),
-        "redemptions": RedisRedemptions(runner),
-    }
-
-
-def _plusofon_channels(client: PlusofonClient, hook_urls: CallUrls) -> dict[Channel, CallSender]:
-    return {
-        Channel.VOICE: VoiceChannel(client),
-        Channel.FLASH_CALL: FlashCallChannel(client),
-        Channel.REVERSE_CALL: ReverseCallChannel(client, hook_urls.url_of),
-    }
-
-
-async def _build_relays(settings: Settings, stack: AsyncExitStack) -> dict[Channel, CallSender]:
-    """Make a sender for each channel that goes to the operator's own URL in place of Plusofon."""
-    relay = settings.relay
-    if relay.url is None or relay.secret is None:  # the settings require both where channels are named
-        return {}
-    return {
-        channel: await stack.enter_async_context(
-            RelaySender(
-                channel,
-                url=relay.url.get_secret_value(),
-                secret=relay.secret.get_secret_value(),
-                connect_timeout=relay.connect_timeout_seconds,
-                timeout=relay.timeout_seconds,
-            )
-        )
-        for channel in relay.channels
-    }
-
-
-def _protect(
-    settings: Settings, senders: Mapping[Channel, CallSender], circuits: dict[str, CircuitBreaker], balance: Balance
-) -> dict[Channel, CallSender]:
-    """Put a circuit breaker and a bulkhead in front of each provider; the balance pays for Plusofon's calls alone."""
-    bulkheads: dict[str, Bulkhead] = {}
-    protected: dict[Channel, CallSender] = {}
-    for channel, sender in senders.items():
-        name = sender.provider
-        circuit = circuits.setdefault(
-            name,
-            CircuitBreaker(
-                name, failures=settings.plusofon.circuit_failures, open_for=settings.plusofon.circuit_seconds
-            ),
-        )
-        bulkhead = bulkheads.setdefault(name, Bulkhead(settings.plusofon.max_connections))
-        admit = balance.require_enough if name == PLUSOFON else _admit_all
-        protected[channel] = ProtectedSender(sender, circuit=circuit, bulkhead=bulkhead, admit=admit)
-    return protected
-
-
-def _admit_all() -> None:
-    """Admit a call that costs nothing here."""
-
-
-def _build_tokens(settings: Settings) -> TokenSigner:
-    return TokenSigner(
-        settings.token_keys,
-        issuer=settings.token.issuer,
-        lifetime=timedelta(seconds=settings.token.lifetime_seconds),
-    )
-
-
-def _build_idempotency(settings: Settings, runner: ScriptRunner) -> RedisIdempotency:
-    """Keep answers through the runner of the verifications, so that both share writes."""
-    return RedisIdempotency(
-        runner,
-        key=derive_key(settings.names_secret, "idempotency"),
-        claim_for=2 * settings.longest_request,
-    )
-
-
-def _build_guard(settings: Settings, runner: ScriptRunner) -> RedisFraudGuard:
-    return RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
-
-
-def _build_runner(settings: Settings, stack: AsyncExitStack) -> ScriptRunner:
-    """Connect to the Redis of the settings; without one (only in sandbox mode) to an embedded server."""
-    url = settings.redis.url.get_secret_value() if settings.redis.url else stack.enter_context(EmbeddedServer()).url
-    redis = connect(url, timeout=settings.redis.timeout_seconds)
-    stack.push_async_callback(redis.aclose)
-    return ScriptRunner(redis, timeout=settings.redis.timeout_seconds)
-
-
-async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:
-    """Make the client of Plusofon; in sandbox mode, of a stand-in that is reached over HTTP all the same."""
-    plusofon = settings.plusofon
-    base_url, user_id, token = plusofon.base_url, plusofon.user_id, plusofon.access_token.get_secret_value()
-    cabinet_token = plusofon.cabinet_token.get_secret_value() if plusofon.cabinet_token else None
-    if sandbox:
-        user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
-        stand_in = create_sandbox_app(sandbox, user_id=user_id, access_token=token)
-        base_url = (await stack.enter_async_context(SandboxServer(stand_in))).url
-    return await stack.enter_async_context(
-        PlusofonClient(
-            base_url=base_url,
-            user_id=user_id,
-            access_token=token,
-            cabinet_token=cabinet_token,
-            phone_prefix=plusofon.phone_prefix,
-            connect_timeout=plusofon.connect_timeout_seconds,
-            timeout=plusofon.timeout_seconds,
-            max_connections=plusofon.max_connections,
-        )
-    )

@@ -184,7 +184,7 @@ async def test_a_verification_that_expires_says_so(api: httpx.AsyncClient, redis
     verification_id = await start(api)
     name = RecordName.from_id(verification_id)
     assert name
-    await redis.pexpire(name.key, 200)
+    await redis.pexpire(name.key, 1000)
     async with follow(api, verification_id) as stream:
         assert (await stream.state())[0] == "pending"
         event = await stream.next()
