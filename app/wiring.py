@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import stamina
 from redis.asyncio import Redis
 
 from app.api import events
@@ -64,6 +65,7 @@ async def open_dead_letters(settings: Settings) -> AsyncIterator[DeadLetters]:
 
 async def build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
+    stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
     redis = _build_redis(settings, stack)
