@@ -1,10 +1,12 @@
 """Builds the application: the only place that knows every part and the settings."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
@@ -17,21 +19,28 @@ from app.api.problems import install_problems
 from app.plusofon.channels import VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
-from app.settings import Mode, Settings, make_policies
+from app.settings import Mode, Settings, SettingsError, make_policies
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.redemptions import RedisRedemptions
-from app.store.scripts import ScriptRunner
+from app.store.scripts import RoundTrip, ScriptRunner, Waited
+from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
+from app.telemetry.exposition import Exposition, Facts
+from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.model import Channel
+from app.verification.policy import Allowance
 from app.verification.service import VerificationService
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
 
 _ROUTERS = (verify.router, tokens.router, provider.router, admin.router, ops.router)
 _DESCRIPTION = """
@@ -41,19 +50,27 @@ Proves that a person holds a Russian phone number: a call speaks a code, and the
 """
 
 
-def create_app(settings: Settings, network: VirtualNetwork | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, network: VirtualNetwork | None = None, *, tracing: "Tracing | None" = None
+) -> FastAPI:
     """Make the application; all that holds a connection is built when it starts and closed when it stops.
 
-    In sandbox mode ``network`` is the virtual telephone network, so that a test can look into it.
+    In sandbox mode ``network`` is the virtual telephone network, so that a test can look into it. ``tracing`` is what
+    traces, where that is not for the settings to say.
     """
     sandbox = (network or VirtualNetwork()) if settings.mode is Mode.SANDBOX else None
+    tracing = tracing or _open_tracing(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            yield await _build(settings, sandbox, stack)
+            if tracing:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
+            yield await _build(settings, sandbox, stack, tracing)
 
     app = create_api(lifespan)
+    if tracing:
+        app.add_middleware(tracing.middleware)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
     return app
@@ -88,25 +105,47 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     return app
 
 
-async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
+def _open_tracing(settings: Settings) -> "Tracing | None":
+    """Make what traces, if somebody wants traces. Raises SettingsError."""
+    if not settings.tracing.endpoint:
+        return None
+    try:
+        from app.telemetry.tracing import Tracing  # noqa: PLC0415 - of an extra that few install
+
+        return Tracing.to(settings.tracing.endpoint, version=version("plusofon-verify"))
+    except ModuleNotFoundError:
+        raise SettingsError(["TRACING_ENDPOINT needs the extra `tracing` of the package."]) from None
+
+
+async def _build(
+    settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack, tracing: "Tracing | None"
+) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
-    runner = _build_runner(settings, stack)
+    metrics = Metrics()
+    runner = _build_runner(settings, stack, metrics.round_trip, tracing.waited if tracing else None)
     guard = _build_guard(settings, runner)
     provider = await _build_provider(settings, sandbox, stack)
+    policies = make_policies(settings)
+    voice = metrics.timed(Channel.VOICE, VoiceChannel(provider))
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
         guard=guard,
-        senders={Channel.VOICE: VoiceChannel(provider)},
+        senders={Channel.VOICE: tracing.traced(Channel.VOICE, voice) if tracing else voice},
         accounts=provider,
         digester=CodeDigester(settings.secret_keys),
-        policies=make_policies(settings),
+        policies=policies,
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
     )
     stack.push_async_callback(service.aclose)
+    stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
+    facts = _build_facts(stats, guard, Allowance(policies.default.calls_per_day, "everybody"), name_key)
     return {
+        "metrics": Exposition(metrics, version=version("plusofon-verify"), ping=runner.ping, facts=facts),
+        "metrics_keys": _build_metrics_keys(settings),
+        "request_handled": metrics.request_handled,
         "service": service,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
@@ -115,6 +154,33 @@ async def _build(settings: Settings, sandbox: VirtualNetwork | None, stack: Asyn
         "tokens": _build_tokens(settings),
         "redemptions": RedisRedemptions(runner),
     }
+
+
+def _build_facts(stats: RedisStats, guard: FraudGuard, budget: Allowance, limits_key: bytes) -> Facts:
+    """Name what is known of the whole deployment, for the metrics."""
+
+    async def calls_today() -> int:
+        return (await stats.read()).calls
+
+    async def spend_today() -> Decimal:
+        return (await stats.read()).spend_rub
+
+    async def blocks() -> int:
+        return len(await guard.blocks())
+
+    return Facts(
+        spend_today_rub=spend_today,
+        calls_today=calls_today,
+        call_budget=lambda: budget.limit.count,
+        call_budget_used=lambda: stats.used(budget, key=limits_key),
+        fraud_blocks=blocks,
+    )
+
+
+def _build_metrics_keys(settings: Settings) -> ApiKeys:
+    if settings.metrics.open or settings.mode is Mode.SANDBOX:
+        return ApiKeys((), open_as="everybody")
+    return ApiKeys((*settings.metrics.keys, *settings.admin.keys))
 
 
 def _build_tokens(settings: Settings) -> TokenSigner:
@@ -138,12 +204,14 @@ def _build_guard(settings: Settings, runner: ScriptRunner) -> RedisFraudGuard:
     return RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
 
 
-def _build_runner(settings: Settings, stack: AsyncExitStack) -> ScriptRunner:
+def _build_runner(
+    settings: Settings, stack: AsyncExitStack, round_trip: RoundTrip | None = None, waited: Waited | None = None
+) -> ScriptRunner:
     """Connect to the Redis of the settings; without one (only in sandbox mode) to an embedded server."""
     url = settings.redis.url.get_secret_value() if settings.redis.url else stack.enter_context(EmbeddedServer()).url
     redis = connect(url, timeout=settings.redis.timeout_seconds)
     stack.push_async_callback(redis.aclose)
-    return ScriptRunner(redis, timeout=settings.redis.timeout_seconds)
+    return ScriptRunner(redis, timeout=settings.redis.timeout_seconds, round_trip=round_trip, waited=waited)
 
 
 async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:

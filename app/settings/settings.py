@@ -23,12 +23,14 @@ from app.settings.sections import (
     GuardSettings,
     LimitSettings,
     LogSettings,
+    MetricsSettings,
     PhoneSettings,
     PlusofonSettings,
     RedisSettings,
     SecretSettings,
     TestSettings,
     TokenSettings,
+    TracingSettings,
 )
 from app.tokens import generate_keys
 
@@ -97,6 +99,8 @@ class Settings(BaseSettings):
     guard: GuardSettings = GuardSettings()
     test: TestSettings = TestSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     clients: dict[str, ClientSettings] = {}
 
     @model_validator(mode="wrap")
