@@ -95,7 +95,8 @@ async def test_a_day_without_anything_is_empty(stats: RedisStats) -> None:
     day = await stats.read(date(2026, 1, 31))
 
     assert day == DayStats(day=date(2026, 1, 31))
-    assert (day.calls, day.conversion, day.spend_rub) == (0, None, 0)
+    assert (day.calls, day.spend_rub) == (0, Decimal(0))
+    assert day.conversion is None
 
 
 async def test_another_day_is_read_by_its_date(stats: RedisStats, redis: Redis) -> None:

@@ -62,7 +62,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 def id_of(span: ReadableSpan) -> int:
     assert span.context
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 async def test_a_start_is_one_trace_through_redis_and_the_provider(
