@@ -1,1 +1,106 @@
 """What runs beside the requests for as long as the service does."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from app.verification.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[], Awaitable[timedelta]]
+"""Does a little work, and tells how long to wait until it is called again."""
+
+
+class Background:
+    """Calls each of the named ``steps`` again and again, for as long as it is open.
+
+    A step that fails is called again after a pause: ``first_pause`` at first, then twice as long each time up to
+    ``longest_pause``, less a random share. When it is closed, whatever is under way is canceled and has ``grace`` to
+    end.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[str, Step],
+        *,
+        first_pause: timedelta = timedelta(seconds=1),
+        longest_pause: timedelta = timedelta(seconds=30),
+        grace: timedelta = timedelta(seconds=3),
+    ) -> None:
+        self._steps = dict(steps)
+        self._first_pause = first_pause
+        self._longest_pause = longest_pause
+        self._grace = grace
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._last_success: dict[str, float] = {}
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        self._is_open = True
+        now = asyncio.get_running_loop().time()
+        self._last_success = dict.fromkeys(self._steps, now)
+        self._tasks = {
+            asyncio.create_task(self._repeat(name, step), name=f"background:{name}"): name
+            for name, step in self._steps.items()
+        }
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Cancel what is under way, and wait until it has ended."""
+        self._is_open = False
+        for task in self._tasks:
+            task.cancel()
+        if not self._tasks:
+            return
+        _ended, stuck = await asyncio.wait(self._tasks, timeout=self._grace.total_seconds())
+        if stuck:
+            log.error("background.stuck", extra={"steps": sorted(self._tasks[task] for task in stuck)})
+
+    @property
+    def lag(self) -> dict[str, timedelta]:
+        """How long ago each step last succeeded; before it ever did, how long ago this was opened."""
+        now = asyncio.get_running_loop().time()
+        return {name: timedelta(seconds=now - moment) for name, moment in self._last_success.items()}
+
+    async def _repeat(self, name: str, step: Step) -> None:
+        failures, is_store_missed = 0, False
+        while self._is_open:  # a step may have swallowed the cancellation
+            try:
+                pause = await step()
+            except StoreUnavailable:
+                if not is_store_missed:
+                    log.warning("background.store_unavailable", extra={"step": name})
+                failures, is_store_missed = failures + 1, True
+                pause = self._pause_after(failures)
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_canceled():
+                    raise
+                log.exception("background.step_failed", extra={"step": name})
+                failures += 1
+                pause = self._pause_after(failures)
+            else:
+                if is_store_missed:
+                    log.info("background.store_available", extra={"step": name})
+                failures, is_store_missed = 0, False
+                self._last_success[name] = asyncio.get_running_loop().time()
+            if self._is_open:
+                await asyncio.sleep(pause.total_seconds())
+
+    def _pause_after(self, failures: int) -> timedelta:
+        """Twice as long each time; the exponent is bounded, for a float is."""
+        longest = min(self._first_pause * 2.0 ** min(failures - 1, 16), self._longest_pause)
+        return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads the workers, no secret
+
+
+def _is_canceled() -> bool:
+    """Tell whether it is this task that somebody wants to end, and not something that its step waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,7 +1,8 @@
 """Builds the application: the only place that knows every part and the settings."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import admin, ops, provider, tokens, verify
+from app.api import admin, hooks, ops, provider, tokens, verify
 from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.background import Background
 from app.plusofon.channels import VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
 from app.settings import Mode, Settings, SettingsError, make_policies
+from app.store.balance import RedisBalanceBoard
+from app.store.call_queue import RedisCallQueue
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.guard import RedisFraudGuard
@@ -29,20 +33,24 @@ from app.store.redemptions import RedisRedemptions
 from app.store.scripts import RoundTrip, ScriptRunner, Waited
 from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
-from app.telemetry.exposition import Exposition, Facts
+from app.telemetry.exposition import Exposition, Facts, OfProcess
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
+from app.verification.balance import Balance, BalancePoller
+from app.verification.call_urls import CallUrls
+from app.verification.channel import Channel
 from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
-from app.verification.model import Channel
+from app.verification.happenings import Happening
 from app.verification.policy import Allowance
 from app.verification.service import VerificationService
+from app.verification.watcher import CallWatcher
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-_ROUTERS = (verify.router, tokens.router, provider.router, admin.router, ops.router)
+_ROUTERS = (verify.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -127,8 +135,25 @@ async def _build(
     runner = _build_runner(settings, stack, metrics.round_trip, tracing.waited if tracing else None)
     guard = _build_guard(settings, runner)
     provider = await _build_provider(settings, sandbox, stack)
+    lease = 2 * settings.longest_request  # longer than a look-up, or reading the balance, can take
+    queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease)
+    poller = BalancePoller(
+        provider,
+        RedisBalanceBoard(runner, lease=lease),
+        minimum=settings.min_balance_rub,
+        warning=settings.warn_balance_rub,
+        clock=time.monotonic,
+    )
+    hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
     policies = make_policies(settings)
     voice = metrics.timed(Channel.VOICE, VoiceChannel(provider))
+    stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
+    stack.push_async_callback(stats.aclose)
+
+    def observe(happening: Happening) -> None:
+        metrics.observe(happening)
+        stats.observe(happening)
+
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
@@ -138,17 +163,42 @@ async def _build(
         digester=CodeDigester(settings.secret_keys),
         policies=policies,
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+        queue=queue,
+        observe=observe,
     )
     stack.push_async_callback(service.aclose)
-    stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
-    facts = _build_facts(stats, guard, Allowance(policies.default.calls_per_day, "everybody"), name_key)
+    watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
+
+    def lags() -> dict[str, float]:
+        return {name: lag.total_seconds() for name, lag in background.lag.items()}
+
+    exposition = Exposition(
+        metrics,
+        version=version("plusofon-verify"),
+        ping=runner.ping,
+        facts=_build_facts(
+            settings,
+            stats=stats,
+            guard=guard,
+            balance=poller.balance,
+            queue=queue,
+            used=lambda: stats.used(Allowance(policies.default.calls_per_day, "everybody"), key=name_key),
+        ),
+        of_process=OfProcess(background=lags),
+    )
+    steps = {"calls": watcher.step, "balance": poller.step, "stats": stats.step, "metrics": exposition.step}
+    background = await stack.enter_async_context(Background(steps))
     return {
-        "metrics": Exposition(metrics, version=version("plusofon-verify"), ping=runner.ping, facts=facts),
+        "metrics": exposition,
         "metrics_keys": _build_metrics_keys(settings),
         "request_handled": metrics.request_handled,
         "service": service,
+        "balance": poller.balance,
+        "background": background,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
+        "hook_urls": hook_urls,
+        "hook_networks": settings.plusofon.hook_addresses,
         "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
         "admin_keys": ApiKeys(settings.admin.keys),
         "tokens": _build_tokens(settings),
@@ -156,7 +206,15 @@ async def _build(
     }
 
 
-def _build_facts(stats: RedisStats, guard: FraudGuard, budget: Allowance, limits_key: bytes) -> Facts:
+def _build_facts(
+    settings: Settings,
+    *,
+    stats: RedisStats,
+    guard: FraudGuard,
+    balance: Balance,
+    queue: RedisCallQueue,
+    used: Callable[[], Awaitable[int]],
+) -> Facts:
     """Name what is known of the whole deployment, for the metrics."""
 
     async def calls_today() -> int:
@@ -168,12 +226,19 @@ def _build_facts(stats: RedisStats, guard: FraudGuard, budget: Allowance, limits
     async def blocks() -> int:
         return len(await guard.blocks())
 
+    async def watcher_lag() -> float:
+        return (await queue.lag()).total_seconds()
+
     return Facts(
+        balance_rub=lambda: balance.rub,
+        balance_minimum_rub=lambda: settings.min_balance_rub,
+        balance_warning_rub=lambda: settings.warn_balance_rub,
         spend_today_rub=spend_today,
         calls_today=calls_today,
-        call_budget=lambda: budget.limit.count,
-        call_budget_used=lambda: stats.used(budget, key=limits_key),
+        call_budget=lambda: settings.limit.calls_per_day,
+        call_budget_used=used,
         fraud_blocks=blocks,
+        watcher_lag_seconds=watcher_lag,
     )
 
 

@@ -1,1 +1,217 @@
-"""What keeps a failing provider from taking the service with it: a circuit breaker and a bulkhead."""
+"""What keeps a failing provider from taking the service with it: a circuit breaker and a bulkhead.
+
+No library: those count exceptions, and what becomes of a call comes by value (``Placed``, ``Refused``, ``Unknown``).
+Both are shared by nothing but the process, and take no lock: nothing here waits between reading a state and writing it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from math import ceil
+from time import monotonic
+
+from app.verification.errors import ProviderUnavailable
+from app.verification.model import CallOutcome, CallState, Refused, Unknown
+from app.verification.ports import CallOrder, CallSender
+
+log = logging.getLogger(__name__)
+
+_SOON = 1  # seconds after which to try again, where a place may be free at any moment
+
+
+class CircuitState(StrEnum):
+    """``closed``: all may pass. ``open``: nobody may. ``half_open``: one at a time may, to see if it works again."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Trial:
+    """One attempt that a circuit let pass. Say how it went at most once; one that says nothing counts as neither."""
+
+    failed: bool | None = None
+
+    def settle(self, *, failed: bool) -> None:
+        """Tell the outcome."""
+        self.failed = failed
+
+
+class CircuitBreaker:
+    """Opens after ``failures`` in a row, and after ``open_for`` seconds lets one attempt at a time try again.
+
+    The success of such a probe closes it, its failure opens it anew. What was begun before the circuit last changed
+    says nothing about the time since, and is not counted.
+
+    Args:
+        name: for the log.
+        failures: in a row, at least one.
+        open_for: seconds, more than zero.
+        clock: seconds of a clock that never goes back.
+
+    """
+
+    def __init__(self, name: str, *, failures: int, open_for: float, clock: Callable[[], float] = monotonic) -> None:
+        if failures < 1 or open_for <= 0:
+            raise ValueError("failures must be at least 1, and open_for more than zero")
+        self._name = name
+        self._most_failures = failures
+        self._open_for = open_for
+        self._clock = clock
+        self._failures = 0
+        self._open_until: float | None = None
+        self._probe: Trial | None = None
+        self._changes = 0
+
+    @property
+    def state(self) -> CircuitState:
+        """The state at this moment."""
+        if self._open_until is None:
+            return CircuitState.CLOSED
+        return CircuitState.OPEN if self._clock() < self._open_until else CircuitState.HALF_OPEN
+
+    def require_passable(self) -> None:
+        """Return if an attempt would pass now. Raises ProviderUnavailable with the time that remains."""
+        if self._open_until is None:
+            return
+        remaining = self._open_until - self._clock()
+        if remaining > 0:
+            raise ProviderUnavailable(retry_after=ceil(remaining))
+        if self._probe:
+            raise ProviderUnavailable(retry_after=_SOON)
+
+    @contextmanager
+    def attempt(self) -> Iterator[Trial]:
+        """Let one attempt pass. Left without a word, by a cancellation say, it frees its place and changes nothing.
+
+        Raises:
+            ProviderUnavailable: it may not.
+
+        """
+        self.require_passable()
+        trial, begun_at = Trial(), self._changes
+        if self._open_until is not None:
+            self._probe = trial
+        try:
+            yield trial
+        finally:
+            if self._probe is trial:
+                self._probe = None
+            if begun_at == self._changes and trial.failed is not None:
+                self._count(failed=trial.failed)
+
+    def _count(self, *, failed: bool) -> None:
+        was_probing = self._open_until is not None
+        self._failures = self._failures + 1 if failed else 0
+        if failed and (was_probing or self._failures >= self._most_failures):
+            self._open()
+        elif was_probing and not failed:
+            self._close()
+
+    def _open(self) -> None:
+        self._open_until = self._clock() + self._open_for
+        self._changes += 1
+        log.warning(
+            "circuit.opened",
+            extra={"circuit": self._name, "failures": self._failures, "open_for_seconds": self._open_for},
+        )
+
+    def _close(self) -> None:
+        self._open_until = None
+        self._changes += 1
+        log.info("circuit.closed", extra={"circuit": self._name})
+
+
+class Bulkhead:
+    """Holds ``most`` at once, and has no queue: a call that had to wait would be late for the person who asked."""
+
+    def __init__(self, most: int) -> None:
+        if most < 1:
+            raise ValueError("most must be at least 1")
+        self.most = most
+        self.in_flight = 0
+
+    def require_room(self) -> None:
+        """Return if there is a place now. Raises ProviderUnavailable."""
+        if self.in_flight >= self.most:
+            raise ProviderUnavailable(retry_after=_SOON)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Take one of the places. Raises ProviderUnavailable if none is free."""
+        self.require_room()
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+
+class ProtectedSender:
+    """A CallSender that keeps another from being asked when that is of no use, or too many ask at once.
+
+    Senders that reach the same machines should share one ``circuit`` and one ``bulkhead``.
+
+    ``admit`` returns if the account can pay for a call, and raises BalanceTooLow if not; it asks nobody.
+    """
+
+    def __init__(
+        self, sender: CallSender, *, circuit: CircuitBreaker, bulkhead: Bulkhead, admit: Callable[[], None]
+    ) -> None:
+        self._sender = sender
+        self._circuit = circuit
+        self._bulkhead = bulkhead
+        self._admit = admit
+
+    @property
+    def provider(self) -> str:
+        """Whose it is."""
+        return self._sender.provider
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether calls can be looked up."""
+        return self._sender.is_followed
+
+    def require_ready(self) -> None:
+        """Return if a call may be placed now. It takes no place: between this and ``place`` others may.
+
+        Raises:
+            BalanceTooLow: says ``admit``.
+            ProviderUnavailable: the circuit is open, or there is no place in the bulkhead.
+
+        """
+        self._admit()
+        self._circuit.require_passable()
+        self._bulkhead.require_room()
+        self._sender.require_ready()
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Place a call, and count whether the provider answered; refuse it where ``require_ready`` would by now.
+
+        With a half-open circuit, this is the probe. The balance is not asked after again: a call that it does not pay
+        for, the provider refuses.
+        """
+        try:
+            with self._bulkhead.hold(), self._circuit.attempt() as trial:
+                outcome = await self._sender.place(order)
+                trial.settle(failed=_is_failure(outcome))
+                return outcome
+        except ProviderUnavailable as refusal:
+            return Refused(refusal)
+
+    async def look_up(self, call_ref: str) -> CallState | None:
+        """Tell the state of a call, whatever the state of the circuit: a look-up costs nothing, and settles a call.
+
+        It is not counted either. Calls may work where look-ups do not, and their failures must not keep calls back.
+        Raises ProviderError.
+        """
+        return await self._sender.look_up(call_ref)
+
+
+def _is_failure(outcome: CallOutcome) -> bool:
+    """Tell whether the provider did not do its part. A refusal with a reason is an answer, and so no failure."""
+    return isinstance(outcome, Unknown) or (
+        isinstance(outcome, Refused) and isinstance(outcome.error, ProviderUnavailable)
+    )

@@ -24,8 +24,9 @@ from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
 from app.verification.code import CodeDigester, derive_key
-from app.verification.model import Channel, Verification
+from app.verification.model import Verification
 from app.verification.phone import Phone
 from app.verification.policy import Policy
 from app.verification.ports import NewCall
@@ -149,6 +150,7 @@ class Seeds:
             channel=Channel.VOICE,
             code_digest=self._digest,
             code_length=len(RIGHT),
+            checks=5,
         )
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
+from typing import Any
 
+from app.verification.channel import Channel
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
+    CodeRequired,
     ProviderError,
     RateLimited,
     StoreUnavailable,
@@ -33,9 +36,28 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
-from app.verification.ports import CallOrder, Guess, NewCall, Reading
+from app.verification.ports import (
+    CallName,
+    CallOrder,
+    CallReport,
+    Confirmation,
+    Detour,
+    Guess,
+    NewCall,
+    Recorded,
+    Tried,
+)
 
-FINAL_CALL_STATUSES = {CallStatus.COMPLETED, CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED}
+STAGES = {
+    CallStatus.INITIATED: 1,
+    CallStatus.UNCONFIRMED: 1,
+    CallStatus.RINGING: 2,
+    CallStatus.ANSWERED: 3,
+    CallStatus.COMPLETED: 4,
+    CallStatus.BUSY: 4,
+    CallStatus.NO_ANSWER: 4,
+    CallStatus.FAILED: 4,
+}
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -49,7 +71,7 @@ class Record:
     codes: dict[int, tuple[bytes, datetime]] = field(default_factory=dict)
     serial: int = 0
     checks_used: int = 0
-    looked_up: datetime = NEVER
+    confirmed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -57,6 +79,7 @@ class PhoneRecord:
     streak: int = 0
     next_call: datetime = NEVER
     forgotten: datetime = NEVER
+    operator: str | None = None
     latest: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
@@ -151,7 +174,7 @@ class FakeVerificationStore:
             stored_status=Status.PENDING,
             calls_placed=0,
             calls_left=policy.calls,
-            checks_left=policy.checks,
+            checks_left=call.checks,
             calls=(),
             created_at=self.now,
             expires_at=self.now,
@@ -172,14 +195,20 @@ class FakeVerificationStore:
         phone.forgotten = max(phone.forgotten, expires, phone.next_call + cooldowns[-1], self.now + longest)
         self.phones[call.phone] = phone
         record.serial += 1
-        record.codes[record.serial] = (call.code_digest, expires)
+        if call.code_digest:
+            record.codes[record.serial] = (call.code_digest, expires)
         before = record.verification
         record.verification = replace(
             before,
             channel=call.channel,
+            code_length=call.code_length,
             calls_placed=before.calls_placed + 1,
             calls_left=before.calls_left - 1,
-            calls=(*before.calls, Call(record.serial, CallState(CallStatus.INITIATED))),
+            checks_left=max(1, min(before.checks_left, call.checks - record.checks_used)),
+            calls=(
+                *before.calls,
+                Call(record.serial, CallState(CallStatus.INITIATED), channel=call.channel, expires_at=expires),
+            ),
             expires_at=expires,
             resend_at=phone.next_call,
         )
@@ -187,50 +216,109 @@ class FakeVerificationStore:
         quotas = [self.counters.add(limit, call.phone.e164, self.now, token) for limit in limits]
         return Started(self._seen(record), tuple(quotas))
 
-    async def record_call(
-        self, verification: Verification, serial: int, state: CallState, ref: str | None = None
-    ) -> Verification:
+    async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
+        self._require_available()
+        known = self.phones.get(phone) or PhoneRecord()
+        record = self.records.get(known.latest.get((client, purpose), ""))
+        pending = record and record.verification.stored_status is Status.PENDING
+        calls = record.verification.calls if record and pending else ()
+        return Tried(known.operator, tuple((call.channel, call.state.status) for call in calls))
+
+    async def reroute(self, verification: Verification, serial: int, detour: Detour) -> Verification:
+        self._require_available()
+        record = self.records.get(verification.id)
+        call = record and record.verification.call(serial)
+        if not record or not call or record.verification.stored_status is not Status.PENDING:
+            raise VerificationNotFound
+        record.codes.pop(serial, None)
+        if detour.code_digest and call.expires_at:
+            record.codes[serial] = (detour.code_digest, call.expires_at)
+        record.verification = replace(
+            record.verification,
+            channel=detour.channel,
+            code_length=detour.code_length,
+            checks_left=max(1, min(record.verification.checks_left, detour.checks - record.checks_used)),
+        )
+        self._change(record, serial, channel=detour.channel)
+        return self._seen(record)
+
+    async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
         self._require_available()
         record = self.records.get(verification.id)
         if not record:
             raise VerificationNotFound
-        record.verification = replace(
-            record.verification,
-            calls=tuple(
-                replace(call, state=state, ref=ref or call.ref)
-                if call.serial == serial and call.state.status not in FINAL_CALL_STATUSES
-                else call
-                for call in record.verification.calls
-            ),
+        call = record.verification.call(serial)
+        if not call or call.state.status.is_final or STAGES[report.state.status] < STAGES[call.state.status]:
+            return Recorded(self._seen(record), ended=False)
+        self._change(
+            record,
+            serial,
+            state=report.state,
+            ref=report.ref or call.ref,
+            dial=report.dial or call.dial,
+            limits_token=report.limits_token or call.limits_token,
         )
-        return self._seen(record)
+        if report.code_digest and call.expires_at and record.verification.stored_status is Status.PENDING:
+            record.codes[serial] = (report.code_digest, call.expires_at)
+            record.verification = replace(record.verification, code_length=report.code_length)
+        if report.operator:
+            self.phones[verification.phone].operator = report.operator
+        return Recorded(self._seen(record), ended=report.state.status.is_final)
 
-    async def take_back(self, verification: Verification, serial: int) -> None:
+    async def confirm(
+        self, verification: Verification, serial: int, *, ref: str, caller: Phone, policy: Policy
+    ) -> Confirmation:
         self._require_available()
         record = self.records.get(verification.id)
-        if not record or serial not in [call.serial for call in record.verification.calls]:
-            return
+        call = record and record.verification.call(serial)
+        if not record or not call or call.channel is not Channel.REVERSE_CALL or call.ref != ref or not call.expires_at:
+            return Confirmation.NOT_FOUND
+        if record.verification.phone != caller:
+            return Confirmation.NOT_THE_CALLER
+        if serial in record.confirmed or record.verification.stored_status is Status.VERIFIED:
+            return Confirmation.CONFIRMED_BEFORE
+        if record.verification.stored_status is not Status.PENDING or call.expires_at <= self.now:
+            return Confirmation.NOT_FOUND
+        if self.now < call.expires_at - policy.lifetime + policy.earliest_dial:
+            return Confirmation.TOO_EARLY
+        record.confirmed.add(serial)
+        self._change(record, serial, state=CallState(CallStatus.COMPLETED))
+        return Confirmation.CONFIRMED
+
+    def _change(self, record: Record, serial: int, **changes: Any) -> None:  # noqa: ANN401 - fields of a call
+        calls = [replace(call, **changes) if call.serial == serial else call for call in record.verification.calls]
+        record.verification = replace(record.verification, calls=tuple(calls))
+
+    async def take_back(self, verification: Verification, serial: int, policy: Policy) -> bool:
+        self._require_available()
+        record = self.records.get(verification.id)
+        call = record and record.verification.call(serial)
+        if not record or not call or not call.expires_at:
+            return False
+        moment = call.expires_at - policy.lifetime
         phone = self.phones.get(verification.phone)
-        if phone and phone.next_call == verification.resend_at:
+        before, latest = record.verification, record.serial == serial
+        if phone and latest and before.resend_at and phone.next_call == before.resend_at:
             phone.streak -= 1
-            phone.next_call = verification.observed_at if phone.streak else NEVER
+            phone.next_call = moment if phone.streak else NEVER
         for (_, of), events in self.counters.events.items():
             if of == verification.phone.e164:
                 events[:] = [event for event in events if event[1] != f"{verification.id}:{serial}"]
-        before = record.verification
         record.codes.pop(serial, None)
-        left = [expires for _, expires in record.codes.values()]
+        record.confirmed.discard(serial)
+        others = tuple(other for other in before.calls if other.serial != serial)
         record.verification = replace(
             before,
             calls_placed=before.calls_placed - 1,
             calls_left=before.calls_left + 1,
-            calls=tuple(call for call in before.calls if call.serial != serial),
-            expires_at=max(left, default=before.expires_at),
-            resend_at=None,
+            calls=others,
+            expires_at=max((other.expires_at for other in others if other.expires_at), default=before.expires_at),
+            resend_at=None if latest else before.resend_at,
         )
         if not record.verification.calls_placed and before.stored_status is Status.PENDING and not record.checks_used:
             del self.records[before.id]
         self.advance(timedelta())
+        return True
 
     async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         self._require_available()
@@ -242,13 +330,21 @@ class FakeVerificationStore:
             raise VerificationCanceled
         if before.stored_status is Status.LOCKED:
             raise VerificationLocked(retry_after=self._until(before.expires_at))
+        if not guess.candidates:
+            return self._check_without_code(record)
         counted = self._counted(before, guess, policy)
         live = max(1, sum(expires > self.now for _, expires in record.codes.values()))
         for place, (limit, of) in enumerate(counted):
             # A guess is held against every live code, so for the phone there has to be room for each.
             room = limit if place else replace(limit, count=max(1, limit.count - live + 1))
             self._require_room(room, of)
-        if any(digest in guess.candidates and expires > self.now for digest, expires in record.codes.values()):
+        right = [
+            serial
+            for serial, (digest, expires) in record.codes.items()
+            if digest in guess.candidates and expires > self.now
+        ]
+        if right:
+            self._hear(record, right[0])
             self._finish(record, Status.VERIFIED)
             return CheckResult(
                 verification_id=before.id,
@@ -279,6 +375,27 @@ class FakeVerificationStore:
             quotas=quotas,
         )
 
+    def _check_without_code(self, record: Record) -> CheckResult:
+        verification = record.verification
+        calls = {call.serial: call for call in verification.calls if call.expires_at and call.expires_at > self.now}
+        if record.confirmed & set(calls):
+            self._finish(record, Status.VERIFIED)
+            return CheckResult(
+                verification_id=verification.id,
+                status=Status.VERIFIED,
+                purpose=verification.purpose,
+                phone=verification.phone,
+                test=verification.test,
+            )
+        if not any(call.dial for call in verification.calls):
+            raise CodeRequired
+        return CheckResult(verification_id=verification.id, status=Status.PENDING, checks_left=verification.checks_left)
+
+    def _hear(self, record: Record, serial: int) -> None:
+        call = record.verification.call(serial)
+        if call and STAGES[call.state.status] < STAGES[CallStatus.ANSWERED]:
+            self._change(record, serial, state=replace(call.state, status=CallStatus.ANSWERED))
+
     def _counted(self, verification: Verification, guess: Guess, policy: Policy) -> list[tuple[Limit, str]]:
         if verification.test:
             return []
@@ -297,15 +414,12 @@ class FakeVerificationStore:
         latest = self.phones[phone].latest.get((guess.client, purpose), "") if phone in self.phones else ""
         return await self.check_by_id(latest, guess, policy)
 
-    async def read(self, client: str, verification_id: str, policy: Policy) -> Reading:
+    async def read(self, verification_id: str, *, client: str | None) -> Verification:
         self._require_available()
-        record = self._own(client, verification_id)
-        call = record.verification.latest_call
-        in_progress = call is not None and call.ref is not None and call.state.status not in FINAL_CALL_STATUSES
-        due = in_progress and record.looked_up + policy.lookup_interval <= self.now
-        if due:
-            record.looked_up = self.now
-        return Reading(self._seen(record), lookup_due=due)
+        record = self.records.get(verification_id)
+        if not record:
+            raise VerificationNotFound
+        return self._seen(self._own(client or record.verification.client, verification_id))
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         self._require_available()
@@ -332,6 +446,7 @@ class FakeVerificationStore:
 
     def _finish(self, record: Record, status: Status) -> None:
         record.codes.clear()
+        record.confirmed.clear()
         record.verification = replace(record.verification, stored_status=status)
 
     def _seen(self, record: Record) -> Verification:
@@ -436,3 +551,13 @@ class FakeAccounts:
         if isinstance(self.balance, ProviderError):
             raise self.balance
         return self.balance
+
+
+class FakeQueue:
+    """Remembers what was scheduled."""
+
+    def __init__(self) -> None:
+        self.scheduled: dict[CallName, timedelta] = {}
+
+    async def schedule(self, name: CallName, delay: timedelta) -> None:
+        self.scheduled[name] = delay

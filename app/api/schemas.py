@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 from fastapi.openapi.models import Example
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
 
+from app.verification.channel import Channel
 from app.verification.code import normalize_code
-from app.verification.model import CallStatus, Channel, CheckResult, Lang, Status, Verification
+from app.verification.model import CallStatus, CheckResult, Lang, Status, Verification
 from app.verification.ports import ProofTokens
 
 _PHONE = "any spelling of a Russian mobile number"
@@ -73,9 +74,36 @@ class StartBody(_Request):
 
     phone: PhoneText
     purpose: Purpose = "phone_verification"
-    channel: Channel = Channel.VOICE
+    channel: Annotated[
+        Channel | None,
+        Field(
+            description="`voice` says the code; of a `flash_call` it is the last four digits of the number that calls;"
+            " for a `reverse_call` the person calls the number `dial` of the answer. Left out: as the settings say"
+        ),
+    ] = None
+    channels: Annotated[
+        list[Channel] | None,
+        Field(
+            min_length=1,
+            max_length=len(Channel),
+            description="in place of `channel`: the next is tried when one is refused, or was not answered before",
+            examples=[["voice", "reverse_call"]],
+        ),
+    ] = None
     lang: Annotated[Lang, Field(description="the language in which the code is spoken")] = Lang.RU
     client_ip: ClientAddress = None
+
+    @model_validator(mode="after")
+    def _names_channels_once(self) -> Self:
+        if self.channel is not None and self.channels is not None:
+            msg = "give either channel or channels"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def wanted_channels(self) -> tuple[Channel, ...]:
+        """The channels in the order in which they are to be tried; none: as the settings say."""
+        return (self.channel,) if self.channel else tuple(dict.fromkeys(self.channels or ()))
 
 
 class CheckBody(_Request):
@@ -83,7 +111,7 @@ class CheckBody(_Request):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["verification_id"]}, {"required": ["phone"]}]})
 
-    code: Code
+    code: Annotated[Code | None, Field(description="left out only for a `reverse_call`, which has none")] = None
     verification_id: Annotated[str, Field(max_length=64, examples=[_ID])] | None = None
     phone: PhoneText | None = None
     purpose: Annotated[Purpose | None, Field(description="with `phone`; `phone_verification` if left out")] = None
@@ -147,6 +175,14 @@ class VerificationView(_Answer):
     calls_left: Annotated[int, Field(examples=[2])]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
     test: TestFlag = False
+    dial: Annotated[
+        str | None,
+        Field(
+            description="the number that the person is to call, for a `reverse_call`; only there",
+            examples=["+78005550100"],
+            exclude_if=lambda number: number is None,
+        ),
+    ] = None
     call: Annotated[CallView | None, Field(description="the latest", examples=[{"status": "initiated"}])]
     created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     expires_at: Annotated[
@@ -173,6 +209,7 @@ class VerificationView(_Answer):
             calls_left=verification.calls_left,
             checks_left=verification.checks_left,
             test=verification.test,
+            dial=call.dial.e164 if call and call.dial else None,
             call=CallView(status=call.state.status, provider_status=call.state.provider_status) if call else None,
             created_at=verification.created_at,
             expires_at=verification.expires_at,

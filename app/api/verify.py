@@ -58,7 +58,10 @@ async def start(
     client: Client,
     service: Service,
 ) -> Response:
-    """Place a call that speaks a code, twice, to a Russian mobile number.
+    """Place a call that gives a code to a Russian mobile number.
+
+    The answer names the channel used: `voice` says the code, twice; of a `flash_call` the code is the last four digits
+    of the number that calls; for a `reverse_call` there is none, and the person calls the number `dial`.
 
     Starting again for the same phone and purpose while a verification is pending is a **resend**: the same
     `verification_id`, another call with another code, after a cooldown that grows. Every code stays good for its own
@@ -68,7 +71,7 @@ async def start(
         client=client,
         phone=body.phone,
         purpose=body.purpose,
-        channel=body.channel,
+        channels=body.wanted_channels,
         lang=body.lang,
         address=count_address(body.client_ip),
     )
@@ -114,7 +117,8 @@ async def check(
     """Check a code, by `verification_id` or by `phone` and `purpose`.
 
     A right code verifies exactly once. The answer then has a `token`: with it a browser or another service can show
-    your backend that the phone was verified, without the backend asking again.
+    your backend that the phone was verified, without the backend asking again. Of a `reverse_call` there is no code:
+    leave it out, and the answer is `pending`, at no cost, until the person has called.
     """
 
     async def evaluate(_: object) -> CheckResult:
@@ -146,7 +150,7 @@ async def check(
     ),
 )
 async def read(verification_id: str, client: Client, service: Service) -> Response:
-    """Tell the present state. Costs no check; asks the provider about the call at most once a second."""
+    """Tell the present state. Costs no check, and asks nobody: calls are followed in the background."""
     return respond(VerificationView.of(await service.read(client=client, verification_id=verification_id)))
 
 

@@ -1,14 +1,17 @@
-"""Plusofon's channels, each as a CallSender."""
+"""Plusofon's channels, each as a CallSender: voice, flash call and reverse call."""
+
+from collections.abc import Callable
 
 from app.plusofon.client import PlusofonClient
+from app.verification.errors import ProviderRejected
 from app.verification.model import CallOutcome, CallState
-from app.verification.ports import CallOrder
+from app.verification.ports import CallName, CallOrder
 
 _PROVIDER = "plusofon"
 
 
 class VoiceChannel:
-    """The CallSender that has a voice say the code."""
+    """The CallSender that has a voice say the code (brief)."""
 
     provider = _PROVIDER
     is_followed = True
@@ -24,5 +27,49 @@ class VoiceChannel:
         return await self._client.initiate_call(order.phone, order.code or "", order.lang, order.repeat)
 
     async def look_up(self, call_ref: str) -> CallState | None:
-        """Tell the state of a call."""
+        """Tell the state of a call. Raises ProviderError."""
         return await self._client.check_call_status(call_ref)
+
+
+class _Unfollowed:
+    """What the channels have in common whose calls cannot be looked up: no source names a route for that (open)."""
+
+    provider = _PROVIDER
+    is_followed = False
+
+    def __init__(self, client: PlusofonClient) -> None:
+        self._client = client
+
+    def require_ready(self) -> None:
+        """Return: nothing is known here."""
+
+    async def look_up(self, call_ref: str) -> CallState | None:  # noqa: ARG002 - the signature is the port's
+        """Raise ProviderRejected. None would say that the call was never placed, and give it back."""
+        raise ProviderRejected("calls of this channel cannot be looked up")
+
+
+class FlashCallChannel(_Unfollowed):
+    """The CallSender whose code is the last four digits of the number that calls (docs, seen).
+
+    A code of another length is refused without a request; without a code the provider chooses one.
+    """
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Have the phone called. The ``code`` of the outcome counts, where there is one."""
+        return await self._client.send_flash_call(order.phone, order.code)
+
+
+class ReverseCallChannel(_Unfollowed):
+    """The CallSender that calls nobody: it gets a number which the person dials (docs, seen).
+
+    ``hook_url`` makes the URL to which Plusofon posts when the call of that name came in; it should hold a secret, for
+    the hook has no signature.
+    """
+
+    def __init__(self, client: PlusofonClient, hook_url: Callable[[CallName], str]) -> None:
+        super().__init__(client)
+        self._hook_url = hook_url
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
+        return await self._client.call_to_auth(order.phone, self._hook_url(order.name))

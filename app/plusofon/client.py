@@ -1,18 +1,14 @@
-"""Speaks to Plusofon over HTTP: sends each request once, within one time budget, and says how sure the outcome is."""
+"""Speaks to Plusofon over HTTP: asks for calls and for what is known of them, and says how sure the outcome is."""
 
-import asyncio
 import logging
-import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Self, TypeVar
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from app.plusofon import wire
+from app.plusofon.exchange import Exchange, header_value, secrets_of_url
 from app.plusofon.wire import Answer, PhonePrefix, Redactor, Unclear
 from app.verification.errors import ProviderError, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Lang, Placed, ProviderAccount, Refused, Unknown
@@ -24,25 +20,10 @@ _T = TypeVar("_T")
 
 _CALL = "/api/v1/flash-call/call"  # brief
 _STATUS = "/api/v1/flash-call/status"  # brief
+_FLASH_CALL = "/api/v1/flash-call/send"  # docs, seen
+_REVERSE_CALL = "/api/v1/flash-call/call-to-auth"  # docs, seen
 _ACCOUNTS = "/api/v1/flash-call"  # docs
 _BALANCE = "/api/v1/payment/balance"  # seen
-
-_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
-_KEEP_ALIVE = 15  # seconds that an idle connection is kept: less than the 60-75 after which servers commonly drop it
-
-# The request was certainly not written: no address, no connection, no TLS, or no free place in the pool.
-_NEVER_SENT = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.UnsupportedProtocol,
-)
-
-# What the network may do to a request. UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
-_NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
 
 
 class PlusofonClient:
@@ -54,8 +35,9 @@ class PlusofonClient:
         access_token: of the FlashCall account; it places calls and tells their state.
         cabinet_token: for the accounts and the balance, where these take another token (seen); else ``access_token``.
         phone_prefix: how numbers begin, ``8`` (brief) or ``7`` (most public clients).
-        connect_timeout: seconds for a place in the pool, the address, the connection and TLS, together.
-        timeout: seconds for the whole of a request; longer than ``connect_timeout``.
+        connect_timeout: seconds for a place among the connections, the address, the connection and TLS, together.
+        timeout: seconds for the whole of a request; longer than ``connect_timeout``. A connection that was never made
+            is tried for once more, if a whole ``connect_timeout`` is left.
         max_connections: at once; a request beyond waits for a place, no longer than ``connect_timeout``.
         transport: in place of the network, for tests.
 
@@ -77,30 +59,18 @@ class PlusofonClient:
         max_connections: int = 100,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        # The other way round, the budget could end while connecting, and a call that never happened would look unclear.
-        if not 0 < connect_timeout < timeout:
-            raise ValueError("connect_timeout must be positive and shorter than timeout")
-        self._timeout = timeout
         self._phone_prefix = phone_prefix
-        self._call_token = _header_value("access_token", access_token)
-        self._cabinet_token = _header_value("cabinet_token", cabinet_token or access_token)
-        self._redact = Redactor([self._call_token, self._cabinet_token, user_id])
-        self._http = httpx.AsyncClient(
-            base_url=_checked_url(base_url),
-            headers={
-                "Client": _header_value("user_id", user_id),
-                "Accept": "application/json",
-                # A compressed answer could be a thousand times longer than what is read of it.
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-                "User-Agent": "plusofon-verify",
-            },
-            # None for reading: that limit is per chunk, which a dripping body never meets. `_send` limits the whole.
-            timeout=httpx.Timeout(None, connect=connect_timeout, pool=connect_timeout),
-            transport=transport or _network(max_connections),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each request stands for itself
-            follow_redirects=False,
-            trust_env=False,
+        self._call_token = header_value("access_token", access_token)
+        self._cabinet_token = header_value("cabinet_token", cabinet_token or access_token)
+        self._secrets = (self._call_token, self._cabinet_token, user_id)
+        self._redact = Redactor(self._secrets)
+        self._exchange = Exchange(
+            base_url=base_url,
+            user_id=user_id,
+            connect_timeout=connect_timeout,
+            timeout=timeout,
+            max_connections=max_connections,
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:
@@ -111,7 +81,7 @@ class PlusofonClient:
 
     async def aclose(self) -> None:
         """Close the connections. No request may be sent after this."""
-        await self._http.aclose()
+        await self._exchange.aclose()
 
     async def initiate_call(self, phone: Phone, pin: str, lang: Lang, repeat: int) -> CallOutcome:
         """Have ``pin`` spoken to ``phone``, ``repeat`` times (brief: ``POST /api/v1/flash-call/call``).
@@ -125,13 +95,55 @@ class PlusofonClient:
 
         """
         try:
-            number = wire.format_phone(phone, self._phone_prefix)
-            body = {"phone": number, "pin": pin, "lang": lang.value, "repeat": repeat}
+            body = {"phone": self._spelled(phone), "pin": pin, "lang": lang.value, "repeat": repeat}
             return Placed(wire.parse_placed_call(await self._send("POST", _CALL, self._call_token, body)))
         except ProviderError as error:
             return Refused(error)
         except Unclear as error:
             return Unknown(error.why)
+
+    async def send_flash_call(self, phone: Phone, pin: str | None) -> CallOutcome:
+        """Have ``phone`` called from a number that ends in ``pin`` (docs, seen: ``POST /api/v1/flash-call/send``).
+
+        Without a ``pin`` the provider chooses one. Raises nothing and repeats nothing, as ``initiate_call``.
+
+        Returns:
+            ``Placed`` with the provider's ``key``, the ``code`` if one came back, and the phone's ``operator`` if told;
+            ``Refused`` or ``Unknown`` as for a spoken code. ``Unknown`` is also a call whose code nobody knows here.
+
+        """
+        try:
+            wire.require_flash_pin(pin)
+            body = {"phone": self._spelled(phone)} | ({"pin": pin} if pin is not None else {})
+            placed = wire.parse_flash_call(await self._send("POST", _FLASH_CALL, self._call_token, body))
+        except ProviderError as error:
+            return Refused(error)
+        except Unclear as error:
+            return Unknown(error.why)
+        return placed if placed.code or pin is not None else Unknown("a call whose code was not told")
+
+    async def call_to_auth(self, phone: Phone, hook_url: str) -> CallOutcome:
+        """Ask for a number that ``phone`` is to dial (docs, seen: ``POST /api/v1/flash-call/call-to-auth``).
+
+        Plusofon posts to ``hook_url`` when that call came in. The URL may hold a secret: it is not logged or repeated.
+
+        Nobody is called by this, and a person who was told no number dials none. So there is no ``Unknown``: an unclear
+        answer is a definite no call, and as good as a provider that was not reached. Whether an unused number costs
+        anything is open; the request is written at most once all the same.
+
+        Returns:
+            ``Placed`` with the provider's ``key`` and the number to ``dial``, or ``Refused``.
+
+        """
+        redact = Redactor([*self._secrets, *secrets_of_url(hook_url)])
+        try:
+            body = {"phone": self._spelled(phone), "hook_url": hook_url}
+            answer = await self._exchange.send("POST", _REVERSE_CALL, self._call_token, body, redact=redact)
+            return wire.parse_reverse_call(answer)
+        except ProviderError as error:
+            return Refused(error)
+        except Unclear as error:
+            return Refused(_unavailable(_REVERSE_CALL, error))
 
     async def check_call_status(self, call_id: str) -> CallState:
         """Tell the state of a call that was placed (brief: ``POST /api/v1/flash-call/status``).
@@ -170,88 +182,15 @@ class PlusofonClient:
         try:
             return parse(await self._send(method, path, token, body))
         except Unclear as error:
-            log.warning("plusofon.unclear_answer", extra={"path": path, "why": error.why})
-            raise ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER) from None
+            raise _unavailable(path, error) from None
 
     async def _send(self, method: str, path: str, token: str, body: object = None) -> Answer:
-        """Send one request and read its answer, all within the time budget.
+        return await self._exchange.send(method, path, token, body, redact=self._redact)
 
-        Raises:
-            ProviderUnavailable: it was never written.
-            Unclear: it was, or may have been.
-
-        """
-        # `from None` throughout: the errors of aiohttp carry the headers of the request, and with them the token.
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await self._exchange(method, path, token, body)
-        except _NETWORK_ERRORS as error:
-            raise _failure(error) from None
-        except Exception:
-            log.exception("plusofon.unexpected_error")
-            raise Unclear("an unexpected error") from None
-
-    async def _exchange(self, method: str, path: str, token: str, body: object) -> Answer:
-        headers = {"Authorization": f"Bearer {token}"}
-        async with self._http.stream(method, path, headers=headers, json=body) as response:
-            return wire.read_answer(
-                response.status_code,
-                await _beginning(response),
-                retry_after=response.headers.get("Retry-After"),
-                redact=self._redact,
-            )
+    def _spelled(self, phone: Phone) -> str:
+        return wire.format_phone(phone, self._phone_prefix)
 
 
-async def _beginning(response: httpx.Response) -> bytes:
-    """Read a body up to 64 KiB. JSON that is cut off makes no sense, so the cut needs no report of its own."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) >= _LONGEST_BODY:
-            break
-    return bytes(body[:_LONGEST_BODY])
-
-
-def _failure(error: Exception) -> Exception:
-    """Tell what an error of the network means: that nothing was written, or that nobody knows.
-
-    httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that was
-    reset after the request was written included. So where aiohttp's own error is known, it alone decides.
-    """
-    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
-    if not isinstance(cause, _NEVER_SENT):
-        return Unclear(name)
-    log.warning("plusofon.not_reached", extra={"error": name})
+def _unavailable(path: str, error: Unclear) -> ProviderUnavailable:
+    log.warning("plusofon.unclear_answer", extra={"path": path, "why": error.why})
     return ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER)
-
-
-def _network(max_connections: int) -> AiohttpTransport:
-    """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
-
-    aiohttp repeats a request whose kept connection was dead, but only idempotent methods, so never one to place a call.
-    """
-    tls = httpx.create_ssl_context(trust_env=False)
-
-    def open_session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=tls, limit=max_connections, keepalive_timeout=_KEEP_ALIVE)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
-
-
-def _checked_url(text: str) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        raise ValueError("base_url is no URL") from None
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
-        raise ValueError("base_url must be http(s)://host, without a user name")
-    return url
-
-
-def _header_value(name: str, value: str) -> str:
-    """Let through what can stand in a header: a line feed from a file of secrets is the usual mistake."""
-    if not re.fullmatch(r"[!-~]+", value):
-        raise ValueError(f"{name} must be printable ASCII without spaces")
-    return value

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Literal, NoReturn
 
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
-from app.verification.model import CallState, CallStatus, ProviderAccount
+from app.verification.model import CallState, CallStatus, Placed, ProviderAccount
 from app.verification.phone import Phone
 
 PhonePrefix = Literal["8", "7"]
@@ -26,6 +26,10 @@ _LONGEST_MESSAGE = 200
 _LONGEST_NAME = 64  # of a status word or an account
 _LONGEST_IDENTIFIER = 128
 _LARGEST_EXPONENT = 12  # of a balance, either way: 1e999999999 is a fine Decimal and a gigabyte when written out
+
+_FLASH_PIN = re.compile(r"[0-9]{4}")  # as a number it has no leading zero, and 42 may have been anything
+_PUNCTUATION = re.compile(r"[\s().\-\u2010-\u2015\u2212]")
+_RUSSIAN_NUMBER = re.compile(r"(?:\+?7|8)((?!80[39])[3489][0-9]{9})")
 
 # The sandbox's words. Plusofon's own are open, so their spelling is read leniently, and any other word is kept.
 _STATUS_WORDS = {
@@ -212,6 +216,67 @@ def parse_placed_call(answer: Answer) -> str:
     return call_id
 
 
+def require_flash_pin(pin: str | None) -> None:
+    """Return if a flash call can carry ``pin``: the last four digits of a number (docs).
+
+    Raises:
+        ProviderRejected: it cannot. Of a longer one the person would see only a part.
+
+    """
+    if pin is not None and not _FLASH_PIN.fullmatch(pin):
+        raise ProviderRejected("not a code of four digits")
+
+
+def parse_flash_call(answer: Answer) -> Placed:
+    """Read ``{"success": true, "data": {"key": "…", "pin"?: "…", "operator"?: "…"}}`` (docs, seen).
+
+    ``pin`` and ``operator`` come back only if the account is set so. A ``pin`` is the code that counts, whatever was
+    asked for. One that is no code of four digits is unclear: the call was placed, with a code that nobody knows here.
+    """
+    key, pin = _identifier(_data(answer, "key")), _data(answer, "pin")
+    if key is None:
+        raise Unclear("a success without a usable key")
+    if pin is None or pin == "":
+        return Placed(key, operator=_operator(answer))
+    code = _written(pin)
+    if code is None or not _FLASH_PIN.fullmatch(code):
+        raise Unclear("a success with a pin that is no code of four digits")
+    return Placed(key, code=code, operator=_operator(answer))
+
+
+def parse_reverse_call(answer: Answer) -> Placed:
+    """Read ``{"success": true, "data": {"key": "…", "phone": "number to dial"}}`` (docs, seen).
+
+    Raises:
+        ProviderRejected: besides the usual, a success with nothing to dial, or without a key to tell the call by when
+            it came in. A person can do nothing with that, nobody was called, and trying again might give the same.
+
+    """
+    key, number = _identifier(_data(answer, "key")), _dialable(_data(answer, "phone"))
+    if key is None:
+        raise ProviderRejected("a success without a usable key")
+    if number is None:
+        raise ProviderRejected("a success without a number that can be dialed")
+    return Placed(key, dial=number)
+
+
+def _operator(answer: Answer) -> str | None:
+    """Return the name of the phone's operator, fit to be compared: its spelling is open."""
+    name = _data(answer, "operator")
+    words = printable(name).lower().split() if isinstance(name, str) else []
+    return " ".join(words)[:_LONGEST_NAME].strip() or None
+
+
+def _dialable(value: object) -> Phone | None:
+    """Read a Russian number in any spelling (open), fixed lines and toll-free numbers included.
+
+    Left out are premium numbers (803, 809) and Kazakhstan's (6, 7): a person is told to dial this one, and pays for it.
+    """
+    digits = _PUNCTUATION.sub("", _written(value) or "")
+    match = _RUSSIAN_NUMBER.fullmatch(digits)
+    return Phone(f"+7{match[1]}") if match else None
+
+
 def parse_call_state(answer: Answer) -> CallState:
     """Read ``{"success": true, "data": {"status": "…"}}`` (brief).
 
@@ -268,11 +333,14 @@ def _amount(value: object) -> Decimal | None:
 
 def _identifier(value: object) -> str | None:
     """Return a name given by the provider, if it is one that can be stored and sent back; it is opaque otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return None
-    name = str(value)
-    usable = name.strip() and name.isprintable() and len(name) <= _LONGEST_IDENTIFIER
+    name = _written(value)
+    usable = name and name.strip() and name.isprintable() and len(name) <= _LONGEST_IDENTIFIER
     return name if usable else None
+
+
+def _written(value: object) -> str | None:
+    """Return a string as it is and an integer written out: JSON's writers do not agree on which an identifier is."""
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
 def format_phone(phone: Phone, prefix: PhonePrefix) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -11,6 +12,7 @@ from pydantic_settings import NoDecode
 from redis import Redis
 
 from app.tokens import TokenSigner
+from app.verification.channel import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.fixed_codes import FixedCode
 from app.verification.phone import Phone, parse_phone
@@ -84,6 +86,14 @@ def parse_test_number(value: object) -> FixedCodeSetting:
         raise mistake from None
 
 
+def parse_operator_channel(value: object) -> tuple[str, Channel]:
+    """Read ``operator:channel``."""
+    operator, _, channel = str(value).partition(":")
+    if not re.fullmatch(r"[a-z0-9 -]{1,64}", operator) or channel not in set(Channel):
+        raise PydanticCustomError("operator_channel", "must be operator:channel, as in mts:reverse_call")
+    return operator, Channel(channel)
+
+
 def is_token_keys(value: SecretStr) -> SecretStr:
     """Let keys through that sign tokens."""
     try:
@@ -108,4 +118,5 @@ SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Prefix = Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Timeout = Annotated[float, Field(gt=0, le=60)]
+Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
 Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]

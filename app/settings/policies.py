@@ -5,7 +5,8 @@ from datetime import timedelta
 
 from app.settings.sections import ClientSettings
 from app.settings.settings import Settings
-from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.channel import Channel
+from app.verification.policy import DAY, FLASH_CALL_DIGITS, HOUR, Limit, Policy
 from app.verification.service import Policies
 
 _MINUTE = timedelta(minutes=1)
@@ -20,7 +21,8 @@ def make_policies(settings: Settings) -> Policies:
 
 def _policy(settings: Settings) -> Policy:
     limit = settings.limit
-    failed_checks = limit.failed_checks_per_phone or _FAILED_CHECKS_A_DAY[settings.code.length]
+    shortest = FLASH_CALL_DIGITS if Channel.FLASH_CALL in settings.used_channels else settings.code.length
+    failed_checks = limit.failed_checks_per_phone or _FAILED_CHECKS_A_DAY[shortest]
     return Policy(
         code_length=settings.code.length,
         lifetime=timedelta(seconds=settings.code.lifetime_seconds),
@@ -28,9 +30,14 @@ def _policy(settings: Settings) -> Policy:
         checks=settings.check.limit,
         cooldowns=tuple(timedelta(seconds=pause) for pause in settings.call.cooldowns_seconds),
         purposes=frozenset(settings.purposes),
+        channels=settings.enabled_channels,
+        operator_channels=dict(settings.operator_channels),
         denied_prefixes=tuple(settings.phone.denied_prefixes),
         allowed_prefixes=tuple(settings.phone.allowed_prefixes),
         repeat=settings.code.repeat,
+        flash_call_checks=settings.check.flash_call_limit,
+        earliest_dial=timedelta(seconds=settings.plusofon.hook_delay_seconds),
+        patience=timedelta(seconds=settings.plusofon.timeout_seconds),
         calls_per_phone=(
             Limit("calls_per_phone_hour", limit.calls_per_phone_hour, HOUR),
             Limit("calls_per_phone_day", limit.calls_per_phone_day, DAY),
@@ -54,7 +61,7 @@ def _of_client(own: ClientSettings, policy: Policy) -> Policy:
     return replace(
         policy,
         purposes=frozenset(own.purposes) if own.purposes is not None else policy.purposes,
-        channels=frozenset(own.channels) if own.channels is not None else policy.channels,
+        channels=tuple(dict.fromkeys(own.channels)) if own.channels else policy.channels,
         calls_per_client=calls_per_client,
         failed_checks_per_client=failed_checks or policy.failed_checks_per_client,
     )

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FilePath,
+    IPvAnyNetwork,
     PlainValidator,
     SecretStr,
     ValidationInfo,
@@ -34,9 +35,9 @@ from app.settings.fields import (
     parse_api_key,
     parse_test_number,
 )
+from app.verification.channel import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.guard import GuardRules
-from app.verification.model import Channel
 
 
 class _Section(BaseModel):
@@ -54,6 +55,10 @@ class PlusofonSettings(_Section):
     connect_timeout_seconds: Timeout = 3
     timeout_seconds: Timeout = 10
     max_connections: int = Field(50, ge=1, le=1000)
+    circuit_failures: int = Field(5, ge=1, le=1000)
+    circuit_seconds: int = Field(15, ge=1, le=3600)
+    hook_addresses: Annotated[list[IPvAnyNetwork], *CommaSeparated] = []
+    hook_delay_seconds: Annotated[float, Field(ge=0, le=60)] = 2
 
     @field_validator("timeout_seconds")
     @classmethod
@@ -125,9 +130,10 @@ class CallSettings(_Section):
 
 
 class CheckSettings(_Section):
-    """How many guesses a verification has."""
+    """How many guesses a verification has: by a code, and by one of four digits."""
 
     limit: int = Field(5, ge=1, le=10)
+    flash_call_limit: int = Field(3, ge=1, le=10)
 
 
 class PhoneSettings(_Section):
@@ -197,6 +203,12 @@ class TracingSettings(_Section):
     """Where traces are sent, if anywhere."""
 
     endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+
+
+class WatchSettings(_Section):
+    """How calls are followed to their end. The bound is for all workers together."""
+
+    per_second: int = Field(5, ge=1, le=100)
 
 
 class LogSettings(_Section):

@@ -3,16 +3,17 @@
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PlainValidator, SecretStr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableSetting
 
-from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Purpose
+from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Purpose, Rub, parse_operator_channel
 from app.settings.sections import (
     AdminSettings,
     ApiSettings,
@@ -31,8 +32,10 @@ from app.settings.sections import (
     TestSettings,
     TokenSettings,
     TracingSettings,
+    WatchSettings,
 )
 from app.tokens import generate_keys
+from app.verification.channel import Channel
 
 
 class Mode(StrEnum):
@@ -85,6 +88,13 @@ class Settings(BaseSettings):
         "password_reset",
         "login",
     ]
+    public_url: Annotated[str, Field(pattern=r"^https?://[^/@\s?#]+$")] | None = None
+    channels: Annotated[list[Channel], *CommaSeparated, Field(min_length=1)] | None = None
+    operator_channels: Annotated[
+        list[Annotated[tuple[str, Channel], PlainValidator(parse_operator_channel)]], *CommaSeparated
+    ] = []
+    min_balance_rub: Rub = Decimal(10)
+    warn_balance_rub: Rub = Decimal(100)
     plusofon: PlusofonSettings = PlusofonSettings()
     secret: SecretSettings = SecretSettings()
     api: ApiSettings = ApiSettings()
@@ -98,6 +108,7 @@ class Settings(BaseSettings):
     limit: LimitSettings = LimitSettings()
     guard: GuardSettings = GuardSettings()
     test: TestSettings = TestSettings()
+    watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
@@ -120,15 +131,39 @@ class Settings(BaseSettings):
 
     def contradictions(self) -> Iterator[InitErrorDetails]:
         """Find what is right alone and wrong together."""
+        if self.warn_balance_rub < self.min_balance_rub:
+            yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
         with_keys = {key.client for key in self.api.keys}
         for name in self.clients:
             if with_keys and name not in with_keys:
                 yield _mistake(("clients", name), "has no key in API_KEYS")
+        is_public = self.public_url is not None and self.public_url.startswith("https://")
+        if self.mode is Mode.PRODUCTION and Channel.REVERSE_CALL in self.used_channels and not is_public:
+            yield _mistake(("public_url",), "must be https://…, for the provider tells there of reverse calls")
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):
                 if fixed.until is None or fixed.until < today:
                     yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+
+    @property
+    def enabled_channels(self) -> tuple[Channel, ...]:
+        """The channels that may be used, in order: only the voice if none are named, and in sandbox mode all."""
+        if self.channels is None:
+            return tuple(Channel) if self.mode is Mode.SANDBOX else (Channel.VOICE,)
+        return tuple(dict.fromkeys(self.channels))
+
+    @property
+    def used_channels(self) -> set[Channel]:
+        """The channels that anybody may use."""
+        own = (channel for client in self.clients.values() for channel in client.channels or ())
+        return {*self.enabled_channels, *own}
+
+    @property
+    def reachable_url(self) -> str:
+        """Where others reach this service."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
+        return self.public_url or f"http://{host}:{self.port}"
 
     @property
     def names_secret(self) -> bytes:

@@ -13,6 +13,7 @@ from typing import Self
 from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
+from app.verification.channel import Channel
 from app.verification.errors import StoreUnavailable
 from app.verification.happenings import (
     CallEnded,
@@ -24,7 +25,7 @@ from app.verification.happenings import (
     VerificationCanceled,
     VerificationStarted,
 )
-from app.verification.model import CallStatus, Channel, Status
+from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance
 from app.verification.refusals import refusal_kind
 

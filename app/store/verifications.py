@@ -1,18 +1,21 @@
 """Verifications in Redis: one script for each use case, one round trip for each script."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms, seconds, to_ms
+from app.store.units import from_ms, ms, seconds
+from app.verification.channel import Channel
 from app.verification.errors import (
     CallCooldown,
+    CodeRequired,
     RateLimited,
     VerificationAlreadyUsed,
     VerificationCanceled,
+    VerificationError,
     VerificationLocked,
     VerificationNotFound,
 )
@@ -20,7 +23,6 @@ from app.verification.model import (
     Call,
     CallState,
     CallStatus,
-    Channel,
     CheckResult,
     Started,
     Status,
@@ -28,18 +30,26 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
-from app.verification.ports import Guess, NewCall, Reading
+from app.verification.ports import CallReport, Confirmation, Detour, Guess, NewCall, Recorded, Tried
 
 START, CHECK, CANCEL = Script("start"), Script("check"), Script("cancel")
 READ, RECORD_CALL, TAKE_BACK = Script("read"), Script("record_call"), Script("take_back")
+TRIED, REROUTE, CONFIRM = Script("recall"), Script("reroute"), Script("confirm")
+
+_EVENTS = "pv:{events}"
 
 
 class RedisVerificationStore:
-    """The VerificationStore of ``app/verification/ports.py``, on Redis."""
+    """The VerificationStore of ``app/verification/ports.py``, on Redis.
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes) -> None:
+    ``told_clients`` have a webhook: their events are written in the same step as what they tell of. That stream lies in
+    a slot of its own, so on a Redis Cluster nobody can be told.
+    """
+
+    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, told_clients: Collection[str] = ()) -> None:
         self._runner = runner
         self._phone_key = phone_key
+        self._told_clients = frozenset(told_clients)
 
     async def start(self, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
@@ -49,13 +59,20 @@ class RedisVerificationStore:
         cooldowns = [timedelta()] if call.test else policy.cooldowns
         limits = [] if call.test else policy.calls_per_phone
         arguments: list[Argument] = [
-            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length or 0, call.code_digest),
-            *(new.rest, ms(policy.lifetime), policy.calls, policy.checks),
+            *(
+                call.client,
+                call.purpose,
+                _digits(call.phone),
+                call.channel,
+                call.code_length or 0,
+                call.code_digest or "",
+            ),
+            *(new.rest, ms(policy.lifetime), policy.calls, call.checks),
             *("test" if call.test else failed.count, ms(failed.period)),
             *(len(cooldowns), *map(ms, cooldowns)),
             *(len(limits), *_written(limits)),
         ]
-        outcome, *facts = await self._runner.run(START, [phone.key, new.key], arguments)
+        outcome, *facts = await self._runner.run(START, [phone.key, new.key, *self._events(call.client)], arguments)
         match outcome:
             case b"started":
                 rest, *record, left = facts
@@ -70,26 +87,52 @@ class RedisVerificationStore:
             case _:
                 raise _refusal(outcome, facts)
 
-    async def record_call(
-        self, verification: Verification, serial: int, state: CallState, ref: str | None = None
-    ) -> Verification:
-        """Write what became of a call."""
+    async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
+        """Tell what was tried before."""
+        operator, calls = await self._runner.run(TRIED, [self._name(phone).key], [f"{client}:{purpose}"])
+        words = [word.decode() for word in calls]
+        states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
+        return Tried(operator.decode() or None, tuple(states))
+
+    async def reroute(self, verification: Verification, serial: int, detour: Detour) -> Verification:
+        """Let a call that was refused be made by another channel."""
         name = _record(verification.id)
-        arguments = [str(serial), state.status, ref or "", state.provider_status or ""]
-        outcome, *facts = await self._runner.run(RECORD_CALL, [name.key], arguments)
-        if outcome != b"recorded":
+        arguments: list[Argument] = [
+            *(serial, detour.channel, detour.code_length or 0, detour.code_digest or "", detour.checks)
+        ]
+        outcome, *facts = await self._runner.run(REROUTE, [name.key, *self._events(verification.client)], arguments)
+        if outcome != b"rerouted":
             raise _refusal(outcome, facts)
         return _verification(name, *facts)
 
-    async def take_back(self, verification: Verification, serial: int) -> None:
+    async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
+        """Write what became of a call."""
+        name, state = _record(verification.id), report.state
+        arguments: list[Argument] = [
+            *(serial, state.status, report.ref or "", state.provider_status or ""),
+            *(report.code_digest or "", report.code_length or ""),
+            *(_digits(report.dial) if report.dial else "", report.operator or "", report.limits_token or ""),
+        ]
+        keys = [name.key, *self._events(verification.client)]
+        outcome, *facts = await self._runner.run(RECORD_CALL, keys, arguments)
+        if outcome != b"recorded":
+            raise _refusal(outcome, facts)
+        ended, *record = facts
+        return Recorded(_verification(name, *record), bool(ended))
+
+    async def confirm(
+        self, verification: Verification, serial: int, *, ref: str, caller: Phone, policy: Policy
+    ) -> Confirmation:
+        """Write that the person dialled the number of a reverse call."""
+        keys = [_record(verification.id).key, *self._events(verification.client)]
+        arguments: list[Argument] = [serial, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
+        return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
+
+    async def take_back(self, verification: Verification, serial: int, policy: Policy) -> bool:
         """Undo a call that did not happen."""
         record = _record(verification.id)
-        resend_at = verification.resend_at
-        arguments: list[Argument] = [
-            *(serial, f"{verification.client}:{verification.purpose}", record.rest),
-            *(to_ms(verification.observed_at), to_ms(resend_at) if resend_at else ""),
-        ]
-        await self._runner.run(TAKE_BACK, [self._name(verification.phone).key, record.key], arguments)
+        keys = [self._name(verification.phone).key, record.key, *self._events(verification.client)]
+        return bool(await self._runner.run(TAKE_BACK, keys, [serial, ms(policy.lifetime)]))
 
     async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         """Count the check, compare, consume."""
@@ -101,19 +144,18 @@ class RedisVerificationStore:
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, guess, policy)
 
-    async def read(self, client: str, verification_id: str, policy: Policy) -> Reading:
-        """Read a verification, and whether to look its latest call up."""
+    async def read(self, verification_id: str, *, client: str | None) -> Verification:
+        """Read a verification."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(READ, [name.key], [client, ms(policy.lookup_interval)])
+        outcome, *facts = await self._runner.run(READ, [name.key], [client or ""])
         if outcome != b"found":
             raise _refusal(outcome, facts)
-        *record, lookup_due = facts
-        return Reading(_verification(name, *record), lookup_due=bool(lookup_due))
+        return _verification(name, *facts)
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Make a pending verification canceled."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(CANCEL, [name.key], [client])
+        outcome, *facts = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
         if outcome != b"canceled":
             raise _refusal(outcome, facts)
         return _verification(name, *facts)
@@ -128,16 +170,22 @@ class RedisVerificationStore:
     async def _check(self, key: str, bucket: str, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
         further = list(policy.for_failed_checks(client=guess.client, address=guess.address))
         limits = [policy.failed_checks_per_phone, *(allowance.limit for allowance in further)]
-        keys = [key, *self._limit_keys(further)]
+        events = self._events(guess.client)
+        keys = [key, *self._limit_keys(further), *events]
         arguments: list[Argument] = [
-            *(guess.client, purpose, secrets.token_hex(6)),
+            *(guess.client, purpose, secrets.token_hex(6), len(events)),
             *(len(guess.candidates), *guess.candidates, *_written(limits)),
         ]
         outcome, *facts = await self._runner.run(CHECK, keys, arguments)
-        if outcome not in {b"verified", b"wrong", b"exhausted"}:
+        if outcome not in {b"verified", b"wrong", b"waiting", b"exhausted"}:
             raise _refusal(outcome, facts)
         rest, left, *facts = facts
+        limits = limits[: len(left)]
         return _check_result(outcome, RecordName(bucket, rest.decode()).verification_id, facts, _quotas(limits, left))
+
+    def _events(self, client: str) -> list[str]:
+        """Return the key of the stream, if a client is told of events."""
+        return [_EVENTS] if client in self._told_clients else []
 
     def _limit_keys(self, allowances: Iterable[Allowance]) -> list[str]:
         return [name_limit(self._phone_key, allowance) for allowance in allowances]
@@ -155,7 +203,7 @@ def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], qu
                 quotas=quotas,
                 test=bool(test),
             )
-        case b"wrong":
+        case b"wrong" | b"waiting":
             return CheckResult(
                 verification_id=verification_id, status=Status.PENDING, checks_left=facts[0], quotas=quotas
             )
@@ -168,22 +216,24 @@ def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], qu
             )
 
 
+_REFUSALS: Mapping[bytes, type[VerificationError]] = {
+    b"not_found": VerificationNotFound,
+    b"verified_before": VerificationAlreadyUsed,
+    b"canceled_before": VerificationCanceled,
+    b"code_needed": CodeRequired,
+}
+
+
 def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
     """Make the error of a script's refusal; the words are those in the RETURN comments of the scripts."""
     match outcome:
-        case b"not_found":
-            return VerificationNotFound()
-        case b"verified_before":
-            return VerificationAlreadyUsed()
-        case b"canceled_before":
-            return VerificationCanceled()
         case b"locked":
             return VerificationLocked(retry_after=seconds(facts[0]))
         case b"limited":
             name, wait = facts
             return RateLimited(limit=name.decode(), retry_after=seconds(wait))
         case _:
-            return AssertionError(outcome)
+            return _REFUSALS[outcome]()
 
 
 def _record(verification_id: str) -> RecordName:
@@ -204,7 +254,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
         purpose=fields["u"],
         channel=Channel(fields["h"]),
         phone=_phone(fields["p"].encode()),
-        code_length=int(fields["l"]),
+        code_length=int(fields["l"]) or None,
         stored_status=Status(fields.get("s", Status.PENDING)),
         calls_placed=len(calls),
         calls_left=int(fields["m"]),
@@ -214,6 +264,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
         expires_at=from_ms(expires),
         resend_at=from_ms(resend_at) if resend_at else None,
         observed_at=from_ms(now),
+        version=int(fields["v"]),
         test="z" in fields,
     )
 
@@ -222,7 +273,16 @@ def _calls(fields: dict[str, str]) -> Iterable[Call]:
     for serial in range(1, int(fields["n"]) + 1):
         if status := fields.get(f"t{serial}"):
             state = CallState(CallStatus(status), fields.get(f"w{serial}"))
-            yield Call(serial, state, fields.get(f"f{serial}"))
+            dial, expires = fields.get(f"i{serial}"), fields.get(f"x{serial}")
+            yield Call(
+                serial,
+                state,
+                ref=fields.get(f"f{serial}"),
+                channel=Channel(fields[f"h{serial}"]),
+                dial=_phone(dial.encode()) if dial else None,
+                expires_at=from_ms(expires) if expires else None,
+                limits_token=fields.get(f"y{serial}"),
+            )
 
 
 def _written(limits: Iterable[Limit]) -> Iterable[Argument]:

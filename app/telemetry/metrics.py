@@ -7,6 +7,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.values import ValueClass
 
+from app.verification.channel import Channel
 from app.verification.errors import ProviderError
 from app.verification.happenings import (
     CallEnded,
@@ -18,7 +19,7 @@ from app.verification.happenings import (
     VerificationCanceled,
     VerificationStarted,
 )
-from app.verification.model import CallOutcome, CallState, CallStatus, Channel, Status
+from app.verification.model import CallOutcome, CallState, CallStatus, Status
 from app.verification.ports import CallOrder, CallSender
 from app.verification.refusals import REFUSAL_KINDS, refusal_kind
 

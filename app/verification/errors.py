@@ -9,6 +9,7 @@ VerificationError
 ├── VerificationNotFound      unknown, expired, or somebody else's: deliberately one error
 ├── VerificationAlreadyUsed   its code was right once before
 ├── VerificationCanceled      it was called off
+├── CodeRequired              a check without a code, of a verification that has one
 ├── VerificationLocked        too many wrong codes
 ├── ProviderError             the provider could not do what it was asked
 │   ├── ProviderRejected      it understood and said no
@@ -92,6 +93,10 @@ class VerificationAlreadyUsed(VerificationError):
 
 class VerificationCanceled(VerificationError):
     """The verification was canceled; no code of it verifies any more."""
+
+
+class CodeRequired(VerificationError):
+    """A check came without a code, and there is no call that the person was to make."""
 
 
 class VerificationLocked(VerificationError):

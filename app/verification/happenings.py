@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.verification.channel import Channel
 from app.verification.errors import ProviderError
-from app.verification.model import CallStatus, Channel, Status
+from app.verification.model import CallStatus, Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """What a verification is: its states, its calls, and what a provider can answer when asked to place one."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from math import ceil
 from typing import Self
 
+from app.verification.channel import Channel
 from app.verification.errors import ProviderError
 from app.verification.phone import Phone
 from app.verification.policy import Quota
@@ -51,18 +52,6 @@ class Lang(StrEnum):
     EN = "en"
 
 
-class Channel(StrEnum):
-    """The way in which a person is reached.
-
-    ``voice``: a voice says the code. ``flash_call``: the code is the last four digits of the number that calls.
-    ``reverse_call``: there is no code; the person calls a number that they are told.
-    """
-
-    VOICE = "voice"
-    FLASH_CALL = "flash_call"
-    REVERSE_CALL = "reverse_call"
-
-
 @dataclass(frozen=True, slots=True)
 class CallState:
     """The provider's word on a call. ``provider_status`` is set where it used a word that we do not know."""
@@ -75,7 +64,8 @@ class CallState:
 class Call:
     """One call of a verification. ``serial`` is never used twice within it; ``ref`` is the provider's own name.
 
-    ``dial`` is the number that the person is to call, for a ``reverse_call``.
+    ``dial`` is the number that the person is to call, for a ``reverse_call``. ``expires_at`` is when nothing of this
+    call verifies any more. ``limits_token`` names the event under which it was counted, if it may be given back.
     """
 
     serial: int
@@ -83,6 +73,8 @@ class Call:
     ref: str | None = None
     channel: Channel = Channel.VOICE
     dial: Phone | None = None
+    expires_at: datetime | None = None
+    limits_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +119,10 @@ class Verification:
         """The last call, if any was placed."""
         return self.calls[-1] if self.calls else None
 
+    def call(self, serial: int) -> Call | None:
+        """Return a call of this verification, if there is one with this serial."""
+        return next((call for call in self.calls if call.serial == serial), None)
+
     @property
     def expires_in(self) -> int:
         """Whole seconds until the last code given expires."""
@@ -139,9 +135,25 @@ class Verification:
             return None
         return self._seconds_until(self.resend_at) if self.resend_at else 0
 
-    def with_latest_call(self, state: CallState, ref: str | None) -> Self:
+    def with_latest_call(self, state: CallState, ref: str | None, dial: Phone | None = None) -> Self:
         """Show the latest call in another state than the store knows of yet."""
-        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state, ref=ref)))
+        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state, ref=ref, dial=dial)))
+
+    def without_lost_calls(self, *, lifetime: timedelta, patience: timedelta) -> Self:
+        """Show calls of which nothing was heard although the provider's time is over as ``unconfirmed``.
+
+        Whoever placed them has died, before or after it did.
+        """
+        return replace(self, calls=tuple(self._told(call, lifetime - patience) for call in self.calls))
+
+    def _told(self, call: Call, left: timedelta) -> Call:
+        lost = (
+            call.state.status is CallStatus.INITIATED
+            and call.ref is None
+            and call.expires_at is not None
+            and call.expires_at - self.observed_at < left
+        )
+        return replace(call, state=CallState(CallStatus.UNCONFIRMED)) if lost else call
 
     def _seconds_until(self, moment: datetime) -> int:
         return max(0, ceil((moment - self.observed_at).total_seconds()))

@@ -1,12 +1,14 @@
 """The rules of a verification: how long, how often, how many."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 
+from app.verification.channel import Channel
 from app.verification.guard import range_of
 from app.verification.phone import Phone
 
+FLASH_CALL_DIGITS = 4
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -42,6 +44,10 @@ class Policy:
     ``cooldowns`` are the pauses after the first, second, … call to a phone; the last one holds for all later calls.
     A phone's streak of calls is forgotten once the longest cooldown has passed after the pause itself, so waiting for
     that is never faster than obeying it.
+
+    ``channels`` are those that may be used, the first of them first; ``operator_channels`` come before them for the
+    phones of an operator. ``flash_call_checks`` is the budget of guesses at a code of four digits. Nobody dials the
+    number of a reverse call before ``earliest_dial``. ``patience`` is how long the provider may take to place a call.
     """
 
     code_length: int = 6
@@ -50,11 +56,14 @@ class Policy:
     checks: int = 5
     cooldowns: tuple[timedelta, ...] = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=300))
     purposes: frozenset[str] = frozenset({"phone_verification", "password_reset", "login"})
-    channels: frozenset[str] = frozenset({"voice"})
+    channels: tuple[Channel, ...] = (Channel.VOICE,)
+    operator_channels: Mapping[str, Channel] = field(default_factory=dict)
     denied_prefixes: tuple[str, ...] = ("+7940", "+7998")
     allowed_prefixes: tuple[str, ...] = ()
     repeat: int = 2
-    lookup_interval: timedelta = timedelta(seconds=1)
+    flash_call_checks: int = 3
+    earliest_dial: timedelta = timedelta(seconds=2)
+    patience: timedelta = timedelta(seconds=10)
 
     calls_per_phone: tuple[Limit, ...] = (
         Limit("calls_per_phone_hour", 5, HOUR),
@@ -67,6 +76,14 @@ class Policy:
     failed_checks_per_phone: Limit = Limit("failed_checks_per_phone", 50, DAY)
     failed_checks_per_address: Limit | None = Limit("failed_checks_per_address", 100, timedelta(minutes=10))
     failed_checks_per_client: Limit | None = Limit("failed_checks_per_client", 1000, timedelta(minutes=10))
+
+    def code_length_of(self, channel: Channel) -> int | None:
+        """Tell how long a code is; the last digits of a calling number are four, and whoever dials has none."""
+        return {Channel.VOICE: self.code_length, Channel.FLASH_CALL: FLASH_CALL_DIGITS}.get(channel)
+
+    def checks_of(self, channel: Channel) -> int:
+        """Tell how many guesses a verification has."""
+        return min(self.checks, self.flash_call_checks) if channel is Channel.FLASH_CALL else self.checks
 
     def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:
         """List what a call is counted against, beside the phone itself."""

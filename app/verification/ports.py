@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, Protocol
 
+from app.verification.channel import Channel
 from app.verification.model import (
     CallOutcome,
     CallState,
-    Channel,
+    CallStatus,
     CheckResult,
     Lang,
     Proof,
@@ -25,15 +27,17 @@ from app.verification.policy import Allowance, Policy, Quota
 class NewCall:
     """A call about to be placed: for whom, to whom, what for, and the digest of its code.
 
-    ``test`` is a call that nobody places: it has no cooldown and counts against nothing.
+    ``checks`` is how many guesses the verification allows by this channel. ``test`` is a call that nobody places: it
+    has no cooldown and counts against nothing.
     """
 
     client: str
     phone: Phone
     purpose: str
     channel: Channel
-    code_digest: bytes
+    code_digest: bytes | None
     code_length: int | None
+    checks: int
     test: bool = False
 
 
@@ -54,12 +58,57 @@ class Guess:
     address: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detour:
+    """Another channel for a call that was refused, with the code that goes by it."""
+
+    channel: Channel
+    code_digest: bytes | None
+    code_length: int | None
+    checks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallReport:
+    """What is known of a call: its state, and, if it was just placed, what came with the provider's answer.
+
+    ``code_digest`` and ``code_length`` are of a code that the provider chose; ``limits_token`` names the event under
+    which the call was counted, where it may turn out later that it never was placed.
+    """
+
+    state: CallState
+    ref: str | None = None
+    code_digest: bytes | None = None
+    code_length: int | None = None
+    dial: Phone | None = None
+    operator: str | None = None
+    limits_token: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A verification as read, and whether the reader is the one to look its latest call up at the provider now."""
+class Recorded:
+    """A verification after a report on one of its calls, and whether the call has come to its end by this report."""
 
     verification: Verification
-    lookup_due: bool
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What is known of a phone before another call: its operator, and the calls of the pending verification."""
+
+    operator: str | None
+    calls: Sequence[tuple[Channel, CallStatus]]
+
+
+class Confirmation(StrEnum):
+    """What became of a hook that says that a person dialled the number of a reverse call."""
+
+    CONFIRMED = "confirmed"
+    CONFIRMED_BEFORE = "confirmed_before"
+    NOT_FOUND = "not_found"
+    NOT_THE_CALLER = "not_the_caller"
+    TOO_EARLY = "too_early"
 
 
 class VerificationStore(Protocol):
@@ -75,20 +124,41 @@ class VerificationStore(Protocol):
         """
         ...
 
-    async def record_call(
-        self, verification: Verification, serial: int, state: CallState, ref: str | None = None
-    ) -> Verification:
-        """Write what became of a call; a final state stays. Raises VerificationNotFound if it expired meanwhile."""
+    async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
+        """Tell what was tried before."""
         ...
 
-    async def take_back(self, verification: Verification, serial: int) -> None:
-        """Undo a call that did not happen: its code, its place in the count, its cooldown. Harmless when repeated."""
+    async def reroute(self, verification: Verification, serial: int, detour: Detour) -> Verification:
+        """Let a call that was refused be made by another channel; the code before verifies no more.
+
+        Raises VerificationNotFound if it expired meanwhile, or is not pending any more.
+        """
+        ...
+
+    async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
+        """Write what became of a call, which never goes back to an earlier stage.
+
+        Raises VerificationNotFound if it expired meanwhile.
+        """
+        ...
+
+    async def confirm(
+        self, verification: Verification, serial: int, *, ref: str, caller: Phone, policy: Policy
+    ) -> Confirmation:
+        """Write that the person dialled the number of a reverse call. Harmless when repeated."""
+        ...
+
+    async def take_back(self, verification: Verification, serial: int, policy: Policy) -> bool:
+        """Undo a call that did not happen: its code, its place in the count, its cooldown. Tells whether it was now."""
         ...
 
     async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         """Count the check, compare, consume; a wrong one counts against the limits of failed checks too.
 
-        Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked or RateLimited.
+        Without candidates no code was given: whether the person has dialled is told, and consumed, and costs nothing.
+
+        Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked, RateLimited, or
+        CodeRequired.
         """
         ...
 
@@ -96,11 +166,8 @@ class VerificationStore(Protocol):
         """Do as ``check_by_id`` does, for the latest verification of this phone and purpose."""
         ...
 
-    async def read(self, client: str, verification_id: str, policy: Policy) -> Reading:
-        """Read a verification; one reader per ``policy.lookup_interval`` is told to look the call up.
-
-        Raises VerificationNotFound.
-        """
+    async def read(self, verification_id: str, *, client: str | None) -> Verification:
+        """Read a verification of a client, or of whoever's it is. Raises VerificationNotFound."""
         ...
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
@@ -135,7 +202,7 @@ class CallOrder:
     """A call to be placed.
 
     ``name`` is this service's own and belongs to no other call. ``code`` is none where the channel needs none. ``lang``
-    and ``repeat`` are for a code that is spoken.
+    and ``repeat`` are for a code that is spoken. ``within`` is how many seconds are left to place it.
     """
 
     name: CallName
@@ -143,6 +210,15 @@ class CallOrder:
     code: str | None
     lang: Lang
     repeat: int
+    within: float
+
+
+class CallSchedule(Protocol):
+    """Remembers which calls are to be looked up."""
+
+    async def schedule(self, name: CallName, delay: timedelta) -> None:
+        """Have a call looked up after a while, and until it has ended. Raises StoreUnavailable."""
+        ...
 
 
 class CallSender(Protocol):

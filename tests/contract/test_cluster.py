@@ -20,12 +20,13 @@ from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
 from app.verification.guard import GuardRules
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
-from app.verification.model import CallState, CallStatus, Channel, Status
+from app.verification.model import CallState, CallStatus, Status
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import Guess, NewCall
+from app.verification.ports import CallReport, Guess, NewCall
 
 # These two lie in slots of their own, but have to be decided in the script of the check.
 POLICY = replace(Policy(), failed_checks_per_client=None, failed_checks_per_address=None)
@@ -78,11 +79,17 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
     for number in range(20):
         phone = Phone(f"+790012345{number:02}")
         call = NewCall(
-            client="shop", phone=phone, purpose="login", channel=Channel.VOICE, code_digest=right, code_length=6
+            client="shop",
+            phone=phone,
+            purpose="login",
+            channel=Channel.VOICE,
+            code_digest=right,
+            code_length=6,
+            checks=5,
         )
         verification = (await store.start(call, POLICY)).verification
-        await store.record_call(verification, 1, CallState(CallStatus.RINGING), "ref")
-        await store.read("shop", verification.id, POLICY)
+        await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref"))
+        await store.read(verification.id, client="shop")
         wrong = await store.check_by_phone(phone, "login", Guess(client="shop", candidates=[b"w" * 32]), POLICY)
         result = await store.check_by_id(verification.id, Guess(client="shop", candidates=[right]), POLICY)
         assert (wrong.checks_left, result.status) == (4, Status.VERIFIED)
@@ -94,10 +101,11 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
             channel=Channel.VOICE,
             code_digest=right,
             code_length=6,
+            checks=5,
         )
         canceled = (await store.start(other, POLICY)).verification
         await store.cancel("shop", canceled.id)
-        await store.take_back(canceled, 1)
+        await store.take_back(canceled, 1, POLICY)
 
         token, allowances = "token", list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
         assert len(await limits.take(token, allowances)) == len(allowances)

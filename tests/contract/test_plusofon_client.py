@@ -36,11 +36,14 @@ PHONE = Phone("+79001234567")
 
 CALL = "/api/v1/flash-call/call"
 STATUS = "/api/v1/flash-call/status"
+FLASH_CALL = "/api/v1/flash-call/send"
+REVERSE_CALL = "/api/v1/flash-call/call-to-auth"
 ACCOUNTS = "/api/v1/flash-call"
 BALANCE = "/api/v1/payment/balance"
 
 PLACED = {"success": True, "data": {"call_id": "call-1"}}
 PAGE_NOT_FOUND = {"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}}
+HOOK_URL = "https://service.test/hooks/plusofon/a-made-up-secret?call=vrf_made-up.1"
 HTML = "<html><body>Bad gateway</body></html>"
 
 
@@ -291,6 +294,148 @@ class TestCallOutcomes:
         route = plusofon.post(CALL).respond(content=body, headers={"Content-Encoding": "gzip"})
         assert await call(client) == Placed("call-1")
         assert route.calls.last.request.headers["Accept-Encoding"] == "identity"
+
+
+class TestOneRetry:
+    @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout])
+    async def test_a_connection_that_was_never_made_is_tried_for_once_more(
+        self, plusofon: respx.Router, error: type[httpx.HTTPError]
+    ) -> None:
+        route = plusofon.post(CALL).mock(side_effect=[error("x"), httpx.Response(200, json=PLACED)])
+        async with make_client(plusofon, timeout=2) as client:
+            assert await call(client) == Placed("call-1")
+        assert route.call_count == 2
+        bodies = {sent.request.content for sent in route.calls}
+        assert len(bodies) == 1
+
+    @pytest.mark.parametrize(
+        "effect",
+        [
+            *(httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ReadTimeout, httpx.WriteError, httpx.ReadError),
+            *(OSError, TimeoutError, KeyError, httpx.RemoteProtocolError),
+            *(httpx.Response(429), httpx.Response(500), httpx.Response(503), httpx.Response(502, html=HTML)),
+        ],
+        ids=lambda effect: effect.__name__ if isinstance(effect, type) else f"{effect.status_code}",
+    )
+    async def test_whatever_else_happens_is_the_end(
+        self, plusofon: respx.Router, effect: type[Exception] | httpx.Response
+    ) -> None:
+        route = plusofon.post(CALL).mock(side_effect=[effect, httpx.Response(200, json=PLACED)])
+        async with make_client(plusofon, timeout=2) as client:
+            assert not isinstance(await call(client), Placed)
+        assert route.call_count == 1
+
+
+class TestFlashCalls:
+    @pytest.mark.parametrize(
+        ("pin", "body"),
+        [("0421", {"phone": "89001234567", "pin": "0421"}), (None, {"phone": "89001234567"})],
+    )
+    async def test_one_is_asked_for_as_the_docs_say(
+        self, client: PlusofonClient, plusofon: respx.Router, pin: str | None, body: dict[str, str]
+    ) -> None:
+        route = plusofon.post(FLASH_CALL).respond(json={"success": True, "data": {"key": "key-1", "pin": "7788"}})
+        assert await client.send_flash_call(PHONE, pin) == Placed("key-1", code="7788")
+        request = route.calls.last.request
+        assert json.loads(request.content) == body
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    async def test_the_operator_is_told(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+        plusofon.post(FLASH_CALL).respond(json={"success": True, "data": {"key": "key-1", "operator": " MTS "}})
+        assert await client.send_flash_call(PHONE, "0421") == Placed("key-1", operator="mts")
+
+    @pytest.mark.parametrize(
+        ("pin", "data"),
+        [("0421", {"key": "key-1", "pin": "12345"}), ("0421", {"pin": "0421"}), (None, {"key": "key-1"})],
+    )
+    async def test_a_call_with_a_code_that_nobody_knows_is_unknown(
+        self, client: PlusofonClient, plusofon: respx.Router, pin: str | None, data: dict[str, str]
+    ) -> None:
+        plusofon.post(FLASH_CALL).respond(json={"success": True, "data": data})
+        outcome = await client.send_flash_call(PHONE, pin)
+        assert isinstance(outcome, Unknown)
+        assert "1234" not in outcome.why
+
+    @pytest.mark.parametrize("pin", ["123", "12345", "123456", "12a4", "١٢٣٤", ""])
+    async def test_a_code_that_does_not_fit_is_refused_without_a_request(
+        self, client: PlusofonClient, plusofon: respx.Router, pin: str
+    ) -> None:
+        route = plusofon.post(FLASH_CALL)
+        outcome = await client.send_flash_call(PHONE, pin)
+        assert isinstance(outcome, Refused)
+        assert isinstance(outcome.error, ProviderRejected)
+        assert not route.called
+
+    @pytest.mark.parametrize(
+        ("effect", "outcome"),
+        [
+            (httpx.Response(200, json={"success": False, "message": "no"}), Refused),
+            (httpx.Response(429), Refused),
+            (httpx.ConnectError("x"), Refused),
+            (httpx.Response(502, html=HTML), Unknown),
+            (httpx.ReadTimeout("x"), Unknown),
+        ],
+        ids=lambda value: f"{value!r} {value.text}" if isinstance(value, httpx.Response) else repr(value),
+    )
+    async def test_failures_mean_what_they_mean_for_a_spoken_code(
+        self,
+        client: PlusofonClient,
+        plusofon: respx.Router,
+        effect: httpx.Response | Exception,
+        outcome: type[CallOutcome],
+    ) -> None:
+        plusofon.post(FLASH_CALL).mock(side_effect=[effect])
+        assert isinstance(await client.send_flash_call(PHONE, "0421"), outcome)
+
+
+class TestReverseCalls:
+    async def test_one_is_asked_for_as_the_docs_say(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+        answer = {"success": True, "data": {"key": "key-1", "phone": "8 (800) 555-35-35"}}
+        route = plusofon.post(REVERSE_CALL).respond(json=answer)
+        assert await client.call_to_auth(PHONE, HOOK_URL) == Placed("key-1", dial=Phone("+78005553535"))
+        request = route.calls.last.request
+        assert json.loads(request.content) == {"phone": "89001234567", "hook_url": HOOK_URL}
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    @pytest.mark.parametrize(
+        ("effect", "error"),
+        [
+            (httpx.Response(200, json={"success": True, "data": {"key": "key-1", "phone": "112"}}), ProviderRejected),
+            (httpx.Response(200, json={"success": True, "data": {"phone": "88005553535"}}), ProviderRejected),
+            (httpx.Response(200, json={"success": False, "message": "no"}), ProviderRejected),
+            (httpx.Response(402, json={"success": False, "message": "insufficient funds"}), BalanceTooLow),
+            (httpx.Response(502, html=HTML), ProviderUnavailable),
+            (httpx.Response(200, html=HTML), ProviderUnavailable),
+            (httpx.ReadTimeout("x"), ProviderUnavailable),
+            (httpx.ConnectError("x"), ProviderUnavailable),
+            (KeyError("bug"), ProviderUnavailable),
+        ],
+        ids=lambda value: f"{value!r} {value.text}" if isinstance(value, httpx.Response) else repr(value),
+    )
+    async def test_without_a_number_to_dial_there_is_no_call(
+        self,
+        client: PlusofonClient,
+        plusofon: respx.Router,
+        effect: httpx.Response | Exception,
+        error: type[ProviderError],
+    ) -> None:
+        route = plusofon.post(REVERSE_CALL).mock(side_effect=[effect])
+        outcome = await client.call_to_auth(PHONE, HOOK_URL)
+        assert isinstance(outcome, Refused)
+        assert isinstance(outcome.error, error)
+        assert route.call_count == 1
+
+    async def test_the_secret_of_the_hook_is_not_repeated(
+        self, client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        message = f"bad hook {HOOK_URL}, that is /hooks/plusofon/a-made-up-secret, for {TOKEN}"
+        plusofon.post(REVERSE_CALL).respond(json={"success": False, "message": message})
+        outcome = await client.call_to_auth(PHONE, HOOK_URL)
+        assert isinstance(outcome, Refused)
+        assert isinstance(outcome.error, ProviderRejected)
+        assert outcome.error.message == "bad hook •••, that is /hooks/plusofon/•••, for •••"
+        assert "a-made-up-secret" not in caplog.text
 
 
 class TestQuestions:

@@ -121,14 +121,19 @@ async def serving(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIte
 
 
 def make_client(
-    base_url: str, *, max_connections: int = 10, transport: AiohttpTransport | None = None
+    base_url: str,
+    *,
+    max_connections: int = 10,
+    transport: AiohttpTransport | None = None,
+    connect: float = CONNECT,
+    budget: float = BUDGET,
 ) -> PlusofonClient:
     return PlusofonClient(
         base_url=base_url,
         user_id="made-up-user",
         access_token=TOKEN,
-        connect_timeout=CONNECT,
-        timeout=BUDGET,
+        connect_timeout=connect,
+        timeout=budget,
         max_connections=max_connections,
         transport=transport,
     )
@@ -154,15 +159,40 @@ async def answer_each(conversation: Conversation) -> None:
 
 
 class NoAddress(AbstractResolver):
-    """Name servers that know no such name, without asking any."""
+    """Name servers that know no such name, the first ``failures`` times and after ``delay``, without asking any."""
+
+    def __init__(self, failures: float = float("inf"), *, delay: float = 0) -> None:
+        self._failures = failures
+        self._delay = delay
+        self.asked = 0
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        self.asked += 1
+        await asyncio.sleep(self._delay)
+        if self.asked <= self._failures:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [
+            ResolveResult(
+                hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
+            )
+        ]
 
     async def close(self) -> None:
         pass
+
+
+def asking(resolver: NoAddress) -> AiohttpTransport:
+    def open_session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=resolver))
+
+    return AiohttpTransport(client=open_session)
+
+
+def not_reached(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Tell the tries that failed for want of a connection."""
+    return [vars(record)["error"] for record in caplog.records if record.message == "plusofon.not_reached"]
 
 
 class TestNeverSent:
@@ -188,10 +218,7 @@ class TestNeverSent:
                 assert_never_sent(await call(client))
 
     async def test_a_name_without_an_address(self) -> None:
-        def open_session() -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=NoAddress()))
-
-        async with make_client("http://plusofon.test", transport=AiohttpTransport(client=open_session)) as client:
+        async with make_client("http://plusofon.test", transport=asking(NoAddress())) as client:
             assert_never_sent(await call(client))
 
     async def test_a_server_that_speaks_no_tls(self) -> None:
@@ -241,6 +268,115 @@ class TestNeverSent:
             assert_never_sent(await call(client))
             assert await first == Placed("call-1")
             assert len(server.requests) == 1
+
+
+class TestOneRetry:
+    """A connection that was never made is tried for once more, if the budget still has room for a whole one."""
+
+    async def test_a_name_that_is_found_the_second_time(self) -> None:
+        resolver = NoAddress(failures=1)
+        async with (
+            serving(answer_each) as server,
+            make_client(f"http://plusofon.test:{server.port}", transport=asking(resolver)) as client,
+        ):
+            assert await call(client) == Placed("call-1")
+            assert (resolver.asked, len(server.requests)) == (2, 1)
+
+    async def test_no_connection_is_tried_for_a_third_time(self) -> None:
+        resolver = NoAddress()
+        async with make_client("http://plusofon.test", transport=asking(resolver), budget=5) as client:
+            assert_never_sent(await call(client))
+        assert resolver.asked == 2
+
+    async def test_a_question_has_its_retry_too(self) -> None:
+        resolver = NoAddress()
+        async with make_client("http://plusofon.test", transport=asking(resolver), budget=2) as client:
+            with pytest.raises(ProviderUnavailable):
+                await client.get_balance()
+        assert resolver.asked == 2
+
+    async def test_a_port_that_begins_to_listen(self, caplog: pytest.LogCaptureFixture) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            async with make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", budget=2) as client:
+                calling = asyncio.create_task(call(client))
+                await until(lambda: not_reached(caplog) != [])
+                server = Server(answer_each)
+                async with await asyncio.start_server(server.accept, sock=listener):
+                    assert await calling == Placed("call-1")
+                    await server.stop()
+        assert len(server.requests) == 1
+
+    async def test_a_tls_handshake_that_is_cut(self) -> None:
+        async def cut(conversation: Conversation) -> None:
+            await conversation.read_some()
+            conversation.reset()
+
+        async with serving(cut) as server, make_client(f"https://127.0.0.1:{server.port}", budget=2) as client:
+            assert_never_sent(await call(client))
+            assert server.connections == 2
+
+    async def test_a_connection_that_takes_too_long(self) -> None:
+        async def swallow(conversation: Conversation) -> None:
+            await conversation.wait_for_the_client_to_leave()
+
+        async with (
+            serving(swallow) as server,
+            make_client(f"https://127.0.0.1:{server.port}", connect=0.1, budget=0.6) as client,
+        ):
+            started = monotonic()
+            assert_never_sent(await client.initiate_call(PHONE, PIN, Lang.RU, 2))
+            assert monotonic() - started < 0.6
+            assert server.connections == 2
+
+    async def test_none_where_the_budget_has_no_room_for_a_whole_connection(self) -> None:
+        """The first try takes 0.15 s, and what is left is less than a pause and the 0.2 s for a connection."""
+        resolver = NoAddress(delay=0.15)
+        async with make_client("http://plusofon.test", transport=asking(resolver)) as client:
+            assert_never_sent(await call(client))
+        assert resolver.asked == 1
+
+    async def test_none_for_want_of_a_place(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with (
+            serving(read_and_keep_silent) as server,
+            make_client(server.url, max_connections=1, connect=0.1, budget=1) as client,
+        ):
+            first = asyncio.create_task(call(client))
+            await until(lambda: len(server.requests) == 1)
+            assert_never_sent(await call(client))
+            assert not_reached(caplog) == ["PoolTimeout"]
+            first.cancel()
+
+    async def test_none_for_a_request_that_the_provider_has_no_time_for(self) -> None:
+        async def tell_to_wait(conversation: Conversation) -> None:
+            await conversation.read_request()
+            await conversation.answer(b"", status=b"429 Too Many Requests", extra=b"Retry-After: 1\r\n")
+
+        async with serving(tell_to_wait) as server, make_client(server.url, budget=5) as client:
+            assert_never_sent(await call(client))
+            assert server.connections == 1
+
+    @pytest.mark.parametrize("script", ["reset_at_once", "read_and_reset", "half_a_head", "half_a_body"])
+    async def test_none_for_a_request_that_may_have_been_written_however_much_time_is_left(self, script: str) -> None:
+        async with serving(globals()[script]) as server, make_client(server.url, budget=5) as client:
+            assert isinstance(await call(client), Unknown)
+            assert server.connections == 1
+
+    async def test_a_place_is_free_again_after_whatever_became_of_the_request(self) -> None:
+        resolver = NoAddress(failures=2)
+        async with (
+            serving(answer_each) as server,
+            make_client(
+                f"http://plusofon.test:{server.port}", transport=asking(resolver), max_connections=1, budget=2
+            ) as client,
+        ):
+            assert_never_sent(await call(client))
+            cancelled = [asyncio.create_task(call(client)) for _ in range(3)]
+            await asyncio.sleep(0)
+            for task in cancelled:
+                task.cancel()
+            await asyncio.gather(*cancelled, return_exceptions=True)
+            assert await call(client) == Placed("call-1")
 
 
 async def reset_at_once(conversation: Conversation) -> None:
@@ -375,14 +511,37 @@ class TestSentWithoutAnAnswer:
         assert sent < 16 * 1024 * 1024  # what fits into the buffers of two sockets
 
 
-class TestKeptConnections:
-    async def test_calls_share_a_connection(self) -> None:
+class TestConnections:
+    async def test_each_request_has_a_connection_of_its_own_and_says_so(self) -> None:
         async with serving(answer_each) as server, make_client(server.url) as client:
             for _ in range(3):
                 assert await call(client) == Placed("call-1")
-            assert (server.connections, len(server.requests)) == (1, 3)
+            assert (server.connections, len(server.requests)) == (3, 3)
+            assert all(b"\r\nconnection: close\r\n" in request.lower() for request in server.requests)
 
-    async def test_a_kept_connection_that_the_server_closed_is_not_used(self) -> None:
+    async def test_a_connection_that_the_server_would_keep_is_closed(self) -> None:
+        async with serving(answer_each) as server, make_client(server.url) as client:
+            await call(client)
+            await until(lambda: server.open_connections == 0)
+
+    @pytest.mark.parametrize("pause", [0, 0.02])
+    async def test_a_second_answer_is_not_taken_for_the_next_request_s(self, pause: float) -> None:
+        """It would give a person the code, or a call the fate, of another."""
+
+        async def answer_twice(conversation: Conversation) -> None:
+            call_id = f"call-{server.connections}"
+            while True:
+                await conversation.read_request()
+                await conversation.place(call_id)
+                await asyncio.sleep(pause)
+                await conversation.place(f"second-answer-of-{call_id}")
+
+        async with serving(answer_twice) as server, make_client(server.url) as client:
+            for number in (1, 2, 3):
+                assert await call(client) == Placed(f"call-{number}")
+                await asyncio.sleep(0.05)
+
+    async def test_a_connection_that_the_server_closed_is_not_used(self) -> None:
         async def answer_once(conversation: Conversation) -> None:
             await conversation.read_request()
             await conversation.place("call-1")
@@ -393,37 +552,6 @@ class TestKeptConnections:
             await asyncio.sleep(0.02)  # for the client to see it
             assert await call(client) == Placed("call-1")
             assert (server.connections, len(server.requests)) == (2, 2)
-
-    @pytest.mark.parametrize("leave", [lambda _: None, Conversation.reset], ids=["close", "reset"])
-    async def test_a_call_on_a_kept_connection_that_dies_is_not_sent_on_another(
-        self, leave: Callable[[Conversation], None]
-    ) -> None:
-        async def answer_the_first_only(conversation: Conversation) -> None:
-            await conversation.read_request()
-            await conversation.place("call-1")
-            await conversation.read_request()
-            leave(conversation)
-
-        async with serving(answer_the_first_only) as server, make_client(server.url) as client:
-            assert await call(client) == Placed("call-1")
-            assert isinstance(await call(client), Unknown)
-            await asyncio.sleep(0.05)
-            assert (server.connections, len(server.requests)) == (1, 2)
-
-    async def test_the_same_holds_where_the_first_byte_never_arrives(self) -> None:
-        """The server closes at the very moment the client writes: the common race of kept connections."""
-
-        async def answer_and_reset_on_the_next_byte(conversation: Conversation) -> None:
-            await conversation.read_request()
-            await conversation.place("call-1")
-            await conversation.read_some(1)
-            conversation.reset()
-
-        async with serving(answer_and_reset_on_the_next_byte) as server, make_client(server.url) as client:
-            assert await call(client) == Placed("call-1")
-            assert isinstance(await call(client), Unknown)
-            await asyncio.sleep(0.05)
-            assert (server.connections, len(server.requests)) == (1, 1)
 
 
 class TestAnswersThatAreOdd:

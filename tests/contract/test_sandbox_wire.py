@@ -398,8 +398,11 @@ async def test_a_phone_shows_its_calls_however_it_is_spelled(spelling: str) -> N
         "calls": [
             {
                 "call_id": call.call_id,
+                "channel": "voice",
                 "status": "completed",
                 "heard": call.heard,
+                "caller": None,
+                "dial": None,
                 "lang": "en",
                 "repeat": 1,
                 "placed_at": call.placed_at.isoformat().replace("+00:00", "Z"),
@@ -430,4 +433,4 @@ async def test_the_magic_numbers_are_listed_with_what_they_do() -> None:
         "phone": "+79000000001",
         "effect": "The line is busy; the code is never heard.",
     }
-    assert len(answer.json()["numbers"]) == 9
+    assert len(answer.json()["numbers"]) == 14

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
 from app.verification.errors import VerificationError
-from app.verification.model import CallState, CallStatus, Channel, CheckResult, Verification
+from app.verification.model import CallState, CallStatus, CheckResult, Verification
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import Guess, NewCall, Reading, VerificationStore
+from app.verification.ports import CallReport, Guess, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -67,6 +68,7 @@ class Actor:
             channel=Channel.VOICE,
             code_digest=code,
             code_length=6,
+            checks=POLICY.checks,
         )
         verification = (await self.store.start(call, POLICY)).verification
         self.known.append(verification)
@@ -78,8 +80,8 @@ class Actor:
     async def check_by_phone(self, phone: Phone, purpose: str, code: bytes) -> CheckResult:
         return await self.store.check_by_phone(phone, purpose, Guess(client="shop", candidates=[code]), POLICY)
 
-    async def read(self, age: int) -> Reading:
-        return await self.store.read("shop", self.id(age), POLICY)
+    async def read(self, age: int) -> Verification:
+        return await self.store.read(self.id(age), client="shop")
 
     async def cancel(self, age: int) -> Verification:
         return await self.store.cancel("shop", self.id(age))
@@ -88,12 +90,14 @@ class Actor:
         if not self.known:
             return None
         verification = self.known[-1 - age % len(self.known)]
-        return await self.store.record_call(verification, verification.calls[-1].serial, CallState(status), "ref")
+        report = CallReport(state=CallState(status), ref="ref")
+        recorded = await self.store.record_call(verification, verification.calls[-1].serial, report)
+        return self.tell(recorded.verification), recorded.ended
 
     async def take_back(self, age: int) -> object:
         if self.known:
             verification = self.known[-1 - age % len(self.known)]
-            await self.store.take_back(verification, verification.calls[-1].serial)
+            return await self.store.take_back(verification, verification.calls[-1].serial, POLICY)
         return None
 
     def age(self, duration: timedelta) -> None:
@@ -113,11 +117,10 @@ class Actor:
 
     def tell(self, answer: object) -> object:
         match answer:
-            case Reading(verification, lookup_due):
-                return self.tell(verification), lookup_due
             case Verification():
                 derived = (answer.status, answer.expires_in, answer.resend_in)
-                kept = (answer.calls_placed, answer.calls_left, answer.checks_left, answer.calls)
+                calls = [(call.serial, call.state, call.ref, call.channel) for call in answer.calls]
+                kept = (answer.calls_placed, answer.calls_left, answer.checks_left, calls)
                 return self.number(answer.id), derived, kept
             case CheckResult():
                 return self.anonymous(asdict(answer))

@@ -13,6 +13,7 @@ from app.store.keys import name_limit
 from app.store.limits import RedisLimits
 from app.store.scripts import ScriptRunner
 from app.store.stats import DayStats, RedisStats
+from app.verification.channel import Channel
 from app.verification.errors import BalanceTooLow, ProviderRejected, StoreUnavailable
 from app.verification.happenings import (
     CallEnded,
@@ -23,7 +24,7 @@ from app.verification.happenings import (
     VerificationCanceled,
     VerificationStarted,
 )
-from app.verification.model import CallStatus, Channel, Status
+from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance, Limit
 
 PRICE = Decimal("2.50")

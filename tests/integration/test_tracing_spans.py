@@ -20,8 +20,9 @@ from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
 from app.telemetry.tracing import Tracing
+from app.verification.channel import Channel
 from app.verification.errors import ProviderUnavailable
-from app.verification.model import CallState, CallStatus, Channel, Refused
+from app.verification.model import CallState, CallStatus, Refused
 from tests.fakes import FakeSender
 from tests.integration.conftest import run, sandbox_settings
 from tests.unit.test_metrics_series import ORDER

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
 from app.telemetry.metrics import Metrics
+from app.verification.channel import Channel
 from app.verification.errors import (
     BalanceTooLow,
     ProviderError,
@@ -29,7 +30,7 @@ from app.verification.happenings import (
     VerificationCanceled,
     VerificationStarted,
 )
-from app.verification.model import CallState, CallStatus, Channel, Lang, Placed, Refused, Status, Unknown
+from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Status, Unknown
 from app.verification.phone import Phone
 from app.verification.ports import CallName, CallOrder
 from tests.fakes import FakeSender
@@ -41,6 +42,7 @@ ORDER = CallOrder(
     code="123456",
     lang=Lang.RU,
     repeat=2,
+    within=10,
 )
 
 

@@ -184,6 +184,106 @@ class TestRefusals:
         assert error.message == shown
 
 
+class TestFlashCall:
+    @pytest.mark.parametrize(
+        ("data", "placed"),
+        [
+            ({"key": "abc"}, Placed("abc")),
+            ({"key": 17}, Placed("17")),
+            ({"key": "abc", "pin": None}, Placed("abc")),
+            ({"key": "abc", "pin": ""}, Placed("abc")),
+            ({"key": "abc", "pin": "0042"}, Placed("abc", code="0042")),
+            ({"key": "abc", "pin": 4200}, Placed("abc", code="4200")),
+            ({"key": "abc", "pin": "1234", "operator": "MTS"}, Placed("abc", code="1234", operator="mts")),
+        ],
+        ids=repr,
+    )
+    def test_a_success_with_a_key_is_a_placed_call(self, data: object, placed: Placed) -> None:
+        assert wire.parse_flash_call(answer({"success": True, "data": data})) == placed
+
+    @pytest.mark.parametrize(
+        "pin",
+        ["123", "12345", "12 34", "abcd", "\u0661\u0662\u0663\u0664", "1234\n", 42, 12345, -123, 1234.5, True, [1234]],
+        ids=repr,
+    )
+    def test_a_pin_that_is_no_code_of_four_digits_leaves_the_code_unknown(self, pin: object) -> None:
+        with pytest.raises(Unclear) as caught:
+            wire.parse_flash_call(answer({"success": True, "data": {"key": "abc", "pin": pin}}))
+        assert not re.search(r"\d", caught.value.why)
+
+    @pytest.mark.parametrize(
+        "data", [None, [], {}, {"key": None}, {"key": ""}, {"key": True}, {"call_id": "abc"}], ids=repr
+    )
+    def test_a_success_without_a_usable_key_may_have_been_a_call(self, data: object) -> None:
+        with pytest.raises(Unclear):
+            wire.parse_flash_call(answer({"success": True, "data": data}))
+
+    @pytest.mark.parametrize(
+        ("operator", "shown"),
+        [
+            ("MTS", "mts"),
+            (" Мегафон\n", "мегафон"),
+            ("T\x00e\u200ble2  RUS", "tele2 rus"),
+            ("x" * 100, "x" * 64),
+            ("\u0130" * 64, "i\u0307" * 32),
+            ("", None),
+            (" \u200b", None),
+            (None, None),
+            (25001, None),
+            ({"name": "mts"}, None),
+        ],
+        ids=repr,
+    )
+    def test_an_operator_is_made_fit_to_be_compared(self, operator: object, shown: str | None) -> None:
+        placed = wire.parse_flash_call(answer({"success": True, "data": {"key": "abc", "operator": operator}}))
+        assert placed.operator == shown
+
+
+class TestReverseCall:
+    @pytest.mark.parametrize(
+        ("spelled", "dial"),
+        [
+            ("88005553535", "+78005553535"),
+            ("78005553535", "+78005553535"),
+            ("+78005553535", "+78005553535"),
+            (78005553535, "+78005553535"),
+            ("8 (495) 123-45-67", "+74951234567"),
+            ("+7\u00a0495\u2013123.45.67", "+74951234567"),
+            ("79001234567", "+79001234567"),
+            ("8 804 333 00 00", "+78043330000"),
+        ],
+        ids=repr,
+    )
+    def test_the_number_to_dial_may_be_spelled_in_any_way_and_be_of_any_kind(self, spelled: object, dial: str) -> None:
+        placed = wire.parse_reverse_call(answer({"success": True, "data": {"key": "abc", "phone": spelled}}))
+        assert placed == Placed("abc", dial=Phone(dial))
+
+    @pytest.mark.parametrize(
+        "phone",
+        [
+            *(None, "", "112", "0", True, 7.5, ["88005553535"], "8800555353", "880055535355", "call me"),
+            *("+88005553535", "+442079460000", "++78005553535", "7+8005553535", "\u0668\u0668005553535"),
+            *("88005553535,9", "8 800 555 35 35 #1", "88005553535;ext=1"),
+            *("88091234567", "+78031234567"),  # premium
+            *("87011234567", "+76001234567"),  # Kazakhstan
+        ],
+        ids=repr,
+    )
+    def test_a_number_that_nobody_should_dial_is_a_refusal(self, phone: object) -> None:
+        with pytest.raises(ProviderRejected) as caught:
+            wire.parse_reverse_call(answer({"success": True, "data": {"key": "abc", "phone": phone}}))
+        assert not re.search(r"\d", caught.value.message)
+
+    @pytest.mark.parametrize("key", [None, "", True, "a\nb", "x" * 129], ids=repr)
+    def test_without_a_key_the_call_could_not_be_told_when_it_comes(self, key: object) -> None:
+        with pytest.raises(ProviderRejected):
+            wire.parse_reverse_call(answer({"success": True, "data": {"key": key, "phone": "88005553535"}}))
+
+    def test_without_a_verdict_it_is_unclear(self) -> None:
+        with pytest.raises(Unclear):
+            wire.parse_reverse_call(answer({"data": {"key": "abc", "phone": "88005553535"}}))
+
+
 class TestCallState:
     @pytest.mark.parametrize(
         ("word", "status"),
@@ -326,7 +426,24 @@ class TestRedaction:
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 KEYS = (
-    st.sampled_from(["success", "data", "call_id", "message", "error", "code", "status", "balance", "id"]) | st.text()
+    st.sampled_from(
+        [
+            "success",
+            "data",
+            "call_id",
+            "key",
+            "pin",
+            "operator",
+            "phone",
+            "message",
+            "error",
+            "code",
+            "status",
+            "balance",
+            "id",
+        ]
+    )
+    | st.text()
 )
 JSON = st.recursive(
     LEAVES | st.sampled_from([PIN, TOKEN, "89001234567"]),
@@ -371,6 +488,18 @@ async def test_a_success_with_arbitrary_data_is_placed_or_unknown_but_never_refu
     async with client_answered(status, body) as client:
         outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
     assert isinstance(outcome, Placed | Unknown)
+
+
+@given(status=STATUSES, data=JSON | st.dictionaries(st.sampled_from(["key", "pin", "operator", "phone"]), JSON))
+async def test_no_success_whatever_crashes_another_channel(status: int, data: object) -> None:
+    """A flash call may have been placed by any of them; a reverse call without a number never was."""
+    body = json.dumps({"success": True, "data": data}).encode()
+    async with client_answered(status, body) as client:
+        flash = await client.send_flash_call(PHONE, "0421")
+        reverse = await client.call_to_auth(PHONE, "https://service.test/hooks/made-up")
+    assert isinstance(flash, Placed | Unknown)
+    assert isinstance(reverse, Placed | Refused)
+    assert not isinstance(reverse, Placed) or reverse.dial
 
 
 @given(status=STATUSES, body=BODIES)

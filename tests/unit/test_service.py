@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.verification.channel import Channel
 from app.verification.code import CodeDigester
 from app.verification.errors import (
     BalanceTooLow,
@@ -15,18 +16,18 @@ from app.verification.errors import (
     CallCooldown,
     NotAllowed,
     PhoneNotCallable,
+    ProviderError,
     ProviderRejected,
     ProviderUnavailable,
     RateLimited,
     StoreUnavailable,
-    VerificationNotFound,
 )
 from app.verification.fixed_codes import FixedCode, FixedCodes
+from app.verification.happenings import CallEnded, CallPlaced, CallRefused, CodeChecked, Happening, LimitHit
 from app.verification.model import (
     CallOutcome,
     CallState,
     CallStatus,
-    Channel,
     Lang,
     Placed,
     Refused,
@@ -37,9 +38,9 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import CallOrder, CallSender
+from app.verification.ports import CallName, CallOrder, CallSender, Confirmation
 from app.verification.service import Policies, StartRequest, VerificationService
-from tests.fakes import FakeAccounts, FakeGuard, FakeLimits, FakeSender, FakeVerificationStore
+from tests.fakes import FakeAccounts, FakeGuard, FakeLimits, FakeQueue, FakeSender, FakeVerificationStore
 
 PHONE = "8 (900) 123-45-67"
 TEST_PHONE = Phone("+79000000099")
@@ -56,6 +57,8 @@ class World:
         self.sender = FakeSender()
         self.senders: dict[Channel, CallSender] = {Channel.VOICE: self.sender}
         self.accounts = FakeAccounts()
+        self.queue = FakeQueue()
+        self.happened: list[Happening] = []
         self.guard = FakeGuard()
         self.today = date(2030, 1, 1)
         fixed = {TEST_PHONE: FixedCode("1234", until=date(2030, 1, 31))}
@@ -65,6 +68,8 @@ class World:
             guard=self.guard,
             senders=self.senders,
             accounts=self.accounts,
+            queue=self.queue,
+            observe=self.happened.append,
             digester=CodeDigester([b"k" * 32]),
             policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
             fixed_codes=FixedCodes(fixed, lambda: self.today),
@@ -231,36 +236,107 @@ async def test_a_refusal_is_told_even_if_it_cannot_be_taken_back(world: World) -
         await world.start()
 
 
-async def test_reading_asks_the_provider_once_an_interval(world: World) -> None:
+async def test_reading_asks_nobody(world: World) -> None:
     verification = await world.start()
-
-    first = await world.service.read(client="shop", verification_id=verification.id)
-    await world.service.read(client="shop", verification_id=verification.id)
-
-    assert [call.state for call in first.calls] == [CallState(CallStatus.RINGING)]
-    assert world.sender.lookups == 1
-
-
-async def test_a_provider_that_does_not_answer_is_no_reason_not_to(world: World) -> None:
-    verification = await world.start()
-    world.sender.state = ProviderUnavailable(retry_after=5)
 
     read = await world.service.read(client="shop", verification_id=verification.id)
 
-    assert [call.state.status for call in read.calls] == [CallStatus.INITIATED]
+    assert [call.state for call in read.calls] == [CallState(CallStatus.INITIATED)]
+    assert world.sender.lookups == 0
 
 
-async def test_what_expires_during_a_look_up_is_not_found(world: World) -> None:
+async def test_a_call_that_its_server_did_not_live_to_record_is_unconfirmed(world: World) -> None:
+    """Whether it died before or after the call was placed, nobody knows; the code verifies if it was heard."""
+    world.store.available = True
+
+    class Dies(FakeSender):
+        async def place(self, order: CallOrder) -> CallOutcome:
+            await super().place(order)
+            raise asyncio.CancelledError
+
+    world.senders[Channel.VOICE] = sender = Dies()
+    with pytest.raises(asyncio.CancelledError):
+        await world.start()
+    (name,) = world.store.records
+    assert await call_status(world, name) is CallStatus.INITIATED
+    world.store.advance(Policy().patience + timedelta(seconds=1))
+
+    assert await call_status(world, name) is CallStatus.UNCONFIRMED
+    result = await world.service.check_by_id(client="shop", verification_id=name, code=spoken(sender.calls[0]))
+    assert result.status is Status.VERIFIED
+
+
+async def call_status(world: World, verification_id: str) -> CallStatus:
+    read = await world.service.read(client="shop", verification_id=verification_id)
+    return read.calls[-1].state.status
+
+
+async def test_a_placed_call_is_followed_to_its_end(world: World) -> None:
+    verification = await world.start()
+    (name,) = world.queue.scheduled
+
+    assert name == CallName(verification.id, 1)
+    assert not await world.service.follow(name)
+    assert await call_status(world, verification.id) is CallStatus.RINGING
+    world.sender.state = CallState(CallStatus.COMPLETED)
+    assert await world.service.follow(name)
+    assert await world.service.follow(name)
+    assert await call_status(world, verification.id) is CallStatus.COMPLETED
+    assert world.happened.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
+
+
+async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
+    verification = await world.start()
+    world.sender.state = ProviderUnavailable(retry_after=5)
+
+    with pytest.raises(ProviderUnavailable):
+        await world.service.follow(CallName(verification.id, 1))
+
+
+async def test_what_is_gone_needs_no_following(world: World) -> None:
+    verification = await world.start()
+    assert await world.service.follow(CallName(verification.id, 2))
+    world.store.advance(Policy().lifetime)
+
+    assert await world.service.follow(CallName(verification.id, 1))
+
+
+async def test_what_expires_during_a_look_up_needs_no_following(world: World) -> None:
     verification = await world.start()
 
     class Slow(FakeSender):
         async def look_up(self, call_ref: str) -> CallState | None:
             world.store.advance(Policy().lifetime)
-            return CallState(CallStatus.COMPLETED)
+            return CallState(CallStatus.RINGING)
 
     world.senders[Channel.VOICE] = Slow()
-    with pytest.raises(VerificationNotFound):
-        await world.service.read(client="shop", verification_id=verification.id)
+    assert await world.service.follow(CallName(verification.id, 1))
+
+
+async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: World) -> None:
+    world.sender.outcome = Unknown("no answer", call_ref="ours")
+    verification = await world.start()
+    name = CallName(verification.id, 1)
+    assert list(world.queue.scheduled) == [name]
+    world.sender.state = None
+
+    assert await world.service.follow(name)
+    assert await world.service.follow(name)
+
+    assert not world.store.records
+    assert world.guard.calls == []
+    world.sender.outcome = None
+    await world.start()  # no cooldown is left
+
+
+async def test_an_unclear_call_that_was_placed_is_confirmed(world: World) -> None:
+    world.sender.outcome = Unknown("no answer", call_ref="ours")
+    verification = await world.start()
+    assert verification.calls[-1].state.status is CallStatus.UNCONFIRMED
+
+    await world.service.follow(CallName(verification.id, 1))
+
+    assert await call_status(world, verification.id) is CallStatus.RINGING
 
 
 async def test_an_unreadable_balance_is_unknown_and_the_accounts_are_told(world: World) -> None:
@@ -403,3 +479,187 @@ async def test_what_the_guard_blocks_is_not_called_and_takes_nothing(world: Worl
 
 def wrong(code: str) -> str:
     return code[:-1] + str((int(code[-1]) + 1) % 10)
+
+
+class Choice(World):
+    """A world with all channels, the voice and the flash call of one provider, the reverse call of another."""
+
+    def __init__(self, **policy: Any) -> None:  # noqa: ANN401 - fields of a policy
+        super().__init__(replace(Policy(), channels=tuple(Channel), **policy))
+        self.flash, self.reverse = FakeSender(), FakeSender("other")
+        self.senders |= {Channel.FLASH_CALL: self.flash, Channel.REVERSE_CALL: self.reverse}
+
+    @property
+    def placed(self) -> tuple[int, int, int]:
+        return len(self.sender.calls), len(self.flash.calls), len(self.reverse.calls)
+
+
+async def test_the_next_channel_is_tried_when_one_refuses() -> None:
+    world = Choice()
+    world.sender.outcome = Refused(ProviderRejected("not to this number"))
+
+    verification = await world.start()
+
+    assert verification.channel is Channel.FLASH_CALL
+    assert (verification.code_length, verification.calls_placed, verification.checks_left) == (4, 1, 3)
+    assert world.placed == (1, 1, 0)
+    refused, spoken_last = spoken(world.sender.calls[0]), spoken(world.flash.calls[0])
+    wrong = await world.service.check_by_id(client="shop", verification_id=verification.id, code=refused)
+    assert wrong.status is Status.PENDING
+    right = await world.service.check_by_id(client="shop", verification_id=verification.id, code=spoken_last)
+    assert right.status is Status.VERIFIED
+    assert world.happened[:2] == [
+        CallRefused(Channel.VOICE, world.sender.outcome.error),
+        CallPlaced(Channel.FLASH_CALL, CallStatus.INITIATED),
+    ]
+
+
+@pytest.mark.parametrize("outcome", [Unknown("time-out"), None])
+async def test_a_call_that_may_have_been_placed_is_never_followed_by_another(outcome: CallOutcome | None) -> None:
+    world = Choice()
+    world.sender.outcome = outcome
+
+    await world.start()
+
+    assert world.placed == (1, 0, 0)
+
+
+@pytest.mark.parametrize("error", [ProviderUnavailable(retry_after=5), BalanceTooLow()])
+async def test_a_provider_that_fails_is_not_tried_by_another_channel_but_another_provider_is(
+    error: ProviderError,
+) -> None:
+    world = Choice()
+    world.sender.outcome = Refused(error)
+
+    verification = await world.start()
+
+    assert world.placed == (1, 0, 1)
+    assert verification.channel is Channel.REVERSE_CALL
+
+
+async def test_when_all_refuse_nothing_is_left_and_the_last_reason_is_told() -> None:
+    world = Choice()
+    for place, sender in enumerate((world.sender, world.flash, world.reverse)):
+        sender.outcome = Refused(ProviderRejected(f"no {place}"))
+
+    with pytest.raises(ProviderRejected, match="no 2"):
+        await world.start()
+
+    assert world.placed == (1, 1, 1)
+    assert not world.store.records
+    assert not world.guard.calls
+
+
+async def test_a_channel_that_is_not_ready_is_left_out_before_anything_is_taken() -> None:
+    world = Choice()
+    world.sender.unready = ProviderUnavailable(retry_after=9)
+
+    assert (await world.start()).channel is Channel.FLASH_CALL
+
+    for sender in (world.flash, world.reverse):
+        sender.unready = BalanceTooLow()
+    with pytest.raises(ProviderUnavailable):
+        await world.start(purpose="password_reset", phone="+79031234567")
+    assert len(world.store.records) == 1
+
+
+async def test_the_channel_that_is_asked_for_is_the_only_one() -> None:
+    world = Choice()
+    world.flash.outcome = Refused(ProviderRejected("no"))
+
+    with pytest.raises(ProviderRejected):
+        await world.start(channels=(Channel.FLASH_CALL,))
+
+    assert world.placed == (0, 1, 0)
+
+
+async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
+    world = Choice()
+    first = await world.start()
+    world.sender.state = CallState(CallStatus.NO_ANSWER)
+    await world.service.follow(CallName(first.id, 1))
+    world.store.advance(timedelta(minutes=2))
+
+    second = await world.start()
+
+    assert (second.id, second.channel, second.calls_placed) == (first.id, Channel.FLASH_CALL, 2)
+
+
+async def test_a_rule_for_an_operator_decides_and_the_operator_is_remembered() -> None:
+    world = Choice(operator_channels={"mts": Channel.REVERSE_CALL})
+    assert (await world.start(phone="+79101234567")).channel is Channel.REVERSE_CALL
+
+    world.flash.outcome = Placed("ref", operator="mts")
+    ported = await world.start(phone="+79031234567", channels=(Channel.FLASH_CALL,))
+    assert ported.channel is Channel.FLASH_CALL
+    world.store.advance(timedelta(minutes=2))
+    assert (await world.start(phone="+79031234567")).channel is Channel.REVERSE_CALL
+
+
+async def test_a_code_that_the_provider_chose_is_the_one_that_counts() -> None:
+    world = Choice()
+    world.flash.outcome = Placed("ref", code="7391")
+    verification = await world.start(channels=(Channel.FLASH_CALL,))
+
+    result = await world.service.check_by_id(client="shop", verification_id=verification.id, code="7391")
+
+    assert result.status is Status.VERIFIED
+
+
+async def test_a_code_that_the_provider_chose_and_nobody_could_store_is_told_as_a_failure() -> None:
+    """The caller must not wait for a code that nobody can check."""
+    world = Choice()
+
+    class StoreGoesAway(FakeSender):
+        async def place(self, order: CallOrder) -> CallOutcome:
+            world.store.available = False
+            return Placed("ref", code="7391")
+
+    world.senders[Channel.FLASH_CALL] = StoreGoesAway()
+    with pytest.raises(StoreUnavailable):
+        await world.start(channels=(Channel.FLASH_CALL,))
+
+
+async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None:
+    world = Choice(earliest_dial=timedelta())
+    world.reverse.outcome = Placed("key-1", dial=Phone("+78005550100"))
+    verification = await world.start(channels=(Channel.REVERSE_CALL,))
+    name = CallName(verification.id, 1)
+
+    assert verification.code_length is None
+    assert verification.calls[-1].dial == Phone("+78005550100")
+    assert world.reverse.calls[0].code is None
+
+    async def check() -> Status:
+        return (await world.service.check_by_id(client="shop", verification_id=verification.id, code=None)).status
+
+    assert await check() is Status.PENDING
+    stranger = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79031234567"))
+    assert stranger is Confirmation.NOT_THE_CALLER
+    confirmed = await world.service.confirm_reverse_call(name, ref="key-1", caller=verification.phone)
+    assert confirmed is Confirmation.CONFIRMED
+    assert await check() is Status.VERIFIED
+    assert world.happened.count(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED)) == 1
+    assert CodeChecked(Status.PENDING) not in world.happened
+
+
+async def test_a_hook_of_a_verification_that_never_was_finds_nothing(world: World) -> None:
+    name = CallName("vrf_00000000000000000000000", 1)
+
+    confirmation = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79001234567"))
+
+    assert confirmation is Confirmation.NOT_FOUND
+
+
+async def test_what_limits_refuse_is_told() -> None:
+    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    await world.start()
+    with pytest.raises(CallCooldown):
+        await world.start()
+    with pytest.raises(CallBudgetExhausted):
+        await world.start(phone="+79031234567")
+    world.guard.blocked.add("+79051234567")
+    with pytest.raises((RateLimited, CallBudgetExhausted)):
+        await world.start(phone="+79051234567")
+
+    assert world.happened[2:4] == [LimitHit("call_cooldown"), LimitHit("calls_per_day")]

@@ -1,5 +1,6 @@
 """Settings: closed by default, one sentence per mistake, no secret in any."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,12 @@ def test_the_sandbox_refuses_a_real_provider(monkeypatch: pytest.MonkeyPatch) ->
         ("PHONE_DENIED_PREFIXES", "900"),
         ("LOG_LEVEL", "loud"),
         ("LIMIT_CALLS_PER_DAY", "0"),
+        ("MIN_BALANCE_RUB", "much"),
+        ("MIN_BALANCE_RUB", "-1"),
+        ("WARN_BALANCE_RUB", "NaN"),
+        ("WARN_BALANCE_RUB", "9.99"),
+        ("MIN_BALANCE_RUB", "100.01"),
+        ("WATCH_PER_SECOND", "0"),
         ("ADMIN_KEYS", "operator"),
         ("TEST_NUMBERS", "+79001234567"),
         ("TEST_NUMBERS", "+79001234567=12"),
@@ -144,6 +151,21 @@ def test_what_is_wrong_and_what_is_missing_are_told_together(monkeypatch: pytest
     found = mistakes(monkeypatch, **{**_without("REDIS_URL"), "CODE_LENGTH": "9", "PORT": "x"})
 
     assert {sentence.split()[0] for sentence in found} == {"REDIS_URL", "CODE_LENGTH", "PORT"}
+
+
+def test_the_balances_are_read_to_the_kopeck(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch, MODE="sandbox", MIN_BALANCE_RUB="49.99", WARN_BALANCE_RUB="50.01", WATCH_PER_SECOND="7"
+    )
+
+    assert (settings.min_balance_rub, settings.warn_balance_rub) == (Decimal("49.99"), Decimal("50.01"))
+    assert settings.watch.per_second == 7
+
+
+def test_a_warning_below_the_minimum_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = mistakes(monkeypatch, MODE="sandbox", MIN_BALANCE_RUB="200")
+
+    assert found == ["WARN_BALANCE_RUB must be at least MIN_BALANCE_RUB."]
 
 
 def test_the_keys_of_tokens_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -211,7 +233,7 @@ def test_a_client_differs_from_everybody_in_what_it_says_alone(monkeypatch: pyte
 
 def test_fewer_guesses_are_allowed_for_shorter_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     for length, allowed in ((4, 15), (5, 30), (6, 50)):
-        policy = make_policies(load(monkeypatch, MODE="sandbox", CODE_LENGTH=str(length))).default
+        policy = make_policies(load(monkeypatch, MODE="sandbox", CODE_LENGTH=str(length), CHANNELS="voice")).default
         assert policy.failed_checks_per_phone.count == allowed
 
 

@@ -1,6 +1,6 @@
 -- Call a pending verification off.
 --
--- KEYS    1 record
+-- KEYS    1 record   2 stream of events, if the client has a webhook
 -- ARGV    1 client
 -- RETURN  {'canceled', now, expires, record}   now or before
 --         {'locked', ms to wait}
@@ -17,6 +17,9 @@ elseif record.s == 'locked' then
   return {'locked', redis.call('PEXPIRETIME', key) - now}
 end
 
-redis.call('HSET', key, 's', 'canceled')
-drop_codes(key, record)
+if not record.s then
+  redis.call('HSET', key, 's', 'canceled')
+  drop_codes(key, record)
+  tell(key, 'verification.canceled', KEYS[2])
+end
 return {'canceled', int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}

@@ -1,11 +1,15 @@
 -- Check a code: it exists, is not final, count, compare, consume - in one step, so that of N right ones just one verifies.
 --
 -- KEYS    1 record, or phone where ARGV[2] is given   2… sorted sets of further limits of failed checks
+--         and last the stream of events, if ARGV[4] says so
 -- ARGV    1 client   2 purpose, where the verification is to be found by phone, else ''   3 token of this check
---         4 number of candidates, and they: code digests…
+--         4 1 if the client has a webhook, else 0   5 number of candidates, and they: code digests… (none: no code was
+--         given, and the question is whether the person has dialled the number of a reverse call)
 --         for the phone, then for each of KEYS 2…: name, failed checks allowed, in how many ms
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
 --         {'wrong', rest of the id, {…}, checks left}
+--         {'waiting', rest of the id, {}, checks left}     without a code: not yet
+--         {'code_needed'}                                  without a code: there is no reverse call
 --         {'exhausted', rest of the id, {…}, ms to wait}   locked by this check
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
@@ -32,7 +36,9 @@ elseif record.s == 'locked' then
   return {'locked', redis.call('PEXPIRETIME', key) - now}
 end
 
-local first_candidate, candidates = 5, tonumber(ARGV[4])
+local events = ARGV[4] == '1' and KEYS[#KEYS] or nil
+local limits = events and #KEYS - 1 or #KEYS
+local first_candidate, candidates = 6, tonumber(ARGV[5])
 local first_limit = first_candidate + candidates
 local phone_key = record_key(key, 'p:' .. record.q)
 local failed = recent(redis.call('HGET', phone_key, 'b'), now, ARGV[first_limit + 2])
@@ -41,16 +47,34 @@ local function is_live(serial)
   return record['x' .. serial] and tonumber(record['x' .. serial]) > now
 end
 
+local function verify(left)
+  redis.call('HSET', key, 's', 'verified')
+  drop_codes(key, record)
+  tell(key, 'verification.verified', events)
+  return {'verified', rest_of_id(key), left, record.u, record.p, record.z and 1 or 0}
+end
+
+if candidates == 0 then
+  local reverse = false
+  for serial = 1, record.n do
+    if record['k' .. serial] and is_live(serial) then
+      return verify({})
+    end
+    reverse = reverse or record['i' .. serial]
+  end
+  return reverse and {'waiting', rest_of_id(key), {}, record.g - (record.b or 0)} or {'code_needed'}
+end
+
 -- A guess is held against every live code, so for the phone it counts once for each: else whoever has three codes made
 -- before guessing would be three times as lucky on the same budget.
 local comparisons = 0
 for serial = 1, record.n do
-  comparisons = comparisons + (is_live(serial) and 1 or 0)
+  comparisons = comparisons + (record['d' .. serial] and is_live(serial) and 1 or 0)
 end
 comparisons = math.max(1, comparisons)
 
 local left = {}
-for i = 1, #KEYS do
+for i = 1, limits do
   local at = first_limit + 3 * (i - 1)
   local count, period = tonumber(ARGV[at + 1]), ARGV[at + 2]
   local inside, wait
@@ -65,21 +89,23 @@ for i = 1, #KEYS do
   left[i] = count - inside
 end
 
-local function is_right(candidate)
+local function find(candidate)
   local held = held_digest(key, candidate)
   for serial = 1, record.n do
     if record['d' .. serial] == held and is_live(serial) then
-      return true
+      return serial
     end
   end
-  return false
 end
 
 for i = first_candidate, first_limit - 1 do
-  if is_right(ARGV[i]) then
-    redis.call('HSET', key, 's', 'verified')
-    drop_codes(key, record)
-    return {'verified', rest_of_id(key), left, record.u, record.p, record.z and 1 or 0}
+  local serial = find(ARGV[i])
+  if serial then
+    -- Whoever knows the code has heard it, whatever the provider has told of the call so far.
+    if STAGE[record['t' .. serial]] < STAGE.answered then
+      redis.call('HSET', key, 't' .. serial, 'answered')
+    end
+    return verify(left)
   end
 end
 
@@ -90,7 +116,7 @@ if not record.z then
   left[1] = math.max(0, ARGV[first_limit + 1] - #failed)
   redis.call('HSET', phone_key, 'b', write_log(failed))
   keep_until(phone_key, now + ARGV[first_limit + 2])
-  for i = 2, #KEYS do
+  for i = 2, limits do
     left[i] = left[i] - 1
     count_in_set(KEYS[i], now, ARGV[3], ARGV[first_limit + 3 * (i - 1) + 2])
   end
@@ -98,8 +124,10 @@ end
 
 local checks_left = record.g - redis.call('HINCRBY', key, 'b', 1)
 if checks_left > 0 then
+  tell(key, nil, events)
   return {'wrong', rest_of_id(key), left, checks_left}
 end
 redis.call('HSET', key, 's', 'locked')
 drop_codes(key, record)
+tell(key, 'verification.locked', events)
 return {'exhausted', rest_of_id(key), left, redis.call('PEXPIRETIME', key) - now}

@@ -1,19 +1,26 @@
 -- What every script shares: the clock, the names of keys, and the fields of a record. Put in front of each script.
 --
 -- pv:{bucket}:<rest of the id>    hash: one verification. Field names are one letter because 500 bytes is all one may cost.
---     c client   u purpose   p phone   q phone digest   h channel   l code length   s status (absent: pending)
+--     c client   u purpose   p phone   q phone digest   h channel   l code length (0: no code)   s status (absent: pending)
 --     n serial of the last call   m calls left   g checks allowed   b wrong checks (absent: none)   z test (absent: no)
---     a created   r resend possible   o last look-up    (times: ms of the server's clock; it expires with its key)
+--     a created   r resend possible    (times: ms of the server's clock; it expires with its key)
+--     v version, which grows with each change   e its creation was told to the client's webhook
 --   and for each call, followed by its serial:
---     d code digest   x code expires   t state   f provider's reference   w provider's unknown word
+--     d code digest   x expires   t state   f provider's reference   w provider's unknown word   h channel
+--     i number to dial   k the person dialled it   y token of the limits that it was counted against, if it may come back
 -- pv:{bucket}:p:<phone digest>    hash: one phone, over all its verifications.
 --     n calls in the present streak   r next call possible   <client>:<purpose> → rest of the id of the latest verification
---     l calls   b failed checks    (logs: moments, oldest first, between commas)
+--     l calls   b failed checks    (logs: moments, oldest first, between commas)   o operator, as the provider said
 -- pv:{l:<digest>}                 sorted set: one limit over an address, a range, a client, everybody: token → moment
 -- pv:{bucket}:t:<rest of the id>  string: its token was redeemed
+-- pv:{events}                     stream: what clients are told by webhook; app/store/events.py reads it
+-- pv:{events}:expiry              sorted set: the pending verifications of such clients → when they expire
 
--- The states in which a call stays.
-local FINAL = {completed = true, busy = true, no_answer = true, failed = true}
+-- How far a call has come: it never goes back, and from the last stage nowhere.
+local STAGE = {initiated = 1, unconfirmed = 1, ringing = 2, answered = 3, completed = 4, busy = 4, no_answer = 4, failed = 4}
+local LAST_STAGE = 4
+
+local EVENTS_KEPT, EVENTS_KEPT_MS = 100000, 3 * 24 * 3600 * 1000
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -96,9 +103,49 @@ local function keep_until(key, moment)
   redis.call('PEXPIREAT', key, int(math.max(moment, redis.call('PEXPIRETIME', key))))
 end
 
--- No code of the verification verifies any more.
+-- Let a call be made by a channel: with its code, whose digest this is, or without one ('').
+local function give_code(key, serial, channel, length, code_digest)
+  redis.call('HSET', key, 'h', channel, 'h' .. serial, channel, 'l', length)
+  if code_digest ~= '' then
+    redis.call('HSET', key, 'd' .. serial, held_digest(key, code_digest))
+  else
+    redis.call('HDEL', key, 'd' .. serial)
+  end
+end
+
+-- Nothing of the verification verifies any more.
 local function drop_codes(key, record)
   for serial = 1, record.n do
-    redis.call('HDEL', key, 'd' .. serial, 'x' .. serial)
+    redis.call('HDEL', key, 'd' .. serial, 'k' .. serial)
+  end
+end
+
+local function verification_id(key)
+  return 'vrf_' .. key:match('{(%x+)}') .. rest_of_id(key)
+end
+
+local function in_expiry(key, record)
+  return table.concat({record.c, verification_id(key), record.u, record.h, record.p}, '|')
+end
+
+-- Tell of a change: those who listen now, and, where `events` is the stream, the client's webhook of `event`.
+local function tell(key, event, events)
+  redis.call('HINCRBY', key, 'v', 1)
+  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  if not events then
+    return
+  end
+  local record, expiry = load(key), events .. ':expiry'
+  if event then
+    redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', event, 'client', record.c, 'id', verification_id(key),
+      'purpose', record.u, 'channel', record.h, 'phone', record.p, 'status', record.s or 'pending',
+      'call', record['t' .. record.n] or '', 'at', int(now_ms()))
+    redis.call('PEXPIRE', events, EVENTS_KEPT_MS)
+  end
+  if record.s or not record.e then
+    redis.call('ZREM', expiry, in_expiry(key, record))
+  else
+    redis.call('ZADD', expiry, redis.call('PEXPIRETIME', key), in_expiry(key, record))
+    redis.call('PEXPIRE', expiry, EVENTS_KEPT_MS)
   end
 end

@@ -1,7 +1,7 @@
 -- Store the digest of a call about to be placed: of a new verification, or of the pending one (a resend).
 --
--- KEYS    1 phone   2 record of a new verification
--- ARGV    1 client   2 purpose   3 phone   4 channel   5 code length   6 code digest   7 rest of the new id
+-- KEYS    1 phone   2 record of a new verification   3 stream of events, if the client has a webhook
+-- ARGV    1 client   2 purpose   3 phone   4 channel   5 code length   6 code digest, or ''   7 rest of the new id
 --         8 lifetime ms   9 calls allowed   10 checks allowed   11 failed checks of a phone allowed   12 in how many ms
 --         (a test: 'test' in place of 11, and every start makes a new verification)
 --         13 number of cooldowns, and they: ms…   number of limits of calls to a phone, and they: name, count, ms…
@@ -62,10 +62,16 @@ end
 if not resend then
   id, key = ARGV[7], KEYS[2]
   record = {n = 0, m = ARGV[9]}
-  redis.call('HSET', key, 'c', ARGV[1], 'u', ARGV[2], 'p', ARGV[3], 'q', rest_of_id(KEYS[1]), 'l', ARGV[5],
-    'g', ARGV[10], 'a', int(now))
+  redis.call('HSET', key, 'c', ARGV[1], 'u', ARGV[2], 'p', ARGV[3], 'q', rest_of_id(KEYS[1]), 'g', ARGV[10],
+    'a', int(now))
   if test then
     redis.call('HSET', key, 'z', 1)
+  end
+else
+  -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
+  redis.call('HSET', key, 'g', math.max((record.b or 0) + 1, math.min(record.g, ARGV[10])))
+  if KEYS[3] then
+    redis.call('ZREM', KEYS[3] .. ':expiry', in_expiry(key, record))
   end
 end
 
@@ -76,9 +82,11 @@ local cooldown = tonumber(ARGV[first_cooldown + math.min(streak, cooldowns) - 1]
 local serial = record.n + 1
 local expires = now + lifetime
 local resend_at = now + cooldown
-redis.call('HSET', key, 'h', ARGV[4], 'n', serial, 'm', record.m - 1, 'r', int(resend_at),
-  'd' .. serial, held_digest(key, ARGV[6]), 'x' .. serial, int(expires), 't' .. serial, 'initiated')
+redis.call('HSET', key, 'n', serial, 'm', record.m - 1, 'r', int(resend_at), 'x' .. serial, int(expires),
+  't' .. serial, 'initiated')
+give_code(key, serial, ARGV[4], ARGV[5], ARGV[6])
 redis.call('PEXPIREAT', key, int(expires))
+tell(key, nil, KEYS[3])
 
 redis.call('HSET', KEYS[1], 'n', streak, 'r', int(resend_at), owner, id)
 if longest > 0 then

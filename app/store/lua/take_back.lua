@@ -1,30 +1,32 @@
 -- Undo a call that definitely did not happen. Run twice it changes nothing more, for serials are never used again. A
 -- cooldown that a later call began stays: it ends at another moment.
 --
--- KEYS    1 phone   2 record
--- ARGV    1 serial   2 client:purpose   3 rest of the id   4 moment of the call   5 end of the cooldown that it began
--- RETURN  nothing
+-- KEYS    1 phone   2 record   3 stream of events, if the client has a webhook
+-- ARGV    1 serial   2 lifetime of a call ms
+-- RETURN  1 if it was undone by this, else 0
 
 local record = load(KEYS[2])
 local serial = ARGV[1]
 
 if not record['t' .. serial] then
-  return
+  return 0
 end
 local phone = load(KEYS[1])
-if phone.r == ARGV[5] then
+local moment = int(record['x' .. serial] - ARGV[2])
+local latest = record.n == serial
+if latest and record.r and phone.r == record.r then
   if redis.call('HINCRBY', KEYS[1], 'n', -1) > 0 then
-    redis.call('HSET', KEYS[1], 'r', ARGV[4])
+    redis.call('HSET', KEYS[1], 'r', moment)
   else
     redis.call('HDEL', KEYS[1], 'n', 'r')
   end
 end
 local others, found = {}, false
-for moment in (phone.l or ''):gmatch('%d+') do
-  if moment == ARGV[4] and not found then
+for other in (phone.l or ''):gmatch('%d+') do
+  if other == moment and not found then
     found = true
   else
-    others[#others + 1] = moment
+    others[#others + 1] = other
   end
 end
 if #others > 0 then
@@ -33,7 +35,12 @@ else
   redis.call('HDEL', KEYS[1], 'l')
 end
 
-redis.call('HDEL', KEYS[2], 'd' .. serial, 'x' .. serial, 't' .. serial, 'f' .. serial, 'w' .. serial, 'r')
+for field in ('dxtfwhiky'):gmatch('.') do
+  redis.call('HDEL', KEYS[2], field .. serial)
+end
+if latest then
+  redis.call('HDEL', KEYS[2], 'r')
+end
 redis.call('HSET', KEYS[2], 'm', record.m + 1)
 
 -- The verification again ends with the last of its other codes.
@@ -50,9 +57,14 @@ end
 
 -- Without a call it is forgotten, unless guesses were made on it: those stay counted, or a provider that refuses every
 -- call would let somebody guess for ever at codes that were never spoken.
-if placed == 0 and not record.s and not record.b then
-  redis.call('DEL', KEYS[2])
-  if phone[ARGV[2]] == ARGV[3] then
-    redis.call('HDEL', KEYS[1], ARGV[2])
+if placed == 0 and not record.s and not record.b and not record.e then
+  local owner = record.c .. ':' .. record.u
+  if phone[owner] == rest_of_id(KEYS[2]) then
+    redis.call('HDEL', KEYS[1], owner)
   end
+  redis.call('DEL', KEYS[2])
+  redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
+else
+  tell(KEYS[2], record.e and 'call.status_changed' or nil, KEYS[3])
 end
+return 1

@@ -1,0 +1,243 @@
+"""Sends one request to Plusofon and reads its answer: within one time budget, and never a request that may be there."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import aiohttp
+import httpx
+import stamina
+from httpx_aiohttp import AiohttpTransport
+
+from app.plusofon import wire
+from app.plusofon.wire import Answer, Redactor, Unclear
+from app.verification.errors import ProviderUnavailable
+
+log = logging.getLogger(__name__)
+
+_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
+
+# Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
+_PAUSE = 0.05
+_PAUSE_JITTER = 0.1
+# aiohttp rounds what is beyond 5 s up to the next whole second of its clock.
+_EXACT_TIMEOUT = 5
+_ROUNDING = 1
+_SHORTEST_TIMEOUT = 0.001  # zero would mean none
+
+# No connection was made: it was refused or not accepted in time, the name has no address, or the TLS handshake failed.
+_NEVER_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+)
+
+# Neither was one tried: for want of a place among the connections, or of a URL. Another try would find the same.
+_NEVER_TRIED = (aiohttp.InvalidURL, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+# What the network may do to a request. UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
+_NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
+
+
+class _NotSent(Exception):
+    """The request was certainly not written. All it says is the name of an error."""
+
+
+class _NotConnected(_NotSent):
+    """The same, for want of a connection: worth another try."""
+
+
+class Exchange:
+    """Carries requests to the provider and answers back; knows nothing of what they mean.
+
+    Each request has a connection of its own. On a kept one, an answer that nobody asked for (a second one to an earlier
+    request) would be taken for the next request's: aiohttp 3.14 looks for such data when it puts a connection back, not
+    when it takes it out. And a kept connection that the server closes at that very moment would leave a call unknown.
+    The price is a handshake for each call.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        user_id: str,
+        connect_timeout: float,
+        timeout: float,
+        max_connections: int,
+        transport: httpx.AsyncBaseTransport | None,
+    ) -> None:
+        # The other way round, the budget could end while connecting, and a call that never happened would look unclear.
+        if not 0 < connect_timeout < timeout:
+            raise ValueError("connect_timeout must be positive and shorter than timeout")
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        # Places are counted here, for aiohttp does not tell a lack of them from a connection that takes too long.
+        self._places = asyncio.Semaphore(max_connections)
+        self._http = httpx.AsyncClient(
+            base_url=_checked_url(base_url),
+            headers={
+                "Client": header_value("user_id", user_id),
+                "Accept": "application/json",
+                # A compressed answer could be a thousand times longer than what is read of it.
+                "Accept-Encoding": "identity",
+                "Connection": "close",
+                "Content-Type": "application/json",
+                "User-Agent": "plusofon-verify",
+            },
+            transport=transport or _network(),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each request stands for itself
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections. No request may be sent after this."""
+        await self._http.aclose()
+
+    async def send(self, method: str, path: str, token: str, body: object = None, *, redact: Redactor) -> Answer:
+        """Send one request and read its answer, all within the time budget; a connection may be tried for twice.
+
+        Raises:
+            ProviderUnavailable: it was never written.
+            Unclear: it was, or may have been.
+
+        """
+        # `from None` throughout: the errors of aiohttp carry the headers of the request, and with them the token.
+        request = self._http.build_request(method, path, headers={"Authorization": f"Bearer {token}"}, json=body)
+        try:
+            async with asyncio.timeout(self._timeout) as budget:
+                return await self._connect_and_send(request, redact, budget.when() or 0)
+        except _NotSent:
+            raise ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER) from None
+        except TimeoutError:
+            raise Unclear("TimeoutError") from None
+
+    async def _connect_and_send(self, request: httpx.Request, redact: Redactor, deadline: float) -> Answer:
+        """Try once, and a second time if no connection was made and the time that is left has room for one."""
+        now = asyncio.get_running_loop().time
+        connect_by = now() + self._connect_timeout
+
+        def worth_a_retry(error: Exception) -> bool:
+            return isinstance(error, _NotConnected) and deadline - now() > self._time_for_a_retry
+
+        async with self._place(until=connect_by):
+            async for attempt in stamina.retry_context(
+                on=worth_a_retry, attempts=2, timeout=None, wait_initial=_PAUSE, wait_jitter=_PAUSE_JITTER
+            ):
+                with attempt:
+                    connect = connect_by - now() if attempt.num == 1 else self._connect_timeout
+                    return await _exchange(self._http, _with_timeout(request, connect), redact)
+        raise AssertionError  # the last attempt returns or raises
+
+    @property
+    def _time_for_a_retry(self) -> float:
+        rounding = _ROUNDING if self._connect_timeout > _EXACT_TIMEOUT else 0
+        return _PAUSE + _PAUSE_JITTER + self._connect_timeout + rounding
+
+    @asynccontextmanager
+    async def _place(self, *, until: float) -> AsyncIterator[None]:
+        """Hold one of the places for connections."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._places.acquire()
+        except TimeoutError:
+            raise _meaning(httpx.PoolTimeout("")) from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+async def _exchange(http: httpx.AsyncClient, request: httpx.Request, redact: Redactor) -> Answer:
+    """Send a request over a new connection, and read its answer. Raises ``_NotSent`` or ``Unclear``."""
+    try:
+        response = await http.send(request, stream=True)
+        try:
+            body = await _beginning(response)
+        finally:
+            await response.aclose()
+    except _NETWORK_ERRORS as error:
+        raise _meaning(error) from None
+    except Exception:
+        log.exception("plusofon.unexpected_error")
+        raise Unclear("an unexpected error") from None
+    return wire.read_answer(response.status_code, body, retry_after=response.headers.get("Retry-After"), redact=redact)
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """Read a body up to 64 KiB. JSON that is cut off makes no sense, so the cut needs no report of its own."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) >= _LONGEST_BODY:
+            break
+    return bytes(body[:_LONGEST_BODY])
+
+
+def _with_timeout(request: httpx.Request, connect: float) -> httpx.Request:
+    """Limit the time for the address, the connection and TLS, together (``pool`` is what httpx-aiohttp 0.2 goes by).
+
+    None for reading: that limit is per chunk, which a dripping body never meets. The budget limits the whole.
+    """
+    limit = max(connect, _SHORTEST_TIMEOUT)
+    request.extensions["timeout"] = httpx.Timeout(None, connect=limit, pool=limit).as_dict()
+    return request
+
+
+def _meaning(error: Exception) -> Exception:
+    """Tell what an error of the network means: that nothing was written, or that nobody knows.
+
+    httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that was
+    reset after the request was written included. So where aiohttp's own error is known, it alone decides.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
+    if not isinstance(cause, _NEVER_CONNECTED + _NEVER_TRIED):
+        return Unclear(name)
+    log.warning("plusofon.not_reached", extra={"error": name})
+    return _NotConnected(name) if isinstance(cause, _NEVER_CONNECTED) else _NotSent(name)
+
+
+def _network() -> AiohttpTransport:
+    """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
+
+    aiohttp repeats a request whose connection died, but only idempotent methods, so never one to place a call.
+    """
+    tls = httpx.create_ssl_context(trust_env=False)
+
+    def open_session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=tls, limit=0, force_close=True)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
+
+
+def _checked_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        raise ValueError("base_url is no URL") from None
+    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
+        raise ValueError("base_url must be http(s)://host, without a user name")
+    return url
+
+
+def header_value(name: str, value: str) -> str:
+    """Let through what can stand in a header: a line feed from a file of secrets is the usual mistake.
+
+    Raises:
+        ValueError: it cannot; the value is not repeated.
+
+    """
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(f"{name} must be printable ASCII without spaces")
+    return value
+
+
+def secrets_of_url(url: str) -> Iterable[str]:
+    """Tell what must not be repeated of a URL that holds a secret: the whole, and each part long enough to be one."""
+    return [url, *(part for part in re.split(r"[/?&=#]", url) if len(part) > len("plusofon"))]

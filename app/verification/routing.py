@@ -1,0 +1,33 @@
+"""Which channels are tried for a phone, and in which order."""
+
+from collections.abc import Mapping, Sequence
+
+from phonenumbers import carrier, parse
+
+from app.verification.channel import Channel
+from app.verification.phone import Phone
+from app.verification.ports import Tried
+
+# The prefixes of MTS in the Russian numbering plan, which phonenumbers does not name.
+_MTS = tuple(f"+7{prefix}" for prefix in (*range(910, 920), *range(980, 990)))
+
+
+def operator_of(phone: Phone) -> str | None:
+    """Tell the operator to whom the range of a phone was given: ``mts``, ``beeline``, ``megafon``, ``t2`` or another.
+
+    Numbers are portable, so the subscriber may have left with it: whoever knows better (the provider) is to be asked.
+    """
+    if phone.e164.startswith(_MTS):
+        return "mts"
+    return carrier.name_for_number(parse(phone.e164), "en").lower() or None
+
+
+def route(
+    channels: Sequence[Channel], *, phone: Phone, tried: Tried, operator_channels: Mapping[str, Channel]
+) -> tuple[Channel, ...]:
+    """Order the channels that may be used: the operator's first, and last those whose calls were not answered."""
+    operator = tried.operator or (operator_of(phone) if operator_channels else None)
+    first = operator_channels.get(operator or "")
+    unanswered = {channel for channel, status in tried.calls if status.is_unanswered}
+    # False sorts before True, and what is equal stays in its order.
+    return tuple(sorted(channels, key=lambda channel: (channel in unanswered, channel is not first)))

@@ -1,0 +1,94 @@
+"""Starts verifications in processes that are killed on the way: at each point where a start waits for something.
+
+Run with the URLs of Redis and of a provider. For each point a child of this process starts one verification and gets
+SIGKILL there, either before what it waits for has happened or just after; a line on stdout tells its phone and its end.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Generator
+from datetime import UTC, datetime
+from typing import Any
+
+from app.plusofon.channels import VoiceChannel
+from app.plusofon.client import PlusofonClient
+from app.store.connection import connect
+from app.store.guard import RedisFraudGuard
+from app.store.limits import RedisLimits
+from app.store.scripts import ScriptRunner
+from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
+from app.verification.code import CodeDigester
+from app.verification.fixed_codes import FixedCodes
+from app.verification.guard import GuardRules
+from app.verification.policy import Policy
+from app.verification.service import Policies, StartRequest, VerificationService
+from tests.fakes import FakeQueue
+
+KEY = b"a key of the crashing tests only"
+USER_ID, TOKEN = "crash-user", "crash-token"
+
+
+def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationService:
+    return VerificationService(
+        store=RedisVerificationStore(runner, phone_key=KEY),
+        limits=RedisLimits(runner, key=KEY),
+        guard=RedisFraudGuard(runner, GuardRules()),
+        senders={Channel.VOICE: VoiceChannel(client)},
+        accounts=client,
+        queue=FakeQueue(),
+        digester=CodeDigester([KEY]),
+        policies=Policies(Policy()),
+        fixed_codes=FixedCodes({}, lambda: datetime.now(UTC).date()),
+        observe=lambda _: None,
+    )
+
+
+class Killed:
+    """Awaits a coroutine, and kills the process when it waits for the ``at``-th time, or goes on after that."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], at: int, *, late: bool) -> None:
+        self._coroutine, self._at, self._late = coroutine, at, late
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        waits = 0
+        while True:
+            try:
+                waited_for = self._coroutine.send(None)
+            except StopIteration as end:
+                return end.value
+            waits += 1
+            if waits == self._at and not self._late:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield waited_for
+            if waits == self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def start(redis_url: str, provider_url: str, phone: str, at: int, *, late: bool) -> None:
+    redis = connect(redis_url, timeout=1)
+    async with PlusofonClient(base_url=provider_url, user_id=USER_ID, access_token=TOKEN) as client:
+        service = make_service(ScriptRunner(redis, timeout=1), client)
+        await Killed(service.start(StartRequest(client="shop", phone=phone, purpose="login")), at, late=late)
+    await redis.aclose()
+
+
+def main() -> None:
+    redis_url, provider_url = sys.argv[1:]
+    for number in range(200):
+        at, late = number // 2 + 1, bool(number % 2)
+        phone = f"+7900{number:03}4567"
+        child = os.fork()
+        if not child:
+            asyncio.run(start(redis_url, provider_url, phone, at, late=late))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(phone, at, "late" if late else "early", os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201 - read by the test
+        if status == 0:
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A server that dies while it starts a verification leaves a code that verifies, or no call at all."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from app.plusofon.client import PlusofonClient
+from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
+from app.store.scripts import ScriptRunner
+from app.verification.model import Status
+from tests.crashing import TOKEN, USER_ID, make_service
+
+ROOT = Path(__file__).parents[2]
+
+
+async def crash_everywhere(redis_url: str, provider_url: str) -> list[list[str]]:
+    """Return phone, point, early or late, and the exit code of each process."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.crashing", redis_url, provider_url, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return [line.split() for line in output.decode().splitlines()]
+
+
+async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis: Redis, redis_url: str) -> None:
+    network = VirtualNetwork(pace=0)
+    async with SandboxServer(create_sandbox_app(network, user_id=USER_ID, access_token=TOKEN)) as server:
+        crashes = await crash_everywhere(redis_url, server.url)
+        async with PlusofonClient(base_url=server.url, user_id=USER_ID, access_token=TOKEN) as client:
+            service = make_service(ScriptRunner(redis, timeout=1), client)
+            heard = 0
+            for phone, *_ in crashes:
+                calls = network.calls_of(phone)
+                assert len(calls) <= 1, phone
+                for call in calls:
+                    result = await service.check_by_phone(
+                        client="shop", phone=phone, purpose="login", code=call.heard or ""
+                    )
+                    assert result.status is Status.VERIFIED, phone
+                    heard += 1
+            await service.aclose()
+
+    *killed, (_, _, _, last) = crashes
+    assert last == "0"
+    assert {exit_code for *_, exit_code in killed} == {str(-signal.SIGKILL)}
+    # Some died before the call was placed, some after it: else nothing was shown.
+    assert len(killed) >= 6
+    assert 2 <= heard < len(crashes) - 2
+    assert all([await redis.pttl(key) > 0 for key in await redis.keys()])

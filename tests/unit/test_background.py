@@ -1,0 +1,171 @@
+"""What runs beside the requests: every step goes on whatever happens to it, and all of them end in time."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from app.background import Background
+from app.verification.errors import StoreUnavailable
+
+AT_ONCE, LONG, MOMENT = timedelta(0), timedelta(hours=1), timedelta(milliseconds=1)
+
+
+class Steps:
+    """A step that fails as it is told to, one failure after the other, and then succeeds."""
+
+    def __init__(self, *failures: BaseException, pause: timedelta = MOMENT) -> None:
+        self.failures = list(failures)
+        self.pause = pause
+        self.count = 0
+
+    async def __call__(self) -> timedelta:
+        self.count += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return self.pause
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.001)
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(record.message, vars(record)["step"]) for record in caplog.records]
+
+
+async def test_every_step_is_repeated_for_as_long_as_it_is_open() -> None:
+    calls, balance = Steps(), Steps()
+    async with Background({"calls": calls, "balance": balance}):
+        await until(lambda: calls.count > 3 and balance.count > 3)
+    after = calls.count, balance.count
+
+    await asyncio.sleep(0.01)
+    assert (calls.count, balance.count) == after
+
+
+async def test_a_step_is_repeated_after_the_pause_that_it_asked_for() -> None:
+    often, once = Steps(), Steps(pause=LONG)
+    async with Background({"often": often, "once": once}):
+        await until(lambda: often.count > 5)
+        assert once.count == 1
+
+
+async def test_a_bug_is_logged_and_the_step_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    buggy, other = Steps(ZeroDivisionError(), asyncio.CancelledError()), Steps()
+    async with Background({"buggy": buggy, "other": other}, first_pause=MOMENT):
+        await until(lambda: buggy.count > 3 and other.count > 1)
+
+    assert events(caplog) == [("background.step_failed", "buggy")] * 2
+    assert all(record.exc_info for record in caplog.records)
+
+
+async def test_an_outage_of_the_store_is_told_once_when_it_begins_and_once_when_it_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "app.background")
+    step = Steps(*(StoreUnavailable() for _ in range(5)))
+    async with Background({"calls": step}, first_pause=MOMENT):
+        await until(lambda: step.count > 6)
+        step.failures = [StoreUnavailable()]
+        after = step.count + 2
+        await until(lambda: step.count > after)
+
+    assert events(caplog) == [("background.store_unavailable", "calls"), ("background.store_available", "calls")] * 2
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_pauses_after_failures_grow_up_to_a_bound() -> None:
+    background = Background({}, first_pause=timedelta(seconds=1), longest_pause=timedelta(seconds=30))
+
+    for failures, longest in ((1, 1), (2, 2), (3, 4), (5, 16), (6, 30), (7, 30), (100_000, 30)):
+        pauses = {background._pause_after(failures).total_seconds() for _ in range(50)}
+        assert longest / 2 <= min(pauses) < max(pauses) <= longest
+
+
+async def test_closing_cancels_what_is_under_way_at_once() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> timedelta:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return AT_ONCE
+
+    before, started = asyncio.all_tasks(), time.monotonic()
+    async with Background({"hang": hang, "asleep": Steps(pause=LONG)}):
+        await begun.wait()
+
+    assert ended.is_set()
+    assert asyncio.all_tasks() == before
+    assert time.monotonic() - started < 2.5  # before the grace was over
+
+
+async def test_a_step_that_swallows_its_cancellation_ends_all_the_same() -> None:
+    begun = asyncio.Event()
+
+    async def stubborn() -> timedelta:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return LONG
+        return AT_ONCE
+
+    before = asyncio.all_tasks()
+    async with Background({"stubborn": stubborn}):
+        await begun.wait()
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_step_that_does_not_end_holds_nobody_up_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def stuck() -> timedelta:
+        begun.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return AT_ONCE
+
+    before = asyncio.all_tasks()
+    async with Background({"stuck": stuck, "fine": Steps()}, grace=timedelta(milliseconds=20)):
+        await begun.wait()
+
+    assert [(record.message, vars(record)["steps"]) for record in caplog.records] == [("background.stuck", ["stuck"])]
+    release.set()
+    await until(lambda: asyncio.all_tasks() == before)
+
+
+async def test_an_error_inside_passes_through_and_ends_the_steps() -> None:
+    before = asyncio.all_tasks()
+
+    with pytest.raises(LookupError):
+        async with Background({"calls": Steps()}):
+            raise LookupError
+    assert asyncio.all_tasks() == before
+
+
+async def test_the_lag_is_the_time_since_a_step_last_succeeded() -> None:
+    fine, failing = Steps(), Steps(*(ZeroDivisionError() for _ in range(1000)))
+    background = Background({"fine": fine, "failing": failing}, first_pause=MOMENT, longest_pause=MOMENT)
+    assert background.lag == {}
+
+    async with background:
+        await until(lambda: background.lag["failing"] > timedelta(milliseconds=50) > background.lag["fine"])
+        failing.failures.clear()
+        await until(lambda: background.lag["failing"] < timedelta(milliseconds=50))
+
+
+async def test_nothing_to_do_is_fine() -> None:
+    async with Background({}) as background:
+        assert background.lag == {}

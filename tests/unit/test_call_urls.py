@@ -1,0 +1,36 @@
+"""The secret URLs of calls: whoever is told one can use it, and nobody makes another."""
+
+import pytest
+
+from app.verification.call_urls import CallUrls
+from app.verification.ports import CallName
+
+NAME = CallName("vrf_0a11b22c33d44e55f667788", 2)
+PREFIX = "https://verify.example/hooks/plusofon/"
+
+
+def secret_of(name: CallName, key: bytes = b"k" * 32) -> str:
+    return CallUrls(key, PREFIX).url_of(name).removeprefix(PREFIX)
+
+
+def test_a_url_leads_back_to_its_call() -> None:
+    assert CallUrls(b"k" * 32, PREFIX).read(secret_of(NAME)) == NAME
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        "vrf_0a11b22c33d44e55f667788.2",
+        "vrf_0a11b22c33d44e55f667788.2." + "0" * 32,
+        secret_of(NAME).replace(".2.", ".3."),
+        secret_of(NAME).replace("vrf_0a", "vrf_0b"),
+        secret_of(NAME).upper(),
+        secret_of(NAME) + "0",
+        secret_of(NAME)[:-1],
+        secret_of(NAME, key=b"another" * 5),
+        "\x00" * 50,
+    ],
+)
+def test_no_other_secret_leads_anywhere(secret: str) -> None:
+    assert CallUrls(b"k" * 32, PREFIX).read(secret) is None

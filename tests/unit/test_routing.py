@@ -1,0 +1,72 @@
+"""Which channel a call goes by, and what becomes of it when that one refuses."""
+
+import pytest
+
+from app.verification.channel import Channel
+from app.verification.model import CallStatus
+from app.verification.phone import Phone
+from app.verification.ports import Tried
+from app.verification.routing import operator_of, route
+
+VOICE, FLASH, REVERSE = Channel.VOICE, Channel.FLASH_CALL, Channel.REVERSE_CALL
+ALL = (VOICE, FLASH, REVERSE)
+MTS, OTHER = Phone("+79101234567"), Phone("+79031234567")
+NOTHING = Tried(None, ())
+
+
+@pytest.mark.parametrize(
+    ("phone", "operator"),
+    [
+        ("+79101234567", "mts"),
+        ("+79191234567", "mts"),
+        ("+79851234567", "mts"),
+        ("+79031234567", "beeline"),
+        ("+79201234567", "megafon"),
+        ("+79001234567", "t2"),
+        ("+79770000000", None),
+    ],
+)
+def test_the_numbering_plan_tells_the_operator(phone: str, operator: str | None) -> None:
+    assert operator_of(Phone(phone)) == operator
+
+
+def test_without_a_reason_the_order_is_that_of_the_settings() -> None:
+    assert route(ALL, phone=MTS, tried=NOTHING, operator_channels={}) == ALL
+
+
+def test_the_channel_of_the_operator_comes_first() -> None:
+    rules = {"mts": REVERSE}
+
+    assert route(ALL, phone=MTS, tried=NOTHING, operator_channels=rules) == (REVERSE, VOICE, FLASH)
+    assert route(ALL, phone=OTHER, tried=NOTHING, operator_channels=rules) == ALL
+
+
+def test_the_provider_knows_the_operator_better_than_the_numbering_plan() -> None:
+    rules = {"mts": REVERSE}
+
+    assert route(ALL, phone=OTHER, tried=Tried("mts", ()), operator_channels=rules)[0] is REVERSE
+    assert route(ALL, phone=MTS, tried=Tried("beeline", ()), operator_channels=rules)[0] is VOICE
+
+
+def test_a_channel_that_may_not_be_used_is_not_used_for_an_operator_either() -> None:
+    assert route((VOICE,), phone=MTS, tried=NOTHING, operator_channels={"mts": REVERSE}) == (VOICE,)
+
+
+@pytest.mark.parametrize("status", [CallStatus.NO_ANSWER, CallStatus.BUSY, CallStatus.FAILED])
+def test_after_a_call_that_was_not_answered_another_channel_comes_first(status: CallStatus) -> None:
+    assert route(ALL, phone=OTHER, tried=Tried(None, ((VOICE, status),)), operator_channels={}) == (
+        FLASH,
+        REVERSE,
+        VOICE,
+    )
+
+
+@pytest.mark.parametrize("status", [CallStatus.INITIATED, CallStatus.ANSWERED, CallStatus.COMPLETED])
+def test_after_any_other_call_the_same_channel_is_used_again(status: CallStatus) -> None:
+    assert route(ALL, phone=OTHER, tried=Tried(None, ((VOICE, status),)), operator_channels={}) == ALL
+
+
+def test_when_no_channel_was_answered_they_begin_anew() -> None:
+    tried = Tried(None, tuple((channel, CallStatus.NO_ANSWER) for channel in ALL))
+
+    assert route(ALL, phone=OTHER, tried=tried, operator_channels={}) == ALL

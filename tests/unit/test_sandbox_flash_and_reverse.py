@@ -1,0 +1,314 @@
+"""Flash and reverse calls in the virtual telephone network, moved by a clock that the tests turn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+import pytest
+
+from app.plusofon.sandbox import (
+    CallRefused,
+    CallUnknown,
+    MagicNumber,
+    NetworkError,
+    NoAccess,
+    NobodyWaits,
+    NoReply,
+    VirtualNetwork,
+    WrongNumber,
+)
+from app.plusofon.sandbox.hooks import Hook
+from app.plusofon.sandbox.numbers import DIAL_NUMBERS, operator_of
+from app.verification.channel import Channel
+from app.verification.errors import PhoneNotCallable
+from app.verification.model import Lang
+from app.verification.phone import parse_phone
+
+PHONE = "+79001234567"
+OF_MTS = "+79101234567"
+PIN = "0123"
+HOOK_URL = "http://127.0.0.1:9/hooks/made-up"
+
+
+@dataclass
+class Clock:
+    seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def network(clock: Clock) -> VirtualNetwork:
+    return VirtualNetwork(monotonic=clock)
+
+
+def flash(network: VirtualNetwork, phone: str = PHONE, pin: str | None = PIN) -> str:
+    return network.place_flash_call(phone=phone, pin=pin).call.call_id
+
+
+def reverse(network: VirtualNetwork, phone: str = PHONE) -> str:
+    dial = network.place_reverse_call(phone=phone, hook_url=HOOK_URL).dial
+    assert dial
+    return dial
+
+
+def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
+    call_id = flash(network, phone)
+    states = []
+    for _ in range(6):
+        call = network.status(call_id)
+        states.append((call.status.value, call.heard))
+        clock.seconds += 1
+    return states
+
+
+# --- flash calls ----------------------------------------------------------------------------------------------------
+
+
+def test_the_code_of_a_flash_call_is_heard_from_the_moment_it_rings(network: VirtualNetwork, clock: Clock) -> None:
+    assert journey(network, clock, PHONE) == [("queued", None), ("ringing", PIN), *[("completed", PIN)] * 4]
+
+
+@pytest.mark.parametrize(
+    ("phone", "states"),
+    [
+        (OF_MTS, [("queued", None)] * 5 + [("no_answer", None)]),
+        ("+79891234567", [("queued", None)] * 5 + [("no_answer", None)]),
+        (MagicNumber.NO_ANSWER, [("queued", None)] * 5 + [("no_answer", None)]),
+        (MagicNumber.BUSY, [("queued", None)] + [("busy", None)] * 5),
+        (MagicNumber.FAILED, [("queued", None)] + [("failed", None)] * 5),
+        (MagicNumber.ODD_STATUS, [("queued", None)] + [("rerouted", None)] * 4 + [("completed", PIN)]),
+    ],
+)
+def test_a_flash_call_that_does_not_arrive_gives_no_code_away(
+    network: VirtualNetwork, clock: Clock, phone: str, states: list[tuple[str, str | None]]
+) -> None:
+    assert journey(network, clock, phone) == states
+
+
+def test_a_voice_call_does_reach_subscribers_of_mts(network: VirtualNetwork, clock: Clock) -> None:
+    network.place(phone=OF_MTS, pin="123456", lang=Lang.RU, repeat=2)
+    clock.seconds += 2
+    assert [call.heard for call in network.calls_of(OF_MTS)] == ["123456"]
+
+
+def test_the_calling_number_ends_with_the_code_and_is_nobodys(network: VirtualNetwork, clock: Clock) -> None:
+    call_id = flash(network)
+    assert network.status(call_id).caller is None
+    clock.seconds += 1
+    assert network.status(call_id).caller == f"+7495000{PIN}"
+
+
+def test_a_code_is_made_up_if_none_was_asked_for(network: VirtualNetwork, clock: Clock) -> None:
+    ids = [flash(network, pin=None) for _ in range(10)]
+    clock.seconds += 1
+    pins = [network.status(call_id).heard or "" for call_id in ids]
+    assert len(set(pins)) > 1
+    assert {(len(pin), pin.isdigit()) for pin in pins} == {(4, True)}
+
+
+def test_only_an_account_set_so_tells_the_code_and_the_operator(network: VirtualNetwork) -> None:
+    told = VirtualNetwork(tells_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
+    kept = network.place_flash_call(phone=OF_MTS, pin=PIN)
+    assert (told.pin, told.operator) == (PIN, "mts")
+    assert (kept.pin, kept.operator) == (None, None)
+
+
+def test_where_the_code_asked_for_is_ignored_the_phone_sees_the_one_that_is_answered(
+    network: VirtualNetwork, clock: Clock
+) -> None:
+    for asked in (PIN, "9999", None):
+        placed = network.place_flash_call(phone=MagicNumber.OTHER_PIN, pin=asked)
+        clock.seconds += 1
+        assert placed.pin is not None
+        assert placed.pin != asked
+        assert network.status(placed.call.call_id).heard == placed.pin
+
+
+def test_a_code_is_right_for_its_own_flash_call_alone(network: VirtualNetwork) -> None:
+    call_id = flash(network)
+    assert network.is_pin(call_id, PIN)
+    assert not network.is_pin(call_id, "3210")
+    voice = network.place(phone=PHONE, pin=PIN, lang=Lang.RU, repeat=1)
+    for unknown in ("0" * 32, voice.call_id):
+        with pytest.raises(CallUnknown):
+            network.is_pin(unknown, PIN)
+
+
+@pytest.mark.parametrize(
+    ("phone", "operator"),
+    [
+        ("+79100000000", "mts"),
+        ("+79199999999", "mts"),
+        ("+79800000000", "mts"),
+        ("+79899999999", "mts"),
+        ("+79031234567", "beeline"),
+        ("+79261234567", "megafon"),
+        ("+70001234567", None),
+    ],
+)
+def test_the_operator_follows_from_the_numbering_plan(phone: str, operator: str | None) -> None:
+    assert operator_of(phone) == operator
+
+
+@pytest.mark.parametrize("phone", ["+79091234567", "+79201234567", "+79791234567", "+79901234567"])
+def test_the_neighbouring_ranges_are_not_of_mts(phone: str) -> None:
+    assert operator_of(phone) != "mts"
+
+
+# --- reverse calls --------------------------------------------------------------------------------------------------
+
+
+def test_a_reverse_call_waits_for_five_minutes_and_no_longer(network: VirtualNetwork, clock: Clock) -> None:
+    dial = reverse(network)
+    assert dial in DIAL_NUMBERS
+    clock.seconds += 299.9
+    assert [(call.status, call.dial) for call in network.calls_of(PHONE)] == [("queued", dial)]
+    clock.seconds += 0.1
+    assert [(call.status, call.dial) for call in network.calls_of(PHONE)] == [("no_answer", None)]
+    with pytest.raises(NobodyWaits):
+        network.dial(phone=PHONE, number=dial)
+
+
+@pytest.mark.parametrize("spelling", ["8{}", "+7{}", "7{}", "8 ({}"])
+def test_a_number_is_dialled_however_it_is_spelled(network: VirtualNetwork, spelling: str) -> None:
+    dial = reverse(network)
+    call = network.dial(phone=PHONE, number=spelling.format(dial[1:]))
+    assert (call.status, call.dial, call.heard) == ("completed", None, None)
+
+
+def test_a_call_is_dialled_once_by_its_own_phone_at_its_own_number(network: VirtualNetwork) -> None:
+    dial = reverse(network)
+    for phone, number, error in (
+        ("+79007654321", dial, NobodyWaits),
+        (PHONE, "88005559999", WrongNumber),
+        (PHONE, "+", WrongNumber),
+    ):
+        with pytest.raises(error):
+            network.dial(phone=phone, number=number)
+    network.dial(phone=PHONE, number=dial)
+    with pytest.raises(NobodyWaits):
+        network.dial(phone=PHONE, number=dial)
+
+
+def test_of_two_waiting_calls_the_one_at_the_number_dialled_is_meant(network: VirtualNetwork) -> None:
+    first, second = reverse(network), reverse(network)
+    assert first != second
+    network.dial(phone=PHONE, number=first)
+    assert [call.dial for call in network.calls_of(PHONE)] == [None, second]
+
+
+@pytest.mark.parametrize(
+    ("phone", "announced", "confirmed"),
+    [
+        (PHONE, 1, ["89001234567"]),
+        (MagicNumber.HOOK_TWICE, 2, ["89000000012"] * 2),
+        (MagicNumber.HOOK_OF_ANOTHER, 1, ["89000000014"]),
+    ],
+)
+def test_the_number_to_dial_is_announced_and_the_caller_confirmed(
+    network: VirtualNetwork, phone: str, announced: int, confirmed: list[str]
+) -> None:
+    hooks: list[Hook] = []
+    with network.posting(hooks.append):
+        dial = reverse(network, phone)
+        assert [hook.body["phone"] for hook in hooks] == [dial] * announced
+        call = network.dial(phone=phone, number=dial)
+    assert [hook.body["phone"] for hook in hooks[announced:]] == confirmed
+    assert {(hook.url, hook.body["key"]) for hook in hooks} == {(HOOK_URL, call.call_id)}
+
+
+def test_hooks_are_json_and_form_fields_in_turn_but_for_the_magic_number(network: VirtualNetwork) -> None:
+    hooks: list[Hook] = []
+    with network.posting(hooks.append):
+        for phone in (PHONE, PHONE, MagicNumber.HOOK_AS_FORM, MagicNumber.HOOK_AS_FORM):
+            network.dial(phone=phone, number=reverse(network, phone))
+    assert [hook.as_form for hook in hooks] == [False, False, True, True, True, True, True, True]
+
+
+def test_without_anybody_to_post_them_hooks_are_dropped(network: VirtualNetwork) -> None:
+    with network.posting(lambda _: pytest.fail("its time is over")):
+        pass
+    network.dial(phone=PHONE, number=reverse(network))
+
+
+def test_a_hook_does_not_print_its_secret_or_a_number(network: VirtualNetwork) -> None:
+    hooks: list[Hook] = []
+    with network.posting(hooks.append):
+        network.dial(phone=PHONE, number=reverse(network))
+    printed = repr(hooks) + repr(network._records)
+    assert "made-up" not in printed
+    assert PHONE[2:] not in printed
+
+
+# --- every channel --------------------------------------------------------------------------------------------------
+
+CHANNELS: dict[Channel, Callable[[VirtualNetwork, str], object]] = {
+    Channel.VOICE: lambda network, phone: network.place(phone=phone, pin="123456", lang=Lang.RU, repeat=2),
+    Channel.FLASH_CALL: lambda network, phone: network.place_flash_call(phone=phone),
+    Channel.REVERSE_CALL: lambda network, phone: network.place_reverse_call(phone=phone, hook_url=HOOK_URL),
+}
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize(
+    ("phone", "error", "placed"),
+    [
+        (MagicNumber.REFUSED, CallRefused, 0),
+        (MagicNumber.NO_BALANCE, CallRefused, 0),
+        (MagicNumber.NO_ACCESS, NoAccess, 0),
+        (MagicNumber.NO_REPLY_NOT_PLACED, NoReply, 0),
+        (MagicNumber.NO_REPLY_PLACED, NoReply, 1),
+    ],
+)
+def test_a_number_that_refuses_does_so_on_every_channel(
+    network: VirtualNetwork, channel: Channel, phone: str, error: type[NetworkError], placed: int
+) -> None:
+    with pytest.raises(error):
+        CHANNELS[channel](network, phone)
+    assert [call.channel for call in network.calls_of(phone)] == [channel] * placed
+    assert network.balance == Decimal(10000) - 3 * placed
+
+
+def test_one_number_refuses_a_spoken_code_alone(network: VirtualNetwork) -> None:
+    with pytest.raises(CallRefused):
+        CHANNELS[Channel.VOICE](network, MagicNumber.VOICE_REFUSED)
+    for channel in (Channel.FLASH_CALL, Channel.REVERSE_CALL):
+        CHANNELS[channel](network, MagicNumber.VOICE_REFUSED)
+    assert [call.channel for call in network.calls_of(MagicNumber.VOICE_REFUSED)] == ["flash_call", "reverse_call"]
+    assert network.balance == Decimal(9994)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_without_money_no_channel_works_until_the_account_is_topped_up(channel: Channel) -> None:
+    network = VirtualNetwork(balance=Decimal("2.99"))
+    with pytest.raises(CallRefused):
+        CHANNELS[channel](network, PHONE)
+    network.top_up(Decimal("0.01"))
+    CHANNELS[channel](network, PHONE)
+    assert (network.balance, len(network.calls_of(PHONE))) == (Decimal(0), 1)
+
+
+def test_a_phone_lists_the_calls_of_all_channels_oldest_first(network: VirtualNetwork) -> None:
+    for place in CHANNELS.values():
+        place(network, PHONE)
+    assert [call.channel for call in network.calls_of(PHONE)] == list(CHANNELS)
+
+
+def test_the_number_of_calls_kept_can_be_chosen() -> None:
+    network = VirtualNetwork(calls_kept=2)
+    for number in range(3):
+        flash(network, f"+7900123456{number}")
+    assert [len(network.calls_of(f"+7900123456{number}")) for number in range(3)] == [0, 1, 1]
+
+
+def test_no_number_to_dial_is_one_that_the_service_would_call() -> None:
+    for number in DIAL_NUMBERS:
+        with pytest.raises(PhoneNotCallable):
+            parse_phone(number)
