@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,9 +18,11 @@ from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
 from app.background import Background
-from app.plusofon.channels import VoiceChannel
+from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
+from app.relay.client import RelaySender
+from app.resilience import Bulkhead, CircuitBreaker, ProtectedSender
 from app.settings import Mode, Settings, SettingsError, make_policies
 from app.store.balance import RedisBalanceBoard
 from app.store.call_queue import RedisCallQueue
@@ -44,6 +46,7 @@ from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.happenings import Happening
 from app.verification.policy import Allowance
+from app.verification.ports import CallSender
 from app.verification.service import VerificationService
 from app.verification.watcher import CallWatcher
 
@@ -146,7 +149,6 @@ async def _build(
     )
     hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
     policies = make_policies(settings)
-    voice = metrics.timed(Channel.VOICE, VoiceChannel(provider))
     stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
     stack.push_async_callback(stats.aclose)
 
@@ -154,11 +156,13 @@ async def _build(
         metrics.observe(happening)
         stats.observe(happening)
 
+    circuits: dict[str, CircuitBreaker] = {}
+    senders = {**_plusofon_channels(provider, hook_urls), **await _build_relays(settings, stack)}
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key),
         limits=RedisLimits(runner, key=name_key),
         guard=guard,
-        senders={Channel.VOICE: tracing.traced(Channel.VOICE, voice) if tracing else voice},
+        senders=_protect(settings, _watch(senders, metrics, tracing), circuits, poller.balance),
         accounts=provider,
         digester=CodeDigester(settings.secret_keys),
         policies=policies,
@@ -184,7 +188,9 @@ async def _build(
             queue=queue,
             used=lambda: stats.used(Allowance(policies.default.calls_per_day, "everybody"), key=name_key),
         ),
-        of_process=OfProcess(background=lags),
+        of_process=OfProcess(
+            circuits=lambda: {name: circuit.state for name, circuit in circuits.items()}, background=lags
+        ),
     )
     steps = {"calls": watcher.step, "balance": poller.step, "stats": stats.step, "metrics": exposition.step}
     background = await stack.enter_async_context(Background(steps))
@@ -195,6 +201,7 @@ async def _build(
         "service": service,
         "balance": poller.balance,
         "background": background,
+        "circuits": circuits,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
         "hook_urls": hook_urls,
@@ -246,6 +253,65 @@ def _build_metrics_keys(settings: Settings) -> ApiKeys:
     if settings.metrics.open or settings.mode is Mode.SANDBOX:
         return ApiKeys((), open_as="everybody")
     return ApiKeys((*settings.metrics.keys, *settings.admin.keys))
+
+
+def _plusofon_channels(client: PlusofonClient, hook_urls: CallUrls) -> dict[Channel, CallSender]:
+    return {
+        Channel.VOICE: VoiceChannel(client),
+        Channel.FLASH_CALL: FlashCallChannel(client),
+        Channel.REVERSE_CALL: ReverseCallChannel(client, hook_urls.url_of),
+    }
+
+
+async def _build_relays(settings: Settings, stack: AsyncExitStack) -> dict[Channel, CallSender]:
+    """Make a sender for each channel that goes to the operator's own URL in place of Plusofon."""
+    relay = settings.relay
+    if relay.url is None or relay.secret is None:  # the settings require both where channels are named
+        return {}
+    return {
+        channel: await stack.enter_async_context(
+            RelaySender(
+                channel,
+                url=relay.url.get_secret_value(),
+                secret=relay.secret.get_secret_value(),
+                connect_timeout=relay.connect_timeout_seconds,
+                timeout=relay.timeout_seconds,
+            )
+        )
+        for channel in relay.channels
+    }
+
+
+def _watch(
+    senders: Mapping[Channel, CallSender], metrics: Metrics, tracing: "Tracing | None"
+) -> dict[Channel, CallSender]:
+    """Time each request to a provider, and trace it where traces are wanted."""
+    timed = {channel: metrics.timed(channel, sender) for channel, sender in senders.items()}
+    return {channel: tracing.traced(channel, sender) for channel, sender in timed.items()} if tracing else timed
+
+
+def _protect(
+    settings: Settings, senders: Mapping[Channel, CallSender], circuits: dict[str, CircuitBreaker], balance: Balance
+) -> dict[Channel, CallSender]:
+    """Put a circuit breaker and a bulkhead in front of each provider; the balance pays for Plusofon's calls alone."""
+    bulkheads: dict[str, Bulkhead] = {}
+    protected: dict[Channel, CallSender] = {}
+    for channel, sender in senders.items():
+        name = sender.provider
+        circuit = circuits.setdefault(
+            name,
+            CircuitBreaker(
+                name, failures=settings.plusofon.circuit_failures, open_for=settings.plusofon.circuit_seconds
+            ),
+        )
+        bulkhead = bulkheads.setdefault(name, Bulkhead(settings.plusofon.max_connections))
+        admit = balance.require_enough if name == PLUSOFON else _admit_all
+        protected[channel] = ProtectedSender(sender, circuit=circuit, bulkhead=bulkhead, admit=admit)
+    return protected
+
+
+def _admit_all() -> None:
+    """Admit a call that costs nothing here."""
 
 
 def _build_tokens(settings: Settings) -> TokenSigner:

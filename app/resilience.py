@@ -102,11 +102,11 @@ class CircuitBreaker:
                 self._count(failed=trial.failed)
 
     def _count(self, *, failed: bool) -> None:
-        was_probing = self._open_until is not None
+        """Count on where a probe fails: the failures in a row go on, and are more than enough."""
         self._failures = self._failures + 1 if failed else 0
-        if failed and (was_probing or self._failures >= self._most_failures):
+        if self._failures >= self._most_failures:
             self._open()
-        elif was_probing and not failed:
+        elif self._open_until is not None:
             self._close()
 
     def _open(self) -> None:

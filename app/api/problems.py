@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from app.api.auth import Unauthorized
 from app.api.idempotency import InvalidIdempotencyKey
 from app.api.quotas import used_up_header
-from app.verification import errors, idempotency
+from app.verification import changes, errors, idempotency
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,14 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             HTTPStatus.TOO_MANY_REQUESTS,
             "Too many wrong codes",
             "No code is checked any more; a new verification can be started in `retry_after` seconds.",
+            _AFTER,
+        ),
+        ProblemType(
+            "too-many-listeners",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Too many listen already",
+            "To this verification, or to all of them together. Try again in `retry_after` seconds, or read the"
+            " verification now and then.",
             _AFTER,
         ),
         ProblemType(
@@ -273,6 +281,9 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "provider-unavailable", "The provider could not be reached.", {"retry_after": e.retry_after}
     ),
     errors.BalanceTooLow: lambda _: Problem("balance-too-low", "The provider's account has to be topped up."),
+    changes.TooManyListeners: lambda e: Problem(
+        "too-many-listeners", f"Try again in {e.retry_after} s.", {"retry_after": e.retry_after}
+    ),
     idempotency.IdempotencyKeyReused: lambda _: Problem(
         "idempotency-key-reused", "Make a new Idempotency-Key for a new request."
     ),

@@ -7,13 +7,13 @@ from app.verification.errors import ProviderRejected
 from app.verification.model import CallOutcome, CallState
 from app.verification.ports import CallName, CallOrder
 
-_PROVIDER = "plusofon"
+PLUSOFON = "plusofon"  # the name of the provider
 
 
 class VoiceChannel:
     """The CallSender that has a voice say the code (brief)."""
 
-    provider = _PROVIDER
+    provider = PLUSOFON
     is_followed = True
 
     def __init__(self, client: PlusofonClient) -> None:
@@ -24,7 +24,9 @@ class VoiceChannel:
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the code spoken."""
-        return await self._client.initiate_call(order.phone, order.code or "", order.lang, order.repeat)
+        return await self._client.initiate_call(
+            order.phone, order.code or "", order.lang, order.repeat, within=order.within
+        )
 
     async def look_up(self, call_ref: str) -> CallState | None:
         """Tell the state of a call. Raises ProviderError."""
@@ -34,7 +36,7 @@ class VoiceChannel:
 class _Unfollowed:
     """What the channels have in common whose calls cannot be looked up: no source names a route for that (open)."""
 
-    provider = _PROVIDER
+    provider = PLUSOFON
     is_followed = False
 
     def __init__(self, client: PlusofonClient) -> None:
@@ -56,7 +58,7 @@ class FlashCallChannel(_Unfollowed):
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the phone called. The ``code`` of the outcome counts, where there is one."""
-        return await self._client.send_flash_call(order.phone, order.code)
+        return await self._client.send_flash_call(order.phone, order.code, within=order.within)
 
 
 class ReverseCallChannel(_Unfollowed):
@@ -72,4 +74,4 @@ class ReverseCallChannel(_Unfollowed):
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
-        return await self._client.call_to_auth(order.phone, self._hook_url(order.name))
+        return await self._client.call_to_auth(order.phone, self._hook_url(order.name), within=order.within)

@@ -7,9 +7,10 @@ from typing import Self, TypeVar
 
 import httpx
 
+from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
 from app.plusofon import wire
 from app.plusofon.exchange import Exchange, header_value, secrets_of_url
-from app.plusofon.wire import Answer, PhonePrefix, Redactor, Unclear
+from app.plusofon.wire import Answer, PhonePrefix
 from app.verification.errors import ProviderError, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
@@ -83,11 +84,14 @@ class PlusofonClient:
         """Close the connections. No request may be sent after this."""
         await self._exchange.aclose()
 
-    async def initiate_call(self, phone: Phone, pin: str, lang: Lang, repeat: int) -> CallOutcome:
+    async def initiate_call(
+        self, phone: Phone, pin: str, lang: Lang, repeat: int, *, within: float | None = None
+    ) -> CallOutcome:
         """Have ``pin`` spoken to ``phone``, ``repeat`` times (brief: ``POST /api/v1/flash-call/call``).
 
         Nothing is raised for what the provider or the network does. The request is written at most once, for Plusofon
-        is not known to recognise a repeated one and each call is paid.
+        is not known to recognise a repeated one and each call is paid. ``within`` is how many seconds are left for it,
+        where that is less than ``timeout``.
 
         Returns:
             ``Placed`` with the provider's ``call_id``; ``Refused`` if the call definitely did not happen, and may be
@@ -96,13 +100,13 @@ class PlusofonClient:
         """
         try:
             body = {"phone": self._spelled(phone), "pin": pin, "lang": lang.value, "repeat": repeat}
-            return Placed(wire.parse_placed_call(await self._send("POST", _CALL, self._call_token, body)))
+            return Placed(wire.parse_placed_call(await self._place(_CALL, body, within)))
         except ProviderError as error:
             return Refused(error)
         except Unclear as error:
             return Unknown(error.why)
 
-    async def send_flash_call(self, phone: Phone, pin: str | None) -> CallOutcome:
+    async def send_flash_call(self, phone: Phone, pin: str | None, *, within: float | None = None) -> CallOutcome:
         """Have ``phone`` called from a number that ends in ``pin`` (docs, seen: ``POST /api/v1/flash-call/send``).
 
         Without a ``pin`` the provider chooses one. Raises nothing and repeats nothing, as ``initiate_call``.
@@ -115,14 +119,14 @@ class PlusofonClient:
         try:
             wire.require_flash_pin(pin)
             body = {"phone": self._spelled(phone)} | ({"pin": pin} if pin is not None else {})
-            placed = wire.parse_flash_call(await self._send("POST", _FLASH_CALL, self._call_token, body))
+            placed = wire.parse_flash_call(await self._place(_FLASH_CALL, body, within))
         except ProviderError as error:
             return Refused(error)
         except Unclear as error:
             return Unknown(error.why)
         return placed if placed.code or pin is not None else Unknown("a call whose code was not told")
 
-    async def call_to_auth(self, phone: Phone, hook_url: str) -> CallOutcome:
+    async def call_to_auth(self, phone: Phone, hook_url: str, *, within: float | None = None) -> CallOutcome:
         """Ask for a number that ``phone`` is to dial (docs, seen: ``POST /api/v1/flash-call/call-to-auth``).
 
         Plusofon posts to ``hook_url`` when that call came in. The URL may hold a secret: it is not logged or repeated.
@@ -138,7 +142,9 @@ class PlusofonClient:
         redact = Redactor([*self._secrets, *secrets_of_url(hook_url)])
         try:
             body = {"phone": self._spelled(phone), "hook_url": hook_url}
-            answer = await self._exchange.send("POST", _REVERSE_CALL, self._call_token, body, redact=redact)
+            answer = await self._exchange.send(
+                "POST", _REVERSE_CALL, self._call_token, body, redact=redact, within=within
+            )
             return wire.parse_reverse_call(answer)
         except ProviderError as error:
             return Refused(error)
@@ -187,10 +193,13 @@ class PlusofonClient:
     async def _send(self, method: str, path: str, token: str, body: object = None) -> Answer:
         return await self._exchange.send(method, path, token, body, redact=self._redact)
 
+    async def _place(self, path: str, body: object, within: float | None) -> Answer:
+        return await self._exchange.send("POST", path, self._call_token, body, redact=self._redact, within=within)
+
     def _spelled(self, phone: Phone) -> str:
         return wire.format_phone(phone, self._phone_prefix)
 
 
 def _unavailable(path: str, error: Unclear) -> ProviderUnavailable:
     log.warning("plusofon.unclear_answer", extra={"path": path, "why": error.why})
-    return ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER)
+    return ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER)

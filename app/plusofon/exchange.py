@@ -12,13 +12,12 @@ import httpx
 import stamina
 from httpx_aiohttp import AiohttpTransport
 
+from app.outbound import DEFAULT_RETRY_AFTER, NETWORK_ERRORS, Redactor, Unclear, checked_url, read_beginning
 from app.plusofon import wire
-from app.plusofon.wire import Answer, Redactor, Unclear
+from app.plusofon.wire import Answer
 from app.verification.errors import ProviderUnavailable
 
 log = logging.getLogger(__name__)
-
-_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
 
 # Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
 _PAUSE = 0.05
@@ -38,9 +37,6 @@ _NEVER_CONNECTED = (
 
 # Neither was one tried: for want of a place among the connections, or of a URL. Another try would find the same.
 _NEVER_TRIED = (aiohttp.InvalidURL, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-
-# What the network may do to a request. UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
-_NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
 
 
 class _NotSent(Exception):
@@ -78,7 +74,7 @@ class Exchange:
         # Places are counted here, for aiohttp does not tell a lack of them from a connection that takes too long.
         self._places = asyncio.Semaphore(max_connections)
         self._http = httpx.AsyncClient(
-            base_url=_checked_url(base_url),
+            base_url=checked_url(base_url),
             headers={
                 "Client": header_value("user_id", user_id),
                 "Accept": "application/json",
@@ -98,8 +94,19 @@ class Exchange:
         """Close the connections. No request may be sent after this."""
         await self._http.aclose()
 
-    async def send(self, method: str, path: str, token: str, body: object = None, *, redact: Redactor) -> Answer:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        token: str,
+        body: object = None,
+        *,
+        redact: Redactor,
+        within: float | None = None,
+    ) -> Answer:
         """Send one request and read its answer, all within the time budget; a connection may be tried for twice.
+
+        Where fewer seconds than usual are left (``within``), half of them are for the connection at most.
 
         Raises:
             ProviderUnavailable: it was never written.
@@ -109,17 +116,20 @@ class Exchange:
         # `from None` throughout: the errors of aiohttp carry the headers of the request, and with them the token.
         request = self._http.build_request(method, path, headers={"Authorization": f"Bearer {token}"}, json=body)
         try:
-            async with asyncio.timeout(self._timeout) as budget:
-                return await self._connect_and_send(request, redact, budget.when() or 0)
+            seconds = min(self._timeout, within) if within is not None else self._timeout
+            async with asyncio.timeout(seconds) as budget:
+                return await self._connect_and_send(request, redact, seconds, budget.when() or 0)
         except _NotSent:
-            raise ProviderUnavailable(retry_after=wire.DEFAULT_RETRY_AFTER) from None
+            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
         except TimeoutError:
             raise Unclear("TimeoutError") from None
 
-    async def _connect_and_send(self, request: httpx.Request, redact: Redactor, deadline: float) -> Answer:
+    async def _connect_and_send(
+        self, request: httpx.Request, redact: Redactor, seconds: float, deadline: float
+    ) -> Answer:
         """Try once, and a second time if no connection was made and the time that is left has room for one."""
         now = asyncio.get_running_loop().time
-        connect_by = now() + self._connect_timeout
+        connect_by = now() + min(self._connect_timeout, seconds / 2)
 
         def worth_a_retry(error: Exception) -> bool:
             return isinstance(error, _NotConnected) and deadline - now() > self._time_for_a_retry
@@ -157,25 +167,15 @@ async def _exchange(http: httpx.AsyncClient, request: httpx.Request, redact: Red
     try:
         response = await http.send(request, stream=True)
         try:
-            body = await _beginning(response)
+            body = await read_beginning(response)
         finally:
             await response.aclose()
-    except _NETWORK_ERRORS as error:
+    except NETWORK_ERRORS as error:
         raise _meaning(error) from None
     except Exception:
         log.exception("plusofon.unexpected_error")
         raise Unclear("an unexpected error") from None
     return wire.read_answer(response.status_code, body, retry_after=response.headers.get("Retry-After"), redact=redact)
-
-
-async def _beginning(response: httpx.Response) -> bytes:
-    """Read a body up to 64 KiB. JSON that is cut off makes no sense, so the cut needs no report of its own."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) >= _LONGEST_BODY:
-            break
-    return bytes(body[:_LONGEST_BODY])
 
 
 def _with_timeout(request: httpx.Request, connect: float) -> httpx.Request:
@@ -214,16 +214,6 @@ def _network() -> AiohttpTransport:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
-
-
-def _checked_url(text: str) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        raise ValueError("base_url is no URL") from None
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
-        raise ValueError("base_url must be http(s)://host, without a user name")
-    return url
 
 
 def header_value(name: str, value: str) -> str:

@@ -6,23 +6,20 @@ several public clients) or *open* (nobody knows; it is handled so that a wrong g
 Each ``parse_…`` returns what was asked for, or raises ``ProviderError`` (it definitely was not done) or ``Unclear``.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
-from typing import Literal, NoReturn
+from typing import Literal
 
+from app.outbound import Redactor, Unclear, json_object, printable, seconds
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Placed, ProviderAccount
 from app.verification.phone import Phone
 
 PhonePrefix = Literal["8", "7"]
 
-DEFAULT_RETRY_AFTER = 30  # seconds, where the provider names none
-_LONGEST_RETRY_AFTER = 3600
-_LONGEST_MESSAGE = 200
 _LONGEST_NAME = 64  # of a status word or an account
 _LONGEST_IDENTIFIER = 128
 _LARGEST_EXPONENT = 12  # of a balance, either way: 1e999999999 is a fine Decimal and a gigabyte when written out
@@ -41,39 +38,6 @@ _STATUS_WORDS = {
     "no_answer": CallStatus.NO_ANSWER,
     "failed": CallStatus.FAILED,
 }
-
-
-class Unclear(Exception):
-    """Neither a yes nor a no: what was asked for may have happened. ``why`` is short and free of secrets."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-
-class Redactor:
-    """Makes the provider's words fit to be shown: one line, at most 200 characters, without secrets.
-
-    Gone are the ``secrets`` given here and all that has four digits or more, whatever punctuation stands between
-    them. So codes and phone numbers are covered in every spelling, those of this request and any other.
-    """
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        longest_first = sorted(filter(None, secrets), key=len, reverse=True)
-        self._secrets = [re.compile("|".join(map(re.escape, longest_first)))] if longest_first else []
-        self._secrets.append(re.compile(r"\d(?:[\W_]*\d){3,}"))
-
-    def __call__(self, text: str) -> str:
-        """Return what may be shown of ``text``. Hidden characters go first: they could split a secret in two."""
-        shown = printable(text)
-        for secret in self._secrets:
-            shown = secret.sub("•••", shown)
-        return shown.strip()[:_LONGEST_MESSAGE]
-
-
-def printable(text: str) -> str:
-    """Drop control, invisible and surrogate characters; any white space becomes a space."""
-    return "".join(" " if char.isspace() else char for char in text if char.isprintable() or char.isspace())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +63,14 @@ class Answer:
 def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
     """Read an answer of whatever shape; ``retry_after`` is the header of that name. Never raises."""
     text = body.decode("utf-8-sig", errors="replace")
-    fields = _json_object(text)
+    fields = json_object(text)
     return Answer(
         status=status,
-        retry_after=_seconds(retry_after),
+        retry_after=seconds(retry_after),
         message=redact(_message(fields)),
         text=text,
         fields=fields,
     )
-
-
-def _json_object(text: str) -> Mapping[str, object]:
-    try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
-    # Besides what is no JSON: arrays nested by the thousand, and numbers beyond what a Decimal holds.
-    except (ValueError, RecursionError, InvalidOperation):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    msg = f"{name} is no JSON"
-    raise ValueError(msg)
-
-
-def _seconds(retry_after: str | None) -> int:
-    """Read ``Retry-After``. Its other form, a date, would need a clock and is taken for none."""
-    if retry_after is None or not re.fullmatch(r"[0-9]{1,5}", retry_after):
-        return DEFAULT_RETRY_AFTER
-    seconds = int(retry_after)
-    return seconds if 1 <= seconds <= _LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER
 
 
 def _message(fields: Mapping[str, object]) -> str:

@@ -1,5 +1,6 @@
 """The sections of the settings, with their defaults: ``REDIS_URL`` is ``url`` of ``RedisSettings``."""
 
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +36,7 @@ from app.settings.fields import (
     parse_api_key,
     parse_test_number,
 )
+from app.standard_webhooks import parse_secret
 from app.verification.channel import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.guard import GuardRules
@@ -65,6 +67,38 @@ class PlusofonSettings(_Section):
     def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("connect_timeout_seconds", 0):
             raise PydanticCustomError("too_short", "must be more than PLUSOFON_CONNECT_TIMEOUT_SECONDS")
+        return value
+
+
+def _is_relay_url(value: SecretStr) -> SecretStr:
+    """Let an address through that calls can be named under."""
+    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", value.get_secret_value()):
+        raise PydanticCustomError("relay_url", "must be https://host/path, without a user name and a query")
+    return value
+
+
+def _is_webhook_secret(value: SecretStr) -> SecretStr:
+    try:
+        parse_secret(value.get_secret_value())
+    except ValueError as error:
+        raise PydanticCustomError("webhook_secret", "{message}", {"message": str(error)}) from None
+    return value
+
+
+class RelaySettings(_Section):
+    """A URL of the operator's own that places the calls of the channels named here, in place of Plusofon."""
+
+    url: Annotated[SecretStr, AfterValidator(_is_relay_url)] | None = None  # often it is itself what lets one in
+    secret: Annotated[SecretStr, AfterValidator(_is_webhook_secret)] | None = None
+    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], *CommaSeparated] = []
+    connect_timeout_seconds: Timeout = 3
+    timeout_seconds: Timeout = 10
+
+    @field_validator("timeout_seconds")
+    @classmethod
+    def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("connect_timeout_seconds", 0):
+            raise PydanticCustomError("too_short", "must be more than RELAY_CONNECT_TIMEOUT_SECONDS")
         return value
 
 
@@ -172,6 +206,12 @@ class GuardSettings(_Section):
             min_conversion=self.min_conversion_percent / 100,
             allowed_prefixes=tuple(allowed_prefixes),
         )
+
+
+class EventsSettings(_Section):
+    """Streams of events."""
+
+    listeners: int = Field(1000, ge=1, le=100_000)
 
 
 class TestSettings(_Section):

@@ -1,5 +1,6 @@
 """All settings together: what is missing or wrong is told at once, in sentences."""
 
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from app.settings.sections import (
     CheckSettings,
     ClientSettings,
     CodeSettings,
+    EventsSettings,
     GuardSettings,
     LimitSettings,
     LogSettings,
@@ -28,6 +30,7 @@ from app.settings.sections import (
     PhoneSettings,
     PlusofonSettings,
     RedisSettings,
+    RelaySettings,
     SecretSettings,
     TestSettings,
     TokenSettings,
@@ -53,6 +56,9 @@ _REQUIRED_IN_PRODUCTION = {
     "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
     "TOKEN_KEYS": "the keys that sign tokens, or TOKEN_KEYS_FILE; `plusofon-verify keygen` makes one",
 }
+
+# Sandbox mode lets in whoever comes, so it must not reach what places real calls.
+_ON_THIS_MACHINE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
 
 
 class SettingsError(Exception):
@@ -96,6 +102,7 @@ class Settings(BaseSettings):
     min_balance_rub: Rub = Decimal(10)
     warn_balance_rub: Rub = Decimal(100)
     plusofon: PlusofonSettings = PlusofonSettings()
+    relay: RelaySettings = RelaySettings()
     secret: SecretSettings = SecretSettings()
     api: ApiSettings = ApiSettings()
     admin: AdminSettings = AdminSettings()
@@ -107,6 +114,7 @@ class Settings(BaseSettings):
     phone: PhoneSettings = PhoneSettings()
     limit: LimitSettings = LimitSettings()
     guard: GuardSettings = GuardSettings()
+    events: EventsSettings = EventsSettings()
     test: TestSettings = TestSettings()
     watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
@@ -140,11 +148,24 @@ class Settings(BaseSettings):
         is_public = self.public_url is not None and self.public_url.startswith("https://")
         if self.mode is Mode.PRODUCTION and Channel.REVERSE_CALL in self.used_channels and not is_public:
             yield _mistake(("public_url",), "must be https://…, for the provider tells there of reverse calls")
+        yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):
                 if fixed.until is None or fixed.until < today:
                     yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+
+    def _contradictions_of_the_relay(self) -> Iterator[InitErrorDetails]:
+        if not self.relay.channels:
+            return
+        if not self.relay.secret:
+            yield _mistake(("relay", "secret"), "is missing: RELAY_CHANNELS names what goes to a relay")
+        if not self.relay.url:
+            yield _mistake(("relay", "url"), "is missing: RELAY_CHANNELS names what goes to a relay")
+        elif self.mode is Mode.PRODUCTION and not self.relay.url.get_secret_value().startswith("https://"):
+            yield _mistake(("relay", "url"), "must begin with https:// in production, for codes go there")
+        elif self.mode is Mode.SANDBOX and not _ON_THIS_MACHINE.match(self.relay.url.get_secret_value()):
+            yield _mistake(("relay", "url"), "must be on localhost in sandbox mode, where nobody is called")
 
     @property
     def enabled_channels(self) -> tuple[Channel, ...]:
@@ -173,7 +194,8 @@ class Settings(BaseSettings):
     @property
     def longest_request(self) -> timedelta:
         """How long a request may take: the provider's whole budget, and Redis before and after it."""
-        return timedelta(seconds=self.plusofon.timeout_seconds + 2 * self.redis.timeout_seconds)
+        provider = max(self.plusofon.timeout_seconds, self.relay.timeout_seconds if self.relay.channels else 0)
+        return timedelta(seconds=provider + 2 * self.redis.timeout_seconds)
 
     @cached_property
     def secret_keys(self) -> list[bytes]:

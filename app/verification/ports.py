@@ -202,7 +202,8 @@ class CallOrder:
     """A call to be placed.
 
     ``name`` is this service's own and belongs to no other call. ``code`` is none where the channel needs none. ``lang``
-    and ``repeat`` are for a code that is spoken. ``within`` is how many seconds are left to place it.
+    and ``repeat`` are for a code that is spoken. ``within`` is how many seconds are left to
+    place it, where that is less than the sender has by itself.
     """
 
     name: CallName
@@ -210,7 +211,7 @@ class CallOrder:
     code: str | None
     lang: Lang
     repeat: int
-    within: float
+    within: float | None = None
 
 
 class CallSchedule(Protocol):

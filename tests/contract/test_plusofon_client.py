@@ -12,8 +12,9 @@ import httpx
 import pytest
 import respx
 
+from app.outbound import DEFAULT_RETRY_AFTER
 from app.plusofon.client import PlusofonClient
-from app.plusofon.wire import DEFAULT_RETRY_AFTER, PhonePrefix
+from app.plusofon.wire import PhonePrefix
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import (
     CallOutcome,

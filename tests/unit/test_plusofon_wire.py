@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
 from app.plusofon import wire
 from app.plusofon.client import PlusofonClient
-from app.plusofon.wire import Answer, Redactor, Unclear
+from app.plusofon.wire import Answer
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
@@ -155,7 +156,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("header", "seconds"),
         [("1", 1), ("120", 120), ("3600", 3600)]
-        + [(bad, wire.DEFAULT_RETRY_AFTER) for bad in (None, "0", "-5", "3601", "1e3", "٣", "99999999999", "soon", "")],
+        + [(bad, DEFAULT_RETRY_AFTER) for bad in (None, "0", "-5", "3601", "1e3", "٣", "99999999999", "soon", "")],
     )
     @pytest.mark.parametrize("body", [b"", {"success": False, "message": "Too many requests"}])
     def test_too_many_requests_name_a_sane_time_to_wait(self, body: object, header: str | None, seconds: int) -> None:

@@ -1,0 +1,146 @@
+"""What requests to any provider share: the way to the network, what its failures mean, what of answers may be told."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import NoReturn
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+DEFAULT_RETRY_AFTER = 30  # seconds, where the provider names none
+_LONGEST_RETRY_AFTER = 3600
+_LONGEST_MESSAGE = 200
+_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
+_KEEP_ALIVE = 15  # seconds that an idle connection is kept: less than the 60-75 after which servers commonly drop it
+
+# The request was certainly not written: no address, no connection, no TLS, or no free place in the pool.
+_NEVER_SENT = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.UnsupportedProtocol,
+)
+
+# What the network may do to a request. UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
+NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
+
+
+class NeverSent(Exception):
+    """The request was certainly not written. ``why`` is short and free of secrets."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Unclear(Exception):
+    """Neither a yes nor a no: what was asked for may have happened. ``why`` is short and free of secrets."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def failure(error: Exception) -> NeverSent | Unclear:
+    """Tell what one of ``NETWORK_ERRORS`` means: that nothing was written, or that nobody knows.
+
+    httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that was
+    reset after the request was written included. So where aiohttp's own error is known, it alone decides.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
+    return NeverSent(name) if isinstance(cause, _NEVER_SENT) else Unclear(name)
+
+
+def make_transport(max_connections: int) -> AiohttpTransport:
+    """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
+
+    aiohttp repeats a request whose kept connection was dead, but only idempotent methods, so never one to place a call.
+    """
+    tls = httpx.create_ssl_context(trust_env=False)
+
+    def open_session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=tls, limit=max_connections, keepalive_timeout=_KEEP_ALIVE)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
+
+
+def checked_url(text: str, name: str = "base_url") -> httpx.URL:
+    """Read the address of a provider; ``name`` is what the setting is called.
+
+    Raises:
+        ValueError: it is none, or has a user name in it; its value is not repeated.
+
+    """
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        raise ValueError(f"{name} is no URL") from None
+    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
+        raise ValueError(f"{name} must be http(s)://host, without a user name")
+    return url
+
+
+async def read_beginning(response: httpx.Response) -> bytes:
+    """Read a body up to 64 KiB. JSON that is cut off makes no sense, so the cut needs no report of its own."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) >= _LONGEST_BODY:
+            break
+    return bytes(body[:_LONGEST_BODY])
+
+
+def json_object(text: str) -> Mapping[str, object]:
+    """Read a JSON object; whatever else it is reads as an empty one. Never raises."""
+    try:
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    # Besides what is no JSON: arrays nested by the thousand, and numbers beyond what a Decimal holds.
+    except (ValueError, RecursionError, InvalidOperation):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    msg = f"{name} is no JSON"
+    raise ValueError(msg)
+
+
+def seconds(retry_after: str | None) -> int:
+    """Read ``Retry-After``. Its other form, a date, would need a clock and is taken for none."""
+    if retry_after is None or not re.fullmatch(r"[0-9]{1,5}", retry_after):
+        return DEFAULT_RETRY_AFTER
+    wait = int(retry_after)
+    return wait if 1 <= wait <= _LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER
+
+
+class Redactor:
+    """Makes the provider's words fit to be shown: one line, at most 200 characters, without secrets.
+
+    Gone are the ``secrets`` given here and all that has four digits or more, whatever punctuation stands between
+    them. So codes and phone numbers are covered in every spelling, those of this request and any other.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        longest_first = sorted(filter(None, secrets), key=len, reverse=True)
+        self._secrets = [re.compile("|".join(map(re.escape, longest_first)))] if longest_first else []
+        self._secrets.append(re.compile(r"\d(?:[\W_]*\d){3,}"))
+
+    def __call__(self, text: str) -> str:
+        """Return what may be shown of ``text``. Hidden characters go first: they could split a secret in two."""
+        shown = printable(text)
+        for secret in self._secrets:
+            shown = secret.sub("•••", shown)
+        return shown.strip()[:_LONGEST_MESSAGE]
+
+
+def printable(text: str) -> str:
+    """Drop control, invisible and surrogate characters; any white space becomes a space."""
+    return "".join(" " if char.isspace() else char for char in text if char.isprintable() or char.isspace())

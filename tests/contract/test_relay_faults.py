@@ -1,0 +1,398 @@
+"""The relay's sender against sockets that fail in every way: a call is told right, and never written twice."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from time import monotonic
+
+import httpx
+import pytest
+
+from app.relay.client import RelaySender
+from app.verification.channel import Channel
+from app.verification.errors import ProviderUnavailable
+from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
+from app.verification.phone import Phone
+from app.verification.ports import CallName, CallOrder
+
+SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
+CODE = "042137"
+CALL = "vrf_made_up-1-voice"
+ORDER = CallOrder(name=CallName("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
+
+BUDGET = 0.4  # seconds for a request
+CONNECT = 0.2  # seconds of it for the connection: too long for a second try
+SLACK = 0.4  # seconds that a slow machine may take on top
+
+
+class Conversation:
+    """One connection as the relay has it."""
+
+    def __init__(self, server: "Server", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server = server
+        self._reader = reader
+        self._writer = writer
+
+    async def read_request(self) -> None:
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        self._server.requests.append(head + await self._reader.readexactly(int(length[0][15:]) if length else 0))
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def answer(self, body: bytes) -> None:
+        await self.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async def wait_for_the_sender_to_leave(self) -> None:
+        while await self._reader.read(4096):
+            pass
+
+    def reset(self) -> None:
+        """Close with RST in place of FIN, as a crashed peer or a firewall does."""
+        connection: socket.socket = self._writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+
+Script = Callable[[Conversation], Awaitable[None]]
+
+
+class Server:
+    """Plays its script to each connection, and closes when the script ends."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._conversations: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self.connections = 0
+        self.requests: list[bytes] = []
+
+    @property
+    def open_connections(self) -> int:
+        return sum(not task.done() for task in self._conversations)
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._conversations.add(asyncio.create_task(self._converse(reader, writer)))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            try:
+                await self._script(Conversation(self, reader, writer))
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    async def stop(self) -> None:
+        for task in self._conversations:
+            task.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def serving(script: Script) -> AsyncIterator[Server]:
+    server = Server(script)
+    listener = await asyncio.start_server(server.accept, "127.0.0.1", 0)
+    server.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listener.close()
+        await server.stop()
+
+
+def sender_to(port: int, *, scheme: str = "http", connections: int = 10) -> RelaySender:
+    return RelaySender(
+        Channel.VOICE,
+        url=f"{scheme}://127.0.0.1:{port}/verify",
+        secret=SECRET,
+        connect_timeout=CONNECT,
+        timeout=BUDGET,
+        max_connections=connections,
+    )
+
+
+async def place(sender: RelaySender) -> CallOutcome:
+    """Place a call, and hold the sender to its budget."""
+    started = monotonic()
+    outcome = await sender.place(ORDER)
+    assert monotonic() - started < BUDGET + SLACK
+    return outcome
+
+
+def assert_never_sent(outcome: CallOutcome) -> None:
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.error, ProviderUnavailable)
+
+
+async def take_each(conversation: Conversation) -> None:
+    while True:
+        await conversation.read_request()
+        await conversation.answer(b'{"status": "accepted"}')
+
+
+@contextlib.contextmanager
+def full_backlog() -> Iterator[int]:
+    """Swallow connection requests as a firewall does."""
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = sockets.enter_context(socket.socket())
+            filler.settimeout(0)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+class TestNeverSent:
+    """The request was not written, so the call did not happen and the attempt can be given back."""
+
+    async def test_a_refused_connection(self) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets this port meanwhile
+            async with sender_to(unused.getsockname()[1]) as sender:
+                assert_never_sent(await place(sender))
+
+    async def test_a_connection_that_is_never_accepted(self) -> None:
+        with full_backlog() as port:
+            async with sender_to(port) as sender:
+                assert_never_sent(await place(sender))
+
+    async def test_a_server_that_speaks_no_tls(self) -> None:
+        async def answer_in_plain_text(conversation: Conversation) -> None:
+            await conversation.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await conversation.wait_for_the_sender_to_leave()
+
+        async with serving(answer_in_plain_text) as server, sender_to(server.port, scheme="https") as sender:
+            assert_never_sent(await place(sender))
+
+    async def test_no_free_place_in_the_pool(self) -> None:
+        async def answer_slowly(conversation: Conversation) -> None:
+            await conversation.read_request()
+            await asyncio.sleep(CONNECT * 1.5)
+            await conversation.answer(b'{"status": "placed"}')
+
+        async with serving(answer_slowly) as server, sender_to(server.port, connections=1) as sender:
+            first = asyncio.create_task(place(sender))
+            await until(lambda: len(server.requests) == 1)
+            assert_never_sent(await place(sender))
+            assert await first == Placed(CALL)
+            assert len(server.requests) == 1
+
+    async def test_a_look_up_finds_the_relay_unavailable(self) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            async with sender_to(unused.getsockname()[1]) as sender:
+                with pytest.raises(ProviderUnavailable):
+                    await sender.look_up(CALL)
+
+
+class Line(httpx.AsyncBaseTransport):
+    """A way to the relay on which requests meet what is told, one after another."""
+
+    def __init__(self, *fates: Exception | httpx.Response) -> None:
+        self._fates = iter(fates)
+        self.requests: list[httpx.Request] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        fate = next(self._fates)
+        if isinstance(fate, Exception):
+            raise fate
+        return fate
+
+
+def sender_on(line: Line, *, timeout: float = 5.0, now: Callable[[], float] = lambda: 0.0) -> RelaySender:
+    url = "https://relay.test/verify"
+    return RelaySender(
+        Channel.VOICE, url=url, secret=SECRET, connect_timeout=CONNECT, timeout=timeout, transport=line, now=now
+    )
+
+
+class TestTheSecondTry:
+    async def test_a_connection_that_was_never_made_is_tried_once_more_and_signed_anew(self) -> None:
+        line = Line(httpx.ConnectError(""), httpx.Response(202, json={"status": "accepted"}))
+        clock = iter((1_767_225_600.9, 1_767_225_601.0))
+        async with sender_on(line, now=lambda: next(clock)) as sender:
+            assert await sender.place(ORDER) == Placed(CALL)
+        assert [request.headers["webhook-timestamp"] for request in line.requests] == ["1767225600", "1767225601"]
+        assert len({request.headers["webhook-signature"] for request in line.requests}) == 2
+        assert {request.headers["webhook-id"] for request in line.requests} == {CALL}
+
+    async def test_and_no_more_than_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        line = Line(*[httpx.ConnectError("")] * 9)
+        async with sender_on(line) as sender:
+            assert_never_sent(await sender.place(ORDER))
+        assert len(line.requests) == 2
+        assert [record.getMessage() for record in caplog.records] == ["relay.not_reached"]
+
+    async def test_what_may_have_been_written_is_never_tried_again(self) -> None:
+        for fault in (httpx.ReadError(""), httpx.WriteError(""), httpx.RemoteProtocolError(""), RuntimeError()):
+            line = Line(fault, httpx.Response(202, json={"status": "accepted"}))
+            async with sender_on(line) as sender:
+                assert isinstance(await sender.place(ORDER), Unknown)
+            assert len(line.requests) == 1
+
+    async def test_nor_on_the_second_try(self) -> None:
+        line = Line(httpx.ConnectTimeout(""), httpx.ReadError(""), httpx.Response(202, json={"status": "accepted"}))
+        async with sender_on(line) as sender:
+            assert isinstance(await sender.place(ORDER), Unknown)
+        assert len(line.requests) == 2
+
+    async def test_a_budget_that_could_end_while_connecting_again_allows_none(self) -> None:
+        """The end of the budget would look as if the order could have been written."""
+        line = Line(*[httpx.ConnectError("")] * 9)
+        async with sender_on(line, timeout=CONNECT + 0.05) as sender:
+            assert_never_sent(await sender.place(ORDER))
+        assert len(line.requests) == 1
+
+
+async def reset_at_once(conversation: Conversation) -> None:
+    conversation.reset()
+
+
+async def read_and_reset(conversation: Conversation) -> None:
+    await conversation.read_request()
+    conversation.reset()
+
+
+async def read_and_close(conversation: Conversation) -> None:
+    await conversation.read_request()
+
+
+async def read_and_keep_silent(conversation: Conversation) -> None:
+    await conversation.read_request()
+    await conversation.wait_for_the_sender_to_leave()
+
+
+async def half_a_body(conversation: Conversation) -> None:
+    await conversation.read_request()
+    await conversation.send(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"status": "accepted"}')
+
+
+async def half_a_body_and_reset(conversation: Conversation) -> None:
+    await half_a_body(conversation)
+    await asyncio.sleep(0.02)
+    conversation.reset()
+
+
+async def no_http(conversation: Conversation) -> None:
+    await conversation.read_request()
+    await conversation.send(b"220 mail.example ESMTP\r\n\r\n")
+
+
+async def an_endless_head(conversation: Conversation) -> None:
+    await conversation.read_request()
+    await conversation.send(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await conversation.send(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+
+
+async def a_dripping_body(conversation: Conversation) -> None:
+    """Each byte comes well within any time-out per read; only a budget for the whole ends this."""
+    await conversation.read_request()
+    await conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    while True:
+        await conversation.send(b" ")
+        await asyncio.sleep(0.02)
+
+
+async def an_endless_body(conversation: Conversation) -> None:
+    await conversation.read_request()
+    await conversation.send(b'HTTP/1.1 200 OK\r\n\r\n{"status": "accepted", "padding": "')
+    while True:
+        await conversation.send(b"x" * 65536)
+
+
+async def a_reason_in_another_encoding(conversation: Conversation) -> None:
+    await conversation.read_request()
+    await conversation.send(b'HTTP/1.1 200 \xd5\xee\xf0\xee\r\nContent-Length: 22\r\n\r\n{"status": "accepted"}')
+
+
+FAULTS = [
+    *(read_and_reset, read_and_close, read_and_keep_silent, half_a_body, half_a_body_and_reset, no_http),
+    *(an_endless_head, a_dripping_body, an_endless_body, a_reason_in_another_encoding),
+]
+
+
+class TestSentWithoutAnAnswer:
+    """The order was written, or may have been: its code must live, it can be looked up, and is not sent again."""
+
+    @pytest.mark.parametrize("script", FAULTS, ids=lambda script: script.__name__)
+    async def test_a_call_is_unknown_and_asked_for_once(self, script: Script, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        async with serving(script) as server, sender_to(server.port) as sender:
+            outcome = await place(sender)
+            assert isinstance(outcome, Unknown)
+            assert outcome.call_ref == CALL
+            assert len(server.requests) == 1
+            await until(lambda: server.open_connections == 0)  # kept, it would give the next request this answer
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+        told = caplog.text + outcome.why
+        assert not [secret for secret in (SECRET.removeprefix("whsec_"), CODE, "9001234567") if secret in told]
+
+    async def test_a_connection_that_is_reset_before_the_order_is_read_is_no_proof_either(self) -> None:
+        async with serving(reset_at_once) as server, sender_to(server.port) as sender:
+            assert isinstance(await place(sender), Unknown)
+            assert server.connections == 1
+
+    @pytest.mark.parametrize("script", FAULTS, ids=lambda script: script.__name__)
+    async def test_a_look_up_finds_the_relay_unavailable(self, script: Script) -> None:
+        async with serving(script) as server, sender_to(server.port) as sender:
+            with pytest.raises(ProviderUnavailable):
+                await sender.look_up(CALL)
+
+    async def test_an_answer_that_was_lost_is_made_up_for_by_a_look_up(self) -> None:
+        async def lose_the_first_answer(conversation: Conversation) -> None:
+            await conversation.read_request()
+            if server.connections > 1:
+                await conversation.answer(b'{"status": "completed"}')
+
+        async with serving(lose_the_first_answer) as server, sender_to(server.port) as sender:
+            outcome = await place(sender)
+            assert isinstance(outcome, Unknown)
+            assert await sender.look_up(outcome.call_ref or "") == CallState(CallStatus.COMPLETED)
+            assert [request.split(b" ")[0] for request in server.requests] == [b"POST", b"GET"]
+
+    async def test_an_answer_too_many_is_not_taken_for_that_to_the_next_order(self) -> None:
+        async def answer_twice_and_then_no_more(conversation: Conversation) -> None:
+            await conversation.read_request()
+            if server.connections == 1:
+                await conversation.answer(b'{"status": "placed"}')
+                await conversation.answer(b'{"status": "placed"}')
+                await conversation.read_request()
+
+        async with serving(answer_twice_and_then_no_more) as server, sender_to(server.port) as sender:
+            assert await place(sender) == Placed(CALL)
+            assert isinstance(await place(sender), Unknown)
+            assert (server.connections, len(server.requests)) == (2, 2)
+
+
+async def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(take_each) as server, serving(take_each) as proxy, sender_to(server.port) as sender:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        assert await place(sender) == Placed(CALL)
+        assert (len(server.requests), proxy.connections) == (1, 0)
+
+
+async def test_a_cancelled_order_closes_its_connection() -> None:
+    async with serving(read_and_keep_silent) as server, sender_to(server.port) as sender:
+        task = asyncio.create_task(place(sender))
+        await until(lambda: len(server.requests) == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: server.open_connections == 0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not condition():  # noqa: ASYNC110 - what is waited for is in the sockets, which set no event
+            await asyncio.sleep(0.005)

@@ -1,0 +1,99 @@
+"""A process that is told to stop finishes what it has begun, begins nothing more, and is gone in time."""
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Demo, running
+
+PHONE = "+79001234567"
+STALLS = "+79000000006"  # the call is placed, but the provider's answer never comes
+PROVIDER_TIMEOUT = 3
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    settings = {"PLUSOFON_TIMEOUT_SECONDS": str(PROVIDER_TIMEOUT), "PLUSOFON_CONNECT_TIMEOUT_SECONDS": "1"}
+    with running(tmp_path, **settings) as demo:
+        yield demo
+
+
+def wait_until_placed(demo: Demo, phone: str) -> None:
+    deadline = time.monotonic() + 5
+    while not httpx.get(f"{demo.base_url}/sandbox/phones/{phone}/calls").json()["calls"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def connect(demo: Demo) -> socket.socket:
+    host, port = demo.base_url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=1)
+
+
+def wait_until_refused(demo: Demo) -> None:
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            with connect(demo):
+                assert time.monotonic() < deadline
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.02)
+
+
+def test_what_is_in_progress_is_finished_and_streams_end_at_once(demo: Demo) -> None:
+    verification_id = demo.post("/verify/start", phone=PHONE).json()["verification_id"]
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.stream("GET", f"{demo.base_url}/verify/{verification_id}/events", timeout=20) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(lines) == "retry: 2000"
+        starting = pool.submit(demo.post, "/verify/start", phone=STALLS)
+        wait_until_placed(demo, STALLS)
+
+        demo.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        assert "event: verification" in list(lines)  # it ended as an answer ends, and was not cut
+        assert time.monotonic() - told < 1
+        wait_until_refused(demo)
+        assert not starting.done()
+
+        answer = starting.result()
+        assert (answer.status_code, answer.json()["call"]["status"]) == (201, "unconfirmed")
+    assert demo.process.wait(20) in {0, -signal.SIGTERM}
+    assert time.monotonic() - told < PROVIDER_TIMEOUT + 2
+
+    handled = [json.loads(line) for line in demo.log.read_text().splitlines() if '"request.handled"' in line]
+    (streamed,) = [line for line in handled if line["route"] == "/verify/{verification_id}/events"]
+    assert (streamed["status"], streamed["method"]) == (200, "GET")
+    assert "Traceback" not in demo.log.read_text()
+
+
+def test_without_anything_in_progress_it_goes_at_once(demo: Demo) -> None:
+    httpx.get(f"{demo.base_url}/livez")
+    began = time.monotonic()
+
+    assert demo.end(signal.SIGTERM) in {0, -signal.SIGTERM}
+
+    assert time.monotonic() - began < 2
+    assert "Traceback" not in demo.log.read_text()
+
+
+def test_a_request_that_never_ends_is_waited_for_no_longer_than_the_longest_may_take(tmp_path: Path) -> None:
+    budgets = {"PLUSOFON_TIMEOUT_SECONDS": "0.6", "PLUSOFON_CONNECT_TIMEOUT_SECONDS": "0.5"}
+    with running(tmp_path, REDIS_TIMEOUT_SECONDS="0.2", **budgets) as demo, connect(demo) as connection:
+        connection.sendall(b"POST /verify/check HTTP/1.1\r\nHost: verify\r\nContent-Length: 9\r\n\r\n{")
+        httpx.get(f"{demo.base_url}/livez")  # by now the other request has begun
+        began = time.monotonic()
+
+        assert demo.end(signal.SIGINT) in {0, -signal.SIGINT, 130}
+
+        assert 1 <= time.monotonic() - began < 4

@@ -1,0 +1,194 @@
+"""What a relay's answers mean, row by row, and that no answer whatever is misread or gives a secret away."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
+from app.relay import wire
+from app.relay.wire import Answer
+from app.verification.channel import Channel
+from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
+from app.verification.model import CallState, CallStatus, Lang
+from app.verification.phone import Phone
+from app.verification.ports import CallName, CallOrder
+
+CALL = "vrf_made_up-1-voice"
+SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
+ORDER = CallOrder(name=CallName("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.EN, repeat=3)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+WORDS = st.sampled_from(["accepted", "placed", "refused", "ringing", "unknown_call", "balance_too_low"])
+
+
+def answer(body: object, status: int = 200, retry_after: str | None = None) -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return wire.read_answer(status, raw, retry_after=retry_after, redact=Redactor([SECRET]))
+
+
+def refusal(body: object, status: int = 200, retry_after: str | None = None) -> ProviderError:
+    with pytest.raises(ProviderError) as caught:
+        wire.parse_placed(answer(body, status, retry_after), call=CALL)
+    return caught.value
+
+
+def test_a_name_says_the_verification_the_call_and_the_channel() -> None:
+    names = {wire.name_call(CallName("vrf_a", serial), channel) for serial in (1, 2) for channel in Channel}
+    assert "vrf_a-1-flash_call" in names
+    assert len(names) == 6
+    assert all(wire.CALL_REF.fullmatch(name) for name in names)
+
+
+def test_an_order_has_all_that_is_needed_to_place_it() -> None:
+    assert json.loads(wire.write_order(ORDER, Channel.VOICE, CALL)) == {
+        "call": CALL,
+        "channel": "voice",
+        "phone": "+79001234567",
+        "code": "042137",
+        "lang": "en",
+        "repeat": 3,
+    }
+
+
+class TestTaken:
+    @pytest.mark.parametrize("status", [200, 201, 202])
+    @pytest.mark.parametrize("word", ["accepted", "placed"])
+    def test_a_call_that_was_taken_is_looked_up_by_our_name(self, word: str, status: int) -> None:
+        assert wire.parse_placed(answer({"status": word}, status), call=CALL) == CALL
+
+    def test_or_by_the_name_that_the_relay_gave(self) -> None:
+        assert wire.parse_placed(answer({"status": "placed", "call": "Theirs_1-2"}), call=CALL) == "Theirs_1-2"
+
+    @pytest.mark.parametrize("bad", [None, "", 7, True, ["x"], {}, "a b", "..", "a/b", "a?b", "a\r\nb", "ü", "x" * 129])
+    def test_a_name_that_cannot_stand_in_a_path_is_passed_over(self, bad: object) -> None:
+        assert wire.parse_placed(answer({"status": "placed", "call": bad}), call=CALL) == CALL
+
+    @pytest.mark.parametrize("status", [203, 204, 206, 301, 400, 402, 404, 429, 500, 503])
+    def test_a_yes_under_another_status_contradicts_itself(self, status: int) -> None:
+        with pytest.raises(Unclear):
+            wire.parse_placed(answer({"status": "accepted"}, status), call=CALL)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("status", [200, 400, 401, 402, 403, 404, 409, 422, 451])
+    def test_the_word_is_a_refusal_and_its_reason_is_told(self, status: int) -> None:
+        error = refusal({"status": "refused", "reason": "the line is down"}, status)
+        assert isinstance(error, ProviderRejected)
+        assert error.message == "the line is down"
+
+    @pytest.mark.parametrize("reason", [None, "", " ", 7, ["x"], {"text": "x"}, True])
+    def test_without_a_usable_reason_the_status_is_told(self, reason: object) -> None:
+        error = refusal({"status": "refused", "reason": reason}, 403)
+        assert isinstance(error, ProviderRejected)
+        assert error.message == "HTTP 403"
+
+    @pytest.mark.parametrize("status", [200, 402])
+    def test_no_money_is_told_as_such(self, status: int) -> None:
+        assert isinstance(refusal({"status": "refused", "reason": "balance_too_low"}, status), BalanceTooLow)
+
+    @pytest.mark.parametrize(("status", "body"), [(429, b"slow down"), (429, b""), (503, b'{"status": "refused"}')])
+    @pytest.mark.parametrize(("header", "wait"), [("17", 17), (None, DEFAULT_RETRY_AFTER), ("soon", 30), ("99999", 30)])
+    def test_not_now_comes_with_a_time_to_wait(self, status: int, body: bytes, header: str | None, wait: int) -> None:
+        error = refusal(body, status, header)
+        assert isinstance(error, ProviderUnavailable)
+        assert error.retry_after == wait
+
+    def test_a_reason_that_repeats_what_was_sent_is_blackened(self) -> None:
+        echo = f"no route for +7 (900) 123-45-67, code 0-4-2-1-3-7, {SECRET[:9]}\u200b{SECRET[9:]}\r\nX: y"
+        error = refusal({"status": "refused", "reason": echo})
+        assert isinstance(error, ProviderRejected)
+        assert error.message == "no route for +•••, code •••, •••  X: y"
+
+    @pytest.mark.parametrize("word", ["refused ", "REFUSED", "denied", "error", "failed", None, True, 0, ["refused"]])
+    def test_no_other_word_is_a_refusal(self, word: object) -> None:
+        with pytest.raises(Unclear):
+            wire.parse_placed(answer({"status": word, "reason": "x"}, 403), call=CALL)
+
+    @pytest.mark.parametrize("status", [201, 202, 302, 500, 502, 504])
+    def test_nor_is_the_word_under_a_status_that_does_not_fit(self, status: int) -> None:
+        with pytest.raises(Unclear):
+            wire.parse_placed(answer({"status": "refused"}, status), call=CALL)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"null", b"[]", b'"accepted"', b"accepted", b"<html>refused</html>", b'{"status": NaN}', b"\xff\xfe"),
+        *(b"[" * 60_000, b'{"status": "accepted"', b'{"a": ' * 30_000, b'{"status": "accepted", "x": Infinity}'),
+        *(b'{"status": "accepted", "x": 1e99999999999999999999}', b'[{"status": "accepted"}]'),
+        *(b'{"status": {"status": "accepted"}}', b'{"status": ["accepted"]}', b'{"Status": "accepted"}'),
+    ],
+    ids=lambda body: f"{body[:20]!r} of {len(body)}",
+)
+def test_whatever_else_is_said_may_have_been_a_call(body: bytes) -> None:
+    for status in (200, 202, 204, 302, 400, 401, 403, 404, 500, 502, 503, 504):
+        with pytest.raises(Unclear):
+            wire.parse_placed(answer(body, status, "5"), call=CALL)
+
+
+@given(
+    status=st.integers(100, 599) | st.sampled_from([200, 202, 404, 429, 503]),
+    body=st.binary()
+    | st.fixed_dictionaries({}, optional={"status": WORDS | JSON, "reason": WORDS | JSON, "call": JSON}),
+    retry_after=st.none() | st.text(),
+)
+def test_no_answer_breaks_the_reader(status: int, body: object, retry_after: str | None) -> None:
+    read = answer(body, status, retry_after)
+    try:
+        assert wire.CALL_REF.fullmatch(wire.parse_placed(read, call=CALL))
+        assert status in {200, 201, 202}
+    except ProviderError:
+        assert status in {429, 503, 200} or 400 <= status < 500
+    except Unclear:
+        pass
+    try:
+        state = wire.parse_state(read)
+        assert status == (200 if state else 404)
+    except (ProviderUnavailable, Unclear):
+        pass
+
+
+class TestState:
+    @pytest.mark.parametrize(
+        ("word", "status"),
+        [
+            ("queued", CallStatus.INITIATED),
+            *((word, CallStatus(word)) for word in ("ringing", "answered", "completed", "busy", "no_answer", "failed")),
+        ],
+    )
+    def test_each_word_is_a_state(self, word: str, status: CallStatus) -> None:
+        assert wire.parse_state(answer({"status": word})) == CallState(status)
+
+    def test_a_call_that_the_relay_never_heard_of_was_never_placed(self) -> None:
+        assert wire.parse_state(answer({"error": "unknown_call"}, 404)) is None
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            *((404, body) for body in (b"", b"unknown_call", b"{}", b'{"error": "Not Found"}', b'{"error": ["x"]}')),
+            *((status, {"error": "unknown_call"}) for status in (200, 400, 403, 410, 500)),
+            *((200, {"status": word}) for word in ("042137", "Ringing", "accepted", "", None, True)),
+            *((200, {"status": ["busy"]}), (200, {"status": {}})),
+            *((status, {"status": "busy"}) for status in (201, 202, 302, 404, 500)),
+        ],
+    )
+    def test_anything_else_tells_nothing_and_never_that_it_was_not_placed(self, status: int, body: object) -> None:
+        with pytest.raises(Unclear) as caught:
+            wire.parse_state(answer(body, status))
+        assert "042137" not in str(caught.value)
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_a_relay_may_ask_to_wait(self, status: int) -> None:
+        with pytest.raises(ProviderUnavailable) as caught:
+            wire.parse_state(answer({}, status, "7"))
+        assert caught.value.retry_after == 7
+
+
+def test_what_is_shown_of_an_answer_has_no_field_of_it() -> None:
+    assert "042137" not in repr(answer({"status": "refused", "reason": "042137", "code": "042137"}))
