@@ -57,7 +57,9 @@ class Metrics:
             return Histogram(PREFIX + name, text, labels, registry=registry, buckets=buckets)
 
         self._requests = counter("requests", "Requests answered.", "method", "route", "status", "outcome")
-        self._request_time = histogram("request_duration_seconds", "Time to answer.", _REQUEST_BUCKETS, "route")
+        self._request_time = histogram(
+            "request_duration_seconds", "Time until an answer began.", _REQUEST_BUCKETS, "route"
+        )
         self._request_series: dict[tuple[str, str, int, str], tuple[Counter, Histogram]] = {}
         self._provider_time = histogram(
             "provider_request_duration_seconds",

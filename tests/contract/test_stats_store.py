@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from app.store.call_queue import RedisCallQueue
 from app.store.connection import connect
 from app.store.keys import name_limit
 from app.store.limits import RedisLimits
@@ -26,6 +27,7 @@ from app.verification.happenings import (
 )
 from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance, Limit
+from app.verification.ports import CallName
 
 PRICE = Decimal("2.50")
 DAY_NUMBER_OF_2026_01_31 = 20484
@@ -226,3 +228,14 @@ async def test_round_trips_are_timed_and_failures_told(redis: Redis) -> None:
     await nobody.aclose()
     assert told[-1][1] is True
     assert isinstance(raised.value.__cause__, RedisConnectionError)
+
+
+async def test_the_lag_of_the_queue_is_that_of_the_call_which_is_longest_due(redis: Redis) -> None:
+    queue = RedisCallQueue(ScriptRunner(redis, timeout=1))
+    assert await queue.lag() == timedelta(0)
+    await queue.schedule(CallName("vrf_0a11b22c33d44e55f667788", 1), timedelta(hours=1))
+    assert await queue.lag() == timedelta(0)
+    for number, minutes in ((2, 1), (3, 5)):
+        await queue.schedule(CallName("vrf_0a11b22c33d44e55f667788", number), timedelta(minutes=-minutes))
+
+    assert timedelta(minutes=5) <= await queue.lag() <= timedelta(minutes=5, seconds=5)

@@ -1,6 +1,9 @@
 """``GET /metrics`` of the whole application: who may read it, what is in it, and what can never be."""
 
+import asyncio
 import hashlib
+import time
+from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
 
@@ -48,6 +51,55 @@ async def test_a_start_and_its_checks_are_counted_and_timed(api: httpx.AsyncClie
     assert now("provider_request_duration_seconds_count", **place) == 1
     assert (now("store_round_trip_seconds_count") or 0) >= 4
     assert (now("store_up"), now("store_failures_total")) == (1, 0)
+
+
+async def heard(api: httpx.AsyncClient, phone: str) -> str:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        calls = (await api.get(f"/sandbox/phones/{phone}/calls")).json()["calls"]
+        if calls and (code := calls[-1]["heard"]):
+            return str(code)
+        await asyncio.sleep(0.01)
+    raise TimeoutError(phone)
+
+
+async def until(api: httpx.AsyncClient, told: Callable[[Seen], object], seconds: float = 10) -> Seen:
+    """Scrape until the metrics tell something."""
+    deadline = time.monotonic() + seconds
+    while not told(now := await scrape(api)):
+        assert time.monotonic() < deadline, "never told"
+        await asyncio.sleep(0.05)
+    return now
+
+
+async def test_a_verification_is_followed_from_its_call_to_its_success_and_its_cost(api: httpx.AsyncClient) -> None:
+    await api.post("/verify/start", json={"phone": PHONE})
+    await api.post("/verify/start", json={"phone": PHONE})  # too soon
+    code = await heard(api, PHONE)
+    await api.post(
+        "/verify/check", json={"phone": PHONE, "code": "1" * len(code) if code[0] != "1" else "2" * len(code)}
+    )
+    await api.post("/verify/check", json={"phone": PHONE, "code": code})
+
+    now = await until(api, lambda now: now("calls_ended_total", channel="voice", status="completed"))
+    assert now("verifications_started_total", channel="voice") == 1
+    assert now("calls_placed_total", channel="voice", status="initiated") == 1
+    assert now("limits_hit_total", limit="call_cooldown") == 1
+    assert now("wrong_codes_total") == 1
+    assert now("verifications_ended_total", status="verified") == 1
+
+    now = await until(api, lambda now: now("calls_today"))
+    assert (now("calls_today"), now("spend_today_rub")) == (1, 3)
+
+
+async def test_the_provider_and_the_background_are_told_of(api: httpx.AsyncClient) -> None:
+    now = await until(api, lambda now: now("balance_rub") is not None)
+
+    assert (now("balance_rub") or 0) > 0
+    assert (now("balance_minimum_rub"), now("balance_warning_rub")) == (10, 100)
+    assert now("circuit_state", circuit="plusofon", state="closed") == 1
+    assert now("watcher_lag_seconds") is not None
+    assert now("background_lag_seconds", step="stats") is not None
 
 
 async def test_the_budget_and_what_is_used_of_it_are_those_of_the_limit(api: httpx.AsyncClient) -> None:
