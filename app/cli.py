@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from math import ceil
 from typing import Annotated, TypeVar
 
@@ -14,12 +15,15 @@ import typer
 import uvicorn
 
 from app.api.admin import GuardView
-from app.main import create_api, create_app, open_guard
+from app.main import create_api, create_app
 from app.settings import CLIENT_NAME, Mode, Settings, SettingsError, load_settings
 from app.telemetry.logging import configure_logging
 from app.tokens import generate_keys
 from app.verification.errors import StoreUnavailable
 from app.verification.guard import FraudGuard
+from app.verification.outbox import DeadLetters
+from app.webhooks.cli import make_events_cli
+from app.wiring import open_dead_letters, open_guard
 
 _EXIT_FAILED = 1
 _EXIT_SETTINGS = 2
@@ -36,6 +40,7 @@ guard_cli = typer.Typer(help="See what the fraud guard has blocked, and lift it.
 cli.add_typer(guard_cli, name="guard")
 
 _T = TypeVar("_T")
+_Asked = TypeVar("_Asked")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
@@ -99,6 +104,14 @@ def lift(number_range: Annotated[str, typer.Argument(metavar="RANGE", help="Such
     typer.echo(f"The range {number_range} is called again.")
 
 
+def _ask_dead_letters(question: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
+    """Ask for the events that were given up, in the Redis of the settings."""
+    return _ask_redis(open_dead_letters, question)
+
+
+cli.add_typer(make_events_cli(_ask_dead_letters), name="events")
+
+
 def main() -> None:
     """Run the command line; wrong settings are told in sentences, with exit code 2."""
     try:
@@ -115,14 +128,21 @@ def _settings(**overrides: object) -> Settings:
 
 def _ask_guard(question: Callable[[FraudGuard], Awaitable[_T]]) -> _T:
     """Ask the fraud guard in the Redis of the settings."""
+    return _ask_redis(open_guard, question)
+
+
+def _ask_redis(
+    reach: Callable[[Settings], AbstractAsyncContextManager[_Asked]], question: Callable[[_Asked], Awaitable[_T]]
+) -> _T:
+    """Ask something that lies in the Redis of the settings."""
     logging.disable()  # whatever happens, the command itself tells it
     settings = _settings()
     if settings.redis.url is None:
         raise SettingsError(["REDIS_URL is missing: nobody but the sandbox itself reaches the Redis of the sandbox."])
 
     async def ask() -> _T:
-        async with open_guard(settings) as guard:
-            return await question(guard)
+        async with reach(settings) as asked:
+            return await question(asked)
 
     try:
         return asyncio.run(ask())

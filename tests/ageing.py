@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 # What app/store/lua/common.lua calls a moment, or a log of them.
 _MOMENTS = re.compile(r"(?:[arolb]|x\d+)")
+_NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 
 
@@ -22,8 +23,8 @@ async def age(redis: Redis, duration: timedelta) -> None:
                 for member in members:
                     await redis.zincrby(key, -ms, member)
         left = await redis.pttl(key)
-        assert left > 0, f"{key!r} has no TTL"
-        await redis.pexpire(key, left - ms)
+        assert left != _NO_TTL, f"{key!r} has no TTL"
+        await redis.pexpire(key, left - ms)  # one that has gone meanwhile, gone with the background's work, stays so
 
 
 async def _age_hash(redis: Redis, key: str, ms: int) -> None:

@@ -36,6 +36,7 @@ from app.settings.fields import (
     parse_api_key,
     parse_test_number,
 )
+from app.settings.webhooks import WebhookFields
 from app.standard_webhooks import parse_secret
 from app.verification.channel import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
@@ -56,7 +57,7 @@ class PlusofonSettings(_Section):
     phone_prefix: Literal["7", "8"] = "8"
     connect_timeout_seconds: Timeout = 3
     timeout_seconds: Timeout = 10
-    max_connections: int = Field(50, ge=1, le=1000)
+    max_connections: int = Field(100, ge=1, le=1000)
     circuit_failures: int = Field(5, ge=1, le=1000)
     circuit_seconds: int = Field(15, ge=1, le=3600)
     hook_addresses: Annotated[list[IPvAnyNetwork], *CommaSeparated] = []
@@ -220,8 +221,8 @@ class TestSettings(_Section):
     numbers: Annotated[list[Annotated[FixedCodeSetting, PlainValidator(parse_test_number)]], *CommaSeparated] = []
 
 
-class ClientSettings(_Section):
-    """What one client may do, where that differs from what everybody may."""
+class ClientSettings(WebhookFields):
+    """What one client may do, where that differs from what everybody may, and where it is told of events."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

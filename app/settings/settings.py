@@ -149,6 +149,9 @@ class Settings(BaseSettings):
         if self.mode is Mode.PRODUCTION and Channel.REVERSE_CALL in self.used_channels and not is_public:
             yield _mistake(("public_url",), "must be https://…, for the provider tells there of reverse calls")
         yield from self._contradictions_of_the_relay()
+        for name, client in self.clients.items():
+            for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
+                yield _mistake(("clients", name, field), message)
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):

@@ -15,10 +15,11 @@ from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.verifications import RedisVerificationStore
 from app.verification.changes import TooManyListeners
-from app.verification.model import CallState, CallStatus, Channel
+from app.verification.channel import Channel
+from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import Guess, NewCall
+from app.verification.ports import CallReport, Guess, NewCall
 
 ONE, OTHER = "vrf_" + "1" * 23, "vrf_" + "2" * 23
 SOON = 5.0  # seconds; what is heard is heard in milliseconds
@@ -205,6 +206,7 @@ async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
         channel=Channel.VOICE,
         code_digest=b"r" * 32,
         code_length=6,
+        checks=5,
     )
     verification = (await store.start(call, policy)).verification
     assert verification.version > 0
@@ -212,11 +214,11 @@ async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
     async with changes.listen(verification.id) as feed:
         await settled(feed)
         for change in (
-            lambda: store.record_call(verification, 1, CallState(CallStatus.RINGING), "ref"),
+            lambda: store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING))),
             lambda: store.check_by_id(verification.id, wrong, policy),
             lambda: store.cancel("shop", verification.id),
         ):
-            before = (await store.read("shop", verification.id, policy)).verification.version
+            before = (await store.read(verification.id, client="shop")).version
             await change()
             assert await feed.changed(SOON)
-            assert (await store.read("shop", verification.id, policy)).verification.version > before
+            assert (await store.read(verification.id, client="shop")).version > before

@@ -20,7 +20,14 @@ Running = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
-    defaults = {"mode": "sandbox", "redis": {"url": redis_url}, "secret": {"key": SECRET_KEY}, "_env_file": None}
+    """Make the settings of the sandbox with the voice alone, as production has them by default."""
+    defaults = {
+        "mode": "sandbox",
+        "redis": {"url": redis_url},
+        "secret": {"key": SECRET_KEY},
+        "channels": ["voice"],
+        "_env_file": None,
+    }
     return load_settings(**{**defaults, **overrides})
 
 

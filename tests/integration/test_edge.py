@@ -148,7 +148,7 @@ async def test_a_wrong_field_is_pointed_at(
         {"code": "123456", "phone": PHONE, "verification_id": "vrf_00000000000000000000000"},
         {"code": "123456", "purpose": "login", "verification_id": "vrf_00000000000000000000000"},
         {"code": 123456, "phone": PHONE},
-        {"phone": PHONE},
+        {"phone": PHONE, "code": ""},
     ],
 )
 async def test_a_check_names_one_verification_and_a_code(api: httpx.AsyncClient, body: object) -> None:

@@ -184,7 +184,7 @@ async def test_a_verification_that_expires_says_so(api: httpx.AsyncClient, redis
     verification_id = await start(api)
     name = RecordName.from_id(verification_id)
     assert name
-    await redis.pexpire(name.key, 200)
+    await redis.pexpire(name.key, 1000)
     async with follow(api, verification_id) as stream:
         assert (await stream.state())[0] == "pending"
         event = await stream.next()
@@ -272,12 +272,12 @@ async def test_silence_is_filled_and_a_lost_message_is_made_good(
 async def test_a_redis_that_is_away_ends_no_stream_but_lets_none_begin(
     redis: Redis, redis_url: str, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = sandbox_settings(redis_url, redis={"url": redis_url, "timeout_seconds": 0.1})
+    settings = sandbox_settings(redis_url, redis={"url": redis_url, "timeout_seconds": 0.4})
     async with serve(settings, network, heartbeat=0.05) as api:
         verification_id = await start(api)
         async with follow(api, verification_id) as stream:
             await stream.state()
-            await redis.client_pause(500, all=True)
+            await redis.client_pause(1500, all=True)
             refused = await api.get(f"/verify/{verification_id}/events")
             assert (refused.status_code, refused.json()["type"]) == (503, "/problems/store-unavailable")
             for _ in range(3):

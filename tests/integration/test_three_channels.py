@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.main import create_app
 from app.plusofon.sandbox import MagicNumber, SandboxServer, VirtualNetwork
 from app.verification.call_urls import CallUrls
+from app.verification.channel import Channel
 from app.verification.code import derive_key
 from app.verification.ports import CallName
 from tests.integration.conftest import PACE, SECRET_KEY, sandbox_settings
@@ -86,7 +87,11 @@ async def world_with(redis_url: str, **settings: Any) -> AsyncIterator[World]:  
     network, door = VirtualNetwork(pace=PACE), Door()
     async with SandboxServer(door) as server:
         plusofon = {"hook_delay_seconds": 0, **settings.pop("plusofon", {})}
-        app = create_app(sandbox_settings(redis_url, public_url=server.url, plusofon=plusofon, **settings), network)
+        channels = settings.pop("channels", list(Channel))
+        app = create_app(
+            sandbox_settings(redis_url, public_url=server.url, plusofon=plusofon, channels=channels, **settings),
+            network,
+        )
         async with (
             LifespanManager(app) as manager,
             httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as api,
@@ -189,7 +194,7 @@ async def test_the_next_channel_is_used_when_one_refuses_and_the_answer_names_it
 
 
 async def test_a_phone_of_mts_is_asked_to_call_where_the_settings_say_so(redis: Redis, redis_url: str) -> None:
-    async with world_with(redis_url, operator_channels=[("mts", "reverse_call")]) as world:
+    async with world_with(redis_url, operator_channels=["mts:reverse_call"]) as world:
         assert (await world.start(MTS))["channel"] == "reverse_call"
         assert (await world.start(BEELINE))["channel"] == "voice"
         assert (await world.start("+79111234567", channels=["voice", "flash_call"]))["channel"] == "voice"

@@ -1,0 +1,420 @@
+"""Events reach a real receiver: whatever it does, whoever dies on the way, once Redis has them they arrive."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from standardwebhooks import Webhook
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.plusofon.sandbox import SandboxServer
+from app.standard_webhooks import parse_secret
+from app.store.connection import connect
+from app.store.embedded import EmbeddedServer
+from app.store.events import EXPIRY, STREAM, RedisOutbox
+from app.store.scripts import ScriptRunner
+from app.webhooks import WebhookDeliverer, WebhookEndpoint
+from app.webhooks.deliverer import JITTER, SCHEDULE
+from app.webhooks.sender import WebhookSender
+
+ROOT = Path(__file__).parents[2]
+SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
+OTHER = "whsec_bm90LWEtcmVhbC1zZWNyZXQtNTQzMjEw"
+RETRY, DEAD = f"{STREAM}:retry", f"{STREAM}:dead"
+QUICK = tuple(timedelta(milliseconds=pause) for pause in (10, 20))
+
+
+@dataclass
+class Receiver:
+    """Keeps what arrives, verified by the independent library; ``answers`` say what each path answers, one by one."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    timestamps: list[str] = field(default_factory=list)
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    now: Counter[str] = field(default_factory=Counter)
+    most: Counter[str] = field(default_factory=Counter)
+
+    async def receive(self, request: Request) -> Response:
+        path = request.url.path
+        event = Webhook(SECRET).verify(await request.body(), dict(request.headers))
+        self.ids.append(request.headers["webhook-id"])
+        self.timestamps.append(request.headers["webhook-timestamp"])
+        self.now[path] += 1
+        self.most[path] = max(self.most[path], self.now[path])
+        try:
+            if path == "/stall":
+                self.stalled.set()
+                await self.released.wait()
+            await asyncio.sleep(0)
+        finally:
+            self.now[path] -= 1
+        planned = self.answers.get(path, [])
+        status = planned.pop(0) if planned else 204
+        if status == 204:
+            self.events.append(event)
+        return Response(status_code=status, headers={"location": "/elsewhere"} if status // 100 == 3 else None)
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+async def url(receiver: Receiver) -> AsyncIterator[str]:
+    app = Starlette(routes=[Route("/{path:path}", receiver.receive, methods=["POST"])])
+    async with SandboxServer(app) as server:
+        yield server.url
+        receiver.released.set()
+
+
+def endpoint(url: str, **options: Any) -> WebhookEndpoint:  # noqa: ANN401 - those of the endpoint
+    return WebhookEndpoint(url, (parse_secret(SECRET),), **options)
+
+
+@asynccontextmanager
+async def delivering(
+    redis: Redis,
+    endpoints: Mapping[str, WebhookEndpoint],
+    *,
+    claim_after: float = 60,
+    seconds: float = 2,
+    **options: Any,  # noqa: ANN401 - those of the deliverer
+) -> AsyncIterator[WebhookDeliverer]:
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta(seconds=claim_after))
+    sender = WebhookSender(allow_private=True, timeout=seconds)
+    deliverer = WebhookDeliverer(outbox, endpoints, sender=sender, **{"schedule": QUICK, "poll": 0.01, **options})
+    task = asyncio.create_task(deliverer.run())
+    try:
+        yield deliverer
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def add(redis: Redis, count: int = 1, **fields: str) -> None:
+    entry: dict[Any, Any] = {
+        "type": "verification.verified",
+        "client": "shop",
+        "id": "vrf_0a11b22c33d44e55f667788",
+        "purpose": "login",
+        "channel": "voice",
+        "phone": "79001234567",
+        "status": "verified",
+        "call": "completed",
+        "at": "1769850000123",
+        **fields,
+    }
+    for _ in range(count):
+        await redis.xadd(STREAM, entry)
+    await redis.pexpire(STREAM, timedelta(days=3))
+
+
+async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def settled(redis: Redis, *, dead: int = 0) -> None:
+    """Wait until nothing is to be delivered any more."""
+    deadline = time.monotonic() + 5
+    while (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD)) != (0, 0, dead):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_events_arrive_signed_and_are_forgotten(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis, 20)
+    observed: list[str] = []
+    async with delivering(redis, {"shop": endpoint(url)}, observe_delivery=lambda outcome, _: observed.append(outcome)):
+        await until(lambda: len(receiver.events) == 20)
+        await settled(redis)
+
+    assert len(set(receiver.ids)) == 20
+    assert receiver.events[0]["data"]["phone"] == "+7900•••4567"
+    assert receiver.events[0]["timestamp"] == "2026-01-31T09:00:00.123Z"
+    assert observed == ["delivered"] * 20
+
+
+async def test_while_a_secret_is_changed_the_receiver_knows_either(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis)
+    rotating = WebhookEndpoint(url, (parse_secret(OTHER), parse_secret(SECRET)))
+    async with delivering(redis, {"shop": rotating}):
+        await until(lambda: receiver.events)
+
+
+async def test_an_expiry_is_told(redis: Redis, receiver: Receiver, url: str) -> None:
+    await redis.zadd(EXPIRY, {"shop|vrf_0a11b22c33d44e55f667788|login|voice|79001234567": 1769850000123})
+    async with delivering(redis, {"shop": endpoint(url)}):
+        await until(lambda: receiver.events)
+
+    (event,) = receiver.events
+    assert (event["type"], event["data"]["status"], event["data"]["call"]) == ("verification.expired", "expired", None)
+    assert event["timestamp"] == "2026-01-31T09:00:00.123Z"
+
+
+@pytest.mark.parametrize("status", [302, 404, 429, 500, 503])
+async def test_what_fails_is_tried_again_under_the_same_id(
+    redis: Redis, receiver: Receiver, url: str, status: int
+) -> None:
+    receiver.answers["/"] = [status, status]
+    await add(redis)
+    async with delivering(redis, {"shop": endpoint(f"{url}/")}):
+        await until(lambda: receiver.events)
+        await settled(redis)
+
+    assert len(receiver.ids) == 3
+    assert len(set(receiver.ids)) == 1
+
+
+async def test_after_the_last_try_an_event_is_a_dead_letter_and_can_be_sent_again(
+    redis: Redis, receiver: Receiver, url: str
+) -> None:
+    receiver.answers["/"] = [500] * 3
+    await add(redis)
+    async with delivering(redis, {"shop": endpoint(f"{url}/")}) as deliverer:
+        await settled(redis, dead=1)
+        outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+        (letter,) = await outbox.dead_letters()
+        assert (letter.event.id, letter.attempts, letter.error) == (receiver.ids[0], 3, "status 500")
+        assert (await deliverer.backlog()).dead == 1
+
+        assert await outbox.resend(letter.event.id)
+        await until(lambda: receiver.events)
+        await settled(redis)
+    assert len(set(receiver.ids)) == 1
+
+
+async def test_who_is_gone_gets_no_second_try(redis: Redis, receiver: Receiver, url: str) -> None:
+    receiver.answers["/"] = [410]
+    await add(redis)
+    async with delivering(redis, {"shop": endpoint(f"{url}/")}):
+        await settled(redis, dead=1)
+    assert len(receiver.ids) == 1
+
+
+async def test_a_receiver_that_stalls_or_hangs_up_is_tried_again(redis: Redis, receiver: Receiver, url: str) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    rude = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    await add(redis)
+    await add(redis, client="bank")
+    endpoints = {"shop": endpoint(f"{url}/stall"), "bank": endpoint(rude)}
+    async with server, delivering(redis, endpoints, seconds=0.05):
+        await settled(redis, dead=2)
+    letters = await RedisOutbox(ScriptRunner(redis, timeout=1)).dead_letters()
+    errors = {letter.event.client: letter.error for letter in letters}
+    assert errors["shop"] == "no answer within 0.05 s"
+    assert errors["bank"] in {"no answer: ClientOSError", "no answer: ServerDisconnectedError"}
+
+
+async def test_an_event_that_is_not_wanted_is_not_sent(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis, type="verification.created")
+    await add(redis)
+    async with delivering(redis, {"shop": endpoint(url, events=frozenset({"verification.verified"}))}):
+        await settled(redis)
+    assert [event["type"] for event in receiver.events] == ["verification.verified"]
+
+
+async def test_an_event_of_a_client_that_only_newer_workers_know_is_not_lost(
+    redis: Redis, receiver: Receiver, url: str
+) -> None:
+    await add(redis)
+    async with delivering(redis, {"bank": endpoint(url)}, schedule=(timedelta(seconds=0.05),) * 100):
+        deadline = time.monotonic() + 5
+        while not await redis.zcard(RETRY):
+            assert time.monotonic() < deadline
+    async with delivering(redis, {"shop": endpoint(url)}):
+        await until(lambda: receiver.events)
+
+
+async def test_many_workers_share_and_none_sends_twice(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis, 60)
+    endpoints = {"shop": endpoint(url)}
+    async with delivering(redis, endpoints), delivering(redis, endpoints), delivering(redis, endpoints):
+        await until(lambda: len(receiver.ids) >= 60)
+        await settled(redis)
+    assert len(set(receiver.ids)) == len(receiver.ids) == 60
+
+
+async def test_a_slow_endpoint_holds_up_no_other(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis, 40)
+    await add(redis, 10, client="bank")
+    endpoints = {"shop": endpoint(f"{url}/stall"), "bank": endpoint(f"{url}/quick")}
+    options = {"held": 8, "in_flight_per_endpoint": 2, "grace": 0}
+    async with delivering(redis, endpoints, seconds=20, **options) as deliverer:
+        await until(lambda: len(receiver.events) == 10)
+        assert receiver.most["/stall"] == 2
+        assert receiver.most["/quick"] <= 2
+        deadline = time.monotonic() + 5
+        while (backlog := await deliverer.backlog()).queued + backlog.retries != 40:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+        assert backlog.dead == 0
+
+
+async def test_being_put_off_is_no_failed_attempt(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis, 50)
+    async with delivering(redis, {"shop": endpoint(url)}, held=2, in_flight_per_endpoint=1, schedule=()):
+        await until(lambda: len(receiver.events) == 50)
+        await settled(redis)
+
+
+async def test_whoever_is_stopped_finishes_what_is_in_flight(redis: Redis, receiver: Receiver, url: str) -> None:
+    slow = asyncio.Event()
+
+    async def answer(_: Request) -> Response:
+        slow.set()
+        await asyncio.sleep(0.1)
+        return Response(status_code=204)
+
+    await add(redis)
+    async with SandboxServer(Starlette(routes=[Route("/", answer, methods=["POST"])])) as server:
+        async with delivering(redis, {"shop": endpoint(f"{server.url}/")}):
+            await asyncio.wait_for(slow.wait(), 5)
+        assert await redis.xlen(STREAM) == 0
+
+
+async def test_what_is_not_finished_in_time_is_left_to_another(redis: Redis, receiver: Receiver, url: str) -> None:
+    await add(redis)
+    async with delivering(redis, {"shop": endpoint(f"{url}/stall")}, grace=0, seconds=20):
+        await asyncio.wait_for(receiver.stalled.wait(), 5)
+
+    async with delivering(redis, {"shop": endpoint(url)}, claim_after=0.05):
+        await until(lambda: receiver.events)
+        await settled(redis)
+    assert len(set(receiver.ids)) == 1
+
+
+WORKER = """
+import asyncio, sys
+from app.standard_webhooks import parse_secret
+from app.store.connection import connect
+from app.store.events import RedisOutbox
+from app.store.scripts import ScriptRunner
+from app.webhooks import WebhookDeliverer, WebhookEndpoint
+from app.webhooks.sender import WebhookSender
+redis_url, url, secret = sys.argv[1:]
+async def main():
+    outbox = RedisOutbox(ScriptRunner(connect(redis_url, timeout=1), timeout=1))
+    endpoint = WebhookEndpoint(url, (parse_secret(secret),))
+    await WebhookDeliverer(outbox, {"shop": endpoint}, sender=WebhookSender(allow_private=True)).run()
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_worker_held_another_delivers(
+    redis: Redis, redis_url: str, receiver: Receiver, url: str
+) -> None:
+    """Killed for good, between reading an event and acknowledging it."""
+    await add(redis)
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WORKER, redis_url, f"{url}/stall", SECRET), cwd=ROOT
+    )
+    await asyncio.wait_for(receiver.stalled.wait(), 20)
+    os.kill(worker.pid, signal.SIGKILL)
+    await worker.wait()
+    assert await redis.xlen(STREAM) == 1
+
+    async with delivering(redis, {"shop": endpoint(url)}, claim_after=0.05):
+        await until(lambda: receiver.events)
+        await settled(redis)
+    assert len(receiver.ids) == 2
+    assert len(set(receiver.ids)) == 1
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+async def test_a_redis_that_was_away_is_used_again_without_a_restart(
+    own_server: EmbeddedServer, receiver: Receiver, url: str
+) -> None:
+    redis = connect(own_server.url, timeout=1)
+    async with delivering(redis, {"shop": endpoint(url)}):
+        await add(redis)
+        await until(lambda: len(receiver.events) == 1)
+        os.kill(int((await redis.info("server"))["process_id"]), signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while len(receiver.events) < 2:
+            assert time.monotonic() < deadline
+            with suppress(Exception):
+                await add(redis)
+            await asyncio.sleep(0.05)
+    await redis.aclose()
+
+
+async def test_after_a_flush_delivery_goes_on(redis: Redis, receiver: Receiver, url: str) -> None:
+    async with delivering(redis, {"shop": endpoint(url)}):
+        for number in range(1, 4):
+            await add(redis)
+            await until(lambda number=number: len(receiver.events) == number)  # type: ignore[misc] # mypy knows no such default
+            await redis.flushall()
+
+
+def test_the_schedule_ends_within_a_day() -> None:
+    assert timedelta(hours=12) < sum(SCHEDULE, timedelta()) * (1 + JITTER) < timedelta(days=1)
+    assert list(SCHEDULE) == sorted(SCHEDULE)
+
+
+def snippet() -> dict[str, Any]:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/webhooks.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/webhooks.md", "exec"), names)  # it is what the document says
+    return names
+
+
+async def test_the_receiver_of_the_documentation_takes_what_is_sent(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    names = snippet()
+    await add(redis, 2)
+    await add(redis, client="stranger")
+    async with SandboxServer(names["app"]) as server:
+        hook = f"{server.url}/hooks/phone"
+        endpoints = {"shop": endpoint(hook), "stranger": WebhookEndpoint(hook, (parse_secret(OTHER),))}
+        async with delivering(redis, endpoints, schedule=()):
+            await settled(redis, dead=1)
+    (letter,) = await RedisOutbox(ScriptRunner(redis, timeout=1)).dead_letters()
+
+    assert (letter.event.client, letter.error) == ("stranger", "status 401")
+    assert capsys.readouterr().out == "verification.verified vrf_0a11b22c33d44e55f667788\n" * 2
+    assert len(names["seen"]) == 2
+
+
+async def test_the_message_of_the_documentation_is_what_is_sent(redis: Redis, receiver: Receiver, url: str) -> None:
+    shown = re.search(r"^\{\"type\".*\}$", (ROOT / "docs/webhooks.md").read_text(encoding="utf-8"), re.MULTILINE)
+    await add(redis)
+    async with delivering(redis, {"shop": endpoint(url)}):
+        await until(lambda: receiver.events)
+
+    assert shown
+    assert receiver.events == [json.loads(shown[0])]

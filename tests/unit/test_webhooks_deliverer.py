@@ -1,0 +1,142 @@
+"""The loop of deliveries, when what is around it breaks."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import pytest
+
+from app.verification.errors import StoreUnavailable
+from app.verification.outbox import Backlog, Delivery, Event
+from app.webhooks import WebhookDeliverer, WebhookEndpoint
+from app.webhooks.sender import Attempt, Outcome, WebhookSender
+from tests.unit.test_webhooks_endpoint import EVENT
+
+ENDPOINTS = {"shop": WebhookEndpoint("https://shop.example/hook", (b"s" * 24,))}
+
+
+class FakeOutbox:
+    """Gives one event out; each step first raises what ``breaks`` says, one after the other."""
+
+    def __init__(self, *, attempts: int = 0) -> None:
+        self.waiting = [Delivery(entry="1-0", event=EVENT, attempts=attempts)]
+        self.breaks: dict[str, list[Exception]] = {}
+        self.finished: list[Delivery] = []
+        self.aside: list[tuple[int, str, timedelta | None]] = []
+
+    def step(self, name: str) -> None:
+        if self.breaks.get(name):
+            raise self.breaks[name].pop(0)
+
+    async def take(self, count: int) -> Sequence[Delivery]:
+        self.step("take")
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    async def done(self, delivery: Delivery) -> None:
+        self.step("done")
+        self.finished.append(delivery)
+
+    async def set_aside(self, delivery: Delivery, *, attempts: int, error: str, pause: timedelta | None) -> bool:
+        self.step("set_aside")
+        self.aside.append((attempts, error, pause))
+        return pause is not None
+
+    async def backlog(self) -> Backlog:
+        return Backlog(lag=timedelta(0), queued=len(self.waiting), retries=0, dead=0)
+
+
+class FakeSender(WebhookSender):
+    """Makes of each attempt what ``made`` says."""
+
+    made: Attempt | Exception = Attempt(Outcome.DELIVERED)
+
+    async def send(self, endpoint: WebhookEndpoint, event: Event) -> Attempt:
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
+
+
+@asynccontextmanager
+async def running(outbox: FakeOutbox, sender: WebhookSender) -> AsyncIterator[None]:
+    deliverer = WebhookDeliverer(outbox, ENDPOINTS, sender=sender, poll=0.01)
+    task = asyncio.create_task(deliverer.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("step", ["take", "done"])
+async def test_a_store_that_is_away_is_asked_again(step: str) -> None:
+    outbox = FakeOutbox()
+    outbox.breaks[step] = [StoreUnavailable()]
+
+    async with running(outbox, FakeSender()):
+        await until(lambda: outbox.finished)
+
+
+async def test_a_bug_in_a_delivery_is_told_and_the_event_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    outbox, sender = FakeOutbox(), FakeSender()
+    sender.made = KeyError("a bug")
+
+    async with running(outbox, sender):
+        await until(lambda: outbox.aside)
+
+    ((attempts, error, pause),) = outbox.aside
+    assert (attempts, error) == (1, "failed inside the service")
+    assert pause
+    assert "webhooks.failed" in [record.message for record in caplog.records if record.exc_info]
+
+
+async def test_a_bug_in_the_loop_is_told_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    outbox = FakeOutbox()
+    outbox.breaks["take"] = [KeyError("a bug")]
+
+    async with running(outbox, FakeSender()):
+        await until(lambda: outbox.finished)
+
+    assert "webhooks.failed" in [record.message for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seconds"), [(0, 5), (1, 300), (2, 1_800), (3, 7_200), (4, 18_000), (5, 36_000), (6, None)]
+)
+async def test_the_pauses_grow_and_end(attempts: int, seconds: int | None) -> None:
+    outbox, sender = FakeOutbox(attempts=attempts), FakeSender()
+    sender.made = Attempt(Outcome.REJECTED, "status 500")
+
+    async with running(outbox, sender):
+        await until(lambda: outbox.aside)
+
+    ((made, _, pause),) = outbox.aside
+    assert made == attempts + 1
+    if seconds is None:
+        assert pause is None
+    else:
+        assert pause
+        assert seconds <= pause.total_seconds() <= seconds * 1.25
+
+
+async def test_no_log_line_tells_the_phone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    outbox, sender = FakeOutbox(attempts=6), FakeSender()
+    sender.made = Attempt(Outcome.REJECTED, "status 500")
+
+    async with running(outbox, sender):
+        await until(lambda: outbox.aside)
+
+    told = [vars(record) for record in caplog.records if record.name.startswith("app.")]
+    assert {line["message"] for line in told} == {"webhooks.attempt_failed", "webhooks.given_up"}
+    assert "9001234567" not in str(told)

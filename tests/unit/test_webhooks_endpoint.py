@@ -1,0 +1,80 @@
+"""What a client is sent: a body without a code, and a signature that its secret confirms."""
+
+import base64
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks import Webhook
+
+from app.verification.outbox import Event, EventType
+from app.verification.phone import Phone
+from app.webhooks import WebhookEndpoint
+
+SECRET, OTHER = b"s" * 24, b"o" * 32
+NOW = int(datetime.now(UTC).timestamp())
+EVENT = Event(
+    id="msg_1769850000123-0",
+    type=EventType.CALL_STATUS_CHANGED,
+    client="shop",
+    verification_id="vrf_0a11b22c33d44e55f667788",
+    purpose="login",
+    channel="voice",
+    phone=Phone("+79001234567"),
+    status="pending",
+    call_status="ringing",
+    at=datetime(2026, 1, 31, 9, 0, 0, 123_000, tzinfo=UTC),
+)
+
+
+def written(secret: bytes) -> str:
+    return f"whsec_{base64.b64encode(secret).decode()}"
+
+
+def test_the_body_tells_what_happened_and_masks_the_phone() -> None:
+    endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,))
+
+    assert json.loads(endpoint.body(EVENT)) == {
+        "type": "call.status_changed",
+        "timestamp": "2026-01-31T09:00:00.123Z",
+        "data": {
+            "verification_id": "vrf_0a11b22c33d44e55f667788",
+            "purpose": "login",
+            "channel": "voice",
+            "phone": "+7900•••4567",
+            "status": "pending",
+            "call": {"status": "ringing"},
+        },
+    }
+
+
+def test_the_phone_is_whole_and_the_call_is_null_where_that_is_so() -> None:
+    endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,), full_phone=True)
+
+    data = json.loads(endpoint.body(replace(EVENT, call_status=None)))["data"]
+    assert (data["phone"], data["call"]) == ("+79001234567", None)
+
+
+@pytest.mark.parametrize("known", [SECRET, OTHER])
+def test_whoever_knows_one_of_the_secrets_can_verify(known: bytes) -> None:
+    endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET, OTHER))
+    body = endpoint.body(EVENT)
+
+    headers = endpoint.headers(EVENT, body, timestamp=NOW)
+
+    assert headers["webhook-id"] == EVENT.id
+    assert [part.partition(",")[0] for part in headers["webhook-signature"].split(" ")] == ["v1", "v1"]
+    assert Webhook(written(known)).verify(body, headers)["type"] == "call.status_changed"
+
+
+def test_without_a_list_all_events_are_wanted() -> None:
+    endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,))
+
+    assert endpoint.wants(EVENT)
+    assert replace(endpoint, events=frozenset({EventType.CALL_STATUS_CHANGED})).wants(EVENT)
+    assert not replace(endpoint, events=frozenset({EventType.VERIFIED})).wants(EVENT)
+
+
+def test_no_secret_is_printed() -> None:
+    assert "ssss" not in repr(WebhookEndpoint("https://shop.example/hook", (SECRET,)))

@@ -1,0 +1,91 @@
+"""Lanes: what one endpoint may hold, and how long the next delivery is sent away."""
+
+import asyncio
+
+import pytest
+
+from app.webhooks.lanes import Lane, LaneFull, make_lanes
+
+
+async def hold(lane: Lane, seconds: float = 10) -> None:
+    async with lane.slot():
+        await asyncio.sleep(seconds)
+
+
+async def pause_of(lane: Lane) -> float:
+    with pytest.raises(LaneFull) as caught:
+        await hold(lane)
+    return caught.value.pause.total_seconds()
+
+
+async def test_no_more_than_the_slots_are_in_flight() -> None:
+    lane = Lane(slots=3, places=20, patience=5)
+    now = most = 0
+
+    async def deliver() -> None:
+        nonlocal now, most
+        async with lane.slot():
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.001)
+            now -= 1
+
+    await asyncio.gather(*[deliver() for _ in range(20)])
+    assert most == 3
+
+
+async def test_beyond_its_places_a_lane_is_full_at_once_and_free_again_later() -> None:
+    lane = Lane(slots=1, places=2, patience=5)
+    held = [asyncio.create_task(hold(lane)) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    assert await asyncio.wait_for(pause_of(lane), 1) > 0
+    for task in held:
+        task.cancel()
+    await asyncio.wait(held)
+    await hold(lane, 0)
+
+
+async def test_nobody_waits_longer_than_their_patience() -> None:
+    lane = Lane(slots=1, places=2, patience=0.02)
+    held = asyncio.create_task(hold(lane))
+    await asyncio.sleep(0)
+
+    assert await asyncio.wait_for(pause_of(lane), 1) > 0
+    held.cancel()
+
+
+async def test_the_slower_an_endpoint_and_the_more_wait_the_longer_is_the_pause() -> None:
+    lane = Lane(slots=1, places=1, patience=0)
+    lane._pace = 10.0
+    held = asyncio.create_task(hold(lane))
+    await asyncio.sleep(0)
+
+    pauses = [await pause_of(lane) for _ in range(8)]
+    assert pauses == [10, 20, 30, 40, 50, 60, 60, 60]
+    held.cancel()
+
+
+async def test_the_pace_is_learned() -> None:
+    lane = Lane(slots=1, places=1, patience=0)
+    for _ in range(5):
+        await hold(lane, 0.02)
+
+    assert 0.01 < lane._pace < 0.05
+
+
+def lanes_of(urls: list[str]) -> list[Lane]:
+    return list(make_lanes(urls, held=256, in_flight=64, in_flight_per_endpoint=8, patience=1).values())
+
+
+@pytest.mark.parametrize(("count", "slots"), [(1, 8), (8, 8), (9, 7), (64, 1), (300, 1)])
+def test_all_lanes_full_at_once_are_within_what_a_worker_may_hold(count: int, slots: int) -> None:
+    lanes = lanes_of([f"https://{number}.example" for number in range(count)])
+
+    assert [lane._width for lane in lanes] == [slots] * count
+    assert sum(lane._width for lane in lanes) <= max(64, count)
+    assert sum(lane._places for lane in lanes) <= max(256, count)
+
+
+def test_clients_that_share_an_endpoint_share_its_lane() -> None:
+    assert len(lanes_of(["https://shop.example"] * 2)) == 1
