@@ -1,10 +1,12 @@
-"""The routes for whoever runs the service: is it alive, can it work, what does a problem mean."""
+"""The routes for whoever runs the service: is it alive, can it work, how is it doing, what does a problem mean."""
 
 from http import HTTPStatus
+from typing import Protocol
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.api.auth import authenticate
 from app.api.dependencies import Service
 from app.api.docs import answers, plain_answer, respond
 from app.api.problems import PROBLEM_TYPES
@@ -12,6 +14,16 @@ from app.api.schemas import Health, ProblemTypeView
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
+
+
+class Exposition(Protocol):
+    """Writes the metrics down, in the format that ``content_type`` names."""
+
+    content_type: str
+
+    async def render(self) -> bytes:
+        """Write them."""
+        ...
 
 
 @router.get("/livez", response_model=Health, summary="The process is up", responses=answers(HTTPStatus.OK, Health))
@@ -37,6 +49,14 @@ async def readyz(service: Service) -> Response:
         reasons = ["Redis did not answer in time."]
         return respond(Health(status="unavailable", reasons=reasons), HTTPStatus.SERVICE_UNAVAILABLE)
     return respond(Health(status="ok"))
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(http: Request) -> Response:
+    """Tell the metrics to whoever has a key of theirs: they show what was spent, and the balance."""
+    authenticate(http, "metrics_keys")
+    exposition: Exposition = http.state.metrics
+    return Response(await exposition.render(), media_type=exposition.content_type)
 
 
 @router.get(
