@@ -14,6 +14,7 @@ from app.api.auth import ApiKeys
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.demo import demo_router
 from app.plusofon.channels import VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
@@ -56,6 +57,7 @@ def create_app(settings: Settings, network: VirtualNetwork | None = None) -> Fas
     app = create_api(lifespan)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
+        app.include_router(demo_router(channels=list(Channel)))
     return app
 
 
