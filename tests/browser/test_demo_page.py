@@ -80,6 +80,10 @@ def test_after_the_last_wrong_code_it_is_locked_and_says_for_how_long(visit: Vis
 
     expect(page.get_by_role("heading", name="Too many wrong codes")).to_be_focused()
     expect(page.locator("#end-hint")).to_have_text(re.compile(r"anew in [45]:\d\d"))
+    visit.expected_statuses = {429}
+    page.locator("#restart").click()
+    page.locator("#call").click()
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"Too many wrong codes.*Try again in [45]:\d\d"))
 
 
 def test_another_call_can_be_asked_for_and_the_code_of_the_first_stays_good(visit: Visit, number: str) -> None:

@@ -29,7 +29,7 @@ export function find(name) {
 
 /** The text of a name, with its {places} filled in; of several forms, the one for `count`. */
 export function t(name, places = {}) {
-  let text = find(name);
+  let text = find(name) ?? name;
   if (typeof text === "object") text = text[new Intl.PluralRules(current).select(places.count)] ?? text.other;
   return text.replace(/\{(\w+)\}/g, (_, place) => String(places[place]));
 }

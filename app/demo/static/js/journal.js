@@ -20,7 +20,7 @@ export function createJournal() {
     const name = `${exchange.method} ${exchange.path} ${exchange.status}`;
     const previous = sandbox ? top?.sandbox : top?.api;
     if (exchange.method === "GET" && previous?.name === name) return previous.again(exchange);
-    const line = createLine(exchange, sandbox);
+    const line = createEntry(exchange, sandbox);
     list.prepend(line.node);
     top = { ...top, [sandbox ? "sandbox" : "api"]: { name, again: line.again } };
     while (list.children.length > KEPT) list.lastElementChild.remove();
@@ -45,7 +45,7 @@ export function createJournal() {
   onExchange(add);
 }
 
-function createLine(first, sandbox) {
+function createEntry(first, sandbox) {
   let newest = first;
   let times = 1;
   const status = make("span", { className: "code" });

@@ -29,7 +29,7 @@ export function createPhone() {
   let inSight = true;
   let muted = recall("muted") === "yes";
   const line = createLine(rang);
-  const spans = { hang_up: byId("hang-up"), answer: byId("answer") };
+  const keys = { hang_up: byId("hang-up"), answer: byId("answer") };
 
   function rang(news) {
     const isNew = news.call_id !== call?.call_id;
@@ -83,8 +83,8 @@ export function createPhone() {
     renderWho();
     renderCaption();
     const [hangUp, go] = KEYS[state] ?? [null, null];
-    renderKey(spans.hang_up, hangUp);
-    renderKey(spans.answer, go);
+    renderKey(keys.hang_up, hangUp);
+    renderKey(keys.answer, go === "replay" && !call?.heard ? null : go);
   }
 
   function renderWho() {
@@ -97,7 +97,7 @@ export function createPhone() {
     button.hidden = !name;
     button.dataset.key = name ?? "";
     write(button.querySelector("span"), name ? t(`phone_keys.${name}`) : "");
-    if (hadFocus && button.hidden) Object.values(spans).find((other) => !other.hidden)?.focus();
+    if (hadFocus && button.hidden) Object.values(keys).find((other) => !other.hidden)?.focus();
   }
 
   /** The code as it was said, or, of a call that is not answered, the digits of the caller that are the code. */
@@ -137,7 +137,7 @@ export function createPhone() {
     }
   }
 
-  for (const button of Object.values(spans)) button.addEventListener("click", () => press(button.dataset.key));
+  for (const button of Object.values(keys)) button.addEventListener("click", () => press(button.dataset.key));
   byId("mute").addEventListener("click", () => mute(!muted));
   mute(muted);
   new IntersectionObserver(([entry]) => {
@@ -159,14 +159,20 @@ export function createPhone() {
     await line.connect(number);
   }
 
+  /** Nobody waits for the call any more. */
+  function finish(stage) {
+    if (dialed) enter(stage === "verified" ? "dialed" : "idle");
+    else if (state === "flash") enter("flashed");
+    else if (["connecting_in", "ringing", "connecting", "talking"].includes(state)) enter("completed");
+  }
+
   /** Follow the session: what is to be dialed, and when there is nothing more to wait for. */
   function follow({ stage, busy, phone, verification }) {
     if (stage === "pending" && verification.dial && dialed?.number !== verification.dial) {
       dialed = { from: phone, number: verification.dial };
       enter("dial");
     }
-    if (stage === "verified" && dialed) enter("dialed");
-    else if (stage === "verified" && ["ringing", "connecting", "talking"].includes(state)) enter("completed");
+    if (stage !== "pending" && stage !== "number" && !busy) finish(stage);
     if (stage !== "pending" && !busy) line.rest();
     if (stage === "number" && !busy && state !== "idle") {
       dialed = null;

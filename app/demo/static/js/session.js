@@ -30,6 +30,7 @@ export function createSession({ stream, calling }) {
   let state = { ...INITIAL };
   let stopWatching = () => {};
   let timer;
+  let turn = 0; // of the latest start; the answer to an earlier one is of no interest any more
   const listeners = [];
 
   function update(changes) {
@@ -78,10 +79,12 @@ export function createSession({ stream, calling }) {
   const expire = () => end("expired");
 
   async function start(phone, channel) {
+    const mine = (turn += 1);
     update({ busy: "start", phone, channel, problem: null });
     await calling(phone);
     const body = { phone, channel, lang: language() };
     const answer = await send("POST", "/verify/start", { body, headers: { "Idempotency-Key": newKey() } });
+    if (mine !== turn) return;
     if (answer.ok) {
       accept(answer.body, { busy: null, proof: null, wrong: 0 });
       return follow();
@@ -129,6 +132,7 @@ export function createSession({ stream, calling }) {
   /** Back to the number; a verification that is still pending is called off. */
   async function restart() {
     const { stage, verification } = state;
+    turn += 1;
     rest();
     update({ ...INITIAL, phone: state.phone, channel: state.channel });
     if (stage === "pending") await send("POST", `/verify/${verification.verification_id}/cancel`);

@@ -122,6 +122,7 @@ export default {
       denied: ["Numbers of this range are not called", "Please take another number."],
     },
     "call-cooldown": ["We called a moment ago", "The call may still reach you."],
+    "verification-locked": ["Too many wrong codes", "For your safety this number is not called for a while."],
     "rate-limited": ["Too many calls or attempts", "Please wait a little."],
     "call-budget-exhausted": ["All calls of today are used up", "The service places no more calls for now."],
     "balance-too-low": ["Calls are not possible right now", "The account for calls has to be topped up. You were not called."],
