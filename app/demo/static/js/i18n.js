@@ -34,6 +34,9 @@ export function t(name, places = {}) {
   return text.replace(/\{(\w+)\}/g, (_, place) => String(places[place]));
 }
 
+/** The text of a name in a language that need not be the page's: a call keeps the one it was placed in. */
+export const textIn = (name, lang) => TEXTS[lang]?.[name] ?? t(name);
+
 /** Put the texts into all elements that name one. */
 export function translate(root = document) {
   document.documentElement.lang = current;

@@ -1,7 +1,7 @@
 // The virtual telephone: rings, is answered, speaks the code and shows it; or dials, where the person is to call.
 
 import { byId, make, write } from "./dom.js";
-import { formatPhone, onLanguage, t } from "./i18n.js";
+import { formatPhone, onLanguage, t, textIn } from "./i18n.js";
 import { createLine } from "./line.js";
 import { recall, remember } from "./memory.js";
 import { allowSound, startRing, stopRing } from "./ring.js";
@@ -65,7 +65,7 @@ export function createPhone() {
   async function talk() {
     enter("talking");
     const { heard: code, lang, repeat } = call;
-    const said = await speak({ code, lang, repeat, intro: introOf(lang), silent: () => muted, at: light });
+    const said = await speak({ code, lang, repeat, intro: textIn("spoken", lang), silent: () => muted, at: light });
     if (said && state === "talking") enter("completed");
   }
 
@@ -182,5 +182,3 @@ export function createPhone() {
 
   return { expect, follow, show: (number) => state === "idle" && write(byId("phone-number"), formatPhone(number)) };
 }
-
-const introOf = (lang) => ({ en: "Your code is", ru: "Ваш код" })[lang] ?? t("spoken");

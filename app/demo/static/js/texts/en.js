@@ -75,7 +75,6 @@ export default {
   copy: "Copy",
   copied: "Copied",
   restart: "Start over",
-  restart_in: "Start over in {time}",
   phone: "Virtual telephone",
   mute: "Mute the telephone",
   who: "Plusofon Verify",
@@ -107,7 +106,6 @@ export default {
   copy_curl: "Copy as curl",
   request: "Request",
   answer: "Answer",
-  no_answer_yes: "No answer",
   retry_in: "Try again in {time}.",
   retry_now: "You can try again now.",
   problems: {
