@@ -57,7 +57,8 @@ def create_app(settings: Settings, network: VirtualNetwork | None = None) -> Fas
     app = create_api(lifespan)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
-        app.include_router(demo_router(channels=list(Channel)))
+        allowed = make_policies(settings).default.channels
+        app.include_router(demo_router(channels=[channel for channel in Channel if channel in allowed]))
     return app
 
 

@@ -87,7 +87,8 @@ def test_a_reverse_call_is_dialed_and_the_page_asks_until_it_was_recognised(visi
     serve(page, "**/verify/start", {**told, "dial": DIAL}, status=201)
     serve(page, f"**/verify/{ID}", told)
     checked = serve(page, "**/verify/check", {**VERIFIED, "verified": False, "status": "pending"}, VERIFIED)
-    serve(page, "**/sandbox/phones/*/calls", {"calls": []})
+    waiting = {**CALL, "channel": "reverse_call", "status": "queued", "dial": DIAL, "lang": None, "repeat": None}
+    serve(page, "**/sandbox/phones/*/calls", {"calls": []}, {"calls": [waiting]})
     dialed = serve(page, "**/sandbox/phones/*/dial", {}, status=202)
     visit.open_demo()
 
@@ -95,6 +96,7 @@ def test_a_reverse_call_is_dialed_and_the_page_asks_until_it_was_recognised(visi
     page.get_by_role("button", name="Get the number").click()
     expect(page.locator("#dial")).to_have_text("+7 800 555-35-35")
     expect(page.locator("#code-form")).to_be_hidden()
+    expect(page.locator("#phone")).to_have_attribute("data-state", "dial")
     page.get_by_role("button", name="Dial").click()
 
     expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()

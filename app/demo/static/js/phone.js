@@ -8,6 +8,7 @@ import { allowSound, startRing, stopRing } from "./ring.js";
 import { speak, stopSpeech } from "./speech.js";
 
 const WANTING = ["ringing", "flash", "dial"]; // something of the person
+const FLASH_RINGS = 4000; // in the network it is one second: too short to be noticed
 const LOST = ["busy", "no_answer", "failed"];
 
 /** What the two keys do in each state of the telephone. */
@@ -32,10 +33,10 @@ export function createPhone() {
   const keys = { hang_up: byId("hang-up"), answer: byId("answer") };
 
   function rang(news) {
+    if (news.channel === "reverse_call") return; // it is this telephone that calls
     const isNew = news.call_id !== call?.call_id;
     call = news;
     if (isNew) enter("connecting_in");
-    if (call.channel === "reverse_call") return;
     if (LOST.includes(call.status) && ["connecting_in", "ringing", "connecting", "flash"].includes(state)) enter(call.status);
     else if (call.channel === "flash_call") flash();
     else if (state === "connecting" && call.heard) talk();
@@ -43,10 +44,11 @@ export function createPhone() {
     else render();
   }
 
-  /** A call whose number is the code: it rings, and ends by itself. */
+  /** A call whose number is the code: it rings a little, and is over. */
   function flash() {
-    if (state === "connecting_in") enter("flash");
-    if (state === "flash" && call.status === "completed") enter("flashed");
+    if (state !== "connecting_in" || call.status === "queued") return render();
+    enter("flash");
+    setTimeout(() => { if (state === "flash") enter("flashed"); }, FLASH_RINGS);
   }
 
   function enter(next) {
