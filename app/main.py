@@ -15,7 +15,7 @@ from app.api.edge import Edge
 from app.api.problems import install_problems
 from app.plusofon.sandbox import VirtualNetwork, sandbox_router
 from app.settings import Mode, Settings
-from app.wiring import build, open_tracing
+from app.wiring import build, make_network, open_tracing
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
@@ -37,7 +37,7 @@ def create_app(
     traces, where that is not for the settings to say.
     """
     tracing = tracing or open_tracing(settings)
-    sandbox = (network or VirtualNetwork()) if settings.mode is Mode.SANDBOX else None
+    sandbox = (network or make_network(settings)) if settings.mode is Mode.SANDBOX else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from app.store.changes import RedisChanges
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.events import RedisOutbox
+from app.store.forget import RedisOblivion
 from app.store.guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
@@ -45,7 +46,7 @@ from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.outbox import DeadLetters
 from app.verification.policy import Allowance
-from app.verification.ports import CallSender
+from app.verification.ports import CallSender, ProviderAccounts
 from app.verification.service import VerificationService
 from app.verification.watcher import CallWatcher
 from app.webhooks import WebhookDeliverer
@@ -69,6 +70,61 @@ async def open_dead_letters(settings: Settings) -> AsyncIterator[DeadLetters]:
     """Reach the events that could not be delivered without the service, for whoever runs it."""
     async with AsyncExitStack() as stack:
         yield RedisOutbox(_build_runner(settings, _build_redis(settings, stack)))
+
+
+@asynccontextmanager
+async def open_stats(settings: Settings) -> AsyncIterator[RedisStats]:
+    """Reach the statistics without the service, for whoever runs it."""
+    async with AsyncExitStack() as stack:
+        runner = _build_runner(settings, _build_redis(settings, stack))
+        yield RedisStats(runner, call_price_rub=settings.call.price_rub)
+
+
+@asynccontextmanager
+async def open_verifications(settings: Settings) -> AsyncIterator[RedisVerificationStore]:
+    """Reach the verifications of all clients without the service, for whoever runs it."""
+    async with AsyncExitStack() as stack:
+        runner = _build_runner(settings, _build_redis(settings, stack))
+        yield RedisVerificationStore(runner, phone_key=derive_key(settings.names_secret, "phone"))
+
+
+@asynccontextmanager
+async def open_oblivion(settings: Settings) -> AsyncIterator[RedisOblivion]:
+    """Reach what erases all that is kept about a phone, for whoever runs the service."""
+    async with AsyncExitStack() as stack:
+        redis = _build_redis(settings, stack)
+        phone_key = derive_key(settings.names_secret, "phone")
+        yield RedisOblivion(redis, _build_runner(settings, redis), phone_key=phone_key)
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
+    """Reach Redis itself, for whoever runs the service."""
+    async with AsyncExitStack() as stack:
+        yield _build_redis(settings, stack)
+
+
+@asynccontextmanager
+async def open_accounts(settings: Settings) -> AsyncIterator[ProviderAccounts]:
+    """Reach the provider's accounts without the service, for whoever runs it."""
+    sandbox = make_network(settings) if settings.mode is Mode.SANDBOX else None
+    async with AsyncExitStack() as stack:
+        yield await _build_provider(settings, sandbox, stack)
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, sandbox: VirtualNetwork | None) -> AsyncIterator[VerificationService]:
+    """Run the service without its API, for whoever runs it. It delivers nobody's webhooks."""
+    async with AsyncExitStack() as stack:
+        service: VerificationService = (await build(settings.model_copy(update={"clients": {}}), sandbox, stack))[
+            "service"
+        ]
+        yield service
+
+
+def make_network(settings: Settings) -> VirtualNetwork:
+    """Make the telephone network of the sandbox."""
+    return VirtualNetwork(pace=settings.sandbox.pace_seconds, balance=settings.sandbox.balance_rub)
 
 
 def open_tracing(settings: Settings) -> "Tracing | None":
@@ -285,7 +341,8 @@ async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, st
     cabinet_token = plusofon.cabinet_token.get_secret_value() if plusofon.cabinet_token else None
     if sandbox:
         user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
-        stand_in = create_sandbox_app(sandbox, user_id=user_id, access_token=token)
+        accepted = settings.sandbox.access_token.get_secret_value() if settings.sandbox.access_token else token
+        stand_in = create_sandbox_app(sandbox, user_id=user_id, access_token=accepted)
         base_url = (await stack.enter_async_context(SandboxServer(stand_in))).url
     return await stack.enter_async_context(
         PlusofonClient(

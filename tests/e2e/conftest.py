@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **COVERAGE}
+# PYTHONPATH is set where the checkout under test is not the one that is installed.
+KEPT = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PYTHONPATH"}
+BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **KEPT}
 
 
 def command(*arguments: str) -> list[str]:
