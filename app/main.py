@@ -13,6 +13,7 @@ from app.api import admin, events, hooks, ops, provider, tokens, verify
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.demo import demo_router
 from app.plusofon.sandbox import VirtualNetwork, sandbox_router
 from app.settings import Mode, Settings
 from app.wiring import build, make_network, open_tracing
@@ -51,6 +52,7 @@ def create_app(
         app.add_middleware(tracing.middleware)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
+        app.include_router(demo_router(channels=settings.enabled_channels))
     return app
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import stamina
 from redis.asyncio import Redis
 
 from app.api import events
@@ -143,6 +144,7 @@ async def build(
     settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack, tracing: "Tracing | None" = None
 ) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
+    stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
     redis = _build_redis(settings, stack)

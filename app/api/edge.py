@@ -131,6 +131,6 @@ def _tell(scope: Scope, status: int, answered_after: float, seconds: float) -> N
 
 def _outcome(status: int) -> str:
     """Say what became of a request that met no problem of the table."""
-    if status == _CLIENT_CLOSED_REQUEST:
-        return "client-closed-request"
-    return "ok" if 0 < status < HTTPStatus.BAD_REQUEST else f"http-{status}"
+    if status in {0, _CLIENT_CLOSED_REQUEST}:
+        return "broken-off"
+    return "ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}"

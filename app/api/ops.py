@@ -41,14 +41,26 @@ async def livez() -> Response:
         HTTPStatus.SERVICE_UNAVAILABLE: {"model": Health, "description": "Not now; `reasons` say why."},
     },
 )
-async def readyz(service: Service) -> Response:
-    """Tell whether requests should be sent here."""
+async def readyz(http: Request, service: Service) -> Response:
+    """Tell whether requests should be sent here: not while Redis is away.
+
+    While a provider is (its circuit is `open`) or the balance is too low, no call is placed, but codes that were given
+    can still be checked. So that is `degraded` and no 503: else every server would be taken out of service at once.
+    """
+    circuits = {name: str(circuit.state) for name, circuit in http.state.circuits.items()}
+    balance = str(http.state.balance.level)
+    reasons = [
+        f"The provider {name} fails, and is left alone for a while." for name, it in circuits.items() if it == "open"
+    ]
+    if balance == "low":
+        reasons.append("The balance is too low to place calls.")
     try:
         await service.ready()
     except StoreUnavailable:
-        reasons = ["Redis did not answer in time."]
-        return respond(Health(status="unavailable", reasons=reasons), HTTPStatus.SERVICE_UNAVAILABLE)
-    return respond(Health(status="ok"))
+        reasons.insert(0, "Redis did not answer in time.")
+        health = Health(status="unavailable", reasons=reasons, circuits=circuits, balance=balance)
+        return respond(health, HTTPStatus.SERVICE_UNAVAILABLE)
+    return respond(Health(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance))
 
 
 @router.get("/metrics", include_in_schema=False)

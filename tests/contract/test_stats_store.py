@@ -142,7 +142,8 @@ async def test_every_key_expires_a_day_after_eight_days(stats: RedisStats, redis
 
 
 async def test_a_hundred_processes_at_once_lose_and_add_nothing(redis: Redis) -> None:
-    processes = [stats_on(redis) for _ in range(100)]
+    runners = [ScriptRunner(redis, timeout=5) for _ in range(10)]  # ten connections, ten processes on each
+    processes = [RedisStats(runner, call_price_rub=PRICE) for runner in runners for _ in range(10)]
     for process in processes:
         process.observe(CallPlaced(Channel.VOICE, CallStatus.INITIATED))
 

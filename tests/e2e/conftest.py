@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-# PYTHONPATH is set where the checkout under test is not the one that is installed.
-KEPT = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PYTHONPATH"}
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **KEPT}
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+ROOT = Path(__file__).parents[2]
+# PYTHONPATH: the code beside these tests, wherever the package is installed from.
+BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), **COVERAGE}
 
 
 def command(*arguments: str) -> list[str]:
