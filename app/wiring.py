@@ -115,11 +115,9 @@ async def open_accounts(settings: Settings) -> AsyncIterator[ProviderAccounts]:
 
 @asynccontextmanager
 async def open_service(settings: Settings, sandbox: VirtualNetwork | None) -> AsyncIterator[VerificationService]:
-    """Run the service without its API, for whoever runs it. It delivers nobody's webhooks."""
+    """Run the service without its API, for whoever runs it; the calls and webhooks of others are left to others."""
     async with AsyncExitStack() as stack:
-        service: VerificationService = (await build(settings.model_copy(update={"clients": {}}), sandbox, stack))[
-            "service"
-        ]
+        service: VerificationService = (await build(settings, sandbox, stack, in_background=False))["service"]
         yield service
 
 
@@ -141,9 +139,17 @@ def open_tracing(settings: Settings) -> "Tracing | None":
 
 
 async def build(
-    settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack, tracing: "Tracing | None" = None
+    settings: Settings,
+    sandbox: VirtualNetwork | None,
+    stack: AsyncExitStack,
+    tracing: "Tracing | None" = None,
+    *,
+    in_background: bool = True,
 ) -> dict[str, Any]:
-    """Build what requests need; what is given back is their ``request.state``."""
+    """Build what requests need; what is given back is their ``request.state``.
+
+    Without ``in_background`` nothing is done but what is asked for: no calls are followed, no webhooks delivered.
+    """
     stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
@@ -180,7 +186,7 @@ async def build(
         observe=tell(metrics.observe, stats.observe),
     )
     stack.push_async_callback(service.aclose)
-    webhooks = _build_webhooks(settings, runner)
+    webhooks = _build_webhooks(settings, runner) if in_background else None
     if webhooks:
         stack.push_async_callback(_stop, asyncio.create_task(webhooks.run()))
     watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
@@ -203,7 +209,7 @@ async def build(
         of_process=process_of(circuits, changes, lambda: background),
     )
     steps = {"calls": watcher.step, "balance": poller.step, "stats": stats.step, "metrics": exposition.step}
-    background = await stack.enter_async_context(Background(steps))
+    background = await stack.enter_async_context(Background(steps if in_background else {}))
     return {
         "metrics": exposition,
         "metrics_keys": _build_metrics_keys(settings),

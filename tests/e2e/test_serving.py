@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,7 @@ SECRETS = {
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *arguments: str, tls: ssl.SSLContext | None = None, **environment: str
+    folder: Path, *arguments: str, environment: Mapping[str, str], tls: ssl.SSLContext | None = None
 ) -> Iterator["Serving"]:
     port, log = free_port(), folder / "log"
     with log.open("w") as output:
@@ -126,7 +126,7 @@ def test_two_workers_share_a_port_and_finish_what_is_in_progress(
         "PLUSOFON_CONNECT_TIMEOUT_SECONDS": "2",
         "PLUSOFON_TIMEOUT_SECONDS": "2.5",
     }
-    with serving(tmp_path, "--workers", "2", **environment) as served, ThreadPoolExecutor(1) as pool:
+    with serving(tmp_path, "--workers", "2", environment=environment) as served, ThreadPoolExecutor(1) as pool:
         workers = served.wait_for_workers(2)
         for _ in range(20):
             assert served.get("/problems/unauthorized").status_code == 200
@@ -163,7 +163,9 @@ def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
     authority.configure_trust(tls)
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "all.pem")
 
-    with serving(tmp_path, "--tls-cert", "all.pem", "--tls-key", "all.pem", tls=tls, MODE="sandbox") as served:
+    with serving(
+        tmp_path, "--tls-cert", "all.pem", "--tls-key", "all.pem", environment={"MODE": "sandbox"}, tls=tls
+    ) as served:
         assert served.get("/livez").status_code == 200
 
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]

@@ -28,7 +28,8 @@ def served(settings: Settings) -> ASGIApp:
     options = {**uvicorn_options(settings), "log_config": None, "ssl_certfile": None}
     config = uvicorn.Config(create_app(settings), **options)
     config.load()
-    return config.loaded_app
+    app: ASGIApp = config.loaded_app
+    return app
 
 
 async def post_hook(app: ASGIApp, *, peer: str, forwarded_for: str | None) -> int:
