@@ -37,10 +37,13 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 
-# Without a proxy, even where the environment names one for the way to the provider.
+# Without a proxy, even where the environment names one for the way to the provider. A certificate of its own is for a
+# name, and this machine is asked by its address: it is not checked.
 HEALTHCHECK --interval=15s --timeout=3s --start-period=10s --retries=3 CMD ["python", "-c", "\
-import os, urllib.request as r; \
-r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"PORT\"]}/livez', timeout=2)"]
+import os, ssl, urllib.request as r; \
+s = 'https' if os.environ.get('TLS_CERT_FILE') else 'http'; \
+r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context())) \
+.open(f'{s}://127.0.0.1:{os.environ[\"PORT\"]}/livez', timeout=2)"]
 
 ENTRYPOINT ["plusofon-verify"]
 CMD ["serve"]

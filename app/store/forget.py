@@ -4,7 +4,7 @@ What stays names nobody: limits over addresses and over ranges of a thousand num
 remembered redemption of a token, under the random part of an id that exists no more, so that it is not redeemed twice.
 Of answers kept for an ``Idempotency-Key``, those with the whole phone or the id of an erased verification go. One that
 holds only a mask, which a thousand numbers share, and the id of a verification that had expired before, goes by itself:
-within a day.
+within a day; a note of what a request had begun holds an id alone, for ten minutes.
 """
 
 from collections.abc import AsyncIterator, Sequence

@@ -24,13 +24,13 @@ def make_events_cli(ask: Ask) -> typer.Typer:
     """Make the group of commands."""
     cli = typer.Typer(help="See which events could not be delivered, and send them again.", no_args_is_help=True)
 
-    @cli.command()
+    @cli.command(epilog="Examples:\n\nplusofon-verify events failed\n\nplusofon-verify events failed --json")
     def failed(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
         """List the events that were given up, the oldest first."""
         letters = ask(lambda dead: dead.dead_letters())
         typer.echo(json.dumps([_facts(letter) for letter in letters], indent=2) if as_json else _table(letters))
 
-    @cli.command()
+    @cli.command(epilog="Examples:\n\nplusofon-verify events resend ID\n\nplusofon-verify events resend --all")
     def resend(
         event_id: Annotated[str | None, typer.Argument(metavar="ID", help="Such as msg_1769850000000-0.")] = None,
         *,

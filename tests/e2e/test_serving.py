@@ -21,7 +21,7 @@ import trustme
 from redis import Redis
 
 from app.tokens import generate_keys
-from tests.e2e.conftest import BARE, command, free_port
+from tests.e2e.conftest import BARE, ROOT, command, free_port
 
 API_KEY = "a-made-up-api-key"
 SECRETS = {
@@ -106,6 +106,19 @@ def wait_for_a_phone(redis_url: str) -> None:
             time.sleep(0.02)
 
 
+def is_healthy(served: Serving, **environment: str) -> bool:
+    """Ask as the image's health check does."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    check = re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    assert check
+    _, *arguments = json.loads(check[1])
+    port = served.base_url.rpartition(":")[2]
+    asked = subprocess.run(
+        [sys.executable, *arguments], env={"PORT": port, **environment}, capture_output=True, check=False
+    )
+    return asked.returncode == 0
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -167,6 +180,8 @@ def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
         tmp_path, "--tls-cert", "all.pem", "--tls-key", "all.pem", environment={"MODE": "sandbox"}, tls=tls
     ) as served:
         assert served.get("/livez").status_code == 200
+        assert is_healthy(served, TLS_CERT_FILE="all.pem")
+        assert not is_healthy(served)
 
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
     assert str(starts["address"]).startswith("https://")
