@@ -1,4 +1,4 @@
-"""The application: its routes, and what is opened when it starts. What it is built of: ``app/wiring.py``."""
+"""The application: its routes, and what is opened when it starts. What it is built of: ``app/wiring``."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -224,7 +224,7 @@ async def keys_of(redis: Redis) -> list[str]:
 
 
 async def traces_in(redis: Redis) -> frozenset[str]:
-    """Tell the keys that still say something of a call: neither the balance, nor statistics, nor counters back at zero."""
+    """Tell the keys that still say something of a call: no balance, no statistics, no counters back at zero."""
     others = ("pv:{balance}", "pv:{stats}")
     found = {key for key in await keys_of(redis) if not key.startswith(others)}
     for key in [key for key in found if key.startswith("pv:{guard}:n:")]:

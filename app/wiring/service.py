@@ -1,0 +1,123 @@
+"""Puts the service together: what requests need, and what runs beside them."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import stamina
+
+from app.api import events
+from app.api.auth import ApiKeys
+from app.api.stopping import stop_signals
+from app.background import Background
+from app.plusofon.sandbox import VirtualNetwork
+from app.settings import Settings, make_endpoints, make_policies
+from app.store.call_queue import RedisCallQueue
+from app.store.changes import RedisChanges
+from app.store.events import RedisOutbox
+from app.store.limits import RedisLimits
+from app.store.redemptions import RedisRedemptions
+from app.store.stats import RedisStats
+from app.store.verifications import RedisVerificationStore
+from app.telemetry.exposition import Exposition
+from app.telemetry.metrics import Metrics
+from app.verification.code import CodeDigester
+from app.verification.fixed_codes import FixedCodes
+from app.verification.policy import Allowance
+from app.verification.service import VerificationService
+from app.verification.watcher import CallWatcher
+from app.wiring import parts
+from app.wiring.monitoring import facts_of, process_of, tell, watch
+from app.wiring.providers import make_providers
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
+
+
+async def build(
+    settings: Settings,
+    sandbox: VirtualNetwork | None,
+    stack: AsyncExitStack,
+    tracing: "Tracing | None" = None,
+    *,
+    in_background: bool = True,
+) -> dict[str, Any]:
+    """Build what requests need; what is given back is their ``request.state``.
+
+    Without ``in_background`` nothing is done but what is asked for: no calls are followed, no webhooks delivered.
+    """
+    stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
+    names_key, policies = parts.make_names_key(settings), make_policies(settings)
+    metrics = Metrics()
+    redis = parts.connect_redis(settings, stack)
+    runner = parts.make_runner(settings, redis, metrics.round_trip, tracing.waited if tracing else None)
+    stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
+    stack.push_async_callback(stats.aclose)
+    guard = parts.make_guard(settings, runner)
+    providers = await make_providers(settings, runner, sandbox, stack)
+    # Longer than a look-up can take.
+    queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=2 * settings.longest_request)
+    service = VerificationService(
+        store=RedisVerificationStore(runner, phone_key=names_key, told_clients=make_endpoints(settings.clients)),
+        limits=RedisLimits(runner, key=names_key),
+        guard=guard,
+        senders=providers.protect(settings, watch(providers.senders, metrics, tracing)),
+        accounts=providers.plusofon,
+        digester=CodeDigester(settings.secret_keys),
+        policies=policies,
+        fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+        queue=queue,
+        observe=tell(metrics.observe, stats.observe),
+    )
+    stack.push_async_callback(service.aclose)
+    changes = RedisChanges(redis, listeners=settings.events.listeners)
+    stack.push_async_callback(changes.aclose)
+    balance = providers.poller.balance
+    exposition = Exposition(
+        metrics,
+        version=version("plusofon-verify"),
+        ping=runner.ping,
+        facts=facts_of(
+            stats=stats,
+            guard=guard,
+            balance=balance,
+            minimum_rub=settings.min_balance_rub,
+            warning_rub=settings.warn_balance_rub,
+            queue=queue,
+            outbox=RedisOutbox(runner),
+            budget=Allowance(policies.default.calls_per_day, "everybody"),
+            limits_key=names_key,
+        ),
+        of_process=process_of(providers.circuits, changes, lambda: background),
+    )
+    webhooks = parts.make_webhooks(settings, runner)
+    if webhooks and in_background:
+        stack.push_async_callback(_stop, asyncio.create_task(webhooks.run()))
+    watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
+    steps = {"calls": watcher.step, "balance": providers.poller.step, "stats": stats.step, "metrics": exposition.step}
+    background = await stack.enter_async_context(Background(steps if in_background else {}))
+    return {
+        "service": service,
+        "balance": balance,
+        "circuits": providers.circuits,
+        "hook_urls": providers.hook_urls,
+        "hook_networks": settings.plusofon.hook_addresses,
+        "idempotency": parts.make_idempotency(settings, runner),
+        "guard": guard,
+        "live": events.Live(changes=changes, stopping=stack.enter_context(stop_signals())),
+        "metrics": exposition,
+        "metrics_keys": parts.make_metrics_keys(settings),
+        "request_handled": metrics.request_handled,
+        "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
+        "admin_keys": ApiKeys(settings.admin.keys),
+        "tokens": parts.make_tokens(settings),
+        "redemptions": RedisRedemptions(runner),
+    }
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
