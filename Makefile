@@ -11,16 +11,19 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lock bench simulate clean
+.PHONY: help run test e2e check check-deploy fmt lock bench simulate screenshots clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Start the service on an embedded Redis and the sandbox provider (HOST=, PORT=)
 	@$(BIN)/plusofon-verify demo --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.dev ## Run all tests, with coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+
+e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
+	$(BIN)/python -m pytest tests/browser --numprocesses 2
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
 	$(BIN)/ruff check
@@ -29,6 +32,13 @@ check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+check-deploy: ## Check Prometheus' configuration and rules, and play the rules' tests (apt-get install prometheus)
+	@command -v promtool >/dev/null || \
+		{ echo "promtool is needed; on Debian: apt-get install --no-install-recommends prometheus"; exit 1; }
+	promtool check config --syntax-only deploy/prometheus/prometheus.yml
+	promtool check rules deploy/prometheus/rules/*.yml
+	promtool test rules deploy/prometheus/tests/*.yml
 
 fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix
@@ -40,6 +50,9 @@ bench: $(VENV)/.dev ## Measure the cost of a check against a bare FastAPI route
 simulate: $(VENV)/.dev ## Play fraud and brute force against the service, and count what they cost and win
 	$(BIN)/python benchmarks/fraud_simulation.py
 	$(BIN)/python benchmarks/guess_simulation.py
+
+screenshots: $(VENV)/.dev ## Take the pictures of docs/screenshots anew (needs chromium)
+	$(BIN)/python -m tests.browser.take_screenshots
 
 lock: ## Pin all dependencies anew (UPGRADE=--upgrade for newer versions)
 	$(PYTHON) -m venv $(VENV)/lock

@@ -1,9 +1,10 @@
 """The application: its routes, and what is opened when it starts. What it is built of: ``app/wiring.py``."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
@@ -12,9 +13,13 @@ from app.api import admin, events, hooks, ops, provider, tokens, verify
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.demo import demo_router
 from app.plusofon.sandbox import VirtualNetwork, sandbox_router
 from app.settings import Mode, Settings
-from app.wiring import build
+from app.wiring import build, open_tracing
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
 
 _ROUTERS = (verify.router, events.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
 _DESCRIPTION = """
@@ -24,21 +29,30 @@ Proves that a person holds a Russian phone number: a call speaks a code, and the
 """
 
 
-def create_app(settings: Settings, network: VirtualNetwork | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, network: VirtualNetwork | None = None, *, tracing: "Tracing | None" = None
+) -> FastAPI:
     """Make the application; all that holds a connection is built when it starts and closed when it stops.
 
-    In sandbox mode ``network`` is the virtual telephone network, so that a test can look into it.
+    In sandbox mode ``network`` is the virtual telephone network, so that a test can look into it. ``tracing`` is what
+    traces, where that is not for the settings to say.
     """
+    tracing = tracing or open_tracing(settings)
     sandbox = (network or VirtualNetwork()) if settings.mode is Mode.SANDBOX else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            yield await build(settings, sandbox, stack)
+            if tracing:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
+            yield await build(settings, sandbox, stack, tracing)
 
     app = create_api(lifespan)
+    if tracing:
+        app.add_middleware(tracing.middleware)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
+        app.include_router(demo_router(channels=settings.enabled_channels))
     return app
 
 

@@ -5,20 +5,23 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
+import stamina
 from redis.asyncio import Redis
 
 from app.api import events
 from app.api.auth import ApiKeys
 from app.api.stopping import stop_signals
 from app.background import Background
+from app.monitoring import facts_of, process_of, tell, watch
 from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.relay.client import RelaySender
 from app.resilience import Bulkhead, CircuitBreaker, ProtectedSender
-from app.settings import Mode, Settings, make_endpoints, make_policies
+from app.settings import Mode, Settings, SettingsError, make_endpoints, make_policies
 from app.store.balance import RedisBalanceBoard
 from app.store.call_queue import RedisCallQueue
 from app.store.changes import RedisChanges
@@ -29,8 +32,11 @@ from app.store.guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.redemptions import RedisRedemptions
-from app.store.scripts import ScriptRunner
+from app.store.scripts import RoundTrip, ScriptRunner, Waited
+from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
+from app.telemetry.exposition import Exposition
+from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.balance import Balance, BalancePoller
 from app.verification.call_urls import CallUrls
@@ -39,11 +45,15 @@ from app.verification.code import CodeDigester, derive_key
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.outbox import DeadLetters
+from app.verification.policy import Allowance
 from app.verification.ports import CallSender
 from app.verification.service import VerificationService
 from app.verification.watcher import CallWatcher
 from app.webhooks import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
 
 _FOR_LOOK_UPS = 10  # connections beside those of calls, so that these never keep look-ups waiting
 
@@ -62,12 +72,30 @@ async def open_dead_letters(settings: Settings) -> AsyncIterator[DeadLetters]:
         yield RedisOutbox(_build_runner(settings, _build_redis(settings, stack)))
 
 
-async def build(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> dict[str, Any]:
+def open_tracing(settings: Settings) -> "Tracing | None":
+    """Make what traces, if somebody wants traces. Raises SettingsError."""
+    if not settings.tracing.endpoint:
+        return None
+    try:
+        from app.telemetry.tracing import Tracing  # noqa: PLC0415 - of an extra that few install
+
+        return Tracing.to(settings.tracing.endpoint, version=version("plusofon-verify"))
+    except ModuleNotFoundError:
+        raise SettingsError(["TRACING_ENDPOINT needs the extra `tracing` of the package."]) from None
+
+
+async def build(
+    settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack, tracing: "Tracing | None" = None
+) -> dict[str, Any]:
     """Build what requests need; what is given back is their ``request.state``."""
+    stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
     redis = _build_redis(settings, stack)
-    runner = _build_runner(settings, redis)
+    metrics = Metrics()
+    runner = _build_runner(settings, redis, metrics.round_trip, tracing.waited if tracing else None)
+    stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
+    stack.push_async_callback(stats.aclose)
     guard = _build_guard(settings, runner)
     provider = await _build_provider(settings, sandbox, stack)
     lease = 2 * settings.longest_request  # longer than a look-up, or reading the balance, can take
@@ -81,38 +109,56 @@ async def build(settings: Settings, sandbox: VirtualNetwork | None, stack: Async
     )
     hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
     circuits: dict[str, CircuitBreaker] = {}
-    senders = _protect(
-        settings,
-        {**_plusofon_channels(provider, hook_urls), **await _build_relays(settings, stack)},
-        circuits,
-        poller.balance,
-    )
+    senders = {**_plusofon_channels(provider, hook_urls), **await _build_relays(settings, stack)}
+    policies = make_policies(settings)
     service = VerificationService(
         store=RedisVerificationStore(runner, phone_key=name_key, told_clients=make_endpoints(settings.clients)),
         limits=RedisLimits(runner, key=name_key),
         guard=guard,
-        senders=senders,
+        senders=_protect(settings, watch(senders, metrics, tracing), circuits, poller.balance),
         accounts=provider,
         digester=CodeDigester(settings.secret_keys),
-        policies=make_policies(settings),
+        policies=policies,
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
         queue=queue,
-        observe=lambda _: None,
+        observe=tell(metrics.observe, stats.observe),
     )
     stack.push_async_callback(service.aclose)
     webhooks = _build_webhooks(settings, runner)
     if webhooks:
         stack.push_async_callback(_stop, asyncio.create_task(webhooks.run()))
     watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
-    background = await stack.enter_async_context(Background({"calls": watcher.step, "balance": poller.step}))
+    changes = RedisChanges(redis, listeners=settings.events.listeners)
+    exposition = Exposition(
+        metrics,
+        version=version("plusofon-verify"),
+        ping=runner.ping,
+        facts=facts_of(
+            stats=stats,
+            guard=guard,
+            balance=poller.balance,
+            minimum_rub=settings.min_balance_rub,
+            warning_rub=settings.warn_balance_rub,
+            queue=queue,
+            outbox=RedisOutbox(runner),
+            budget=Allowance(policies.default.calls_per_day, "everybody"),
+            limits_key=name_key,
+        ),
+        of_process=process_of(circuits, changes, lambda: background),
+    )
+    steps = {"calls": watcher.step, "balance": poller.step, "stats": stats.step, "metrics": exposition.step}
+    background = await stack.enter_async_context(Background(steps))
     return {
+        "metrics": exposition,
+        "metrics_keys": _build_metrics_keys(settings),
+        "request_handled": metrics.request_handled,
         "service": service,
         "balance": poller.balance,
         "background": background,
         "circuits": circuits,
         "idempotency": _build_idempotency(settings, runner),
         "guard": guard,
-        "live": _build_live(settings, redis, stack),
+        "live": _build_live(changes, stack),
         "hook_urls": hook_urls,
         "hook_networks": settings.plusofon.hook_addresses,
         "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
@@ -188,10 +234,15 @@ async def _stop(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _build_live(settings: Settings, redis: Redis, stack: AsyncExitStack) -> events.Live:
-    changes = RedisChanges(redis, listeners=settings.events.listeners)
+def _build_live(changes: RedisChanges, stack: AsyncExitStack) -> events.Live:
     stack.push_async_callback(changes.aclose)
     return events.Live(changes=changes, stopping=stack.enter_context(stop_signals()))
+
+
+def _build_metrics_keys(settings: Settings) -> ApiKeys:
+    if settings.metrics.open or settings.mode is Mode.SANDBOX:
+        return ApiKeys((), open_as="everybody")
+    return ApiKeys((*settings.metrics.keys, *settings.admin.keys))
 
 
 def _build_tokens(settings: Settings) -> TokenSigner:
@@ -223,8 +274,10 @@ def _build_redis(settings: Settings, stack: AsyncExitStack) -> Redis:
     return redis
 
 
-def _build_runner(settings: Settings, redis: Redis) -> ScriptRunner:
-    return ScriptRunner(redis, timeout=settings.redis.timeout_seconds)
+def _build_runner(
+    settings: Settings, redis: Redis, round_trip: RoundTrip | None = None, waited: Waited | None = None
+) -> ScriptRunner:
+    return ScriptRunner(redis, timeout=settings.redis.timeout_seconds, round_trip=round_trip, waited=waited)
 
 
 async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:

@@ -1,16 +1,12 @@
 """The OpenAPI description and its page: examples for every answer, no asset from another host."""
 
-import base64
-import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -18,7 +14,33 @@ from pydantic.fields import FieldInfo
 from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES, ProblemType
 
 _ASSETS = "/docs/assets"
-_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_PAGE = {  # by path: the file of this package, and its type
+    "/docs": ("index.html", "text/html; charset=utf-8"),
+    "/docs/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/docs/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+# CSP Level 3, strict: nothing inline, and nothing from elsewhere.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+    " form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+# In the order in which they are needed.
+_TAGS: Mapping[str, str] = {
+    "verify": "**The job**: start calls a phone, check proves that a person holds it.",
+    "tokens": "**The proof**: what a right code gives, which a backend believes without asking, or accepts once.",
+    "provider": "**The telephone company**: the account that pays for the calls.",
+    "operations": "**For whoever runs the service**: is it alive, can it work, what does a problem mean.",
+    "admin": "**For its operator alone**, with a key of its own: what the fraud guard has blocked.",
+    "sandbox": "**In sandbox mode alone**: the virtual telephones, where a code can be heard, and the numbers to try.",
+}
+_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
+    "verification_id": {
+        "description": "as `start` returned it; on this page the example stands for the one started last",
+        "example": "vrf_0a11b22c33d44e55f667788",
+    },
+    "slug": {"description": "the end of a problem's `type`", "example": "call-cooldown"},
+}
+_IDEMPOTENCY_KEY = "Idempotency-Key"
 _PROBLEM_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "description": "RFC 9457 problem details; further members depend on `type`.",
@@ -41,10 +63,17 @@ def respond(model: BaseModel, status: HTTPStatus = HTTPStatus.OK, headers: Mappi
 Answers = dict[int | str, dict[str, Any]]
 
 
-def answers(status: HTTPStatus, *models: type[BaseModel], problems: Iterable[str] = ()) -> Answers:
-    """Describe what a route answers: an example of each model, and its problems, grouped by status."""
+def answers(
+    status: HTTPStatus, *models: type[BaseModel], problems: Iterable[str] = (), headers: Iterable[str] = ()
+) -> Answers:
+    """Describe what a route answers: an example of each model, and its problems, grouped by status.
+
+    ``headers`` are those of a success that mean something: ``Location``, ``RateLimit``, ``RateLimit-Policy``.
+    """
     examples = {model.__name__: {"summary": _summary(model), "value": example_of(model)} for model in models}
     described: Answers = {status.value: {"content": {"application/json": {"examples": examples}}}}
+    if told := {name: _HEADERS[name] for name in headers}:
+        described[status.value]["headers"] = told
     for kind in (PROBLEM_TYPES[slug] for slug in problems):
         for problem_status in (kind.status, *kind.also):
             answer = described.setdefault(problem_status.value, plain_answer(problem_status))
@@ -77,13 +106,35 @@ def _headers(kind: ProblemType, status: HTTPStatus) -> dict[str, Any]:
     headers = {}
     if "retry_after" in kind.example:
         headers["Retry-After"] = _header("integer", "the `retry_after` of the body, in seconds")
+    if kind.slug in _TELLS_LIMIT:
+        headers["RateLimit"] = _header("string", "the limit that refused", '"calls_per_phone_hour";r=0;t=42')
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = _header("string", "how to send a key (RFC 6750)")
     return headers
 
 
-def _header(kind: str, description: str) -> dict[str, Any]:
-    return {"description": description, "schema": {"type": kind}}
+def _header(kind: str, description: str, example: str | None = None) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}, **({"example": example} if example else {})}
+
+
+_TELLS_LIMIT = frozenset({"rate-limited", "call-budget-exhausted"})
+_HEADERS: Mapping[str, dict[str, Any]] = {
+    "Location": _header("string", "where the verification is read", "/verify/vrf_0a11b22c33d44e55f667788"),
+    "RateLimit": _header(
+        "string",
+        "what remains (`r`) of each limit that the request counted against (draft-ietf-httpapi-ratelimit-headers)",
+        '"calls_per_phone_hour";r=4, "calls_per_phone_day";r=9',
+    ),
+    "RateLimit-Policy": _header(
+        "string",
+        "those limits: at most `q` in any window of `w` seconds",
+        '"calls_per_phone_hour";q=5;w=3600, "calls_per_phone_day";q=10;w=86400',
+    ),
+}
+_REPLAYED = {
+    "description": "`true` where the answer was given before, to a request with the same `Idempotency-Key`",
+    "schema": {"type": "string", "const": "true"},
+}
 
 
 def plain_answer(status: HTTPStatus) -> dict[str, Any]:
@@ -115,20 +166,15 @@ def install_docs(app: FastAPI) -> None:
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend its schema
     app.mount(_ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
-    page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
-        title=app.title,
-        swagger_js_url=f"{_ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{_ASSETS}/swagger-ui.css",
-        swagger_favicon_url=f"{_ASSETS}/favicon.png",
-        swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
-    )
-    content = bytes(page.body).decode()
-    headers = {"Content-Security-Policy": _docs_policy(content)}
+    for path, (name, media_type) in _PAGE.items():
+        _serve(app, path, (files("app.api") / "docs_page" / name).read_bytes(), media_type)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(content, headers=headers)
+
+def _serve(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
+    async def serve() -> Response:
+        return Response(content, headers={"Content-Security-Policy": _POLICY}, media_type=media_type)
+
+    app.add_api_route(path, serve, include_in_schema=False)
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -139,11 +185,13 @@ def describe(app: FastAPI) -> dict[str, Any]:
         summary=app.summary,
         description=app.description,
         routes=app.routes,
-        tags=app.openapi_tags,
     )
-    for item in schema["paths"].values():
-        for operation in item.values():
-            _drop_default_error(operation["responses"])
+    operations = [operation for item in schema["paths"].values() for operation in item.values()]
+    for operation in operations:
+        _drop_default_error(operation["responses"])
+        _describe_parameters(operation)
+    used = {tag for operation in operations for tag in operation.get("tags", ())}
+    schema["tags"] = [{"name": tag, "description": text} for tag, text in _TAGS.items() if tag in used]
     schemas = schema["components"]["schemas"]
     schemas["Problem"] = dict(_PROBLEM_SCHEMA)
     for name in ("HTTPValidationError", "ValidationError"):
@@ -157,11 +205,14 @@ def _drop_default_error(responses: dict[str, Any]) -> None:
         del responses["422"]
 
 
-def _docs_policy(page: str) -> str:
-    """Allow the page its own files and its one inline script, by that script's hash (CSP Level 3)."""
-    digests = (hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page))
-    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
-        " connect-src 'self'; frame-ancestors 'none'"
-    )
+def _describe_parameters(operation: dict[str, Any]) -> None:
+    """Say what the parameters that recur are, and what comes of the one that makes a request repeatable."""
+    for parameter in operation.get("parameters", ()):
+        for name, text in _PARAMETERS.get(parameter["name"], {}).items():
+            parameter.setdefault(name, text)
+        if examples := parameter["schema"].get("examples"):
+            parameter.setdefault("example", examples[0])  # the one place where the docs UI looks for it
+        if parameter["name"] == _IDEMPOTENCY_KEY:
+            for status, answer in operation["responses"].items():
+                if status.startswith("2"):
+                    answer.setdefault("headers", {})["Idempotent-Replayed"] = _REPLAYED

@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 
 import structlog
@@ -17,7 +18,10 @@ from app.api.problems import plain_problem
 log = logging.getLogger(__name__)
 requests = structlog.get_logger()  # one line each, past the standard library, whose way there costs four times as much
 
-_PROBES = frozenset({"/livez", "/readyz"})  # asked every few seconds
+RequestHandled = Callable[[str, str | None, int, str, float], None]
+"""Is told of each request, as ``request.state.request_handled``: method, route, status, outcome, seconds to answer."""
+
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds
 _CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
 _MAX_BODY_BYTES = 16 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -46,13 +50,13 @@ class Edge:
             return
         began = time.perf_counter()
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}  # not all servers make a copy for each
+        status, answered = 0, 0.0
 
         async def send_dressed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = int(message["status"])
+                status, answered = int(message["status"]), time.perf_counter()
                 _dress(message, request_id)
             await send(message)
 
@@ -67,7 +71,8 @@ class Edge:
             problem = plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, request_id)
             await problem(scope, receive, send_dressed)
         finally:
-            _log_request(scope, status, time.perf_counter() - began)
+            ended = time.perf_counter()
+            _tell(scope, status, (answered or ended) - began, ended - began)
 
 
 def _request_id(headers: Headers) -> str:
@@ -98,11 +103,19 @@ def _dress(message: Message, request_id: str) -> None:
     headers.extend(header for header in _SECURITY_HEADERS if header[0] not in given)
 
 
-def _log_request(scope: Scope, status: int, seconds: float) -> None:
-    """Write one line: the route's template and not its path, which may hold a phone number."""
+def _tell(scope: Scope, status: int, answered_after: float, seconds: float) -> None:
+    """Have the request counted, and write one line: the route's template, not its path, which may hold a number.
+
+    What is counted is the time until the answer began: a stream of events has no end that would say anything.
+    """
     state, route = scope["state"], getattr(scope.get("route"), "path", None)
+    outcome = state.get("outcome") or _outcome(status)
+    handled: RequestHandled | None = state.get("request_handled")
+    if handled:
+        handled(scope["method"], route, status, outcome, answered_after)
+    trace = {"trace_id": state["trace_id"]} if "trace_id" in state else {}
     requests.log(
-        logging.DEBUG if route in _PROBES else logging.INFO,
+        logging.DEBUG if route in _PROBES and status != HTTPStatus.UNAUTHORIZED else logging.INFO,
         "request.handled",
         logger=__name__,
         request_id=state["request_id"],
@@ -110,5 +123,14 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
         method=scope["method"],
         route=route,
         status=status,
+        outcome=outcome,
         duration_ms=round(seconds * 1000, 1),
+        **trace,
     )
+
+
+def _outcome(status: int) -> str:
+    """Say what became of a request that met no problem of the table."""
+    if status in {0, _CLIENT_CLOSED_REQUEST}:
+        return "broken-off"
+    return "ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}"

@@ -1,10 +1,12 @@
-"""The routes for whoever runs the service: is it alive, can it work, what does a problem mean."""
+"""The routes for whoever runs the service: is it alive, can it work, how is it doing, what does a problem mean."""
 
 from http import HTTPStatus
+from typing import Protocol
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.api.auth import authenticate
 from app.api.dependencies import Service
 from app.api.docs import answers, plain_answer, respond
 from app.api.problems import PROBLEM_TYPES
@@ -12,6 +14,16 @@ from app.api.schemas import Health, ProblemTypeView
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
+
+
+class Exposition(Protocol):
+    """Writes the metrics down, in the format that ``content_type`` names."""
+
+    content_type: str
+
+    async def render(self) -> bytes:
+        """Write them."""
+        ...
 
 
 @router.get("/livez", response_model=Health, summary="The process is up", responses=answers(HTTPStatus.OK, Health))
@@ -29,14 +41,34 @@ async def livez() -> Response:
         HTTPStatus.SERVICE_UNAVAILABLE: {"model": Health, "description": "Not now; `reasons` say why."},
     },
 )
-async def readyz(service: Service) -> Response:
-    """Tell whether requests should be sent here."""
+async def readyz(http: Request, service: Service) -> Response:
+    """Tell whether requests should be sent here: not while Redis is away.
+
+    While a provider is (its circuit is `open`) or the balance is too low, no call is placed, but codes that were given
+    can still be checked. So that is `degraded` and no 503: else every server would be taken out of service at once.
+    """
+    circuits = {name: str(circuit.state) for name, circuit in http.state.circuits.items()}
+    balance = str(http.state.balance.level)
+    reasons = [
+        f"The provider {name} fails, and is left alone for a while." for name, it in circuits.items() if it == "open"
+    ]
+    if balance == "low":
+        reasons.append("The balance is too low to place calls.")
     try:
         await service.ready()
     except StoreUnavailable:
-        reasons = ["Redis did not answer in time."]
-        return respond(Health(status="unavailable", reasons=reasons), HTTPStatus.SERVICE_UNAVAILABLE)
-    return respond(Health(status="ok"))
+        reasons.insert(0, "Redis did not answer in time.")
+        health = Health(status="unavailable", reasons=reasons, circuits=circuits, balance=balance)
+        return respond(health, HTTPStatus.SERVICE_UNAVAILABLE)
+    return respond(Health(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance))
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(http: Request) -> Response:
+    """Tell the metrics to whoever has a key of theirs: they show what was spent, and the balance."""
+    authenticate(http, "metrics_keys")
+    exposition: Exposition = http.state.metrics
+    return Response(await exposition.render(), media_type=exposition.content_type)
 
 
 @router.get(

@@ -313,26 +313,31 @@ def install_problems(app: FastAPI) -> None:
 
 
 async def _tell(request: Request, error: Exception) -> JSONResponse:
-    return _OF_ERROR[type(error)](error).response(request.state.request_id)
+    return _answer(request, _OF_ERROR[type(error)](error))
 
 
 async def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class alone
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
-        return _malformed(HTTPStatus.BAD_REQUEST, "The body is not JSON.").response(request.state.request_id)
-    return _invalid([(_pointer(item["loc"]), _say(item)) for item in found]).response(request.state.request_id)
+        return _answer(request, _malformed(HTTPStatus.BAD_REQUEST, "The body is not JSON."))
+    return _answer(request, _invalid([(_pointer(item["loc"]), _say(item)) for item in found]))
 
 
 async def _tell_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class alone
-    instance = request.state.request_id
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.BAD_REQUEST:
-        return _malformed(status, "The body is not JSON.").response(instance)
+        return _answer(request, _malformed(status, "The body is not JSON."))
     if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return _malformed(status, "The body is larger than 16 KiB.").response(instance)
-    return plain_problem(status, instance, error.headers)
+        return _answer(request, _malformed(status, "The body is larger than 16 KiB."))
+    return plain_problem(status, request.state.request_id, error.headers)
+
+
+def _answer(request: Request, problem: Problem) -> JSONResponse:
+    """Tell a problem, and note its name for the log and the metrics."""
+    request.state.outcome = problem.slug
+    return problem.response(request.state.request_id)
 
 
 def _malformed(status: HTTPStatus, detail: str) -> Problem:

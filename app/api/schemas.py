@@ -298,8 +298,16 @@ class ProviderView(_Answer):
 class Health(_Answer):
     """Whether the service can do its work; where not, `reasons` say why."""
 
-    status: Annotated[Literal["ok", "unavailable"], Field(examples=["ok"])]
+    status: Annotated[Literal["ok", "degraded", "unavailable"], Field(examples=["ok"])]
     reasons: list[str] = []
+    circuits: Annotated[
+        dict[str, str],
+        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
+    ] = {}
+    balance: Annotated[
+        str | None,
+        Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"], exclude_if=lambda it: it is None),
+    ] = None
 
 
 class ProblemTypeView(BaseModel):

@@ -49,6 +49,7 @@ _KEEP_CHECK = timedelta(minutes=5)
             "verification-locked", "balance-too-low", "provider-rejected", "provider-unavailable",
             "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
         ),
+        headers=("Location", "RateLimit", "RateLimit-Policy"),
     ),
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
@@ -105,6 +106,7 @@ def _started(started: Started) -> Response:
             "store-unavailable",
             "idempotency-key-reused", "idempotency-in-progress",
         ),
+        headers=("RateLimit", "RateLimit-Policy"),
     ),
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip

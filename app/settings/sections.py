@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -154,9 +155,10 @@ class CodeSettings(_Section):
 
 
 class CallSettings(_Section):
-    """How often one phone is called."""
+    """How often one phone is called, and what a call costs, for the statistics alone."""
 
     limit: int = Field(3, ge=1, le=10)
+    price_rub: Annotated[Decimal, Field(ge=0, le=1000, decimal_places=2)] = Decimal(3)
     cooldowns_seconds: Annotated[
         list[Annotated[int, Field(ge=0, le=3600)]], *CommaSeparated, Field(min_length=1, max_length=10)
     ] = [60, 120, 300]
@@ -229,6 +231,19 @@ class ClientSettings(WebhookFields):
     calls_per_minute: Count | None = None
     calls_per_day: Count | None = None
     failed_checks: Count | None = None
+
+
+class MetricsSettings(_Section):
+    """Who may read the metrics, beside those with a key of ``ADMIN_KEYS``: they show what was spent."""
+
+    keys: Annotated[list[Annotated[ApiKey, PlainValidator(parse_api_key)]], *CommaSeparated] = []
+    open: bool = False
+
+
+class TracingSettings(_Section):
+    """Where traces are sent, if anywhere."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
 
 
 class WatchSettings(_Section):

@@ -26,6 +26,7 @@ from app.settings.sections import (
     GuardSettings,
     LimitSettings,
     LogSettings,
+    MetricsSettings,
     PhoneSettings,
     PlusofonSettings,
     RedisSettings,
@@ -33,6 +34,7 @@ from app.settings.sections import (
     SecretSettings,
     TestSettings,
     TokenSettings,
+    TracingSettings,
     WatchSettings,
 )
 from app.tokens import generate_keys
@@ -116,6 +118,8 @@ class Settings(BaseSettings):
     test: TestSettings = TestSettings()
     watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     clients: dict[str, ClientSettings] = {}
 
     @model_validator(mode="wrap")

@@ -10,7 +10,7 @@ from app.verification.watcher import DueCall
 
 log = logging.getLogger(__name__)
 
-SCHEDULE, CLAIM, RETRY, DONE = (Script(f"queue_{name}") for name in ("schedule", "claim", "retry", "done"))
+SCHEDULE, CLAIM, RETRY, DONE, LAG = (Script(f"queue_{name}") for name in ("schedule", "claim", "retry", "done", "lag"))
 
 _DUE, _ATTEMPTS, _LOOKS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "looks"))
 _MEMORY = timedelta(hours=1)  # far longer than a verification lives: what is older is of use to nobody
@@ -47,6 +47,10 @@ class RedisCallQueue:
     async def done(self, name: CallName) -> None:
         """Look a call up no more. Harmless when repeated."""
         await self._runner.run(DONE, [_DUE, _ATTEMPTS], [_member(name)])
+
+    async def lag(self) -> timedelta:
+        """Tell how long the call that is longest due has waited to be claimed."""
+        return timedelta(milliseconds=int(await self._runner.run(LAG, [_DUE], [])))
 
 
 def _member(name: CallName) -> str:

@@ -68,6 +68,11 @@ class RedisChanges:
         finally:
             await self._dismiss(verification_id, feed)
 
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return sum(map(len, self._feeds.values()))
+
     async def aclose(self) -> None:
         """Close the connection; who still listens hears no more."""
         hearing, self._hearing = self._hearing, None

@@ -3,9 +3,10 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -17,14 +18,25 @@ log = logging.getLogger(__name__)
 Argument = str | bytes | int
 Command = tuple[Argument, ...]
 Reply = asyncio.Future[Any]
+Waited = Callable[[str, float], None]
+"""Is told the name of a script and how long its caller waited, in seconds, in the caller's own task."""
 
 _MOST_AT_ONCE = 256  # commands in one write: bounds what a slow reply holds up
+
+
+class RoundTrip(Protocol):
+    """Is told of each write and its replies."""
+
+    def __call__(self, seconds: float, *, failed: bool) -> None:
+        """Take note, at once, and raise nothing."""
+        ...
 
 
 class Script:
     """A Lua script: a file of ``app/store/lua``, behind the one that all of them share."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         folder = resources.files("app.store") / "lua"
         self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
         # The name that Redis itself gives a script; no security rests on it.
@@ -41,8 +53,12 @@ class ScriptRunner:
     one that Redis refused because it does not know the script (after a failover or a flush) did not run, and is.
     """
 
-    def __init__(self, redis: Redis, *, timeout: float) -> None:
+    def __init__(
+        self, redis: Redis, *, timeout: float, round_trip: RoundTrip | None = None, waited: Waited | None = None
+    ) -> None:
         self._redis = redis
+        self._round_trip = round_trip
+        self._waited = waited
         self._scripts: dict[str, Script] = {}
         self._timeout = timeout
         self._waiting: list[tuple[Command, Reply]] = []
@@ -55,12 +71,23 @@ class ScriptRunner:
             StoreUnavailable: Redis was not reached, did not answer in time, or refused; the script may have run.
 
         """
-        return await _result(self._submit_script(script, keys, arguments))
+        if self._waited is None:
+            return await _result(self._submit_script(script, keys, arguments))
+        began = time.perf_counter()
+        try:
+            return await _result(self._submit_script(script, keys, arguments))
+        finally:
+            self._waited(script.name, time.perf_counter() - began)
 
     async def run_each(self, script: Script, runs: Iterable[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Run a script with several keys and arguments, all in one round trip. Raises as ``run`` does."""
+        began = time.perf_counter()
         replies = [self._submit_script(script, keys, arguments) for keys, arguments in runs]
-        return [await _result(reply) for reply in replies]
+        try:
+            return [await _result(reply) for reply in replies]
+        finally:
+            if self._waited:
+                self._waited(script.name, time.perf_counter() - began)
 
     async def ping(self) -> None:
         """Return if Redis answers; raises StoreUnavailable."""
@@ -83,13 +110,16 @@ class ScriptRunner:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+                began, failed = time.perf_counter(), False
                 try:
                     async with asyncio.timeout(self._timeout):
                         results = await self._execute([command for command, _ in batch])
                 except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                     # Those that gathered meanwhile fail as well: nobody waits for a dead Redis twice.
                     batch, self._waiting = batch + self._waiting, []
-                    results = [error] * len(batch)
+                    results, failed = [error] * len(batch), True
+                if self._round_trip:
+                    self._round_trip(time.perf_counter() - began, failed=failed)
                 for (_, reply), result in zip(batch, results, strict=True):
                     if not reply.done():  # else its caller has gone
                         reply.set_result(result)

@@ -45,6 +45,7 @@ def configure_logging(*, level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)  # what Python warns of goes the same way
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 

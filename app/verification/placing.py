@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 Keep = Callable[[Started], Awaitable[None]]
 
-FIRST_LOOK = timedelta(seconds=2)  # after a call was placed; it hardly rings before
+FIRST_LOOK = timedelta(seconds=1)  # after a call was placed; it hardly rings before
 _SHORTEST_TRY = 1.0  # seconds; with less, no other channel is tried
 
 

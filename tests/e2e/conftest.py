@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **COVERAGE}
+ROOT = Path(__file__).parents[2]
+# PYTHONPATH: the code beside these tests, wherever the package is installed from.
+BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), **COVERAGE}
 
 
 def command(*arguments: str) -> list[str]:

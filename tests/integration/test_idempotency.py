@@ -304,6 +304,15 @@ async def claims_of(redis: Redis) -> list[bytes | str]:
     raise AssertionError("nothing was claimed")
 
 
+async def reserved(redis: Redis) -> None:
+    """Wait until the claim is known to whoever made it: the call has taken its place in the limits."""
+    for _ in range(200):
+        if await redis.keys("pv:{l:*"):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("nothing was reserved")
+
+
 async def test_the_claim_of_a_request_that_died_expires(
     api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
 ) -> None:
@@ -359,6 +368,7 @@ def events(caplog: pytest.LogCaptureFixture) -> set[str]:
 async def test_a_request_that_is_broken_off_releases_its_claim(impatient: httpx.AsyncClient, redis: Redis) -> None:
     request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_NOT_PLACED))
     await claims_of(redis)
+    await reserved(redis)
 
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -372,6 +382,7 @@ async def test_without_a_redis_the_claim_of_a_request_that_is_broken_off_expires
 ) -> None:
     request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_NOT_PLACED))
     (name,) = await claims_of(redis)
+    await reserved(redis)
     assert 0 < await redis.pttl(name) <= 30_000
 
     async with stopped(redis):

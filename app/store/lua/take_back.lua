@@ -51,13 +51,14 @@ for other = 1, record.n do
     expires = math.max(expires, record['x' .. other] or 0)
   end
 end
+local over = placed > 0 and expires <= now_ms()
 if expires > 0 then
   redis.call('PEXPIREAT', KEYS[2], int(expires))
 end
 
 -- Without a call it is forgotten, unless guesses were made on it: those stay counted, or a provider that refuses every
 -- call would let somebody guess for ever at codes that were never spoken.
-if placed == 0 and not record.s and not record.b and not record.e then
+if over or placed == 0 and not record.s and not record.b and not record.e then
   local owner = record.c .. ':' .. record.u
   if phone[owner] == rest_of_id(KEYS[2]) then
     redis.call('HDEL', KEYS[1], owner)

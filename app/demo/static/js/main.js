@@ -1,0 +1,44 @@
+// Puts the page together: the session between the form and the telephone, and the language over all of it.
+
+import { byId, write } from "./dom.js";
+import { createForm } from "./form.js";
+import { language, onLanguage, setLanguage, t, translate } from "./i18n.js";
+import { createJournal } from "./journal.js";
+import { createPhone } from "./phone.js";
+import { createScenario } from "./scenario.js";
+import { createSession } from "./session.js";
+
+const { channels, events } = await (await fetch("/demo/config.json")).json();
+
+onLanguage(() => {
+  translate();
+  for (const button of document.querySelectorAll("[data-lang]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.lang === language()));
+  }
+});
+for (const button of document.querySelectorAll("[data-lang]")) {
+  button.addEventListener("click", () => setLanguage(button.dataset.lang));
+}
+
+createJournal();
+const number = byId("number");
+const scenario = createScenario(number, channels);
+const phone = createPhone();
+const session = createSession({ stream: events, calling: phone.expect });
+createForm(session, scenario);
+session.subscribe(phone.follow);
+
+/** Say the state of the call to who cannot see it; the ends and the problems take the focus or are alerts. */
+session.subscribe(({ stage, verification, wrong }) => {
+  if (stage !== "pending") return write(byId("announcer"), "");
+  if (wrong) return write(byId("announcer"), t("wrong", { count: verification.checks_left }));
+  const status = verification.call?.status;
+  return write(byId("announcer"), status ? t(`progress.${status}`) : "");
+});
+
+const showNumber = () => phone.show(number.value);
+number.addEventListener("input", showNumber);
+byId("outcome").addEventListener("change", showNumber);
+showNumber();
+await scenario.load();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,154 @@
+// What the form is in the middle of: one verification from the number to its end. It knows no element of the page.
+
+import { newKey, send } from "./api.js";
+import { language } from "./i18n.js";
+import { slugOf } from "./problems.js";
+import { watch } from "./watch.js";
+
+const DIALED_PAUSE = 2000;
+const FINAL = ["verified", "locked", "canceled", "failed"];
+
+/** The state: `stage` is number, pending, or an end (verified, locked, expired, canceled, failed). */
+const INITIAL = {
+  stage: "number",
+  busy: null, // start or check, while it is under way
+  phone: "", // as it was typed
+  channel: "voice",
+  verification: null,
+  proof: null, // the answer to a right code
+  wrong: 0, // how many codes were wrong since the last call
+  problem: null,
+  retryAt: 0, // when the problem or the lock is over, in ms of Date.now
+  resendAt: null, // null: no more calls
+  expiresAt: 0,
+};
+
+const after = (seconds) => Date.now() + seconds * 1000;
+
+/** Build a session. `calling` is awaited before each start, `stream` tells whether there is a stream of events. */
+export function createSession({ stream, calling }) {
+  let state = { ...INITIAL };
+  let stopWatching = () => {};
+  let timer;
+  let turn = 0; // of the latest start; the answer to an earlier one is of no interest any more
+  const listeners = [];
+
+  function update(changes) {
+    state = { ...state, ...changes };
+    for (const listener of listeners) listener(state);
+  }
+
+  function accept(view, changes = {}) {
+    const same = state.verification?.verification_id === view.verification_id;
+    const dial = view.dial ?? (same ? state.verification.dial : undefined);
+    const times = {
+      resendAt: view.resend_in === null ? null : after(view.resend_in),
+      expiresAt: after(view.expires_in),
+      ...(view.status === "locked" && state.stage !== "locked" && { retryAt: after(view.expires_in) }),
+    };
+    const stage = FINAL.includes(view.status) ? view.status : "pending";
+    update({ ...changes, ...times, verification: { ...view, dial }, channel: view.channel, stage });
+    if (stage !== "pending") rest();
+  }
+
+  function follow() {
+    rest();
+    if (state.stage !== "pending") return;
+    const id = state.verification.verification_id;
+    stopWatching = watch(id, { stream, changed: (view) => accept(view), gone: expire });
+    if (state.verification.code_length === null) timer = setTimeout(askWhetherDialed, DIALED_PAUSE);
+  }
+
+  /** Without a code, asking is all there is to a check. */
+  async function askWhetherDialed() {
+    await check();
+    if (state.stage === "pending") timer = setTimeout(askWhetherDialed, DIALED_PAUSE);
+  }
+
+  function rest() {
+    stopWatching();
+    clearTimeout(timer);
+    stopWatching = () => {};
+  }
+
+  function end(stage, changes = {}) {
+    rest();
+    update({ stage, ...changes });
+  }
+
+  const expire = () => end("expired");
+
+  async function start(phone, channel) {
+    const mine = (turn += 1);
+    update({ busy: "start", phone, channel, problem: null });
+    await calling(phone);
+    const body = { phone, channel, lang: language() };
+    const answer = await send("POST", "/verify/start", { body, headers: { "Idempotency-Key": newKey() } });
+    if (mine !== turn) return;
+    if (answer.ok) {
+      accept(answer.body, { busy: null, proof: null, wrong: 0 });
+      return follow();
+    }
+    update({ busy: null, problem: answer.body, retryAt: after(answer.body.retry_after ?? 0) });
+    if (slugOf(answer.body) === "call-cooldown" && state.stage === "number") await takeUp(answer.body.verification_id);
+  }
+
+  /** Go on with a verification that was begun before, such as before the page was loaded anew. */
+  async function takeUp(id) {
+    if (!id) return;
+    const answer = await send("GET", `/verify/${id}`);
+    if (!answer.ok) return;
+    accept(answer.body);
+    follow();
+  }
+
+  async function check(code) {
+    const id = state.verification.verification_id;
+    if (code) update({ busy: "check", problem: null });
+    const answer = await send("POST", "/verify/check", { body: code ? { verification_id: id, code } : { verification_id: id } });
+    if (state.verification?.verification_id !== id) return;
+    update({ busy: null });
+    if (answer.ok) judge(answer.body, code);
+    else refuse(answer.body);
+  }
+
+  function judge(result, code) {
+    if (result.verified) return end("verified", { proof: result });
+    if (result.status === "locked") return end("locked", { retryAt: after(result.retry_after) });
+    const checksLeft = result.checks_left ?? state.verification.checks_left;
+    update({ verification: { ...state.verification, checks_left: checksLeft }, wrong: state.wrong + (code ? 1 : 0) });
+  }
+
+  function refuse(problem) {
+    switch (slugOf(problem)) {
+      case "verification-not-found": return expire();
+      case "verification-already-used": return end("verified");
+      case "verification-canceled": return end("canceled");
+      case "verification-locked": return end("locked", { retryAt: after(problem.retry_after) });
+      default: return update({ problem, retryAt: after(problem.retry_after ?? 0) });
+    }
+  }
+
+  /** Back to the number; a verification that is still pending is called off. */
+  async function restart() {
+    const { stage, verification } = state;
+    turn += 1;
+    rest();
+    update({ ...INITIAL, phone: state.phone, channel: state.channel });
+    if (stage === "pending") await send("POST", `/verify/${verification.verification_id}/cancel`);
+  }
+
+  /** Look at the clock: a code that is over needs nobody to say so. */
+  function tick() {
+    if (state.stage === "pending" && !state.busy && Date.now() >= state.expiresAt) expire();
+  }
+
+  return {
+    start,
+    check,
+    restart,
+    tick,
+    get state() { return state; },
+    subscribe(listener) { listeners.push(listener); listener(state); },
+  };
+}

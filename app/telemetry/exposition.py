@@ -1,0 +1,205 @@
+"""What ``GET /metrics`` answers: the series of all workers, and what is asked of others at that moment."""
+
+import asyncio
+import logging
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from inspect import isawaitable
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from app.telemetry.metrics import IS_SHARED, PREFIX, Metrics
+from app.verification.errors import ProviderError, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series between workers
+_REFRESHED_EVERY = timedelta(seconds=5)
+_FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
+
+Number = float | Decimal
+Source = Callable[[], Number | Awaitable[Number | None] | None]
+
+
+def _unknown() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is the same whichever worker is asked; each is asked at a scrape, and absent where it tells none.
+
+    One may raise StoreUnavailable or ProviderError: then it is absent, too.
+    """
+
+    balance_rub: Source = _unknown
+    balance_minimum_rub: Source = _unknown
+    balance_warning_rub: Source = _unknown
+    spend_today_rub: Source = _unknown
+    calls_today: Source = _unknown
+    call_budget: Source = _unknown
+    call_budget_used: Source = _unknown
+    fraud_blocks: Source = _unknown
+    watcher_lag_seconds: Source = _unknown
+    webhook_lag_seconds: Source = _unknown
+    webhooks_pending: Source = _unknown
+    webhooks_dead: Source = _unknown
+
+
+_MEANINGS: Mapping[str, str] = {
+    "balance_rub": "Balance at the provider; absent while unknown.",
+    "balance_minimum_rub": "Balance below which no call is placed.",
+    "balance_warning_rub": "Balance below which somebody should top up.",
+    "spend_today_rub": "Estimated cost of the calls placed since midnight UTC.",
+    "calls_today": "Calls placed since midnight UTC, unconfirmed ones among them.",
+    "call_budget": "Calls that everybody together may place in 24 hours.",
+    "call_budget_used": "Calls of the last 24 hours that count against the budget.",
+    "fraud_blocks": "Ranges of numbers that the fraud guard blocks now.",
+    "watcher_lag_seconds": "How long the call that waits longest for a look-up is overdue.",
+    "webhook_lag_seconds": "Age of the oldest event that was not delivered yet.",
+    "webhooks_pending": "Events that wait for delivery.",
+    "webhooks_dead": "Events that were given up.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfProcess:
+    """What each worker knows of itself alone."""
+
+    circuits: Callable[[], Mapping[str, str]] = dict
+    listeners: Callable[[], int] = int
+    background: Callable[[], Mapping[str, float]] = dict
+
+
+class Exposition:
+    """Writes all metrics down, in Prometheus' own text format."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        version: str,
+        ping: Callable[[], Awaitable[None]],
+        facts: Facts | None = None,
+        of_process: OfProcess | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self._version = version
+        self._ping = ping
+        self._facts = facts or Facts()
+        self._of_process = of_process or OfProcess()
+
+    async def render(self) -> bytes:
+        """Ask everybody at once, then write in a thread: requests do not wait for it."""
+        self._refresh()
+        told = [gauge async for gauge in self._told()]
+        return await asyncio.to_thread(self._write, told)
+
+    async def step(self) -> timedelta:
+        """Share what this worker knows of itself with the one that will be scraped; tells when to do it again."""
+        self._refresh()
+        return _REFRESHED_EVERY
+
+    def _refresh(self) -> None:
+        self._metrics.set_circuits(self._of_process.circuits())
+        self._metrics.set_listeners(self._of_process.listeners())
+        self._metrics.set_background(self._of_process.background())
+
+    async def _told(self) -> AsyncIterator[Metric]:
+        build = GaugeMetricFamily(PREFIX + "build_info", "The version that runs.", labels=["version"])
+        build.add_metric([self._version], 1)
+        yield build
+        sources = {"store_up": self._is_up, **{name: getattr(self._facts, name) for name in _MEANINGS}}
+        numbers = await asyncio.gather(*map(_ask, sources.values()))
+        for name, number in zip(sources, numbers, strict=True):
+            if number is not None:
+                yield GaugeMetricFamily(PREFIX + name, _MEANINGS.get(name, "Whether Redis answers."), float(number))
+
+    async def _is_up(self) -> Number:
+        try:
+            await self._ping()
+        except StoreUnavailable:
+            return 0
+        return 1
+
+    def _write(self, told: Iterable[Metric]) -> bytes:
+        return generate_latest(_series_of_all(self._metrics.registry)) + generate_latest(_Told(told))
+
+
+class _Told(Collector):
+    """Metrics as they were told."""
+
+    def __init__(self, told: Iterable[Metric]) -> None:
+        self._told = told
+
+    def collect(self) -> Iterable[Metric]:
+        return self._told
+
+
+async def _ask(source: Source) -> Number | None:
+    try:
+        answer = source()
+        return await answer if isawaitable(answer) else answer
+    except (StoreUnavailable, ProviderError):
+        return None
+    except Exception:  # a bug, which must not hide every other number
+        log.exception("metrics.source_failed")
+        return None
+
+
+def _series_of_all(own: CollectorRegistry) -> Collector:
+    """Collect the series of all workers, where there are several; else those of this process."""
+    if not IS_SHARED:
+        return own
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    for pid in {int(match[1]) for file in folder.glob("gauge_live*.db") if (match := _FILE.fullmatch(file.name))}:
+        if not _is_alive(pid):
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call] # the library has no types here
+    collector: Collector = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call] # nor here
+    return collector
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def shared_between_workers() -> Iterator[Path]:
+    """Let the worker processes that are started meanwhile share their series, in a folder that is emptied before.
+
+    It is the one that ``PROMETHEUS_MULTIPROC_DIR`` names, else a new one that is removed afterwards. A process that
+    serves alone needs none of this, and is cheaper without.
+    """
+    given = os.environ.get(FOLDER_VARIABLE)
+    if given:
+        folder = Path(given)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if _FILE.fullmatch(file.name):  # of an earlier run: nothing else is ours to remove
+                file.unlink()
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="plusofon-verify-metrics-") as made:
+        os.environ[FOLDER_VARIABLE] = made
+        try:
+            yield Path(made)
+        finally:
+            del os.environ[FOLDER_VARIABLE]

@@ -1,0 +1,125 @@
+"""What the tests in a browser share: Debian's chromium, a running service, and visits that allow nothing unwanted."""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, sync_playwright
+
+from tests.e2e.conftest import Demo, running
+
+# A service runs in a folder of its own: without this it would be the app that is installed, not the one beside this.
+
+THIS = {"PYTHONPATH": str(Path(__file__).parents[2]), "LOG_LEVEL": "error"}
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 360, "height": 780}
+# A test that fails should say so soon; a call takes its five seconds.
+PATIENCE_MS = 12_000
+
+_numbers = itertools.count(100)
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Start the browser of the system: Playwright's own would be a download from elsewhere."""
+    if not Path(CHROMIUM).exists():
+        pytest.fail(
+            f"There is no browser at {CHROMIUM}: on Debian, `apt-get install chromium` puts it there;"
+            " CHROMIUM=/path names another one.",
+            pytrace=False,
+        )
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+
+
+class Visit:
+    """A page in a browser of its own, and what went wrong behind it: errors, and requests to other hosts."""
+
+    def __init__(self, browser: Browser, base_url: str, **options: object) -> None:
+        self.base_url = base_url
+        self.wrong: list[str] = []
+        self.expected_statuses: set[int] = set()
+        given = {"viewport": DESKTOP, "locale": "en-US", "color_scheme": "light", **options}
+        self.context = browser.new_context(base_url=base_url, **given)  # type: ignore[arg-type] # as they are documented
+        self.context.set_default_timeout(PATIENCE_MS)
+        self.page = self.context.new_page()
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", lambda request: self._asked(request.url))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        status = re.search(r"Failed to load resource: .* status of (\d+)", message.text)
+        expected = status and int(status[1]) in self.expected_statuses
+        if message.type in {"error", "warning"} and not expected:
+            self.wrong.append(message.text)
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((f"{self.base_url}/", "data:")):
+            self.wrong.append(f"request to {url}")
+
+    def open_demo(self) -> Page:
+        self.page.goto("/demo")
+        self.page.wait_for_selector("html[data-ready]")
+        return self.page
+
+    def answer(self) -> str:
+        """Pick up the telephone, and read what is heard."""
+        self.page.locator("#phone[data-state=ringing]").wait_for()
+        self.page.locator("#answer").click()
+        return self.read()
+
+    def read(self) -> str:
+        digits = self.page.locator("#caption [aria-hidden]")
+        digits.first.wait_for()
+        return "".join(digits.all_text_contents())
+
+    def type_code(self, code: str) -> None:
+        self.page.locator("#boxes input").first.focus()
+        self.page.keyboard.type(code)
+
+
+Visiting = Callable[..., Visit]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with running(tmp_path_factory.mktemp("browser"), CALL_COOLDOWNS_SECONDS="2", **THIS) as demo:
+        yield demo
+
+
+@pytest.fixture
+def visiting(browser: Browser, service: Demo) -> Iterator[Visiting]:
+    """Open visits; in the end, nothing may have gone wrong in any of them."""
+    visits: list[Visit] = []
+
+    def visit(**options: object) -> Visit:
+        visits.append(Visit(browser, service.base_url, **options))
+        return visits[-1]
+
+    yield visit
+    for done in visits:
+        done.context.close()
+    assert [wrong for done in visits for wrong in done.wrong] == []
+
+
+@pytest.fixture
+def visit(visiting: Visiting) -> Visit:
+    return visiting()
+
+
+@pytest.fixture
+def number() -> str:
+    """Make up a number that no other test calls, in a range of its own, for limits count by both."""
+    return f"+7 900 {next(_numbers)}-45-67"

@@ -1,0 +1,65 @@
+"""Takes the pictures of ``docs/screenshots`` from a running sandbox: ``python -m tests.browser.take_screenshots``."""
+
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser.conftest import PHONE, THIS, Visit, launch
+from tests.e2e.conftest import running
+
+FOLDER = Path(__file__).parents[2] / "docs" / "screenshots"
+SCREEN = {"width": 1200, "height": 840}
+
+
+def save(visit: Visit, name: str) -> None:
+    visit.page.wait_for_timeout(500)  # until what moves has arrived
+    visit.page.screenshot(path=FOLDER / f"{name}.png")
+    visit.context.close()
+
+
+def begin(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+    page.locator("#number").fill(number)
+    page.locator("#call").click()
+    page.locator("#phone[data-state=ringing]").wait_for()
+
+
+def take(browser: Browser, base_url: str) -> None:
+    ringing = Visit(browser, base_url, viewport=SCREEN)
+    begin(ringing, "+7 900 123-45-67")
+    save(ringing, "demo-light-en")
+
+    speaking = Visit(browser, base_url, viewport=SCREEN, color_scheme="dark", locale="ru-RU")
+    begin(speaking, "+7 900 765-43-21")
+    speaking.answer()
+    save(speaking, "demo-dark-ru")
+
+    small = Visit(browser, base_url, viewport=PHONE, locale="ru-RU")
+    begin(small, "+7 900 234-56-78")
+    save(small, "demo-phone-ru")
+
+    verified = Visit(browser, base_url, viewport=SCREEN)
+    begin(verified, "+7 900 345-67-89")
+    verified.type_code(verified.answer())
+    verified.page.locator("#end-title").wait_for()
+    save(verified, "demo-verified")
+
+    docs = Visit(browser, base_url, viewport=SCREEN)
+    docs.page.goto("/docs")
+    docs.page.locator(".opblock").first.wait_for()
+    save(docs, "docs")
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder), **THIS) as demo,
+        sync_playwright() as playwright,
+        launch(playwright) as browser,
+    ):
+        take(browser, demo.base_url)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""The demo page in a real browser: from the number to every end there is."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PATIENCE_MS, PHONE, Visit, Visiting
+
+expect.set_options(timeout=PATIENCE_MS)
+
+WORDS = {
+    "en-US": ("Call me", "Enter the code you hear", "Number confirmed", "5 attempts left"),
+    "ru-RU": ("Позвоните мне", "Введите код из звонка", "Номер подтверждён", "Осталось 5 попыток"),
+}
+
+
+def call(page: Page, number: str) -> None:
+    page.locator("#number").fill(number)
+    page.locator("#call").click()
+    page.locator("#boxes input").first.wait_for()
+
+
+def choose(page: Page, ending: str) -> None:
+    """Choose what happens to the call, by the end of its magic number."""
+    page.locator("#outcome").select_option(f"+7900000000{ending}")
+
+
+def wrong(code: str) -> str:
+    return code[:-1] + str((int(code[-1]) + 1) % 10)
+
+
+@pytest.mark.parametrize("locale", ["en-US", "ru-RU"])
+def test_a_number_is_confirmed_in_the_language_of_the_browser(visiting: Visiting, number: str, locale: str) -> None:
+    button, heading, end, attempts = WORDS[locale]
+    visit = visiting(locale=locale)
+    page = visit.open_demo()
+
+    expect(page.locator("#call")).to_have_text(button)
+    call(page, number)
+    expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    expect(page.locator("#checks")).to_have_text(attempts)
+    expect(page.locator("#boxes input")).to_have_count(6)
+    expect(page.locator("#again")).to_have_attribute("aria-disabled", "true")
+    visit.type_code(visit.answer())
+
+    expect(page.get_by_role("heading", name=end, exact=True)).to_be_focused()
+    expect(page.locator("#end-hint")).to_contain_text(number)
+    expect(page.locator("#token")).to_have_text(re.compile(r"^eyJ[\w-]+\.[\w-]+\.[\w-]+$"))
+    expect(page.locator("html")).to_have_attribute("lang", locale[:2])
+
+
+def test_a_wrong_code_costs_an_attempt_and_the_right_one_still_works(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+    call(page, number)
+    code = visit.answer()
+
+    visit.type_code(wrong(code))
+    expect(page.locator("#checks")).to_have_text("That is not the code. 4 attempts left.")
+    expect(page.locator("#boxes input").first).to_be_focused()
+    expect(page.locator("#boxes input").first).to_have_value("")
+    visit.type_code(code)
+
+    expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+
+
+def test_after_the_last_wrong_code_it_is_locked_and_says_for_how_long(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+    call(page, number)
+    code = visit.answer()
+
+    for left in (4, 3, 2, 1):
+        visit.type_code(wrong(code))
+        expect(page.locator("#checks")).to_contain_text(f"{left} attempt")
+    visit.type_code(wrong(code))
+
+    expect(page.get_by_role("heading", name="Too many wrong codes")).to_be_focused()
+    expect(page.locator("#end-hint")).to_have_text(re.compile(r"anew in [45]:\d\d"))
+    visit.expected_statuses = {429}
+    page.locator("#restart").click()
+    page.locator("#call").click()
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"Too many wrong codes.*Try again in [45]:\d\d"))
+
+
+def test_another_call_can_be_asked_for_and_the_code_of_the_first_stays_good(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+    call(page, number)
+    first = visit.answer()
+
+    expect(page.locator("#again")).to_have_text("Call again")
+    page.locator("#again").click()
+    expect(page.locator("#phone")).to_have_attribute("data-state", "ringing")
+    assert visit.answer() != first
+    visit.type_code(first)
+
+    expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "words"),
+    [("1", "busy", "The line was busy"), ("2", "no_answer", "Nobody answered"), ("8", "failed", "did not get through")],
+)
+def test_a_call_that_is_not_heard_is_told_on_both_sides(visit: Visit, ending: str, state: str, words: str) -> None:
+    page = visit.open_demo()
+
+    choose(page, ending)
+    page.locator("#call").click()
+
+    expect(page.locator("#phone")).to_have_attribute("data-state", state)
+    expect(page.locator("#progress")).to_contain_text(words)
+    expect(page.locator("#again")).to_have_attribute("aria-disabled", "false")
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "words"),
+    [
+        ("+7 900 000-00-03", 502, "The call was refused"),
+        ("8 495 123-45-67", 422, "That is not a mobile number"),
+        ("8 701 123-45-67", 422, "That number is of another country"),
+        ("12", 422, "There is no such number"),
+    ],
+)
+def test_a_refusal_is_told_in_words_and_the_number_can_be_changed(
+    visit: Visit, number: str, typed: str, status: int, words: str
+) -> None:
+    visit.expected_statuses = {status}
+    page = visit.open_demo()
+
+    page.locator("#number").fill(typed)
+    page.locator("#call").click()
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    call(page, number)
+
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_page_that_is_loaded_anew_goes_on_with_the_call_that_was_placed(visit: Visit, number: str) -> None:
+    visit.expected_statuses = {429}
+    page = visit.open_demo()
+    call(page, number)
+
+    visit.open_demo()
+    call(page, number)
+
+    expect(page.get_by_role("heading", name="Enter the code you hear")).to_be_visible()
+    expect(page.locator("#entries")).to_contain_text("429")
+
+
+def test_a_code_that_is_over_needs_nobody_to_say_so(visit: Visit, number: str) -> None:
+    visit.page.clock.install()
+    page = visit.open_demo()
+    call(page, number)
+
+    page.clock.fast_forward("05:01")
+
+    expect(page.get_by_role("heading", name="The code has expired")).to_be_focused()
+    page.get_by_role("button", name="Start over").click()
+    expect(page.locator("#number")).to_be_focused()
+
+
+def test_a_code_can_be_pasted_and_corrected(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+    call(page, number)
+    boxes = page.locator("#boxes input")
+    assert boxes.first.get_attribute("autocomplete") == "one-time-code"
+    assert boxes.first.get_attribute("inputmode") == "numeric"
+
+    boxes.first.focus()
+    page.keyboard.type("1a2-3")
+    page.keyboard.press("Backspace")
+    assert boxes.evaluate_all("boxes => boxes.map(box => box.value).join('')") == "12"
+    code = visit.answer()
+    boxes.nth(1).evaluate(
+        """(box, text) => {
+            const clipboardData = new DataTransfer();
+            clipboardData.setData("text", text);
+            box.dispatchEvent(new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true}));
+        }""",
+        f" {code[:3]}-{code[3:]} ",
+    )
+
+    expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+
+
+def tab_to(page: Page, selector: str, *, back: bool = False) -> None:
+    for _ in range(40):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+    raise AssertionError(f"the keyboard does not reach {selector}")
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+
+    tab_to(page, "#number")
+    page.keyboard.press("Control+A")
+    page.keyboard.type(number)
+    page.keyboard.press("Enter")
+    page.locator("#phone[data-state=ringing]").wait_for()
+    tab_to(page, "#answer")
+    outline = page.locator("#answer").evaluate("button => getComputedStyle(button).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Enter")
+    code = visit.read()
+    tab_to(page, "#boxes input:first-child", back=True)
+    page.keyboard.type(code)
+    expect(page.locator("#end-title")).to_be_focused()
+    tab_to(page, "#restart")
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#number")).to_be_focused()
+
+
+def test_language_colours_and_mute_are_remembered(visit: Visit) -> None:
+    page = visit.open_demo()
+
+    page.get_by_role("button", name="Русский").click()
+    expect(page.locator("#call")).to_have_text("Позвоните мне")
+    page.locator("#theme").click()
+    page.locator("#mute").click()
+    visit.open_demo()
+
+    expect(page.locator("#call")).to_have_text("Позвоните мне")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    expect(page.locator("#mute")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_request_of_the_journal_works_when_it_is_pasted_into_a_shell(visit: Visit, number: str) -> None:
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = visit.open_demo()
+    call(page, number)
+    page.get_by_role("button", name="Another number").click()
+    line = page.locator("#entries li").filter(has_text="/cancel")
+    line.get_by_role("button", name="Copy as curl").click()
+
+    expect(line.get_by_role("button", name="Copied")).to_be_visible()
+    pasted = page.evaluate("navigator.clipboard.readText()")
+    done = subprocess.run(["sh", "-c", pasted], capture_output=True, text=True, timeout=20, check=True)
+    assert json.loads(done.stdout)["status"] == "canceled"
+
+
+# In place of the browser's voices, of which a machine without sound has none.
+VOICES = """
+    window.said = [];
+    window.SpeechSynthesisUtterance = class extends EventTarget {
+      constructor(text) { super(); this.text = text; }
+    };
+    Object.defineProperty(window, "speechSynthesis", { value: {
+      getVoices: () => [{ lang: "en-GB", localService: true }, { lang: "ru-RU", localService: true }],
+      speak: (word) => { window.said.push([word.lang, word.text]); word.dispatchEvent(new Event("end")); },
+      cancel: () => {},
+    } });
+"""
+
+
+def test_the_code_is_spoken_twice_digit_by_digit_in_the_language_of_the_page(visiting: Visiting, number: str) -> None:
+    visit = visiting(locale="ru-RU")
+    visit.context.add_init_script(VOICES)
+    page = visit.open_demo()
+    call(page, number)
+
+    code = visit.answer()
+
+    expect(page.locator("#phone")).to_have_attribute("data-state", "completed")
+    assert page.evaluate("said") == [["ru-RU", word] for word in ["Ваш код", *code] * 2]
+
+
+def test_a_muted_telephone_says_nothing_but_shows_it(visit: Visit, number: str) -> None:
+    visit.context.add_init_script(VOICES)
+    page = visit.open_demo()
+    page.locator("#mute").click()
+    call(page, number)
+
+    assert len(visit.answer()) == 6
+
+    expect(page.locator("#caption .lit")).to_have_count(1)
+    assert page.evaluate("said") == []
+
+
+def test_on_a_telephone_nothing_sticks_out_and_the_call_announces_itself(visiting: Visiting, number: str) -> None:
+    visit = visiting(viewport=PHONE, locale="ru-RU", has_touch=True)
+    page = visit.open_demo()
+
+    call(page, number)
+    page.locator("#pill", has_text="Входящий звонок").click()
+
+    expect(page.locator("#phone")).to_be_in_viewport()
+    expect(page.locator("#pill")).to_be_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+def test_the_root_leads_to_the_page(visit: Visit) -> None:
+    visit.page.goto("/")
+
+    assert visit.page.url == f"{visit.base_url}/demo"
+
+
+def test_both_languages_have_the_same_texts_with_the_same_places(visit: Visit) -> None:
+    page = visit.open_demo()
+
+    texts = page.evaluate("""async () => Promise.all(
+        ["en", "ru"].map(async (name) => (await import(`/demo/js/texts/${name}.js`)).default))""")
+
+    english, russian = (dict(flat(found)) for found in texts)
+    forms = {name: set(places) for name, places in english.items()}
+    assert {name: set(places) for name, places in russian.items()} == forms
+    named = set(page.locator("[data-text]").evaluate_all("nodes => nodes.map(node => node.dataset.text)"))
+    assert named <= set(english)
+
+
+def flat(texts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """List the texts by name, each with its places; plural forms, which differ by language, count as one."""
+    for name, text in texts.items():
+        if isinstance(text, dict) and "other" in text:
+            yield f"{prefix}{name}", re.findall(r"\{\w+\}", text["other"])
+        elif isinstance(text, dict):
+            yield from flat(text, f"{prefix}{name}.")
+        elif isinstance(text, list):
+            yield f"{prefix}{name}", []
+        else:
+            yield f"{prefix}{name}", re.findall(r"\{\w+\}", text)

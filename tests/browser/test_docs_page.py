@@ -1,0 +1,99 @@
+"""The docs UI in a real browser: every example works as it stands, and a key can be given."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.browser.conftest import PATIENCE_MS, THIS, Visit
+from tests.e2e.conftest import running
+
+expect.set_options(timeout=PATIENCE_MS)
+
+KEY = "not-a-real-key"
+
+
+def operation(page: Page, method: str, path: str) -> Locator:
+    block = page.locator(".opblock").filter(has=page.locator(f'[data-path="{path}"]')).filter(has_text=method).first
+    block.locator(".opblock-summary-control").click()
+    return block
+
+
+def execute(block: Locator) -> str:
+    block.get_by_role("button", name="Execute").click()
+    answer = block.locator(".live-responses-table .response")
+    answer.wait_for()
+    return answer.locator(".response-col_status").inner_text().split()[0]
+
+
+def test_start_check_and_what_follows_work_with_their_examples(visit: Visit) -> None:
+    page = visit.page
+    page.goto("/docs")
+
+    start = operation(page, "POST", "/verify/start")
+    assert execute(start) == "201"
+    told = start.locator(".live-responses-table").inner_text()
+    verification_id = re.search(r"vrf_[0-9a-f]+", told)
+    assert verification_id
+    check = operation(page, "POST", "/verify/check")
+    assert execute(check) == "200"
+    assert '"verified": false' in check.locator(".live-responses-table").inner_text()
+    read = operation(page, "GET", "/verify/{verification_id}")
+    assert execute(read) == "200"
+    assert verification_id[0] in read.locator(".request-url").inner_text()
+    assert execute(operation(page, "GET", "/sandbox/phones/{phone}/calls")) == "200"
+    assert execute(operation(page, "GET", "/problems/{slug}")) == "200"
+    assert execute(operation(page, "POST", "/verify/{verification_id}/cancel")) == "200"
+
+
+def test_the_tags_stand_in_the_order_of_the_job(visit: Visit) -> None:
+    visit.page.goto("/docs")
+    tags = visit.page.locator(".opblock-tag")
+    tags.first.wait_for()
+
+    names = [tag.get_attribute("data-tag") for tag in tags.all()]
+
+    assert names[:5] == ["verify", "tokens", "provider", "operations", "admin"]
+    assert names[-1] == "sandbox"
+
+
+def test_the_key_that_is_given_to_authorize_is_sent(browser: Browser, tmp_path: Path) -> None:
+    keys = f"shop:{hashlib.sha256(KEY.encode()).hexdigest()}"
+    with running(tmp_path, API_KEYS=keys, **THIS) as demo:
+        visit = Visit(browser, demo.base_url)
+        visit.expected_statuses = {401}
+        page = visit.page
+        page.goto("/docs")
+        assert execute(operation(page, "GET", "/provider/account")) == "401"
+
+        page.get_by_role("button", name="Authorize", exact=True).click()
+        dialog = page.locator(".modal-ux")
+        dialog.get_by_role("textbox").first.fill(KEY)
+        dialog.get_by_role("button", name=re.compile("^(Apply|Authorize)")).first.click()
+        dialog.get_by_role("button", name=re.compile("^Close")).last.click()
+        block = page.locator(".opblock.is-open")
+        block.get_by_role("button", name="Execute").click()
+
+        expect(block.locator(".live-responses-table .response .response-col_status")).to_contain_text("200")
+        visit.context.close()
+        assert visit.wrong == []
+
+
+def test_a_sandbox_with_keys_asks_for_one_on_the_demo_page(browser: Browser, number: str, tmp_path: Path) -> None:
+    keys = f"shop:{hashlib.sha256(KEY.encode()).hexdigest()}"
+    with running(tmp_path, API_KEYS=keys, **THIS) as demo:
+        visit = Visit(browser, demo.base_url)
+        visit.expected_statuses = {401}
+        page = visit.open_demo()
+        page.locator("#number").fill(number)
+        page.locator("#call").click()
+        expect(page.get_by_role("alert")).to_contain_text("This sandbox wants an API key")
+
+        page.get_by_label("API key of this sandbox").fill(KEY)
+        page.locator("#call").click()
+        visit.type_code(visit.answer())
+
+        expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+        visit.context.close()
+        assert visit.wrong == []

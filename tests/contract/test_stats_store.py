@@ -1,0 +1,242 @@
+"""The statistics of a day in Redis: exact over all processes, whatever fails on the way."""
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from app.store.call_queue import RedisCallQueue
+from app.store.connection import connect
+from app.store.keys import name_limit
+from app.store.limits import RedisLimits
+from app.store.scripts import ScriptRunner
+from app.store.stats import DayStats, RedisStats
+from app.verification.channel import Channel
+from app.verification.errors import BalanceTooLow, ProviderRejected, StoreUnavailable
+from app.verification.happenings import (
+    CallEnded,
+    CallPlaced,
+    CallRefused,
+    CodeChecked,
+    LimitHit,
+    VerificationCanceled,
+    VerificationStarted,
+)
+from app.verification.model import CallStatus, Status
+from app.verification.policy import Allowance, Limit
+from app.verification.ports import CallName
+
+PRICE = Decimal("2.50")
+DAY_NUMBER_OF_2026_01_31 = 20484
+
+
+class LosesReplies(ScriptRunner):
+    """Runs a script, and then tells that it may not have run."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, timeout=1)
+        self.lost = 0
+
+    async def run(self, script, keys, arguments):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+        reply = await super().run(script, keys, arguments)
+        if self.lost:
+            self.lost -= 1
+            raise StoreUnavailable
+        return reply
+
+
+def stats_on(redis: Redis) -> RedisStats:
+    return RedisStats(ScriptRunner(redis, timeout=5), call_price_rub=PRICE)
+
+
+@pytest.fixture
+def stats(redis: Redis) -> RedisStats:
+    return stats_on(redis)
+
+
+async def test_a_day_tells_what_happened_on_it(stats: RedisStats) -> None:
+    for happening in (
+        VerificationStarted(Channel.VOICE),
+        VerificationStarted(Channel.VOICE),
+        CallPlaced(Channel.VOICE, CallStatus.INITIATED),
+        CallPlaced(Channel.VOICE, CallStatus.INITIATED),
+        CallPlaced(Channel.FLASH_CALL, CallStatus.UNCONFIRMED),
+        CallEnded(Channel.VOICE, CallStatus.COMPLETED),
+        CallRefused(Channel.VOICE, BalanceTooLow()),
+        CallRefused(Channel.FLASH_CALL, ProviderRejected("no")),
+        LimitHit("call_cooldown"),
+        CodeChecked(Status.PENDING),
+        CodeChecked(Status.LOCKED),
+        CodeChecked(Status.VERIFIED),
+        VerificationCanceled(),
+    ):
+        stats.observe(happening)
+    await stats.flush()
+
+    day = await stats.read()
+
+    assert day == DayStats(
+        day=datetime.now(UTC).date(),
+        started={Channel.VOICE: 2},
+        placed={(Channel.VOICE, CallStatus.INITIATED): 2, (Channel.FLASH_CALL, CallStatus.UNCONFIRMED): 1},
+        ended={(Channel.VOICE, CallStatus.COMPLETED): 1},
+        refused={(Channel.VOICE, "balance_too_low"): 1, (Channel.FLASH_CALL, "rejected"): 1},
+        limits={"call_cooldown": 1},
+        verified=1,
+        wrong=2,
+        locked=1,
+        canceled=1,
+        spend_rub=Decimal("7.50"),
+    )
+    assert (day.calls, day.conversion) == (3, 0.5)
+
+
+async def test_a_day_without_anything_is_empty(stats: RedisStats) -> None:
+    day = await stats.read(date(2026, 1, 31))
+
+    assert day == DayStats(day=date(2026, 1, 31))
+    assert (day.calls, day.spend_rub) == (0, Decimal(0))
+    assert day.conversion is None
+
+
+async def test_another_day_is_read_by_its_date(stats: RedisStats, redis: Redis) -> None:
+    await redis.hset(f"pv:{{stats}}:{DAY_NUMBER_OF_2026_01_31}", "verified", "7")
+
+    assert (await stats.read(date(2026, 1, 31))).verified == 7
+    assert (await stats.read()).verified == 0
+
+
+async def test_what_another_version_has_counted_is_passed_over(stats: RedisStats, redis: Redis) -> None:
+    names = (
+        "placed:telepathy:initiated",
+        "placed:voice:vanished",
+        "placed",
+        "started:telepathy",
+        "dreams",
+        "refused:x:y",
+    )
+    await redis.hset(f"pv:{{stats}}:{DAY_NUMBER_OF_2026_01_31}", mapping=dict.fromkeys(names, 1))
+
+    assert await stats.read(date(2026, 1, 31)) == DayStats(day=date(2026, 1, 31))
+
+
+async def test_nothing_is_written_when_nothing_happened(stats: RedisStats, redis: Redis) -> None:
+    assert await stats.step() == timedelta(seconds=1)
+    await stats.aclose()
+
+    assert await redis.keys() == []
+
+
+async def test_every_key_expires_a_day_after_eight_days(stats: RedisStats, redis: Redis) -> None:
+    stats.observe(VerificationCanceled())
+    await stats.step()
+
+    keys = await redis.keys()
+    left = sorted([await redis.ttl(key) for key in keys])
+    assert len(keys) == 2
+    assert 3590 <= left[0] <= 3600
+    assert 8 * 86400 - 10 <= left[1] <= 8 * 86400
+
+
+async def test_a_hundred_processes_at_once_lose_and_add_nothing(redis: Redis) -> None:
+    runners = [ScriptRunner(redis, timeout=5) for _ in range(10)]  # ten connections, ten processes on each
+    processes = [RedisStats(runner, call_price_rub=PRICE) for runner in runners for _ in range(10)]
+    for process in processes:
+        process.observe(CallPlaced(Channel.VOICE, CallStatus.INITIATED))
+
+    await asyncio.gather(*(process.flush() for process in processes for _ in range(3)))
+
+    day = await processes[0].read()
+    assert (day.calls, day.spend_rub) == (100, Decimal(250))
+
+
+async def test_a_batch_whose_reply_was_lost_is_repeated_and_counted_once(redis: Redis) -> None:
+    runner = LosesReplies(redis)
+    stats = RedisStats(runner, call_price_rub=PRICE)
+    stats.observe(VerificationCanceled())
+    runner.lost = 2
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await stats.step()
+        stats.observe(VerificationCanceled())  # meanwhile: of the next batch
+
+    await stats.step()
+    assert (await stats.read()).canceled == 1
+    await stats.step()
+
+    assert (await stats.read()).canceled == 3
+
+
+async def test_what_is_left_is_written_at_the_end(redis: Redis) -> None:
+    runner = LosesReplies(redis)
+    stats = RedisStats(runner, call_price_rub=PRICE)
+    stats.observe(CodeChecked(Status.VERIFIED))
+    runner.lost = 1
+    with pytest.raises(StoreUnavailable):
+        await stats.flush()
+    stats.observe(CodeChecked(Status.VERIFIED))
+
+    await stats.aclose()
+
+    assert (await stats.read()).verified == 2
+
+
+async def test_a_dead_redis_at_the_end_is_told_and_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+    nobody = connect("redis://127.0.0.1:1/0", timeout=0.2)
+    stats = stats_on(nobody)
+    stats.observe(VerificationCanceled())
+
+    await stats.aclose()
+    await nobody.aclose()
+
+    assert "stats.lost" in caplog.text
+
+
+async def test_what_is_used_of_a_limit_is_read_without_using_it(stats: RedisStats, redis: Redis) -> None:
+    limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
+    limits = RedisLimits(ScriptRunner(redis, timeout=1), key=key)
+    budget = Allowance(limit, "everybody")
+    assert await stats.used(budget, key=key) == 0
+    await limits.take("one", [budget])
+    await limits.take("two", [budget])
+    await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
+
+    assert [await stats.used(budget, key=key) for _ in range(3)] == [2, 2, 2]
+
+
+async def test_round_trips_are_timed_and_failures_told(redis: Redis) -> None:
+    told: list[tuple[float, bool]] = []
+    waited: list[str] = []
+
+    def round_trip(seconds: float, *, failed: bool) -> None:
+        told.append((seconds, failed))
+
+    runner = ScriptRunner(redis, timeout=1, round_trip=round_trip, waited=lambda name, _: waited.append(name))
+    stats = RedisStats(runner, call_price_rub=PRICE)
+    await asyncio.gather(stats.read(), stats.read(), stats.read())
+
+    assert [failed for _, failed in told] == [False]  # all in one
+    assert 0 < told[0][0] < 1
+    assert waited == ["stats_read"] * 3
+
+    nobody = connect("redis://127.0.0.1:1/0", timeout=0.2)
+    broken = ScriptRunner(nobody, timeout=0.2, round_trip=round_trip)
+    with pytest.raises(StoreUnavailable) as raised:
+        await broken.ping()
+    await nobody.aclose()
+    assert told[-1][1] is True
+    assert isinstance(raised.value.__cause__, RedisConnectionError)
+
+
+async def test_the_lag_of_the_queue_is_that_of_the_call_which_is_longest_due(redis: Redis) -> None:
+    queue = RedisCallQueue(ScriptRunner(redis, timeout=1))
+    assert await queue.lag() == timedelta(0)
+    await queue.schedule(CallName("vrf_0a11b22c33d44e55f667788", 1), timedelta(hours=1))
+    assert await queue.lag() == timedelta(0)
+    for number, minutes in ((2, 1), (3, 5)):
+        await queue.schedule(CallName("vrf_0a11b22c33d44e55f667788", number), timedelta(minutes=-minutes))
+
+    assert timedelta(minutes=5) <= await queue.lag() <= timedelta(minutes=5, seconds=5)

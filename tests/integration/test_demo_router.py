@@ -1,0 +1,76 @@
+"""The files of the demo page: there in sandbox mode alone, whole, under a strict policy."""
+
+import importlib
+import re
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.main import create_api
+
+ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "app/demo/static"
+NAMES = sorted(str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file())
+
+
+async def test_the_root_leads_to_the_page(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/")
+
+    assert (answer.status_code, answer.headers["Location"]) == (307, "/demo")
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_each_file_is_served_and_all_that_it_names_is_there(api: httpx.AsyncClient, name: str) -> None:
+    answer = await api.get(f"/demo/{name}")
+
+    assert answer.status_code == 200
+    assert re.match(r"text/(html|css|javascript); charset=utf-8|image/svg\+xml", answer.headers["Content-Type"])
+    named = re.findall(r'(?:src|href)="/(?:demo/)?([\w/]+\.\w+)"', answer.text) if name.endswith("html") else []
+    folder = Path(name).parent
+    named += [str(folder / module) for module in re.findall(r'from "\./([^"]+)"', answer.text)]
+    assert set(named) <= set(NAMES)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|style=|\son\w+=|innerHTML", answer.text)
+
+
+async def test_nothing_inline_and_nothing_from_elsewhere_is_allowed(api: httpx.AsyncClient) -> None:
+    policy = (await api.get("/demo")).headers["Content-Security-Policy"]
+
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+
+
+async def test_the_page_is_told_what_the_service_can_do(api: httpx.AsyncClient) -> None:
+    config = (await api.get("/demo/config.json")).json()
+
+    assert config["channels"][0] == "voice"
+    described = (await api.get("/openapi.json")).json()["paths"]
+    assert config["events"] is ("/verify/{verification_id}/events" in described)
+
+
+@pytest.mark.parametrize("name", ["none.js", "../page.py", "%2e%2e/page.py", "js"])
+async def test_what_is_no_file_of_it_is_not_found(api: httpx.AsyncClient, name: str) -> None:
+    answer = await api.get(f"/demo/{name}")
+
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_without_the_sandbox_there_is_no_page() -> None:
+    paths = {getattr(route, "path", None) for route in create_api().routes}
+
+    assert not {"/", "/demo", "/demo/{name:path}"} & paths
+
+
+def test_the_package_has_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both as it is imported here, and as it is built for the image."""
+    assert (files("app.demo") / "static" / "index.html").is_file()
+
+    monkeypatch.chdir(ROOT)  # where a build backend looks for the project
+    wheel = importlib.import_module("flit_core.buildapi").build_wheel(str(tmp_path))
+    with zipfile.ZipFile(tmp_path / wheel) as built:
+        whole = set(built.namelist())
+    assert {f"app/demo/static/{name}" for name in NAMES} <= whole
+    assert {"app/api/docs_page/index.html", "app/api/docs_page/page.js", "app/api/docs_page/page.css"} <= whole

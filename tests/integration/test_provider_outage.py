@@ -1,0 +1,99 @@
+"""A provider that fails or is not paid: starts are refused before anything is asked, until it is over."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from app.main import create_app
+from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from tests.ageing import age
+from tests.integration.conftest import PACE, run, sandbox_settings
+
+PHONE = "+79031234567"
+
+
+async def start(api: httpx.AsyncClient, phone: str) -> httpx.Response:
+    return await api.post("/verify/start", json={"phone": phone})
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(15):
+        while not await condition():  # noqa: ASYNC110 - what is waited for happens in the background
+            await asyncio.sleep(0.05)
+
+
+async def test_a_provider_that_does_not_answer_is_left_alone_and_tried_again(redis: Redis, redis_url: str) -> None:
+    plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": 0.4, "circuit_failures": 2, "circuit_seconds": 1}
+    network = VirtualNetwork(pace=PACE)
+    async with run(create_app(sandbox_settings(redis_url, plusofon=plusofon), network)) as api:
+        for silent in (MagicNumber.NO_REPLY_PLACED, MagicNumber.NO_REPLY_NOT_PLACED):
+            assert (await start(api, silent)).json()["call"] == {"status": "unconfirmed"}
+
+        ready = (await api.get("/readyz")).json()
+        assert (ready["status"], ready["circuits"]) == ("degraded", {"plusofon": "open"})
+        assert "plusofon" in ready["reasons"][0]
+        refused = await start(api, PHONE)
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/provider-unavailable")
+        assert refused.headers["Retry-After"] == "1"
+        assert network.calls_of(PHONE) == []
+
+        await asyncio.sleep(1)
+        assert (await api.get("/readyz")).json()["circuits"] == {"plusofon": "half_open"}
+        assert (await start(api, PHONE)).status_code == 201
+        assert (await api.get("/readyz")).json() == {
+            "status": "ok",
+            "reasons": [],
+            "circuits": {"plusofon": "closed"},
+            "balance": "ok",
+        }
+
+
+async def test_calls_beyond_those_that_may_be_under_way_are_refused_at_once(redis: Redis, redis_url: str) -> None:
+    plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": 1, "max_connections": 2}
+    network = VirtualNetwork(pace=PACE)
+    async with run(create_app(sandbox_settings(redis_url, plusofon=plusofon), network)) as api:
+        silent = [
+            asyncio.create_task(start(api, phone))
+            for phone in (MagicNumber.NO_REPLY_PLACED, MagicNumber.NO_REPLY_NOT_PLACED)
+        ]
+        await asyncio.sleep(0.3)
+        async with asyncio.timeout(0.5):
+            refused = await start(api, PHONE)
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/provider-unavailable")
+        assert [(await answer).status_code for answer in silent] == [201, 201]
+        assert (await start(api, PHONE)).status_code == 201
+
+
+@pytest.mark.parametrize("balance", [Decimal("9.99"), Decimal(-5)])
+async def test_below_the_minimum_no_call_is_placed_until_somebody_pays(
+    redis: Redis, redis_url: str, balance: Decimal
+) -> None:
+    network = VirtualNetwork(pace=PACE, balance=balance)
+    async with run(create_app(sandbox_settings(redis_url), network)) as api:
+
+        async def level() -> Any:  # noqa: ANN401 - JSON
+            return (await api.get("/readyz")).json()["balance"]
+
+        async def is_low() -> bool:
+            return bool(await level() == "low")
+
+        async def is_paid() -> bool:
+            await age(redis, timedelta(seconds=60))
+            return bool(await level() == "ok")
+
+        await until(is_low)
+        refused = await start(api, PHONE)
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/balance-too-low")
+        assert network.calls_of(PHONE) == []
+        assert (await api.get("/readyz")).status_code == 200  # codes can still be checked
+        assert not await redis.keys("pv:{l:*")  # nothing was taken
+
+        network.top_up(Decimal(500))
+        await until(is_paid)
+        assert (await start(api, PHONE)).status_code == 201

@@ -1,0 +1,191 @@
+"""Traces: request, Redis and provider in one, of the caller's trace if it came with one, and no secret in any."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from redis.asyncio import Redis
+from starlette.types import Receive, Scope, Send
+
+from app.api.edge import Edge
+from app.main import create_app
+from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from app.settings import SettingsError
+from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
+from app.telemetry.tracing import Tracing
+from app.verification.channel import Channel
+from app.verification.errors import ProviderUnavailable
+from app.verification.model import CallState, CallStatus, Refused
+from tests.fakes import FakeSender
+from tests.integration.conftest import run, sandbox_settings
+from tests.unit.test_metrics_series import ORDER
+
+ROOT = Path(__file__).parents[2]
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PHONE = "+79161234567"
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracing(exporter: InMemorySpanExporter) -> Tracing:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(provider)
+
+
+@pytest.fixture
+async def traced(
+    redis: Redis, redis_url: str, network: VirtualNetwork, tracing: Tracing
+) -> AsyncIterator[httpx.AsyncClient]:
+    settings = sandbox_settings(redis_url)
+    async with run(create_app(settings, network, tracing=tracing)) as client:
+        yield client
+
+
+def named(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def parent_of(span: ReadableSpan) -> int | None:
+    return span.parent.span_id if span.parent else None
+
+
+def id_of(span: ReadableSpan) -> int:
+    assert span.context
+    return int(span.context.span_id)
+
+
+async def test_a_start_is_one_trace_through_redis_and_the_provider(
+    traced: httpx.AsyncClient, exporter: InMemorySpanExporter
+) -> None:
+    await traced.post("/verify/start", json={"phone": PHONE}, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
+
+    spans = named(exporter)
+    request = spans["POST /verify/start"]
+    assert request.context
+    assert f"{request.context.trace_id:032x}" == TRACE
+    assert parent_of(request) == int(PARENT, 16)
+    assert dict(request.attributes or {}) == {
+        "http.request.method": "POST", "http.response.status_code": 201, "http.route": "/verify/start",
+    }  # fmt: skip
+    assert {"redis start", "redis take", "redis record_call", "provider place"} <= set(spans)
+    for name in ("redis start", "redis take", "provider place"):
+        assert parent_of(spans[name]) == id_of(request), name
+    assert dict(spans["provider place"].attributes or {})["verify.outcome"] == "placed"
+    assert (spans["redis start"].end_time or 0) >= (spans["redis start"].start_time or 0) >= (request.start_time or 0)
+
+
+async def test_without_a_callers_trace_a_request_begins_its_own(
+    traced: httpx.AsyncClient, exporter: InMemorySpanExporter
+) -> None:
+    await traced.get("/livez")
+    await traced.get("/livez", headers={"traceparent": "00-nonsense"})
+
+    first, second = exporter.get_finished_spans()
+    assert (first.parent, second.parent) == (None, None)
+    assert first.context
+    assert second.context
+    assert first.context.trace_id != second.context.trace_id
+
+
+async def test_spans_hold_no_phone_code_path_or_id(traced: httpx.AsyncClient, exporter: InMemorySpanExporter) -> None:
+    started = (await traced.post("/verify/start", json={"phone": PHONE})).json()
+    await traced.post("/verify/start", json={"phone": MagicNumber.REFUSED})
+    await traced.post("/verify/check", json={"phone": PHONE, "code": "908172"})
+    await traced.get(f"/verify/{started['verification_id']}")
+    await traced.get(f"/{PHONE}?code=908172", headers={"X-Request-ID": PHONE})
+
+    text = "".join(span.to_json() for span in exporter.get_finished_spans())
+    assert "POST /verify/check" in text
+    for secret in (PHONE[2:], MagicNumber.REFUSED[2:], "908172", started["verification_id"]):
+        assert secret not in text
+
+
+async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
+    tracing: Tracing, exporter: InMemorySpanExporter
+) -> None:
+    sender = FakeSender()
+    traced = tracing.traced(Channel.VOICE, sender)
+    sender.outcome = Refused(ProviderUnavailable(retry_after=1))
+    sender.unready = sender.state = ProviderUnavailable(retry_after=1)
+
+    await traced.place(ORDER)
+    with pytest.raises(ProviderUnavailable):
+        await traced.look_up("1")
+    with pytest.raises(ProviderUnavailable):
+        traced.require_ready()
+    sender.state = CallState(CallStatus.RINGING)
+    assert await traced.look_up("1") is sender.state
+
+    place, failed, found = exporter.get_finished_spans()
+    for span in (place, failed):
+        assert not span.status.is_ok
+        assert dict(span.attributes or {})["error.type"] == "unavailable"
+        assert not span.events
+    assert found.status.is_ok or found.status.is_unset
+    assert (traced.provider, traced.is_followed) == ("fake", True)
+
+
+async def test_a_crash_is_an_error_and_its_words_stay_here(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    async def crash(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError(PHONE)
+
+    transport = httpx.ASGITransport(app=tracing.middleware(Edge(crash)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://verify") as client:
+        assert (await client.get("/")).status_code == 500
+
+    (span,) = exporter.get_finished_spans()
+    assert not span.status.is_ok
+    assert PHONE not in span.to_json()
+
+
+async def test_the_context_goes_on_to_whom_it_is_given(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append({**tracing.outgoing(), "trace_id": scope["state"]["trace_id"]})
+
+    scope = {"type": "http", "method": "GET", "headers": [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())]}
+    await tracing.middleware(app)(scope, None, None)  # type: ignore[arg-type] # not used
+
+    (span,) = exporter.get_finished_spans()
+    assert seen == [{"traceparent": f"00-{TRACE}-{id_of(span):016x}-01", "trace_id": TRACE}]
+    assert tracing.outgoing() == {}
+
+
+async def test_what_runs_beside_requests_is_traced_by_itself(
+    redis: Redis, tracing: Tracing, exporter: InMemorySpanExporter
+) -> None:
+    await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # as good
+
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.parent) == ("redis stats_read", None)
+
+
+def test_without_an_endpoint_it_is_not_even_imported() -> None:
+    program = (
+        "import sys; from app.main import create_app; from app.settings import load_settings;"
+        " create_app(load_settings(mode='sandbox', _env_file=None));"
+        " print('app.telemetry.tracing' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
+
+
+def test_an_endpoint_without_the_extra_is_told_in_a_sentence(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)  # as if it were not installed
+    settings = sandbox_settings(redis_url, tracing={"endpoint": "http://127.0.0.1:4318/v1/traces"})
+
+    with pytest.raises(SettingsError, match="TRACING_ENDPOINT"):
+        create_app(settings)

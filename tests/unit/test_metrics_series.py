@@ -1,0 +1,351 @@
+"""Counting what happens: each fact once, in few words, and the same over several workers."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
+from app.telemetry.metrics import Metrics
+from app.verification.channel import Channel
+from app.verification.errors import (
+    BalanceTooLow,
+    ProviderError,
+    ProviderRejected,
+    ProviderUnavailable,
+    StoreUnavailable,
+)
+from app.verification.happenings import (
+    CallEnded,
+    CallPlaced,
+    CallRefused,
+    CodeChecked,
+    LimitHit,
+    VerificationCanceled,
+    VerificationStarted,
+)
+from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Status, Unknown
+from app.verification.phone import Phone
+from app.verification.ports import CallName, CallOrder
+from tests.fakes import FakeSender
+
+ROOT = Path(__file__).parents[2]
+ORDER = CallOrder(
+    name=CallName("vrf_00000000000000000000000", 1),
+    phone=Phone("+79001234567"),
+    code="123456",
+    lang=Lang.RU,
+    repeat=2,
+    within=10,
+)
+
+
+async def nothing() -> None:
+    """Answer as a store that is there."""
+
+
+def exposition(
+    metrics: Metrics, facts: Facts | None = None, of_process: OfProcess | None = None, ping: object = nothing
+) -> Exposition:
+    return Exposition(metrics, version="1.2.3", ping=ping, facts=facts, of_process=of_process)  # type: ignore[arg-type]
+
+
+def read(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name.removeprefix("plusofon_verify_"), frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+class Seen:
+    """The metrics as Prometheus reads them."""
+
+    def __init__(self, text: bytes) -> None:
+        self.series = read(text)
+
+    def __call__(self, name: str, /, **labels: str) -> float | None:
+        return self.series.get((name, frozenset(labels.items())))
+
+
+async def seen(metrics: Metrics, facts: Facts | None = None, of_process: OfProcess | None = None) -> Seen:
+    return Seen(await exposition(metrics, facts, of_process).render())
+
+
+async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
+    metrics = Metrics()
+    for happening in (
+        VerificationStarted(Channel.VOICE),
+        CallPlaced(Channel.VOICE, CallStatus.INITIATED),
+        CallPlaced(Channel.FLASH_CALL, CallStatus.UNCONFIRMED),
+        CallEnded(Channel.VOICE, CallStatus.BUSY),
+        CallRefused(Channel.VOICE, BalanceTooLow()),
+        LimitHit("fraud_guard"),
+        CodeChecked(Status.PENDING),
+        CodeChecked(Status.LOCKED),
+        CodeChecked(Status.VERIFIED),
+        VerificationCanceled(),
+    ):
+        metrics.observe(happening)
+
+    now = await seen(metrics)
+
+    assert now("verifications_started_total", channel="voice") == 1
+    assert now("calls_placed_total", channel="voice", status="initiated") == 1
+    assert now("calls_placed_total", channel="flash_call", status="unconfirmed") == 1
+    assert now("calls_ended_total", channel="voice", status="busy") == 1
+    assert now("calls_refused_total", channel="voice", kind="balance_too_low") == 1
+    assert now("limits_hit_total", limit="fraud_guard") == 1
+    assert now("wrong_codes_total") == 2
+    assert [now("verifications_ended_total", status=status) for status in ("verified", "locked", "canceled")] == [1] * 3
+
+
+async def test_what_has_not_happened_yet_is_0_so_that_its_first_time_is_a_rise() -> None:
+    now = await seen(Metrics())
+
+    for channel in Channel:
+        assert now("verifications_started_total", channel=channel) == 0
+        assert now("calls_ended_total", channel=channel, status="completed") == 0
+        assert now("calls_refused_total", channel=channel, kind="unavailable") == 0
+    assert now("verifications_ended_total", status="verified") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ProviderRejected("no"), "rejected"),
+        (ProviderUnavailable(retry_after=5), "unavailable"),
+        (BalanceTooLow(), "balance_too_low"),
+        (ProviderError(), "other"),
+    ],
+)
+async def test_a_refusal_is_one_of_four_kinds(error: ProviderError, kind: str) -> None:
+    metrics = Metrics()
+    metrics.observe(CallRefused(Channel.VOICE, error))
+
+    assert (await seen(metrics))("calls_refused_total", channel="voice", kind=kind) == 1
+
+
+async def test_names_of_limits_without_end_become_one() -> None:
+    metrics = Metrics()
+    for number in range(1000):
+        metrics.observe(LimitHit(f"limit_{number}"))
+
+    series = (await seen(metrics)).series
+    counted = {key: value for key, value in series.items() if key[0] == "limits_hit_total"}
+    assert len(counted) == 65
+    assert sum(counted.values()) == 1000
+
+
+async def test_methods_and_paths_without_end_become_one() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.request_handled(f"METHOD{number}", None, 404, "http-404", 0.001)
+
+    now = await seen(metrics)
+    assert now("requests_total", method="other", route="unmatched", status="4xx", outcome="http-404") == 100
+    assert now("request_duration_seconds_count", route="unmatched") == 100
+
+
+@pytest.mark.parametrize(
+    ("outcome", "word"),
+    [(Placed("1"), "placed"), (Refused(BalanceTooLow()), "refused"), (Unknown("no answer"), "unknown")],
+)
+async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed | Refused | Unknown, word: str) -> None:
+    metrics, sender = Metrics(), FakeSender()
+    sender.outcome = outcome
+
+    assert await metrics.timed(Channel.VOICE, sender).place(ORDER) is outcome
+
+    labels = {"channel": "voice", "operation": "place", "outcome": word}
+    assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        (CallState(CallStatus.RINGING), "found"),
+        (None, "never_placed"),
+        (ProviderUnavailable(retry_after=1), "unavailable"),
+    ],
+)
+async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, word: str) -> None:
+    metrics, sender = Metrics(), FakeSender()
+    sender.state = state
+    timed = metrics.timed(Channel.VOICE, sender)
+
+    if isinstance(state, ProviderError):
+        with pytest.raises(ProviderUnavailable):
+            await timed.look_up("1")
+    else:
+        assert await timed.look_up("1") is state
+
+    labels = {"channel": "voice", "operation": "look_up", "outcome": word}
+    assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
+
+
+async def test_a_timed_sender_is_otherwise_the_one_behind_it() -> None:
+    sender = FakeSender("somebody")
+    timed = Metrics().timed(Channel.VOICE, sender)
+    sender.unready = ProviderUnavailable(retry_after=3)
+
+    assert (timed.provider, timed.is_followed) == ("somebody", True)
+    with pytest.raises(ProviderUnavailable):
+        timed.require_ready()
+
+
+async def test_what_others_know_is_asked_at_the_scrape_and_absent_while_unknown() -> None:
+    balance: list[Decimal | None] = [None]
+
+    async def dead() -> int:
+        return 3
+
+    async def out_of_reach() -> int:
+        raise StoreUnavailable
+
+    facts = Facts(balance_rub=lambda: balance[0], webhooks_dead=dead, webhooks_pending=out_of_reach)
+    metrics = Metrics()
+
+    unknown = await seen(metrics, facts)
+    balance[0] = Decimal("12.50")
+    known = await seen(metrics, facts)
+
+    assert unknown("balance_rub") is None
+    assert known("balance_rub") == 12.5
+    assert known("webhooks_dead") == 3
+    assert known("webhooks_pending") is None
+    assert known("build_info", version="1.2.3") == 1
+
+
+async def test_a_bug_in_one_source_hides_no_other_number(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> float:
+        raise ZeroDivisionError
+
+    now = await seen(Metrics(), Facts(balance_rub=broken, call_budget=lambda: 1000))
+
+    assert (now("balance_rub"), now("call_budget")) == (None, 1000)
+    assert "metrics.source_failed" in caplog.text
+
+
+async def test_a_store_that_does_not_answer_is_told() -> None:
+    async def gone() -> None:
+        raise StoreUnavailable
+
+    metrics = Metrics()
+    assert Seen(await exposition(metrics, ping=gone).render())("store_up") == 0
+    assert (await seen(metrics))("store_up") == 1
+
+
+async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
+    states: dict[str, str] = {"voice": "open"}
+    of_process = OfProcess(circuits=lambda: states, listeners=lambda: 4, background=lambda: {"follow": 1.5})
+    metrics = Metrics()
+
+    before = await seen(metrics, of_process=of_process)
+    states["voice"] = "closed"
+    after = await seen(metrics, of_process=of_process)
+
+    assert (before("circuit_state", circuit="voice", state="open"), before("listeners")) == (1, 4)
+    assert before("background_lag_seconds", step="follow") == 1.5
+    assert after("circuit_state", circuit="voice", state="open") == 0
+    assert after("circuit_state", circuit="voice", state="closed") == 1
+
+
+WORKER = """
+import asyncio, sys
+from app.telemetry.exposition import Exposition, OfProcess
+from app.telemetry.metrics import IS_SHARED, Metrics
+from app.verification.happenings import CodeChecked
+from app.verification.model import Status
+assert IS_SHARED
+async def nothing(): ...
+metrics = Metrics()
+metrics.observe(CodeChecked(Status.VERIFIED))
+metrics.request_handled("POST", "/verify/check", 200, "ok", 0.002)
+state, lag = sys.argv[1], float(sys.argv[2])
+mine = OfProcess(circuits=lambda: {"voice": state}, listeners=lambda: 2, background=lambda: {"f": lag})
+exposition = Exposition(metrics, version="1", ping=nothing, of_process=mine)
+asyncio.run(exposition.step())
+print("ready", flush=True)
+for _ in sys.stdin:
+    print(asyncio.run(exposition.render()).decode() + "# the end", flush=True)
+"""
+
+
+class Worker:
+    """A process that counts the same as any other, and answers a scrape."""
+
+    def __init__(self, state: str, lag: str, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, "-c", WORKER, state, lag]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ready(self) -> None:
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "ready\n"
+
+    def scrape(self) -> Seen:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        lines = iter(self.process.stdout.readline, "# the end\n")
+        return Seen("".join(lines).encode())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+async def test_several_workers_are_one_to_whoever_scrapes_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    with shared_between_workers() as folder:
+        environment = {"PATH": os.defpath, "PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+        first, second = workers = [Worker("open", "1", environment), Worker("closed", "9", environment)]
+        try:
+            for worker in workers:
+                worker.ready()
+            for scraped in (first.scrape(), second.scrape()):
+                assert scraped("verifications_ended_total", status="verified") == 2
+                labels = {"method": "POST", "route": "/verify/check", "status": "2xx", "outcome": "ok"}
+                assert scraped("requests_total", **labels) == 2
+                assert scraped("request_duration_seconds_bucket", route="/verify/check", le="0.0025") == 2
+                assert scraped("circuit_state", circuit="voice", state="open") == 1
+                assert scraped("listeners") == 4
+                assert scraped("background_lag_seconds", step="f") == 9
+                assert scraped("build_info", version="1") == 1
+
+            first.kill()
+            left = await asyncio.to_thread(second.scrape)
+
+            # What the dead one has counted has happened; what it was is no more.
+            assert left("verifications_ended_total", status="verified") == 2
+            assert left("circuit_state", circuit="voice", state="open") == 0
+            assert left("listeners") == 2
+        finally:
+            for worker in workers:
+                worker.kill()
+    assert not folder.exists()
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+
+def test_a_folder_that_is_given_loses_the_series_of_an_earlier_run_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    old = [tmp_path / name for name in ("counter_12.db", "gauge_livesum_12.db", "histogram_7.db")]
+    kept = tmp_path / "customers.db"
+    for file in (*old, kept):
+        file.touch()
+
+    with shared_between_workers() as folder:
+        assert folder == tmp_path
+        assert list(tmp_path.iterdir()) == [kept]
+    assert kept.exists()
