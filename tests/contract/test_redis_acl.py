@@ -1,8 +1,10 @@
-"""The service's user in Redis: with the rights of docs/operations.md everything works, and without any one of them not."""
+"""The service's user in Redis: with the rights of docs/operations.md everything works, and not without any of them."""
 
 import asyncio
 import hashlib
+import os
 import re
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -35,10 +37,12 @@ from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.redemptions import RedisRedemptions
 from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel
 from app.verification.errors import VerificationLocked
 from app.verification.guard import GuardRules
+from app.verification.happenings import VerificationCanceled
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status
 from app.verification.phone import Phone
@@ -55,17 +59,9 @@ POLICY = Policy(cooldowns=(timedelta(0),))
 RIGHT, WRONG = b"r" * 32, b"w" * 32
 
 
-def documented_rights() -> list[str]:
-    """What stands in the document between the user's password and the end."""
-    (block,) = re.findall(r"```\n(ACL SETUSER .*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
-    words = block.replace("\\\n", " ").split()
-    assert words[:5] == ["ACL", "SETUSER", "verify", "reset", "on"]
-    assert words[5].startswith(">")
-    return words[6:]
-
-
-RIGHTS = documented_rights()
-COMMANDS = [right for right in RIGHTS if right.startswith("+")]
+(BLOCK,) = re.findall(r"```sh\n(RIGHTS=.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+RIGHTS = BLOCK.split("'")[1].split()
+RIGHTS_OF_OPERATOR = [*RIGHTS, *re.findall(r"\+\S+", BLOCK.partition('"$RIGHTS ')[2].partition('"')[0])]
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +74,27 @@ def server_url() -> Iterator[str]:
 @pytest.fixture
 async def admin(server_url: str) -> AsyncIterator[Redis]:
     client = connect(server_url, timeout=1)
-    await client.execute_command("FLUSHALL")
-    await client.execute_command("SCRIPT", "FLUSH")
+    await send(client, "FLUSHALL")
+    await send(client, "SCRIPT", "FLUSH")
     await give(client, RIGHTS)
     yield client
     await client.aclose()
 
 
+async def send(redis: Redis, *words: str) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+    return await redis.execute_command(*words)  # type: ignore[no-untyped-call] # the library's own
+
+
 async def give(admin: Redis, rights: list[str]) -> None:
     """Make the user anew with these rights, known to no connection and to no log."""
-    await admin.execute_command("ACL", "DELUSER", "verify")
-    await admin.execute_command("ACL", "SETUSER", "verify", "reset", "on", f">{PASSWORD}", *rights)
-    await admin.execute_command("ACL", "LOG", "RESET")
+    await send(admin, "ACL", "DELUSER", "verify")
+    await send(admin, "ACL", "SETUSER", "verify", "reset", "on", f">{PASSWORD}", *rights)
+    await send(admin, "ACL", "LOG", "RESET")
 
 
 async def refusals(admin: Redis) -> set[str]:
     """Tell what the user was refused."""
-    log: list[Any] = await admin.execute_command("ACL", "LOG")
+    log: list[Any] = await send(admin, "ACL", "LOG")
     entries = [entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True)) for entry in log]
     found = [{_text(name): _text(value) for name, value in entry.items()} for entry in entries]
     return {entry["object"] for entry in found if entry["username"] == "verify"}
@@ -153,7 +153,7 @@ async def verify(redis: Redis) -> None:
 
 
 async def protect(redis: Redis) -> None:
-    """Limits, the guard, repeated requests, the balance and the queue of calls."""
+    """Limits, the guard, repeated requests, the balance, the queue of calls and the statistics."""
     runner = ScriptRunner(redis, timeout=1)
     limits, phone = RedisLimits(runner, key=KEY), Phone("+79001234567")
     allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
@@ -187,7 +187,14 @@ async def protect(redis: Redis) -> None:
         await queue.schedule(CallName(f"vrf_{number:023x}", 1), timedelta(0))
     first, second = await queue.claim(2)
     await queue.retry(first, timedelta(0))
+    await queue.lag()
     await queue.done(second.name)
+
+    stats = RedisStats(runner, call_price_rub=Decimal(3))
+    stats.observe(VerificationCanceled())
+    await stats.flush()
+    assert (await stats.read()).canceled == 1
+    assert await stats.used(allowances[0], key=KEY) == 0
 
 
 async def deliver(redis: Redis) -> None:
@@ -279,7 +286,7 @@ async def test_without_any_one_of_these_rights_something_is_refused(right: str, 
 async def test_what_the_service_does_not_do_is_refused(command: tuple[str, ...], server_url: str, admin: Redis) -> None:
     async with user(server_url) as redis:
         with pytest.raises(NoPermissionError):
-            await redis.execute_command(*command)
+            await send(redis, *command)
 
 
 async def test_a_script_of_somebody_elses_reaches_no_further(server_url: str, admin: Redis) -> None:
@@ -287,19 +294,49 @@ async def test_a_script_of_somebody_elses_reaches_no_further(server_url: str, ad
     async with user(server_url) as redis:
         for source in ("return redis.call('FLUSHALL')", "return redis.call('HGETALL', 'somebody:else')"):
             sha = await redis.script_load(source)
-            with pytest.raises(ResponseError, match="(?i)no permissions"):
+            with pytest.raises(ResponseError, match=r"(?i)no permissions"):
                 await redis.evalsha(sha, 0)
 
 
 def test_every_command_of_a_script_stands_in_the_document() -> None:
-    """Those of the command line, such as `forget`, in the line for whoever runs it."""
-    text = (ROOT / "docs" / "operations.md").read_text()
-    granted = {right.removeprefix("+") for right in re.findall(r"\+[a-z|]+", text)}
+    """A script of the command line, such as `forget`, is run by whoever runs the service."""
     for file in (ROOT / "app" / "store" / "lua").glob("*.lua"):
-        used = set(re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", file.read_text()))
-        of_service = {right.removeprefix("+").partition("|")[0] for right in COMMANDS}
-        allowed = granted if file.name.startswith("forget_") else of_service
-        assert {name.lower() for name in used} <= allowed, file.name
+        used = re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", file.read_text())
+        rights = RIGHTS_OF_OPERATOR if file.name.startswith("forget_") else RIGHTS
+        assert {name.lower() for name in used} <= {right[1:].partition("|")[0] for right in rights}, file.name
+
+
+def pasted(folder: Path) -> list[list[str]]:
+    """Run what stands in the document with a redis-cli that only writes down how it was called."""
+    stand_in = folder / "redis-cli"
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s " "$@" >> {folder}/called\necho >> {folder}/called\n')
+    stand_in.chmod(0o755)
+    subprocess.run(["sh", "-eu", "-c", BLOCK], env={"PATH": f"{folder}:{os.environ['PATH']}"}, check=True)
+    return [call.split() for call in (folder / "called").read_text().splitlines()]
+
+
+async def test_what_the_document_has_pasted_makes_both_users(admin: Redis, tmp_path: Path) -> None:
+    of_service, of_operator = pasted(tmp_path)
+
+    assert of_service == ["ACL", "SETUSER", "verify", "reset", "on", ">the-password", *RIGHTS]
+    assert of_operator == ["ACL", "SETUSER", "verify-operator", "reset", "on", ">another-password", *RIGHTS_OF_OPERATOR]
+    for call in (of_service, of_operator):
+        assert await send(admin, *call) == b"OK"
+
+
+async def test_whoever_runs_the_service_may_do_the_same_and_look_and_search(server_url: str, admin: Redis) -> None:
+    await give(admin, RIGHTS_OF_OPERATOR)
+
+    async with user(server_url) as redis:
+        for flow in FLOWS:
+            await flow(redis)
+        assert (await redis.info())["maxmemory_policy"] == "noeviction"
+        assert await redis.config_get("save") == {"save": ""}
+        assert [key async for key in redis.scan_iter(match="pv:*")]
+        await redis.hscan("pv:somewhere")
+        await redis.zscan("pv:somewhere")
+        with pytest.raises(NoPermissionError):
+            await redis.flushall()
 
 
 async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: Redis) -> None:

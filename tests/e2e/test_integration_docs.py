@@ -302,5 +302,3 @@ def named(path: str) -> str:
     known = {"start", "check", "token", "redeem", "cancel", "events", "verify", ""}
     parts = [part if part in known else "{verification_id}" for part in path.split("/")]
     return "/".join(parts)
-
-
