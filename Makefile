@@ -3,6 +3,7 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+CHAOS_SECONDS ?= 600
 UPGRADE ?=
 
 VENV := .venv
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e check check-deploy fmt lock bench simulate screenshots clean
+.PHONY: help run test e2e check check-deploy fmt lock bench simulate screenshots chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ bench: $(VENV)/.dev ## Measure the cost of a check against a bare FastAPI route
 simulate: $(VENV)/.dev ## Play fraud and brute force against the service, and count what they cost and win
 	$(BIN)/python benchmarks/fraud_simulation.py
 	$(BIN)/python benchmarks/guess_simulation.py
+
+chaos: $(VENV)/.dev ## Fail the provider and kill workers under load, and count what was lost (CHAOS_SECONDS=)
+	$(BIN)/python benchmarks/chaos.py --seconds $(CHAOS_SECONDS)
 
 screenshots: $(VENV)/.dev ## Take the pictures of docs/screenshots anew (needs chromium)
 	$(BIN)/python -m tests.browser.take_screenshots

@@ -16,7 +16,7 @@ from app.api.problems import install_problems
 from app.demo import demo_router
 from app.plusofon.sandbox import VirtualNetwork, sandbox_router
 from app.settings import Mode, Settings
-from app.wiring import build, open_tracing
+from app.wiring import build, make_network, open_tracing
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
@@ -38,7 +38,7 @@ def create_app(
     traces, where that is not for the settings to say.
     """
     tracing = tracing or open_tracing(settings)
-    sandbox = (network or VirtualNetwork()) if settings.mode is Mode.SANDBOX else None
+    sandbox = (network or make_network(settings)) if settings.mode is Mode.SANDBOX else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ from app.store.changes import RedisChanges
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.events import RedisOutbox
+from app.store.forget import RedisOblivion
 from app.store.guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
@@ -46,7 +47,7 @@ from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.outbox import DeadLetters
 from app.verification.policy import Allowance
-from app.verification.ports import CallSender
+from app.verification.ports import CallSender, ProviderAccounts
 from app.verification.service import VerificationService
 from app.verification.watcher import CallWatcher
 from app.webhooks import WebhookDeliverer
@@ -72,6 +73,59 @@ async def open_dead_letters(settings: Settings) -> AsyncIterator[DeadLetters]:
         yield RedisOutbox(_build_runner(settings, _build_redis(settings, stack)))
 
 
+@asynccontextmanager
+async def open_stats(settings: Settings) -> AsyncIterator[RedisStats]:
+    """Reach the statistics without the service, for whoever runs it."""
+    async with AsyncExitStack() as stack:
+        runner = _build_runner(settings, _build_redis(settings, stack))
+        yield RedisStats(runner, call_price_rub=settings.call.price_rub)
+
+
+@asynccontextmanager
+async def open_verifications(settings: Settings) -> AsyncIterator[RedisVerificationStore]:
+    """Reach the verifications of all clients without the service, for whoever runs it."""
+    async with AsyncExitStack() as stack:
+        runner = _build_runner(settings, _build_redis(settings, stack))
+        yield RedisVerificationStore(runner, phone_key=derive_key(settings.names_secret, "phone"))
+
+
+@asynccontextmanager
+async def open_oblivion(settings: Settings) -> AsyncIterator[RedisOblivion]:
+    """Reach what erases all that is kept about a phone, for whoever runs the service."""
+    async with AsyncExitStack() as stack:
+        redis = _build_redis(settings, stack)
+        phone_key = derive_key(settings.names_secret, "phone")
+        yield RedisOblivion(redis, _build_runner(settings, redis), phone_key=phone_key)
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
+    """Reach Redis itself, for whoever runs the service."""
+    async with AsyncExitStack() as stack:
+        yield _build_redis(settings, stack)
+
+
+@asynccontextmanager
+async def open_accounts(settings: Settings) -> AsyncIterator[ProviderAccounts]:
+    """Reach the provider's accounts without the service, for whoever runs it."""
+    sandbox = make_network(settings) if settings.mode is Mode.SANDBOX else None
+    async with AsyncExitStack() as stack:
+        yield await _build_provider(settings, sandbox, stack)
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, sandbox: VirtualNetwork | None) -> AsyncIterator[VerificationService]:
+    """Run the service without its API, for whoever runs it; the calls and webhooks of others are left to others."""
+    async with AsyncExitStack() as stack:
+        service: VerificationService = (await build(settings, sandbox, stack, in_background=False))["service"]
+        yield service
+
+
+def make_network(settings: Settings) -> VirtualNetwork:
+    """Make the telephone network of the sandbox."""
+    return VirtualNetwork(pace=settings.sandbox.pace_seconds, balance=settings.sandbox.balance_rub)
+
+
 def open_tracing(settings: Settings) -> "Tracing | None":
     """Make what traces, if somebody wants traces. Raises SettingsError."""
     if not settings.tracing.endpoint:
@@ -85,9 +139,17 @@ def open_tracing(settings: Settings) -> "Tracing | None":
 
 
 async def build(
-    settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack, tracing: "Tracing | None" = None
+    settings: Settings,
+    sandbox: VirtualNetwork | None,
+    stack: AsyncExitStack,
+    tracing: "Tracing | None" = None,
+    *,
+    in_background: bool = True,
 ) -> dict[str, Any]:
-    """Build what requests need; what is given back is their ``request.state``."""
+    """Build what requests need; what is given back is their ``request.state``.
+
+    Without ``in_background`` nothing is done but what is asked for: no calls are followed, no webhooks delivered.
+    """
     stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     # Not by the key of the codes: when that is rotated, no pending verification moves and no limit begins anew.
     name_key = derive_key(settings.names_secret, "phone")
@@ -124,7 +186,7 @@ async def build(
         observe=tell(metrics.observe, stats.observe),
     )
     stack.push_async_callback(service.aclose)
-    webhooks = _build_webhooks(settings, runner)
+    webhooks = _build_webhooks(settings, runner) if in_background else None
     if webhooks:
         stack.push_async_callback(_stop, asyncio.create_task(webhooks.run()))
     watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
@@ -147,7 +209,7 @@ async def build(
         of_process=process_of(circuits, changes, lambda: background),
     )
     steps = {"calls": watcher.step, "balance": poller.step, "stats": stats.step, "metrics": exposition.step}
-    background = await stack.enter_async_context(Background(steps))
+    background = await stack.enter_async_context(Background(steps if in_background else {}))
     return {
         "metrics": exposition,
         "metrics_keys": _build_metrics_keys(settings),
@@ -287,7 +349,8 @@ async def _build_provider(settings: Settings, sandbox: VirtualNetwork | None, st
     cabinet_token = plusofon.cabinet_token.get_secret_value() if plusofon.cabinet_token else None
     if sandbox:
         user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
-        stand_in = create_sandbox_app(sandbox, user_id=user_id, access_token=token)
+        accepted = settings.sandbox.access_token.get_secret_value() if settings.sandbox.access_token else token
+        stand_in = create_sandbox_app(sandbox, user_id=user_id, access_token=accepted)
         base_url = (await stack.enter_async_context(SandboxServer(stand_in))).url
     return await stack.enter_async_context(
         PlusofonClient(

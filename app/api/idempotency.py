@@ -19,7 +19,6 @@ from app.verification.idempotency import Claim, IdempotencyStore, IdempotentRequ
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Keep = Callable[[T], Awaitable[None]]
 
 _KEY = re.compile(r"[!-~]{1,128}")
 _KEPT_HEADERS = ("content-type", "location")
@@ -48,16 +47,20 @@ class InvalidIdempotencyKey(Exception):
 
 async def once(
     http: Request,
-    act: Callable[[Keep[T] | None], Awaitable[T]],
+    act: Callable[["Keep[T] | None"], Awaitable[T]],
     *,
     answer: Callable[[T], Response],
     keep_for: Callable[[T], timedelta],
+    resume: Callable[[str], Awaitable[T | None]] | None = None,
 ) -> Response:
     """Do what an authenticated request asks, unless it is the repetition of one that was answered.
 
     ``act`` does it, and ``answer`` writes its result down. The answer is kept after that, in a round trip of its own,
     unless ``act`` has kept it together with a write of its own: by the function that it is given, which takes the
     result exactly as ``act`` will return it. Whatever ``act`` raises is not kept.
+
+    Where ``act`` had noted what it began, and its process died over it, ``resume`` is asked what became of that;
+    only if it knows of nothing, ``act`` does it anew.
 
     Raises:
         InvalidIdempotencyKey, IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable: nothing was done.
@@ -72,7 +75,10 @@ async def once(
     )
     if isinstance(claim, KeptAnswer):
         return Response(claim.body, claim.status, {**claim.headers, "Idempotent-Replayed": "true"})
-    return await _Claimed(store, claim, answer, keep_for).run(act)
+    claimed = Keep(store, claim, answer, keep_for)
+    if resume and claim.begun and (result := await resume(claim.begun)) is not None:
+        return await claimed.give(result)
+    return await claimed.run(act)
 
 
 def _key_of(http: Request) -> str | None:
@@ -84,7 +90,7 @@ def _key_of(http: Request) -> str | None:
     return given[0]
 
 
-class _Claimed(Generic[T]):
+class Keep(Generic[T]):
     """A request that is done for the first time: its answer is written down once, and kept."""
 
     def __init__(
@@ -96,18 +102,27 @@ class _Claimed(Generic[T]):
         self._keep_for = keep_for
         self._given: Response | None = None
 
-    async def run(self, act: Callable[[Keep[T] | None], Awaitable[T]]) -> Response:
+    async def run(self, act: "Callable[[Keep[T]], Awaitable[T]]") -> Response:
+        """Do it, and give the answer."""
         try:
-            result = await act(self._keep)
-            return self._given or await self._give(result)
+            result = await act(self)
+            return self._given or await self.give(result)
         except BaseException:  # a cancellation, too: the caller should not have to wait for the claim to expire
             await self._release()
             raise
 
-    async def _keep(self, result: T) -> None:
-        await self._give(result)
+    async def __call__(self, result: T) -> None:
+        """Keep the answer that tells ``result``."""
+        await self.give(result)
 
-    async def _give(self, result: T) -> Response:
+    async def begin(self, note: str) -> None:
+        """Note what is about to be done. Where that fails it is done all the same: it takes two failures to matter."""
+        try:
+            await self._store.begin(self._claim, note)
+        except StoreUnavailable as error:
+            log.error("idempotency.not_noted", extra={"claim": self._claim.name, "error": repr(error)})
+
+    async def give(self, result: T) -> Response:
         """Write the answer down and keep it. Where that fails it is no less true, and is given all the same."""
         self._given = response = self._answer(result)
         headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}

@@ -304,6 +304,11 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
 }
 
 
+def detail_of(error: Exception) -> str:
+    """Say what an error of the service means in a sentence, where there is no HTTP."""
+    return _OF_ERROR[type(error)](error).detail
+
+
 def install_problems(app: FastAPI) -> None:
     """Have every error of the table, of validation and of HTTP itself told as a problem."""
     for kind in _OF_ERROR:

@@ -76,7 +76,13 @@ async def start(
         lang=body.lang,
         address=count_address(body.client_ip),
     )
-    return await once(http, lambda keep: service.start(wanted, keep=keep), answer=_started, keep_for=_keep_start)
+    return await once(
+        http,
+        lambda keep: service.start(wanted, keep=keep),
+        answer=_started,
+        keep_for=_keep_start,
+        resume=lambda begun: service.resume(client=client, begun=begun),
+    )
 
 
 def _keep_start(started: Started) -> timedelta:

@@ -37,6 +37,7 @@ from app.settings.sections import (
     TracingSettings,
     WatchSettings,
 )
+from app.settings.serving import ProxySettings, SandboxSettings, TlsSettings
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     mode: Mode = Mode.PRODUCTION
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    workers: int = Field(1, ge=1, le=64)
     purposes: Annotated[list[Purpose], *CommaSeparated, Field(min_length=1)] = [
         "phone_verification",
         "password_reset",
@@ -101,6 +103,8 @@ class Settings(BaseSettings):
     ] = []
     min_balance_rub: Rub = Decimal(10)
     warn_balance_rub: Rub = Decimal(100)
+    tls: TlsSettings = TlsSettings()
+    proxy: ProxySettings = ProxySettings()
     plusofon: PlusofonSettings = PlusofonSettings()
     relay: RelaySettings = RelaySettings()
     secret: SecretSettings = SecretSettings()
@@ -120,6 +124,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     clients: dict[str, ClientSettings] = {}
 
     @model_validator(mode="wrap")
@@ -141,6 +146,7 @@ class Settings(BaseSettings):
         """Find what is right alone and wrong together."""
         if self.warn_balance_rub < self.min_balance_rub:
             yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
+        yield from self._contradictions_of_serving()
         with_keys = {key.client for key in self.api.keys}
         for name in self.clients:
             if with_keys and name not in with_keys:
@@ -157,6 +163,12 @@ class Settings(BaseSettings):
             for place, (_, fixed) in enumerate(self.test.numbers):
                 if fixed.until is None or fixed.until < today:
                     yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+
+    def _contradictions_of_serving(self) -> Iterator[InitErrorDetails]:
+        if self.mode is Mode.SANDBOX and self.workers > 1:
+            yield _mistake(("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process")
+        for field, message in self.tls.contradictions():
+            yield _mistake(("tls", field), message)
 
     def _contradictions_of_the_relay(self) -> Iterator[InitErrorDetails]:
         if not self.relay.channels:
@@ -187,7 +199,7 @@ class Settings(BaseSettings):
     def reachable_url(self) -> str:
         """Where others reach this service."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
-        return self.public_url or f"http://{host}:{self.port}"
+        return self.public_url or f"{'https' if self.tls.cert_file else 'http'}://{host}:{self.port}"
 
     @property
     def names_secret(self) -> bytes:

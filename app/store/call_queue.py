@@ -30,7 +30,7 @@ class RedisCallQueue:
 
     async def schedule(self, name: CallName, delay: timedelta) -> None:
         """Have a call looked up after ``delay``, as if it had never been."""
-        await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [_member(name), ms(delay), ms(_MEMORY)])
+        await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(name), ms(delay), ms(_MEMORY)])
 
     async def claim(self, most: int) -> list[DueCall]:
         """Take up to ``most`` calls that are due, the longest due first."""
@@ -38,25 +38,16 @@ class RedisCallQueue:
         dropped, claimed = await self._runner.run(CLAIM, [_DUE, _ATTEMPTS, _LOOKS], arguments)
         if dropped:
             log.warning("call_queue.dropped", extra={"calls": dropped})
-        return [DueCall(_name(member), attempt) for member, attempt in claimed]
+        return [DueCall(CallName.parse(member.decode()), attempt) for member, attempt in claimed]
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
         """Have a claimed call looked up again after ``delay``, unless the claim is over."""
-        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [_member(call.name), call.attempt, ms(delay), ms(_MEMORY)])
+        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.name), call.attempt, ms(delay), ms(_MEMORY)])
 
     async def done(self, name: CallName) -> None:
         """Look a call up no more. Harmless when repeated."""
-        await self._runner.run(DONE, [_DUE, _ATTEMPTS], [_member(name)])
+        await self._runner.run(DONE, [_DUE, _ATTEMPTS], [str(name)])
 
     async def lag(self) -> timedelta:
         """Tell how long the call that is longest due has waited to be claimed."""
         return timedelta(milliseconds=int(await self._runner.run(LAG, [_DUE], [])))
-
-
-def _member(name: CallName) -> str:
-    return f"{name.verification_id}:{name.serial}"
-
-
-def _name(member: bytes) -> CallName:
-    verification_id, _, serial = member.decode().rpartition(":")
-    return CallName(verification_id, int(serial))

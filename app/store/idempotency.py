@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import secrets
+from dataclasses import replace
 from datetime import timedelta
 
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -17,10 +18,11 @@ from app.verification.idempotency import (
     KeptAnswer,
 )
 
-CLAIM, KEEP, RELEASE = Script("claim"), Script("keep"), Script("release")
+CLAIM, BEGIN, KEEP, RELEASE = (Script(name) for name in ("claim", "begin", "keep", "release"))
 
 _TOKEN_BYTES = 16
 _RETRY_AFTER = 1  # seconds: most requests take less
+_NOTE_KEPT = timedelta(minutes=10)  # longer than any code lives, and so than what a note tells of
 
 
 class RedisIdempotency:
@@ -40,10 +42,10 @@ class RedisIdempotency:
         """Claim a request, or return its answer."""
         claim = Claim(self._name(request), secrets.token_hex(_TOKEN_BYTES))
         arguments: list[Argument] = [self._fingerprint(claim.name, request.body), claim.token, ms(self._claim_for)]
-        outcome, *answer = await self._runner.run(CLAIM, [claim.name], arguments)
+        outcome, *answer = await self._runner.run(CLAIM, _keys(claim), arguments)
         match outcome:
             case b"claimed":
-                return claim
+                return replace(claim, begun=answer[0].decode() or None)
             case b"done":
                 status, headers, body = answer
                 return KeptAnswer(int(status), json.loads(headers), body)
@@ -52,15 +54,19 @@ class RedisIdempotency:
             case _:
                 raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
 
+    async def begin(self, claim: Claim, note: str) -> bool:
+        """Note what is about to be done."""
+        return bool(await self._runner.run(BEGIN, _keys(claim), [claim.token, note, ms(_NOTE_KEPT)]))
+
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
         """Keep the answer of a claimed request."""
         headers = json.dumps(dict(answer.headers))
         arguments: list[Argument] = [claim.token, int(answer.status), headers, answer.body, ms(lifetime)]
-        return bool(await self._runner.run(KEEP, [claim.name], arguments))
+        return bool(await self._runner.run(KEEP, _keys(claim), arguments))
 
     async def release(self, claim: Claim) -> None:
         """Let the request be made again."""
-        await self._runner.run(RELEASE, [claim.name], [claim.token])
+        await self._runner.run(RELEASE, _keys(claim), [claim.token])
 
     def _name(self, request: IdempotentRequest) -> str:
         """Name a request. Neither route nor key can hold the separator, so no two requests share a name."""
@@ -74,6 +80,10 @@ class RedisIdempotency:
         a default, and a repetition across that would look like a reuse. Whoever repeats a request has its bytes.
         """
         return _digest(self._body_key, name.encode() + body)
+
+
+def _keys(claim: Claim) -> list[str]:
+    return [claim.name, claim.name.replace("pv:", "pv:begun:", 1)]
 
 
 def _digest(key: bytes, data: bytes) -> str:

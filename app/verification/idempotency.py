@@ -41,10 +41,14 @@ class KeptAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to do what a request asks: ``name`` says which request, and ``token`` that it is one's own."""
+    """The right to do what a request asks: ``name`` says which request, and ``token`` that it is one's own.
+
+    ``begun`` is what somebody noted who held the claim before and died over it.
+    """
 
     name: str
     token: str = field(repr=False)
+    begun: str | None = None
 
 
 class IdempotencyStore(Protocol):
@@ -59,6 +63,10 @@ class IdempotencyStore(Protocol):
 
         Raises IdempotencyKeyReused or IdempotencyInProgress.
         """
+        ...
+
+    async def begin(self, claim: Claim, note: str) -> bool:
+        """Note what is about to be done, for whoever claims the request if this process dies; false if it was lost."""
         ...
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:

@@ -7,9 +7,10 @@ have placed a call is never followed by another, and a call that did not happen 
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Protocol
 
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester, make_code
@@ -35,7 +36,18 @@ from app.verification.routing import route
 
 log = logging.getLogger(__name__)
 
-Keep = Callable[[Started], Awaitable[None]]
+
+class Keep(Protocol):
+    """Keeps the answer of a start that may be repeated. Neither method raises StoreUnavailable."""
+
+    async def begin(self, note: str) -> None:
+        """Note which call is about to be placed: a repetition of a start that died tells of it and places no other."""
+        ...
+
+    async def __call__(self, started: Started, /) -> None:
+        """Keep the answer that tells of this."""
+        ...
+
 
 FIRST_LOOK = timedelta(seconds=1)  # after a call was placed; it hardly rings before
 _SHORTEST_TRY = 1.0  # seconds; with less, no other channel is tried
@@ -104,6 +116,8 @@ class CallPlacer:
         channels = await self._route(wish)
         code = _make_code(channels[0], wish.policy)
         reservation = await self._reserve(self.new_call(wish, channels[0], code), wish.address, wish.policy)
+        if keep:
+            await keep.begin(str(reservation.name))
         reservation, attempt = await self._try_each(reservation, channels, code, wish)
         return await self._settle(reservation, attempt, wish.policy, keep)
 

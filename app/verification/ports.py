@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from app.verification.channel import Channel
 from app.verification.model import (
@@ -47,6 +47,15 @@ class CallName:
 
     verification_id: str
     serial: int
+
+    def __str__(self) -> str:
+        return f"{self.verification_id}:{self.serial}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what ``str`` made of one."""
+        verification_id, _, serial = text.rpartition(":")
+        return cls(verification_id, int(serial))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

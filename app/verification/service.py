@@ -18,7 +18,7 @@ from app.verification.errors import (
 )
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
-from app.verification.happenings import CallEnded, CodeChecked, LimitHit, Observe, VerificationCanceled
+from app.verification.happenings import CallEnded, CallPlaced, CodeChecked, LimitHit, Observe, VerificationCanceled
 from app.verification.model import CallState, CallStatus, CheckResult, Lang, Started, Status, Verification
 from app.verification.phone import Phone, parse_phone
 from app.verification.placing import CallPlacer, Keep, Wish, at_best
@@ -137,6 +137,31 @@ class VerificationService:
             if (test_code := self._fixed_codes.code_of(wish.phone)) is not None:
                 return await self._start_test(wish, test_code, keep)
             return await self._placer.place(wish, keep)
+
+    async def resume(self, *, client: str, begun: str) -> Started | None:
+        """Tell of a call that a start noted before it died (``Keep.begin``); none if it may be placed anew.
+
+        Raises:
+            StoreUnavailable: nothing is known, so nothing may be done.
+
+        """
+        name = CallName.parse(begun)
+        try:
+            verification = await self._store.read(name.verification_id, client=client)
+            call = verification.call(name.serial)
+            if call is None:
+                return None
+            if call.channel is Channel.REVERSE_CALL and call.dial is None:  # nobody was called, or told whom to call
+                await self._placer.never_placed(None, name, self._policies.for_client(client))
+                return None
+            if call.ref is None and call.state.status is CallStatus.INITIATED:
+                report = CallReport(state=CallState(CallStatus.UNCONFIRMED))
+                verification = (await self._store.record_call(verification, name.serial, report)).verification
+                self._observe(CallPlaced(call.channel, CallStatus.UNCONFIRMED))
+        except VerificationNotFound:
+            return None
+        log.warning("verification.start_resumed", extra={"verification_id": verification.id})
+        return Started(verification)
 
     async def check_by_id(
         self, *, client: str, verification_id: str, code: str | None, address: str | None = None

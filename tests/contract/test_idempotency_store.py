@@ -123,6 +123,52 @@ async def test_the_claim_of_a_dead_request_expires_and_is_taken_over(
     await claim(idempotency)
 
 
+async def test_whoever_takes_a_claim_over_is_told_what_was_begun(idempotency: RedisIdempotency, redis: Redis) -> None:
+    assert (await claim(idempotency)).begun is None
+    await age(redis, CLAIM_FOR)
+    assert await idempotency.begin(await claim(idempotency), "vrf_1:1")
+    with pytest.raises(IdempotencyInProgress):
+        await idempotency.claim(REQUEST)
+
+    for _ in range(2):
+        await age(redis, CLAIM_FOR)
+        assert (await claim(idempotency)).begun == "vrf_1:1"
+
+    await age(redis, CLAIM_FOR)
+    with pytest.raises(IdempotencyKeyReused):
+        await idempotency.claim(replace(REQUEST, body=b"another"))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_what_was_begun_is_forgotten_with_the_end_of_the_claim(
+    idempotency: RedisIdempotency,
+    redis: Redis,
+    keeps: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    claimed = await claim(idempotency)
+    await idempotency.begin(claimed, "vrf_1:1")
+
+    await (idempotency.keep(claimed, ANSWER, CLAIM_FOR) if keeps else idempotency.release(claimed))
+    await age(redis, CLAIM_FOR)
+
+    assert (await claim(idempotency)).begun is None
+
+
+async def test_who_lost_a_claim_notes_nothing(idempotency: RedisIdempotency, redis: Redis) -> None:
+    late = await claim(idempotency)
+    await age(redis, CLAIM_FOR)
+    await claim(idempotency)
+
+    assert not await idempotency.begin(late, "vrf_1:1")
+
+
+async def test_what_was_begun_outlives_every_code_and_not_for_long(idempotency: RedisIdempotency, redis: Redis) -> None:
+    await idempotency.begin(await claim(idempotency), "vrf_1:1")
+
+    (name,) = await redis.keys("pv:begun:*")
+    assert 300_000 < await redis.pttl(name) <= 600_000
+
+
 async def test_a_claim_that_was_taken_over_neither_keeps_nor_releases(
     idempotency: RedisIdempotency, redis: Redis
 ) -> None:

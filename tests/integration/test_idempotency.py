@@ -427,6 +427,22 @@ async def placed(network: VirtualNetwork, phone: str) -> None:
     raise AssertionError("no call was placed")
 
 
+async def test_a_start_that_died_after_its_call_was_placed_is_told_and_not_placed_again(
+    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+) -> None:
+    """Its claim is over by the time that it is repeated. Even a cooldown does not come into it."""
+    dying = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    await placed(network, MagicNumber.NO_REPLY_PLACED)
+    await redis.delete(*await redis.keys(CLAIMS))
+
+    repeated = await start(impatient, MagicNumber.NO_REPLY_PLACED)
+
+    assert (repeated.status_code, repeated.json()["call"]) == (201, {"status": "unconfirmed"})
+    assert_replays(await start(impatient, MagicNumber.NO_REPLY_PLACED), repeated)
+    assert (await dying).json()["verification_id"] == repeated.json()["verification_id"]
+    assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
+
+
 async def test_a_call_that_was_placed_is_told_without_a_redis_to_keep_the_answer(
     impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -464,14 +480,17 @@ async def round_trips(redis: Redis, request: Awaitable[httpx.Response]) -> int:
     return await reads() - before - 1  # to read the counter is one, too
 
 
-async def test_a_start_with_a_key_makes_three_round_trips_and_a_repetition_one(
+async def test_a_start_with_a_key_makes_four_round_trips_and_a_repetition_one(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
-    """The call is recorded and the answer kept in one shared write; a check keeps its answer in one of its own."""
+    """The call is recorded and the answer kept in one shared write; a check keeps its answer in one of its own.
+
+    Before the call is placed, it is noted that it will be: for a repetition, if the start dies over it.
+    """
     verification_id = (await start(api, OTHER_PHONE, "warm")).json()["verification_id"]  # loads the scripts
     await check(api, verification_id, "000000", "warm")
 
-    assert [await round_trips(redis, start(api)) for _ in range(2)] == [3, 1]
+    assert [await round_trips(redis, start(api)) for _ in range(2)] == [4, 1]
     assert [await round_trips(redis, check(api, verification_id, "000000")) for _ in range(2)] == [3, 1]
 
 

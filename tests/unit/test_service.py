@@ -80,6 +80,21 @@ class World:
         return (await self.service.start(request)).verification
 
 
+class FakeKeep:
+    """Remembers what it was to keep."""
+
+    def __init__(self) -> None:
+        self.begun = ""
+        self.kept: list[Started] = []
+
+    async def begin(self, note: str) -> None:
+        assert not self.kept
+        self.begun = note
+
+    async def __call__(self, started: Started) -> None:
+        self.kept.append(started)
+
+
 @pytest.fixture
 def world() -> World:
     return World()
@@ -418,14 +433,23 @@ async def test_a_client_may_do_only_what_its_own_policy_allows(world: World) -> 
 
 
 async def test_what_is_told_and_what_is_kept_are_the_same(world: World) -> None:
-    kept: list[Started] = []
-
-    async def keep(started: Started) -> None:
-        kept.append(started)
+    keep = FakeKeep()
 
     told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), keep=keep)
 
-    assert kept == [told]
+    assert keep.kept == [told]
+
+
+async def test_a_start_that_died_is_told_of_once_and_as_it_is(world: World) -> None:
+    keep = FakeKeep()
+    told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), keep=keep)
+
+    resumed = await world.service.resume(client="shop", begun=keep.begun)
+
+    assert resumed
+    assert resumed.verification.id == told.verification.id
+    assert len(world.sender.calls) == 1
+    assert await world.service.resume(client="bank", begun=keep.begun) is None
 
 
 async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: World) -> None:

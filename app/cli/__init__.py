@@ -1,0 +1,50 @@
+"""The command line: ``plusofon-verify``. Each group of commands has a module of its own."""
+
+import typer
+
+from app.cli.call import call
+from app.cli.common import EXIT_SETTINGS, ask_redis, examples
+from app.cli.doctor import doctor
+from app.cli.forget import forget
+from app.cli.guard import guard_cli
+from app.cli.making import keygen, openapi
+from app.cli.serving import demo, serve
+from app.cli.stats import stats
+from app.cli.verifications import verifications_cli
+from app.settings import SettingsError
+from app.webhooks.cli import make_events_cli
+from app.wiring import open_dead_letters
+
+__all__ = ["cli", "main"]
+
+cli = typer.Typer(
+    name="plusofon-verify",
+    help="Phone verification by voice call, for Russian numbers.",
+    epilog="Settings come from the environment and .env; .env.example lists them all."
+    "\n\nExit codes: 0 it is done, or all is well; 1 it failed, or the answer is no; 2 wrong settings or arguments.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show the values of local variables
+)
+
+cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem"))(serve)
+cli.command(epilog=examples("demo", "demo --port 8080"))(demo)
+cli.command(epilog=examples("doctor", "doctor --json"))(doctor)
+cli.command(epilog=examples("call +79001234567", "call 89001234567 --lang en --yes --no-check"))(call)
+cli.command(epilog=examples("stats", "stats --day 2026-01-31 --json"))(stats)
+cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))(forget)
+cli.command(epilog=examples("keygen --client shop"))(keygen)
+cli.command(epilog=examples("openapi > openapi.json"))(openapi)
+cli.add_typer(verifications_cli, name="verifications")
+cli.add_typer(guard_cli, name="guard")
+cli.add_typer(make_events_cli(lambda question: ask_redis(open_dead_letters, question)), name="events")
+
+
+def main() -> None:
+    """Run the command line; wrong settings are told in sentences, with exit code 2."""
+    try:
+        cli()
+    except SettingsError as error:
+        for sentence in error.sentences:
+            typer.echo(sentence, err=True)
+        raise SystemExit(EXIT_SETTINGS) from None

@@ -1,0 +1,208 @@
+"""What ``doctor`` looks at: each check is a function that tells what it found, and changes nothing."""
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from enum import StrEnum
+
+from redis.asyncio import Redis
+
+from app.settings import Mode, Settings
+from app.store.health import RedisHealth, RedisUnreachable, examine
+from app.tokens import TokenSigner
+from app.verification.errors import ProviderError, ProviderRejected, VerificationError
+from app.verification.phone import Phone
+from app.verification.ports import ProviderAccounts
+
+_OLDEST_REDIS = (7,)  # the first with PEXPIRETIME
+_SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start two or three
+_CLOCK_DRIFTS = timedelta(seconds=2)
+_CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
+_OTHER_FILES = 100  # the process's own, and connections to Redis
+_MADE_UP = Phone("+79001234567")  # nothing is done with it but signing
+
+
+class Result(StrEnum):
+    """What came of a check: all is well, it works but not as it should, or it does not work."""
+
+    FINE = "ok"
+    DOUBTFUL = "warning"
+    WRONG = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, and what to do about it; neither holds a secret."""
+
+    check: str
+    result: Result
+    told: str
+    advice: str = ""
+
+
+def fine(check: str, told: str) -> Finding:
+    """Tell that all is well."""
+    return Finding(check, Result.FINE, told)
+
+
+def doubtful(check: str, told: str, advice: str) -> Finding:
+    """Tell that something works, but not as it should."""
+    return Finding(check, Result.DOUBTFUL, told, advice)
+
+
+def wrong(check: str, told: str, advice: str) -> Finding:
+    """Tell that something does not work."""
+    return Finding(check, Result.WRONG, told, advice)
+
+
+async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
+    """Check that Redis is reached, is new enough, keeps what it is given, and lets the service do its work."""
+    try:
+        health = await examine(redis, within=within)
+    except RedisUnreachable as error:
+        advice = "Check REDIS_URL, that Redis runs, and that this machine may connect to it."
+        return [wrong("redis", f"Redis {error.why}", advice)]
+    return [
+        _version(health),
+        _role(health),
+        _eviction(health),
+        _persistence(health),
+        _round_trip(health),
+        _permissions(health),
+        _clock(health),
+    ]
+
+
+def _version(health: RedisHealth) -> Finding:
+    if health.version is None:
+        return doubtful(
+            "redis", "reached; its user may not ask for its version (INFO)", "Allow INFO, or look yourself."
+        )
+    if health.version < _OLDEST_REDIS:
+        return wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")
+    return fine("redis", f"{health.name} is reached")
+
+
+def _role(health: RedisHealth) -> Finding:
+    if health.is_replica:
+        return wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
+    return fine("redis role", "takes writes" if health.is_replica is False else "not told")
+
+
+def _eviction(health: RedisHealth) -> Finding:
+    if health.eviction is None:
+        return doubtful("redis eviction", "not told", "Make sure that maxmemory-policy is noeviction.")
+    if health.eviction != "noeviction":
+        told = f"maxmemory-policy is {health.eviction}: when memory is full, limits and codes are forgotten"
+        return wrong("redis eviction", told, "Set maxmemory-policy noeviction.")
+    return fine("redis eviction", "maxmemory-policy is noeviction")
+
+
+def _persistence(health: RedisHealth) -> Finding:
+    advice = "Set appendonly yes, or save, unless that is meant."
+    if health.persistence is None:
+        return doubtful("redis persistence", "not told", "Make sure that appendonly, or save, is on.")
+    if not health.persistence:
+        told = "off: with a restart of Redis pending codes, limits and undelivered events are lost"
+        return doubtful("redis persistence", told, advice)
+    return fine("redis persistence", f"on ({', '.join(health.persistence)})")
+
+
+def _round_trip(health: RedisHealth) -> Finding:
+    milliseconds = f"{health.round_trip / timedelta(milliseconds=1):.2f} ms"
+    if health.round_trip > _SLOW:
+        return doubtful("redis round trip", milliseconds, "Bring Redis closer: every request waits for it.")
+    return fine("redis round trip", milliseconds)
+
+
+def _permissions(health: RedisHealth) -> Finding:
+    if health.refused:
+        told = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
+        advice = "Allow it: ACL SETUSER … ~pv:* &pv:* +@all -@dangerous +info"
+        return wrong("redis permissions", told, advice)
+    return fine("redis permissions", "scripts run, and changes can be told")
+
+
+def _clock(health: RedisHealth) -> Finding:
+    seconds = health.ahead.total_seconds()
+    told = f"Redis is {abs(seconds):.2f} s {'ahead of' if seconds > 0 else 'behind'} this machine"
+    advice = "Have both keep time by NTP (chrony, systemd-timesyncd)."
+    if abs(health.ahead) > _CLOCK_IS_WRONG:
+        return wrong("clock", told, advice)
+    return doubtful("clock", told, advice) if abs(health.ahead) > _CLOCK_DRIFTS else fine("clock", told)
+
+
+async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:
+    """Check that the provider is reached, takes the token, and can be paid. Reading costs nothing."""
+    try:
+        found = await accounts.get_account()
+    except ProviderRejected as error:
+        advice = (
+            "Check PLUSOFON_ACCESS_TOKEN, PLUSOFON_USER_ID and, if the account has two tokens, PLUSOFON_CABINET_TOKEN."
+        )
+        return [wrong("provider", f"reached, but it refuses the token: {error.message}", advice)]
+    except ProviderError:
+        advice = "Check that this machine may connect to PLUSOFON_BASE_URL, by https and without a proxy."
+        return [wrong("provider", "not reached, or its answer made no sense", advice)]
+    names = ", ".join(account.name for account in found) or "no account by name"
+    return [fine("provider", f"reached, and it takes the token ({names})"), await _balance(accounts, minimum, warning)]
+
+
+async def _balance(accounts: ProviderAccounts, minimum: Decimal, warning: Decimal) -> Finding:
+    try:
+        rub = await accounts.get_balance()
+    except ProviderError:
+        advice = "Calls are placed all the same. A PLUSOFON_CABINET_TOKEN may be needed to read it."
+        return doubtful("balance", "cannot be read", advice)
+    top_up = "Top the account up in Plusofon's cabinet."
+    if rub < minimum:
+        return wrong("balance", f"{rub:.2f} RUB, below MIN_BALANCE_RUB ({minimum}): no call is placed", top_up)
+    if rub < warning:
+        return doubtful("balance", f"{rub:.2f} RUB, below WARN_BALANCE_RUB ({warning})", top_up)
+    return fine("balance", f"{rub:.2f} RUB")
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Check what can be told from the settings and this process alone. That they are complete is known by now."""
+    yield fine("settings", f"complete, for {settings.mode} mode")
+    if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
+        told = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
+        yield doubtful("call token", told, "`plusofon-verify call` tries it, with a call.")
+    yield _https(settings)
+    yield _tokens(settings)
+    yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _https(settings: Settings) -> Finding:
+    if settings.tls.cert_file:
+        return fine("https", "by the service itself (TLS_CERT_FILE)")
+    if settings.public_url and settings.public_url.startswith("https://"):
+        return fine("https", "by a proxy, as PUBLIC_URL says")
+    if settings.mode is Mode.SANDBOX:
+        return fine("https", "not needed in sandbox mode")
+    advice = "Put a proxy in front and set PUBLIC_URL=https://…, or set TLS_CERT_FILE and TLS_KEY_FILE."
+    return doubtful(
+        "https", "nothing says that callers come by HTTPS: codes, phones and API keys could be read", advice
+    )
+
+
+def _tokens(settings: Settings) -> Finding:
+    try:
+        signer = TokenSigner(settings.token_keys, issuer=settings.token.issuer)
+        token = signer.sign(phone=_MADE_UP, purpose="doctor", verification_id="doctor", client="doctor")
+        signer.verify(token, client="doctor")
+    except (ValueError, OSError, VerificationError):
+        advice = "Make a new one with `plusofon-verify keygen`."
+        return wrong("token keys", "a token that was signed with them does not verify", advice)
+    return fine("token keys", "sign and verify")
+
+
+def _files(settings: Settings, limit: int) -> Finding:
+    needed = settings.events.listeners + settings.plusofon.max_connections + _OTHER_FILES
+    told = f"{'unlimited' if limit == resource.RLIM_INFINITY else limit} here"
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        advice = f"Allow {needed} (ulimit -n, LimitNOFILE=), or lower EVENTS_LISTENERS."
+        return doubtful("open files", f"{told}; EVENTS_LISTENERS and calls may need {needed}", advice)
+    return fine("open files", f"{told}, {needed} may be needed")

@@ -1,0 +1,64 @@
+"""``doctor``: says what is right and what is not with an installation, and what to do about it."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+
+import typer
+
+from app.cli.checks import Finding, Result, check_provider, check_redis, check_settings, wrong
+from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson
+from app.settings import Settings, SettingsError, load_settings
+from app.wiring import open_accounts, open_redis
+
+_MARKS = {
+    Result.FINE: typer.style("✓", fg="green"),
+    Result.DOUBTFUL: typer.style("!", fg="yellow"),
+    Result.WRONG: typer.style("✗", fg="red"),
+}
+
+
+def doctor(*, as_json: AsJson = False) -> None:
+    """Check settings, Redis, the provider and this machine; it changes nothing and costs nothing.
+
+    ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the provider is the sandbox's own, and
+    without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings are wrong.
+    """
+    logging.disable()  # whatever happens, the command itself tells it
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        advice = ".env.example says what each setting is for."
+        _show([wrong("settings", sentence, advice) for sentence in error.sentences], as_json=as_json)
+        raise typer.Exit(EXIT_SETTINGS) from None
+    findings = asyncio.run(_examine(settings))
+    _show(findings, as_json=as_json)
+    if any(finding.result is Result.WRONG for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+async def _examine(settings: Settings) -> list[Finding]:
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(open_redis(settings))
+        accounts = await stack.enter_async_context(open_accounts(settings))
+        of_redis, of_provider = await asyncio.gather(
+            check_redis(redis, within=5 * settings.redis.timeout_seconds),
+            check_provider(accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub),
+        )
+    return [*check_settings(settings), *of_redis, *of_provider]
+
+
+def _show(findings: Sequence[Finding], *, as_json: bool) -> None:
+    if as_json:
+        ok = not any(finding.result is Result.WRONG for finding in findings)
+        typer.echo(
+            json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False)
+        )
+        return
+    for finding in findings:
+        typer.echo(f"{_MARKS[finding.result]} {finding.check:<18} {finding.told}")
+        if finding.advice:
+            typer.echo(f"  {'':<18} → {finding.advice}")

@@ -1,0 +1,105 @@
+"""``serve`` and ``demo``: the service as one process or several, until it is told to stop."""
+
+import logging
+from importlib.metadata import version
+from math import ceil
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from app.cli.common import settings_with
+from app.cli.worker import make_app_of
+from app.settings import Mode, Settings, shown_settings
+from app.telemetry.exposition import shared_between_workers
+from app.telemetry.logging import configure_logging
+
+log = logging.getLogger(__name__)
+
+_WORKER = "app.cli.worker:make_app"
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that serve, about one a core; WORKERS in the environment.")
+]
+TlsCert = Annotated[str | None, typer.Option(help="Certificate chain in PEM, for HTTPS; TLS_CERT_FILE.")]
+TlsKey = Annotated[str | None, typer.Option(help="Its private key in PEM; TLS_KEY_FILE.")]
+
+
+def serve(
+    host: Host = None, port: Port = None, workers: Workers = None, tls_cert: TlsCert = None, tls_key: TlsKey = None
+) -> None:
+    """Serve the API with the settings of the environment (production mode unless MODE says otherwise).
+
+    With SIGTERM it takes no new requests, finishes those in progress, and ends. With several workers SIGHUP replaces
+    them one by one, which reads the settings and a renewed certificate anew.
+    """
+    _serve(settings_with(HOST=host, PORT=port, WORKERS=workers, TLS_CERT_FILE=tls_cert, TLS_KEY_FILE=tls_key))
+
+
+def demo(host: Host = None, port: Port = None) -> None:
+    """Serve the sandbox: an embedded Redis and a virtual telephone network; no real call is placed."""
+    settings = settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port)
+    typer.echo(_banner(settings))
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    """Serve until told to stop; requests in progress are finished."""
+    configure_logging(level=settings.log.level, style=settings.log.format)
+    log.info(
+        "service.starting",
+        extra={
+            "version": version("plusofon-verify"),
+            "mode": settings.mode,
+            "address": f"{'https' if settings.tls.cert_file else 'http'}://{settings.host}:{settings.port}",
+            "workers": settings.workers,
+            "settings": shown_settings(settings),
+        },
+    )
+    options = uvicorn_options(settings)
+    if settings.workers == 1:
+        uvicorn.run(make_app_of(settings), **options)
+        return
+    with shared_between_workers():
+        # By name: each worker makes an application of its own, from the environment.
+        uvicorn.run(_WORKER, factory=True, workers=settings.workers, **options)
+
+
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
+    """Say how uvicorn is to serve."""
+    proxies = [str(network) for network in settings.proxy.addresses]
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "loop": "uvloop",
+        "http": "httptools",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,  # the service writes a line of its own for each request
+        "server_header": False,
+        "proxy_headers": bool(proxies),
+        "forwarded_allow_ips": proxies,
+        "ssl_certfile": settings.tls.cert_file,
+        "ssl_keyfile": settings.tls.key_file,
+        "timeout_graceful_shutdown": ceil(settings.longest_request.total_seconds()),
+    }
+
+
+def _banner(settings: Settings) -> str:
+    who = "those with a key of API_KEYS" if settings.api.keys else "everybody"
+    where = "the Redis of REDIS_URL" if settings.redis.url else "an embedded Redis"
+    address = settings.reachable_url
+    return f"""
+  Plusofon Verify · SANDBOX: no real call is placed, codes can be read back,
+  {who} may call the API, verifications are kept in {where}
+
+    demo page    {address}/demo
+    API docs     {address}/docs
+    a phone      {address}/sandbox/phones/+79001234567/calls
+    dial         POST {address}/sandbox/phones/+79001234567/dial
+    numbers      {address}/sandbox/magic-numbers   +79000000001 is busy, +79000000002 never answers, …
+
+    curl -s {address}/verify/start -H 'Content-Type: application/json' -d '{{"phone": "+79001234567"}}'
+"""

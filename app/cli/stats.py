@@ -1,0 +1,85 @@
+"""``stats``: what happened on a day, over all processes and machines."""
+
+import json
+from collections.abc import Iterator
+from datetime import date, datetime
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.common import AsJson, ask_redis
+from app.store.stats import DayStats
+from app.verification.model import CallStatus
+from app.wiring import open_stats
+
+
+def stats(
+    day: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="One of the last eight days (UTC); without it, today."),
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a day's calls, conversion, refusals and spend. Test numbers are not counted."""
+    wanted: date | None = day.date() if day else None
+    found = ask_redis(open_stats, lambda reader: reader.read(wanted))
+    typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
+
+
+def _facts(found: DayStats) -> dict[str, Any]:
+    return {
+        "day": found.day.isoformat(),
+        "started": _by_channel(found.started),
+        "placed": _by_channel(found.placed),
+        "ended": _by_channel(found.ended),
+        "refused": _by_channel(found.refused),
+        "limits": dict(found.limits),
+        "calls": found.calls,
+        "verified": found.verified,
+        "wrong_codes": found.wrong,
+        "locked": found.locked,
+        "canceled": found.canceled,
+        "conversion": None if found.conversion is None else round(found.conversion, 4),
+        "spend_rub": float(found.spend_rub),
+    }
+
+
+def _by_channel(counts: Any) -> dict[str, Any]:  # noqa: ANN401 - by channel, or by channel and a word
+    told: dict[str, Any] = {}
+    for key, count in counts.items():
+        if isinstance(key, tuple):
+            channel, word = key
+            told.setdefault(str(channel), {})[str(word)] = count
+        else:
+            told[str(key)] = count
+    return told
+
+
+def _table(found: DayStats) -> Iterator[str]:
+    begun, ended = sum(found.started.values()), sum(found.ended.values())
+    answered = sum(count for (_, status), count in found.ended.items() if status is CallStatus.COMPLETED)
+    unconfirmed = sum(count for (_, status), count in found.placed.items() if status is CallStatus.UNCONFIRMED)
+    yield f"{found.day} (UTC)"
+    yield f"verifications  {begun:>7}   verified {found.verified} ({_share(found.verified, begun)})"
+    yield f"calls placed   {found.calls:>7}   unconfirmed {unconfirmed}"
+    yield f"calls ended    {ended:>7}   answered {answered} ({_share(answered, ended)})"
+    yield f"calls refused  {sum(found.refused.values()):>7}   {_words(_refusals(found))}"
+    yield f"limits hit     {sum(found.limits.values()):>7}   {_words(found.limits)}"
+    yield f"wrong codes    {found.wrong:>7}   locked {found.locked}, canceled {found.canceled}"
+    yield f"spend          {found.spend_rub:>7}   RUB, each call at CALL_PRICE_RUB"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _refusals(found: DayStats) -> dict[str, int]:
+    told: dict[str, int] = {}
+    for (_, kind), count in found.refused.items():
+        told[kind] = told.get(kind, 0) + count
+    return told
+
+
+def _words(counts: Any) -> str:  # noqa: ANN401 - any mapping of words
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

@@ -1,0 +1,92 @@
+"""``verifications show``: one verification as the service sees it, whichever client's it is."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.common import AsJson, ask_redis, examples, fail, settings_with_redis
+from app.settings import make_policies
+from app.store.verifications import RedisVerificationStore
+from app.verification.errors import VerificationNotFound
+from app.verification.model import Call, Verification
+from app.wiring import open_verifications
+
+_ID = "vrf_0a11b22c33d44e55f667788"
+
+verifications_cli = typer.Typer(help="Look at single verifications.", no_args_is_help=True)
+
+
+@verifications_cli.callback()
+def _group() -> None:
+    """Look at single verifications."""
+
+
+@verifications_cli.command(epilog=examples(f"verifications show {_ID}", f"verifications show {_ID} --json"))
+def show(
+    verification_id: Annotated[str, typer.Argument(metavar="ID", help=f"Such as {_ID}.")], *, as_json: AsJson = False
+) -> None:
+    """Show a verification: its status, calls, checks and times. The phone is masked, and there is no code to show."""
+    settings = settings_with_redis()
+    policies = make_policies(settings)
+
+    async def read(store: RedisVerificationStore) -> Verification:
+        found = await store.read(verification_id, client=None)
+        policy = policies.for_client(found.client)
+        return found.without_lost_calls(lifetime=policy.lifetime, patience=policy.patience)
+
+    try:
+        found = ask_redis(open_verifications, read, settings=settings)
+    except VerificationNotFound:
+        raise fail("There is no such verification: it never was, or it expired.") from None
+    typer.echo(json.dumps(_facts(found), indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(found)))
+
+
+def _facts(found: Verification) -> dict[str, Any]:
+    return {
+        "verification_id": found.id,
+        "status": found.status,
+        "client": found.client,
+        "purpose": found.purpose,
+        "phone": found.phone.masked,
+        "channel": found.channel,
+        "calls_left": found.calls_left,
+        "checks_left": found.checks_left,
+        "created_at": _moment(found.created_at),
+        "expires_at": _moment(found.expires_at),
+        "expires_in": found.expires_in,
+        "resend_in": found.resend_in,
+        "test": found.test,
+        "calls": [_call_facts(call) for call in found.calls],
+    }
+
+
+def _call_facts(call: Call) -> dict[str, Any]:
+    return {
+        "serial": call.serial,
+        "channel": call.channel,
+        "status": call.state.status,
+        "provider_status": call.state.provider_status,
+        "dial": call.dial.e164 if call.dial else None,
+        "expires_at": _moment(call.expires_at),
+    }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None
+
+
+def _lines(found: Verification) -> Iterator[str]:
+    resend = "no other call" if found.resend_in is None else f"another call in {found.resend_in} s"
+    yield f"{found.id}   {found.status.upper()}{'   a test number: nobody was called' if found.test else ''}"
+    yield f"phone     {found.phone.masked}"
+    yield f"client    {found.client}, purpose {found.purpose}"
+    yield f"created   {found.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    yield f"expires   {found.expires_at:%Y-%m-%d %H:%M:%S} UTC, in {found.expires_in} s"
+    yield f"checks    {found.checks_left} left"
+    yield f"calls     {found.calls_left} left, {resend}"
+    for call in found.calls:
+        word = f" (the provider's word: {call.state.provider_status})" if call.state.provider_status else ""
+        yield f"  {call.serial}  {call.channel:<13} {call.state.status}{word}"

@@ -1,0 +1,197 @@
+"""Mixed load for minutes, on a provider that fails and on workers that are killed; then it is counted what was lost.
+
+Three workers of the service share one Redis and one sandbox provider, which fails 30 % of the requests that place
+calls, each in a way drawn at random. Every 20 s one worker gets SIGKILL and is started again. People verify, mistype,
+ask again, call off, forget; a receiver takes webhooks, and fails at times. In the end what clients were told is held
+against the network's list of calls, the events that were delivered, and the keys in Redis. Ends with 1 unless the five
+counts are zero.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import uvloop
+from redis.asyncio import Redis
+
+from benchmarks.chaos_scene import FAULTS, LIFETIME, WORKERS, Scene, open_scene
+
+AT_ONCE = 400  # people, at most
+PEOPLE_END_WITHIN, OUTBOX_EMPTY_WITHIN = 90.0, 150.0  # seconds
+SHOWN = 10  # pieces of evidence of a kind
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """For how many ``seconds`` how many people come a second, and how often (seconds) a worker is killed."""
+
+    seconds: float
+    rate: float
+    kill_every: float
+
+
+async def play(scene: Scene, plan: Plan) -> None:
+    """Let people come, and workers die; then let everybody finish, with all workers alive."""
+    disturbances = [
+        asyncio.create_task(scene.workers.kill_one_every(plan.kill_every)),
+        asyncio.create_task(_watch_keys(scene)),
+    ]
+    people: set[asyncio.Task[None]] = set()
+
+    def left(person: asyncio.Task[None]) -> None:
+        people.discard(person)
+        if not person.cancelled() and (error := person.exception()):
+            scene.ledger.stuck.append(f"a person who met what nobody expects: {error!r}")
+
+    ends_at = time.monotonic() + plan.seconds
+    try:
+        while time.monotonic() < ends_at and not any(task.done() for task in disturbances):
+            await asyncio.sleep(random.expovariate(plan.rate))
+            if len(people) < AT_ONCE:
+                task = asyncio.create_task(scene.people.verify_one())
+                people.add(task)
+                task.add_done_callback(left)
+            else:
+                scene.ledger.counts["people turned away by the load itself"] += 1
+    finally:
+        for task in disturbances:
+            task.cancel()
+    for result in await asyncio.gather(*disturbances, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+    await scene.workers.revive()
+    if people:
+        _, late = await asyncio.wait(people, timeout=PEOPLE_END_WITHIN)
+        scene.ledger.stuck += ["a person who was never done"] * len(late)
+        for task in late:
+            task.cancel()
+
+
+async def _watch_keys(scene: Scene) -> None:
+    while True:
+        await _find_keys_without_ttl(scene)
+        await asyncio.sleep(5)
+
+
+async def _find_keys_without_ttl(scene: Scene) -> None:
+    names = [name async for name in scene.redis.scan_iter(count=1000)]
+    for at in range(0, len(names), 1000):
+        chunk = names[at : at + 1000]
+        pipeline = scene.redis.pipeline(transaction=False)
+        for name in chunk:
+            pipeline.pttl(name)
+        kept = zip(chunk, await pipeline.execute(), strict=True)
+        scene.ledger.without_ttl |= {name.decode() for name, left in kept if left == -1}  # -2: gone by now
+
+
+async def settle(scene: Scene) -> None:
+    """Wait until everything has expired and is delivered, and hold what is left against what was told."""
+    print("The load is over; waiting for what is left to expire and to be delivered …", flush=True)
+    await asyncio.sleep(LIFETIME + 2)
+    deadline = time.monotonic() + OUTBOX_EMPTY_WITHIN
+    while (left := await _left(scene.redis)) and time.monotonic() < deadline:  # noqa: ASYNC110 - others empty it
+        await asyncio.sleep(1)
+    scene.ledger.stuck += [f"{what}: {many}" for what, many in left.items()]
+    await _find_keys_without_ttl(scene)
+    scene.ledger.note_calls({phone: len(scene.people.calls(phone)) for phone in scene.people.phones})
+    await _read_all(scene)
+
+
+async def _left(redis: Redis) -> dict[str, int]:
+    """Tell what waits for something, by its key."""
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.xlen("pv:{events}")
+    sets = [*(f"pv:{{events}}:{name}" for name in ("expiry", "retry", "dead")), "pv:{queue}:due"]
+    for name in sets:
+        pipeline.zcard(name)
+    pipeline.hlen("pv:{queue}:attempts")
+    found = zip(["pv:{events}", *sets, "pv:{queue}:attempts"], await pipeline.execute(), strict=True)
+    return {name: many for name, many in found if many}
+
+
+async def _read_all(scene: Scene) -> None:
+    """Ask for every verification that anybody was told of: by now none is there."""
+    ids = iter(list(scene.ledger.told))
+
+    async def read() -> None:
+        for verification_id in ids:
+            answer = await scene.client.send("GET", f"/verify/{verification_id}")
+            if answer.problem != "verification-not-found":
+                scene.ledger.stuck.append(f"{verification_id}: {answer.word}")
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(16):
+            group.create_task(read())
+
+
+def report(scene: Scene) -> bool:
+    """Print the numbers, and tell whether those that must be are zero."""
+    ledger, counts = scene.ledger, scene.ledger.counts
+    logged = scene.workers.logged()
+    lost = [*ledger.lost_webhooks(), *scene.receiver.forged]
+    lost += ledger.unexplained_events(scene.people.unanswered)
+    delivered = sum(event.times for event in ledger.events.values())
+    outcomes = {name.removeprefix("start "): many for name, many in counts.items() if name.startswith("start ")}
+    answered = sum(many for name, many in counts.items() if name.startswith("people: "))
+    unanswered = sum(many for name, many in counts.items() if name.startswith("unanswered: "))
+    rows = {
+        "people": f"{len(scene.people.phones):,}, of whom {answered:,} got a verification",
+        "requests": f"{counts['requests']:,}, of which {unanswered:,} reached a dead worker or died with one",
+        "starts": f"{counts['starts']:,}: {_listed(outcomes)}",
+        "faults of the provider": _listed({fault.value: many for fault, many in scene.network.faults.met.items()}),
+        "calls that rang": f"{sum(len(scene.people.calls(phone)) for phone in scene.people.phones):,}",
+        "codes heard, numbers dialled": f"{counts['codes heard']:,}, {counts['numbers dialled']:,}",
+        "told": _listed({name.removeprefix("told "): n for name, n in counts.items() if name.startswith("told ")}),
+        "workers killed, started again": f"{scene.workers.kills}, {scene.workers.restarts}",
+        "events delivered": f"{len(ledger.events):,}, and {delivered - len(ledger.events):,} of them again;"
+        f" the receiver failed {scene.receiver.failures:,} times",
+        "starts that nobody was answered": f"{len(scene.people.unanswered):,}",
+        "logged by the workers": _listed(logged),
+    }
+    shown = ("starts that", "events of", "verified, as", "too late", "nothing heard", "refused, and", "people turned")
+    rows |= {name: f"{many:,}" for name, many in sorted(counts.items()) if name.startswith(shown)} | rows
+    zeros = {
+        "calls placed twice": ledger.placed_twice,
+        "heard codes that did not verify": ledger.not_verified,
+        "verifications stuck": ledger.stuck,
+        "keys without TTL": sorted(ledger.without_ttl),
+        "webhooks lost": lost,
+    }
+    print()
+    for name, value in rows.items():
+        print(f"{name:56}{value}")
+    print()
+    for name, evidence in zeros.items():
+        print(f"{name:56}{len(evidence):,}")
+        for line in evidence[:SHOWN]:
+            print(f"    {line}")
+    return not any(zeros.values())
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {many:,}" for name, many in sorted(counts.items(), key=lambda item: -item[1])) or "none"
+
+
+async def main(plan: Plan) -> int:
+    """Play it, print what came of it, and tell whether nothing was lost."""
+    print(f"{WORKERS} workers on {os.cpu_count()} cores, {plan.seconds:g} s, {plan.rate:g} people a second,", end=" ")
+    print(f"{FAULTS:.0%} of placing requests fail, a worker is killed every {plan.kill_every:g} s", flush=True)
+    async with open_scene() as scene:
+        await play(scene, plan)
+        await settle(scene)
+        return int(not report(scene))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--rate", type=float, default=15, help="people a second")
+    parser.add_argument("--kill-every", type=float, default=20, help="seconds")
+    with suppress(KeyboardInterrupt):
+        sys.exit(uvloop.run(main(Plan(**vars(parser.parse_args())))))
+    sys.exit(130)

@@ -1,0 +1,123 @@
+"""Everything that takes part in chaos, built up around one Redis and one provider, and nothing left of it behind."""
+
+import base64
+import hashlib
+import json
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import aiohttp
+from redis.asyncio import Redis
+
+from app.plusofon.sandbox import Faults, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.store.connection import connect
+from app.store.embedded import EmbeddedServer
+from app.tokens import generate_keys
+from benchmarks.chaos_client import Client
+from benchmarks.chaos_ledger import Ledger
+from benchmarks.chaos_people import People
+from benchmarks.chaos_receiver import Receiver
+from benchmarks.chaos_worker import PROVIDER_URL
+from benchmarks.chaos_workers import Workers
+
+CLIENT = "shop"
+USER_ID, PROVIDER_TOKEN = "chaos", "chaos-access-token"
+WORKERS = 3
+FAULTS = 0.3  # share of the requests that place a call
+LIFETIME = 30  # seconds; as short as can be, so that codes expire while it runs
+COOLDOWN = 1  # seconds; so short that it is no help against a second call for a start that is repeated
+PACE = 0.2  # seconds of a phase of a call
+
+MANY = "10000000"
+SERVICE = {
+    "LOG_LEVEL": "warning",
+    "LOG_FORMAT": "json",
+    "CODE_LIFETIME_SECONDS": str(LIFETIME),
+    "CALL_COOLDOWNS_SECONDS": str(COOLDOWN),
+    "PLUSOFON_TIMEOUT_SECONDS": "2",
+    "PLUSOFON_CONNECT_TIMEOUT_SECONDS": "1",
+    "PLUSOFON_CIRCUIT_SECONDS": "1",
+    "PLUSOFON_HOOK_DELAY_SECONDS": "0.5",
+    "WATCH_PER_SECOND": "100",
+    "LIMIT_CALLS_PER_RANGE": MANY,
+    "LIMIT_CALLS_PER_CLIENT": MANY,
+    "LIMIT_CALLS_PER_DAY": MANY,
+    "LIMIT_FAILED_CHECKS_PER_PHONE": MANY,
+    "LIMIT_FAILED_CHECKS_PER_CLIENT": MANY,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Everything that takes part."""
+
+    ledger: Ledger
+    network: VirtualNetwork
+    redis: Redis
+    receiver: Receiver
+    workers: Workers
+    client: Client
+    people: People
+
+
+@asynccontextmanager
+async def open_scene() -> AsyncIterator[Scene]:
+    """Build it all up, and leave nothing behind."""
+    ledger = Ledger()
+    network = VirtualNetwork(
+        pace=PACE, balance=Decimal(10_000_000), calls_kept=1_000_000, faults=Faults(share=FAULTS, seed=42)
+    )
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    api_key = secrets.token_urlsafe(32)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plusofon-verify-chaos-")))
+        redis_url = stack.enter_context(EmbeddedServer()).url
+        redis = connect(redis_url, timeout=10)
+        stack.push_async_callback(redis.aclose)
+        provider = create_sandbox_app(network, user_id=USER_ID, access_token=PROVIDER_TOKEN)
+        provider_url = (await stack.enter_async_context(SandboxServer(provider))).url
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=10, connect=2)
+            )
+        )
+        receiver = Receiver(secret, ledger, http)
+        receiver_url = (await stack.enter_async_context(SandboxServer(receiver.app))).url
+        environment = {
+            **SERVICE,
+            PROVIDER_URL: provider_url,
+            "REDIS_URL": redis_url,
+            "PUBLIC_URL": receiver_url,
+            "PLUSOFON_USER_ID": USER_ID,
+            "PLUSOFON_ACCESS_TOKEN": PROVIDER_TOKEN,
+            "SECRET_KEY": secrets.token_urlsafe(48),
+            "TOKEN_KEYS": generate_keys(),
+            "API_KEYS": f"{CLIENT}:{hashlib.sha256(api_key.encode()).hexdigest()}",
+            "CLIENTS": json.dumps(
+                {
+                    CLIENT: {
+                        "webhook_url": f"{receiver_url}/events",
+                        "webhook_secret": secret,
+                        "webhook_full_phone": True,
+                    }
+                }
+            ),
+        }
+        workers = await stack.enter_async_context(Workers(WORKERS, environment, folder))
+        receiver.worker_urls = [worker.url for worker in workers.all]
+        client = Client(http, receiver.worker_urls, api_key, ledger.counts)
+        people = People(client, network, ledger, lifetime=LIFETIME, cooldown=COOLDOWN)
+        yield Scene(
+            ledger=ledger,
+            network=network,
+            redis=redis,
+            receiver=receiver,
+            workers=workers,
+            client=client,
+            people=people,
+        )

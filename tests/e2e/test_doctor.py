@@ -1,0 +1,82 @@
+"""``doctor`` as a process: what it says, and how it exits, when all is well and when something is not."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from redis import Redis
+
+from app.store.embedded import EmbeddedServer
+from tests.e2e.test_commands import run
+
+Done = subprocess.CompletedProcess[str]
+REFUSED_TOKEN = "a-token-that-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def forgetful() -> Iterator[str]:
+    """A Redis that forgets keys when its memory is full."""
+    with EmbeddedServer() as server:
+        with Redis.from_url(server.url) as redis:
+            redis.config_set("maxmemory-policy", "allkeys-lru")
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def outputs(redis_url: str, forgetful: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Run it in every situation at once: each is a process of its own."""
+    folder = tmp_path_factory.mktemp("doctor")
+    sandbox = {"MODE": "sandbox", "REDIS_URL": redis_url}
+    situations: dict[str, Callable[[], Done]] = {
+        "well": lambda: run("doctor", cwd=folder, **sandbox),
+        "Redis down": lambda: run("doctor", cwd=folder, MODE="sandbox", REDIS_URL="redis://:a-password@127.0.0.1:1"),
+        "wrong token": lambda: run("doctor", cwd=folder, SANDBOX_ACCESS_TOKEN=REFUSED_TOKEN, **sandbox),
+        "low balance": lambda: run("doctor", cwd=folder, SANDBOX_BALANCE_RUB="5", **sandbox),
+        "eviction": lambda: run("doctor", cwd=folder, MODE="sandbox", REDIS_URL=forgetful),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(situations, pool.map(lambda start: start(), situations.values()), strict=True))
+
+
+def lines(done: Done, mark: str) -> list[str]:
+    return [line for line in done.stdout.splitlines() if line.startswith(mark)]
+
+
+def test_where_all_is_well_every_line_says_so(outputs: dict[str, Done]) -> None:
+    done = outputs["well"]
+
+    assert (done.returncode, done.stderr, lines(done, "✗")) == (0, "", [])
+    fine = "\n".join(lines(done, "✓"))
+    for told in ("noeviction", "takes the token (Sandbox)", "10000.00 RUB", "scripts run", "sign and verify"):
+        assert told in fine
+    # The embedded server keeps nothing, which is said and is no failure.
+    assert [line.split()[1:3] for line in lines(done, "!")] == [["redis", "persistence"]]
+
+
+@pytest.mark.parametrize(
+    ("situation", "begin", "advice"),
+    [
+        ("Redis down", "✗ redis              Redis is not reached", "Check REDIS_URL"),
+        ("wrong token", "✗ provider           reached, but it refuses the token", "Check PLUSOFON_ACCESS_TOKEN"),
+        ("low balance", "✗ balance            5.00 RUB, below MIN_BALANCE_RUB (10)", "Top the account up"),
+        ("eviction", "✗ redis eviction     maxmemory-policy is allkeys-lru", "Set maxmemory-policy noeviction."),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_what_to_do(
+    outputs: dict[str, Done], situation: str, begin: str, advice: str
+) -> None:
+    done = outputs[situation]
+
+    assert (done.returncode, done.stderr) == (1, "")
+    (line,) = lines(done, "✗")
+    assert line.startswith(begin)
+    after = done.stdout.splitlines()
+    assert after[after.index(line) + 1].lstrip().startswith(f"→ {advice}")
+
+
+def test_no_secret_is_told(outputs: dict[str, Done]) -> None:
+    text = "".join(done.stdout + done.stderr for done in outputs.values())
+
+    for secret in (REFUSED_TOKEN, "sandbox-access-token", "a-password"):
+        assert secret not in text

@@ -1,0 +1,190 @@
+"""``serve`` as in production: several workers on one port, HTTPS by itself, and an end that cuts nobody off."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from redis import Redis
+
+from app.tokens import generate_keys
+from tests.e2e.conftest import BARE, command, free_port
+
+API_KEY = "a-made-up-api-key"
+SECRETS = {
+    "PLUSOFON_USER_ID": "made-up-user-id",
+    "PLUSOFON_ACCESS_TOKEN": "made-up-access-token",
+    "SECRET_KEY": "a-made-up-secret-key-0123456789-0123456789",
+    "TOKEN_KEYS": generate_keys(),
+}
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path, *arguments: str, environment: Mapping[str, str], tls: ssl.SSLContext | None = None
+) -> Iterator["Serving"]:
+    port, log = free_port(), folder / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command("serve", "--port", str(port), *arguments),
+            cwd=folder,
+            env={**BARE, **environment},
+            stdout=output,
+            stderr=output,
+        )
+    served = Serving(process, f"{'https' if tls else 'http'}://127.0.0.1:{port}", log, tls)
+    try:
+        served.wait_until_ready()
+        yield served
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+
+
+class Serving:
+    """A running ``plusofon-verify serve``, and all that it wrote."""
+
+    def __init__(self, process: subprocess.Popen[bytes], base_url: str, log: Path, tls: ssl.SSLContext | None) -> None:
+        self.process = process
+        self.base_url = base_url
+        self.log = log
+        self.tls = tls
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.base_url}{path}", verify=self.tls or True)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if self.get("/readyz").status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def events(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def workers(self) -> list[int]:
+        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log.read_text())]
+
+    def wait_for_workers(self, count: int) -> list[int]:
+        deadline = time.monotonic() + 20
+        while len(self.workers()) < count:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return self.workers()
+
+
+@pytest.fixture
+def silent_provider() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"https://127.0.0.1:{server.getsockname()[1]}"
+
+
+def wait_for_a_phone(redis_url: str) -> None:
+    """Wait until a start has stored its code: from then on it waits for the provider."""
+    deadline = time.monotonic() + 10
+    with Redis.from_url(redis_url) as redis:
+        while not redis.keys("pv:{???}:p:*"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_two_workers_share_a_port_and_finish_what_is_in_progress(
+    redis_url: str, silent_provider: str, tmp_path: Path
+) -> None:
+    environment = {
+        **SECRETS,
+        "API_KEYS": f"shop:{hashlib.sha256(API_KEY.encode()).hexdigest()}",
+        "REDIS_URL": redis_url,
+        "METRICS_OPEN": "true",
+        "PLUSOFON_BASE_URL": silent_provider,
+        "PLUSOFON_CONNECT_TIMEOUT_SECONDS": "2",
+        "PLUSOFON_TIMEOUT_SECONDS": "2.5",
+    }
+    with serving(tmp_path, "--workers", "2", environment=environment) as served, ThreadPoolExecutor(1) as pool:
+        workers = served.wait_for_workers(2)
+        for _ in range(20):
+            assert served.get("/problems/unauthorized").status_code == 200
+        counted = re.search(
+            r'requests_total\{[^}]*route="/problems/\{slug\}"[^}]*\} (\S+)', served.get("/metrics").text
+        )
+        assert counted
+        assert float(counted[1]) == 20  # whichever worker was asked
+
+        starting = pool.submit(
+            httpx.post,
+            f"{served.base_url}/verify/start",
+            json={"phone": "+79001234567"},
+            headers={"Authorization": f"Bearer {API_KEY}"},
+        )
+        wait_for_a_phone(redis_url)
+        assert not starting.done()
+        served.process.send_signal(signal.SIGTERM)
+
+        assert starting.result().json()["type"] == "/problems/provider-unavailable"
+        assert served.process.wait(20) == 0
+        assert not [pid for pid in workers if is_alive(pid)]
+
+    (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
+    assert (starts["mode"], starts["workers"]) == ("production", 2)
+    assert "Traceback" not in (text := served.log.read_text())
+    for secret in SECRETS.values():
+        assert secret not in text
+
+
+def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "all.pem")
+
+    with serving(
+        tmp_path, "--tls-cert", "all.pem", "--tls-key", "all.pem", environment={"MODE": "sandbox"}, tls=tls
+    ) as served:
+        assert served.get("/livez").status_code == 200
+
+    (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
+    assert str(starts["address"]).startswith("https://")
+
+
+def test_each_worker_keeps_the_garbage_collector_off_the_hot_path(tmp_path: Path) -> None:
+    program = """
+import gc
+from app.cli.worker import make_app
+make_app()
+print(gc.get_threshold()[0], gc.get_freeze_count())
+"""
+    environment = {**BARE, "MODE": "sandbox"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+
+    threshold, frozen = map(int, done.stdout.split())
+    assert threshold == 50_000
+    assert frozen > 10_000
