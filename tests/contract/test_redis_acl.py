@@ -32,7 +32,9 @@ from app.store.changes import RedisChanges
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.events import RedisOutbox
+from app.store.forget import RedisOblivion
 from app.store.guard import RedisFraudGuard
+from app.store.health import examine
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisLimits
 from app.store.redemptions import RedisRedemptions
@@ -324,19 +326,21 @@ async def test_what_the_document_has_pasted_makes_both_users(admin: Redis, tmp_p
         assert await send(admin, *call) == b"OK"
 
 
-async def test_whoever_runs_the_service_may_do_the_same_and_look_and_search(server_url: str, admin: Redis) -> None:
+async def test_whoever_runs_the_service_may_do_the_same_and_look_and_forget(server_url: str, admin: Redis) -> None:
     await give(admin, RIGHTS_OF_OPERATOR)
 
     async with user(server_url) as redis:
         for flow in FLOWS:
             await flow(redis)
-        assert (await redis.info())["maxmemory_policy"] == "noeviction"
-        assert await redis.config_get("save") == {"save": ""}
-        assert [key async for key in redis.scan_iter(match="pv:*")]
-        await redis.hscan("pv:somewhere")
-        await redis.zscan("pv:somewhere")
+        health = await examine(redis, within=SOON)
+        runner = ScriptRunner(redis, timeout=1)
+        forgotten = await RedisOblivion(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
         with pytest.raises(NoPermissionError):
             await redis.flushall()
+
+    assert (health.eviction, health.persistence, health.refused) == ("noeviction", (), ())
+    assert forgotten.verifications == 1
+    assert await refusals(admin) == {"flushall"}
 
 
 async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: Redis) -> None:

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from app.cli import cli
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,3 +44,26 @@ def test_what_is_linked_exists(document: Path) -> None:
         file = document.parent / target if target else document
         assert file.exists(), target
         assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), anchor
+
+
+def test_every_setting_named_there_exists() -> None:
+    settings = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+    named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|WORKERS|CHANNELS|CLIENTS|SITE)(?=[`=])", OPERATIONS))
+
+    assert named
+    assert named <= settings, named - settings
+
+
+def test_every_command_named_there_exists() -> None:
+    named = re.findall(r"plusofon-verify ([a-z][^`\n]*)", OPERATIONS)
+
+    assert named
+    for command in set(named):
+        words, options = (
+            re.findall(r"(?<!\S)[a-z]+(?!\S)", command.partition(" --")[0]),
+            re.findall(r"--[a-z]+", command),
+        )
+        told = CliRunner().invoke(cli, [*words, "--help"], env={"COLUMNS": "200"})
+        assert told.exit_code == 0, command
+        assert all(option in told.output for option in options), command
