@@ -1,0 +1,404 @@
+"""The service's user in Redis: with the rights of docs/operations.md everything works, and not without any of them."""
+
+import asyncio
+import hashlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from asgi_lifespan import LifespanManager
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.main import create_app
+from app.plusofon.sandbox import SandboxServer, VirtualNetwork
+from app.settings import load_settings
+from app.store.balance import RedisBalanceBoard
+from app.store.call_queue import RedisCallQueue
+from app.store.changes import RedisChanges
+from app.store.connection import connect
+from app.store.embedded import EmbeddedServer
+from app.store.events import RedisOutbox
+from app.store.forget import RedisOblivion
+from app.store.guard import RedisFraudGuard
+from app.store.health import examine
+from app.store.idempotency import RedisIdempotency
+from app.store.limits import RedisLimits
+from app.store.redemptions import RedisRedemptions
+from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
+from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
+from app.verification.errors import VerificationLocked
+from app.verification.guard import GuardRules
+from app.verification.happenings import VerificationCanceled
+from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
+from app.verification.model import CallState, CallStatus, Status
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import CallName, CallReport, Guess, NewCall
+
+ROOT = Path(__file__).parents[2]
+KEY = b"a key of the tests, known to all"
+PASSWORD = "made-up-for-the-tests"
+SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
+HOUR = timedelta(hours=1)
+SOON = 5.0  # seconds
+POLICY = Policy(cooldowns=(timedelta(0),))
+RIGHT, WRONG = b"r" * 32, b"w" * 32
+
+
+(BLOCK,) = re.findall(r"```sh\n(RIGHTS=.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+RIGHTS = BLOCK.split("'")[1].split()
+RIGHTS_OF_OPERATOR = [*RIGHTS, *re.findall(r"\+\S+", BLOCK.partition('"$RIGHTS ')[2].partition('"')[0])]
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    """A server of its own: what is counted here is of this user alone."""
+    with EmbeddedServer() as server:
+        yield server.url
+
+
+@pytest.fixture
+async def admin(server_url: str) -> AsyncIterator[Redis]:
+    client = connect(server_url, timeout=1)
+    await send(client, "FLUSHALL")
+    await send(client, "SCRIPT", "FLUSH")
+    await give(client, RIGHTS)
+    yield client
+    await client.aclose()
+
+
+async def send(redis: Redis, *words: str) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+    return await redis.execute_command(*words)  # type: ignore[no-untyped-call] # the library's own
+
+
+async def give(admin: Redis, rights: list[str]) -> None:
+    """Make the user anew with these rights, known to no connection and to no log."""
+    await send(admin, "ACL", "DELUSER", "verify")
+    await send(admin, "ACL", "SETUSER", "verify", "reset", "on", f">{PASSWORD}", *rights)
+    await send(admin, "ACL", "LOG", "RESET")
+
+
+async def refusals(admin: Redis) -> set[str]:
+    """Tell what the user was refused."""
+    log: list[Any] = await send(admin, "ACL", "LOG")
+    entries = [entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True)) for entry in log]
+    found = [{_text(name): _text(value) for name, value in entry.items()} for entry in entries]
+    return {entry["object"] for entry in found if entry["username"] == "verify"}
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def as_user(server_url: str) -> str:
+    return f"{server_url.replace('unix://', 'unix://verify@', 1)}?password={PASSWORD}"
+
+
+@asynccontextmanager
+async def user(server_url: str) -> AsyncIterator[Redis]:
+    client = connect(as_user(server_url), timeout=1)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def new_call(number: int) -> NewCall:
+    return NewCall(
+        client="shop",
+        phone=Phone(f"+790012345{number:02}"),
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=RIGHT,
+        code_length=6,
+        checks=5,
+    )
+
+
+async def verify(redis: Redis) -> None:
+    """Start, resend, follow, check, lock, cancel, redeem, and take back."""
+    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, told_clients={"shop"})
+    await store.ping()
+    verification = (await store.start(new_call(1), POLICY)).verification
+    await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
+    await store.start(new_call(1), POLICY)
+    await store.take_back(verification, 2, POLICY)
+    await store.read(verification.id, client="shop")
+    wrong, right = Guess(client="shop", candidates=[WRONG]), Guess(client="shop", candidates=[RIGHT])
+    assert (await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)).checks_left == 4
+    assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
+    assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
+
+    canceled = (await store.start(new_call(2), POLICY)).verification
+    await store.cancel("shop", canceled.id)
+
+    locked = (await store.start(new_call(3), POLICY)).verification
+    with suppress(VerificationLocked):
+        for _ in range(6):
+            await store.check_by_id(locked.id, wrong, POLICY)
+
+
+async def protect(redis: Redis) -> None:
+    """Limits, the guard, repeated requests, the balance, the queue of calls and the statistics."""
+    runner = ScriptRunner(redis, timeout=1)
+    limits, phone = RedisLimits(runner, key=KEY), Phone("+79001234567")
+    allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
+    await limits.take("token", allowances)
+    await limits.give_back("token", allowances)
+
+    rules = GuardRules(min_calls=1, maturity=timedelta(0))
+    guard = RedisFraudGuard(runner, rules)
+    await guard.admit(phone, "shop")
+    await guard.succeeded(phone, "shop")
+    for _ in range(2):
+        await guard.retract(phone, "shop")
+    await guard.blocks()
+    await guard.lift("+79001234")
+
+    idempotency = RedisIdempotency(runner, key=KEY)
+    request = IdempotentRequest(client="shop", route="/verify/start", key="key", body=b"{}")
+    claim = await idempotency.claim(request)
+    assert isinstance(claim, Claim)
+    await idempotency.release(claim)
+    claim = await idempotency.claim(request)
+    assert isinstance(claim, Claim)
+    assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), HOUR)
+
+    board = RedisBalanceBoard(runner)
+    assert (await board.look(HOUR)).is_reader
+    await board.post(Decimal("12.5"))
+
+    queue = RedisCallQueue(runner, per_second=5, lease=HOUR)
+    for number in range(2):
+        await queue.schedule(CallName(f"vrf_{number:023x}", 1), timedelta(0))
+    first, second = await queue.claim(2)
+    await queue.retry(first, timedelta(0))
+    await queue.lag()
+    await queue.done(second.name)
+
+    stats = RedisStats(runner, call_price_rub=Decimal(3))
+    stats.observe(VerificationCanceled())
+    await stats.flush()
+    assert (await stats.read()).canceled == 1
+    assert await stats.used(allowances[0], key=KEY) == 0
+
+
+async def deliver(redis: Redis) -> None:
+    """Take events, try again, give up, look at what was given up, and send it again."""
+    runner = ScriptRunner(redis, timeout=1)
+    store = RedisVerificationStore(runner, phone_key=KEY, told_clients={"shop"})
+    outbox = RedisOutbox(runner, claim_after=timedelta(0), most_dead=1)
+    verification = (await store.start(new_call(8), POLICY)).verification
+    await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.INITIATED), ref="ref"))
+    await store.cancel("shop", verification.id)
+
+    first, second, *_ = await outbox.take(100)
+    assert await outbox.set_aside(first, attempts=1, error="status 500", pause=timedelta(0))
+    await outbox.set_aside(second, attempts=7, error="status 500", pause=None)
+    await outbox.set_aside((await outbox.take(1))[0], attempts=7, error="status 500", pause=None)
+    assert (await outbox.backlog()).dead == 1
+    assert len(await outbox.dead_letters()) == 1
+    assert await outbox.resend_all() == 1
+    for delivery in await outbox.take(100):
+        await outbox.done(delivery)
+
+
+async def hear(redis: Redis) -> None:
+    """Hear of changes, on a connection that is quiet for long enough to be asked whether it lives."""
+    changes = RedisChanges(redis, quiet=0.05)
+    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY)
+    verification = (await store.start(new_call(9), POLICY)).verification
+    try:
+        async with changes.listen(verification.id) as feed:
+            assert await feed.changed(SOON)
+            await asyncio.sleep(0.15)
+            await store.cancel("shop", verification.id)
+            assert await feed.changed(SOON)
+    finally:
+        await changes.aclose()
+
+
+FLOWS = (verify, protect, deliver, hear)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+async def test_with_these_rights_every_script_and_subscription_works(
+    flow: Callable[[Redis], Any], server_url: str, admin: Redis
+) -> None:
+    async with user(server_url) as redis:
+        await flow(redis)
+
+    assert await refusals(admin) == set()
+
+
+@pytest.mark.parametrize("right", [right for right in RIGHTS if right[0] in "+~&"])
+async def test_without_any_one_of_these_rights_something_is_refused(right: str, server_url: str, admin: Redis) -> None:
+    await give(admin, [other for other in RIGHTS if other != right])
+
+    async with user(server_url) as redis:
+        for flow in (verify, protect, deliver):
+            with suppress(Exception):
+                await flow(redis)
+        if not await refusals(admin):  # it can only be the subscription, which begins at once and never comes about
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await hear(redis)
+
+    assert any(name.startswith(right[1:].rstrip("*")) for name in await refusals(admin))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("KEYS", "*"),
+        ("SCAN", "0"),
+        ("CONFIG", "GET", "requirepass"),
+        ("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"),
+        ("ACL", "LIST"),
+        ("SHUTDOWN",),
+        ("MONITOR",),
+        ("CLIENT", "LIST"),
+        ("SCRIPT", "FLUSH"),
+        ("REPLICAOF", "192.0.2.1", "6379"),
+        ("HGETALL", "somebody:else"),
+        ("SET", "somebody:else", "1"),
+        ("PUBLISH", "somebody:else", "1"),
+        ("SUBSCRIBE", "somebody:else"),
+    ],
+    ids=" ".join,
+)
+async def test_what_the_service_does_not_do_is_refused(command: tuple[str, ...], server_url: str, admin: Redis) -> None:
+    async with user(server_url) as redis:
+        with pytest.raises(NoPermissionError):
+            await send(redis, *command)
+
+
+async def test_a_script_of_somebody_elses_reaches_no_further(server_url: str, admin: Redis) -> None:
+    """Whoever has the password may load scripts; these have the rights of the user all the same."""
+    async with user(server_url) as redis:
+        for source in ("return redis.call('FLUSHALL')", "return redis.call('HGETALL', 'somebody:else')"):
+            sha = await redis.script_load(source)
+            with pytest.raises(ResponseError, match=r"(?i)no permissions"):
+                await redis.evalsha(sha, 0)
+
+
+def test_every_command_of_a_script_stands_in_the_document() -> None:
+    """A script of the command line, such as `forget`, is run by whoever runs the service."""
+    for file in (ROOT / "app" / "store" / "lua").glob("*.lua"):
+        used = re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", file.read_text())
+        rights = RIGHTS_OF_OPERATOR if file.name.startswith("forget_") else RIGHTS
+        assert {name.lower() for name in used} <= {right[1:].partition("|")[0] for right in rights}, file.name
+
+
+def pasted(folder: Path) -> list[list[str]]:
+    """Run what stands in the document with a redis-cli that only writes down how it was called."""
+    stand_in = folder / "redis-cli"
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s " "$@" >> {folder}/called\necho >> {folder}/called\n')
+    stand_in.chmod(0o755)
+    subprocess.run(["sh", "-eu", "-c", BLOCK], env={"PATH": f"{folder}:{os.environ['PATH']}"}, check=True)
+    return [call.split() for call in (folder / "called").read_text().splitlines()]
+
+
+async def test_what_the_document_has_pasted_makes_both_users(admin: Redis, tmp_path: Path) -> None:
+    of_service, of_operator = pasted(tmp_path)
+
+    assert of_service == ["ACL", "SETUSER", "verify", "reset", "on", ">the-password", *RIGHTS]
+    assert of_operator == ["ACL", "SETUSER", "verify-operator", "reset", "on", ">another-password", *RIGHTS_OF_OPERATOR]
+    for call in (of_service, of_operator):
+        assert await send(admin, *call) == b"OK"
+
+
+async def test_whoever_runs_the_service_may_do_the_same_and_look_and_forget(server_url: str, admin: Redis) -> None:
+    await give(admin, RIGHTS_OF_OPERATOR)
+
+    async with user(server_url) as redis:
+        for flow in FLOWS:
+            await flow(redis)
+        health = await examine(redis, within=SOON)
+        runner = ScriptRunner(redis, timeout=1)
+        forgotten = await RedisOblivion(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
+        with pytest.raises(NoPermissionError):
+            await redis.flushall()
+
+    assert (health.eviction, health.persistence, health.refused) == ("noeviction", (), ())
+    assert forgotten.verifications == 1
+    assert await refusals(admin) == {"flushall"}
+
+
+async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: Redis) -> None:
+    network, events = VirtualNetwork(pace=0.02), list[str]()
+
+    async def receive(request: Request) -> Response:
+        events.append((await request.json())["type"])
+        return Response(status_code=204)
+
+    receiver = Starlette(routes=[Route("/hook", receive, methods=["POST"])])
+    async with SandboxServer(receiver) as hook:
+        settings = load_settings(
+            mode="sandbox",
+            redis={"url": as_user(server_url)},
+            clients={"sandbox": {"webhook_url": f"{hook.url}/hook", "webhook_secret": SECRET}},
+            admin={"keys": [f"me:{hashlib.sha256(b'admin').hexdigest()}"]},
+            _env_file=None,
+        )
+        async with (
+            LifespanManager(create_app(settings, network)) as manager,
+            httpx.AsyncClient(transport=httpx.ASGITransport(manager.app), base_url="http://verify") as api,
+        ):
+            await use(api, network)
+            await until(lambda: "verification.canceled" in events and "call.status_changed" in events)
+
+    assert {"verification.created", "verification.verified", "verification.canceled"} <= set(events)
+    assert await refusals(admin) == set()
+
+
+async def use(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
+    """Do over HTTP what clients do, and whoever runs the service."""
+    body = {"phone": "+79001234567", "channel": "voice", "client_ip": "192.0.2.1"}
+    key = {"Idempotency-Key": "one"}
+    first = (await api.post("/verify/start", json=body, headers=key)).json()
+    assert (await api.post("/verify/start", json=body, headers=key)).json() == first
+    assert (await api.post("/verify/start", json=body)).status_code == 429
+    await until(lambda: bool(network.calls_of("+79001234567")[-1].heard))
+    code = str(network.calls_of("+79001234567")[-1].heard)
+    guess = {"verification_id": first["verification_id"], "code": code, "client_ip": "192.0.2.1"}
+    assert not (await api.post("/verify/check", json={**guess, "code": "00000"})).json()["verified"]
+    token = (await api.post("/verify/check", json=guess)).json()["token"]
+    story = await api.get(f"/verify/{first['verification_id']}/events")
+    assert '"status":"verified"' in story.text
+    proof = {"token": token, "purpose": "phone_verification"}
+    assert (await api.post("/verify/token/redeem", json=proof)).json()["redeemed"]
+
+    for phone, channel in (("+79001234568", "flash_call"), ("+79001234569", "reverse_call")):
+        other = (await api.post("/verify/start", json={"phone": phone, "channel": channel})).json()
+        assert (await api.post(f"/verify/{other['verification_id']}/cancel")).json()["status"] == "canceled"
+    admin = {"Authorization": "Bearer admin"}
+    assert (await api.get("/admin/guard", headers=admin)).status_code == 200
+    assert (await api.delete("/admin/guard/+79001234", headers=admin)).status_code == 404
+    assert (await api.get("/provider/account")).json()["balance_rub"] > 0
+    assert (await api.get("/readyz")).status_code == 200
+
+
+async def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not done():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)

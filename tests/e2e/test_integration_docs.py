@@ -1,0 +1,304 @@
+"""The examples of docs/integration, run as they stand there; those of a language that is not here, read."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.problems import PROBLEM_TYPES
+from app.main import create_api
+from tests.e2e.conftest import Demo, free_port
+
+DOCS = Path(__file__).parents[2] / "docs" / "integration"
+PHONE = "+79001234567"
+LANGUAGES = ("curl", "python", "javascript", "go", "php")
+OPENAPI = create_api().openapi()
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / f"{document}.md").read_text(), re.DOTALL)
+
+
+def environment(demo: Demo, **more: str) -> dict[str, str]:
+    told = {"VERIFY_URL": demo.base_url, "VERIFY_KEY": "the-sandbox-asks-for-none", "NO_COLOR": "1", **more}
+    kept = ("PATH", "HOME", "GOCACHE", "GOPATH", "LD_LIBRARY_PATH", "PHPRC", "PHP_INI_SCAN_DIR")
+    return {name: os.environ[name] for name in kept if name in os.environ} | told
+
+
+def wrong(code: str) -> str:
+    return code[:-1] + str((int(code[-1]) + 1) % 10)
+
+
+def calls(demo: Demo) -> int:
+    return len(httpx.get(f"{demo.base_url}/sandbox/phones/{PHONE}/calls").json()["calls"])
+
+
+@contextlib.contextmanager
+def listening(command: list[str], port: int, **options: Any) -> Iterator[str]:  # noqa: ANN401 - Popen's own
+    """Run a server until it is not needed any more; gives its address."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not httpx_reaches(url := f"http://127.0.0.1:{port}"):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.kill()
+
+
+def httpx_reaches(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def run_curl(demo: Demo, folder: Path) -> None:
+    (script,) = blocks("curl", "sh")
+
+    done = subprocess.run(
+        ["sh", "-eu", "-c", script],
+        env=environment(demo),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    told = [answer.get("type", answer.get("status", answer.get("redeemed"))) for answer in answers]
+    assert told == [
+        "pending",
+        "/problems/call-cooldown",
+        "pending",
+        "pending",
+        True,
+        "/problems/token-already-redeemed",
+        "canceled",
+    ]
+    assert answers[0]["verification_id"] == answers[1]["verification_id"] == answers[2]["verification_id"]
+    assert answers[3]["checks_left"] == 4
+    assert answers[4]["phone"] == PHONE
+
+
+def run_javascript(demo: Demo, folder: Path) -> None:
+    (server,), (page,) = blocks("javascript", "js"), blocks("javascript", "html")
+    (script,) = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
+    (folder / "server.mjs").write_text(server)
+    (folder / "sign-up.html").write_text(page)
+    (folder / "page.mjs").write_text(script)
+    subprocess.run(["node", "--check", str(folder / "page.mjs")], check=True, timeout=30)
+
+    port = free_port()
+    with (
+        listening(["node", str(folder / "server.mjs")], port, env=environment(demo, PORT=str(port))) as url,
+        httpx.Client(base_url=url) as browser,
+    ):
+        assert browser.get("/").text == page
+        assert "retry_after" not in browser.post("/sign-up", json={"code": "123456"}).json()
+        started = browser.post("/sign-up/call", json={"phone": PHONE}).json()
+        assert started == {"phone": "+7900•••4567", "resend_in": 60}
+        assert browser.post("/sign-up/call", json={"phone": PHONE}).json()["retry_after"] > 50
+        code = demo.hear(PHONE)
+        assert browser.post("/sign-up", json={"code": wrong(code)}).json() == {"welcome": False, "checks_left": 4}
+        with browser.stream("GET", "/sign-up/events") as events:
+            assert events.headers["content-type"].startswith("text/event-stream")
+            lines = events.iter_lines()
+            assert '"status":"pending"' in next(line for line in lines if line.startswith("data:"))
+            assert browser.post("/sign-up", json={"code": code}).json() == {"welcome": True}
+            assert '"status":"verified"' in next(line for line in lines if line.startswith("data:"))
+
+
+def run_go(demo: Demo, folder: Path) -> None:
+    (source,) = blocks("go", "go")
+    (folder / "sign-up.go").write_text(source)
+    local = environment(demo, GOPROXY="off", GOTOOLCHAIN="local", GOFLAGS="-mod=mod", CGO_ENABLED="0")
+    for command in (["vet", "sign-up.go"], ["build", "-o", "sign-up", "sign-up.go"]):
+        subprocess.run(["go", *command], cwd=folder, env=local, check=True, timeout=300)
+
+    with subprocess.Popen(
+        [str(folder / "sign-up")], env=local, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as person:
+        assert person.stdin
+        person.stdin.write(f"{PHONE}\n\n")  # and another call at once
+        person.stdin.flush()
+        code = demo.hear(PHONE)
+        said, _ = person.communicate(f"{wrong(code)}\n{code}\n", timeout=30)
+    lines = said.splitlines()
+    assert lines[1] == "We are calling +7900•••4567. The code, or nothing for another call?"
+    assert re.fullmatch(r"Please try again in \d+ s\.", lines[2])
+    assert lines[3:] == ["That was not the code. More tries: 4", f"Welcome, {PHONE}"]
+
+
+def run_php(demo: Demo, folder: Path) -> None:
+    (page,) = blocks("php", "php")
+    (folder / "index.php").write_text(page)
+
+    port = free_port()
+    extensions = ["-d", "extension=curl"] if b"\ncurl\n" not in subprocess.check_output(["php", "-m"]) else []
+    command = ["php", *extensions, "-d", f"session.save_path={folder}", "-S", f"127.0.0.1:{port}", "-t", str(folder)]
+    with listening(command, port, env=environment(demo)) as url, httpx.Client(base_url=url) as browser:
+
+        def said(**form: str) -> str:
+            return browser.post("/", data=form).text.rpartition('<p role="status">')[2].removesuffix("</p>\n")
+
+        assert said(phone="12345") == "This is not a phone number that exists in Russia."
+        assert said(phone=PHONE) == "We are calling +7900•••4567. Another call is possible in 60 s."
+        assert re.fullmatch(r"Please try again in \d+ s\.", said(phone=PHONE))
+        code = demo.hear(PHONE)
+        assert said(code=wrong(code)) == "That was not the code. 4 more tries."
+        assert said(code=code) == "Welcome!"
+
+
+PROGRAMS: Mapping[str, Callable[[Demo, Path], None]] = {
+    "curl": run_curl,
+    "node": run_javascript,
+    "go": run_go,
+    "php": run_php,
+}
+
+
+# A language that is not installed here is not run; what its example names is compared with the API below.
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if shutil.which(name)])
+def test_an_example_signs_somebody_up(program: str, demo: Demo, tmp_path: Path) -> None:
+    folder = tmp_path / "example"
+    folder.mkdir()
+
+    PROGRAMS[program](demo, folder)
+
+    assert calls(demo) == 1  # whatever was repeated
+
+
+@pytest.fixture
+def python(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The module of python.md, importable, and the snippet for FastAPI run on it."""
+    module, fastapi, _ = blocks("python", "python")
+    (tmp_path / "verify.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VERIFY_URL", demo.base_url)
+    monkeypatch.setenv("VERIFY_KEY", "the-sandbox-asks-for-none")
+    names: dict[str, Any] = {"__name__": "main"}
+    try:
+        exec(compile(fastapi, "python.md", "exec", dont_inherit=True), names)
+        yield names
+        names["verify"].api.close()
+    finally:
+        sys.modules.pop("verify", None)
+
+
+def test_the_python_module_asks_and_tells_what_was_refused(demo: Demo, python: dict[str, Any]) -> None:
+    verify = python["verify"]
+
+    started = verify.start("8 (900) 123-45-67", "192.0.2.1")
+    with pytest.raises(verify.Refused, match="called again in") as refusal:
+        verify.start(PHONE, "192.0.2.1")
+    code = demo.hear(PHONE)
+    missed = verify.check(started["verification_id"], wrong(code), "192.0.2.1")
+    checked = verify.check(started["verification_id"], code, "192.0.2.1")
+    proved = verify.redeem(checked["token"])
+    with pytest.raises(verify.Refused) as again:
+        verify.redeem(checked["token"])
+
+    assert (refusal.value.slug, refusal.value.retry_after) == ("call-cooldown", pytest.approx(59, abs=3))
+    assert (missed["verified"], missed["checks_left"]) == (False, 4)
+    assert proved == PHONE
+    assert (again.value.slug, again.value.retry_after) == ("token-already-redeemed", None)
+
+
+class LosesAnswers(httpx.BaseTransport):
+    """Sends each request, and loses the answer to the first."""
+
+    def __init__(self) -> None:
+        self._real = httpx.HTTPTransport()
+        self.sent = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self._real.handle_request(request)
+        self.sent += 1
+        if self.sent == 1:
+            answer.read()
+            raise httpx.ReadTimeout("the answer was lost")
+        return answer
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def test_the_python_module_repeats_a_request_whose_answer_was_lost_without_another_call(
+    demo: Demo, python: dict[str, Any]
+) -> None:
+    verify = python["verify"]
+    verify.api.close()
+    verify.api = httpx.Client(base_url=demo.base_url, transport=(transport := LosesAnswers()))
+
+    assert verify.start(PHONE, "192.0.2.1")["calls_placed"] == 1
+
+    assert (transport.sent, calls(demo)) == (2, 1)
+
+
+async def test_the_routes_of_fastapi_sign_somebody_up(demo: Demo, python: dict[str, Any]) -> None:
+    app = python["app"]
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=20) as browser:
+        called = await browser.post("/sign-up/call", json={"phone": PHONE})
+        early = await browser.post("/sign-up/call", json={"phone": PHONE})
+        strange = await browser.post("/sign-up/call", json={"phone": "12345"})
+        code = await asyncio.to_thread(demo.hear, PHONE)
+        missed = await browser.post("/sign-up", json={"code": wrong(code)})
+        right = await browser.post("/sign-up", json={"code": code})
+
+    assert called.json() == {"phone": "+7900•••4567", "resend_in": 60, "checks_left": 5}
+    assert (early.status_code, early.json()["reason"]) == (429, "call-cooldown")
+    assert (strange.status_code, strange.json()["reason"]) == (422, "phone-not-callable")
+    assert missed.json() == {"welcome": False, "checks_left": 4}
+    assert (right.json(), python["accounts"]) == ({"welcome": True}, {PHONE})
+
+
+def test_the_views_of_django_compile_and_use_what_the_module_has(python: dict[str, Any]) -> None:
+    """Django is not installed here, so that is all that can be tested."""
+    views = blocks("python", "python")[2]
+
+    compile(views, "python.md", "exec", dont_inherit=True)
+
+    used = set(re.findall(r"verify\.(\w+)", views)) - {"py"}
+    assert used == {"Refused", "start", "check", "redeem"}
+    assert all(hasattr(python["verify"], name) for name in used)
+
+
+@pytest.mark.parametrize("language", [*LANGUAGES, "README"])
+def test_what_a_document_names_is_in_the_api(language: str) -> None:
+    """Paths with what stands for the id, fields of requests and answers, and slugs of problems."""
+    text = (DOCS / f"{language}.md").read_text()
+
+    paths = set(re.findall(r"(/verify/[a-z/$%{}().A-Z]*)", text))
+    fields = set(re.findall(r"""\b(?:\w+_(?:id|ip|left|in|after)|verified|redeemed)\b""", text))
+    slugs = set(re.findall(r"`([a-z]+-[a-z-]+)`|'([a-z]+-unavailable)'", text))
+
+    assert paths
+    assert fields
+    for path in paths:
+        assert named(path) in OPENAPI["paths"], path
+    for field in fields:
+        assert f'"{field}"' in json.dumps(OPENAPI), field
+    for slug in filter(None, (part for pair in slugs for part in pair)):
+        assert slug in PROBLEM_TYPES, slug
+
+
+def named(path: str) -> str:
+    """Write a path as the description of the API does: whatever stands for an id is its name there."""
+    known = {"start", "check", "token", "redeem", "cancel", "events", "verify", ""}
+    parts = [part if part in known else "{verification_id}" for part in path.split("/")]
+    return "/".join(parts)

@@ -1,0 +1,69 @@
+"""docs/operations.md has what the alerts lead to, and names only what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import cli
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
+RULES = "\n".join(file.read_text() for file in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
+WRITTEN_HERE = (DOCS / "operations.md", *(DOCS / "integration").glob("*.md"))
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(text: str) -> list[str]:
+    """Name headings as they are named in a link."""
+    headings = re.findall(r"^#+ (.*)", without_code(text), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_each_alert_leads_to_a_runbook() -> None:
+    led_to = re.findall(r"runbook_url: docs/operations\.md#(\S+)", RULES)
+
+    assert len(led_to) == RULES.count("- alert:")
+    assert set(led_to) <= set(anchors(OPERATIONS.partition("## Runbooks")[2]))
+
+
+def test_each_runbook_says_what_it_means_where_to_look_and_what_to_do() -> None:
+    for runbook in OPERATIONS.partition("## Runbooks")[2].split("\n### ")[1:]:
+        assert re.findall(r"^- \*\*(\w+)\*\*: \S", runbook, re.MULTILINE) == ["Means", "Look", "Do"], runbook[:30]
+
+
+@pytest.mark.parametrize("document", WRITTEN_HERE, ids=lambda path: path.stem)
+def test_what_is_linked_exists(document: Path) -> None:
+    text = without_code(document.read_text(encoding="utf-8"))
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), anchor
+
+
+def test_every_setting_named_there_exists() -> None:
+    settings = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+    named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|WORKERS|CHANNELS|CLIENTS|SITE)(?=[`=])", OPERATIONS))
+
+    assert named
+    assert named <= settings, named - settings
+
+
+def test_every_command_named_there_exists() -> None:
+    named = re.findall(r"plusofon-verify ([a-z][^`\n]*)", OPERATIONS)
+
+    assert named
+    for command in set(named):
+        words, options = (
+            re.findall(r"(?<!\S)[a-z]+(?!\S)", command.partition(" --")[0]),
+            re.findall(r"--[a-z]+", command),
+        )
+        told = CliRunner().invoke(cli, [*words, "--help"], env={"COLUMNS": "200"})
+        assert told.exit_code == 0, command
+        assert all(option in told.output for option in options), command
