@@ -120,7 +120,7 @@ def _round_trip(health: RedisHealth) -> Finding:
 def _permissions(health: RedisHealth) -> Finding:
     if health.refused:
         told = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
-        advice = "Allow it: ACL SETUSER … ~pv:* &pv:* +@all -@dangerous +info"
+        advice = "Give it the rights of docs/operations.md, section Redis."
         return wrong("redis permissions", told, advice)
     return fine("redis permissions", "scripts run, and changes can be told")
 

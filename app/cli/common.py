@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, TypeVar
 
 import typer
+from redis.exceptions import NoPermissionError
 
 from app.api.problems import detail_of
 from app.settings import Settings, SettingsError, load_settings
@@ -79,5 +80,9 @@ def ask_redis(
 
     try:
         return asyncio.run(ask())
-    except StoreUnavailable:
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            raise fail(
+                "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
+            ) from None
         raise fail("Redis did not answer in time.") from None

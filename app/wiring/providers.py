@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import stamina
+
 from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
@@ -78,6 +80,7 @@ def make_network(settings: Settings) -> VirtualNetwork:
 
 async def open_plusofon(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:
     """Make the client of Plusofon; in sandbox mode, of a stand-in that is reached over HTTP all the same."""
+    stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     plusofon = settings.plusofon
     base_url, user_id, token = plusofon.base_url, plusofon.user_id, plusofon.access_token.get_secret_value()
     cabinet_token = plusofon.cabinet_token.get_secret_value() if plusofon.cabinet_token else None

@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import stamina
-
 from app.api import events
 from app.api.auth import ApiKeys
 from app.api.stopping import stop_signals
@@ -48,7 +46,6 @@ async def build(
 
     Without ``in_background`` nothing is done but what is asked for: no calls are followed, no webhooks delivered.
     """
-    stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     names_key, policies = parts.make_names_key(settings), make_policies(settings)
     metrics = Metrics()
     redis = parts.connect_redis(settings, stack)
