@@ -24,7 +24,7 @@ test: $(VENV)/.dev ## Run all tests, with coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
 
 e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
-	$(BIN)/python -m pytest tests/browser --numprocesses 2
+	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
 	$(BIN)/ruff check

@@ -134,6 +134,15 @@ START_EXAMPLES: dict[str, Example] = {
         "summary": "Password recovery, in English",
         "value": {"phone": "+79001234567", "purpose": "password_reset", "lang": "en"},
     },
+    # Each to a phone of its own: the same one would be called again, which has to wait.
+    "flash-call": {
+        "summary": "Flash call: the code is in the number that calls",
+        "value": {"phone": "+79002345678", "channel": "flash_call"},
+    },
+    "reverse-call": {
+        "summary": "Reverse call: the person dials a number",
+        "value": {"phone": "+79003456789", "channel": "reverse_call"},
+    },
 }
 CHECK_EXAMPLES: dict[str, Example] = {
     "by-id": {"summary": "By the id that start returned", "value": {"verification_id": _ID, "code": "123 456"}},

@@ -1,25 +1,28 @@
 """What the tests in a browser share: Debian's chromium, a running service, and visits that allow nothing unwanted."""
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Request, sync_playwright
 
 from tests.e2e.conftest import Demo, running
 
 # A service runs in a folder of its own: without this it would be the app that is installed, not the one beside this.
 
+RULES = {"OPERATOR_CHANNELS": "mts:reverse_call"}
 THIS = {"PYTHONPATH": str(Path(__file__).parents[2]), "LOG_LEVEL": "error"}
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 360, "height": 780}
-# A test that fails should say so soon; a call takes its five seconds.
-PATIENCE_MS = 12_000
+PHONE = {"width": 390, "height": 844}
+# A test that fails should say so soon; but a call takes its five seconds, and the machine may be busy.
+PATIENCE_MS = 30_000
 
 _numbers = itertools.count(100)
 
@@ -43,13 +46,14 @@ class Visit:
         self.base_url = base_url
         self.wrong: list[str] = []
         self.expected_statuses: set[int] = set()
+        self.requests: list[tuple[str, str, str | None]] = []
         given = {"viewport": DESKTOP, "locale": "en-US", "color_scheme": "light", **options}
         self.context = browser.new_context(base_url=base_url, **given)  # type: ignore[arg-type] # as they are documented
         self.context.set_default_timeout(PATIENCE_MS)
         self.page = self.context.new_page()
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.on("request", self._asked)
 
     def _heard(self, message: ConsoleMessage) -> None:
         status = re.search(r"Failed to load resource: .* status of (\d+)", message.text)
@@ -57,9 +61,10 @@ class Visit:
         if message.type in {"error", "warning"} and not expected:
             self.wrong.append(message.text)
 
-    def _asked(self, url: str) -> None:
-        if not url.startswith((f"{self.base_url}/", "data:")):
-            self.wrong.append(f"request to {url}")
+    def _asked(self, request: Request) -> None:
+        if not request.url.startswith((f"{self.base_url}/", "data:")):
+            self.wrong.append(f"request to {request.url}")
+        self.requests.append((request.method, request.url.removeprefix(self.base_url), request.post_data))
 
     def open_demo(self) -> Page:
         self.page.goto("/demo")
@@ -76,6 +81,14 @@ class Visit:
         digits = self.page.locator("#caption [aria-hidden]")
         digits.first.wait_for()
         return "".join(digits.all_text_contents())
+
+    def sent(self, method: str, path: str) -> list[Any]:
+        """List the bodies of the requests that the page has sent to a path, a pattern."""
+        return [
+            json.loads(body) if body else None
+            for used, url, body in self.requests
+            if used == method and re.fullmatch(path, url)
+        ]
 
     def type_code(self, code: str) -> None:
         self.page.locator("#boxes input").first.focus()
@@ -95,7 +108,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    with running(tmp_path_factory.mktemp("browser"), CALL_COOLDOWNS_SECONDS="2", **THIS) as demo:
+    with running(tmp_path_factory.mktemp("browser"), CALL_COOLDOWNS_SECONDS="2", **RULES, **THIS) as demo:
         yield demo
 
 

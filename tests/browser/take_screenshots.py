@@ -26,18 +26,21 @@ def begin(visit: Visit, number: str) -> None:
 
 
 def take(browser: Browser, base_url: str) -> None:
-    ringing = Visit(browser, base_url, viewport=SCREEN)
-    begin(ringing, "+7 900 123-45-67")
-    save(ringing, "demo-light-en")
-
-    speaking = Visit(browser, base_url, viewport=SCREEN, color_scheme="dark", locale="ru-RU")
-    begin(speaking, "+7 900 765-43-21")
+    speaking = Visit(browser, base_url, viewport=SCREEN)
+    begin(speaking, "+7 900 123-45-67")
     speaking.answer()
-    save(speaking, "demo-dark-ru")
+    save(speaking, "demo-light-en")
 
-    small = Visit(browser, base_url, viewport=PHONE, locale="ru-RU")
-    begin(small, "+7 900 234-56-78")
-    save(small, "demo-phone-ru")
+    small = Visit(browser, base_url, viewport=PHONE, color_scheme="dark", locale="ru-RU")
+    begin(small, "+7 900 765-43-21")
+    save(small, "demo-phone-dark-ru")
+
+    dialing = Visit(browser, base_url, viewport=SCREEN, color_scheme="dark", locale="ru-RU")
+    dialing.open_demo().locator("[name=channel][value=reverse_call]").check()
+    dialing.page.locator("#number").fill("+7 900 234-56-78")
+    dialing.page.locator("#call").click()
+    dialing.page.locator("#phone[data-state=dial]").wait_for()
+    save(dialing, "demo-reverse-dark-ru")
 
     verified = Visit(browser, base_url, viewport=SCREEN)
     begin(verified, "+7 900 345-67-89")

@@ -26,8 +26,8 @@ export function createForm(session, scenario) {
     else if (!session.state.busy) session.check(boxes.code());
   });
   byId("again").addEventListener("click", () => {
-    const { busy, phone, channel } = session.state;
-    if (!busy && byId("again").getAttribute("aria-disabled") !== "true") session.start(phone, channel);
+    const { busy, phone, wanted } = session.state;
+    if (!busy && byId("again").getAttribute("aria-disabled") !== "true") session.start(phone, wanted);
   });
   byId("other").addEventListener("click", () => session.restart());
   byId("restart").addEventListener("click", () => session.restart());
@@ -62,12 +62,13 @@ export function createForm(session, scenario) {
     number.setAttribute("aria-invalid", String(Boolean(state.problem) && wrongNumber));
   }
 
-  function renderCode({ verification, channel, wrong, busy }) {
+  function renderCode({ verification, wanted, channel, wrong, busy }) {
     const count = verification.code_length ?? 0;
     const status = verification.call?.status;
     write(byId("code-title"), t(`enter_code.${channel}`, { count }));
     write(byId("code-hint"), t(`code_hint.${channel}`, { phone: formatPhone(verification.phone) }));
     const progress = channel === "reverse_call" ? "waiting" : status;
+    byId("switched").hidden = channel === wanted;
     write(byId("progress"), progress ? find(`progress.${progress}`) ?? progress : "");
     byId("progress").dataset.tone = UNHEARD.includes(progress) ? "bad" : progress === "completed" ? "calm" : "live";
     byId("code-form").hidden = count === 0;

@@ -10,19 +10,21 @@ const KEPT = 60;
 const pretty = (value) => (value === undefined ? "" : JSON.stringify(value, null, 2));
 const lines = (headers) => Object.entries(headers ?? {}).map(([name, value]) => `${name}: ${value}`).join("\n");
 
+const shorten = (path) => path.replace(/(vrf_[0-9a-f]{4})[0-9a-f]+/, "$1…");
+
 /** Build the journal: from now on it tells every exchange. */
 export function createJournal() {
   const list = byId("entries");
-  let top = null; // of each kind the newest line, into which a repetition goes
+  let top = {}; // of each kind the newest line, into which a repetition goes
 
   function add(exchange) {
     const sandbox = exchange.path.startsWith("/sandbox/");
     const name = `${exchange.method} ${exchange.path} ${exchange.status}`;
-    const previous = sandbox ? top?.sandbox : top?.api;
-    if (exchange.method === "GET" && previous?.name === name) return previous.again(exchange);
+    const kind = sandbox ? "sandbox" : exchange.path.endsWith("/events") ? "stream" : "api";
+    if (exchange.method === "GET" && top[kind]?.name === name) return top[kind].again(exchange);
     const line = createEntry(exchange, sandbox);
     list.prepend(line.node);
-    top = { ...top, [sandbox ? "sandbox" : "api"]: { name, again: line.again } };
+    top[kind] = { name, again: line.again };
     while (list.children.length > KEPT) list.lastElementChild.remove();
     count();
   }
@@ -34,7 +36,7 @@ export function createJournal() {
 
   byId("clear").addEventListener("click", () => {
     list.replaceChildren();
-    top = null;
+    top = {};
     count();
   });
   byId("show-sandbox").addEventListener("change", (event) => {
@@ -61,7 +63,7 @@ function createEntry(first, sandbox) {
     },
   } });
   const summary = make("summary", {}, make("b", { textContent: first.method, data: { method: first.method } }),
-    make("span", { className: "path", textContent: decodeURIComponent(first.path) }), repeated, took, status);
+    make("span", { className: "path", textContent: shorten(decodeURIComponent(first.path)) }), repeated, took, status);
   const details = make("details", {}, summary, make("div", { className: "blocks" }, request.node, answer.node));
   const node = make("li", { data: { sandbox: sandbox ? "yes" : "no" } }, details, curl);
 

@@ -38,10 +38,15 @@ export function createLine(rang) {
     timer = setTimeout(ask, PAUSE);
   }
 
+  /** Take up the last of the calls that came in before: it turned out to be this page's. */
+  function resume() {
+    known = new Set([...known].slice(0, -1));
+  }
+
   function rest() {
     clearTimeout(timer);
     phone = "";
   }
 
-  return { connect, rest, dial: (from, number) => send("POST", `${pathOf(from)}/dial`, { body: { number } }) };
+  return { connect, resume, rest, dial: (from, number) => send("POST", `${pathOf(from)}/dial`, { body: { number } }) };
 }

@@ -24,7 +24,7 @@ createJournal();
 const number = byId("number");
 const scenario = createScenario(number, channels);
 const phone = createPhone();
-const session = createSession({ stream: events, calling: phone.expect });
+const session = createSession({ channels, stream: events, calling: phone.expect, resuming: phone.resume });
 createForm(session, scenario);
 session.subscribe(phone.follow);
 
@@ -39,6 +39,7 @@ session.subscribe(({ stage, verification, wrong }) => {
 const showNumber = () => phone.show(number.value);
 number.addEventListener("input", showNumber);
 byId("outcome").addEventListener("change", showNumber);
+scenario.onChange(showNumber);
 showNumber();
 await scenario.load();
 document.documentElement.dataset.ready = "yes";

@@ -9,6 +9,8 @@ import { speak, stopSpeech } from "./speech.js";
 
 const WANTING = ["ringing", "flash", "dial"]; // something of the person
 const FLASH_RINGS = 4000; // in the network it is one second: too short to be noticed
+const DIALING = 2500; // before that nobody can have dialed a number that was just shown, and the service believes no one
+const COMING = ["connecting_in", "ringing", "connecting", "flash"];
 const LOST = ["busy", "no_answer", "failed"];
 
 /** What the two keys do in each state of the telephone. */
@@ -37,7 +39,7 @@ export function createPhone() {
     const isNew = news.call_id !== call?.call_id;
     call = news;
     if (isNew) enter("connecting_in");
-    if (LOST.includes(call.status) && ["connecting_in", "ringing", "connecting", "flash"].includes(state)) enter(call.status);
+    if (LOST.includes(call.status) && COMING.includes(state)) enter(state === "connecting_in" && call.status === "no_answer" ? "lost" : call.status);
     else if (call.channel === "flash_call") flash();
     else if (state === "connecting" && call.heard) talk();
     else if (state === "connecting_in" && call.status !== "queued") enter("ringing");
@@ -62,6 +64,9 @@ export function createPhone() {
     render();
   }
 
+  /** What is left of a call: of a flash call only who called, for nothing was said. */
+  const over = (otherwise) => (call.channel === "flash_call" ? "flashed" : otherwise);
+
   const answer = () => (call.heard ? talk() : enter("connecting"));
 
   async function talk() {
@@ -73,8 +78,11 @@ export function createPhone() {
 
   async function dial() {
     enter("dialing");
-    const result = await line.dial(dialed.from, dialed.number);
-    if (!result.ok) enter("dial_failed");
+    const { from, number, shown } = dialed;
+    await new Promise((resolve) => { setTimeout(resolve, shown + DIALING - Date.now()); });
+    if (state !== "dialing") return;
+    const result = await line.dial(from, number);
+    if (state === "dialing") enter(result.ok ? "hung_up" : "dial_failed");
   }
 
   function render() {
@@ -91,7 +99,7 @@ export function createPhone() {
 
   function renderWho() {
     const calling = state !== "idle" && call?.caller && !dialed;
-    write(byId("phone-who"), dialed ? formatPhone(dialed.number) : calling ? formatPhone(call.caller) : t(call ? "who" : "phone"));
+    write(byId("phone-who"), dialed ? formatPhone(dialed.number) : calling ? formatPhone(call.caller) : t(call ? "who" : "your_phone"));
   }
 
   function renderKey(button, name) {
@@ -122,7 +130,7 @@ export function createPhone() {
 
   function press(name) {
     allowSound();
-    const does = { answer, replay: talk, listen: answer, dial, decline: () => enter("declined"), hang_up: () => enter("completed") };
+    const does = { answer, replay: talk, listen: answer, dial, decline: () => enter(over("declined")), hang_up: () => enter("completed") };
     does[name]?.();
   }
 
@@ -164,14 +172,13 @@ export function createPhone() {
   /** Nobody waits for the call any more. */
   function finish(stage) {
     if (dialed) enter(stage === "verified" ? "dialed" : "idle");
-    else if (state === "flash") enter("flashed");
-    else if (["connecting_in", "ringing", "connecting", "talking"].includes(state)) enter("completed");
+    else if ([...COMING, "talking"].includes(state)) enter(over("completed"));
   }
 
   /** Follow the session: what is to be dialed, and when there is nothing more to wait for. */
   function follow({ stage, busy, phone, verification }) {
     if (stage === "pending" && verification.dial && dialed?.number !== verification.dial) {
-      dialed = { from: phone, number: verification.dial };
+      dialed = { from: phone, number: verification.dial, shown: Date.now() };
       enter("dial");
     }
     if (stage !== "pending" && stage !== "number" && !busy) finish(stage);
@@ -182,5 +189,5 @@ export function createPhone() {
     }
   }
 
-  return { expect, follow, show: (number) => state === "idle" && write(byId("phone-number"), formatPhone(number)) };
+  return { expect, follow, resume: line.resume, show: (number) => state === "idle" && write(byId("phone-number"), formatPhone(number)) };
 }

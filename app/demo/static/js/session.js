@@ -5,7 +5,6 @@ import { language } from "./i18n.js";
 import { slugOf } from "./problems.js";
 import { watch } from "./watch.js";
 
-const DIALED_PAUSE = 2000;
 const FINAL = ["verified", "locked", "canceled", "failed"];
 
 /** The state: `stage` is number, pending, or an end (verified, locked, expired, canceled, failed). */
@@ -13,7 +12,8 @@ const INITIAL = {
   stage: "number",
   busy: null, // start or check, while it is under way
   phone: "", // as it was typed
-  channel: "voice",
+  wanted: "voice", // the channel that was chosen
+  channel: "voice", // and the one that was taken
   verification: null,
   proof: null, // the answer to a right code
   wrong: 0, // how many codes were wrong since the last call
@@ -23,13 +23,18 @@ const INITIAL = {
   expiresAt: 0,
 };
 
+/** Of a reverse call there is no code: once it was dialed, a check tells so. */
+const wasDialed = ({ code_length: length, call }) => length === null && call?.status === "completed";
+
 const after = (seconds) => Date.now() + seconds * 1000;
 
-/** Build a session. `calling` is awaited before each start, `stream` tells whether there is a stream of events. */
-export function createSession({ stream, calling }) {
+/**
+ * Build a session. `channels` are all there are; `calling` is awaited before each start, `resuming` is called when a
+ * verification begun before is taken up; `stream` tells whether there is a stream of events.
+ */
+export function createSession({ channels, stream, calling, resuming }) {
   let state = { ...INITIAL };
   let stopWatching = () => {};
-  let timer;
   let turn = 0; // of the latest start; the answer to an earlier one is of no interest any more
   const listeners = [];
 
@@ -39,16 +44,15 @@ export function createSession({ stream, calling }) {
   }
 
   function accept(view, changes = {}) {
-    const same = state.verification?.verification_id === view.verification_id;
-    const dial = view.dial ?? (same ? state.verification.dial : undefined);
     const times = {
       resendAt: view.resend_in === null ? null : after(view.resend_in),
       expiresAt: after(view.expires_in),
       ...(view.status === "locked" && state.stage !== "locked" && { retryAt: after(view.expires_in) }),
     };
     const stage = FINAL.includes(view.status) ? view.status : "pending";
-    update({ ...changes, ...times, verification: { ...view, dial }, channel: view.channel, stage });
+    update({ ...changes, ...times, verification: view, channel: view.channel, stage });
     if (stage !== "pending") rest();
+    else if (wasDialed(view) && !state.busy) check();
   }
 
   function follow() {
@@ -56,18 +60,10 @@ export function createSession({ stream, calling }) {
     if (state.stage !== "pending") return;
     const id = state.verification.verification_id;
     stopWatching = watch(id, { stream, changed: (view) => accept(view), gone: expire });
-    if (state.verification.code_length === null) timer = setTimeout(askWhetherDialed, DIALED_PAUSE);
-  }
-
-  /** Without a code, asking is all there is to a check. */
-  async function askWhetherDialed() {
-    await check();
-    if (state.stage === "pending") timer = setTimeout(askWhetherDialed, DIALED_PAUSE);
   }
 
   function rest() {
     stopWatching();
-    clearTimeout(timer);
     stopWatching = () => {};
   }
 
@@ -78,33 +74,37 @@ export function createSession({ stream, calling }) {
 
   const expire = () => end("expired");
 
-  async function start(phone, channel) {
+  async function start(phone, wanted) {
     const mine = (turn += 1);
-    update({ busy: "start", phone, channel, problem: null });
+    update({ busy: "start", phone, wanted, problem: null });
     await calling(phone);
-    const body = { phone, channel, lang: language() };
+    // The others are tried where the one that was chosen is refused, or was not answered before.
+    const order = [wanted, ...channels.filter((channel) => channel !== wanted)];
+    const body = { phone, channels: order, lang: language() };
     const answer = await send("POST", "/verify/start", { body, headers: { "Idempotency-Key": newKey() } });
     if (mine !== turn) return;
     if (answer.ok) {
       accept(answer.body, { busy: null, proof: null, wrong: 0 });
       return follow();
     }
+    const pending = slugOf(answer.body) === "call-cooldown" && state.stage === "number" && answer.body.verification_id;
+    if (pending && (await takeUp(pending))) return;
     update({ busy: null, problem: answer.body, retryAt: after(answer.body.retry_after ?? 0) });
-    if (slugOf(answer.body) === "call-cooldown" && state.stage === "number") await takeUp(answer.body.verification_id);
   }
 
-  /** Go on with a verification that was begun before, such as before the page was loaded anew. */
+  /** Go on with a verification that was begun before, such as before the page was loaded anew; tell if there is one. */
   async function takeUp(id) {
-    if (!id) return;
     const answer = await send("GET", `/verify/${id}`);
-    if (!answer.ok) return;
-    accept(answer.body);
+    if (!answer.ok) return false;
+    resuming();
+    accept(answer.body, { busy: null, wanted: answer.body.channel });
     follow();
+    return true;
   }
 
   async function check(code) {
     const id = state.verification.verification_id;
-    if (code) update({ busy: "check", problem: null });
+    update({ busy: "check", problem: null });
     const answer = await send("POST", "/verify/check", { body: code ? { verification_id: id, code } : { verification_id: id } });
     if (state.verification?.verification_id !== id) return;
     update({ busy: null });
@@ -134,7 +134,7 @@ export function createSession({ stream, calling }) {
     const { stage, verification } = state;
     turn += 1;
     rest();
-    update({ ...INITIAL, phone: state.phone, channel: state.channel });
+    update({ ...INITIAL, phone: state.phone });
     if (stage === "pending") await send("POST", `/verify/${verification.verification_id}/cancel`);
   }
 
