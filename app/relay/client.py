@@ -83,6 +83,7 @@ class RelaySender:
         self._now = now
         rounding = _ROUNDING if connect_timeout > _EXACT_TIMEOUT else 0
         self._time_for_a_retry = _PAUSE + _PAUSE_JITTER + connect_timeout + rounding
+        self._connect_timeout = connect_timeout
         self._timeout = timeout
         # The URL too: such an address often is a secret itself.
         self._redact = Redactor([secret, secret.removeprefix("whsec_"), self._url, self._url.partition("://")[2]])
@@ -95,8 +96,6 @@ class RelaySender:
                 "Connection": "close",
                 "User-Agent": "plusofon-verify",
             },
-            # None for reading: that limit is per chunk, which a dripping body never meets. `_send` limits the whole.
-            timeout=httpx.Timeout(None, connect=connect_timeout, pool=connect_timeout),
             transport=transport or make_transport(max_connections),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each request stands for itself
             follow_redirects=False,
@@ -153,23 +152,35 @@ class RelaySender:
     async def _send(self, method: str, url: str, message_id: str, body: bytes, within: float | None = None) -> Answer:
         """Send one request and read its answer, all within the time budget, or ``within`` if that is less.
 
+        Half of that is for the connection at most: if the budget ended first, a call that never happened would look
+        unclear.
+
         Raises:
             ProviderUnavailable: it was never written.
             Unclear: it was, or may have been.
 
         """
+        seconds = self._timeout if within is None else min(self._timeout, within)
+        connect = min(self._connect_timeout, seconds / 2)
+        # None for reading: that limit is per chunk, which a dripping body never meets. The budget limits the whole.
+        timeout = httpx.Timeout(None, connect=connect, pool=connect)
+
+        def signed_now() -> httpx.Request:
+            headers = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
+            if body:
+                headers["Content-Type"] = "application/json"
+            return self._http.build_request(method, url, headers=headers, content=body, timeout=timeout)
+
         try:
-            async with asyncio.timeout(self._timeout if within is None else min(self._timeout, within)) as budget:
-                return await self._connect_and_exchange(budget, method, url, message_id, body)
+            async with asyncio.timeout(seconds) as budget:
+                return await self._connect_and_exchange(signed_now, budget)
         except NeverSent as error:
             log.warning("relay.not_reached", extra={"error": error.why})
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
         except TimeoutError:
             raise Unclear("TimeoutError") from None
 
-    async def _connect_and_exchange(
-        self, budget: asyncio.Timeout, method: str, url: str, message_id: str, body: bytes
-    ) -> Answer:
+    async def _connect_and_exchange(self, make: Callable[[], httpx.Request], budget: asyncio.Timeout) -> Answer:
         """Try a connection that was never made once more, if that can fail as clearly again before the time is over."""
 
         def worth_it(error: Exception) -> bool:
@@ -180,27 +191,25 @@ class RelaySender:
             on=worth_it, attempts=2, timeout=None, wait_initial=_PAUSE, wait_jitter=_PAUSE_JITTER
         ):
             with attempt:
-                return await self._exchange(method, url, message_id, body)
+                return await self._exchange(make())
         raise AssertionError("unreachable: the last attempt raises")
 
-    async def _exchange(self, method: str, url: str, message_id: str, body: bytes) -> Answer:
+    async def _exchange(self, request: httpx.Request) -> Answer:
         # `from None` throughout: the errors of aiohttp carry the request.
-        headers = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
-        if body:
-            headers["Content-Type"] = "application/json"
         try:
-            async with self._http.stream(method, url, headers=headers, content=body) as response:
-                return wire.read_answer(
-                    response.status_code,
-                    await _plain_beginning(response),
-                    retry_after=response.headers.get("Retry-After"),
-                    redact=self._redact,
-                )
+            response = await self._http.send(request, stream=True)
+            try:
+                body = await _plain_beginning(response)
+            finally:
+                await response.aclose()
         except NETWORK_ERRORS as error:
             raise failure(error) from None
         except Exception:
             log.exception("relay.unexpected_error")
             raise Unclear("an unexpected error") from None
+        return wire.read_answer(
+            response.status_code, body, retry_after=response.headers.get("Retry-After"), redact=self._redact
+        )
 
 
 async def _plain_beginning(response: httpx.Response) -> bytes:

@@ -207,10 +207,15 @@ class Settings(BaseSettings):
         return self.secret.names_key.get_secret_value().encode() if self.secret.names_key else self.secret_keys[-1]
 
     @property
+    def patience(self) -> timedelta:
+        """How long the slowest of the providers may take to place a call."""
+        relay = self.relay.timeout_seconds if self.relay.channels else 0
+        return timedelta(seconds=max(self.plusofon.timeout_seconds, relay))
+
+    @property
     def longest_request(self) -> timedelta:
         """How long a request may take: the provider's whole budget, and Redis before and after it."""
-        provider = max(self.plusofon.timeout_seconds, self.relay.timeout_seconds if self.relay.channels else 0)
-        return timedelta(seconds=provider + 2 * self.redis.timeout_seconds)
+        return self.patience + timedelta(seconds=2 * self.redis.timeout_seconds)
 
     @cached_property
     def secret_keys(self) -> list[bytes]:

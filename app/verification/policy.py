@@ -47,7 +47,8 @@ class Policy:
 
     ``channels`` are those that may be used, the first of them first; ``operator_channels`` come before them for the
     phones of an operator. ``flash_call_checks`` is the budget of guesses at a code of four digits. Nobody dials the
-    number of a reverse call before ``earliest_dial``. ``patience`` is how long the provider may take to place a call.
+    number of a reverse call before ``earliest_dial``. ``patience`` is how long placing a call may
+    take, however many channels are tried.
     """
 
     code_length: int = 6

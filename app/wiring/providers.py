@@ -124,6 +124,7 @@ async def _open_relays(settings: Settings, stack: AsyncExitStack) -> dict[Channe
                 secret=relay.secret.get_secret_value(),
                 connect_timeout=relay.connect_timeout_seconds,
                 timeout=relay.timeout_seconds,
+                max_connections=settings.plusofon.max_connections + _FOR_LOOK_UPS,
             )
         )
         for channel in relay.channels

@@ -6,6 +6,7 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from time import monotonic
 
 import httpx
@@ -163,6 +164,12 @@ class TestNeverSent:
         with full_backlog() as port:
             async with sender_to(port) as sender:
                 assert_never_sent(await place(sender))
+
+    async def test_a_connection_that_is_never_accepted_with_little_time_left(self) -> None:
+        """The time that is left ends before the usual time for a connection: what is known stays known."""
+        with full_backlog() as port:
+            async with sender_to(port) as sender:
+                assert_never_sent(await sender.place(replace(ORDER, within=CONNECT / 2)))
 
     async def test_a_server_that_speaks_no_tls(self) -> None:
         async def answer_in_plain_text(conversation: Conversation) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.settings import SettingsError, load_settings
+from app.settings import SettingsError, load_settings, make_policies
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -98,3 +98,4 @@ def test_a_request_may_take_as_long_as_its_relay(monkeypatch: pytest.MonkeyPatch
     for name, value in {**RELAY, "RELAY_TIMEOUT_SECONDS": "20"}.items():
         monkeypatch.setenv(name, value)
     assert (load_settings().longest_request - before).total_seconds() == 10
+    assert make_policies(load_settings()).default.patience.total_seconds() == 20
