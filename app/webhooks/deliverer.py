@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 
 from app.verification.errors import StoreUnavailable
-from app.verification.outbox import Backlog, Delivery, Outbox
+from app.verification.outbox import Delivery, Outbox
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.lanes import LaneFull, make_lanes
 from app.webhooks.sender import Attempt, Outcome, WebhookSender
@@ -27,12 +26,7 @@ _MOST_AT_ONCE = 256  # bounds how long the script that gives events out holds Re
 _LONGEST_BACKOFF = 10.0  # seconds between looks at a Redis that is down
 _SETTLE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # within the time after which another worker would take an event over
 
-Observe = Callable[[str, float], None]
 Step = Callable[[], Awaitable[None]]
-
-
-def _observe_nothing(_outcome: str, _seconds: float) -> None:
-    pass
 
 
 class WebhookDeliverer:
@@ -41,7 +35,6 @@ class WebhookDeliverer:
     At most ``held`` events are in memory at once, of which ``in_flight`` are being sent, and ``in_flight_per_endpoint``
     to one URL. None waits there for longer than ``patience`` (seconds): then others have a turn first. When ``run`` is
     cancelled, those held have ``grace`` seconds to be finished; what is left then, another worker takes over.
-    ``observe_delivery`` is told the outcome and the seconds of each attempt.
     """
 
     def __init__(
@@ -50,7 +43,6 @@ class WebhookDeliverer:
         endpoints: Mapping[str, WebhookEndpoint],
         *,
         sender: WebhookSender,
-        observe_delivery: Observe = _observe_nothing,
         schedule: tuple[timedelta, ...] = SCHEDULE,
         held: int = 1024,
         in_flight: int = 256,
@@ -62,7 +54,6 @@ class WebhookDeliverer:
         self._outbox = outbox
         self._endpoints = endpoints
         self._sender = sender
-        self._observe = observe_delivery
         self._schedule = schedule
         self._most = held
         self._lanes = make_lanes(
@@ -75,10 +66,6 @@ class WebhookDeliverer:
         self._poll = poll
         self._grace = grace
         self._held: set[asyncio.Task[None]] = set()
-
-    async def backlog(self) -> Backlog:
-        """Tell how delivery stands, over all workers. Raises StoreUnavailable."""
-        return await self._outbox.backlog()
 
     async def run(self) -> None:
         """Deliver until cancelled. A Redis that goes away is waited for."""
@@ -143,18 +130,12 @@ class WebhookDeliverer:
             return lambda: self._outbox.done(delivery)
         try:
             async with self._lanes[endpoint.url].slot():
-                attempt = await self._send(endpoint, delivery)
+                attempt = await self._sender.send(endpoint, delivery.event)
         except LaneFull as full:  # others pass meanwhile; this is no failed attempt
             return self._set_aside(delivery, delivery.attempts, delivery.error, full.pause * _spread(0.75))
         if attempt.outcome is Outcome.DELIVERED:
             return lambda: self._outbox.done(delivery)
         return self._failed(delivery, attempt)
-
-    async def _send(self, endpoint: WebhookEndpoint, delivery: Delivery) -> Attempt:
-        began = time.monotonic()
-        attempt = await self._sender.send(endpoint, delivery.event)
-        self._observe(attempt.outcome.value, time.monotonic() - began)
-        return attempt
 
     def _failed(self, delivery: Delivery, attempt: Attempt) -> Step:
         """Have it tried again after a pause, or give it up."""
