@@ -3,8 +3,9 @@
 import typer
 
 from app.cli.call import call
-from app.cli.common import EXIT_SETTINGS, ask_redis, examples
+from app.cli.common import EXIT_SETTINGS, examples
 from app.cli.doctor import doctor
+from app.cli.events import events_cli
 from app.cli.forget import forget
 from app.cli.guard import guard_cli
 from app.cli.making import keygen, openapi
@@ -12,8 +13,6 @@ from app.cli.serving import demo, serve
 from app.cli.stats import stats
 from app.cli.verifications import verifications_cli
 from app.settings import SettingsError
-from app.webhooks.cli import make_events_cli
-from app.wiring import open_dead_letters
 
 __all__ = ["cli", "main"]
 
@@ -37,7 +36,7 @@ cli.command(epilog=examples("keygen --client shop"))(keygen)
 cli.command(epilog=examples("openapi > openapi.json"))(openapi)
 cli.add_typer(verifications_cli, name="verifications")
 cli.add_typer(guard_cli, name="guard")
-cli.add_typer(make_events_cli(lambda question: ask_redis(open_dead_letters, question)), name="events")
+cli.add_typer(events_cli, name="events")
 
 
 def main() -> None:
