@@ -277,10 +277,12 @@ class CallPlacer:
         """
         verification = started.verification
         serial = verification.calls[-1].serial
+        writes: list[Awaitable[object]] = []
         if report.code_digest:
             await self._record_chosen_code(started, report)
+        else:
+            writes.append(self._store.record_call(verification, serial, report))
         told = replace(started, verification=verification.with_latest_call(report.state, report.ref, report.dial))
-        writes: list[Awaitable[object]] = [self._store.record_call(verification, serial, report)]
         if followed and report.ref:
             writes.append(self._queue.schedule(CallName(verification.id, serial), FIRST_LOOK))
         if keep:
