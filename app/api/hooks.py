@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from app.api.dependencies import Service
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import Phone, parse_phone
+from app.verification.ports import Confirmation
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ async def plusofon_hook(secret: str, request: Request, service: Service) -> Resp
         raise HTTPException(HTTPStatus.NOT_FOUND)
     hook = _read(await request.body())
     caller = _phone(hook.phone)
-    confirmation = await service.confirm_reverse_call(name, ref=hook.key, caller=caller) if caller else "not_the_caller"
+    confirmation = Confirmation.NOT_THE_CALLER
+    if caller:
+        confirmation = await service.confirm_reverse_call(name, ref=hook.key, caller=caller)
     log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

@@ -258,7 +258,7 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "call-budget-exhausted",
         f"No call is placed for another {e.retry_after} s.",
         {"retry_after": e.retry_after},
-        headers=used_up_header("calls_per_day", e.retry_after),
+        headers=used_up_header(e.limit, e.retry_after),
     ),
     errors.VerificationNotFound: lambda _: Problem(
         "verification-not-found", "It never was, it expired, or it is not yours."

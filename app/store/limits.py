@@ -47,6 +47,6 @@ def _answer(limit: Limit, taken: int, fact: int) -> Quota | VerificationError:
     """Read a reply of take.lua."""
     if taken:
         return Quota(limit, fact)
-    if limit.name == "calls_per_day":
+    if limit.name == CallBudgetExhausted.limit:
         return CallBudgetExhausted(retry_after=seconds(fact))
     return RateLimited(limit=limit.name, retry_after=seconds(fact))

@@ -60,6 +60,8 @@ class CallCooldown(VerificationError):
     ``verification_id`` is the caller's pending verification of this phone and purpose, if there is one.
     """
 
+    limit = "call_cooldown"
+
     def __init__(self, *, retry_after: int, verification_id: str | None) -> None:
         super().__init__(retry_after)
         self.retry_after = retry_after
@@ -77,6 +79,8 @@ class RateLimited(VerificationError):
 
 class CallBudgetExhausted(VerificationError):
     """The calls of a day, everybody's together, are used up; ``retry_after`` is in seconds."""
+
+    limit = "calls_per_day"
 
     def __init__(self, *, retry_after: int) -> None:
         super().__init__(retry_after)

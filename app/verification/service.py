@@ -305,14 +305,8 @@ class VerificationService:
     def _noting_limits(self) -> Iterator[None]:
         try:
             yield
-        except RateLimited as error:
+        except (CallCooldown, RateLimited, CallBudgetExhausted) as error:
             self._observe(LimitHit(error.limit))
-            raise
-        except CallCooldown:
-            self._observe(LimitHit("call_cooldown"))
-            raise
-        except CallBudgetExhausted:
-            self._observe(LimitHit("calls_per_day"))
             raise
 
 
