@@ -12,15 +12,13 @@ from app.verification.phone import Phone
 
 log = logging.getLogger(__name__)
 
-TAKE, DONE, SET_ASIDE, BACKLOG, DEAD, RESEND = (
+TAKE, DONE, SET_ASIDE, BACKLOG, LIST_DEAD, RESEND = (
     Script(f"event_{name}") for name in ("take", "done", "set_aside", "backlog", "dead", "resend")
 )
 
 STREAM = "pv:{events}"
-EXPIRY, _RETRY, _DEAD, _LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
+EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
 GROUP = "webhooks"
-STREAM_LENGTH = 100_000  # about; beyond, the oldest are dropped
-STREAM_KEPT = timedelta(days=3)  # since the last event, which is longer than any event waits for a try
 _LETTERS_KEPT = timedelta(days=30)
 _MOST_DEAD = 10_000
 _MOST_RETRIES = 100_000  # of some 400 bytes
@@ -50,8 +48,8 @@ class RedisOutbox:
 
     async def take(self, count: int) -> list[Delivery]:
         """Take events: those of workers that died, then new ones."""
-        arguments: list[Argument] = [GROUP, count, ms(self._claim_after), STREAM_LENGTH, ms(STREAM_KEPT)]
-        claimed, fresh, trimmed = await self._runner.run(TAKE, [STREAM, EXPIRY, _RETRY, _LETTERS], arguments)
+        arguments: list[Argument] = [GROUP, count, ms(self._claim_after)]
+        claimed, fresh, trimmed = await self._runner.run(TAKE, [STREAM, EXPIRY, RETRY, LETTERS], arguments)
         if claimed:
             log.warning("event.taken_over", extra={"count": len(claimed)})
         if trimmed:
@@ -66,19 +64,17 @@ class RedisOutbox:
         """Keep an event for later, or among the dead letters."""
         arguments: list[Argument] = [GROUP, delivery.entry, "" if pause is None else ms(pause), attempts]
         arguments += [error[:_LONGEST_ERROR], self._most_retries, self._most_dead, ms(_LETTERS_KEPT)]
-        place = await self._runner.run(SET_ASIDE, [STREAM, _RETRY, _DEAD, _LETTERS], arguments)
+        place = await self._runner.run(SET_ASIDE, [STREAM, RETRY, DEAD, LETTERS], arguments)
         return bool(place != b"dead")
 
     async def backlog(self) -> Backlog:
         """Tell how delivery stands."""
-        lag, queued, retries, dead = await self._runner.run(
-            BACKLOG, [STREAM, EXPIRY, _RETRY, _DEAD], [ms(_LETTERS_KEPT)]
-        )
+        lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_LETTERS_KEPT)])
         return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""
-        found = await self._runner.run(DEAD, [_DEAD, _LETTERS], [ms(_LETTERS_KEPT)])
+        found = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_LETTERS_KEPT)])
         return [_dead_letter(died_at, _pairs(json.loads(letter))) for _, died_at, letter in found]
 
     async def resend(self, event_id: str) -> bool:
@@ -96,8 +92,8 @@ class RedisOutbox:
                 return total
 
     async def _resend(self, entry: str, most: int, moment: str) -> tuple[int, str]:
-        arguments: list[Argument] = [entry, most, moment, ms(_LETTERS_KEPT), ms(STREAM_KEPT)]
-        count, moment_used = await self._runner.run(RESEND, [STREAM, _DEAD, _LETTERS], arguments)
+        arguments: list[Argument] = [entry, most, moment, ms(_LETTERS_KEPT)]
+        count, moment_used = await self._runner.run(RESEND, [STREAM, DEAD, LETTERS], arguments)
         return int(count), moment_used.decode()
 
     async def _read(self, entry: bytes, flat: Sequence[bytes]) -> Delivery | None:

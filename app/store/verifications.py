@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from app.store.events import STREAM
 from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
@@ -35,8 +36,6 @@ from app.verification.ports import CallReport, Confirmation, Detour, Guess, NewC
 START, CHECK, CANCEL = Script("start"), Script("check"), Script("cancel")
 READ, RECORD_CALL, TAKE_BACK = Script("read"), Script("record_call"), Script("take_back")
 TRIED, REROUTE, CONFIRM = Script("recall"), Script("reroute"), Script("confirm")
-
-_EVENTS = "pv:{events}"
 
 
 class RedisVerificationStore:
@@ -185,7 +184,7 @@ class RedisVerificationStore:
 
     def _events(self, client: str) -> list[str]:
         """Return the key of the stream, if a client is told of events."""
-        return [_EVENTS] if client in self._told_clients else []
+        return [STREAM] if client in self._told_clients else []
 
     def _limit_keys(self, allowances: Iterable[Allowance]) -> list[str]:
         return [name_limit(self._phone_key, allowance) for allowance in allowances]

@@ -20,6 +20,7 @@
 local STAGE = {initiated = 1, unconfirmed = 1, ringing = 2, answered = 3, completed = 4, busy = 4, no_answer = 4, failed = 4}
 local LAST_STAGE = 4
 
+-- About so many events, beyond which the oldest are dropped; and since the last one, longer than any waits for a try.
 local EVENTS_KEPT, EVENTS_KEPT_MS = 100000, 3 * 24 * 3600 * 1000
 
 local function now_ms()

@@ -2,7 +2,7 @@
 --
 -- KEYS    1 stream   2 dead   3 letters
 -- ARGV    1 event, or '' for the oldest   2 how many at most   3 only those given up by this moment, or '' for now
---         4 ms that letters are kept   5 ms that the stream is kept
+--         4 ms that letters are kept
 -- RETURN  {how many were taken off the list, the moment}
 
 local moment = ARGV[3] ~= '' and ARGV[3] or int(now_ms())
@@ -24,7 +24,7 @@ for _, event in ipairs(events) do
     end
     if letter then
       redis.call('XADD', KEYS[1], '*', unpack(fields))
-      redis.call('PEXPIRE', KEYS[1], ARGV[5])
+      redis.call('PEXPIRE', KEYS[1], EVENTS_KEPT_MS)
     end
     count = count + 1
   end

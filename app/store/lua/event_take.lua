@@ -11,7 +11,6 @@
 --
 -- KEYS    1 stream   2 expiry   3 retry   4 letters
 -- ARGV    1 group   2 how many at most   3 ms after which an entry that was not settled is given to another worker
---         4 about how many entries the stream holds at most   5 ms that the stream is kept
 -- RETURN  {{taken over: {entry id, {field, value…}}…}, {new: the same…}, how many were trimmed before they were settled}
 
 local now = now_ms()
@@ -37,7 +36,7 @@ for i = 1, #expired, 2 do
   redis.call('ZREM', KEYS[2], expired[i])
   local client, id, purpose, channel, phone = expired[i]:match('^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
   if client then
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', 'type', 'verification.expired', 'client', client,
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', 'verification.expired', 'client', client,
       'id', id, 'purpose', purpose, 'channel', channel, 'phone', phone, 'status', 'expired', 'call', '',
       'at', int(tonumber(expired[i + 1])))
   end
@@ -54,7 +53,7 @@ for i = 1, #again, 2 do
 end
 
 if #expired + #again > 0 then
-  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+  redis.call('PEXPIRE', KEYS[1], EVENTS_KEPT_MS)
 elseif redis.call('EXISTS', KEYS[1]) == 0 then
   return {{}, {}, 0}
 end
