@@ -30,7 +30,7 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
 
 def _told(done: Forgotten) -> str:
     if not done:
-        return "Nothing was stored."
+        return "Nothing is stored under the keys of these settings (SECRET_KEY, SECRET_NAMES_KEY)."
     return (
         f"Erased: {done.verifications} verifications with {done.calls} calls, {done.events} events that were not"
         f" delivered, {done.answers} kept answers{', and what the phone was remembered by' if done.phone else ''}."

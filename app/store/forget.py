@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.store.call_queue import RedisCallQueue
-from app.store.events import EXPIRY, GROUP, STREAM
+from app.store.events import DEAD, EXPIRY, GROUP, LETTERS, RETRY, STREAM
 from app.store.keys import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.verification.errors import StoreUnavailable
@@ -22,11 +22,9 @@ from app.verification.phone import Phone
 from app.verification.ports import CallName
 
 RECORD, PHONE, ANSWER = Script("forget_record"), Script("forget_phone"), Script("forget_answer")
-EXPIRIES, LETTERS, EVENTS = Script("forget_expiry"), Script("forget_letters"), Script("forget_events")
+EXPIRIES, SET_ASIDE, EVENTS = Script("forget_expiry"), Script("forget_letters"), Script("forget_events")
 
-_RETRY, _DEAD, _LETTERS = (f"{STREAM}:{name}" for name in ("retry", "dead", "letters"))
 _STEP = 1000  # how many entries one script, or one SCAN, looks at: bounds how long it holds Redis up
-_MOST_SERIALS = 20  # more calls than a verification can have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +50,7 @@ class RedisOblivion:
     def __init__(self, redis: Redis, runner: ScriptRunner, *, phone_key: bytes) -> None:
         self._redis = redis
         self._runner = runner
+        self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
 
     async def forget(self, phone: Phone) -> Forgotten:
@@ -60,10 +59,9 @@ class RedisOblivion:
         # Records first: as long as there is one, it may tell of itself. An event that expires moves on into the stream,
         # and so does one that waits for another try: the stream comes last.
         records, calls = await self._forget_records(name)
-        await self._forget_queued(records)
         digits = phone.e164.removeprefix("+")
         events = await self._walk(EXPIRIES, [EXPIRY], [digits], "0")
-        events += await self._walk(LETTERS, [_LETTERS, _RETRY, _DEAD], [digits], "0")
+        events += await self._walk(SET_ASIDE, [LETTERS, RETRY, DEAD], [digits], "0")
         events += await self._walk(EVENTS, [STREAM], [digits], "-", GROUP)
         answers = await self._forget_answers(phone, records)
         known = await self._runner.run(PHONE, [name.key], [])
@@ -77,17 +75,12 @@ class RedisOblivion:
             record = RecordName.from_id(RecordName(name.bucket, rest).verification_id)
             if record is None or record.key != key:  # a phone's key, or a redeemed token's
                 continue
-            count = await self._runner.run(RECORD, [key], [name.digest])
-            if count >= 0:
+            if (serials := await self._runner.run(RECORD, [key], [name.digest])) is not None:
                 found.append(record)
-                calls += count
+                calls += len(serials)
+                for serial in serials:
+                    await self._queue.done(CallName(record.verification_id, int(serial)))
         return found, calls
-
-    async def _forget_queued(self, records: Sequence[RecordName]) -> None:
-        queue = RedisCallQueue(self._runner)
-        for record in records:
-            for serial in range(1, _MOST_SERIALS + 1):
-                await queue.done(CallName(record.verification_id, serial))
 
     async def _forget_answers(self, phone: Phone, records: Sequence[RecordName]) -> int:
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]

@@ -9,12 +9,14 @@ from redis.asyncio import Redis
 
 from app.main import create_app
 from app.plusofon.sandbox import VirtualNetwork
+from app.store.call_queue import RedisCallQueue
 from app.store.events import GROUP, RedisOutbox
 from app.store.forget import Forgotten, RedisOblivion
 from app.store.keys import PhoneName
 from app.store.scripts import ScriptRunner
 from app.verification.code import derive_key
 from app.verification.phone import Phone
+from app.verification.ports import CallName
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
 
 PHONE, OTHER = Phone("+79001234567"), Phone("+79161234568")
@@ -104,6 +106,18 @@ async def set_some_events_aside(redis: Redis) -> None:
         assert len(mine) >= 3
         await outbox.set_aside(mine[0], attempts=1, error="status 500", pause=timedelta(hours=1))
         await outbox.set_aside(mine[1], attempts=9, error="status 500", pause=None)
+
+
+async def test_no_call_of_it_is_followed_however_many_were_refused_before(redis: Redis) -> None:
+    name = PhoneName.from_phone(PHONE_KEY, PHONE)
+    record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
+    await redis.hset(record.key, mapping={"q": name.digest, "n": "25", "t25": "initiated"})
+    await RedisCallQueue(runner).schedule(CallName(record.verification_id, 25), timedelta(0))
+
+    done = await oblivion(redis).forget(PHONE)
+
+    assert done.calls == 1
+    assert not await RedisCallQueue(runner).claim(1)
 
 
 async def test_of_a_phone_that_nobody_knows_nothing_is_erased(redis: Redis) -> None:

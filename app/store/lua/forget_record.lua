@@ -2,15 +2,17 @@
 --
 -- KEYS    1 record
 -- ARGV    1 phone digest
--- RETURN  how many calls it had, or -1 if it is not of the phone
+-- RETURN  the serials of its calls, or nothing if it is not of the phone
 
 local record = load(KEYS[1])
 if not record.q or record.q ~= ARGV[1] then
-  return -1
+  return nil
 end
-local calls = 0
+local calls = {}
 for serial = 1, record.n do
-  calls = calls + (record['t' .. serial] and 1 or 0)
+  if record['t' .. serial] then
+    calls[#calls + 1] = serial
+  end
 end
 redis.call('DEL', KEYS[1])
 redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[1]))
