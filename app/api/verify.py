@@ -29,7 +29,7 @@ from app.verification.service import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
 
-# How long an answer is kept for a repetition of its request: a check's as long as a verification can live.
+# How long an answer is kept for a repetition of its request: a check's as long as a code can live.
 _KEEP_START = timedelta(days=1)
 _KEEP_CHECK = timedelta(minutes=5)
 

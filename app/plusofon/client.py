@@ -28,7 +28,7 @@ _BALANCE = "/api/v1/payment/balance"  # seen
 
 
 class PlusofonClient:
-    """The ``CallProvider`` that is Plusofon. Close it, or use it as an async context manager.
+    """Plusofon, as its channels and the balance ask it. Close it, or use it as an async context manager.
 
     Args:
         base_url: ``https://restapi.plusofon.ru`` (docs), or where else the same protocol is spoken.

@@ -66,8 +66,8 @@ _MEANINGS: Mapping[str, str] = {
     "call_budget_used": "Calls of the last 24 hours that count against the budget.",
     "fraud_blocks": "Ranges of numbers that the fraud guard blocks now.",
     "watcher_lag_seconds": "How long the call that waits longest for a look-up is overdue.",
-    "webhook_lag_seconds": "Age of the oldest event that was not delivered yet.",
-    "webhooks_pending": "Events that wait for delivery.",
+    "webhook_lag_seconds": "How long the event that waits longest for delivery is overdue.",
+    "webhooks_pending": "Events that wait for delivery, or for another try.",
     "webhooks_dead": "Events that were given up.",
 }
 

@@ -134,16 +134,16 @@ class CallPlacer:
             test=test,
         )
 
-    async def never_placed(self, reservation_token: str | None, name: CallName, policy: Policy) -> None:
+    async def never_placed(self, limits_token: str | None, name: CallName, policy: Policy) -> None:
         """Give back what a call took that, as it turns out, was never placed; exactly once, however often asked."""
         verification = await self._store.read(name.verification_id, client=None)
         if not await self._store.take_back(verification, name.serial, policy):
             return
         # Without the end user's address, which is not kept: its limit stays taken for its few minutes.
         allowances = tuple(policy.for_calls(client=verification.client, phone=verification.phone, address=None))
-        if reservation_token:
+        if limits_token:
             await at_best(
-                self._limits.give_back(reservation_token, allowances),
+                self._limits.give_back(limits_token, allowances),
                 self._guard.retract(verification.phone, verification.client),
             )
 

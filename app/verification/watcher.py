@@ -23,7 +23,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=15)
 _PAUSE_AFTER_ERROR = timedelta(seconds=30)  # a provider in trouble is not helped by being asked
 _JITTER = 0.2  # a pause is up to this share shorter or longer, so that calls of one moment do not stay together
 
-# The pauses of so many attempts add up to more than the five minutes of a verification, however the jitter falls.
+# The pauses of so many attempts add up to more than the five minutes of a code, however the jitter falls.
 MOST_ATTEMPTS = 32
 
 _UNTIL_MORE, _UNTIL_ANY = timedelta(milliseconds=200), timedelta(seconds=1)
