@@ -23,8 +23,8 @@ from app.verification.channel import Channel
 from app.verification.code import CodeDigester
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import GuardRules
-from app.verification.policy import Policy
-from app.verification.service import Policies, StartRequest, VerificationService
+from app.verification.policy import Policies, Policy
+from app.verification.service import StartRequest, VerificationService
 from tests.fakes import FakeQueue
 
 KEY = b"a key of the crashing tests only"

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 from redis import Redis
 
+from app.standard_webhooks import parse_secret
 from app.tokens import TokenSigner
 from app.verification.channel import Channel
 from app.verification.errors import PhoneNotCallable
@@ -92,6 +93,15 @@ def parse_operator_channel(value: object) -> tuple[str, Channel]:
     if not re.fullmatch(r"[a-z0-9 -]{1,64}", operator) or channel not in set(Channel):
         raise PydanticCustomError("operator_channel", "must be operator:channel, as in mts:reverse_call")
     return operator, Channel(channel)
+
+
+def is_webhook_secret(value: SecretStr) -> SecretStr:
+    """Let a secret through that signs as Standard Webhooks says."""
+    try:
+        parse_secret(value.get_secret_value())
+    except ValueError as error:
+        raise PydanticCustomError("webhook_secret", "{message}", {"message": str(error)}) from None
+    return value
 
 
 def is_token_keys(value: SecretStr) -> SecretStr:

@@ -6,8 +6,7 @@ from datetime import timedelta
 from app.settings.sections import ClientSettings
 from app.settings.settings import Settings
 from app.verification.channel import Channel
-from app.verification.policy import DAY, FLASH_CALL_DIGITS, HOUR, Limit, Policy
-from app.verification.service import Policies
+from app.verification.policy import DAY, FLASH_CALL_DIGITS, HOUR, Limit, Policies, Policy
 
 _MINUTE = timedelta(minutes=1)
 _FAILED_CHECKS_A_DAY = {4: 15, 5: 30, 6: 50}  # by the length of a code: below 0.2 % of luck in a day

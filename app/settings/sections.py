@@ -33,11 +33,11 @@ from app.settings.fields import (
     has_token_keys,
     is_redis_url,
     is_token_keys,
+    is_webhook_secret,
     parse_api_key,
     parse_test_number,
 )
 from app.settings.webhooks import WebhookFields
-from app.standard_webhooks import parse_secret
 from app.verification.channel import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.guard import GuardRules
@@ -78,19 +78,11 @@ def _is_relay_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _is_webhook_secret(value: SecretStr) -> SecretStr:
-    try:
-        parse_secret(value.get_secret_value())
-    except ValueError as error:
-        raise PydanticCustomError("webhook_secret", "{message}", {"message": str(error)}) from None
-    return value
-
-
 class RelaySettings(_Section):
     """A URL of the operator's own that places the calls of the channels named here, in place of Plusofon."""
 
     url: Annotated[SecretStr, AfterValidator(_is_relay_url)] | None = None  # often it is itself what lets one in
-    secret: Annotated[SecretStr, AfterValidator(_is_webhook_secret)] | None = None
+    secret: Annotated[SecretStr, AfterValidator(is_webhook_secret)] | None = None
     channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], *CommaSeparated] = []
     connect_timeout_seconds: Timeout = 3
     timeout_seconds: Timeout = 10

@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
+from app.settings.fields import is_webhook_secret
 from app.standard_webhooks import parse_secret
 from app.verification.outbox import EventType
 from app.webhooks import WebhookEndpoint
@@ -36,15 +37,6 @@ def _split(value: str) -> SplitResult | None:
     return parts
 
 
-def _is_secret(value: SecretStr) -> SecretStr:
-    """Let a secret through."""
-    try:
-        parse_secret(value.get_secret_value())
-    except ValueError as error:
-        raise PydanticCustomError("webhook_secret", "{message}", {"message": str(error)}) from None
-    return value
-
-
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -56,7 +48,7 @@ class WebhookFields(BaseModel):
 
     webhook_url: Annotated[str, Field(max_length=2048), AfterValidator(_is_url)] | None = None
     webhook_secret: Annotated[
-        list[Annotated[SecretStr, AfterValidator(_is_secret)]],
+        list[Annotated[SecretStr, AfterValidator(is_webhook_secret)]],
         BeforeValidator(_listed),
         Field(max_length=_MOST_SECRETS),
     ] = []

@@ -101,3 +101,15 @@ class Policy:
             yield Allowance(self.failed_checks_per_client, client)
         if self.failed_checks_per_address and address:
             yield Allowance(self.failed_checks_per_address, address)
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The rules for each client: its own, or those for everybody."""
+
+    default: Policy
+    of_client: Mapping[str, Policy] = field(default_factory=dict)
+
+    def for_client(self, client: str) -> Policy:
+        """Return the rules that hold for a client."""
+        return self.of_client.get(client, self.default)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from app.verification.accounts import AccountReader, ProviderOverview
 from app.verification.channel import Channel
@@ -22,7 +22,7 @@ from app.verification.happenings import CallEnded, CallPlaced, CodeChecked, Limi
 from app.verification.model import CallState, CallStatus, CheckResult, Lang, Started, Status, Verification
 from app.verification.phone import Phone, parse_phone
 from app.verification.placing import CallPlacer, Keep, Wish, at_best
-from app.verification.policy import Policy
+from app.verification.policy import Policies, Policy
 from app.verification.ports import (
     CallName,
     CallReport,
@@ -52,18 +52,6 @@ class StartRequest:
     channels: tuple[Channel, ...] = ()
     lang: Lang = Lang.RU
     address: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """The rules for each client: its own, or those for everybody."""
-
-    default: Policy
-    of_client: Mapping[str, Policy] = field(default_factory=dict)
-
-    def for_client(self, client: str) -> Policy:
-        """Return the rules that hold for a client."""
-        return self.of_client.get(client, self.default)
 
 
 class VerificationService:

@@ -37,9 +37,9 @@ from app.verification.model import (
     Verification,
 )
 from app.verification.phone import Phone
-from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
 from app.verification.ports import CallName, CallOrder, CallSender, Confirmation
-from app.verification.service import Policies, StartRequest, VerificationService
+from app.verification.service import StartRequest, VerificationService
 from tests.fakes import FakeAccounts, FakeGuard, FakeLimits, FakeQueue, FakeSender, FakeVerificationStore
 
 PHONE = "8 (900) 123-45-67"
