@@ -1,31 +1,39 @@
 """What requests to any provider share: the way to the network, what its failures mean, what of answers may be told."""
 
+import asyncio
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import NoReturn
 
 import aiohttp
 import httpx
+import stamina
 from httpx_aiohttp import AiohttpTransport
 
 DEFAULT_RETRY_AFTER = 30  # seconds, where the provider names none
 _LONGEST_RETRY_AFTER = 3600
 _LONGEST_MESSAGE = 200
 _LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
-_KEEP_ALIVE = 15  # seconds that an idle connection is kept: less than the 60-75 after which servers commonly drop it
 
-# The request was certainly not written: no address, no connection, no TLS, or no free place in the pool.
-_NEVER_SENT = (
+# Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
+_PAUSE = 0.05
+_PAUSE_JITTER = 0.1
+# aiohttp rounds what is beyond 5 s up to the next whole second of its clock.
+_EXACT_TIMEOUT = 5
+_ROUNDING = 1
+
+# No connection was made: it was refused or not accepted in time, the name has no address, or the TLS handshake failed.
+_NEVER_CONNECTED = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
     httpx.ConnectError,
     httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.UnsupportedProtocol,
 )
+
+# Neither was one tried: for want of a place among the connections, or of a URL. Another try would find the same.
+_NEVER_TRIED = (aiohttp.InvalidURL, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 # What the network may do to a request. UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
 NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
@@ -34,9 +42,10 @@ NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
 class NeverSent(Exception):
     """The request was certainly not written. ``why`` is short and free of secrets."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, worth_a_retry: bool) -> None:
         super().__init__(why)
         self.why = why
+        self.worth_a_retry = worth_a_retry
 
 
 class Unclear(Exception):
@@ -55,18 +64,38 @@ def failure(error: Exception) -> NeverSent | Unclear:
     """
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
-    return NeverSent(name) if isinstance(cause, _NEVER_SENT) else Unclear(name)
+    if isinstance(cause, _NEVER_CONNECTED + _NEVER_TRIED):
+        return NeverSent(name, worth_a_retry=isinstance(cause, _NEVER_CONNECTED))
+    return Unclear(name)
 
 
-def make_transport(max_connections: int) -> AiohttpTransport:
+def tries(connect_timeout: float, *, until: float) -> AsyncIterator[stamina.Attempt]:
+    """Give one try, and another one where no connection was made and there is time enough for it to fail as clearly.
+
+    ``until`` is when the time is over, by the clock of the running loop.
+    """
+    rounding = _ROUNDING if connect_timeout > _EXACT_TIMEOUT else 0
+    latest = until - (_PAUSE + _PAUSE_JITTER + connect_timeout + rounding)
+    now = asyncio.get_running_loop().time
+
+    def is_worth_it(error: Exception) -> bool:
+        return isinstance(error, NeverSent) and error.worth_a_retry and now() < latest
+
+    return aiter(
+        stamina.retry_context(on=is_worth_it, attempts=2, timeout=None, wait_initial=_PAUSE, wait_jitter=_PAUSE_JITTER)
+    )
+
+
+def make_transport(max_connections: int = 0) -> AiohttpTransport:
     """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
 
-    aiohttp repeats a request whose kept connection was dead, but only idempotent methods, so never one to place a call.
+    Each request has a connection of its own; without ``max_connections`` there may be any number. aiohttp repeats a
+    request whose connection died, but only idempotent methods, so never one to place a call.
     """
     tls = httpx.create_ssl_context(trust_env=False)
 
     def open_session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=tls, limit=max_connections, keepalive_timeout=_KEEP_ALIVE)
+        connector = aiohttp.TCPConnector(ssl=tls, limit=max_connections, force_close=True)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     return AiohttpTransport(verify=tls, trust_env=False, client=open_session)

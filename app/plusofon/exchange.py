@@ -7,44 +7,27 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
-import aiohttp
 import httpx
-import stamina
-from httpx_aiohttp import AiohttpTransport
 
-from app.outbound import DEFAULT_RETRY_AFTER, NETWORK_ERRORS, Redactor, Unclear, checked_url, read_beginning
+from app.outbound import (
+    DEFAULT_RETRY_AFTER,
+    NETWORK_ERRORS,
+    NeverSent,
+    Redactor,
+    Unclear,
+    checked_url,
+    failure,
+    make_transport,
+    read_beginning,
+    tries,
+)
 from app.plusofon import wire
 from app.plusofon.wire import Answer
 from app.verification.errors import ProviderUnavailable
 
 log = logging.getLogger(__name__)
 
-# Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
-_PAUSE = 0.05
-_PAUSE_JITTER = 0.1
-# aiohttp rounds what is beyond 5 s up to the next whole second of its clock.
-_EXACT_TIMEOUT = 5
-_ROUNDING = 1
 _SHORTEST_TIMEOUT = 0.001  # zero would mean none
-
-# No connection was made: it was refused or not accepted in time, the name has no address, or the TLS handshake failed.
-_NEVER_CONNECTED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-)
-
-# Neither was one tried: for want of a place among the connections, or of a URL. Another try would find the same.
-_NEVER_TRIED = (aiohttp.InvalidURL, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-
-
-class _NotSent(Exception):
-    """The request was certainly not written. All it says is the name of an error."""
-
-
-class _NotConnected(_NotSent):
-    """The same, for want of a connection: worth another try."""
 
 
 class Exchange:
@@ -84,7 +67,7 @@ class Exchange:
                 "Content-Type": "application/json",
                 "User-Agent": "plusofon-verify",
             },
-            transport=transport or _network(),
+            transport=transport or make_transport(),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each request stands for itself
             follow_redirects=False,
             trust_env=False,
@@ -119,7 +102,7 @@ class Exchange:
             seconds = min(self._timeout, within) if within is not None else self._timeout
             async with asyncio.timeout(seconds) as budget:
                 return await self._connect_and_send(request, redact, seconds, budget.when() or 0)
-        except _NotSent:
+        except NeverSent:
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
         except TimeoutError:
             raise Unclear("TimeoutError") from None
@@ -130,23 +113,12 @@ class Exchange:
         """Try once, and a second time if no connection was made and the time that is left has room for one."""
         now = asyncio.get_running_loop().time
         connect_by = now() + min(self._connect_timeout, seconds / 2)
-
-        def worth_a_retry(error: Exception) -> bool:
-            return isinstance(error, _NotConnected) and deadline - now() > self._time_for_a_retry
-
         async with self._place(until=connect_by):
-            async for attempt in stamina.retry_context(
-                on=worth_a_retry, attempts=2, timeout=None, wait_initial=_PAUSE, wait_jitter=_PAUSE_JITTER
-            ):
+            async for attempt in tries(self._connect_timeout, until=deadline):
                 with attempt:
                     connect = connect_by - now() if attempt.num == 1 else self._connect_timeout
                     return await _exchange(self._http, _with_timeout(request, connect), redact)
         raise AssertionError  # the last attempt returns or raises
-
-    @property
-    def _time_for_a_retry(self) -> float:
-        rounding = _ROUNDING if self._connect_timeout > _EXACT_TIMEOUT else 0
-        return _PAUSE + _PAUSE_JITTER + self._connect_timeout + rounding
 
     @asynccontextmanager
     async def _place(self, *, until: float) -> AsyncIterator[None]:
@@ -163,7 +135,7 @@ class Exchange:
 
 
 async def _exchange(http: httpx.AsyncClient, request: httpx.Request, redact: Redactor) -> Answer:
-    """Send a request over a new connection, and read its answer. Raises ``_NotSent`` or ``Unclear``."""
+    """Send a request over a new connection, and read its answer. Raises ``NeverSent`` or ``Unclear``."""
     try:
         response = await http.send(request, stream=True)
         try:
@@ -188,32 +160,12 @@ def _with_timeout(request: httpx.Request, connect: float) -> httpx.Request:
     return request
 
 
-def _meaning(error: Exception) -> Exception:
-    """Tell what an error of the network means: that nothing was written, or that nobody knows.
-
-    httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that was
-    reset after the request was written included. So where aiohttp's own error is known, it alone decides.
-    """
-    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
-    if not isinstance(cause, _NEVER_CONNECTED + _NEVER_TRIED):
-        return Unclear(name)
-    log.warning("plusofon.not_reached", extra={"error": name})
-    return _NotConnected(name) if isinstance(cause, _NEVER_CONNECTED) else _NotSent(name)
-
-
-def _network() -> AiohttpTransport:
-    """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
-
-    aiohttp repeats a request whose connection died, but only idempotent methods, so never one to place a call.
-    """
-    tls = httpx.create_ssl_context(trust_env=False)
-
-    def open_session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=tls, limit=0, force_close=True)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
+def _meaning(error: Exception) -> NeverSent | Unclear:
+    """Tell what an error of the network means, and note each try that did not get there."""
+    told = failure(error)
+    if isinstance(told, NeverSent):
+        log.warning("plusofon.not_reached", extra={"error": told.why})
+    return told
 
 
 def header_value(name: str, value: str) -> str:

@@ -8,7 +8,6 @@ from time import time
 from typing import Self
 
 import httpx
-import stamina
 
 from app.outbound import (
     DEFAULT_RETRY_AFTER,
@@ -20,6 +19,7 @@ from app.outbound import (
     failure,
     make_transport,
     read_beginning,
+    tries,
 )
 from app.relay import wire
 from app.relay.wire import Answer
@@ -30,13 +30,6 @@ from app.verification.model import CallOutcome, CallState, Placed, Refused, Unkn
 from app.verification.ports import CallOrder
 
 log = logging.getLogger(__name__)
-
-# Seconds before a connection that was never made is tried once more; not the same for all.
-_PAUSE = 0.05
-_PAUSE_JITTER = 0.1
-# aiohttp rounds what is beyond 5 s up to the next whole second of its clock.
-_EXACT_TIMEOUT = 5
-_ROUNDING = 1
 
 
 class RelaySender:
@@ -81,8 +74,6 @@ class RelaySender:
         self._url = _endpoint(url)
         self._secret = parse_secret(secret)
         self._now = now
-        rounding = _ROUNDING if connect_timeout > _EXACT_TIMEOUT else 0
-        self._time_for_a_retry = _PAUSE + _PAUSE_JITTER + connect_timeout + rounding
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         # The URL too: such an address often is a secret itself.
@@ -182,14 +173,7 @@ class RelaySender:
 
     async def _connect_and_exchange(self, make: Callable[[], httpx.Request], budget: asyncio.Timeout) -> Answer:
         """Try a connection that was never made once more, if that can fail as clearly again before the time is over."""
-
-        def worth_it(error: Exception) -> bool:
-            left = (budget.when() or 0) - asyncio.get_running_loop().time()
-            return isinstance(error, NeverSent) and left > self._time_for_a_retry
-
-        async for attempt in stamina.retry_context(
-            on=worth_it, attempts=2, timeout=None, wait_initial=_PAUSE, wait_jitter=_PAUSE_JITTER
-        ):
+        async for attempt in tries(self._connect_timeout, until=budget.when() or 0):
             with attempt:
                 return await self._exchange(make())
         raise AssertionError("unreachable: the last attempt raises")
