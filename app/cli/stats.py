@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,17 +12,21 @@ from app.store.stats import DayStats
 from app.verification.model import CallStatus
 from app.wiring import open_stats
 
+_DAYS_KEPT = 8  # today among them
+
 
 def stats(
     day: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="One of the last eight days (UTC); without it, today."),
+        typer.Option(formats=["%Y-%m-%d"], help=f"One of the last {_DAYS_KEPT} days (UTC); without it, today."),
     ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Tell a day's calls, conversion, refusals and spend. Test numbers are not counted."""
-    wanted: date | None = day.date() if day else None
+    wanted = day.date() if day else None
+    if wanted and not 0 <= (datetime.now(UTC).date() - wanted).days < _DAYS_KEPT:
+        raise typer.BadParameter(f"only the last {_DAYS_KEPT} days are kept")
     found = ask_redis(open_stats, lambda reader: reader.read(wanted))
     typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
 

@@ -108,7 +108,11 @@ def test_a_days_statistics_are_a_table(redis_url: str) -> None:
     assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:]] == [
         *("verifications", "calls placed", "calls ended", "calls refused", "limits hit", "wrong codes", "spend")
     ]
-    assert run("stats", "--day", "yesterday", MODE="sandbox", REDIS_URL=redis_url).exit_code == 2
+
+
+@pytest.mark.parametrize("day", ["yesterday", "2020-01-01", "2999-01-01"])
+def test_a_day_that_nobody_remembers_is_not_told_as_one_without_calls(redis_url: str, day: str) -> None:
+    assert run("stats", "--day", day, MODE="sandbox", REDIS_URL=redis_url).exit_code == 2
 
 
 async def test_what_was_heard_is_held_against_the_code(
