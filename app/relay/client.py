@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from time import time
 from typing import Self
@@ -44,6 +44,7 @@ class RelaySender:
         max_connections: at once; a request beyond waits for a place, no longer than ``connect_timeout``.
         transport: in place of the network, for tests.
         now: seconds since 1970.
+        trace_context: makes the headers that tie a request to the trace that it belongs to (W3C Trace Context).
 
     Raises:
         ValueError: an argument cannot work; its value is not repeated.
@@ -64,6 +65,7 @@ class RelaySender:
         max_connections: int = 50,
         transport: httpx.AsyncBaseTransport | None = None,
         now: Callable[[], float] = time,
+        trace_context: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         if channel is Channel.REVERSE_CALL:
             raise ValueError("a relay takes no reverse calls")
@@ -74,6 +76,7 @@ class RelaySender:
         self._url = _endpoint(url)
         self._secret = parse_secret(secret)
         self._now = now
+        self._trace_context = trace_context
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         # The URL too: such an address often is a secret itself.
@@ -158,6 +161,7 @@ class RelaySender:
 
         def signed_now() -> httpx.Request:
             headers = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
+            headers.update(self._trace_context())
             if body:
                 headers["Content-Type"] = "application/json"
             return self._http.build_request(method, url, headers=headers, content=body, timeout=timeout)

@@ -40,6 +40,13 @@ class CallEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownCallStatus:
+    """The provider told the state of a call in a word that is not known here; it reads as still under way."""
+
+    channel: Channel
+
+
+@dataclass(frozen=True, slots=True)
 class LimitHit:
     """A start or a check that a limit refused, ``call_cooldown`` and ``fraud_guard`` among them."""
 
@@ -58,7 +65,16 @@ class VerificationCanceled:
     """A verification was called off."""
 
 
-Happening = VerificationStarted | CallPlaced | CallRefused | CallEnded | LimitHit | CodeChecked | VerificationCanceled
+Happening = (
+    VerificationStarted
+    | CallPlaced
+    | CallRefused
+    | CallEnded
+    | UnknownCallStatus
+    | LimitHit
+    | CodeChecked
+    | VerificationCanceled
+)
 
 Observe = Callable[[Happening], None]
 """Is told what happens; returns at once and raises nothing."""

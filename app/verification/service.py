@@ -18,7 +18,15 @@ from app.verification.errors import (
 )
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
-from app.verification.happenings import CallEnded, CallPlaced, CodeChecked, LimitHit, Observe, VerificationCanceled
+from app.verification.happenings import (
+    CallEnded,
+    CallPlaced,
+    CodeChecked,
+    LimitHit,
+    Observe,
+    UnknownCallStatus,
+    VerificationCanceled,
+)
 from app.verification.model import CallState, CallStatus, CheckResult, Lang, Started, Status, Verification
 from app.verification.phone import Phone, parse_phone
 from app.verification.placing import CallPlacer, Keep, Wish, at_best
@@ -139,7 +147,8 @@ class VerificationService:
             call = verification.call(name.serial)
             if call is None:
                 return None
-            if call.channel is Channel.REVERSE_CALL and call.dial is None:  # nobody was called, or told whom to call
+            # Nobody was called, or told whom to call. Its place in the limits is not known here, and stays taken.
+            if call.channel is Channel.REVERSE_CALL and call.dial is None:
                 await self._placer.never_placed(None, name, self._policies.for_client(client))
                 return None
             if call.ref is None and call.state.status is CallStatus.INITIATED:
@@ -228,6 +237,8 @@ class VerificationService:
                 log.warning("call.never_placed", extra={"verification_id": verification.id})
                 await self._placer.never_placed(call.limits_token, name, policy)
                 return True
+            if state.provider_status is not None:
+                self._observe(UnknownCallStatus(call.channel))
             recorded = await self._store.record_call(verification, name.serial, CallReport(state=state))
         except VerificationNotFound:
             return True

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import stamina
 
@@ -20,6 +21,9 @@ from app.verification.call_urls import CallUrls
 from app.verification.channel import Channel
 from app.verification.code import derive_key
 from app.verification.ports import CallSender
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
 
 _FOR_LOOK_UPS = 10  # connections beside those of calls, so that these never keep look-ups waiting
 
@@ -52,12 +56,16 @@ class Providers:
 
 
 async def make_providers(
-    settings: Settings, runner: ScriptRunner, sandbox: VirtualNetwork | None, stack: AsyncExitStack
+    settings: Settings,
+    runner: ScriptRunner,
+    sandbox: VirtualNetwork | None,
+    stack: AsyncExitStack,
+    tracing: "Tracing | None" = None,
 ) -> Providers:
     """Make them all; what holds connections is closed with the stack."""
     client = await open_plusofon(settings, sandbox, stack)
     hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
-    senders = {**_plusofon_channels(client, hook_urls), **await _open_relays(settings, stack)}
+    senders = {**_plusofon_channels(client, hook_urls), **await _open_relays(settings, stack, tracing)}
     poller = BalancePoller(
         client,
         RedisBalanceBoard(runner, lease=2 * settings.longest_request),
@@ -111,8 +119,13 @@ def _plusofon_channels(client: PlusofonClient, hook_urls: CallUrls) -> dict[Chan
     }
 
 
-async def _open_relays(settings: Settings, stack: AsyncExitStack) -> dict[Channel, CallSender]:
-    """Make a sender for each channel that goes to the operator's own URL in place of Plusofon."""
+async def _open_relays(
+    settings: Settings, stack: AsyncExitStack, tracing: "Tracing | None"
+) -> dict[Channel, CallSender]:
+    """Make a sender for each channel that goes to the operator's own URL in place of Plusofon.
+
+    Traces go on there; Plusofon is told of none.
+    """
     relay = settings.relay
     if relay.url is None or relay.secret is None:  # the settings require both where channels are named
         return {}
@@ -124,6 +137,7 @@ async def _open_relays(settings: Settings, stack: AsyncExitStack) -> dict[Channe
                 secret=relay.secret.get_secret_value(),
                 connect_timeout=relay.connect_timeout_seconds,
                 timeout=relay.timeout_seconds,
+                trace_context=tracing.outgoing if tracing else dict,
                 max_connections=settings.plusofon.max_connections + _FOR_LOOK_UPS,
             )
         )

@@ -53,7 +53,7 @@ async def build(
     stats = RedisStats(runner, call_price_rub=settings.call.price_rub)
     stack.push_async_callback(stats.aclose)
     guard = parts.make_guard(settings, runner)
-    providers = await make_providers(settings, runner, sandbox, stack)
+    providers = await make_providers(settings, runner, sandbox, stack, tracing)
     # Longer than a look-up can take.
     queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=2 * settings.longest_request)
     service = VerificationService(

@@ -80,6 +80,18 @@ class TestOrders:
         with pytest.raises(WebhookVerificationError):
             Webhook(SECRET).verify(body.replace(b"42137", b"42138"), headers)
 
+    async def test_an_order_belongs_to_the_trace_of_its_request(self) -> None:
+        relay = Relay(taken())
+        context = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+        async with SandboxServer(Starlette(routes=[Route("/", relay.answer, methods=["POST"])])) as server:
+            async with RelaySender(
+                Channel.VOICE, url=server.url, secret=SECRET, trace_context=lambda: context
+            ) as sender:
+                await sender.place(ORDER)
+        ((_, _, headers, body),) = relay.requests
+        assert headers["traceparent"] == context["traceparent"]
+        assert Webhook(SECRET).verify(body, headers)["code"] == CODE
+
     async def test_the_secret_itself_is_never_sent(self) -> None:
         relay = Relay(taken())
         async with relay.serving() as sender:

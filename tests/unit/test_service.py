@@ -23,7 +23,15 @@ from app.verification.errors import (
     StoreUnavailable,
 )
 from app.verification.fixed_codes import FixedCode, FixedCodes
-from app.verification.happenings import CallEnded, CallPlaced, CallRefused, CodeChecked, Happening, LimitHit
+from app.verification.happenings import (
+    CallEnded,
+    CallPlaced,
+    CallRefused,
+    CodeChecked,
+    Happening,
+    LimitHit,
+    UnknownCallStatus,
+)
 from app.verification.model import (
     CallOutcome,
     CallState,
@@ -306,6 +314,15 @@ async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
 
     with pytest.raises(ProviderUnavailable):
         await world.service.follow(CallName(verification.id, 1))
+
+
+async def test_a_word_that_nobody_knows_is_counted_and_the_call_is_followed_on(world: World) -> None:
+    verification = await world.start()
+    world.sender.state = CallState(CallStatus.INITIATED, "rerouted")
+
+    assert not await world.service.follow(CallName(verification.id, 1))
+
+    assert UnknownCallStatus(Channel.VOICE) in world.happened
 
 
 async def test_what_is_gone_needs_no_following(world: World) -> None:
