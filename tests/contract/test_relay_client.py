@@ -83,11 +83,12 @@ class TestOrders:
     async def test_an_order_belongs_to_the_trace_of_its_request(self) -> None:
         relay = Relay(taken())
         context = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
-        async with SandboxServer(Starlette(routes=[Route("/", relay.answer, methods=["POST"])])) as server:
-            async with RelaySender(
-                Channel.VOICE, url=server.url, secret=SECRET, trace_context=lambda: context
-            ) as sender:
-                await sender.place(ORDER)
+        app = Starlette(routes=[Route("/", relay.answer, methods=["POST"])])
+        async with (
+            SandboxServer(app) as server,
+            RelaySender(Channel.VOICE, url=server.url, secret=SECRET, trace_context=lambda: context) as sender,
+        ):
+            await sender.place(ORDER)
         ((_, _, headers, body),) = relay.requests
         assert headers["traceparent"] == context["traceparent"]
         assert Webhook(SECRET).verify(body, headers)["code"] == CODE

@@ -27,6 +27,7 @@ from app.verification.happenings import (
     CallRefused,
     CodeChecked,
     LimitHit,
+    UnknownCallStatus,
     VerificationCanceled,
     VerificationStarted,
 )
@@ -86,6 +87,7 @@ async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
         CallPlaced(Channel.FLASH_CALL, CallStatus.UNCONFIRMED),
         CallEnded(Channel.VOICE, CallStatus.BUSY),
         CallRefused(Channel.VOICE, BalanceTooLow()),
+        UnknownCallStatus(Channel.VOICE),
         LimitHit("fraud_guard"),
         CodeChecked(Status.PENDING),
         CodeChecked(Status.LOCKED),
@@ -100,6 +102,7 @@ async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
     assert now("calls_placed_total", channel="voice", status="initiated") == 1
     assert now("calls_placed_total", channel="flash_call", status="unconfirmed") == 1
     assert now("calls_ended_total", channel="voice", status="busy") == 1
+    assert now("unknown_call_statuses_total", channel="voice") == 1
     assert now("calls_refused_total", channel="voice", kind="balance_too_low") == 1
     assert now("limits_hit_total", limit="fraud_guard") == 1
     assert now("wrong_codes_total") == 2
