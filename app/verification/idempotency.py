@@ -66,7 +66,10 @@ class IdempotencyStore(Protocol):
         ...
 
     async def begin(self, claim: Claim, note: str) -> bool:
-        """Note what is about to be done, for whoever claims the request if this process dies; false if it was lost."""
+        """Note what is about to be done, for whoever claims the request if this process dies.
+
+        False if somebody else has taken it over: then it must not be done.
+        """
         ...
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
