@@ -7,6 +7,7 @@ again, as it does at Stripe (https://docs.stripe.com/api/idempotent_requests).
 
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -119,15 +120,18 @@ class Keep(Generic[T]):
     async def begin(self, note: str) -> None:
         """Note what is about to be done. Where that fails it is done all the same: it takes two failures to matter.
 
+        Unless the claim may be somebody else's by now. A process that was stopped finds both at once: its wait for
+        the store is over, and so is its claim.
+
         Raises:
-            IdempotencyInProgress: somebody else has taken the request over, so it must not be done here.
+            IdempotencyInProgress: somebody else has, or may have, taken the request over: it must not be done here.
 
         """
         try:
             noted = await self._store.begin(self._claim, note)
         except StoreUnavailable as error:
             log.error("idempotency.not_noted", extra={"claim": self._claim.name, "error": repr(error)})
-            return
+            noted = time.monotonic() < self._claim.held_until
         if not noted:
             log.error("idempotency.taken_over", extra={"claim": self._claim.name})
             raise IdempotencyInProgress(retry_after=_RETRY_AFTER)

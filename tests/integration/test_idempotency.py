@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.plusofon.sandbox import MagicNumber, VirtualNetwork
 from app.store.idempotency import RedisIdempotency
+from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim
 from tests.ageing import age
 from tests.integration.conftest import run, sandbox_settings
@@ -471,6 +473,28 @@ async def test_a_start_that_was_paused_until_another_took_it_over_places_no_seco
     assert_replays(again, first)
     read = (await api.get(first.headers["Location"])).json()
     assert (read["calls_placed"], read["calls_left"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("paused", "status", "calls"), [(0, 201, 1), (60, 409, 0)])
+async def test_a_start_that_cannot_be_noted_is_done_only_while_its_claim_is_held(  # noqa: PLR0913 - fixtures
+    api: httpx.AsyncClient,
+    network: VirtualNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    paused: int,
+    status: int,
+    calls: int,
+) -> None:
+    """A process that was stopped for a minute while it waited for Redis: the wait is over at once, and the claim too."""
+    monotonic = time.monotonic
+
+    async def late(store: RedisIdempotency, claim: Claim, note: str) -> bool:
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + paused)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(RedisIdempotency, "begin", late)
+
+    assert (await start(api)).status_code == status
+    assert len(network.calls_of(PHONE)) == calls
 
 
 async def test_a_claim_that_expired_and_nobody_took_is_as_good_as_held(
