@@ -476,15 +476,16 @@ async def test_a_start_that_was_paused_until_another_took_it_over_places_no_seco
 
 
 @pytest.mark.parametrize(("paused", "status", "calls"), [(0, 201, 1), (60, 409, 0)])
-async def test_a_start_that_cannot_be_noted_is_done_only_while_its_claim_is_held(  # noqa: PLR0913 - fixtures
+async def test_a_start_that_cannot_be_noted_is_done_only_while_its_claim_is_held(
     api: httpx.AsyncClient,
     network: VirtualNetwork,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     paused: int,
     status: int,
     calls: int,
 ) -> None:
-    """A process that was stopped for a minute while it waited for Redis: the wait is over at once, and the claim too."""
+    """A process that was stopped for a minute while it waited for Redis finds the wait over, and its claim too."""
     monotonic = time.monotonic
 
     async def late(store: RedisIdempotency, claim: Claim, note: str) -> bool:
