@@ -136,8 +136,11 @@ class FakeVerificationStore:
             record = pending = None
         if not call.test:
             self._refuse(call, policy, phone, record)
-        if not record or not pending:
+        if not record or not pending or call.channel is Channel.REVERSE_CALL:
+            before = record if pending else None
             record = Record(self._new(call, policy))
+            if before:
+                record.verification = replace(record.verification, calls_left=before.verification.calls_left)
             self.records[record.verification.id] = record
         return self._place(record, phone, call, policy)
 
@@ -153,7 +156,9 @@ class FakeVerificationStore:
         if phone.next_call > self.now:
             raise CallCooldown(
                 retry_after=self._until(phone.next_call),
-                verification_id=record.verification.id if record and pending else None,
+                verification_id=record.verification.id
+                if record and pending and record.verification.channel is not Channel.REVERSE_CALL
+                else None,
             )
         for limit in (policy.failed_checks_per_phone, *policy.calls_per_phone):
             self._require_room(limit, call.phone.e164)
@@ -229,6 +234,8 @@ class FakeVerificationStore:
         record = self.records.get(verification.id)
         call = record and record.verification.call(serial)
         if not record or not call or record.verification.stored_status is not Status.PENDING:
+            raise VerificationNotFound
+        if detour.channel is Channel.REVERSE_CALL and serial > 1:
             raise VerificationNotFound
         record.codes.pop(serial, None)
         if detour.code_digest and call.expires_at:
@@ -378,7 +385,7 @@ class FakeVerificationStore:
     def _check_without_code(self, record: Record) -> CheckResult:
         verification = record.verification
         calls = {call.serial: call for call in verification.calls if call.expires_at and call.expires_at > self.now}
-        if record.confirmed & set(calls):
+        if record.serial in record.confirmed & set(calls):
             self._finish(record, Status.VERIFIED)
             return CheckResult(
                 verification_id=verification.id,

@@ -7,6 +7,7 @@ again, as it does at Stripe (https://docs.stripe.com/api/idempotent_requests).
 
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request, Response
 
 from app.verification.errors import StoreUnavailable
-from app.verification.idempotency import Claim, IdempotencyStore, IdempotentRequest, KeptAnswer
+from app.verification.idempotency import Claim, IdempotencyInProgress, IdempotencyStore, IdempotentRequest, KeptAnswer
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 _KEY = re.compile(r"[!-~]{1,128}")
 _KEPT_HEADERS = ("content-type", "location")
+_RETRY_AFTER = 1  # seconds: who took the request over will soon have answered
 
 # For ``openapi_extra``: a parameter that FastAPI reads costs 14 µs of every request, with the header or without.
 IDEMPOTENCY_KEY: dict[str, Any] = {
@@ -116,11 +118,23 @@ class Keep(Generic[T]):
         await self.give(result)
 
     async def begin(self, note: str) -> None:
-        """Note what is about to be done. Where that fails it is done all the same: it takes two failures to matter."""
+        """Note what is about to be done. Where that fails it is done all the same: it takes two failures to matter.
+
+        Unless the claim may be somebody else's by now. A process that was stopped finds both at once: its wait for
+        the store is over, and so is its claim.
+
+        Raises:
+            IdempotencyInProgress: somebody else has, or may have, taken the request over: it must not be done here.
+
+        """
         try:
-            await self._store.begin(self._claim, note)
+            noted = await self._store.begin(self._claim, note)
         except StoreUnavailable as error:
             log.error("idempotency.not_noted", extra={"claim": self._claim.name, "error": repr(error)})
+            noted = time.monotonic() < self._claim.held_until
+        if not noted:
+            log.error("idempotency.taken_over", extra={"claim": self._claim.name})
+            raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
 
     async def give(self, result: T) -> Response:
         """Write the answer down and keep it. Where that fails it is no less true, and is given all the same."""

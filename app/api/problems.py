@@ -267,7 +267,7 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "verification-already-used", "This verification succeeded before."
     ),
     errors.VerificationCanceled: lambda _: Problem("verification-canceled", "This verification was canceled."),
-    errors.CodeRequired: lambda _: _invalid([("#/code", "is required: there is no reverse call")]),
+    errors.CodeRequired: lambda _: _invalid([("#/code", "is required: no reverse call is named by its id")]),
     errors.VerificationLocked: lambda e: Problem(
         "verification-locked",
         f"Start a new verification in {e.retry_after} s.",

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -40,7 +41,8 @@ class RedisIdempotency:
 
     async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
         """Claim a request, or return its answer."""
-        claim = Claim(self._name(request), secrets.token_hex(_TOKEN_BYTES))
+        held_until = time.monotonic() + self._claim_for.total_seconds()
+        claim = Claim(self._name(request), secrets.token_hex(_TOKEN_BYTES), held_until=held_until)
         arguments: list[Argument] = [self._fingerprint(claim.name, request.body), claim.token, ms(self._claim_for)]
         outcome, *answer = await self._runner.run(CLAIM, _keys(claim), arguments)
         match outcome:

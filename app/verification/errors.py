@@ -9,7 +9,7 @@ VerificationError
 ├── VerificationNotFound      unknown, expired, or somebody else's: deliberately one error
 ├── VerificationAlreadyUsed   its code was right once before
 ├── VerificationCanceled      it was called off
-├── CodeRequired              a check without a code, of a verification that has one
+├── CodeRequired              a check without a code, by phone or of a verification that has one
 ├── VerificationLocked        too many wrong codes
 ├── ProviderError             the provider could not do what it was asked
 │   ├── ProviderRejected      it understood and said no

@@ -1,5 +1,6 @@
 """What the HTTP edge asks of the store so that a repeated request is answered again and not done again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -43,12 +44,14 @@ class KeptAnswer:
 class Claim:
     """The right to do what a request asks: ``name`` says which request, and ``token`` that it is one's own.
 
-    ``begun`` is what somebody noted who held the claim before and died over it.
+    ``begun`` is what somebody noted who held the claim before and died over it. Before ``held_until``, of the clock
+    ``time.monotonic``, nobody else can take it over.
     """
 
     name: str
     token: str = field(repr=False)
     begun: str | None = None
+    held_until: float = field(default=math.inf, compare=False)
 
 
 class IdempotencyStore(Protocol):
@@ -66,7 +69,10 @@ class IdempotencyStore(Protocol):
         ...
 
     async def begin(self, claim: Claim, note: str) -> bool:
-        """Note what is about to be done, for whoever claims the request if this process dies; false if it was lost."""
+        """Note what is about to be done, for whoever claims the request if this process dies.
+
+        False if somebody else has taken it over: then it must not be done.
+        """
         ...
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:

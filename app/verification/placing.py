@@ -17,6 +17,7 @@ from app.verification.code import CodeDigester, make_code
 from app.verification.errors import ProviderError, ProviderRejected, StoreUnavailable, VerificationNotFound
 from app.verification.guard import FraudGuard
 from app.verification.happenings import CallPlaced, CallRefused, Observe, VerificationStarted
+from app.verification.idempotency import IdempotencyInProgress
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Started, Unknown
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Policy
@@ -41,7 +42,10 @@ class Keep(Protocol):
     """Keeps the answer of a start that may be repeated. Neither method raises StoreUnavailable."""
 
     async def begin(self, note: str) -> None:
-        """Note which call is about to be placed: a repetition of a start that died tells of it and places no other."""
+        """Note which call is about to be placed: a repetition of a start that died tells of it and places no other.
+
+        Raises IdempotencyInProgress: such a repetition has taken this start for dead, and does what it asked.
+        """
         ...
 
     async def __call__(self, started: Started, /) -> None:
@@ -117,7 +121,11 @@ class CallPlacer:
         code = _make_code(channels[0], wish.policy)
         reservation = await self._reserve(self.new_call(wish, channels[0], code), wish.address, wish.policy)
         if keep:
-            await keep.begin(str(reservation.name))
+            try:
+                await keep.begin(str(reservation.name))
+            except IdempotencyInProgress:
+                await self._give_back(reservation, wish.policy)
+                raise
         reservation, attempt = await self._try_each(reservation, channels, code, wish)
         return await self._settle(reservation, attempt, wish.policy, keep)
 

@@ -12,6 +12,7 @@ from app.verification.code import CodeDigester
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
+    CodeRequired,
     NotAllowed,
     RateLimited,
     VerificationNotFound,
@@ -186,8 +187,11 @@ class VerificationService:
 
         Raises:
             PhoneNotCallable, NotAllowed: there can be no such verification.
+            CodeRequired: without a code, only who has the id of a verification can be who asked for it.
 
         """
+        if code is None:
+            raise CodeRequired
         policy = self._policies.for_client(client)
         _require("purpose", purpose, policy.purposes)
         number = _parse(phone, policy)

@@ -575,6 +575,59 @@ async def test_a_reverse_call_that_was_confirmed_is_worth_nothing_after_its_time
     assert (await world.check(verification.id, [])).status is Status.PENDING
 
 
+async def test_whoever_asked_before_does_not_have_the_id_of_a_reverse_call(world: World) -> None:
+    """It is all that proves who asked: another session could wait with it until the person has dialled."""
+    earlier = await world.start()
+    await world.advance(timedelta(seconds=60))
+    reverse = await world.reverse_call()
+    later = await world.resend(RIGHT, channel=Channel.REVERSE_CALL)
+
+    assert len({earlier.id, reverse.id, later.id}) == 3
+    assert (earlier.calls_left, reverse.calls_left, later.calls_left) == (2, 1, 0)
+    assert await world.dial(reverse) is Confirmation.CONFIRMED
+    with pytest.raises(CodeRequired):
+        await world.check(earlier.id, [])
+    with pytest.raises(CodeRequired):
+        await world.check(later.id, [])
+    assert (await world.check(reverse.id, [])).status is Status.VERIFIED
+
+
+async def test_whoever_asks_too_early_is_not_told_the_id_of_a_reverse_call(world: World) -> None:
+    await world.reverse_call()
+
+    with pytest.raises(CallCooldown) as refused:
+        await world.start()
+
+    assert refused.value.verification_id is None
+
+
+async def test_whoever_asks_for_a_code_later_gains_nothing_by_a_reverse_call(world: World) -> None:
+    """They have its id then: before the person has dialled, or between that and the next check."""
+    for dials_first in (True, False):
+        reverse = await world.reverse_call()
+        await world.advance(timedelta(seconds=5))
+        if dials_first:
+            await world.dial(reverse)
+        other = await world.resend(SECOND)
+        await world.dial(reverse)
+
+        assert (await world.check(other.id, [])).status is Status.PENDING
+        assert (await world.check(other.id, [SECOND])).status is Status.VERIFIED
+        await world.advance(timedelta(hours=1))
+
+
+async def test_a_refused_call_becomes_a_reverse_call_only_if_it_is_the_first(world: World) -> None:
+    detour = Detour(
+        channel=Channel.REVERSE_CALL, code_digest=None, code_length=None, checks=POLICY.checks_of(Channel.REVERSE_CALL)
+    )
+    first = await world.start()
+    assert (await world.store.reroute(first, 1, detour)).channel is Channel.REVERSE_CALL
+    again = await world.resend(SECOND)
+
+    with pytest.raises(VerificationNotFound):
+        await world.store.reroute(again, 2, detour)
+
+
 async def test_a_wrong_code_costs_a_reverse_call_a_check(world: World) -> None:
     verification = await world.reverse_call()
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,6 +16,9 @@ from redis.asyncio import Redis
 
 from app.main import create_app
 from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from app.store.idempotency import RedisIdempotency
+from app.verification.errors import StoreUnavailable
+from app.verification.idempotency import Claim
 from tests.ageing import age
 from tests.integration.conftest import run, sandbox_settings
 from tests.integration.test_verify import PHONE, hear, wrong
@@ -441,6 +445,74 @@ async def test_a_start_that_died_after_its_call_was_placed_is_told_and_not_place
     assert_replays(await start(impatient, MagicNumber.NO_REPLY_PLACED), repeated)
     assert (await dying).json()["verification_id"] == repeated.json()["verification_id"]
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
+
+
+async def test_a_start_that_was_paused_until_another_took_it_over_places_no_second_call(
+    api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker stopped (SIGSTOP, a long pause of the machine) between reserving and noting; the cooldown is over."""
+    reached, resumed, begin = asyncio.Event(), asyncio.Event(), RedisIdempotency.begin
+
+    async def paused_once(store: RedisIdempotency, claim: Claim, note: str) -> bool:
+        if not reached.is_set():
+            reached.set()
+            await resumed.wait()
+        return await begin(store, claim, note)
+
+    monkeypatch.setattr(RedisIdempotency, "begin", paused_once)
+    late = asyncio.create_task(start(api))
+    await reached.wait()
+    await age(redis, timedelta(seconds=61))
+    answered = await asyncio.gather(*(start(api) for _ in range(20)))
+    resumed.set()
+
+    assert_problem(await late, 409, "idempotency-in-progress")
+    assert len(network.calls_of(PHONE)) == 1
+    (first,) = (answer for answer in answered if answer.is_success)
+    again = await start(api)
+    assert_replays(again, first)
+    read = (await api.get(first.headers["Location"])).json()
+    assert (read["calls_placed"], read["calls_left"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("paused", "status", "calls"), [(0, 201, 1), (60, 409, 0)])
+async def test_a_start_that_cannot_be_noted_is_done_only_while_its_claim_is_held(
+    api: httpx.AsyncClient,
+    network: VirtualNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    paused: int,
+    status: int,
+    calls: int,
+) -> None:
+    """A process that was stopped for a minute while it waited for Redis finds the wait over, and its claim too."""
+    monotonic = time.monotonic
+
+    async def late(store: RedisIdempotency, claim: Claim, note: str) -> bool:
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + paused)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(RedisIdempotency, "begin", late)
+
+    assert (await start(api)).status_code == status
+    assert len(network.calls_of(PHONE)) == calls
+
+
+async def test_a_claim_that_expired_and_nobody_took_is_as_good_as_held(
+    api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = RedisIdempotency.begin
+
+    async def late(store: RedisIdempotency, claim: Claim, note: str) -> bool:
+        await redis.delete(claim.name)
+        return await begin(store, claim, note)
+
+    monkeypatch.setattr(RedisIdempotency, "begin", late)
+    first, again = await start(api), await start(api)
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json()["verification_id"] == again.json()["verification_id"]
+    assert len(network.calls_of(PHONE)) == 1
 
 
 async def test_a_call_that_was_placed_is_told_without_a_redis_to_keep_the_answer(

@@ -148,6 +148,18 @@ async def test_a_reverse_call_is_verified_when_the_person_has_called(world: Worl
     assert (await world.check(started))["type"] == "/problems/verification-already-used"
 
 
+async def test_without_a_code_a_phone_alone_verifies_nobody(world: World) -> None:
+    """A stranger who knows the number would only have to wait until the person has dialled."""
+    started = await world.start(BEELINE, channel="reverse_call")
+    await world.dial(BEELINE, started["dial"])
+    await asyncio.sleep(5 * PACE)
+
+    answer = await world.api.post("/verify/check", json={"phone": BEELINE})
+
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/code")
+    assert (await world.verified(started))["phone"] == BEELINE
+
+
 async def test_the_call_of_another_phone_verifies_nothing(world: World) -> None:
     started = await world.start(MagicNumber.HOOK_OF_ANOTHER, channel="reverse_call")
     await world.dial(MagicNumber.HOOK_OF_ANOTHER, started["dial"])

@@ -3,12 +3,14 @@
 -- KEYS    1 record   2 stream of events, if the client has a webhook
 -- ARGV    1 serial   2 channel   3 code length   4 code digest, or ''   5 checks allowed
 -- RETURN  {'rerouted', now, expires, record}
---         {'not_found'}   it expired, or is not pending any more
+--         {'not_found'}   it expired, or is not pending any more, or is not new and so no place for a reverse call
 
 local key, serial = KEYS[1], ARGV[1]
 local record = load(key)
 if record.s or not record['t' .. serial] then
   return {'not_found'}
+elseif ARGV[2] == 'reverse_call' and serial ~= '1' then
+  return {'not_found'} -- somebody else may have the id, which is all the proof of a reverse call
 end
 
 if KEYS[2] then

@@ -29,12 +29,16 @@ local test = ARGV[11] == 'test'
 if record.s == 'locked' and not record.z and not test then
   return {'locked', ends - now}
 end
-local resend = record.c and not record.s and not record.z and not test
-if resend and tonumber(record.m) <= 0 then
+local pending = record.c and not record.s and not record.z and not test
+-- Of a reverse call the id is all the proof of who asked for it. So it has a verification of its own, whose id nobody has
+-- who asked before, and a later call to the same verification ends it (check.lua).
+local by_id = ARGV[4] == 'reverse_call'
+local resend = pending and not by_id
+if pending and tonumber(record.m) <= 0 then
   return {'calls_exhausted', math.max(ends, next_call) - now}
 end
 if next_call > now then
-  return {'cooldown', resend and id or '', next_call - now}
+  return {'cooldown', pending and record.h ~= 'reverse_call' and id or '', next_call - now}
 end
 
 -- A code that nobody may check is not worth a call.
@@ -61,7 +65,7 @@ end
 
 if not resend then
   id, key = ARGV[7], KEYS[2]
-  record = {n = 0, m = ARGV[9]}
+  record = {n = 0, m = pending and record.m or ARGV[9]}
   redis.call('HSET', key, 'c', ARGV[1], 'u', ARGV[2], 'p', ARGV[3], 'q', rest_of_id(KEYS[1]), 'g', ARGV[10],
     'a', int(now))
   if test then
