@@ -5,7 +5,7 @@ Both are shared by nothing but the process, and take no lock: nothing here waits
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from math import ceil
@@ -33,6 +33,9 @@ class Trial:
 
     failed: bool | None = None
 
+    def __init__(self, subject: Hashable) -> None:
+        self.subject = subject
+
     def settle(self, *, failed: bool) -> None:
         """Tell the outcome."""
         self.failed = failed
@@ -40,6 +43,9 @@ class Trial:
 
 class CircuitBreaker:
     """Opens after ``failures`` in a row, and after ``open_for`` seconds lets one attempt at a time try again.
+
+    Failures over the same subject (a phone) count once in such a row: what fails for one alone, whoever asks for it
+    again and again, must not close the door to everybody.
 
     The success of such a probe closes it, its failure opens it anew. What was begun before the circuit last changed
     says nothing about the time since, and is not counted.
@@ -59,7 +65,7 @@ class CircuitBreaker:
         self._most_failures = failures
         self._open_for = open_for
         self._clock = clock
-        self._failures = 0
+        self._failing: set[Hashable] = set()
         self._open_until: float | None = None
         self._probe: Trial | None = None
         self._changes = 0
@@ -82,15 +88,17 @@ class CircuitBreaker:
             raise ProviderUnavailable(retry_after=_SOON)
 
     @contextmanager
-    def attempt(self) -> Iterator[Trial]:
-        """Let one attempt pass. Left without a word, by a cancellation say, it frees its place and changes nothing.
+    def attempt(self, subject: Hashable) -> Iterator[Trial]:
+        """Let one attempt pass, over a subject.
+
+        Left without a word, by a cancellation say, it frees its place and changes nothing.
 
         Raises:
             ProviderUnavailable: it may not.
 
         """
         self.require_passable()
-        trial, begun_at = Trial(), self._changes
+        trial, begun_at = Trial(subject), self._changes
         if self._open_until is not None:
             self._probe = trial
         try:
@@ -99,12 +107,15 @@ class CircuitBreaker:
             if self._probe is trial:
                 self._probe = None
             if begun_at == self._changes and trial.failed is not None:
-                self._count(failed=trial.failed)
+                self._count(trial, failed=trial.failed)
 
-    def _count(self, *, failed: bool) -> None:
+    def _count(self, trial: Trial, *, failed: bool) -> None:
         """Count on where a probe fails: the failures in a row go on, and are more than enough."""
-        self._failures = self._failures + 1 if failed else 0
-        if self._failures >= self._most_failures:
+        if failed:
+            self._failing.add(trial.subject)
+        else:
+            self._failing.clear()
+        if len(self._failing) >= self._most_failures:
             self._open()
         elif self._open_until is not None:
             self._close()
@@ -114,7 +125,7 @@ class CircuitBreaker:
         self._changes += 1
         log.warning(
             "circuit.opened",
-            extra={"circuit": self._name, "failures": self._failures, "open_for_seconds": self._open_for},
+            extra={"circuit": self._name, "failures": len(self._failing), "open_for_seconds": self._open_for},
         )
 
     def _close(self) -> None:
@@ -194,7 +205,7 @@ class ProtectedSender:
         for, the provider refuses.
         """
         try:
-            with self._bulkhead.hold(), self._circuit.attempt() as trial:
+            with self._bulkhead.hold(), self._circuit.attempt(order.phone) as trial:
                 outcome = await self._sender.place(order)
                 trial.settle(failed=_is_failure(outcome))
                 return outcome

@@ -1,8 +1,10 @@
 """A failing provider is left alone for a while and then asked by one call at a time; and never by too many at once."""
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +80,7 @@ class Setup:
         self.circuit = CircuitBreaker("fake", failures=FAILURES, open_for=OPEN_FOR, clock=self.clock)
         self.bulkhead = Bulkhead(most)
         self.has_money = True
+        self.numbers = itertools.count()
         self.sender: CallSender = ProtectedSender(
             self.provider, circuit=self.circuit, bulkhead=self.bulkhead, admit=self.admit
         )
@@ -90,9 +93,9 @@ class Setup:
         return self.circuit.state
 
     async def place(self, *outcomes: CallOutcome) -> CallOutcome:
-        """Place a call for each of these outcomes."""
+        """Place a call for each of these outcomes, each to another phone."""
         for self.provider.outcome in outcomes:
-            last = await self.sender.place(ORDER)
+            last = await self.sender.place(replace(ORDER, phone=Phone(f"+7900{next(self.numbers):07}")))
         return last
 
     async def open(self) -> None:
@@ -128,6 +131,17 @@ def events(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class TestOpening:
+    async def test_what_fails_for_one_phone_alone_closes_the_door_to_nobody_else(self) -> None:
+        setup = Setup()
+        setup.provider.outcome = UNKNOWN
+        for _ in range(3 * FAILURES):
+            await setup.sender.place(ORDER)
+        assert setup.state() is CircuitState.CLOSED
+
+        await setup.place(*[UNKNOWN] * (FAILURES - 1))
+
+        assert setup.state() is CircuitState.OPEN
+
     @pytest.mark.parametrize("failure", [UNKNOWN, UNAVAILABLE])
     async def test_it_opens_after_so_many_failures_in_a_row(
         self, failure: CallOutcome, caplog: pytest.LogCaptureFixture
