@@ -144,7 +144,11 @@ async def test_nothing_that_a_caller_sends_becomes_a_series(api: httpx.AsyncClie
         assert "+79" not in text
         assert "79210" not in text
         assert "vrf_" not in text
-        numbers.append(count(Seen(text.encode()), ""))
+        # What a call passes through, and when the balance is first read, is not the callers' doing.
+        lines = [
+            line for line in text.splitlines() if "provider_request_duration" not in line and "balance" not in line
+        ]
+        numbers.append(count(Seen("\n".join(lines).encode()), ""))
 
     assert all(before == after for before, after in pairwise(numbers[1:]))
     assert numbers[-1] < 700
