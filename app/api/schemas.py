@@ -311,7 +311,11 @@ class Health(_Answer):
     reasons: list[str] = []
     circuits: Annotated[
         dict[str, str],
-        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
+        Field(
+            description="of each provider: `closed`, `open` or `half_open`; only at `/readyz`",
+            examples=[{"plusofon": "closed"}],
+            exclude_if=lambda circuits: not circuits,
+        ),
     ] = {}
     balance: Annotated[
         str | None,
