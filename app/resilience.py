@@ -14,6 +14,7 @@ from time import monotonic
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Refused, Unknown
 from app.verification.ports import CallOrder, CallSender
+from app.verification.senders import SenderWrapper
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class Bulkhead:
             self.in_flight -= 1
 
 
-class ProtectedSender:
+class ProtectedSender(SenderWrapper):
     """A CallSender that keeps another from being asked when that is of no use, or too many ask at once.
 
     Senders that reach the same machines should share one ``circuit`` and one ``bulkhead``.
@@ -170,20 +171,10 @@ class ProtectedSender:
     def __init__(
         self, sender: CallSender, *, circuit: CircuitBreaker, bulkhead: Bulkhead, admit: Callable[[], None]
     ) -> None:
-        self._sender = sender
+        super().__init__(sender)
         self._circuit = circuit
         self._bulkhead = bulkhead
         self._admit = admit
-
-    @property
-    def provider(self) -> str:
-        """Whose it is."""
-        return self._sender.provider
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether calls can be looked up."""
-        return self._sender.is_followed
 
     def require_ready(self) -> None:
         """Return if a call may be placed now. It takes no place: between this and ``place`` others may.
@@ -196,7 +187,7 @@ class ProtectedSender:
         self._admit()
         self._circuit.require_passable()
         self._bulkhead.require_room()
-        self._sender.require_ready()
+        super().require_ready()
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Place a call, and count whether the provider answered; refuse it where ``require_ready`` would by now.
@@ -206,7 +197,7 @@ class ProtectedSender:
         """
         try:
             with self._bulkhead.hold(), self._circuit.attempt(order.phone) as trial:
-                outcome = await self._sender.place(order)
+                outcome = await super().place(order)
                 trial.settle(failed=_is_failure(outcome))
                 return outcome
         except ProviderUnavailable as refusal:
@@ -218,7 +209,7 @@ class ProtectedSender:
         It is not counted either. Calls may work where look-ups do not, and their failures must not keep calls back.
         Raises ProviderError.
         """
-        return await self._sender.look_up(call_ref)
+        return await super().look_up(call_ref)
 
 
 def _is_failure(outcome: CallOutcome) -> bool:

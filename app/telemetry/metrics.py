@@ -23,6 +23,7 @@ from app.verification.happenings import (
 from app.verification.model import CallOutcome, CallState, CallStatus, Status
 from app.verification.ports import CallOrder, CallSender
 from app.verification.refusals import REFUSAL_KINDS, refusal_kind
+from app.verification.senders import SenderWrapper
 
 # Next to each series, the moment at which it began: twice as many series, and nobody asks.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
@@ -174,32 +175,18 @@ class Metrics:
             self._background.labels(step).set(lag)
 
 
-class TimedSender:
+class TimedSender(SenderWrapper):
     """A CallSender that tells how long the one behind it took, and how that ended."""
 
     def __init__(self, channel: Channel, sender: CallSender, timed: ProviderCall) -> None:
+        super().__init__(sender)
         self._channel = channel
-        self._sender = sender
         self._timed = timed
-
-    @property
-    def provider(self) -> str:
-        """Whose it is."""
-        return self._sender.provider
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether calls can be looked up."""
-        return self._sender.is_followed
-
-    def require_ready(self) -> None:
-        """Return if a call may be placed now. Raises ProviderError."""
-        self._sender.require_ready()
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Place a call."""
         began = time.perf_counter()
-        outcome = await self._sender.place(order)
+        outcome = await super().place(order)
         self._tell("place", type(outcome).__name__.lower(), began)  # placed, refused or unknown
         return outcome
 
@@ -207,7 +194,7 @@ class TimedSender:
         """Tell the state of a call. Raises ProviderError."""
         began = time.perf_counter()
         try:
-            state = await self._sender.look_up(call_ref)
+            state = await super().look_up(call_ref)
         except ProviderError as error:
             self._tell("look_up", refusal_kind(error), began)
             raise

@@ -21,6 +21,7 @@ from app.verification.errors import ProviderError
 from app.verification.model import CallOutcome, CallState, Refused
 from app.verification.ports import CallOrder, CallSender
 from app.verification.refusals import refusal_kind
+from app.verification.senders import SenderWrapper
 
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _SERVER_ERROR = 500
@@ -124,33 +125,19 @@ class _Traced:
                     span.set_status(Status(StatusCode.ERROR))
 
 
-class _TracedSender:
+class _TracedSender(SenderWrapper):
     """A CallSender whose requests are spans."""
 
     def __init__(self, channel: Channel, sender: CallSender, tracer: Tracer) -> None:
+        super().__init__(sender)
         self._channel = channel
-        self._sender = sender
         self._tracer = tracer
-
-    @property
-    def provider(self) -> str:
-        """Whose it is."""
-        return self._sender.provider
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether calls can be looked up."""
-        return self._sender.is_followed
-
-    def require_ready(self) -> None:
-        """Return if a call may be placed now. Raises ProviderError."""
-        self._sender.require_ready()
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Place a call."""
         attributes = {"verify.channel": str(self._channel), "peer.service": self.provider}
         with self._tracer.start_as_current_span("provider place", kind=SpanKind.CLIENT, attributes=attributes) as span:
-            outcome = await self._sender.place(order)
+            outcome = await super().place(order)
             span.set_attribute("verify.outcome", type(outcome).__name__.lower())
             if isinstance(outcome, Refused):
                 span.set_attribute("error.type", refusal_kind(outcome.error))
