@@ -123,9 +123,9 @@ async def _live(request: Request) -> Live:
 Streams = Annotated[Live, Depends(_live)]
 
 
-async def _listen(verification_id: str, client: Client, live: Streams) -> AsyncIterator[Feed]:  # noqa: ARG001 - a place is for clients alone
+async def _listen(verification_id: str, client: Client, live: Streams) -> AsyncIterator[Feed]:
     """Listen until the answer has been sent, or whoever asked has gone."""
-    async with live.changes.listen(verification_id) as feed:
+    async with live.changes.listen(verification_id, client=client) as feed:
         yield feed
 
 

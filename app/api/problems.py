@@ -148,7 +148,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "too-many-listeners",
             HTTPStatus.SERVICE_UNAVAILABLE,
             "Too many listen already",
-            "To this verification, or to all of them together. Try again in `retry_after` seconds, or read the"
+            "To this verification, for this client, or in all. Try again in `retry_after` seconds, or read the"
             " verification now and then.",
             _AFTER,
         ),

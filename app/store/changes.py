@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -46,32 +47,43 @@ class ChangeFeed:
 class RedisChanges:
     """The Changes of ``app/verification/changes.py``, on Redis.
 
-    At most ``listeners`` listen at once, and ``listeners_of_one`` to the same verification. The connection is there as
-    long as anybody listens. When it is lost another one is made, and everybody is woken: what was published meanwhile
-    is lost. One on which nothing came for ``quiet`` seconds is asked whether it lives.
+    At most ``listeners`` listen at once, ``listeners_of_client`` of them for the same client, and ``listeners_of_one``
+    to the same verification. The connection is there as long as anybody listens. When it is lost another one is made,
+    and everybody is woken: what was published meanwhile is lost. One on which nothing came for ``quiet`` seconds is
+    asked whether it lives.
     """
 
-    def __init__(self, redis: Redis, *, listeners: int = 1000, listeners_of_one: int = 10, quiet: float = 5) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        listeners: int = 1000,
+        listeners_of_client: int = 1000,
+        listeners_of_one: int = 10,
+        quiet: float = 5,
+    ) -> None:
         self._redis = redis
         self._places = listeners
+        self._places_of_client = listeners_of_client
         self._places_of_one = listeners_of_one
         self._quiet = quiet
+        self._clients = Counter[str]()
         self._feeds: dict[str, set[ChangeFeed]] = {}
         self._hearing: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def listen(self, verification_id: str) -> AsyncIterator[ChangeFeed]:
+    async def listen(self, verification_id: str, *, client: str) -> AsyncIterator[ChangeFeed]:
         """Listen to one verification."""
-        feed = self._admit(verification_id)
+        feed = self._admit(verification_id, client)
         try:
             yield feed
         finally:
-            await self._dismiss(verification_id, feed)
+            await self._dismiss(verification_id, client, feed)
 
     @property
     def listeners(self) -> int:
         """How many listen now."""
-        return sum(map(len, self._feeds.values()))
+        return self._clients.total()
 
     async def aclose(self) -> None:
         """Close the connection; who still listens hears no more."""
@@ -80,19 +92,23 @@ class RedisChanges:
             hearing.cancel()  # more than once: while it connects, the library may swallow a cancellation
             await asyncio.wait({hearing}, timeout=_CANCEL_AGAIN_AFTER)
 
-    def _admit(self, verification_id: str) -> ChangeFeed:
+    def _admit(self, verification_id: str, client: str) -> ChangeFeed:
         of_one = self._feeds.get(verification_id, set())
-        if not self._places or len(of_one) >= self._places_of_one:
+        if (
+            self.listeners >= self._places
+            or self._clients[client] >= self._places_of_client
+            or len(of_one) >= self._places_of_one
+        ):
             raise TooManyListeners(retry_after=_RETRY_AFTER)
         feed = ChangeFeed()
-        self._places -= 1
+        self._clients[client] += 1
         self._feeds.setdefault(verification_id, of_one).add(feed)
         if self._hearing is None:
             self._hearing = asyncio.create_task(self._hear())
         return feed
 
-    async def _dismiss(self, verification_id: str, feed: ChangeFeed) -> None:
-        self._places += 1
+    async def _dismiss(self, verification_id: str, client: str, feed: ChangeFeed) -> None:
+        self._clients[client] -= 1
         self._feeds[verification_id].remove(feed)
         if not self._feeds[verification_id]:
             del self._feeds[verification_id]

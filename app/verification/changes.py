@@ -7,7 +7,7 @@ from app.verification.errors import VerificationError
 
 
 class TooManyListeners(VerificationError):
-    """As many listen as may, to this verification or to all together; worth another try in ``retry_after`` seconds."""
+    """As many listen as may, to one verification, for one client or in all; try again in ``retry_after`` s."""
 
     def __init__(self, *, retry_after: int) -> None:
         super().__init__(retry_after)
@@ -29,8 +29,8 @@ class Feed(Protocol):
 class Changes(Protocol):
     """Tells of the changes of verifications, whoever makes them."""
 
-    def listen(self, verification_id: str) -> AbstractAsyncContextManager[Feed]:
-        """Listen to one verification, from entering to leaving. A change after entering is told.
+    def listen(self, verification_id: str, *, client: str) -> AbstractAsyncContextManager[Feed]:
+        """Listen to one verification for a client, from entering to leaving. A change after entering is told.
 
         Raises TooManyListeners on entering.
         """

@@ -69,7 +69,11 @@ async def build(
         observe=tell(metrics.observe, stats.observe),
     )
     stack.push_async_callback(service.aclose)
-    changes = RedisChanges(redis, listeners=settings.events.listeners)
+    changes = RedisChanges(
+        redis,
+        listeners=settings.events.listeners,
+        listeners_of_client=_share(settings.events.listeners, among=len({client for client, _ in settings.api.keys})),
+    )
     stack.push_async_callback(changes.aclose)
     balance = providers.poller.balance
     exposition = Exposition(
@@ -112,6 +116,11 @@ async def build(
         "tokens": parts.make_tokens(settings),
         "redemptions": RedisRedemptions(runner),
     }
+
+
+def _share(places: int, *, among: int) -> int:
+    """How many one client may take: half of them, so that none is left without by another; all of them if alone."""
+    return places if among < 2 else max(1, places // 2)  # noqa: PLR2004 - two are not alone
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

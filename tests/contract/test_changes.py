@@ -51,7 +51,11 @@ async def settled(feed: ChangeFeed) -> ChangeFeed:
 
 
 async def test_a_change_is_heard_by_those_who_listen_to_it_alone(redis: Redis, changes: RedisChanges) -> None:
-    async with changes.listen(ONE) as one, changes.listen(ONE) as same, changes.listen(OTHER) as other:
+    async with (
+        changes.listen(ONE, client="shop") as one,
+        changes.listen(ONE, client="shop") as same,
+        changes.listen(OTHER, client="shop") as other,
+    ):
         for feed in (one, same, other):
             await settled(feed)
 
@@ -63,7 +67,7 @@ async def test_a_change_is_heard_by_those_who_listen_to_it_alone(redis: Redis, c
 
 
 async def test_a_burst_is_told_as_one_change(redis: Redis, changes: RedisChanges) -> None:
-    async with changes.listen(ONE) as one, changes.listen(OTHER) as other:
+    async with changes.listen(ONE, client="shop") as one, changes.listen(OTHER, client="shop") as other:
         await settled(one)
         await settled(other)
 
@@ -76,7 +80,7 @@ async def test_a_burst_is_told_as_one_change(redis: Redis, changes: RedisChanges
 
 
 async def test_what_is_no_id_disturbs_nobody(redis: Redis, changes: RedisChanges) -> None:
-    async with changes.listen(ONE) as one:
+    async with changes.listen(ONE, client="shop") as one:
         await settled(one)
 
         for garbage in (b"", b"\xff\xfe", b"vrf_"):
@@ -90,28 +94,28 @@ async def test_all_share_one_connection_that_is_there_as_long_as_anybody_listens
     redis: Redis, changes: RedisChanges
 ) -> None:
     assert await connections(redis) == []
-    async with changes.listen(ONE) as one:
-        async with changes.listen(OTHER):
+    async with changes.listen(ONE, client="shop") as one:
+        async with changes.listen(OTHER, client="shop"):
             await settled(one)
             assert len(await connections(redis)) == 1
         assert len(await connections(redis)) == 1
     await until_connected(redis, 0)
 
-    async with changes.listen(ONE) as again:
+    async with changes.listen(ONE, client="shop") as again:
         await settled(again)
         await redis.publish(CHANNEL, ONE)
         assert await again.changed(SOON)
 
 
 async def test_closing_takes_the_connection_from_those_who_still_listen(redis: Redis, changes: RedisChanges) -> None:
-    async with changes.listen(ONE) as one:
+    async with changes.listen(ONE, client="shop") as one:
         await settled(one)
         await changes.aclose()
         await until_connected(redis, 0)
 
 
 async def test_after_a_lost_connection_everybody_is_woken_and_hears_again(redis: Redis, changes: RedisChanges) -> None:
-    async with changes.listen(ONE) as one, changes.listen(OTHER) as other:
+    async with changes.listen(ONE, client="shop") as one, changes.listen(OTHER, client="shop") as other:
         await settled(one)
         await settled(other)
 
@@ -127,7 +131,7 @@ async def test_after_a_lost_connection_everybody_is_woken_and_hears_again(redis:
 async def test_a_redis_that_died_is_found_again_when_it_is_back() -> None:
     with EmbeddedServer() as server:
         redis = connect(server.url, timeout=1)
-        async with RedisChanges(redis).listen(ONE) as one:
+        async with RedisChanges(redis).listen(ONE, client="shop") as one:
             await settled(one)
 
             os.kill(int((await redis.info("server"))["process_id"]), signal.SIGKILL)
@@ -139,7 +143,7 @@ async def test_a_redis_that_died_is_found_again_when_it_is_back() -> None:
 
 
 async def test_a_connection_that_answers_no_ping_is_replaced(redis: Redis) -> None:
-    async with RedisChanges(redis, quiet=0.05).listen(ONE) as one:
+    async with RedisChanges(redis, quiet=0.05).listen(ONE, client="shop") as one:
         await settled(one)
         assert not await one.changed(0.3)  # pings are answered, so nothing happens
         before = await connections(redis)
@@ -155,24 +159,39 @@ async def test_of_a_hundred_at_once_exactly_as_many_listen_as_may(redis: Redis) 
     changes = RedisChanges(redis, listeners=10)
     async with AsyncExitStack() as stack:
         entered = await asyncio.gather(
-            *(stack.enter_async_context(changes.listen(f"vrf_{number:023x}")) for number in range(100)),
+            *(stack.enter_async_context(changes.listen(f"vrf_{number:023x}", client="shop")) for number in range(100)),
             return_exceptions=True,
         )
         assert sum(isinstance(feed, ChangeFeed) for feed in entered) == 10
         assert sum(isinstance(refusal, TooManyListeners) for refusal in entered) == 90
-    async with changes.listen(ONE):
+    async with changes.listen(ONE, client="shop"):
         pass
+
+
+async def test_one_client_leaves_places_to_the_others(redis: Redis) -> None:
+    changes = RedisChanges(redis, listeners=3, listeners_of_client=2)
+    async with changes.listen(ONE, client="shop"), changes.listen(OTHER, client="shop"):
+        with pytest.raises(TooManyListeners):
+            async with changes.listen(OTHER, client="shop"):
+                raise AssertionError
+        async with changes.listen(OTHER, client="bank"):
+            assert changes.listeners == 3
+            with pytest.raises(TooManyListeners):
+                async with changes.listen(OTHER, client="cafe"):
+                    raise AssertionError
+    async with changes.listen(ONE, client="shop"):
+        assert changes.listeners == 1
 
 
 async def test_one_verification_has_a_few_listeners_and_a_place_that_is_left_is_free(redis: Redis) -> None:
     changes = RedisChanges(redis, listeners_of_one=2)
-    async with changes.listen(ONE), changes.listen(OTHER):
-        async with changes.listen(ONE):
+    async with changes.listen(ONE, client="shop"), changes.listen(OTHER, client="shop"):
+        async with changes.listen(ONE, client="shop"):
             with pytest.raises(TooManyListeners) as refusal:
-                async with changes.listen(ONE):
+                async with changes.listen(ONE, client="shop"):
                     raise AssertionError
             assert refusal.value.retry_after > 0
-        async with changes.listen(ONE):
+        async with changes.listen(ONE, client="shop"):
             pass
 
 
@@ -180,7 +199,7 @@ async def test_a_listener_that_is_canceled_frees_its_place(redis: Redis) -> None
     changes = RedisChanges(redis, listeners=1)
 
     async def listen() -> None:
-        async with changes.listen(ONE) as one:
+        async with changes.listen(ONE, client="shop") as one:
             while True:
                 await one.changed(SOON)
 
@@ -188,7 +207,7 @@ async def test_a_listener_that_is_canceled_frees_its_place(redis: Redis) -> None
         listener = asyncio.create_task(listen())
         await asyncio.sleep(0)
         with pytest.raises(TooManyListeners):
-            async with changes.listen(OTHER):
+            async with changes.listen(OTHER, client="shop"):
                 raise AssertionError
         listener.cancel()
         await asyncio.wait({listener})
@@ -211,7 +230,7 @@ async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
     verification = (await store.start(call, policy)).verification
     assert verification.version > 0
     wrong = Guess(client="shop", candidates=[b"w" * 32])
-    async with changes.listen(verification.id) as feed:
+    async with changes.listen(verification.id, client="shop") as feed:
         await settled(feed)
         for change in (
             lambda: store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING))),

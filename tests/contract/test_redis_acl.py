@@ -225,7 +225,7 @@ async def hear(redis: Redis) -> None:
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY)
     verification = (await store.start(new_call(9), POLICY)).verification
     try:
-        async with changes.listen(verification.id) as feed:
+        async with changes.listen(verification.id, client=verification.client) as feed:
             assert await feed.changed(SOON)
             await asyncio.sleep(0.15)
             await store.cancel("shop", verification.id)

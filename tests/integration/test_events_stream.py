@@ -240,6 +240,21 @@ async def test_listeners_are_bounded_and_one_that_goes_frees_its_place_at_once(
             assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404
 
 
+async def test_one_client_leaves_streams_to_the_others(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
+    named = ",".join(f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("shop", "bank"))
+    settings = sandbox_settings(redis_url, api={"keys": named}, events={"listeners": 2})
+    async with serve(settings, network) as api:
+        api.headers["Authorization"] = "Bearer shop"
+        of_shop = await start(api)
+        async with follow(api, of_shop) as stream:
+            await stream.state()
+            refused = await api.get(f"/verify/{of_shop}/events")
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/too-many-listeners")
+
+            api.headers["Authorization"] = "Bearer bank"
+            assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404  # it had a place to ask from
+
+
 async def until_free(redis: Redis) -> None:
     """Wait until nobody listens; far shorter than a heartbeat."""
     deadline = time.monotonic() + 1
