@@ -10,7 +10,7 @@ from app.api.auth import authenticate
 from app.api.dependencies import Service
 from app.api.docs import answers, plain_answer, respond
 from app.api.problems import PROBLEM_TYPES
-from app.api.schemas import Health, ProblemTypeView
+from app.api.schemas import Liveness, ProblemTypeView, Readiness
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
@@ -26,19 +26,19 @@ class Exposition(Protocol):
         ...
 
 
-@router.get("/livez", response_model=Health, summary="The process is up", responses=answers(HTTPStatus.OK, Health))
+@router.get("/livez", response_model=Liveness, summary="The process is up", responses=answers(HTTPStatus.OK, Liveness))
 async def livez() -> Response:
     """Answer. Asks nobody else: a restart would not mend them."""
-    return respond(Health(status="ok"))
+    return respond(Liveness())
 
 
 @router.get(
     "/readyz",
-    response_model=Health,
+    response_model=Readiness,
     summary="Verifications can be started and checked",
     responses={
-        **answers(HTTPStatus.OK, Health),
-        HTTPStatus.SERVICE_UNAVAILABLE: {"model": Health, "description": "Not now; `reasons` say why."},
+        **answers(HTTPStatus.OK, Readiness),
+        HTTPStatus.SERVICE_UNAVAILABLE: {"model": Readiness, "description": "Not now; `reasons` say why."},
     },
 )
 async def readyz(http: Request, service: Service) -> Response:
@@ -54,13 +54,14 @@ async def readyz(http: Request, service: Service) -> Response:
     ]
     if balance == "low":
         reasons.append("The balance is too low to place calls.")
+    found = Readiness(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance)
     try:
         await service.ready()
     except StoreUnavailable:
-        reasons.insert(0, "Redis did not answer in time.")
-        health = Health(status="unavailable", reasons=reasons, circuits=circuits, balance=balance)
-        return respond(health, HTTPStatus.SERVICE_UNAVAILABLE)
-    return respond(Health(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance))
+        found.status = "unavailable"
+        found.reasons.insert(0, "Redis did not answer in time.")
+        return respond(found, HTTPStatus.SERVICE_UNAVAILABLE)
+    return respond(found)
 
 
 @router.get("/metrics", include_in_schema=False)

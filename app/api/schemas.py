@@ -304,23 +304,22 @@ class ProviderView(_Answer):
     balance_rub: Annotated[float | None, Field(description="null when unknown, which is not low", examples=[120.5])]
 
 
-class Health(_Answer):
+class Liveness(_Answer):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(_Answer):
     """Whether the service can do its work; where not, `reasons` say why."""
 
     status: Annotated[Literal["ok", "degraded", "unavailable"], Field(examples=["ok"])]
-    reasons: list[str] = []
+    reasons: Annotated[list[str], Field(examples=[[]])]
     circuits: Annotated[
         dict[str, str],
-        Field(
-            description="of each provider: `closed`, `open` or `half_open`; only at `/readyz`",
-            examples=[{"plusofon": "closed"}],
-            exclude_if=lambda circuits: not circuits,
-        ),
-    ] = {}
-    balance: Annotated[
-        str | None,
-        Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"], exclude_if=lambda it: it is None),
-    ] = None
+        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
+    ]
+    balance: Annotated[str, Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"])]
 
 
 class ProblemTypeView(BaseModel):

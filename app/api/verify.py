@@ -38,7 +38,7 @@ _KEEP_CHECK = timedelta(minutes=5)
     "/start",
     status_code=HTTPStatus.CREATED,
     response_model=VerificationView,
-    summary="Call a phone and speak a code",
+    summary="Start a verification: place the call",
     response_description="The call was placed, or may have been (`call.status` is then `unconfirmed`).",
     responses=answers(
         HTTPStatus.CREATED,

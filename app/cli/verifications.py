@@ -11,7 +11,7 @@ from app.cli.common import AsJson, ask_redis, examples, fail, settings_with_redi
 from app.settings import make_policies
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import VerificationNotFound
-from app.verification.model import Call, Verification
+from app.verification.model import Call, Status, Verification
 from app.wiring import open_verifications
 
 _ID = "vrf_0a11b22c33d44e55f667788"
@@ -85,8 +85,9 @@ def _lines(found: Verification) -> Iterator[str]:
     yield f"client    {found.client}, purpose {found.purpose}"
     yield f"created   {found.created_at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"expires   {found.expires_at:%Y-%m-%d %H:%M:%S} UTC, in {found.expires_in} s"
-    yield f"checks    {found.checks_left} left"
-    yield f"calls     {found.calls_left} left, {resend}"
+    if found.status is Status.PENDING:
+        yield f"checks    {found.checks_left} left"
+        yield f"calls     {found.calls_left} left, {resend}"
     for call in found.calls:
         word = f" (the provider's word: {call.state.provider_status})" if call.state.provider_status else ""
         yield f"  {call.serial}  {call.channel:<13} {call.state.status}{word}"
