@@ -5,12 +5,11 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from inspect import isawaitable
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
@@ -27,36 +26,11 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series 
 _REFRESHED_EVERY = timedelta(seconds=5)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-Number = float | Decimal
-Source = Callable[[], Number | Awaitable[Number | None] | None]
+Facts = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
+"""Tells some of ``FACTS`` by name; None where a number is not known. May raise StoreUnavailable or ProviderError."""
 
-
-def _unknown() -> None:
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is the same whichever worker is asked; each is asked at a scrape, and absent where it tells none.
-
-    One may raise StoreUnavailable or ProviderError: then it is absent, too.
-    """
-
-    balance_rub: Source = _unknown
-    balance_minimum_rub: Source = _unknown
-    balance_warning_rub: Source = _unknown
-    spend_today_rub: Source = _unknown
-    calls_today: Source = _unknown
-    call_budget: Source = _unknown
-    call_budget_used: Source = _unknown
-    fraud_blocks: Source = _unknown
-    watcher_lag_seconds: Source = _unknown
-    webhook_lag_seconds: Source = _unknown
-    webhooks_pending: Source = _unknown
-    webhooks_dead: Source = _unknown
-
-
-_MEANINGS: Mapping[str, str] = {
+FACTS: Mapping[str, str] = {
+    "store_up": "Whether Redis answers.",
     "balance_rub": "Balance at the provider; absent while unknown.",
     "balance_minimum_rub": "Balance below which no call is placed.",
     "balance_warning_rub": "Balance below which somebody should top up.",
@@ -70,6 +44,7 @@ _MEANINGS: Mapping[str, str] = {
     "webhooks_pending": "Events that wait for delivery, or for another try.",
     "webhooks_dead": "Events that were given up.",
 }
+"""What is the same whichever worker is asked, and what it means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +66,13 @@ class Exposition:
         metrics: Metrics,
         *,
         version: str,
-        ping: Callable[[], Awaitable[None]],
-        facts: Facts | None = None,
+        facts: Sequence[Facts] = (),
         of_process: OfProcess | None = None,
     ) -> None:
+        """``facts`` are asked at each scrape, all at once; what one does not tell is absent."""
         self._metrics = metrics
         self._version = version
-        self._ping = ping
-        self._facts = facts or Facts()
+        self._facts = tuple(facts)
         self._of_process = of_process or OfProcess()
 
     async def render(self) -> bytes:
@@ -121,18 +95,10 @@ class Exposition:
         build = GaugeMetricFamily(PREFIX + "build_info", "The version that runs.", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
-        sources = {"store_up": self._is_up, **{name: getattr(self._facts, name) for name in _MEANINGS}}
-        numbers = await asyncio.gather(*map(_ask, sources.values()))
-        for name, number in zip(sources, numbers, strict=True):
-            if number is not None:
-                yield GaugeMetricFamily(PREFIX + name, _MEANINGS.get(name, "Whether Redis answers."), float(number))
-
-    async def _is_up(self) -> Number:
-        try:
-            await self._ping()
-        except StoreUnavailable:
-            return 0
-        return 1
+        for facts in await asyncio.gather(*map(_ask, self._facts)):
+            for name, number in facts.items():
+                if number is not None:
+                    yield GaugeMetricFamily(PREFIX + name, FACTS[name], float(number))
 
     def _write(self, told: Iterable[Metric]) -> bytes:
         return generate_latest(_series_of_all(self._metrics.registry)) + generate_latest(_Told(told))
@@ -148,15 +114,14 @@ class _Told(Collector):
         return self._told
 
 
-async def _ask(source: Source) -> Number | None:
+async def _ask(facts: Facts) -> Mapping[str, float | Decimal | None]:
     try:
-        answer = source()
-        return await answer if isawaitable(answer) else answer
+        return await facts()
     except (StoreUnavailable, ProviderError):
-        return None
+        return {}
     except Exception:  # a bug, which must not hide every other number
         log.exception("metrics.source_failed")
-        return None
+        return {}
 
 
 def _series_of_all(own: CollectorRegistry) -> Collector:

@@ -1,6 +1,6 @@
 """Which part of the service answers which question of the metrics, and who is told what happens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from app.telemetry.exposition import Facts, OfProcess
 from app.telemetry.metrics import Metrics
 from app.verification.balance import Balance
 from app.verification.channel import Channel
+from app.verification.errors import StoreUnavailable
 from app.verification.guard import FraudGuard
 from app.verification.happenings import Happening, Observe
 from app.verification.policy import Allowance
@@ -43,6 +44,7 @@ def watch(
 
 def facts_of(
     *,
+    ping: Callable[[], Awaitable[None]],
     stats: RedisStats,
     guard: FraudGuard,
     balance: Balance,
@@ -52,45 +54,46 @@ def facts_of(
     outbox: RedisOutbox,
     budget: Allowance,
     limits_key: bytes,
-) -> Facts:
-    """Name what is the same whichever worker is asked."""
+) -> tuple[Facts, ...]:
+    """Tell what is the same whichever worker is asked."""
 
-    async def calls_today() -> int:
-        return (await stats.read()).calls
+    async def store() -> Mapping[str, float]:
+        try:
+            await ping()
+        except StoreUnavailable:
+            return {"store_up": 0}
+        return {"store_up": 1}
 
-    async def spend_today() -> Decimal:
-        return (await stats.read()).spend_rub
+    async def known() -> Mapping[str, float | Decimal | None]:
+        return {
+            "balance_rub": balance.rub,
+            "balance_minimum_rub": minimum_rub,
+            "balance_warning_rub": warning_rub,
+            "call_budget": budget.limit.count,
+        }
 
-    async def blocks() -> int:
-        return len(await guard.blocks())
+    async def used() -> Mapping[str, float]:
+        return {"call_budget_used": await stats.used(budget, key=limits_key)}
 
-    async def watcher_lag() -> float:
-        return (await queue.lag()).total_seconds()
+    async def today() -> Mapping[str, float | Decimal]:
+        told = await stats.read()
+        return {"calls_today": told.calls, "spend_today_rub": told.spend_rub}
 
-    async def webhook_lag() -> float:
-        return (await outbox.backlog()).lag.total_seconds()
+    async def fraud() -> Mapping[str, float]:
+        return {"fraud_blocks": len(await guard.blocks())}
 
-    async def webhooks_pending() -> int:
+    async def watcher() -> Mapping[str, float]:
+        return {"watcher_lag_seconds": (await queue.lag()).total_seconds()}
+
+    async def webhooks() -> Mapping[str, float]:
         backlog = await outbox.backlog()
-        return backlog.queued + backlog.retries
+        return {
+            "webhook_lag_seconds": backlog.lag.total_seconds(),
+            "webhooks_pending": backlog.queued + backlog.retries,
+            "webhooks_dead": backlog.dead,
+        }
 
-    async def webhooks_dead() -> int:
-        return (await outbox.backlog()).dead
-
-    return Facts(
-        balance_rub=lambda: balance.rub,
-        balance_minimum_rub=lambda: minimum_rub,
-        balance_warning_rub=lambda: warning_rub,
-        spend_today_rub=spend_today,
-        calls_today=calls_today,
-        call_budget=lambda: budget.limit.count,
-        call_budget_used=lambda: stats.used(budget, key=limits_key),
-        fraud_blocks=blocks,
-        watcher_lag_seconds=watcher_lag,
-        webhook_lag_seconds=webhook_lag,
-        webhooks_pending=webhooks_pending,
-        webhooks_dead=webhooks_dead,
-    )
+    return store, known, used, today, fraud, watcher, webhooks
 
 
 def process_of(

@@ -79,8 +79,8 @@ async def build(
     exposition = Exposition(
         metrics,
         version=version("plusofon-verify"),
-        ping=runner.ping,
         facts=facts_of(
+            ping=runner.ping,
             stats=stats,
             guard=guard,
             balance=balance,

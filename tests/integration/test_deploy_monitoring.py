@@ -12,7 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped] # its stubs would be one more dependency
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.exposition import Exposition, Facts, OfProcess
+from app.telemetry.exposition import FACTS, Exposition, OfProcess
 from app.telemetry.metrics import Metrics
 from app.verification.happenings import LimitHit
 
@@ -67,13 +67,13 @@ async def real(api: httpx.AsyncClient) -> Series:
     await api.post("/verify/start", json={"phone": "+79001234567"})
     of_app = (await api.get("/metrics")).text
 
-    async def nothing() -> None: ...
+    async def known() -> dict[str, float]:
+        return dict.fromkeys(FACTS, 1)
 
-    known = Facts(**dict.fromkeys(Facts.__slots__, lambda: 1))
     of_process = OfProcess(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
     metrics = Metrics()
     metrics.observe(LimitHit("call_cooldown"))
-    told = await Exposition(metrics, version="1", ping=nothing, facts=known, of_process=of_process).render()
+    told = await Exposition(metrics, version="1", facts=[known], of_process=of_process).render()
     return metrics_in(of_app, told.decode())
 
 

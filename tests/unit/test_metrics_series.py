@@ -47,16 +47,6 @@ ORDER = CallOrder(
 )
 
 
-async def nothing() -> None:
-    """Answer as a store that is there."""
-
-
-def exposition(
-    metrics: Metrics, facts: Facts | None = None, of_process: OfProcess | None = None, ping: object = nothing
-) -> Exposition:
-    return Exposition(metrics, version="1.2.3", ping=ping, facts=facts, of_process=of_process)  # type: ignore[arg-type]
-
-
 def read(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return {
         (sample.name.removeprefix("plusofon_verify_"), frozenset(sample.labels.items())): sample.value
@@ -75,8 +65,8 @@ class Seen:
         return self.series.get((name, frozenset(labels.items())))
 
 
-async def seen(metrics: Metrics, facts: Facts | None = None, of_process: OfProcess | None = None) -> Seen:
-    return Seen(await exposition(metrics, facts, of_process).render())
+async def seen(metrics: Metrics, *facts: Facts, of_process: OfProcess | None = None) -> Seen:
+    return Seen(await Exposition(metrics, version="1.2.3", facts=facts, of_process=of_process).render())
 
 
 async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
@@ -206,43 +196,34 @@ async def test_a_timed_sender_is_otherwise_the_one_behind_it() -> None:
 async def test_what_others_know_is_asked_at_the_scrape_and_absent_while_unknown() -> None:
     balance: list[Decimal | None] = [None]
 
-    async def dead() -> int:
-        return 3
+    async def facts() -> dict[str, Decimal | None]:
+        return {"balance_rub": balance[0], "balance_minimum_rub": Decimal(10)}
 
-    async def out_of_reach() -> int:
+    async def out_of_reach() -> dict[str, float]:
         raise StoreUnavailable
 
-    facts = Facts(balance_rub=lambda: balance[0], webhooks_dead=dead, webhooks_pending=out_of_reach)
     metrics = Metrics()
 
-    unknown = await seen(metrics, facts)
+    unknown = await seen(metrics, facts, out_of_reach)
     balance[0] = Decimal("12.50")
-    known = await seen(metrics, facts)
+    known = await seen(metrics, facts, out_of_reach)
 
-    assert unknown("balance_rub") is None
+    assert (unknown("balance_rub"), unknown("balance_minimum_rub")) == (None, 10)
     assert known("balance_rub") == 12.5
-    assert known("webhooks_dead") == 3
-    assert known("webhooks_pending") is None
     assert known("build_info", version="1.2.3") == 1
 
 
 async def test_a_bug_in_one_source_hides_no_other_number(caplog: pytest.LogCaptureFixture) -> None:
-    def broken() -> float:
+    async def broken() -> dict[str, float]:
         raise ZeroDivisionError
 
-    now = await seen(Metrics(), Facts(balance_rub=broken, call_budget=lambda: 1000))
+    async def sound() -> dict[str, float]:
+        return {"call_budget": 1000}
+
+    now = await seen(Metrics(), broken, sound)
 
     assert (now("balance_rub"), now("call_budget")) == (None, 1000)
     assert "metrics.source_failed" in caplog.text
-
-
-async def test_a_store_that_does_not_answer_is_told() -> None:
-    async def gone() -> None:
-        raise StoreUnavailable
-
-    metrics = Metrics()
-    assert Seen(await exposition(metrics, ping=gone).render())("store_up") == 0
-    assert (await seen(metrics))("store_up") == 1
 
 
 async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
@@ -267,13 +248,12 @@ from app.telemetry.metrics import IS_SHARED, Metrics
 from app.verification.happenings import CodeChecked
 from app.verification.model import Status
 assert IS_SHARED
-async def nothing(): ...
 metrics = Metrics()
 metrics.observe(CodeChecked(Status.VERIFIED))
 metrics.request_handled("POST", "/verify/check", 200, "ok", 0.002)
 state, lag = sys.argv[1], float(sys.argv[2])
 mine = OfProcess(circuits=lambda: {"voice": state}, listeners=lambda: 2, background=lambda: {"f": lag})
-exposition = Exposition(metrics, version="1", ping=nothing, of_process=mine)
+exposition = Exposition(metrics, version="1", of_process=mine)
 asyncio.run(exposition.step())
 print("ready", flush=True)
 for _ in sys.stdin:
