@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
@@ -13,6 +13,7 @@ from app.api import admin, events, hooks, ops, provider, tokens, verify
 from app.api.docs import install_docs
 from app.api.edge import Edge
 from app.api.problems import install_problems
+from app.api.state import State
 from app.demo import demo_router
 from app.plusofon.sandbox import VirtualNetwork, sandbox_router
 from app.settings import Mode, Settings
@@ -41,7 +42,7 @@ def create_app(
     sandbox = (network or make_network(settings)) if settings.mode is Mode.SANDBOX else None
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             if tracing:
                 stack.push_async_callback(asyncio.to_thread, tracing.close)

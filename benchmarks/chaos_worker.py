@@ -10,11 +10,11 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.state import State
 from app.main import create_api
 from app.settings import Mode, Settings, load_settings
 from app.telemetry.logging import configure_logging
@@ -31,7 +31,7 @@ def _settings() -> Settings:
 
 def _make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             yield await build(settings, None, stack)
 

@@ -1,5 +1,6 @@
 """The routes for whoever runs the service: is it alive, can it work, how is it doing, what does a problem mean."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -26,6 +27,15 @@ class Exposition(Protocol):
         ...
 
 
+class Circuit(Protocol):
+    """What passes on requests to a provider, or for a while does not."""
+
+    @property
+    def state(self) -> str:
+        """``closed``, ``open`` or ``half_open``."""
+        ...
+
+
 @router.get("/livez", response_model=Liveness, summary="The process is up", responses=answers(HTTPStatus.OK, Liveness))
 async def livez() -> Response:
     """Answer. Asks nobody else: a restart would not mend them."""
@@ -47,7 +57,8 @@ async def readyz(http: Request, service: Service) -> Response:
     While a provider is (its circuit is `open`) or the balance is too low, no call is placed, but codes that were given
     can still be checked. So that is `degraded` and no 503: else every server would be taken out of service at once.
     """
-    circuits = {name: str(circuit.state) for name, circuit in http.state.circuits.items()}
+    known: Mapping[str, Circuit] = http.state.circuits
+    circuits = {name: str(circuit.state) for name, circuit in known.items()}
     balance = str(http.state.balance.level)
     reasons = [
         f"The provider {name} fails, and is left alone for a while." for name, it in circuits.items() if it == "open"

@@ -83,8 +83,7 @@ async def open_accounts(settings: Settings) -> AsyncIterator[ProviderAccounts]:
 async def open_service(settings: Settings, sandbox: VirtualNetwork | None) -> AsyncIterator[VerificationService]:
     """Run the service without its API, for whoever runs it; the calls and webhooks of others are left to others."""
     async with AsyncExitStack() as stack:
-        service: VerificationService = (await build(settings, sandbox, stack, in_background=False))["service"]
-        yield service
+        yield (await build(settings, sandbox, stack, in_background=False))["service"]
 
 
 def open_tracing(settings: Settings) -> "Tracing | None":

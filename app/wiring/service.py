@@ -4,10 +4,11 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.api import events
 from app.api.auth import ApiKeys
+from app.api.state import State
 from app.api.stopping import stop_signals
 from app.background import Background
 from app.plusofon.sandbox import VirtualNetwork
@@ -41,8 +42,8 @@ async def build(
     tracing: "Tracing | None" = None,
     *,
     in_background: bool = True,
-) -> dict[str, Any]:
-    """Build what requests need; what is given back is their ``request.state``.
+) -> State:
+    """Build what requests need.
 
     Without ``in_background`` nothing is done but what is asked for: no calls are followed, no webhooks delivered.
     """
@@ -99,23 +100,23 @@ async def build(
     watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
     steps = {"calls": watcher.step, "balance": providers.poller.step, "stats": stats.step, "metrics": exposition.step}
     background = await stack.enter_async_context(Background(steps if in_background else {}))
-    return {
-        "service": service,
-        "balance": balance,
-        "circuits": providers.circuits,
-        "hook_urls": providers.hook_urls,
-        "hook_networks": settings.plusofon.hook_addresses,
-        "idempotency": parts.make_idempotency(settings, runner),
-        "guard": guard,
-        "live": events.Live(changes=changes, stopping=stack.enter_context(stop_signals())),
-        "metrics": exposition,
-        "metrics_keys": parts.make_metrics_keys(settings),
-        "request_handled": metrics.request_handled,
-        "api_keys": ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
-        "admin_keys": ApiKeys(settings.admin.keys),
-        "tokens": parts.make_tokens(settings),
-        "redemptions": RedisRedemptions(runner),
-    }
+    return State(
+        service=service,
+        idempotency=parts.make_idempotency(settings, runner),
+        tokens=parts.make_tokens(settings),
+        redemptions=RedisRedemptions(runner),
+        guard=guard,
+        live=events.Live(changes=changes, stopping=stack.enter_context(stop_signals())),
+        hook_urls=providers.hook_urls,
+        hook_networks=settings.plusofon.hook_addresses,
+        balance=balance,
+        circuits=providers.circuits,
+        metrics=exposition,
+        request_handled=metrics.request_handled,
+        api_keys=ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
+        admin_keys=ApiKeys(settings.admin.keys),
+        metrics_keys=parts.make_metrics_keys(settings),
+    )
 
 
 def _share(places: int, *, among: int) -> int:

@@ -1,0 +1,36 @@
+"""What the application gives its routes: the names of ``request.state``."""
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import TypedDict
+
+from app.api.auth import ApiKeys
+from app.api.edge import RequestHandled
+from app.api.events import Live
+from app.api.ops import Circuit, Exposition
+from app.verification.balance import Balance
+from app.verification.call_urls import CallUrls
+from app.verification.guard import FraudGuard
+from app.verification.idempotency import IdempotencyStore
+from app.verification.ports import ProofTokens, Redemptions
+from app.verification.service import VerificationService
+
+
+class State(TypedDict):
+    """Is built when the application starts; Starlette copies it into the state of each request."""
+
+    service: VerificationService
+    idempotency: IdempotencyStore
+    tokens: ProofTokens
+    redemptions: Redemptions
+    guard: FraudGuard
+    live: Live
+    hook_urls: CallUrls
+    hook_networks: Sequence[IPv4Network | IPv6Network]
+    balance: Balance
+    circuits: Mapping[str, Circuit]
+    metrics: Exposition
+    request_handled: RequestHandled
+    api_keys: ApiKeys
+    admin_keys: ApiKeys
+    metrics_keys: ApiKeys
