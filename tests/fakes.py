@@ -12,6 +12,7 @@ from app.verification.channel import Channel
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
+    CodeNotExpected,
     CodeRequired,
     ProviderError,
     RateLimited,
@@ -41,7 +42,6 @@ from app.verification.ports import (
     CallOrder,
     CallReport,
     Confirmation,
-    Detour,
     Guess,
     NewCall,
     Recorded,
@@ -72,6 +72,7 @@ class Record:
     serial: int = 0
     checks_used: int = 0
     confirmed: set[int] = field(default_factory=set)
+    before: dict[int, tuple[Verification, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,6 +81,7 @@ class PhoneRecord:
     next_call: datetime = NEVER
     forgotten: datetime = NEVER
     operator: str | None = None
+    reverse: str = ""
     latest: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
@@ -137,10 +139,7 @@ class FakeVerificationStore:
         if not call.test:
             self._refuse(call, policy, phone, record)
         if not record or not pending or call.channel is Channel.REVERSE_CALL:
-            before = record if pending else None
             record = Record(self._new(call, policy))
-            if before:
-                record.verification = replace(record.verification, calls_left=before.verification.calls_left)
             self.records[record.verification.id] = record
         return self._place(record, phone, call, policy)
 
@@ -148,7 +147,8 @@ class FakeVerificationStore:
         pending = record and record.verification.stored_status is Status.PENDING
         if record and record.verification.stored_status is Status.LOCKED:
             raise VerificationLocked(retry_after=self._until(record.verification.expires_at))
-        if record and pending and record.verification.calls_left <= 0:
+        by_id = call.channel is Channel.REVERSE_CALL
+        if record and pending and record.verification.calls_left <= 0 and not by_id:
             raise RateLimited(
                 limit="calls_per_verification",
                 retry_after=self._until(max(record.verification.expires_at, phone.next_call)),
@@ -156,10 +156,11 @@ class FakeVerificationStore:
         if phone.next_call > self.now:
             raise CallCooldown(
                 retry_after=self._until(phone.next_call),
-                verification_id=record.verification.id
-                if record and pending and record.verification.channel is not Channel.REVERSE_CALL
-                else None,
+                verification_id=record.verification.id if record and pending else None,
             )
+        other = self.records.get(phone.reverse)
+        if by_id and other and other.verification.stored_status is Status.PENDING:
+            raise CallCooldown(retry_after=self._until(other.verification.expires_at), verification_id=None)
         for limit in (policy.failed_checks_per_phone, *policy.calls_per_phone):
             self._require_room(limit, call.phone.e164)
 
@@ -194,12 +195,16 @@ class FakeVerificationStore:
         remembered = phone.streak and phone.next_call + cooldowns[-1] > self.now
         phone.streak = phone.streak + 1 if remembered else 1
         phone.next_call = self.now + cooldowns[min(phone.streak, len(cooldowns)) - 1]
-        phone.latest[call.client, call.purpose] = record.verification.id
+        if call.channel is Channel.REVERSE_CALL and not call.test:
+            phone.reverse = record.verification.id
+        else:
+            phone.latest[call.client, call.purpose] = record.verification.id
         expires = self.now + policy.lifetime
         longest = max([limit.period for limit in limits], default=timedelta())
         phone.forgotten = max(phone.forgotten, expires, phone.next_call + cooldowns[-1], self.now + longest)
         self.phones[call.phone] = phone
         record.serial += 1
+        record.before[record.serial] = record.verification, record.checks_used
         if call.code_digest:
             record.codes[record.serial] = (call.code_digest, expires)
         before = record.verification
@@ -224,30 +229,13 @@ class FakeVerificationStore:
     async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
         self._require_available()
         known = self.phones.get(phone) or PhoneRecord()
-        record = self.records.get(known.latest.get((client, purpose), ""))
-        pending = record and record.verification.stored_status is Status.PENDING
-        calls = record.verification.calls if record and pending else ()
+        calls = [
+            call
+            for name in (known.latest.get((client, purpose), ""), known.reverse)
+            if (record := self.records.get(name)) and record.verification.stored_status is Status.PENDING
+            for call in record.verification.calls
+        ]
         return Tried(known.operator, tuple((call.channel, call.state.status) for call in calls))
-
-    async def reroute(self, verification: Verification, serial: int, detour: Detour) -> Verification:
-        self._require_available()
-        record = self.records.get(verification.id)
-        call = record and record.verification.call(serial)
-        if not record or not call or record.verification.stored_status is not Status.PENDING:
-            raise VerificationNotFound
-        if detour.channel is Channel.REVERSE_CALL and serial > 1:
-            raise VerificationNotFound
-        record.codes.pop(serial, None)
-        if detour.code_digest and call.expires_at:
-            record.codes[serial] = (detour.code_digest, call.expires_at)
-        record.verification = replace(
-            record.verification,
-            channel=detour.channel,
-            code_length=detour.code_length,
-            checks_left=max(1, min(record.verification.checks_left, detour.checks - record.checks_used)),
-        )
-        self._change(record, serial, channel=detour.channel)
-        return self._seen(record)
 
     async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
         self._require_available()
@@ -322,6 +310,14 @@ class FakeVerificationStore:
             expires_at=max((other.expires_at for other in others if other.expires_at), default=before.expires_at),
             resend_at=None if latest else before.resend_at,
         )
+        if latest and others:
+            kept, used = record.before[serial]
+            record.verification = replace(
+                record.verification,
+                channel=kept.channel,
+                code_length=kept.code_length,
+                checks_left=kept.checks_left + used - record.checks_used,
+            )
         if not record.verification.calls_placed and before.stored_status is Status.PENDING and not record.checks_used:
             del self.records[before.id]
         self.advance(timedelta())
@@ -337,8 +333,10 @@ class FakeVerificationStore:
             raise VerificationCanceled
         if before.stored_status is Status.LOCKED:
             raise VerificationLocked(retry_after=self._until(before.expires_at))
+        if before.channel is Channel.REVERSE_CALL and not before.test:
+            return self._check_without_code(record, guess)
         if not guess.candidates:
-            return self._check_without_code(record)
+            raise CodeRequired
         counted = self._counted(before, guess, policy)
         live = max(1, sum(expires > self.now for _, expires in record.codes.values()))
         for place, (limit, of) in enumerate(counted):
@@ -382,7 +380,9 @@ class FakeVerificationStore:
             quotas=quotas,
         )
 
-    def _check_without_code(self, record: Record) -> CheckResult:
+    def _check_without_code(self, record: Record, guess: Guess) -> CheckResult:
+        if guess.candidates:
+            raise CodeNotExpected
         verification = record.verification
         calls = {call.serial: call for call in verification.calls if call.expires_at and call.expires_at > self.now}
         if record.serial in record.confirmed & set(calls):
@@ -394,8 +394,6 @@ class FakeVerificationStore:
                 phone=verification.phone,
                 test=verification.test,
             )
-        if not any(call.dial for call in verification.calls):
-            raise CodeRequired
         return CheckResult(verification_id=verification.id, status=Status.PENDING, checks_left=verification.checks_left)
 
     def _hear(self, record: Record, serial: int) -> None:

@@ -267,7 +267,8 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "verification-already-used", "This verification succeeded before."
     ),
     errors.VerificationCanceled: lambda _: Problem("verification-canceled", "This verification was canceled."),
-    errors.CodeRequired: lambda _: _invalid([("#/code", "is required: no reverse call is named by its id")]),
+    errors.CodeRequired: lambda _: _invalid([("#/code", "is required, but for a reverse_call by its id")]),
+    errors.CodeNotExpected: lambda _: _invalid([("#/code", "leave it out: of a reverse_call the person calls `dial`")]),
     errors.VerificationLocked: lambda e: Problem(
         "verification-locked",
         f"Start a new verification in {e.retry_after} s.",

@@ -12,6 +12,7 @@ from app.store.units import from_ms, ms, seconds
 from app.verification.channel import Channel
 from app.verification.errors import (
     CallCooldown,
+    CodeNotExpected,
     CodeRequired,
     RateLimited,
     VerificationAlreadyUsed,
@@ -31,11 +32,11 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
-from app.verification.ports import CallReport, Confirmation, Detour, Guess, NewCall, Recorded, Tried
+from app.verification.ports import CallReport, Confirmation, Guess, NewCall, Recorded, Tried
 
 START, CHECK, CANCEL = Script("start"), Script("check"), Script("cancel")
 READ, RECORD_CALL, TAKE_BACK = Script("read"), Script("record_call"), Script("take_back")
-TRIED, REROUTE, CONFIRM = Script("recall"), Script("reroute"), Script("confirm")
+TRIED, CONFIRM = Script("recall"), Script("confirm")
 
 
 class RedisVerificationStore:
@@ -92,17 +93,6 @@ class RedisVerificationStore:
         words = [word.decode() for word in calls]
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
         return Tried(operator.decode() or None, tuple(states))
-
-    async def reroute(self, verification: Verification, serial: int, detour: Detour) -> Verification:
-        """Let a call that was refused be made by another channel."""
-        name = _record(verification.id)
-        arguments: list[Argument] = [
-            *(serial, detour.channel, detour.code_length or 0, detour.code_digest or "", detour.checks)
-        ]
-        outcome, *facts = await self._runner.run(REROUTE, [name.key, *self._events(verification.client)], arguments)
-        if outcome != b"rerouted":
-            raise _refusal(outcome, facts)
-        return _verification(name, *facts)
 
     async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
         """Write what became of a call."""
@@ -220,6 +210,7 @@ _REFUSALS: Mapping[bytes, type[VerificationError]] = {
     b"verified_before": VerificationAlreadyUsed,
     b"canceled_before": VerificationCanceled,
     b"code_needed": CodeRequired,
+    b"no_code_needed": CodeNotExpected,
 }
 
 

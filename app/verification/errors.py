@@ -10,6 +10,7 @@ VerificationError
 ├── VerificationAlreadyUsed   its code was right once before
 ├── VerificationCanceled      it was called off
 ├── CodeRequired              a check without a code, by phone or of a verification that has one
+├── CodeNotExpected           a check with a code of a verification that has none
 ├── VerificationLocked        too many wrong codes
 ├── ProviderError             the provider could not do what it was asked
 │   ├── ProviderRejected      it understood and said no
@@ -101,6 +102,10 @@ class VerificationCanceled(VerificationError):
 
 class CodeRequired(VerificationError):
     """A check came without a code, and there is no call that the person was to make."""
+
+
+class CodeNotExpected(VerificationError):
+    """A check came with a code, and there is none: the person is to call."""
 
 
 class VerificationLocked(VerificationError):

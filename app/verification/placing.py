@@ -14,7 +14,13 @@ from typing import Protocol
 
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester, make_code
-from app.verification.errors import ProviderError, ProviderRejected, StoreUnavailable, VerificationNotFound
+from app.verification.errors import (
+    ProviderError,
+    ProviderRejected,
+    StoreUnavailable,
+    VerificationError,
+    VerificationNotFound,
+)
 from app.verification.guard import FraudGuard
 from app.verification.happenings import CallPlaced, CallRefused, Observe, VerificationStarted
 from app.verification.idempotency import IdempotencyInProgress
@@ -27,7 +33,6 @@ from app.verification.ports import (
     CallReport,
     CallSchedule,
     CallSender,
-    Detour,
     Limits,
     NewCall,
     Tried,
@@ -120,13 +125,8 @@ class CallPlacer:
         channels = await self._route(wish)
         code = _make_code(channels[0], wish.policy)
         reservation = await self._reserve(self.new_call(wish, channels[0], code), wish.address, wish.policy)
-        if keep:
-            try:
-                await keep.begin(str(reservation.name))
-            except IdempotencyInProgress:
-                await self._give_back(reservation, wish.policy)
-                raise
-        reservation, attempt = await self._try_each(reservation, channels, code, wish)
+        await self._note(reservation, wish.policy, keep)
+        reservation, attempt = await self._try_each(reservation, channels, code, wish, keep)
         return await self._settle(reservation, attempt, wish.policy, keep)
 
     def new_call(self, wish: Wish, channel: Channel, code: str | None, *, test: bool = False) -> NewCall:
@@ -201,7 +201,12 @@ class CallPlacer:
         raise next(refusal for refusal in (started, taken, admitted) if isinstance(refusal, BaseException))
 
     async def _try_each(
-        self, reservation: _Reservation, channels: Sequence[Channel], code: str | None, wish: Wish
+        self,
+        reservation: _Reservation,
+        channels: Sequence[Channel],
+        code: str | None,
+        wish: Wish,
+        keep: Keep | None,
     ) -> tuple[_Reservation, _Attempt]:
         """Try one channel after the other until a call was placed, or may have been, or no other can help."""
         clock = asyncio.get_running_loop().time
@@ -212,9 +217,10 @@ class CallPlacer:
                 continue
             code = _make_code(channel, wish.policy)
             try:
-                reservation = await self._reroute(reservation, channel, code, wish.policy)
-            except (StoreUnavailable, VerificationNotFound):
-                break  # canceled meanwhile, or Redis has gone: the refusal before is still the truth
+                reservation = await self._replace(reservation, self.new_call(wish, channel, code), wish.policy)
+            except VerificationError:
+                break  # somebody else's start came between, or Redis has gone: the refusal before is still the truth
+            await self._note(reservation, wish.policy, keep)
             attempt = await self._try(reservation, channel, code, wish, deadline - clock())
         return reservation, attempt
 
@@ -230,18 +236,23 @@ class CallPlacer:
             self._observe(CallRefused(channel, outcome.error))
         return _Attempt(channel, sender, outcome)
 
-    async def _reroute(
-        self, reservation: _Reservation, channel: Channel, code: str | None, policy: Policy
-    ) -> _Reservation:
-        started, name = reservation.started, reservation.name
-        detour = Detour(
-            channel=channel,
-            code_digest=self._digest(started.verification.client, code),
-            code_length=len(code) if code else None,
-            checks=policy.checks_of(channel),
-        )
-        verification = await self._store.reroute(started.verification, name.serial, detour)
-        return replace(reservation, started=replace(started, verification=verification))
+    async def _note(self, reservation: _Reservation, policy: Policy, keep: Keep | None) -> None:
+        """Note which call is about to be placed, where the start may be repeated."""
+        if keep:
+            try:
+                await keep.begin(str(reservation.name))
+            except IdempotencyInProgress:
+                await self._give_back(reservation, policy)
+                raise
+
+    async def _replace(self, reservation: _Reservation, call: NewCall, policy: Policy) -> _Reservation:
+        """Take back a call that was refused and start another in its place, which may be another verification's.
+
+        The places in the other limits stay taken. Raises as the store's ``start`` does.
+        """
+        await self._store.take_back(reservation.started.verification, reservation.name.serial, policy)
+        started = await self._store.start(call, policy)
+        return replace(reservation, started=replace(started, quotas=reservation.started.quotas))
 
     async def _settle(self, reservation: _Reservation, attempt: _Attempt, policy: Policy, keep: Keep | None) -> Started:
         """Write the outcome of a call down, or take the call back."""

@@ -68,16 +68,6 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Detour:
-    """Another channel for a call that was refused, with the code that goes by it."""
-
-    channel: Channel
-    code_digest: bytes | None
-    code_length: int | None
-    checks: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CallReport:
     """What is known of a call: its state, and, if it was just placed, what came with the provider's answer.
 
@@ -104,7 +94,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What is known of a phone before another call: its operator, and the calls of the pending verification."""
+    """What is known of a phone before another call: its operator, and the calls by which nobody was verified yet."""
 
     operator: str | None
     calls: Sequence[tuple[Channel, CallStatus]]
@@ -126,6 +116,8 @@ class VerificationStore(Protocol):
     async def start(self, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed: of a new verification, or of the pending one (a resend).
 
+        A reverse call always is a new one, which is not found by phone, and of a phone there is one at a time.
+
         Counts the call against the limits of the phone.
 
         Raises CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or
@@ -135,13 +127,6 @@ class VerificationStore(Protocol):
 
     async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
         """Tell what was tried before."""
-        ...
-
-    async def reroute(self, verification: Verification, serial: int, detour: Detour) -> Verification:
-        """Let a call that was refused be made by another channel; the code before verifies no more.
-
-        Raises VerificationNotFound if it expired meanwhile, or is not pending any more.
-        """
         ...
 
     async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
@@ -167,7 +152,7 @@ class VerificationStore(Protocol):
         Without candidates no code was given: whether the person has dialled is told, and consumed, and costs nothing.
 
         Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked, RateLimited, or
-        CodeRequired.
+        CodeRequired or CodeNotExpected.
         """
         ...
 

@@ -25,9 +25,10 @@ def operator_of(phone: Phone) -> str | None:
 def route(
     channels: Sequence[Channel], *, phone: Phone, tried: Tried, operator_channels: Mapping[str, Channel]
 ) -> tuple[Channel, ...]:
-    """Order the channels that may be used: the operator's first, and last those whose calls were not answered."""
+    """Order the channels that may be used: the operator's first, and last those that were tried without an answer."""
     operator = tried.operator or (operator_of(phone) if operator_channels else None)
     first = operator_channels.get(operator or "")
-    unanswered = {channel for channel, status in tried.calls if status.is_unanswered}
+    # A reverse call that is told was not made, whatever its state: the person would be verified by now.
+    unanswered = {it for it, status in tried.calls if status.is_unanswered or it is Channel.REVERSE_CALL}
     # False sorts before True, and what is equal stays in its order.
     return tuple(sorted(channels, key=lambda channel: (channel in unanswered, channel is not first)))

@@ -171,7 +171,7 @@ class VerificationService:
         Raises:
             VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked: not evaluated.
             RateLimited: not evaluated, too many wrong ones before.
-            CodeRequired: there is no reverse call.
+            CodeRequired, CodeNotExpected: it is no reverse call, or it is one.
             StoreUnavailable: nothing is known; the code may be tried again.
 
         """
@@ -236,6 +236,8 @@ class VerificationService:
             if call is None or call.ref is None or call.state.status.is_final or call.channel not in self._senders:
                 return True
             state = await self._senders[call.channel].look_up(call.ref)
+            if state is None and call.state.status is not CallStatus.UNCONFIRMED:
+                return True  # it was placed, by whoever was asked then; another provider does not know it
             if state is None:
                 policy = self._policies.for_client(verification.client)
                 log.warning("call.never_placed", extra={"verification_id": verification.id})

@@ -13,6 +13,7 @@ from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel
 from app.verification.errors import (
     CallCooldown,
+    CodeNotExpected,
     CodeRequired,
     RateLimited,
     VerificationAlreadyUsed,
@@ -23,7 +24,7 @@ from app.verification.errors import (
 from app.verification.model import CallState, CallStatus, CheckResult, Status, Verification
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import CallReport, Confirmation, Detour, Guess, NewCall, VerificationStore
+from app.verification.ports import CallReport, Confirmation, Guess, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -457,26 +458,16 @@ async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: 
     assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_a_rerouted_call_has_the_new_code_alone(world: World) -> None:
-    verification = await world.start()
-    detour = Detour(channel=Channel.FLASH_CALL, code_digest=SECOND, code_length=4, checks=3)
+async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: World) -> None:
+    refused = await world.start()
+    await world.store.take_back(refused, 1, POLICY)
 
-    rerouted = await world.store.reroute(verification, 1, detour)
+    placed = await world.start(SECOND, channel=Channel.FLASH_CALL)
 
-    assert (rerouted.channel, rerouted.code_length, rerouted.checks_left) == (Channel.FLASH_CALL, 4, 3)
-    assert (rerouted.calls_placed, rerouted.calls_left) == (1, 2)
-    assert (await world.check(verification.id, [RIGHT])).status is Status.PENDING
-    assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
-
-
-async def test_what_is_not_pending_is_not_rerouted(world: World) -> None:
-    verification = await world.start()
-    await world.store.cancel("shop", verification.id)
-
-    with pytest.raises(VerificationNotFound):
-        await world.store.reroute(
-            verification, 1, Detour(channel=Channel.VOICE, code_digest=SECOND, code_length=6, checks=5)
-        )
+    assert (placed.channel, placed.code_length, placed.checks_left) == (Channel.FLASH_CALL, 4, 3)
+    assert (placed.calls_placed, placed.calls_left, placed.resend_in) == (1, 2, 60)
+    assert (await world.check(placed.id, [RIGHT])).status is Status.PENDING
+    assert (await world.check(placed.id, [SECOND])).status is Status.VERIFIED
 
 
 async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: World) -> None:
@@ -567,71 +558,124 @@ async def test_what_was_canceled_or_is_over_is_not_confirmed(world: World) -> No
 async def test_a_reverse_call_that_was_confirmed_is_worth_nothing_after_its_time(world: World) -> None:
     verification = await world.reverse_call()
     await world.advance(timedelta(seconds=250))
-    await world.dial(verification)
-    again = await world.start(SECOND)
-    assert again.id == verification.id
+    assert await world.dial(verification) is Confirmation.CONFIRMED
     await world.advance(timedelta(seconds=60))
 
-    assert (await world.check(verification.id, [])).status is Status.PENDING
+    with pytest.raises(VerificationNotFound):
+        await world.check(verification.id, [])
 
 
-async def test_whoever_asked_before_does_not_have_the_id_of_a_reverse_call(world: World) -> None:
+async def test_the_id_of_a_reverse_call_is_told_to_nobody_but_who_asked(world: World) -> None:
     """It is all that proves who asked: another session could wait with it until the person has dialled."""
-    earlier = await world.start()
-    await world.advance(timedelta(seconds=60))
     reverse = await world.reverse_call()
-    later = await world.resend(RIGHT, channel=Channel.REVERSE_CALL)
-
-    assert len({earlier.id, reverse.id, later.id}) == 3
-    assert (earlier.calls_left, reverse.calls_left, later.calls_left) == (2, 1, 0)
-    assert await world.dial(reverse) is Confirmation.CONFIRMED
-    with pytest.raises(CodeRequired):
-        await world.check(earlier.id, [])
-    with pytest.raises(CodeRequired):
-        await world.check(later.id, [])
-    assert (await world.check(reverse.id, [])).status is Status.VERIFIED
-
-
-async def test_whoever_asks_too_early_is_not_told_the_id_of_a_reverse_call(world: World) -> None:
-    await world.reverse_call()
 
     with pytest.raises(CallCooldown) as refused:
         await world.start()
+    with pytest.raises(VerificationNotFound):
+        await world.check_phone([WRONG])
+    coded = await world.resend(RIGHT)
 
     assert refused.value.verification_id is None
+    assert coded.id != reverse.id
+    assert (await world.check_phone([WRONG])).verification_id == coded.id
 
 
-async def test_whoever_asks_for_a_code_later_gains_nothing_by_a_reverse_call(world: World) -> None:
-    """They have its id then: before the person has dialled, or between that and the next check."""
-    for dials_first in (True, False):
-        reverse = await world.reverse_call()
-        await world.advance(timedelta(seconds=5))
-        if dials_first:
-            await world.dial(reverse)
-        other = await world.resend(SECOND)
-        await world.dial(reverse)
-
-        assert (await world.check(other.id, [])).status is Status.PENDING
-        assert (await world.check(other.id, [SECOND])).status is Status.VERIFIED
-        await world.advance(timedelta(hours=1))
-
-
-async def test_a_refused_call_becomes_a_reverse_call_only_if_it_is_the_first(world: World) -> None:
-    detour = Detour(
-        channel=Channel.REVERSE_CALL, code_digest=None, code_length=None, checks=POLICY.checks_of(Channel.REVERSE_CALL)
-    )
-    first = await world.start()
-    assert (await world.store.reroute(first, 1, detour)).channel is Channel.REVERSE_CALL
+async def test_a_verification_with_a_code_and_a_reverse_call_have_nothing_in_common(world: World) -> None:
+    coded = await world.start(RIGHT)
+    await world.advance(timedelta(seconds=60))
+    reverse = await world.reverse_call()
     again = await world.resend(SECOND)
 
-    with pytest.raises(VerificationNotFound):
-        await world.store.reroute(again, 2, detour)
+    assert again.id == coded.id != reverse.id
+    assert (coded.calls_left, reverse.calls_left, again.calls_left) == (2, 2, 1)
+    assert await world.dial(reverse) is Confirmation.CONFIRMED
+    with pytest.raises(CodeRequired):
+        await world.check(coded.id, [])
+    assert (await world.check(reverse.id, [])).status is Status.VERIFIED
+    assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_wrong_code_costs_a_reverse_call_a_check(world: World) -> None:
+async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world: World) -> None:
+    """Else whoever dials for one may confirm another: a provider may tell both to dial the same number."""
+    first = await world.reverse_call()
+    await world.advance(timedelta(seconds=120))
+
+    with pytest.raises(CallCooldown) as refused:
+        await world.start(client="bank", purpose="password_reset", channel=Channel.REVERSE_CALL)
+
+    assert refused.value.verification_id is None
+    assert 170 <= refused.value.retry_after <= 180
+    await world.store.cancel("shop", first.id)
+    second = await world.start(client="bank", channel=Channel.REVERSE_CALL)
+    await world.store.take_back(second, 1, POLICY)
+    third = await world.reverse_call()
+    await world.advance(timedelta(seconds=5))
+    await world.dial(third)
+    await world.check(third.id, [])
+    await world.advance(timedelta(seconds=295))
+    assert (await world.reverse_call()).status is Status.PENDING
+    await world.advance(LIFETIME)
+    assert (await world.reverse_call()).status is Status.PENDING
+
+
+async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> None:
+    policy = replace(POLICY, cooldowns=(timedelta(),))
+    calls = [world.call(client=f"client-{number}", channel=Channel.REVERSE_CALL) for number in range(50)]
+
+    started = await asyncio.gather(*(world.store.start(call, policy) for call in calls), return_exceptions=True)
+
+    assert sum(isinstance(it, CallCooldown) for it in started) == 49
+
+
+async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: World) -> None:
     verification = await world.reverse_call()
 
-    assert (await world.check(verification.id, [WRONG])).checks_left == verification.checks_left - 1
+    with pytest.raises(CodeNotExpected):
+        await world.check(verification.id, [WRONG])
+
+    assert (await world.check(verification.id, [])).checks_left == verification.checks_left
+
+
+async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_was(world: World) -> None:
+    coded = await world.start(RIGHT)
+    for channel in (Channel.REVERSE_CALL, Channel.FLASH_CALL):
+        refused = await world.resend(SECOND, channel=channel)
+        await world.store.take_back(refused, refused.calls[-1].serial, POLICY)
+
+    after = await world.store.read(coded.id, client="shop")
+    assert (after.channel, after.code_length, after.checks_left) == (Channel.VOICE, 6, 5)
+    assert (after.calls_placed, after.calls_left) == (1, 2)
+    assert (await world.start(THIRD)).id == coded.id
+    assert (await world.check_phone([RIGHT])).status is Status.VERIFIED
+
+
+async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> None:
+    reverse = await world.reverse_call()
+    refused = await world.resend(SECOND)
+    await world.store.take_back(refused, 1, POLICY)
+
+    assert await world.dial(reverse) is Confirmation.CONFIRMED
+    assert (await world.check(reverse.id, [])).status is Status.VERIFIED
+
+
+async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> None:
+    coded = await world.start(RIGHT)
+    await world.check(coded.id, [WRONG])
+    refused = await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    await world.check(coded.id, [WRONG])
+    await world.store.take_back(refused, 2, POLICY)
+
+    assert (await world.check(coded.id, [WRONG])).checks_left == 2
+
+
+async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: World) -> None:
+    reverse = await world.reverse_call()
+    tried = await world.store.tried("bank", PHONE, "login")
+    assert list(tried.calls) == [(Channel.REVERSE_CALL, CallStatus.INITIATED)]
+
+    await world.store.cancel("shop", reverse.id)
+
+    assert not (await world.store.tried("bank", PHONE, "login")).calls
 
 
 async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerificationStore) -> None:

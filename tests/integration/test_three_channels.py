@@ -155,9 +155,37 @@ async def test_without_a_code_a_phone_alone_verifies_nobody(world: World) -> Non
     await asyncio.sleep(5 * PACE)
 
     answer = await world.api.post("/verify/check", json={"phone": BEELINE})
+    guess = await world.api.post("/verify/check", json={"phone": BEELINE, "code": "0000"})
+    again = await world.api.post("/verify/start", json={"phone": BEELINE})
 
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/code")
+    assert (guess.status_code, again.status_code) == (404, 429)
+    for told in (answer, guess, again):
+        assert started["verification_id"] not in told.text
     assert (await world.verified(started))["phone"] == BEELINE
+
+
+async def test_a_code_for_a_reverse_call_is_refused(world: World) -> None:
+    started = await world.start(BEELINE, channel="reverse_call")
+
+    problem = await world.check(started, code="0000")
+
+    assert (problem["status"], problem["errors"][0]["pointer"]) == (422, "#/code")
+    assert (await world.check(started))["checks_left"] == 5
+
+
+async def test_a_second_reverse_call_has_to_wait_for_the_first(redis: Redis, redis_url: str) -> None:
+    async with world_with(redis_url, call={"cooldowns_seconds": [0]}) as world:
+        first = await world.start(BEELINE, channel="reverse_call")
+
+        again = {"phone": BEELINE, "channel": "reverse_call", "purpose": "password_reset"}
+        refused = (await world.api.post("/verify/start", json=again)).json()
+        assert (refused["type"], refused["verification_id"]) == ("/problems/call-cooldown", None)
+        assert refused["retry_after"] > 250
+
+        assert (await world.start(BEELINE, channels=["reverse_call", "voice"]))["channel"] == "voice"
+        await world.api.post(f"/verify/{first['verification_id']}/cancel")
+        assert (await world.start(BEELINE, channel="reverse_call"))["dial"]
 
 
 async def test_the_call_of_another_phone_verifies_nothing(world: World) -> None:

@@ -361,6 +361,18 @@ async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: W
     await world.start()  # no cooldown is left
 
 
+async def test_a_call_that_was_placed_is_not_given_back_by_a_provider_that_does_not_know_it(world: World) -> None:
+    """As after ``RELAY_CHANNELS`` has moved a channel to another provider while a call was under way."""
+    verification = await world.start()
+    world.sender.state = None
+
+    assert await world.service.follow(CallName(verification.id, 1))
+
+    code = spoken(world.sender.calls[0])
+    result = await world.service.check_by_id(client="shop", verification_id=verification.id, code=code)
+    assert result.status is Status.VERIFIED
+
+
 async def test_an_unclear_call_that_was_placed_is_confirmed(world: World) -> None:
     world.sender.outcome = Unknown("no answer", call_ref="ours")
     verification = await world.start()
@@ -553,6 +565,38 @@ async def test_the_next_channel_is_tried_when_one_refuses() -> None:
         CallRefused(Channel.VOICE, world.sender.outcome.error),
         CallPlaced(Channel.FLASH_CALL, CallStatus.INITIATED),
     ]
+
+
+async def test_whoever_starts_meanwhile_is_not_told_the_id_of_the_reverse_call_that_it_becomes() -> None:
+    world = Choice()
+    told: list[str | None] = []
+
+    class RefusesSlowly(FakeSender):
+        async def place(self, order: CallOrder) -> CallOutcome:
+            with pytest.raises(CallCooldown) as refused:
+                await world.start()
+            told.append(refused.value.verification_id)
+            return Refused(ProviderRejected("not to this number"))
+
+    world.senders[Channel.VOICE] = RefusesSlowly()
+    verification = await world.start(channels=(Channel.VOICE, Channel.REVERSE_CALL))
+
+    assert verification.channel is Channel.REVERSE_CALL
+    assert told
+    assert verification.id not in told
+
+
+async def test_the_call_that_is_noted_is_the_one_that_is_placed() -> None:
+    world = Choice()
+    world.sender.outcome = Refused(ProviderRejected("not to this number"))
+    keep = FakeKeep()
+
+    request = StartRequest(client="shop", phone=PHONE, purpose="login")
+
+    started = await world.service.start(request, keep=keep)
+
+    assert started.verification.channel is Channel.FLASH_CALL
+    assert keep.begun == str(CallName(started.verification.id, 1))
 
 
 @pytest.mark.parametrize("outcome", [Unknown("time-out"), None])

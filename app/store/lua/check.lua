@@ -9,7 +9,7 @@
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
 --         {'wrong', rest of the id, {…}, checks left}
 --         {'waiting', rest of the id, {}, checks left}     without a code: not yet
---         {'code_needed'}                                  without a code: there is no reverse call
+--         {'code_needed' | 'no_code_needed'}               it is no reverse call, or it is one
 --         {'exhausted', rest of the id, {…}, ms to wait}   locked by this check
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
@@ -54,16 +54,16 @@ local function verify(left)
   return {'verified', rest_of_id(key), left, record.u, record.p, record.z and 1 or 0}
 end
 
+local without_code = record.h == 'reverse_call' and not record.z
 if candidates == 0 then
-  -- Only the last call: whoever asked for a later one has the id too, and need not be who was told what to dial.
-  if record['k' .. record.n] and is_live(record.n) then
+  if not without_code then
+    return {'code_needed'}
+  elseif record['k' .. record.n] and is_live(record.n) then
     return verify({})
   end
-  local reverse = false
-  for serial = 1, record.n do
-    reverse = reverse or record['i' .. serial]
-  end
-  return reverse and {'waiting', rest_of_id(key), {}, record.g - (record.b or 0)} or {'code_needed'}
+  return {'waiting', rest_of_id(key), {}, tonumber(record.g)}
+elseif without_code then
+  return {'no_code_needed'}
 end
 
 -- A guess is held against every live code, so for the phone it counts once for each: else whoever has three codes made

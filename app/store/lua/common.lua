@@ -8,8 +8,10 @@
 --   and for each call, followed by its serial:
 --     d code digest   x expires   t state   f provider's reference   w provider's unknown word   h channel
 --     i number to dial   k the person dialled it   y token of the limits that it was counted against, if it may come back
+--     o h, l and g as they were before it, if it was a resend
 -- pv:{bucket}:p:<phone digest>    hash: one phone, over all its verifications.
 --     n calls in the present streak   r next call possible   <client>:<purpose> → rest of the id of the latest verification
+--     d rest of the id of its latest reverse call, whoever's
 --     l calls   b failed checks    (logs: moments, oldest first, between commas)   o operator, as the provider said
 -- pv:{l:<digest>}                 sorted set: one limit over an address, a range, a client, everybody: token → moment
 -- pv:{bucket}:t:<rest of the id>  string: its token was redeemed

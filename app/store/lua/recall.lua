@@ -2,16 +2,18 @@
 --
 -- KEYS    1 phone
 -- ARGV    1 client:purpose
--- RETURN  {operator or '', {channel, state, … of each call of the pending verification}}
+-- RETURN  {operator or '', {channel, state, … of each call of the pending verification, and of a reverse call that waits}}
 
 local phone = load(KEYS[1])
-local record = phone[ARGV[1]] and load(record_key(KEYS[1], phone[ARGV[1]])) or {}
 local calls = {}
-if record.c and not record.s then
-  for serial = 1, record.n do
-    if record['t' .. serial] then
-      calls[#calls + 1] = record['h' .. serial]
-      calls[#calls + 1] = record['t' .. serial]
+for _, id in ipairs({phone[ARGV[1]] or '', phone.d or ''}) do
+  local record = id ~= '' and load(record_key(KEYS[1], id)) or {}
+  if record.c and not record.s then
+    for serial = 1, record.n do
+      if record['t' .. serial] then
+        calls[#calls + 1] = record['h' .. serial]
+        calls[#calls + 1] = record['t' .. serial]
+      end
     end
   end
 end

@@ -30,15 +30,23 @@ if record.s == 'locked' and not record.z and not test then
   return {'locked', ends - now}
 end
 local pending = record.c and not record.s and not record.z and not test
--- Of a reverse call the id is all the proof of who asked for it. So it has a verification of its own, whose id nobody has
--- who asked before, and a later call to the same verification ends it (check.lua).
-local by_id = ARGV[4] == 'reverse_call'
+-- Of a reverse call the id is all the proof of who asked for it. So it is a verification of its own, which is not found
+-- by phone and which no other call joins: nobody is told the id but who asked.
+local by_id = ARGV[4] == 'reverse_call' and not test
 local resend = pending and not by_id
-if pending and tonumber(record.m) <= 0 then
+if resend and tonumber(record.m) <= 0 then
   return {'calls_exhausted', math.max(ends, next_call) - now}
 end
 if next_call > now then
-  return {'cooldown', pending and record.h ~= 'reverse_call' and id or '', next_call - now}
+  return {'cooldown', pending and id or '', next_call - now}
+end
+-- And there is one of a phone at a time, whoever asks: the person who dials must not confirm somebody else's with it.
+if by_id and phone.d then
+  local other = record_key(KEYS[2], phone.d)
+  local waiting = load(other)
+  if waiting.c and not waiting.s then
+    return {'cooldown', '', redis.call('PEXPIRETIME', other) - now}
+  end
 end
 
 -- A code that nobody may check is not worth a call.
@@ -65,7 +73,7 @@ end
 
 if not resend then
   id, key = ARGV[7], KEYS[2]
-  record = {n = 0, m = pending and record.m or ARGV[9]}
+  record = {n = 0, m = ARGV[9]}
   redis.call('HSET', key, 'c', ARGV[1], 'u', ARGV[2], 'p', ARGV[3], 'q', rest_of_id(KEYS[1]), 'g', ARGV[10],
     'a', int(now))
   if test then
@@ -84,6 +92,9 @@ local remembered = phone.n and next_call + longest_cooldown > now
 local streak = remembered and phone.n + 1 or 1
 local cooldown = tonumber(ARGV[first_cooldown + math.min(streak, cooldowns) - 1])
 local serial = record.n + 1
+if resend then
+  redis.call('HSET', key, 'o' .. serial, table.concat({record.h, record.l, record.g}, ' '))
+end
 local expires = now + lifetime
 local resend_at = now + cooldown
 redis.call('HSET', key, 'n', serial, 'm', record.m - 1, 'r', int(resend_at), 'x' .. serial, int(expires),
@@ -92,7 +103,7 @@ give_code(key, serial, ARGV[4], ARGV[5], ARGV[6])
 redis.call('PEXPIREAT', key, int(expires))
 tell(key, nil, KEYS[3])
 
-redis.call('HSET', KEYS[1], 'n', streak, 'r', int(resend_at), owner, id)
+redis.call('HSET', KEYS[1], 'n', streak, 'r', int(resend_at), by_id and 'd' or owner, id)
 if longest > 0 then
   calls[#calls + 1] = now
   redis.call('HSET', KEYS[1], 'l', write_log(calls))

@@ -35,11 +35,18 @@ else
   redis.call('HDEL', KEYS[1], 'l')
 end
 
-for field in ('dxtfwhiky'):gmatch('.') do
+for field in ('dxtfwhikyo'):gmatch('.') do
   redis.call('HDEL', KEYS[2], field .. serial)
 end
 if latest then
   redis.call('HDEL', KEYS[2], 'r')
+  if record['o' .. serial] then
+    if KEYS[3] then
+      redis.call('ZREM', KEYS[3] .. ':expiry', in_expiry(KEYS[2], record))
+    end
+    local channel, length, checks = record['o' .. serial]:match('(%S+) (%d+) (%d+)')
+    redis.call('HSET', KEYS[2], 'h', channel, 'l', length, 'g', checks)
+  end
 end
 redis.call('HSET', KEYS[2], 'm', record.m + 1)
 
