@@ -9,6 +9,7 @@ import typer
 import uvicorn
 
 from app.cli.common import settings_with
+from app.cli.protocol import BoundedHttp
 from app.cli.worker import make_app_of
 from app.settings import Mode, Settings, shown_settings
 from app.telemetry.exposition import shared_between_workers
@@ -74,7 +75,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": BoundedHttp,
         "lifespan": "on",
         "log_config": None,
         "access_log": False,  # the service writes a line of its own for each request

@@ -182,6 +182,12 @@ def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
         assert served.get("/livez").status_code == 200
         assert is_healthy(served, TLS_CERT_FILE="all.pem")
         assert not is_healthy(served)
+        with httpx.Client(base_url=served.base_url, verify=tls) as idle:  # a pool, which does not read between requests
+            assert idle.get("/livez").status_code == 200
+            told = time.monotonic()
+            served.process.terminate()
+            served.process.wait(20)
+            assert time.monotonic() - told < 5
 
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
     assert str(starts["address"]).startswith("https://")
