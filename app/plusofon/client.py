@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Self, TypeVar
 
@@ -154,16 +155,18 @@ class PlusofonClient:
     async def check_call_status(self, call_id: str) -> CallState:
         """Tell the state of a call that was placed (brief: ``POST /api/v1/flash-call/status``).
 
-        A word that is not known reads as ``initiated`` and is kept in ``provider_status``.
+        A word that is not known reads as ``initiated`` and is kept in ``provider_status``, without what may be a code.
 
         Raises:
             ProviderError: it refused (``ProviderRejected``) or did not answer sensibly (``ProviderUnavailable``).
 
         """
         state = await self._ask(wire.parse_call_state, "POST", _STATUS, self._call_token, {"call_id": call_id})
-        if state.provider_status is not None:
-            log.warning("plusofon.unknown_call_status", extra={"word": self._redact(state.provider_status)})
-        return state
+        if state.provider_status is None:
+            return state
+        word = self._redact(state.provider_status)
+        log.warning("plusofon.unknown_call_status", extra={"word": word})
+        return replace(state, provider_status=word)
 
     async def get_account(self) -> Sequence[ProviderAccount]:
         """Tell the FlashCall accounts, without the live tokens that come with them (docs: ``GET /api/v1/flash-call``).

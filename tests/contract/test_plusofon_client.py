@@ -444,15 +444,15 @@ class TestQuestions:
         response = httpx.Response(200, json={"success": True, "data": {"status": "no_answer", "message": "…"}})
         assert await ask(client, plusofon, "status", response) == CallState(CallStatus.NO_ANSWER)
 
-    async def test_an_unknown_word_is_kept_and_logged_without_digits(
+    async def test_an_unknown_word_is_kept_and_logged_without_what_may_be_a_code(
         self, client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
     ) -> None:
-        response = httpx.Response(200, json={"success": True, "data": {"status": "diverted 89001234567"}})
+        response = httpx.Response(200, json={"success": True, "data": {"status": "saying 447144 to 89001234567"}})
         state = await ask(client, plusofon, "status", response)
-        assert state == CallState(CallStatus.INITIATED, provider_status="diverted 89001234567")
+        assert state == CallState(CallStatus.INITIATED, provider_status="saying ••• to •••")
         [record] = [record for record in caplog.records if record.name == "app.plusofon.client"]
         assert record.getMessage() == "plusofon.unknown_call_status"
-        assert vars(record)["word"] == "diverted •••"
+        assert vars(record)["word"] == "saying ••• to •••"
 
     async def test_accounts_are_told_without_tokens(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         entry = {"id": 7, "name": "Main", "access_token": TOKEN}
