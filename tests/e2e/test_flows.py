@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from app.plusofon.sandbox.numbers import MagicNumber
 from tests.e2e.conftest import Demo
+from tests.e2e.test_integration_docs import LosesAnswers
 
 FLOWS = Path(__file__).parents[2] / "docs" / "flows"
 PHONE = "+79001234567"
@@ -68,12 +71,28 @@ def test_a_forgotten_password_is_set_anew_once(demo: Demo, load: Load) -> None:
     known = flow["request_reset"](accounts, session, PHONE, ADDRESS)
     unknown = flow["request_reset"](accounts, stranger, "+79007654321", ADDRESS)
     assert known == unknown
+    session, stranger = dict(session), dict(stranger)  # saved with the answer; nothing that comes later is in it
     code = demo.hear(PHONE)
     assert not flow["reset"](accounts, stranger, code, "stolen", ADDRESS)
+    again = dict(session)
     assert flow["reset"](accounts, session, code, "new", ADDRESS)
-    assert not flow["reset"](accounts, dict(session), code, "again", ADDRESS)
+    assert not flow["reset"](accounts, session, code, "again", ADDRESS)
+    assert not flow["reset"](accounts, again, code, "again", ADDRESS)
 
     assert accounts == {PHONE: "new"}
+
+
+def test_a_second_press_of_the_button_keeps_the_call_that_is_under_way(demo: Demo, load: Load) -> None:
+    flow = load("password-recovery")
+    accounts = {PHONE: "forgotten"}
+    session: dict[str, str] = {}
+
+    flow["request_reset"](accounts, session, PHONE, ADDRESS)
+    code = demo.hear(PHONE)
+    flow["request_reset"](accounts, session, PHONE, ADDRESS)  # too early for another
+    flow["background"].shutdown()
+
+    assert flow["reset"](accounts, session, code, "new", ADDRESS)
 
 
 def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, load: Load) -> None:
@@ -87,9 +106,51 @@ def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, load: Load) -> None:
     code = demo.hear(PHONE)
     wrong = code[:-1] + str((int(code[-1]) + 1) % 10)
     assert "4 more tries" in flow["sign_up"](accounts, session, wrong, ADDRESS)
+    assert flow["sign_up"](accounts, session, "12a", ADDRESS) == "Please check the code."
     assert flow["sign_up"](accounts, session, code, ADDRESS) == "Welcome!"
 
     assert accounts == {PHONE}
+
+
+def test_after_the_last_try_a_new_user_is_told_when_to_start_again(demo: Demo, load: Load) -> None:
+    flow = load("sign-up")
+    session: dict[str, str] = {}
+    flow["call"](session, PHONE, ADDRESS)
+    code = demo.hear(PHONE)
+    wrong = code[:-1] + str((int(code[-1]) + 1) % 10)
+
+    said = [flow["sign_up"](set(), session, wrong, ADDRESS) for _ in range(6)]
+
+    assert said[3] == "That was not the code. 1 more tries."
+    assert [words[:23] for words in said[4:]] == ["Please start again in 2"] * 2  # within five minutes
+
+
+@pytest.mark.parametrize("flow", ["password-recovery", "sign-up", "step-up-login"])
+def test_a_flow_waits_as_long_as_the_service_may_take_and_repeats_what_was_lost(
+    flow: str, demo: Demo, load: Load
+) -> None:
+    names = load(flow)
+    assert names["api"].timeout == httpx.Timeout(15)
+    names["api"].close()
+    names["api"] = httpx.Client(base_url=demo.base_url, transport=(transport := LosesAnswers()))
+
+    answer = names["post"]("/verify/start", {"phone": PHONE})
+
+    assert (answer.status_code, answer.json()["calls_placed"], transport.sent) == (201, 1, 2)
+
+
+def test_each_page_calls_a_number_of_its_own_and_none_that_the_sandbox_treats_otherwise() -> None:
+    """Who tries one page after the other would else be told to wait."""
+    pages = [*FLOWS.glob("*.md"), FLOWS.parent / "integration" / "curl.md", FLOWS.parents[1] / "README.md"]
+    numbers = {
+        page.name: set(re.findall(r'"phone": "(\+7\d{10})"', page.read_text(encoding="utf-8"))) for page in pages
+    }
+    numbers["README.md"].add(PHONE)  # spelled in another way there
+
+    everything = [number for found in numbers.values() for number in found]
+    assert all(numbers.values())
+    assert len(everything) == len(set(everything))
+    assert not set(everything) & set(MagicNumber)
 
 
 def test_another_service_believes_a_step_up_for_this_phone_alone(demo: Demo, load: Load) -> None:
