@@ -7,10 +7,10 @@ from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends, Path, Request, Response, Security
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
 
 from app.api.auth import Authenticate
 from app.api.docs import Answers, answers, example_of, plain_answer, respond
+from app.api.problems import plain_problem
 from app.verification.guard import Block, FraudGuard, Suspect
 
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -123,8 +123,9 @@ async def lift(
     ],
     operator: Operator,  # noqa: ARG001 - asked for, so that only operators do it
     guard: Guard,
+    http: Request,
 ) -> Response:
     """Call the range again, at once; its next block is a first one again. 404 where it is not blocked."""
     if not await guard.lift(number_range):
-        raise HTTPException(HTTPStatus.NOT_FOUND)
+        return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -9,17 +9,22 @@ from fastapi.security import HTTPBearer
 
 
 class Unauthorized(Exception):
-    """The request carries no API key that is known."""
+    """The request carries no known key of the kind that is ``wanted``."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(wanted)
+        self.wanted = wanted
 
 
 class ApiKeys:
-    """The API keys, each as its client's name and its SHA-256; without any, everybody is ``open_as``.
+    """The keys of one kind, each as its client's name and its SHA-256; without any, everybody is ``open_as``.
 
     A plain hash is enough for a key of 256 random bits: there is nothing to guess.
     """
 
-    def __init__(self, keys: Sequence[tuple[str, bytes]], *, open_as: str | None = None) -> None:
+    def __init__(self, keys: Sequence[tuple[str, bytes]], *, kind: str = "API key", open_as: str | None = None) -> None:
         self._keys = tuple(keys)
+        self._kind = kind
         self._open_as = open_as
 
     def client_of(self, authorization: str | None) -> str:
@@ -33,7 +38,7 @@ class ApiKeys:
         digest = hashlib.sha256(key.strip().encode()).digest()
         found = [client for client, known in self._keys if hmac.compare_digest(known, digest)]
         if scheme.lower() != "bearer" or not found:
-            raise Unauthorized
+            raise Unauthorized(self._kind)
         return found[0]
 
 

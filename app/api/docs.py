@@ -49,8 +49,21 @@ _PROBLEM_SCHEMA: Mapping[str, Any] = {
         "type": {"type": "string", "format": "uri-reference"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "what a person can do about it"},
-        "instance": {"type": "string", "description": "the id of the request"},
+        "detail": {"type": "string", "description": "what happened, and what can be done about it, for a developer"},
+        "instance": {"type": "string", "description": "the id of the request, which `X-Request-ID` tells, too"},
+        "errors": {
+            "type": "array",
+            "description": "of `validation-failed`: each field that is wrong",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+        "reason": {"type": "string", "description": "of `phone-not-callable`"},
+        "limit": {"type": "string", "description": "of `rate-limited`: the name of the limit"},
+        "retry_after": {"type": "integer", "description": "seconds, as in the header `Retry-After`"},
+        "verification_id": {"type": ["string", "null"], "description": "of `call-cooldown`: the pending verification"},
     },
 }
 

@@ -62,7 +62,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "unauthorized",
             HTTPStatus.UNAUTHORIZED,
             "A known API key is needed",
-            "Send `Authorization: Bearer <api key>`.",
+            "Send `Authorization: Bearer <key>`: a client's, or for `/admin` and `/metrics` a key of their own.",
         ),
         ProblemType(
             "phone-not-callable",
@@ -76,7 +76,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "call-cooldown",
             HTTPStatus.TOO_MANY_REQUESTS,
             "This phone was called a moment ago",
-            "Wait `retry_after` seconds before the next call. `verification_id` is your pending verification.",
+            "Wait `retry_after` seconds before the next call. `verification_id` is your pending one, or null without"
+            " one. Of a `reverse_call` a phone has one at a time: cancel it, or wait until it has expired.",
             {"retry_after": 42, "verification_id": "vrf_0a11b22c33d44e55f667788"},
         ),
         ProblemType(
@@ -123,7 +124,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "verification-not-found",
             HTTPStatus.NOT_FOUND,
             "There is no such verification",
-            "Unknown, expired and somebody else's look the same.",
+            "Unknown, expired and somebody else's look the same. Start a new verification.",
         ),
         ProblemType(
             "verification-already-used",
@@ -215,14 +216,16 @@ class Problem:
         )
 
 
-def plain_problem(status: HTTPStatus, instance: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def plain_problem(
+    status: HTTPStatus, instance: str, headers: Mapping[str, str] | None = None, *, detail: str = ""
+) -> JSONResponse:
     """Tell a problem that its HTTP status explains (RFC 9457, section 4.2.1)."""
     return _response(
         headers or {},
         type="about:blank",
         title=status.phrase,
         status=status,
-        detail=status.description,
+        detail=detail or status.description,
         instance=instance,
     )
 
@@ -261,12 +264,12 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         headers=used_up_header(e.limit, e.retry_after),
     ),
     errors.VerificationNotFound: lambda _: Problem(
-        "verification-not-found", "It never was, it expired, or it is not yours."
+        "verification-not-found", "It never was, it expired, or it is not yours. Start a new one."
     ),
     errors.VerificationAlreadyUsed: lambda _: Problem(
-        "verification-already-used", "This verification succeeded before."
+        "verification-already-used", "This verification succeeded before. Start a new one."
     ),
-    errors.VerificationCanceled: lambda _: Problem("verification-canceled", "This verification was canceled."),
+    errors.VerificationCanceled: lambda _: Problem("verification-canceled", "It was canceled. Start a new one."),
     errors.CodeRequired: lambda _: _invalid([("#/code", "is required, but for a reverse_call by its id")]),
     errors.CodeNotExpected: lambda _: _invalid([("#/code", "leave it out: of a reverse_call the person calls `dial`")]),
     errors.VerificationLocked: lambda e: Problem(
@@ -275,8 +278,10 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         {"retry_after": e.retry_after},
     ),
     errors.TokenInvalid: lambda _: Problem("token-invalid", "It is no token of this service for you and this purpose."),
-    errors.TokenExpired: lambda _: Problem("token-expired", "Its time is over."),
-    errors.TokenAlreadyRedeemed: lambda _: Problem("token-already-redeemed", "It was accepted before."),
+    errors.TokenExpired: lambda _: Problem("token-expired", "Its time is over. Start a new verification."),
+    errors.TokenAlreadyRedeemed: lambda _: Problem(
+        "token-already-redeemed", "It was accepted before. Start a new one."
+    ),
     errors.ProviderRejected: lambda e: Problem("provider-rejected", f"The provider said: {e.message}"),
     errors.ProviderUnavailable: lambda e: Problem(
         "provider-unavailable", "The provider could not be reached.", {"retry_after": e.retry_after}
@@ -297,9 +302,9 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         [("Idempotency-Key", "this header must be one key of 1 to 128 visible ASCII characters")]
     ),
     errors.StoreUnavailable: lambda _: Problem("store-unavailable", "Redis did not answer in time."),
-    Unauthorized: lambda _: Problem(
+    Unauthorized: lambda e: Problem(
         "unauthorized",
-        "Send a known API key as Authorization: Bearer <api key>.",
+        f"Send a known {e.wanted} as Authorization: Bearer <key>.",
         headers={"WWW-Authenticate": 'Bearer realm="plusofon-verify"'},
     ),
 }
@@ -353,7 +358,7 @@ def _malformed(status: HTTPStatus, detail: str) -> Problem:
 def _invalid(found: Sequence[tuple[str, str]]) -> Problem:
     return Problem(
         "validation-failed",
-        "; ".join(f"{pointer}: {detail}" for pointer, detail in found),
+        "; ".join(f"{pointer.lstrip('#/')}: {detail}".lstrip(": ") for pointer, detail in found),
         {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in found]},
     )
 
@@ -364,8 +369,19 @@ def _pointer(location: Sequence[str | int]) -> str:
     return "/".join(["#", *steps])
 
 
+_NO_OBJECT = "must be a JSON object, sent with Content-Type: application/json"
+_WORDS = {
+    "model_attributes_type": _NO_OBJECT,
+    "model_type": _NO_OBJECT,
+    "missing": "is required",
+    "extra_forbidden": "is not known here",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "has the wrong form",
+}
+_SHOULD = ("Input should be", "must be")  # pydantic's words, and ours
+
+
 def _say(item: Members) -> str:
     """Say what is wrong without repeating what was sent: it may be a code or a phone number."""
-    if item["type"] in {"model_attributes_type", "model_type"}:
-        return "must be a JSON object, sent with Content-Type: application/json"
-    return str(item["msg"]).removeprefix("Value error, ")
+    return _WORDS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ").replace(*_SHOULD)

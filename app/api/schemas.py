@@ -56,12 +56,16 @@ TestFlag = Annotated[
 
 
 def count_address(address: IPvAnyAddress | None) -> str | None:
-    """Tell what an address counts as: itself, or its /64, for that is what one customer has of IPv6 (RFC 6177)."""
+    """Tell what an address counts as: itself, or its /64, for that is what the least customer has of IPv6 (RFC 6177).
+
+    Who has a /56 has 256 of them; to count by that would count others' neighbours together, and the limits over the
+    phone, its range and the day hold all the same. An IPv4 host inside IPv6 (mapped, or 6to4) is that host.
+    """
     if address is None:
         return None
     parsed = ip_address(str(address))
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
+    if isinstance(parsed, IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed.sixtofour or parsed
     return str(parsed) if isinstance(parsed, IPv4Address) else str(ip_network((parsed, 64), strict=False))
 
 
@@ -128,13 +132,13 @@ class CheckBody(_Request):
         return self
 
 
+# Each to a phone of its own: the same one would be called again, which has to wait.
 START_EXAMPLES: dict[str, Example] = {
     "sign-up": {"summary": "Sign-up: call and speak Russian", "value": {"phone": "8 (900) 123-45-67"}},
     "password": {
         "summary": "Password recovery, in English",
-        "value": {"phone": "+79001234567", "purpose": "password_reset", "lang": "en"},
+        "value": {"phone": "+79004567890", "purpose": "password_reset", "lang": "en"},
     },
-    # Each to a phone of its own: the same one would be called again, which has to wait.
     "flash-call": {
         "summary": "Flash call: the code is in the number that calls",
         "value": {"phone": "+79002345678", "channel": "flash_call"},
@@ -148,7 +152,7 @@ CHECK_EXAMPLES: dict[str, Example] = {
     "by-id": {"summary": "By the id that start returned", "value": {"verification_id": _ID, "code": "123 456"}},
     "by-phone": {
         "summary": "By phone and purpose",
-        "value": {"phone": "+79001234567", "purpose": "password_reset", "code": "123456"},
+        "value": {"phone": "+79004567890", "purpose": "password_reset", "code": "123456"},
     },
 }
 
@@ -175,7 +179,14 @@ class VerificationView(_Answer):
     """A verification, as far as its caller may see it."""
 
     verification_id: Annotated[str, Field(examples=[_ID])]
-    status: Annotated[Status, Field(examples=["pending"])]
+    status: Annotated[
+        Status,
+        Field(
+            description="`pending` until it is `verified`, `locked` by wrong codes or `canceled`; `failed` as long as"
+            " every call of it has failed: start again, by another channel if you can",
+            examples=["pending"],
+        ),
+    ]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
     channel: Annotated[Channel, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
@@ -187,8 +198,7 @@ class VerificationView(_Answer):
     dial: Annotated[
         str | None,
         Field(
-            description="the number that the person is to call, for a `reverse_call`; only there",
-            examples=["+78005550100"],
+            description="the number that the person is to call, such as `+78005550100`; only for a `reverse_call`",
             exclude_if=lambda number: number is None,
         ),
     ] = None
@@ -247,7 +257,7 @@ class Verified(_Answer):
 
 
 class NotVerified(_Answer):
-    """The code was wrong, and more may be tried."""
+    """The code was wrong, and more may be tried; or, of a `reverse_call`, the person has not called yet."""
 
     verified: Literal[False] = False
     status: Literal[Status.PENDING] = Status.PENDING

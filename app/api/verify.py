@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
+from starlette.exceptions import HTTPException
 
 from app.api.dependencies import Client, Service
 from app.api.docs import answers, respond
@@ -61,7 +62,7 @@ async def start(
 ) -> Response:
     """Place a call that gives a code to a Russian mobile number.
 
-    The answer names the channel used: `voice` says the code, twice; of a `flash_call` the code is the last four digits
+    The answer names the channel used: `voice` says the code; of a `flash_call` the code is the last four digits
     of the number that calls; for a `reverse_call` there is none, and the person calls the number `dial`.
 
     Starting again for the same phone and purpose while a verification is pending is a **resend**: the same
@@ -149,6 +150,13 @@ async def check(
     return await once(http, evaluate, answer=tell, keep_for=lambda _: _KEEP_CHECK)
 
 
+@router.get("/start", include_in_schema=False)
+@router.get("/check", include_in_schema=False)
+async def only_post() -> Response:
+    """Refuse the likeliest mistake for what it is: these are no ids."""
+    raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "POST"})
+
+
 @router.get(
     "/{verification_id}",
     response_model=VerificationView,
@@ -158,7 +166,10 @@ async def check(
     ),
 )
 async def read(verification_id: str, client: Client, service: Service) -> Response:
-    """Tell the present state. Costs no check, and asks nobody: calls are followed in the background."""
+    """Tell the present state. Costs no check, and asks nobody: calls are followed in the background.
+
+    `verified` here says that somebody has typed the code, not who: the proof is the answer to a check, or its token.
+    """
     return respond(VerificationView.of(await service.read(client=client, verification_id=verification_id)))
 
 

@@ -61,7 +61,7 @@ def make_metrics_keys(settings: Settings) -> ApiKeys:
     """Tell who may read the metrics."""
     if settings.metrics.open or settings.mode is Mode.SANDBOX:
         return ApiKeys((), open_as="everybody")
-    return ApiKeys((*settings.metrics.keys, *settings.admin.keys))
+    return ApiKeys((*settings.metrics.keys, *settings.admin.keys), kind="metrics or admin key")
 
 
 def make_webhooks(settings: Settings, runner: ScriptRunner) -> WebhookDeliverer | None:

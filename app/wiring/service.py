@@ -114,7 +114,7 @@ async def build(
         metrics=exposition,
         request_handled=metrics.request_handled,
         api_keys=ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
-        admin_keys=ApiKeys(settings.admin.keys),
+        admin_keys=ApiKeys(settings.admin.keys, kind="admin key"),
         metrics_keys=parts.make_metrics_keys(settings),
     )
 

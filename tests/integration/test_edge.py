@@ -109,6 +109,14 @@ async def test_probes_and_docs_need_no_key(guarded: httpx.AsyncClient) -> None:
         assert (await guarded.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/verify/start", "/verify/check"])
+async def test_a_get_of_what_is_to_be_posted_is_told_so(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.get(path)
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert "/verify/{verification_id}" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [

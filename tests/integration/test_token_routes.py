@@ -248,7 +248,7 @@ async def test_both_fields_are_needed(routes: httpx.AsyncClient, missing: str) -
 
     answer = await routes.post("/verify/token/redeem", json=body)
 
-    assert answer.json()["errors"] == [{"pointer": f"#/{missing}", "detail": "Field required"}]
+    assert answer.json()["errors"] == [{"pointer": f"#/{missing}", "detail": "is required"}]
 
 
 async def test_without_redis_nothing_is_redeemed(tokens: TokenSigner) -> None:

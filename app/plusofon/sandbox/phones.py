@@ -81,7 +81,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
     """Build the routes that show the phones of ``network`` and control it; for the main app in sandbox mode only."""
     router = APIRouter(prefix="/sandbox", tags=["sandbox"])
 
-    @router.get("/phones/{phone}/calls")
+    @router.get("/phones/{phone}/calls", summary="Pick up a virtual phone")
     async def list_phone_calls(phone: _Phone) -> PhoneCalls:
         """Pick up a phone of the sandbox: the calls that came in, and the code that was heard in each.
 
@@ -92,12 +92,13 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         calls = network.calls_of(parse_phone(phone).e164)
         return PhoneCalls(calls=[PhoneCall.model_validate(call) for call in calls])
 
-    @router.post("/phones/{phone}/dial", response_model=PhoneCall)
+    @router.post("/phones/{phone}/dial", response_model=PhoneCall, summary="Dial with a virtual phone")
     async def dial_from_phone(phone: _Phone, dialed: DialedNumber, request: Request) -> PhoneCall | JSONResponse:
         """Dial a number with a phone of the sandbox, as a reverse call asks for.
 
         The provider then tells the service that the call came in. Where no reverse call waits for this phone (each
-        waits five minutes) the answer is a 404, and a 409 where one waits at another number.
+        waits five minutes) the answer is a 404, and a 409 where one waits at another number. The service believes no
+        dial within the first two seconds after `start`: nobody is as quick as that.
         """
         try:
             call = network.dial(phone=parse_phone(phone).e164, number=dialed.number)
@@ -107,7 +108,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
             return _problem(request, HTTPStatus.CONFLICT, "The reverse call of this phone waits at another number.")
         return PhoneCall.model_validate(call)
 
-    @router.get("/magic-numbers")
+    @router.get("/magic-numbers", summary="List the numbers to try")
     async def list_magic_numbers() -> MagicNumbers:
         """List the phone numbers that make a call go wrong, each in its own way; every other number is answered."""
         return MagicNumbers(numbers=[MagicNumberEntry(phone=number, effect=number.effect) for number in MagicNumber])
