@@ -164,8 +164,10 @@ class People:
         self._judge(pending, answer, "dialled number")
 
     async def _guess(self, pending: Pending) -> None:
-        """Type wrong codes until it is locked."""
-        heard = await self._hear(pending) or "123456"
+        """Type wrong codes until it is locked; of a reverse call there is nothing to guess."""
+        if pending.channel == Channel.REVERSE_CALL:
+            return
+        heard = await self._hear(pending) or ("1234" if pending.channel == Channel.FLASH_CALL else "123456")
         for _ in range(_MOST_GUESSES):
             answer = await self._check(pending, _another(heard))
             if answer.body.get("status") == "locked" or answer.problem == "verification-locked":

@@ -14,6 +14,7 @@ from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,
     CodeRequired,
+    CodeTooShortOrLong,
     ProviderError,
     RateLimited,
     StoreUnavailable,
@@ -69,6 +70,7 @@ def seconds(wait: timedelta) -> int:
 class Record:
     verification: Verification
     codes: dict[int, tuple[bytes, datetime]] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
     serial: int = 0
     checks_used: int = 0
     confirmed: set[int] = field(default_factory=set)
@@ -207,6 +209,7 @@ class FakeVerificationStore:
         record.before[record.serial] = record.verification, record.checks_used
         if call.code_digest:
             record.codes[record.serial] = (call.code_digest, expires)
+            record.lengths[record.serial] = call.code_length or 0
         before = record.verification
         record.verification = replace(
             before,
@@ -255,6 +258,7 @@ class FakeVerificationStore:
         )
         if report.code_digest and call.expires_at and record.verification.stored_status is Status.PENDING:
             record.codes[serial] = (report.code_digest, call.expires_at)
+            record.lengths[serial] = report.code_length or 0
             record.verification = replace(record.verification, code_length=report.code_length)
         if report.operator:
             self.phones[verification.phone].operator = report.operator
@@ -338,7 +342,7 @@ class FakeVerificationStore:
         if not guess.candidates:
             raise CodeRequired
         counted = self._counted(before, guess, policy)
-        live = max(1, sum(expires > self.now for _, expires in record.codes.values()))
+        live = self._comparisons(record, guess)
         for place, (limit, of) in enumerate(counted):
             # A guess is held against every live code, so for the phone there has to be room for each.
             room = limit if place else replace(limit, count=max(1, limit.count - live + 1))
@@ -379,6 +383,13 @@ class FakeVerificationStore:
             retry_after=self._until(before.expires_at),
             quotas=quotas,
         )
+
+    def _comparisons(self, record: Record, guess: Guess) -> int:
+        live = [serial for serial, (_, expires) in record.codes.items() if expires > self.now]
+        lengths = frozenset(record.lengths[serial] for serial in live)
+        if lengths and guess.length not in lengths:
+            raise CodeTooShortOrLong(lengths)
+        return max(1, len(live))
 
     def _check_without_code(self, record: Record, guess: Guess) -> CheckResult:
         if guess.candidates:

@@ -1,7 +1,7 @@
 """Every error that a caller can meet: one table from what went wrong to its RFC 9457 problem."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -272,6 +272,7 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
     errors.VerificationCanceled: lambda _: Problem("verification-canceled", "It was canceled. Start a new one."),
     errors.CodeRequired: lambda _: _invalid([("#/code", "is required, but for a reverse_call by its id")]),
     errors.CodeNotExpected: lambda _: _invalid([("#/code", "leave it out: of a reverse_call the person calls `dial`")]),
+    errors.CodeTooShortOrLong: lambda e: _invalid([("#/code", f"must have {_one_of(e.lengths)} digits")]),
     errors.VerificationLocked: lambda e: Problem(
         "verification-locked",
         f"Start a new verification in {e.retry_after} s.",
@@ -308,6 +309,10 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         headers={"WWW-Authenticate": 'Bearer realm="plusofon-verify"'},
     ),
 }
+
+
+def _one_of(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))
 
 
 def detail_of(error: Exception) -> str:

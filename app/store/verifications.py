@@ -14,6 +14,7 @@ from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,
     CodeRequired,
+    CodeTooShortOrLong,
     RateLimited,
     VerificationAlreadyUsed,
     VerificationCanceled,
@@ -163,7 +164,7 @@ class RedisVerificationStore:
         keys = [key, *self._limit_keys(further), *events]
         arguments: list[Argument] = [
             *(guess.client, purpose, secrets.token_hex(6), len(events)),
-            *(len(guess.candidates), *guess.candidates, *_written(limits)),
+            *(guess.length, len(guess.candidates), *guess.candidates, *_written(limits)),
         ]
         outcome, *facts = await self._runner.run(CHECK, keys, arguments)
         if outcome not in {b"verified", b"wrong", b"waiting", b"exhausted"}:
@@ -222,6 +223,8 @@ def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
         case b"limited":
             name, wait = facts
             return RateLimited(limit=name.decode(), retry_after=seconds(wait))
+        case b"other_length":
+            return CodeTooShortOrLong(frozenset(facts[0]))
         case _:
             return _REFUSALS[outcome]()
 

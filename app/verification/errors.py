@@ -11,6 +11,7 @@ VerificationError
 ├── VerificationCanceled      it was called off
 ├── CodeRequired              a check without a code, by phone or of a verification that has one
 ├── CodeNotExpected           a check with a code of a verification that has none
+├── CodeTooShortOrLong        a check with a code of another length
 ├── VerificationLocked        too many wrong codes
 ├── ProviderError             the provider could not do what it was asked
 │   ├── ProviderRejected      it understood and said no
@@ -106,6 +107,14 @@ class CodeRequired(VerificationError):
 
 class CodeNotExpected(VerificationError):
     """A check came with a code, and there is none: the person is to call."""
+
+
+class CodeTooShortOrLong(VerificationError):
+    """No code that could be checked is as long; ``lengths`` are theirs."""
+
+    def __init__(self, lengths: frozenset[int]) -> None:
+        super().__init__(sorted(lengths))
+        self.lengths = lengths
 
 
 class VerificationLocked(VerificationError):

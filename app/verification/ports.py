@@ -60,10 +60,14 @@ class CallName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
-    """A code to be checked: whose client, under which keys it may have been made, and from which address it came."""
+    """A code to be checked: whose client, under which keys it may have been made, and from which address it came.
+
+    ``length`` is how many digits it has; of no code there are no candidates, and no length.
+    """
 
     client: str
     candidates: Sequence[bytes]
+    length: int = 0
     address: str | None = None
 
 
@@ -152,7 +156,7 @@ class VerificationStore(Protocol):
         Without candidates no code was given: whether the person has dialled is told, and consumed, and costs nothing.
 
         Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked, RateLimited, or
-        CodeRequired or CodeNotExpected.
+        CodeRequired, CodeNotExpected or CodeTooShortOrLong.
         """
         ...
 

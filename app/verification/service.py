@@ -172,6 +172,7 @@ class VerificationService:
             VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked: not evaluated.
             RateLimited: not evaluated, too many wrong ones before.
             CodeRequired, CodeNotExpected: it is no reverse call, or it is one.
+            CodeTooShortOrLong: not evaluated, and free.
             StoreUnavailable: nothing is known; the code may be tried again.
 
         """
@@ -292,7 +293,7 @@ class VerificationService:
 
     def _guess(self, client: str, code: str | None, address: str | None) -> Guess:
         candidates = self._digester.candidates(client, code) if code else ()
-        return Guess(client=client, candidates=candidates, address=address)
+        return Guess(client=client, candidates=candidates, length=len(code or ""), address=address)
 
     def _noted(self, result: CheckResult, client: str, code: str | None) -> CheckResult:
         """Tell of an evaluated check; the guard of a success, without letting the person wait for it."""

@@ -229,7 +229,7 @@ async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
     )
     verification = (await store.start(call, policy)).verification
     assert verification.version > 0
-    wrong = Guess(client="shop", candidates=[b"w" * 32])
+    wrong = Guess(client="shop", candidates=[b"w" * 32], length=6)
     async with changes.listen(verification.id, client="shop") as feed:
         await settled(feed)
         for change in (

@@ -90,8 +90,10 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         verification = (await store.start(call, POLICY)).verification
         await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref"))
         await store.read(verification.id, client="shop")
-        wrong = await store.check_by_phone(phone, "login", Guess(client="shop", candidates=[b"w" * 32]), POLICY)
-        result = await store.check_by_id(verification.id, Guess(client="shop", candidates=[right]), POLICY)
+        wrong = await store.check_by_phone(
+            phone, "login", Guess(client="shop", candidates=[b"w" * 32], length=6), POLICY
+        )
+        result = await store.check_by_id(verification.id, Guess(client="shop", candidates=[right], length=6), POLICY)
         assert (wrong.checks_left, result.status) == (4, Status.VERIFIED)
 
         other = NewCall(

@@ -14,7 +14,8 @@ from app.store import embedded
 from app.store.embedded import EmbeddedServer, EmbeddedServerUnavailable
 
 HOLD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
 from app.store.embedded import EmbeddedServer
 with EmbeddedServer() as server:
     print(server.url, flush=True)

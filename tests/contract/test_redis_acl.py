@@ -140,7 +140,7 @@ async def verify(redis: Redis) -> None:
     await store.start(new_call(1), POLICY)
     await store.take_back(verification, 2, POLICY)
     await store.read(verification.id, client="shop")
-    wrong, right = Guess(client="shop", candidates=[WRONG]), Guess(client="shop", candidates=[RIGHT])
+    wrong, right = (Guess(client="shop", candidates=[code], length=6) for code in (WRONG, RIGHT))
     assert (await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)).checks_left == 4
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
     assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
@@ -380,7 +380,9 @@ async def use(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
     await until(lambda: bool(network.calls_of("+79001234567")[-1].heard))
     code = str(network.calls_of("+79001234567")[-1].heard)
     guess = {"verification_id": first["verification_id"], "code": code, "client_ip": "192.0.2.1"}
-    assert not (await api.post("/verify/check", json={**guess, "code": "00000"})).json()["verified"]
+    assert not (await api.post("/verify/check", json={**guess, "code": f"{(int(code) + 1) % 10**6:06}"})).json()[
+        "verified"
+    ]
     token = (await api.post("/verify/check", json=guess)).json()["token"]
     story = await api.get(f"/verify/{first['verification_id']}/events")
     assert '"status":"verified"' in story.text

@@ -75,10 +75,12 @@ class Actor:
         return verification
 
     async def check_by_id(self, age: int, code: bytes) -> CheckResult:
-        return await self.store.check_by_id(self.id(age), Guess(client="shop", candidates=[code]), POLICY)
+        return await self.store.check_by_id(self.id(age), Guess(client="shop", candidates=[code], length=6), POLICY)
 
     async def check_by_phone(self, phone: Phone, purpose: str, code: bytes) -> CheckResult:
-        return await self.store.check_by_phone(phone, purpose, Guess(client="shop", candidates=[code]), POLICY)
+        return await self.store.check_by_phone(
+            phone, purpose, Guess(client="shop", candidates=[code], length=6), POLICY
+        )
 
     async def read(self, age: int) -> Verification:
         return await self.store.read(self.id(age), client="shop")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,
     CodeRequired,
+    CodeTooShortOrLong,
     RateLimited,
     VerificationAlreadyUsed,
     VerificationCanceled,
@@ -46,6 +47,7 @@ class World:
     store: VerificationStore
     advance: Callable[[timedelta], Awaitable[None]]
     policy: Policy = POLICY
+    lengths: dict[bytes, int] = field(default_factory=dict)
 
     async def start(
         self,
@@ -72,6 +74,7 @@ class World:
         test: bool = False,
     ) -> NewCall:
         length = POLICY.code_length_of(channel)
+        self.lengths[code] = self.lengths[WRONG] = length or 6
         return NewCall(
             client=client,
             phone=phone,
@@ -87,13 +90,18 @@ class World:
         self, verification_id: str, candidates: list[bytes], *, client: str = "shop", address: str | None = None
     ) -> CheckResult:
         return await self.store.check_by_id(
-            verification_id, Guess(client=client, candidates=candidates, address=address), self.policy
+            verification_id, self.guess(candidates, client=client, address=address), self.policy
         )
 
     async def check_phone(
         self, candidates: list[bytes], *, client: str = "shop", purpose: str = "login"
     ) -> CheckResult:
-        return await self.store.check_by_phone(PHONE, purpose, Guess(client=client, candidates=candidates), self.policy)
+        return await self.store.check_by_phone(PHONE, purpose, self.guess(candidates, client=client), self.policy)
+
+    def guess(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> Guess:
+        """Guess at a code that is as long as the one that was given, a wrong one as the last that was."""
+        lengths = {self.lengths.get(candidate, 6) for candidate in candidates}
+        return Guess(client=client, candidates=candidates, length=max(lengths, default=0), address=address)
 
     async def resend(self, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
         await self.advance(timedelta(seconds=120))
@@ -453,6 +461,7 @@ async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: 
     verification = await world.start(channel=Channel.FLASH_CALL)
     report = _report(CallStatus.INITIATED, code_digest=SECOND, code_length=4)
     await world.store.record_call(verification, 1, report)
+    world.lengths[SECOND] = 4
 
     assert (await world.check(verification.id, [RIGHT])).status is Status.PENDING
     assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
@@ -466,6 +475,7 @@ async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: Wo
 
     assert (placed.channel, placed.code_length, placed.checks_left) == (Channel.FLASH_CALL, 4, 3)
     assert (placed.calls_placed, placed.calls_left, placed.resend_in) == (1, 2, 60)
+    world.lengths[RIGHT] = 4
     assert (await world.check(placed.id, [RIGHT])).status is Status.PENDING
     assert (await world.check(placed.id, [SECOND])).status is Status.VERIFIED
 
@@ -627,6 +637,22 @@ async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> No
     assert sum(isinstance(it, CallCooldown) for it in started) == 49
 
 
+async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: World) -> None:
+    verification = await world.start()
+
+    for length in (4, 5):
+        with pytest.raises(CodeTooShortOrLong) as refused:
+            await world.store.check_by_id(
+                verification.id, Guess(client="shop", candidates=[WRONG], length=length), POLICY
+            )
+        assert refused.value.lengths == {6}
+
+    assert (await world.check(verification.id, [WRONG])).checks_left == 4
+    again = await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    assert (await world.check(again.id, [WRONG])).status is Status.PENDING
+    assert (await world.check(again.id, [RIGHT])).status is Status.VERIFIED
+
+
 async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: World) -> None:
     verification = await world.reverse_call()
 
@@ -665,6 +691,7 @@ async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> N
     await world.check(coded.id, [WRONG])
     await world.store.take_back(refused, 2, POLICY)
 
+    world.lengths[WRONG] = 6
     assert (await world.check(coded.id, [WRONG])).checks_left == 2
 
 

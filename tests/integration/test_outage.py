@@ -97,7 +97,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again_without_a_word(
     await redis.script_flush()
     await redis.aclose()
 
-    checks = [api.post("/verify/check", json={"verification_id": verification_id, "code": "0000"}) for _ in range(3)]
+    checks = [api.post("/verify/check", json={"verification_id": verification_id, "code": "000000"}) for _ in range(3)]
     answers = await asyncio.gather(*checks)
 
     assert sorted(answer.json()["checks_left"] for answer in answers) == [2, 3, 4]

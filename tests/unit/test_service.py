@@ -14,6 +14,7 @@ from app.verification.errors import (
     BalanceTooLow,
     CallBudgetExhausted,
     CallCooldown,
+    CodeTooShortOrLong,
     NotAllowed,
     PhoneNotCallable,
     ProviderError,
@@ -557,8 +558,8 @@ async def test_the_next_channel_is_tried_when_one_refuses() -> None:
     assert (verification.code_length, verification.calls_placed, verification.checks_left) == (4, 1, 3)
     assert world.placed == (1, 1, 0)
     refused, spoken_last = spoken(world.sender.calls[0]), spoken(world.flash.calls[0])
-    wrong = await world.service.check_by_id(client="shop", verification_id=verification.id, code=refused)
-    assert wrong.status is Status.PENDING
+    with pytest.raises(CodeTooShortOrLong):
+        await world.service.check_by_id(client="shop", verification_id=verification.id, code=refused)
     right = await world.service.check_by_id(client="shop", verification_id=verification.id, code=spoken_last)
     assert right.status is Status.VERIFIED
     assert world.happened[:2] == [

@@ -3,13 +3,14 @@
 -- KEYS    1 record, or phone where ARGV[2] is given   2… sorted sets of further limits of failed checks
 --         and last the stream of events, if ARGV[4] says so
 -- ARGV    1 client   2 purpose, where the verification is to be found by phone, else ''   3 token of this check
---         4 1 if the client has a webhook, else 0   5 number of candidates, and they: code digests… (none: no code was
---         given, and the question is whether the person has dialled the number of a reverse call)
+--         4 1 if the client has a webhook, else 0   5 length of the code   6 number of candidates, and they: code digests…
+--         (none: no code was given, and the question is whether the person has dialled the number of a reverse call)
 --         for the phone, then for each of KEYS 2…: name, failed checks allowed, in how many ms
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
 --         {'wrong', rest of the id, {…}, checks left}
 --         {'waiting', rest of the id, {}, checks left}     without a code: not yet
 --         {'code_needed' | 'no_code_needed'}               it is no reverse call, or it is one
+--         {'other_length', {lengths of the live codes…}}   no live code is as long
 --         {'exhausted', rest of the id, {…}, ms to wait}   locked by this check
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
@@ -38,7 +39,7 @@ end
 
 local events = ARGV[4] == '1' and KEYS[#KEYS] or nil
 local limits = events and #KEYS - 1 or #KEYS
-local first_candidate, candidates = 6, tonumber(ARGV[5])
+local first_candidate, candidates = 7, tonumber(ARGV[6])
 local first_limit = first_candidate + candidates
 local phone_key = record_key(key, 'p:' .. record.q)
 local failed = recent(redis.call('HGET', phone_key, 'b'), now, ARGV[first_limit + 2])
@@ -68,9 +69,17 @@ end
 
 -- A guess is held against every live code, so for the phone it counts once for each: else whoever has three codes made
 -- before guessing would be three times as lucky on the same budget.
-local comparisons = 0
+-- One of another length than any live code is none: it was mistyped, and costs nothing.
+local comparisons, lengths, as_long = 0, {}, false
 for serial = 1, record.n do
-  comparisons = comparisons + (record['d' .. serial] and is_live(serial) and 1 or 0)
+  if record['d' .. serial] and is_live(serial) then
+    comparisons = comparisons + 1
+    lengths[comparisons] = tonumber(record['l' .. serial])
+    as_long = as_long or record['l' .. serial] == ARGV[5]
+  end
+end
+if comparisons > 0 and not as_long then
+  return {'other_length', lengths}
 end
 comparisons = math.max(1, comparisons)
 

@@ -6,7 +6,7 @@
 --     a created   r resend possible    (times: ms of the server's clock; it expires with its key)
 --     v version, which grows with each change   e its creation was told to the client's webhook
 --   and for each call, followed by its serial:
---     d code digest   x expires   t state   f provider's reference   w provider's unknown word   h channel
+--     d code digest   l code length   x expires   t state   f provider's reference   w provider's unknown word   h channel
 --     i number to dial   k the person dialled it   y token of the limits that it was counted against, if it may come back
 --     o h, l and g as they were before it, if it was a resend
 -- pv:{bucket}:p:<phone digest>    hash: one phone, over all its verifications.
@@ -108,7 +108,7 @@ end
 
 -- Let a call be made by a channel: with its code, whose digest this is, or without one ('').
 local function give_code(key, serial, channel, length, code_digest)
-  redis.call('HSET', key, 'h', channel, 'h' .. serial, channel, 'l', length)
+  redis.call('HSET', key, 'h', channel, 'h' .. serial, channel, 'l', length, 'l' .. serial, length)
   if code_digest ~= '' then
     redis.call('HSET', key, 'd' .. serial, held_digest(key, code_digest))
   else

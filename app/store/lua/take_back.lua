@@ -35,7 +35,7 @@ else
   redis.call('HDEL', KEYS[1], 'l')
 end
 
-for field in ('dxtfwhikyo'):gmatch('.') do
+for field in ('dlxtfwhikyo'):gmatch('.') do
   redis.call('HDEL', KEYS[2], field .. serial)
 end
 if latest then
