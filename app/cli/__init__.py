@@ -1,5 +1,8 @@
 """The command line: ``plusofon-verify``. Each group of commands has a module of its own."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from app.cli.call import call
@@ -20,11 +23,30 @@ cli = typer.Typer(
     name="plusofon-verify",
     help="Phone verification by voice call, for Russian numbers.",
     epilog="Settings come from the environment and .env; .env.example lists them all."
-    "\n\nExit codes: 0 it is done, or all is well; 1 it failed, or the answer is no; 2 wrong settings or arguments.",
+    "\n\nExit codes: 0 it is done, or all is well; 1 it failed, or the answer is no; 2 wrong settings or arguments,"
+    " or the address is in use; 3 the service did not start. SIGTERM ends a service with 0.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show the values of local variables
 )
+
+
+def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - as the library calls it
+    if wanted:
+        typer.echo(version("plusofon-verify"))
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    *,
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Tell the version, and nothing else.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
 
 cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem"))(serve)
 cli.command(epilog=examples("demo", "demo --port 8080"))(demo)

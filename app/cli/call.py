@@ -7,12 +7,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from app.api.problems import detail_of
-from app.cli.common import PhoneArgument, Yes, fail, read_phone
+from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_failed
 from app.plusofon.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
-from app.verification.errors import ProviderError, VerificationError, VerificationNotFound
+from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
 from app.verification.model import CallStatus, Lang, Status, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallName
@@ -47,6 +47,8 @@ def call(
     network = make_network(settings) if settings.mode is Mode.SANDBOX else None
     try:
         asyncio.run(_call(settings, network, number, lang, check=check))
+    except StoreUnavailable as error:
+        raise fail(why_redis_failed(settings, error)) from None
     except VerificationError as error:
         raise fail(detail_of(error)) from None
 

@@ -8,8 +8,9 @@ from decimal import Decimal
 from enum import StrEnum
 
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
-from app.settings import Mode, Settings
+from app.settings import Mode, Settings, unknown_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
 from app.tokens import TokenSigner
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
@@ -21,6 +22,7 @@ _SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start two 
 _CLOCK_DRIFTS = timedelta(seconds=2)
 _CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
 _OTHER_FILES = 100  # the process's own, and connections to Redis
+_RIGHTS = "Give its user the rights of docs/operations.md, section Redis."
 _MADE_UP = Phone("+79001234567")  # nothing is done with it but signing
 
 
@@ -62,6 +64,8 @@ async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
     try:
         health = await examine(redis, within=within)
     except RedisUnreachable as error:
+        if _lacks_a_right(error):
+            return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
         advice = "Check REDIS_URL, that Redis runs, and that this machine may connect to it."
         return [wrong("redis", f"Redis {error.why}", advice)]
     return [
@@ -73,6 +77,13 @@ async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
         _permissions(health),
         _clock(health),
     ]
+
+
+def _lacks_a_right(error: BaseException | None) -> bool:
+    """Look through what an error comes of: the library wraps what is refused while it connects."""
+    while error and not isinstance(error, NoPermissionError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _version(health: RedisHealth) -> Finding:
@@ -88,7 +99,9 @@ def _version(health: RedisHealth) -> Finding:
 def _role(health: RedisHealth) -> Finding:
     if health.is_replica:
         return wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
-    return fine("redis role", "takes writes" if health.is_replica is False else "not told")
+    if health.is_replica is None:
+        return doubtful("redis role", "not told", "Make sure that REDIS_URL names the primary.")
+    return fine("redis role", "takes writes")
 
 
 def _eviction(health: RedisHealth) -> Finding:
@@ -120,8 +133,7 @@ def _round_trip(health: RedisHealth) -> Finding:
 def _permissions(health: RedisHealth) -> Finding:
     if health.refused:
         told = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
-        advice = "Give it the rights of docs/operations.md, section Redis."
-        return wrong("redis permissions", told, advice)
+        return wrong("redis permissions", told, _RIGHTS)
     return fine("redis permissions", "scripts run, and changes can be told")
 
 
@@ -173,6 +185,13 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield _https(settings)
     yield _tokens(settings)
     yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def check_names() -> Iterator[Finding]:
+    """Check that what looks like a setting is one."""
+    for name, meant in unknown_settings().items():
+        advice = f"Write {meant}, if that is meant." if meant else "Look for its name in .env.example."
+        yield doubtful("settings", f"{name} is no setting, and nothing reads it", advice)
 
 
 def _https(settings: Settings) -> Finding:

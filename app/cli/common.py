@@ -5,15 +5,19 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Annotated, TypeVar
 
 import typer
 from redis.exceptions import NoPermissionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.api.problems import detail_of
+from app.cli.checks import Result, check_redis
 from app.settings import Settings, SettingsError, load_settings
 from app.verification.errors import PhoneNotCallable, StoreUnavailable
 from app.verification.phone import Phone, parse_phone
+from app.wiring import open_redis
 
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
@@ -21,6 +25,11 @@ EXIT_SETTINGS = 2
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")]
 PhoneArgument = Annotated[str, typer.Argument(metavar="PHONE", help="A Russian mobile number, however it is spelled.")]
+
+_EMBEDDED = (
+    "`make run` and `demo` have a Redis of their own, which no other process reaches: for commands beside them set"
+    " MODE=sandbox, and the same REDIS_URL and SECRET_KEY for both."
+)
 
 _T = TypeVar("_T")
 _Asked = TypeVar("_Asked")
@@ -49,18 +58,28 @@ def settings_with(**options: object) -> Settings:
 
 
 def read_phone(text: str) -> Phone:
-    """Read the phone that a command is about, or end the command."""
+    """Read the phone that a command is about, or end the command: it is a wrong argument."""
     try:
         return parse_phone(text)
     except PhoneNotCallable as error:
-        raise fail(detail_of(error)) from None
+        raise typer.BadParameter(detail_of(error)) from None
+
+
+def moment(at: datetime) -> str:
+    """Write a moment in UTC as the API does."""
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def settings_with_redis() -> Settings:
     """Read the settings for a command that looks into the Redis of a service. Raises SettingsError."""
-    settings = load_settings()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        if any(sentence.startswith("REDIS_URL is missing") for sentence in error.sentences):
+            raise SettingsError([*error.sentences, _EMBEDDED]) from None
+        raise
     if settings.redis.url is None:
-        raise SettingsError(["REDIS_URL is missing: nobody but the sandbox itself reaches the Redis of the sandbox."])
+        raise SettingsError([f"REDIS_URL is missing. {_EMBEDDED}"])
     return settings
 
 
@@ -70,7 +89,7 @@ def ask_redis(
     *,
     settings: Settings | None = None,
 ) -> _T:
-    """Ask something that lies in the Redis of the settings, or end the command where that does not answer."""
+    """Ask something that lies in the Redis of the settings, or end the command where that fails."""
     logging.disable()  # whatever happens, the command itself tells it
     found = settings or settings_with_redis()
 
@@ -81,8 +100,21 @@ def ask_redis(
     try:
         return asyncio.run(ask())
     except StoreUnavailable as error:
-        if isinstance(error.__cause__, NoPermissionError):
-            raise fail(
-                "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
-            ) from None
-        raise fail("Redis did not answer in time.") from None
+        raise fail(why_redis_failed(found, error)) from None
+
+
+def why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
+    """Look as ``doctor`` does for what is wrong with Redis, after it failed, and say it in its words."""
+
+    async def look() -> str:
+        async with open_redis(settings) as redis:
+            found = await check_redis(redis, within=settings.redis.timeout_seconds)
+        return "\n".join(f"{one.told}. {one.advice}" for one in found if one.result is Result.WRONG)
+
+    cause = error.__cause__
+    if isinstance(cause, NoPermissionError):
+        return "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
+    in_time = not isinstance(cause, TimeoutError | RedisTimeoutError)
+    return asyncio.run(look()) or (
+        f"Redis refused ({type(cause).__name__})." if in_time else "Redis did not answer in time."
+    )

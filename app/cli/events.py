@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from app.cli.common import AsJson, ask_redis, examples, fail
+from app.cli.common import AsJson, ask_redis, examples, fail, moment
 from app.verification.outbox import DeadLetter, DeadLetters
 from app.wiring import open_dead_letters
 
@@ -54,8 +54,8 @@ def _facts(letter: DeadLetter) -> dict[str, str | int]:
         "verification_id": event.verification_id,
         "attempts": letter.attempts,
         "error": letter.error,
-        "happened_at": event.at.isoformat(timespec="seconds"),
-        "given_up_at": letter.died_at.isoformat(timespec="seconds"),
+        "happened_at": moment(event.at),
+        "given_up_at": moment(letter.died_at),
     }
 
 

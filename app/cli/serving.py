@@ -1,6 +1,11 @@
 """``serve`` and ``demo``: the service as one process or several, until it is told to stop."""
 
+import errno
 import logging
+import os
+import signal
+import socket
+import sys
 from importlib.metadata import version
 from math import ceil
 from typing import Annotated, Any
@@ -11,7 +16,7 @@ import uvicorn
 from app.cli.common import settings_with
 from app.cli.protocol import BoundedHttp
 from app.cli.worker import make_app_of
-from app.settings import Mode, Settings, shown_settings
+from app.settings import Mode, Settings, SettingsError, shown_settings, unknown_settings
 from app.telemetry.exposition import shared_between_workers
 from app.telemetry.logging import configure_logging
 
@@ -34,7 +39,7 @@ def serve(
     """Serve the API with the settings of the environment (production mode unless MODE says otherwise).
 
     With SIGTERM it takes no new requests, finishes those in progress, and ends. With several workers SIGHUP replaces
-    them one by one, which reads the settings and a renewed certificate anew.
+    them one by one, which reads the settings and a renewed certificate anew; one worker takes no notice of it.
     """
     _serve(settings_with(HOST=host, PORT=port, WORKERS=workers, TLS_CERT_FILE=tls_cert, TLS_KEY_FILE=tls_key))
 
@@ -42,12 +47,19 @@ def serve(
 def demo(host: Host = None, port: Port = None) -> None:
     """Serve the sandbox: an embedded Redis and a virtual telephone network; no real call is placed."""
     settings = settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port)
-    typer.echo(_banner(settings))
-    _serve(settings)
+    _serve(settings, banner=_banner(settings))
 
 
-def _serve(settings: Settings) -> None:
-    """Serve until told to stop; requests in progress are finished."""
+def _serve(settings: Settings, *, banner: str = "") -> None:
+    """Serve until told to stop; requests in progress are finished.
+
+    Raises:
+        SettingsError: nobody can listen on the address of the settings.
+
+    """
+    _try_address(settings.host, settings.port)
+    if banner:
+        typer.echo(banner)
     configure_logging(level=settings.log.level, style=settings.log.format)
     log.info(
         "service.starting",
@@ -59,13 +71,47 @@ def _serve(settings: Settings) -> None:
             "settings": shown_settings(settings),
         },
     )
+    if unknown := unknown_settings():
+        log.warning("service.settings_unknown", extra={"names": list(unknown)})
+    # Uvicorn handles the signal while it serves, and then raises it once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     options = uvicorn_options(settings)
     if settings.workers == 1:
+        if not sys.stderr.isatty():  # a terminal that is closed sends it too
+            signal.signal(signal.SIGHUP, _ignore_reload)
         uvicorn.run(make_app_of(settings), **options)
         return
     with shared_between_workers():
         # By name: each worker makes an application of its own, from the environment.
         uvicorn.run(_WORKER, factory=True, workers=settings.workers, **options)
+
+
+def _ignore_reload(*_: object) -> None:
+    log.warning("service.reload_ignored", extra={"reason": "only several WORKERS are replaced; start it anew"})
+
+
+def _try_address(host: str, port: int) -> None:
+    """See that the address can be listened on, while that can still be told in a sentence. Raises SettingsError."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind(address)
+    except OSError as error:
+        raise SettingsError([_why_not(where, error)]) from None
+
+
+def _why_not(where: str, error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return "HOST must be an address of this machine."
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use; choose another with --port (make run PORT=8001)."
+    return f"{where} cannot be listened on: {os.strerror(error.errno or 0)}."
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import typer
@@ -15,19 +15,30 @@ from app.wiring import open_stats
 _DAYS_KEPT = 8  # today among them
 
 
+def _read_day(text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("must be a day such as 2026-01-31") from None
+    if not 0 <= (datetime.now(UTC).date() - day).days < _DAYS_KEPT:
+        raise typer.BadParameter(f"only the last {_DAYS_KEPT} days are kept")
+    return day
+
+
 def stats(
     day: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help=f"One of the last {_DAYS_KEPT} days (UTC); without it, today."),
+        date | None,
+        typer.Option(
+            parser=_read_day,
+            metavar="YYYY-MM-DD",
+            help=f"One of the last {_DAYS_KEPT} days (UTC); without it, today.",
+        ),
     ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Tell a day's calls, conversion, refusals and spend. Test numbers are not counted."""
-    wanted = day.date() if day else None
-    if wanted and not 0 <= (datetime.now(UTC).date() - wanted).days < _DAYS_KEPT:
-        raise typer.BadParameter(f"only the last {_DAYS_KEPT} days are kept")
-    found = ask_redis(open_stats, lambda reader: reader.read(wanted))
+    found = ask_redis(open_stats, lambda reader: reader.read(day))
     typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
 
 

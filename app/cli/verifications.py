@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import AsJson, ask_redis, examples, fail, settings_with_redis
+from app.cli.common import AsJson, ask_redis, examples, fail, moment, settings_with_redis
 from app.settings import make_policies
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import VerificationNotFound
@@ -54,8 +53,8 @@ def _facts(found: Verification) -> dict[str, Any]:
         "channel": found.channel,
         "calls_left": found.calls_left,
         "checks_left": found.checks_left,
-        "created_at": _moment(found.created_at),
-        "expires_at": _moment(found.expires_at),
+        "created_at": moment(found.created_at),
+        "expires_at": moment(found.expires_at),
         "expires_in": found.expires_in,
         "resend_in": found.resend_in,
         "test": found.test,
@@ -70,12 +69,8 @@ def _call_facts(call: Call) -> dict[str, Any]:
         "status": call.state.status,
         "provider_status": call.state.provider_status,
         "dial": call.dial.e164 if call.dial else None,
-        "expires_at": _moment(call.expires_at),
+        "expires_at": moment(call.expires_at) if call.expires_at else None,
     }
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
 
 
 def _lines(found: Verification) -> Iterator[str]:

@@ -48,6 +48,22 @@ def _long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def _spelled(pattern: str, words: str) -> AfterValidator:
+    """Let a text through that is wholly of a pattern; else ``words`` say what it must be."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise PydanticCustomError("spelling", "{words}", {"words": words})
+        return value
+
+    return AfterValidator(check)
+
+
+def _without_slash(value: str) -> str:
+    """Take the slash from the end of a URL, which means the same with it."""
+    return value.removesuffix("/")
+
+
 def parse_api_key(value: object) -> ApiKey:
     """Read ``name:sha256-in-hex``."""
     match = _API_KEY.fullmatch(str(value))
@@ -99,8 +115,8 @@ def is_webhook_secret(value: SecretStr) -> SecretStr:
     """Let a secret through that signs as Standard Webhooks says."""
     try:
         parse_secret(value.get_secret_value())
-    except ValueError as error:
-        raise PydanticCustomError("webhook_secret", "{message}", {"message": str(error)}) from None
+    except ValueError:
+        raise PydanticCustomError("webhook_secret", "must be whsec_ and the base64 of 24 to 64 bytes") from None
     return value
 
 
@@ -125,8 +141,26 @@ def has_token_keys(value: Path) -> Path:
 
 CommaSeparated = (NoDecode, BeforeValidator(_split))
 SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
-Prefix = Annotated[str, Field(pattern=r"^\+7[0-9]{0,10}$")]
+Prefix = Annotated[str, _spelled(r"\+7[0-9]{0,10}", "must be +7 and up to ten digits, as in +7940")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Timeout = Annotated[float, Field(gt=0, le=60)]
 Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
-Purpose = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Purpose = Annotated[
+    str, _spelled(r"[a-z][a-z0-9_]{0,31}", "must be a-z, 0-9 and _, begin with a letter, and have at most 32 of them")
+]
+UserId = Annotated[
+    str, _spelled(r"[!-~]{0,64}", "must be printable ASCII without spaces, and have at most 64 characters")
+]
+HttpsOrigin = Annotated[
+    str,
+    AfterValidator(_without_slash),
+    _spelled(r"https://[^/@\s?#]+", "must be https://host, without a path and a user name"),
+]
+Origin = Annotated[
+    str,
+    AfterValidator(_without_slash),
+    _spelled(r"https?://[^/@\s?#]+", "must be https://host or http://host, without a path and a user name"),
+]
+TracesUrl = Annotated[
+    str, _spelled(r"https?://[^@\s]+", "must be a URL such as http://127.0.0.1:4318/v1/traces, without a user name")
+]

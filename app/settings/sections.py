@@ -11,7 +11,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FilePath,
     IPvAnyNetwork,
     PlainValidator,
     SecretStr,
@@ -25,10 +24,13 @@ from app.settings.fields import (
     CommaSeparated,
     Count,
     FixedCodeSetting,
+    HttpsOrigin,
     Prefix,
     Purpose,
     SecretKey,
     Timeout,
+    TracesUrl,
+    UserId,
     fits_a_header,
     has_token_keys,
     is_redis_url,
@@ -50,10 +52,10 @@ class _Section(BaseModel):
 class PlusofonSettings(_Section):
     """The provider."""
 
-    user_id: Annotated[str, Field(max_length=64, pattern=r"^[!-~]*$")] = ""
+    user_id: UserId = ""
     access_token: Annotated[SecretStr, AfterValidator(fits_a_header)] = SecretStr("")
     cabinet_token: Annotated[SecretStr, AfterValidator(fits_a_header)] | None = None
-    base_url: str = Field("https://restapi.plusofon.ru", pattern=r"^https://[^/@\s]+$")
+    base_url: HttpsOrigin = "https://restapi.plusofon.ru"
     phone_prefix: Literal["7", "8"] = "8"
     connect_timeout_seconds: Timeout = 3
     timeout_seconds: Timeout = 10
@@ -67,14 +69,17 @@ class PlusofonSettings(_Section):
     @classmethod
     def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("connect_timeout_seconds", 0):
-            raise PydanticCustomError("too_short", "must be more than PLUSOFON_CONNECT_TIMEOUT_SECONDS")
+            raise PydanticCustomError("no_longer", "must be more than PLUSOFON_CONNECT_TIMEOUT_SECONDS")
         return value
 
 
 def _is_relay_url(value: SecretStr) -> SecretStr:
     """Let an address through that calls can be named under."""
     if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", value.get_secret_value()):
-        raise PydanticCustomError("relay_url", "must be https://host/path, without a user name and a query")
+        raise PydanticCustomError(
+            "relay_url",
+            "must be https://host/path, or http:// on localhost in sandbox mode; without a user name and a query",
+        )
     return value
 
 
@@ -91,7 +96,7 @@ class RelaySettings(_Section):
     @classmethod
     def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("connect_timeout_seconds", 0):
-            raise PydanticCustomError("too_short", "must be more than RELAY_CONNECT_TIMEOUT_SECONDS")
+            raise PydanticCustomError("no_longer", "must be more than RELAY_CONNECT_TIMEOUT_SECONDS")
         return value
 
 
@@ -126,7 +131,7 @@ class TokenSettings(_Section):
     """The proof that a right check gives. The first of the keys signs, all of them verify."""
 
     keys: Annotated[SecretStr, AfterValidator(is_token_keys)] | None = None
-    keys_file: Annotated[FilePath, AfterValidator(has_token_keys)] | None = None
+    keys_file: Annotated[Path, AfterValidator(has_token_keys)] | None = None
     issuer: str = Field("plusofon-verify", min_length=1, max_length=255)
     lifetime_seconds: int = Field(600, ge=30, le=3600)
 
@@ -235,7 +240,7 @@ class MetricsSettings(_Section):
 class TracingSettings(_Section):
     """Where traces are sent, if anywhere."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    endpoint: TracesUrl | None = None
 
 
 class WatchSettings(_Section):

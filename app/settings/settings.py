@@ -1,5 +1,6 @@
 """All settings together: what is missing or wrong is told at once, in sentences."""
 
+import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, PlainValidator, SecretStr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableSetting
 
-from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Purpose, Rub, parse_operator_channel
+from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Origin, Purpose, Rub, parse_operator_channel
 from app.settings.sections import (
     AdminSettings,
     ApiSettings,
@@ -38,6 +39,7 @@ from app.settings.sections import (
     WatchSettings,
 )
 from app.settings.serving import ProxySettings, SandboxSettings, TlsSettings
+from app.settings.words import in_words, sentence
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -57,6 +59,8 @@ _REQUIRED_IN_PRODUCTION = {
     "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
     "TOKEN_KEYS": "the keys that sign tokens, or TOKEN_KEYS_FILE; `plusofon-verify keygen` makes one",
 }
+
+OPEN_CLIENT = "sandbox"  # who calls in sandbox mode, where nobody has a key
 
 # Sandbox mode lets in whoever comes, so it must not reach what places real calls.
 _ON_THIS_MACHINE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
@@ -96,7 +100,7 @@ class Settings(BaseSettings):
         "password_reset",
         "login",
     ]
-    public_url: Annotated[str, Field(pattern=r"^https?://[^/@\s?#]+$")] | None = None
+    public_url: Origin | None = None
     channels: Annotated[list[Channel], *CommaSeparated, Field(min_length=1)] | None = None
     operator_channels: Annotated[
         list[Annotated[tuple[str, Channel], PlainValidator(parse_operator_channel)]], *CommaSeparated
@@ -127,6 +131,23 @@ class Settings(BaseSettings):
     sandbox: SandboxSettings = SandboxSettings()
     clients: dict[str, ClientSettings] = {}
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - as the library calls it
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - so too
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment come before ``.env`` even where it says nothing: empty means the default."""
+        if isinstance(dotenv_settings, DotEnvSettingsSource):
+            said = {name.lower() for name in os.environ}
+            dotenv_settings.env_vars = {
+                name: value for name, value in dotenv_settings.env_vars.items() if name not in said
+            }
+        return init_settings, env_settings, dotenv_settings
+
     @model_validator(mode="wrap")
     @classmethod
     def _fail_closed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - unvalidated
@@ -135,7 +156,7 @@ class Settings(BaseSettings):
         try:
             settings = handler(data)
         except ValidationError as error:
-            mistakes += [_mistake(found["loc"], found["msg"]) for found in error.errors(include_url=False)]
+            mistakes += [_mistake(found["loc"], in_words(found)) for found in error.errors(include_url=False)]
         else:
             mistakes += settings.contradictions()
         if mistakes:
@@ -147,17 +168,11 @@ class Settings(BaseSettings):
         if self.warn_balance_rub < self.min_balance_rub:
             yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
         yield from self._contradictions_of_serving()
-        with_keys = {key.client for key in self.api.keys}
-        for name in self.clients:
-            if with_keys and name not in with_keys:
-                yield _mistake(("clients", name), "has no key in API_KEYS")
+        yield from self._contradictions_of_clients()
         is_public = self.public_url is not None and self.public_url.startswith("https://")
         if self.mode is Mode.PRODUCTION and Channel.REVERSE_CALL in self.used_channels and not is_public:
             yield _mistake(("public_url",), "must be https://…, for the provider tells there of reverse calls")
         yield from self._contradictions_of_the_relay()
-        for name, client in self.clients.items():
-            for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
-                yield _mistake(("clients", name, field), message)
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):
@@ -169,6 +184,16 @@ class Settings(BaseSettings):
             yield _mistake(("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process")
         for field, message in self.tls.contradictions():
             yield _mistake(("tls", field), message)
+
+    def _contradictions_of_clients(self) -> Iterator[InitErrorDetails]:
+        with_keys = {key.client for key in self.api.keys}
+        for name, client in self.clients.items():
+            if with_keys and name not in with_keys:
+                yield _mistake(("clients", name), "has no key in API_KEYS")
+            elif not with_keys and self.mode is Mode.SANDBOX and name != OPEN_CLIENT:
+                yield _mistake(("clients", name), f'is nobody: without API_KEYS every caller is "{OPEN_CLIENT}"')
+            for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
+                yield _mistake(("clients", name, field), message)
 
     def _contradictions_of_the_relay(self) -> Iterator[InitErrorDetails]:
         if not self.relay.channels:
@@ -244,7 +269,7 @@ def load_settings(**overrides: object) -> Settings:
         name = str(error).partition('field "')[2].partition('"')[0]
         raise SettingsError([f"{name.upper()} is not valid JSON."]) from None
     except ValidationError as error:
-        raise SettingsError([_sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
+        raise SettingsError([sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
 
 
 def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -264,10 +289,3 @@ def _mistake(location: tuple[int | str, ...], message: str) -> InitErrorDetails:
     return InitErrorDetails(
         type=PydanticCustomError("mistake", "{message}", {"message": message}), loc=location, input=None
     )
-
-
-def _sentence(location: tuple[int | str, ...], message: str) -> str:
-    """Name a setting as the environment does, and say what is wrong with it."""
-    name = "_".join(part for part in location if isinstance(part, str)).upper()
-    items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
-    return f"{name}{items} {message[:1].lower()}{message[1:]}."

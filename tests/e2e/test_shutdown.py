@@ -68,7 +68,7 @@ def test_what_is_in_progress_is_finished_and_streams_end_at_once(demo: Demo) -> 
 
         answer = starting.result()
         assert (answer.status_code, answer.json()["call"]["status"]) == (201, "unconfirmed")
-    assert demo.process.wait(20) in {0, -signal.SIGTERM}
+    assert demo.process.wait(20) == 0
     assert time.monotonic() - told < PROVIDER_TIMEOUT + 2
 
     handled = [json.loads(line) for line in demo.log.read_text().splitlines() if '"request.handled"' in line]
@@ -81,7 +81,7 @@ def test_without_anything_in_progress_it_goes_at_once(demo: Demo) -> None:
     httpx.get(f"{demo.base_url}/livez")
     began = time.monotonic()
 
-    assert demo.end(signal.SIGTERM) in {0, -signal.SIGTERM}
+    assert demo.end(signal.SIGTERM) == 0
 
     assert time.monotonic() - began < 2
     assert "Traceback" not in demo.log.read_text()
@@ -94,6 +94,6 @@ def test_a_request_that_never_ends_is_waited_for_no_longer_than_the_longest_may_
         httpx.get(f"{demo.base_url}/livez")  # by now the other request has begun
         began = time.monotonic()
 
-        assert demo.end(signal.SIGINT) in {0, -signal.SIGINT, 130}
+        assert demo.end(signal.SIGINT) == 0
 
         assert 1 <= time.monotonic() - began < 4

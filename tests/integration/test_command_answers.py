@@ -2,17 +2,21 @@
 
 import json
 import logging
+import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import typer
-from redis.asyncio import Redis
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
 from app.cli.call import _ask, _follow
 from app.plusofon.sandbox import VirtualNetwork
+from app.store.embedded import EmbeddedServer
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 from app.verification.model import CallStatus
@@ -110,13 +114,94 @@ def test_a_days_statistics_are_a_table(redis_url: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("day", ["yesterday", "2020-01-01", "2999-01-01"])
-def test_a_day_that_nobody_remembers_is_not_told_as_one_without_calls(redis_url: str, day: str) -> None:
-    assert run("stats", "--day", day, MODE="sandbox", REDIS_URL=redis_url).exit_code == 2
+@pytest.mark.parametrize(
+    ("day", "told"),
+    [
+        ("yesterday", "must be a day such as 2026-01-31"),
+        ("2020-01-01", "only the last 8 days are kept"),
+        ("2999-01-01", "only the last 8 days are kept"),
+    ],
+)
+def test_a_day_that_nobody_remembers_is_not_told_as_one_without_calls(redis_url: str, day: str, told: str) -> None:
+    done = run("stats", "--day", day, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+def test_a_day_that_is_remembered_is_told(redis_url: str) -> None:
+    day = str(datetime.now(UTC).date() - timedelta(days=2))
+
+    done = run("stats", "--day", day, "--json", MODE="sandbox", REDIS_URL=redis_url)
+
+    assert json.loads(done.stdout)["day"] == day
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("call", "123", "--yes"), ("forget", "12", "--yes"), ("guard", "lift", "+7900"), ("guard", "lift", "+78001234")],
+    ids=" ".join,
+)
+def test_what_is_no_phone_and_no_range_is_a_wrong_argument(redis_url: str, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 2
+    assert "Invalid value" in done.output
+
+
+@pytest.mark.parametrize("spelling", ["+79161234", "79161234", "9161234", "8 (916) 123-4", "+7 916 123-45-67"])
+def test_a_range_may_be_spelled_as_a_phone_may(redis_url: str, spelling: str) -> None:
+    done = run("guard", "lift", spelling, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert (done.exit_code, done.output) == (1, "The range +79161234 is not blocked.\n")
+
+
+@pytest.fixture
+def silent_redis() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("command", [("stats",), ("call", PHONE)], ids=" ".join)
+def test_what_is_wrong_with_redis_is_told_as_the_doctor_tells_it(
+    redis_url: str, silent_redis: str, command: tuple[str, ...]
+) -> None:
+    told = {
+        "redis://127.0.0.1:1": "Redis is not reached. ",
+        "redis://no-such-host.invalid": "Redis is not reached. ",
+        redis_url.replace("unix://", "unix://nobody:made-up@"): "Redis refuses the user name or the password. ",
+        silent_redis: "Redis does not answer in time. ",
+    }
+    for url, sentence in told.items():
+        done = run(*command, MODE="sandbox", REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.3")
+
+        assert done.exit_code == 1
+        assert done.output.startswith(sentence)
+        assert "made-up" not in done.output
+
+
+def test_a_replica_is_told_as_one(redis_url: str) -> None:
+    with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
+        redis.replicaof("127.0.0.1", "1")
+        done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
+
+    assert done.exit_code == 1
+    assert "Let REDIS_URL name the primary." in done.output
+
+
+def test_the_doctor_tells_a_name_that_nothing_reads(redis_url: str) -> None:
+    Path(".env").write_text("LIMIT_CALLS_PER_DY=5\n", encoding="utf-8")
+
+    done = run("doctor", MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 0
+    assert "! settings           LIMIT_CALLS_PER_DY is no setting" in done.output
+    assert "→ Write LIMIT_CALLS_PER_DAY, if that is meant." in done.output
 
 
 async def test_what_was_heard_is_held_against_the_code(
-    redis: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+    redis: AsyncRedis, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = VirtualNetwork(pace=0.01)
     request = StartRequest(client="command-line", phone=PHONE, purpose="login", channels=(Channel.VOICE,))

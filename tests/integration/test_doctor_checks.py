@@ -106,12 +106,30 @@ async def test_a_wrong_password_is_told_as_one(redis_url: str) -> None:
     assert (found.result, found.told) == (Result.WRONG, "Redis refuses the user name or the password")
 
 
+async def test_a_user_that_may_not_choose_its_database_is_sent_to_the_rights(redis: Redis, redis_url: str) -> None:
+    rights = ("~pv:*", "&pv:*", "+@all", "-select")
+    await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
+    limited = connect(f"{redis_url.replace('unix://', 'unix://limited:made-up@')}?db=1", timeout=1)
+    try:
+        (found,) = await check_redis(limited, within=5)
+    finally:
+        await limited.aclose()
+        await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # nor here
+
+    assert (found.result, found.told) == (
+        Result.WRONG,
+        "Redis refuses to let the user of REDIS_URL choose its database",
+    )
+    assert found.advice == "Give its user the rights of docs/operations.md, section Redis."
+
+
 @pytest.mark.parametrize(
     ("finding", "result"),
     [
         (_version(replace(HEALTHY, version=(6, 2, 1))), Result.WRONG),
         (_version(replace(HEALTHY, version=None)), Result.DOUBTFUL),
         (_role(replace(HEALTHY, is_replica=True)), Result.WRONG),
+        (_role(replace(HEALTHY, is_replica=None)), Result.DOUBTFUL),
         (_persistence(replace(HEALTHY, persistence=())), Result.DOUBTFUL),
         (_persistence(replace(HEALTHY, persistence=None)), Result.DOUBTFUL),
         (_round_trip(replace(HEALTHY, round_trip=timedelta(milliseconds=20))), Result.DOUBTFUL),

@@ -85,7 +85,7 @@ def test_what_failed_is_json(redis_url: str) -> None:
         "verification_id": "vrf_0a11b22c33d44e55f667788",
         "attempts": 7,
         "error": "status 500",
-        "happened_at": "2026-01-31T09:00:00+00:00",
+        "happened_at": "2026-01-31T09:00:00Z",
     }
 
 

@@ -1,6 +1,7 @@
 """docker-compose.yml: which services belong to which profile, what is pinned, and whom the service believes."""
 
 import re
+import subprocess
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_what_it_asks_of_the_environment_is_in_the_example() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
 
     assert not [name for name in asked if not re.search(rf"^#?{name}=", example, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(("password", "code"), [("made-up", 0), ("", 1)])
+def test_grafana_does_not_start_without_a_password(tmp_path: Path, password: str, code: int) -> None:
+    (tmp_path / "password").write_text(password, encoding="utf-8")
+    shell, option, script = SERVICES["grafana"]["entrypoint"]
+    script = script.replace("/run/secrets/grafana-password", str(tmp_path / "password")).replace("/run.sh", "true")
+
+    done = subprocess.run([shell, option, script], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, "GRAFANA_PASSWORD" in done.stdout) == (code, not password)
 
 
 def test_the_one_proxy_that_is_believed_is_caddy_and_nobody_else_is_given_its_address() -> None:

@@ -99,6 +99,7 @@ def test_the_sandbox_refuses_a_real_provider(monkeypatch: pytest.MonkeyPatch) ->
         ("TOKEN_KEYS", '{"kty": "oct", "k": "too-short"}'),
         ("TOKEN_KEYS_FILE", "/nonexistent"),
         ("TOKEN_KEYS_FILE", "/etc/hostname"),
+        ("TOKEN_KEYS_FILE", "too-short" * 500),  # the keys themselves, longer than a name may be
         ("TOKEN_LIFETIME_SECONDS", "3601"),
         ("PLUSOFON_BASE_URL", "http://restapi.example"),
         ("PLUSOFON_BASE_URL", "https://"),
@@ -206,6 +207,14 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) 
     settings = load(monkeypatch, CODE_LENGTH="5")
 
     assert (settings.mode, settings.code.length, settings.port) == (Mode.SANDBOX, 5, 9000)
+
+
+def test_a_variable_that_is_empty_in_the_environment_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("MODE=sandbox\nTLS_CERT_FILE=cert.pem\nTLS_KEY_FILE=key.pem\nPORT=9000\n", encoding="utf-8")
+
+    settings = load(monkeypatch, TLS_CERT_FILE="", TLS_KEY_FILE="", PORT="")
+
+    assert (settings.tls.cert_file, settings.port) == (None, 8000)
 
 
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:

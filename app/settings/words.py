@@ -1,0 +1,70 @@
+"""What is wrong with a setting, as a sentence of our own words: the setting by its name, and no value."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+_NUMBER, _WHOLE_NUMBER = "must be a number", "must be a whole number"
+_OBJECT = 'must be an object of JSON, such as {{"shop": {{"calls_per_day": 200}}}}'  # a template, as all are
+
+# By the kinds of pydantic's errors; those of validators of our own have our words already.
+_WORDS = {
+    "int_parsing": _WHOLE_NUMBER,
+    "int_parsing_size": _WHOLE_NUMBER,
+    "int_from_float": _WHOLE_NUMBER,
+    "int_type": _WHOLE_NUMBER,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "decimal_parsing": _NUMBER,
+    "decimal_type": _NUMBER,
+    "finite_number": _NUMBER,
+    "decimal_max_places": "may have at most {decimal_places} decimal places",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "enum": "must be {expected}",
+    "literal_error": "must be {expected}",
+    "ip_any_network": "must be an address or a network, such as 10.0.0.0/8",
+    "path_type": "must be a file",
+    "string_type": "must be text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "may have at most {max_length} characters",
+    "list_type": "must be a list",
+    "too_short": "must have at least {min_length} in its list",
+    "too_long": "may have at most {max_length} in its list",
+    "dict_type": _OBJECT,
+    "model_type": _OBJECT,
+    "extra_forbidden": "is unknown",
+}
+
+
+def in_words(found: ErrorDetails) -> str:
+    """Say what pydantic found; the name of the setting goes before it."""
+    words = _WORDS.get(found["type"])
+    return words.format_map({name: _written(fact) for name, fact in _facts(found).items()}) if words else found["msg"]
+
+
+def sentence(location: tuple[int | str, ...], message: str) -> str:
+    """Name a setting as the environment does, and say what is wrong with it."""
+    names = [part for part in location if isinstance(part, str)]
+    items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
+    if names[0] == "clients" and len(names) > 1:  # a field of its JSON, or a client's name
+        name = "CLIENTS: " + (".".join(names[1:]) if names[2:] else f'"{names[1]}"')
+    else:
+        name = "_".join(names).upper()
+    return f"{name}{items} {message[:1].lower()}{message[1:]}."
+
+
+def _facts(found: ErrorDetails) -> Mapping[str, Any]:
+    return found.get("ctx", {})
+
+
+def _written(fact: object) -> str:
+    if isinstance(fact, float) and fact.is_integer():
+        return str(int(fact))
+    # The values that a setting may have come as Python writes them: 'info', <Channel.VOICE: 'voice'>.
+    return re.sub(r"(?:<[^:>]*: )?'([^']*)'>?", r"\1", str(fact))

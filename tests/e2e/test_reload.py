@@ -1,0 +1,62 @@
+"""SIGHUP: several workers are replaced if the settings are right, and nobody is cut off if they are not."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e.conftest import BARE, Demo, command, free_port, running
+from tests.e2e.test_serving import SECRETS, Serving, serving
+
+
+def wait_for(found: Callable[[], object], served: Serving | Demo) -> None:
+    deadline = time.monotonic() + 20
+    while not found():
+        assert time.monotonic() < deadline, served.log.read_text()
+        time.sleep(0.05)
+
+
+def test_workers_stay_where_the_settings_have_become_wrong_and_the_log_says_how(redis_url: str, tmp_path: Path) -> None:
+    environment = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
+    (tmp_path / ".env").write_text("LIMIT_CALLS_PER_DY=5\n", encoding="utf-8")
+    with serving(tmp_path, "--workers", "2", environment=environment) as served:
+        served.wait_for_workers(2)
+        (unknown,) = [event for event in served.events() if event["event"] == "service.settings_unknown"]
+        assert unknown["names"] == ["LIMIT_CALLS_PER_DY"]
+
+        (tmp_path / ".env").write_text("CODE_LENGTH=9\nCALL_LIMIT=many\n", encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "aborting the restart" in served.log.read_text(), served)
+        (wrong,) = [event for event in served.events() if event["event"] == "service.settings_wrong"]
+        assert wrong["sentences"] == ["CODE_LENGTH must be at most 6.", "CALL_LIMIT must be a whole number."]
+        assert served.get("/livez").status_code == 200
+
+        (tmp_path / ".env").write_text("CODE_LENGTH=5\n", encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_for_workers(4)
+        assert served.get("/livez").status_code == 200
+
+
+def test_one_worker_says_that_it_is_not_replaced_and_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path) as demo:
+        demo.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "service.reload_ignored" in demo.log.read_text(), demo)
+
+        assert demo.post("/verify/start", phone="+79001234567").status_code == 201
+        assert demo.end(signal.SIGTERM) == 0
+
+
+def test_a_terminal_that_is_closed_ends_what_runs_in_it(tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    process = subprocess.Popen(command("demo", "--port", str(free_port())), cwd=tmp_path, env=BARE, stderr=terminal)
+    os.close(terminal)
+    shown = ""
+    while "Uvicorn running" not in shown:
+        shown += os.read(ours, 4096).decode()  # fails where the process has ended
+
+    process.send_signal(signal.SIGHUP)  # as the kernel does then
+
+    assert process.wait(20) == -signal.SIGHUP
+    os.close(ours)
