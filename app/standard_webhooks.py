@@ -4,7 +4,6 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 
@@ -21,7 +20,7 @@ def parse_secret(text: str) -> bytes:
     """
     try:
         secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one, and so is what is not ASCII
         secret = b""
     if not text.startswith(_PREFIX) or not _SHORTEST <= len(secret) <= _LONGEST:
         raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes") from None
