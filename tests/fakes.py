@@ -181,7 +181,7 @@ class FakeVerificationStore:
             code_length=call.code_length,
             stored_status=Status.PENDING,
             calls_placed=0,
-            calls_left=policy.calls,
+            calls_left=1 if call.channel is Channel.REVERSE_CALL and not call.test else policy.calls,
             checks_left=call.checks,
             calls=(),
             created_at=self.now,
@@ -320,7 +320,9 @@ class FakeVerificationStore:
                 record.verification,
                 channel=kept.channel,
                 code_length=kept.code_length,
-                checks_left=kept.checks_left + used - record.checks_used,
+                checks_left=kept.checks_left + used - record.checks_used
+                if before.stored_status is Status.PENDING
+                else before.checks_left,
             )
         if not record.verification.calls_placed and before.stored_status is Status.PENDING and not record.checks_used:
             del self.records[before.id]

@@ -192,7 +192,9 @@ class VerificationView(_Answer):
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     code_length: Annotated[int | None, Field(description="null where no code is needed", examples=[6])]
     calls_placed: Annotated[int, Field(examples=[1])]
-    calls_left: Annotated[int, Field(examples=[2])]
+    calls_left: Annotated[
+        int, Field(description="how many more of this verification; a `reverse_call` is its only one", examples=[2])
+    ]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
     test: TestFlag = False
     dial: Annotated[

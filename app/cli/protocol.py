@@ -12,9 +12,10 @@ from app.api.problems import plain_problem
 class BoundedHttp(HttpToolsProtocol):
     """A connection that nobody can keep, or fill the memory through, by never finishing a request.
 
-    A request is whole within ``request_seconds``, its body included, and its head (request line and header fields) has
-    at most ``head_bytes``; else it is answered 408 or 431 and the connection is closed. One chunk more may come than
-    that. uvicorn bounds neither, and leaves both to a proxy in front.
+    A request is whole within ``request_seconds``, its body included, and what brings no byte of a body (its head, the
+    trailers of a chunked one) has at most ``head_bytes``; else it is answered 408 or 431 and the connection is closed.
+    Requests that wait for the answer to the one before are read no further. uvicorn bounds none of this, and leaves it
+    to a proxy in front.
 
     A TLS connection that this side has closed is gone ``goodbye_seconds`` after the last byte was taken: a peer with an
     idle connection in a pool does not read, and so never answers the goodbye that closing waits for (RFC 8446,
@@ -25,8 +26,8 @@ class BoundedHttp(HttpToolsProtocol):
     request_seconds = 10.0
     goodbye_seconds = 1.0
 
-    _is_in_head = True
     _is_whole = False
+    _had_body = False
     _received = 0
     _deadline: asyncio.TimerHandle | None = None
 
@@ -42,26 +43,26 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass on what came; where it is no whole request yet, see that it becomes one."""
+        self._had_body = False
         super().data_received(data)
         if self._is_whole:
+            self._keep_alive_no_longer_than_before()
             return
-        if self._is_in_head:
-            self._received += len(data)
-            if self._received > self.head_bytes:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-                return
-        if self._deadline is None:
+        self._received = 0 if self._had_body else self._received + len(data)
+        if self._received > self.head_bytes:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._deadline is None:
             self._start_deadline()
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._is_in_head, self._is_whole, self._received = True, False, 0
+        self._is_whole, self._received = False, 0
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        """Its head is complete."""
-        self._is_in_head = False
-        super().on_headers_complete()
+    def on_body(self, body: bytes) -> None:
+        """Some of its body has come."""
+        self._had_body = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is whole."""
@@ -72,6 +73,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """It was answered."""
         super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()  # which uvicorn resumes with every answer
         self._part()
 
     def shutdown(self) -> None:
@@ -87,6 +90,13 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the status says it
         """Tell that this is no HTTP."""
         self._refuse(HTTPStatus.BAD_REQUEST)
+
+    def _keep_alive_no_longer_than_before(self) -> None:
+        """Wait for the next request as before, where what came began none: uvicorn has stopped the clock."""
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.call_later(self.request_seconds, self._refuse, HTTPStatus.REQUEST_TIMEOUT)

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from typing import Self, TypeVar
 
 import httpx
@@ -161,12 +161,11 @@ class PlusofonClient:
             ProviderError: it refused (``ProviderRejected``) or did not answer sensibly (``ProviderUnavailable``).
 
         """
-        state = await self._ask(wire.parse_call_state, "POST", _STATUS, self._call_token, {"call_id": call_id})
-        if state.provider_status is None:
-            return state
-        word = self._redact(state.provider_status)
-        log.warning("plusofon.unknown_call_status", extra={"word": word})
-        return replace(state, provider_status=word)
+        parse = partial(wire.parse_call_state, redact=self._redact)
+        state = await self._ask(parse, "POST", _STATUS, self._call_token, {"call_id": call_id})
+        if state.provider_status is not None:
+            log.warning("plusofon.unknown_call_status", extra={"word": state.provider_status})
+        return state
 
     async def get_account(self) -> Sequence[ProviderAccount]:
         """Tell the FlashCall accounts, without the live tokens that come with them (docs: ``GET /api/v1/flash-call``).

@@ -219,13 +219,14 @@ def _dialable(value: object) -> Phone | None:
     return Phone(f"+7{match[1]}") if match else None
 
 
-def parse_call_state(answer: Answer) -> CallState:
+def parse_call_state(answer: Answer, *, redact: Callable[[str], str] = printable) -> CallState:
     """Read ``{"success": true, "data": {"status": "…"}}`` (brief).
 
-    A word that is not known means that the call is still under way (open); it is kept, up to 64 printable characters.
+    A word that is not known means that the call is still under way (open); up to 64 characters are kept of what
+    ``redact`` leaves of it.
     """
     word = _data(answer, "status")
-    kept = printable(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
+    kept = redact(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
     if not kept:
         raise Unclear("a success without a status word")
     known = _STATUS_WORDS.get(kept.lower().replace("-", "_"))

@@ -597,7 +597,8 @@ async def test_a_verification_with_a_code_and_a_reverse_call_have_nothing_in_com
     again = await world.resend(SECOND)
 
     assert again.id == coded.id != reverse.id
-    assert (coded.calls_left, reverse.calls_left, again.calls_left) == (2, 2, 1)
+    assert (coded.calls_left, reverse.calls_left, again.calls_left) == (2, 0, 1)
+    assert reverse.resend_in is None
     assert await world.dial(reverse) is Confirmation.CONFIRMED
     with pytest.raises(CodeRequired):
         await world.check(coded.id, [])
@@ -693,6 +694,17 @@ async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> N
 
     world.lengths[WRONG] = 6
     assert (await world.check(coded.id, [WRONG])).checks_left == 2
+
+
+async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(world: World) -> None:
+    await world.start(RIGHT)
+    refused = await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    await world.lock(refused)
+
+    await world.store.take_back(refused, 2, POLICY)
+
+    after = await world.store.read(refused.id, client="shop")
+    assert (after.status, after.checks_left) == (Status.LOCKED, 0)
 
 
 async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: World) -> None:

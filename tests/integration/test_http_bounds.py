@@ -62,7 +62,7 @@ class Served:
 
 @asynccontextmanager
 async def served(tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None) -> AsyncIterator[Served]:
-    config = uvicorn.Config(echo, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(echo, ws="none", lifespan="off", log_config=None, access_log=False, timeout_keep_alive=1)
     config.load()
     state = ServerState()
     ours, theirs = tls or (None, None)
@@ -109,6 +109,70 @@ async def test_whole_requests_are_served_one_after_the_other_on_one_connection()
 async def test_a_head_that_grows_is_refused(head: list[bytes]) -> None:
     async with served() as it:
         assert problem_in(await it.ask(*head)) == (431, "Request Header Fields Too Large")
+        assert not it.state.connections
+
+
+_CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n"
+
+
+@pytest.mark.parametrize(
+    "trailers",
+    [
+        pytest.param([b"0\r\n", *[b"a: b\r\n" * 200] * 4], id="many"),
+        pytest.param([b"0\r\nA: ", *[b"x" * 1200] * 4], id="a long one"),
+    ],
+)
+async def test_trailers_that_grow_are_refused(trailers: list[bytes]) -> None:
+    async with served() as it:
+        reader, writer = await it.connect()
+        writer.write(_CHUNKED)
+        await asyncio.sleep(0.05)  # else they come with the body, in one read
+        for part in trailers:
+            writer.write(part)
+        async with asyncio.timeout(SOON):
+            answer = await reader.read()
+        assert problem_in(answer) == (431, "Request Header Fields Too Large")
+        writer.close()
+
+
+async def test_a_body_in_many_small_chunks_is_read() -> None:
+    async with served() as it:
+        reader, writer = await it.connect()
+        writer.write(_CHUNKED)
+        for _ in range(20):
+            writer.write(b"1\r\nx\r\n" * 200)  # in all more than a head may have
+            await writer.drain()
+            await asyncio.sleep(0.002)
+        writer.write(b"0\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert await reader.read(4) == b"4004"
+        writer.close()
+
+
+async def test_requests_that_wait_for_an_answer_are_read_no_further() -> None:
+    async with served() as it:
+        reader, writer = await it.connect()
+        most = 0
+        for _ in range(200):
+            writer.write(WHOLE * 100)
+            await reader.readuntil(b"\r\n\r\n")
+            (connection,) = it.state.connections
+            most = max(most, len(getattr(connection, "pipeline")))  # noqa: B009 - of this kind of connection alone
+        assert 0 < most < 15_000
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("later", [b"", b"\r\n"])
+async def test_an_idle_connection_is_closed_also_where_what_comes_is_no_request(later: bytes) -> None:
+    async with served() as it:
+        reader, writer = await it.connect()
+        writer.write(WHOLE)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.write(later)
+        async with asyncio.timeout(SOON):
+            assert await reader.read() == b"0"
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200 OK")
         assert not it.state.connections
 
 

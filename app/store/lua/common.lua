@@ -140,9 +140,13 @@ local function tell(key, event, events)
   end
   local record, expiry = load(key), events .. ':expiry'
   if event then
+    local last = tonumber(record.n)
+    while last > 0 and not record['t' .. last] do
+      last = last - 1 -- it was taken back
+    end
     redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', event, 'client', record.c, 'id', verification_id(key),
       'purpose', record.u, 'channel', record.h, 'phone', record.p, 'status', record.s or 'pending',
-      'call', record['t' .. record.n] or '', 'at', int(now_ms()))
+      'call', record['t' .. last] or '', 'at', int(now_ms()))
     redis.call('PEXPIRE', events, EVENTS_KEPT_MS)
   end
   if record.s or not record.e then

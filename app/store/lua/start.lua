@@ -73,7 +73,7 @@ end
 
 if not resend then
   id, key = ARGV[7], KEYS[2]
-  record = {n = 0, m = ARGV[9]}
+  record = {n = 0, m = by_id and 1 or ARGV[9]}
   redis.call('HSET', key, 'c', ARGV[1], 'u', ARGV[2], 'p', ARGV[3], 'q', rest_of_id(KEYS[1]), 'g', ARGV[10],
     'a', int(now))
   if test then

@@ -45,7 +45,7 @@ if latest then
       redis.call('ZREM', KEYS[3] .. ':expiry', in_expiry(KEYS[2], record))
     end
     local channel, length, checks = record['o' .. serial]:match('(%S+) (%d+) (%d+)')
-    redis.call('HSET', KEYS[2], 'h', channel, 'l', length, 'g', checks)
+    redis.call('HSET', KEYS[2], 'h', channel, 'l', length, 'g', record.s and record.g or checks)
   end
 end
 redis.call('HSET', KEYS[2], 'm', record.m + 1)
