@@ -71,7 +71,7 @@ clean: ## Remove what the other commands made
 # Hashes and no index address: the files install from any index that has the same packages.
 define compile
 $(VENV)/lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE) --output-file $(1) $(2)
+	--no-emit-index-url --no-strip-extras --custom-compile-command "make lock" $(UPGRADE) --output-file $(1) $(2)
 endef
 
 define install

@@ -4,12 +4,16 @@ import importlib
 import re
 import shutil
 import subprocess
+import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from app.settings import Settings
 
@@ -44,22 +48,31 @@ def repository() -> list[Path]:
 
 
 def pins(lock: str) -> dict[str, set[str]]:
-    """Read the versions of each package; there may be several, for several Pythons."""
+    """Return the pinned versions of each package; there may be several, for several Pythons."""
     pinned: dict[str, set[str]] = {}
-    for name, version, _ in requirements(lock):
-        pinned.setdefault(name, set()).add(version)
+    for requirement, _ in requirements(lock):
+        pinned.setdefault(requirement.name, set()).add(str(requirement.specifier))
     return pinned
 
 
-def requirements(lock: str) -> list[tuple[str, str, str]]:
-    """Read name, version, and what follows, of each requirement; whatever is not pinned does not match."""
+def extras(lock: str) -> dict[str, set[str]]:
+    """Return the extras that each package of a lock file is pinned with."""
+    pinned: dict[str, set[str]] = {}
+    for requirement, _ in requirements(lock):
+        pinned.setdefault(requirement.name, set()).update(requirement.extras)
+    return pinned
+
+
+def requirements(lock: str) -> list[tuple[Requirement, str]]:
+    """Return each requirement of a lock file, and the hashes behind it; one that is not pinned fails the test."""
     text = (ROOT / lock).read_text(encoding="utf-8").replace("\\\n", " ")
     read = []
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
-            match = re.fullmatch(r"([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==(\S+)(.*)", line)
-            assert match, f"{lock}: not pinned: {line[:100]}"
-            read.append((match[1], match[2], match[3]))
+            text, hashes, rest = line.partition(" --hash=")
+            requirement = Requirement(text)
+            assert re.fullmatch(r"==[^,*]+", str(requirement.specifier)), f"{lock}: not pinned: {text}"
+            read.append((requirement, hashes + rest))
     return read
 
 
@@ -83,7 +96,40 @@ def test_no_lock_file_of_a_kind_that_holds_addresses(repository: list[Path]) -> 
 def test_every_requirement_is_pinned_and_has_hashes(lock: str) -> None:
     found = requirements(lock)
     assert found
-    assert not [name for name, _, rest in found if "--hash=sha256:" not in rest]
+    assert not [requirement.name for requirement, hashes in found if "--hash=sha256:" not in hashes]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_requirement_of_a_locked_package_is_locked_with_its_extras(lock: str) -> None:
+    """Old versions of pip take the newest release of a package whose extra is not pinned, and refuse to install it."""
+    pinned = extras(lock)
+    examined, missing = 0, []
+    for name in pinned:
+        try:
+            needs = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue  # it is for another platform
+        examined += 1
+        for needed in map(Requirement, needs):
+            needed_name = canonicalize_name(needed.name)
+            wanted = [
+                extra for extra in ("", *pinned[name]) if not needed.marker or needed.marker.evaluate({"extra": extra})
+            ]
+            if wanted and not (needed_name in pinned and needed.extras <= pinned[needed_name]):
+                missing.append(f"{name} needs {needed}")
+    assert examined > len(pinned) / 2
+    assert not missing
+
+
+def test_the_lock_files_pin_the_extras_that_this_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [Requirement(text) for text in project["dependencies"]]
+    assert any(requirement.extras for requirement in asked)
+    assert all(
+        requirement.extras <= extras(lock)[canonicalize_name(requirement.name)]
+        for requirement in asked
+        for lock in LOCKS
+    )
 
 
 def test_the_lock_files_agree() -> None:
