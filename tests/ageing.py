@@ -6,7 +6,7 @@ from datetime import timedelta
 from redis.asyncio import Redis
 
 # What app/store/lua/common.lua calls a moment, or a log of them.
-_MOMENTS = re.compile(r"(?:[arolb]|x\d+)")
+_MOMENTS = re.compile(r"(?:[arolb]|[xo]\d+)")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 

@@ -21,6 +21,7 @@ from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester
+from app.verification.deferred import DeferredWrites
 from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import GuardRules
 from app.verification.policy import Policies, Policy
@@ -43,6 +44,8 @@ def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationSe
         policies=Policies(Policy()),
         fixed_codes=FixedCodes({}, lambda: datetime.now(UTC).date()),
         observe=lambda _: None,
+        deferred=DeferredWrites(),
+        store_timeout=1,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
-from typing import Any
+from typing import Any, NoReturn
 
 from app.verification.channel import Channel
 from app.verification.errors import (
@@ -46,6 +46,7 @@ from app.verification.ports import (
     Guess,
     NewCall,
     Recorded,
+    StartPreview,
     Tried,
 )
 
@@ -68,13 +69,23 @@ def seconds(wait: timedelta) -> int:
 
 @dataclass
 class Record:
+    """A verification; ``checks`` is its budget, ``wanted`` what the channel of each call allows."""
+
     verification: Verification
+    checks: int
     codes: dict[int, tuple[bytes, datetime]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
+    wanted: dict[int, int] = field(default_factory=dict)
+    phone_before: dict[int, tuple[datetime, int, datetime]] = field(default_factory=dict)
+    tokens: dict[int, str] = field(default_factory=dict)
     serial: int = 0
     checks_used: int = 0
+    retry_digest: str | None = None
     confirmed: set[int] = field(default_factory=set)
-    before: dict[int, tuple[Verification, int]] = field(default_factory=dict)
+
+    @property
+    def is_pending(self) -> bool:
+        return self.verification.stored_status is Status.PENDING
 
 
 @dataclass
@@ -84,7 +95,7 @@ class PhoneRecord:
     forgotten: datetime = NEVER
     operator: str | None = None
     reverse: str = ""
-    latest: dict[tuple[str, str], str] = field(default_factory=dict)
+    ids: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
 class Counters:
@@ -101,6 +112,10 @@ class Counters:
         self._of(limit, of).append((now, token))
         inside = [moment for moment, _ in self._of(limit, of) if moment > now - limit.period]
         return Quota(limit, max(0, limit.count - len(inside)))
+
+    def wait_of(self, limit: Limit, of: str, token: str, now: datetime) -> timedelta | None:
+        inside = sorted(moment for moment, by in self._of(limit, of) if moment > now - limit.period and by == token)
+        return inside[-limit.count] + limit.period - now if len(inside) >= limit.count else None
 
     def remove(self, limit: Limit, of: str, token: str) -> None:
         events = self._of(limit, of)
@@ -131,49 +146,85 @@ class FakeVerificationStore:
         }
         self.phones = {phone: record for phone, record in self.phones.items() if record.forgotten > self.now}
 
-    async def start(self, call: NewCall, policy: Policy) -> Started:
+    async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         self._require_available()
-        phone = self.phones.get(call.phone) or PhoneRecord()
-        record = self.records.get(phone.latest.get((call.client, call.purpose), ""))
-        pending = record and record.verification.stored_status is Status.PENDING and not call.test
-        if record and record.verification.test:
-            record = pending = None
-        if not call.test:
-            self._refuse(call, policy, phone, record)
-        if not record or not pending or call.channel is Channel.REVERSE_CALL:
-            record = Record(self._new(call, policy))
-            self.records[record.verification.id] = record
-        return self._place(record, phone, call, policy)
+        named = self._refuse(call, policy)
+        if named and self._is_resend(named, call):
+            name = CallName(named.verification.id, named.serial + 1)
+        else:
+            self._ids += 1
+            name = CallName(f"vrf_{self._ids:023x}", 1)
+        known = self.phones.get(call.phone) or PhoneRecord()
+        calls = [
+            call
+            for verification_id in (*known.ids.get((call.client, call.purpose), []), known.reverse)
+            if (record := self.records.get(verification_id)) and record.is_pending
+            for call in record.verification.calls
+        ]
+        return StartPreview(name, Tried(known.operator, tuple((call.channel, call.state.status) for call in calls)))
 
-    def _refuse(self, call: NewCall, policy: Policy, phone: PhoneRecord, record: Record | None) -> None:
-        pending = record and record.verification.stored_status is Status.PENDING
-        if record and record.verification.stored_status is Status.LOCKED:
-            raise VerificationLocked(retry_after=self._until(record.verification.expires_at))
-        by_id = call.channel is Channel.REVERSE_CALL
-        if record and pending and record.verification.calls_left <= 0 and not by_id:
-            raise RateLimited(
-                limit="calls_per_verification",
-                retry_after=self._until(max(record.verification.expires_at, phone.next_call)),
-            )
+    async def start(self, name: CallName, call: NewCall, policy: Policy) -> Started:
+        self._require_available()
+        named = self._refuse(call, policy)
+        if named and self._is_resend(named, call):
+            record = named
+            if named.serial + 1 != name.serial:
+                raise CallCooldown(retry_after=1, verification_id=call.resend_of)
+        else:
+            record = Record(self._new(name.verification_id, call, policy), call.checks)
+            self.records[name.verification_id] = record
+        return self._place(record, call, policy)
+
+    def _is_resend(self, named: Record, call: NewCall) -> bool:
+        reverse = Channel.REVERSE_CALL
+        return call.test or reverse not in {call.channel, named.verification.channel}
+
+    def _refuse(self, call: NewCall, policy: Policy) -> Record | None:
+        """Raise what refuses a start; return the verification that it names, if it names one."""
+        phone = self.phones.get(call.phone) or PhoneRecord()
+        named = self._named(call)
+        if named and self._is_resend(named, call) and named.verification.calls_left <= 0:
+            until = max(named.verification.expires_at, phone.next_call)
+            raise RateLimited(limit="calls_per_verification", retry_after=self._until(until))
+        if call.test:
+            return named
         if phone.next_call > self.now:
-            raise CallCooldown(
-                retry_after=self._until(phone.next_call),
-                verification_id=record.verification.id if record and pending else None,
-            )
+            raise CallCooldown(retry_after=self._until(phone.next_call), verification_id=call.resend_of)
         other = self.records.get(phone.reverse)
-        if by_id and other and other.verification.stored_status is Status.PENDING:
-            raise CallCooldown(retry_after=self._until(other.verification.expires_at), verification_id=None)
-        for limit in (policy.failed_checks_per_phone, *policy.calls_per_phone):
+        if call.channel is Channel.REVERSE_CALL and other and other.is_pending:
+            until = other.verification.expires_at
+            raise CallCooldown(retry_after=self._until(until), verification_id=call.resend_of)
+        self._require_room(policy.failed_checks_per_phone, call.phone.e164)
+        self._require_share(policy, call.phone, call.address)
+        for limit in policy.calls_per_phone:
             self._require_room(limit, call.phone.e164)
+        return named
+
+    def _named(self, call: NewCall) -> Record | None:
+        if call.resend_of is None:
+            return None
+        record = self._own(call.client, call.resend_of)
+        named = record.verification
+        wanted = (call.phone, call.purpose, call.test)
+        if not record.is_pending or (named.phone, named.purpose, named.test) != wanted:
+            raise VerificationNotFound
+        return record
 
     def _require_room(self, limit: Limit, of: str) -> None:
         if wait := self.counters.wait(limit, of, self.now):
             raise RateLimited(limit=limit.name, retry_after=seconds(wait))
 
-    def _new(self, call: NewCall, policy: Policy) -> Verification:
-        self._ids += 1
+    def _require_share(self, policy: Policy, phone: Phone, address: str | None, comparisons: int = 1) -> None:
+        if address is None:
+            return
+        share = policy.failed_checks_per_phone_and_address
+        room = Limit(policy.failed_checks_per_phone.name, max(1, share.count - comparisons + 1), share.period)
+        if wait := self.counters.wait_of(room, phone.e164, address, self.now):
+            raise RateLimited(limit=share.name, retry_after=seconds(wait))
+
+    def _new(self, verification_id: str, call: NewCall, policy: Policy) -> Verification:
         return Verification(
-            id=f"vrf_{self._ids:023x}",
+            id=verification_id,
             client=call.client,
             purpose=call.purpose,
             channel=call.channel,
@@ -191,54 +242,43 @@ class FakeVerificationStore:
             test=call.test,
         )
 
-    def _place(self, record: Record, phone: PhoneRecord, call: NewCall, policy: Policy) -> Started:
-        cooldowns = [timedelta()] if call.test else policy.cooldowns
+    def _place(self, record: Record, call: NewCall, policy: Policy) -> Started:
+        phone = self.phones.setdefault(call.phone, PhoneRecord())
+        before, cooldowns = record.verification, [timedelta()] if call.test else policy.cooldowns
         limits = [] if call.test else policy.calls_per_phone
         remembered = phone.streak and phone.next_call + cooldowns[-1] > self.now
-        phone.streak = phone.streak + 1 if remembered else 1
-        phone.next_call = self.now + cooldowns[min(phone.streak, len(cooldowns)) - 1]
+        streak = phone.streak + 1 if remembered else 1
+        resend_at = self.now + cooldowns[min(streak, len(cooldowns)) - 1]
+        record.serial += 1
+        record.tokens[record.serial] = call.token
+        record.phone_before[record.serial] = resend_at, phone.streak, phone.next_call
+        if not call.test:
+            phone.streak, phone.next_call = streak, resend_at
         if call.channel is Channel.REVERSE_CALL and not call.test:
-            phone.reverse = record.verification.id
-        else:
-            phone.latest[call.client, call.purpose] = record.verification.id
+            phone.reverse = before.id
+        elif record.serial == 1:
+            ids = phone.ids.get((call.client, call.purpose), [])
+            phone.ids[call.client, call.purpose] = [*(it for it in ids if it in self.records), before.id]
         expires = self.now + policy.lifetime
         longest = max([limit.period for limit in limits], default=timedelta())
-        phone.forgotten = max(phone.forgotten, expires, phone.next_call + cooldowns[-1], self.now + longest)
-        self.phones[call.phone] = phone
-        record.serial += 1
-        record.before[record.serial] = record.verification, record.checks_used
+        phone.forgotten = max(phone.forgotten, expires, resend_at + cooldowns[-1], self.now + longest)
+        record.lengths[record.serial] = call.code_length or 0
         if call.code_digest:
             record.codes[record.serial] = (call.code_digest, expires)
-            record.lengths[record.serial] = call.code_length or 0
-        before = record.verification
+        record.wanted[record.serial] = call.checks
+        placed = Call(record.serial, CallState(CallStatus.INITIATED), channel=call.channel, expires_at=expires)
         record.verification = replace(
             before,
-            channel=call.channel,
-            code_length=call.code_length,
             calls_placed=before.calls_placed + 1,
             calls_left=before.calls_left - 1,
-            checks_left=max(1, min(before.checks_left, call.checks - record.checks_used)),
-            calls=(
-                *before.calls,
-                Call(record.serial, CallState(CallStatus.INITIATED), channel=call.channel, expires_at=expires),
-            ),
+            calls=(*before.calls, placed),
             expires_at=expires,
-            resend_at=phone.next_call,
+            resend_at=resend_at,
         )
         token = f"{before.id}:{record.serial}"
         quotas = [self.counters.add(limit, call.phone.e164, self.now, token) for limit in limits]
-        return Started(self._seen(record), tuple(quotas))
-
-    async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
-        self._require_available()
-        known = self.phones.get(phone) or PhoneRecord()
-        calls = [
-            call
-            for name in (known.latest.get((client, purpose), ""), known.reverse)
-            if (record := self.records.get(name)) and record.verification.stored_status is Status.PENDING
-            for call in record.verification.calls
-        ]
-        return Tried(known.operator, tuple((call.channel, call.state.status) for call in calls))
+        checks_left = max(1, min(record.checks, call.checks) - record.checks_used)
+        return Started(replace(self._seen(record), checks_left=checks_left), tuple(quotas))
 
     async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
         self._require_available()
@@ -248,6 +288,12 @@ class FakeVerificationStore:
         call = record.verification.call(serial)
         if not call or call.state.status.is_final or STAGES[report.state.status] < STAGES[call.state.status]:
             return Recorded(self._seen(record), ended=False)
+        if report.state.status is not CallStatus.UNCONFIRMED:
+            record.phone_before.pop(serial, None)
+            record.tokens.pop(serial, None)
+        is_first = not call.ref and call.state.status is CallStatus.INITIATED
+        if is_first and record.is_pending and record.wanted[serial] < record.checks:
+            record.checks = max(record.checks_used + 1, min(record.checks, record.wanted[serial]))
         self._change(
             record,
             serial,
@@ -259,7 +305,6 @@ class FakeVerificationStore:
         if report.code_digest and call.expires_at and record.verification.stored_status is Status.PENDING:
             record.codes[serial] = (report.code_digest, call.expires_at)
             record.lengths[serial] = report.code_length or 0
-            record.verification = replace(record.verification, code_length=report.code_length)
         if report.operator:
             self.phones[verification.phone].operator = report.operator
         return Recorded(self._seen(record), ended=report.state.status.is_final)
@@ -288,110 +333,125 @@ class FakeVerificationStore:
         calls = [replace(call, **changes) if call.serial == serial else call for call in record.verification.calls]
         record.verification = replace(record.verification, calls=tuple(calls))
 
-    async def take_back(self, verification: Verification, serial: int, policy: Policy) -> bool:
+    async def take_back(
+        self, name: CallName, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+    ) -> bool:
         self._require_available()
-        record = self.records.get(verification.id)
-        call = record and record.verification.call(serial)
+        record = self.records.get(name.verification_id)
+        call = record and record.verification.call(name.serial)
         if not record or not call or not call.expires_at:
             return False
-        moment = call.expires_at - policy.lifetime
-        phone = self.phones.get(verification.phone)
-        before, latest = record.verification, record.serial == serial
-        if phone and latest and before.resend_at and phone.next_call == before.resend_at:
-            phone.streak -= 1
-            phone.next_call = moment if phone.streak else NEVER
+        if token and record.tokens.get(name.serial) != token:
+            return False
+        known, before = self.phones.get(phone), record.verification
+        resend_at, streak, next_call = record.phone_before.pop(name.serial, (None, 0, NEVER))
+        if known and known.next_call == resend_at:
+            known.streak, known.next_call = streak, next_call if streak else NEVER
         for (_, of), events in self.counters.events.items():
-            if of == verification.phone.e164:
-                events[:] = [event for event in events if event[1] != f"{verification.id}:{serial}"]
-        record.codes.pop(serial, None)
-        record.confirmed.discard(serial)
-        others = tuple(other for other in before.calls if other.serial != serial)
+            if of == phone.e164:
+                events[:] = [event for event in events if event[1] != str(name)]
+        record.codes.pop(name.serial, None)
+        record.confirmed.discard(name.serial)
+        others = tuple(other for other in before.calls if other.serial != name.serial)
         record.verification = replace(
             before,
             calls_placed=before.calls_placed - 1,
             calls_left=before.calls_left + 1,
             calls=others,
             expires_at=max((other.expires_at for other in others if other.expires_at), default=before.expires_at),
-            resend_at=None if latest else before.resend_at,
+            resend_at=None if record.serial == name.serial else before.resend_at,
         )
-        if latest and others:
-            kept, used = record.before[serial]
-            record.verification = replace(
-                record.verification,
-                channel=kept.channel,
-                code_length=kept.code_length,
-                checks_left=kept.checks_left + used - record.checks_used
-                if before.stored_status is Status.PENDING
-                else before.checks_left,
-            )
-        if not record.verification.calls_placed and before.stored_status is Status.PENDING and not record.checks_used:
+        if not others and record.is_pending:
             del self.records[before.id]
         self.advance(timedelta())
         return True
 
     async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         self._require_available()
-        record = self._own(guess.client, verification_id)
-        before = record.verification
-        if before.stored_status is Status.VERIFIED:
-            raise VerificationAlreadyUsed
-        if before.stored_status is Status.CANCELED:
-            raise VerificationCanceled
-        if before.stored_status is Status.LOCKED:
-            raise VerificationLocked(retry_after=self._until(before.expires_at))
+        return self._check([self._own(guess.client, verification_id)], guess, policy)
+
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+        self._require_available()
+        ids = self.phones[phone].ids.get((guess.client, purpose), []) if phone in self.phones else []
+        found = [self.records[it] for it in reversed(ids) if it in self.records]
+        if not found:
+            raise VerificationNotFound
+        return self._check(found, guess, policy)
+
+    def _check(self, found: list[Record], guess: Guess, policy: Policy) -> CheckResult:
+        """Check a code for some verifications, the latest first."""
+        for record in found:
+            if record.retry_digest and record.retry_digest == guess.retry_digest:
+                return self._verified(record, is_repeated=True)
+        pending = [record for record in found if record.is_pending]
+        if not pending:
+            self._refuse_final(found[0].verification)
+        latest = pending[0]
+        before = latest.verification
         if before.channel is Channel.REVERSE_CALL and not before.test:
-            return self._check_without_code(record, guess)
+            return self._check_without_code(latest, guess)
         if not guess.candidates:
             raise CodeRequired
-        counted = self._counted(before, guess, policy)
-        live = self._comparisons(record, guess)
-        for place, (limit, of) in enumerate(counted):
-            # A guess is held against every live code, so for the phone there has to be room for each.
-            room = limit if place else replace(limit, count=max(1, limit.count - live + 1))
-            self._require_room(room, of)
-        right = [
-            serial
-            for serial, (digest, expires) in record.codes.items()
-            if digest in guess.candidates and expires > self.now
-        ]
-        if right:
-            self._hear(record, right[0])
-            self._finish(record, Status.VERIFIED)
-            return CheckResult(
-                verification_id=before.id,
-                status=Status.VERIFIED,
-                purpose=before.purpose,
-                phone=before.phone,
-                quotas=tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted),
-                test=before.test,
-            )
-        for limit, of in counted[:1] * (live - 1):  # for the phone, once for each live code
-            self.counters.add(limit, of, self.now, "failed")
-        quotas = tuple(self.counters.add(limit, of, self.now, "failed") for limit, of in counted)
-        self._keep_phone(before.phone, policy)
-        record.checks_used += 1
-        record.verification = replace(before, checks_left=before.checks_left - 1)
-        if record.verification.checks_left:
-            return CheckResult(
-                verification_id=before.id,
-                status=Status.PENDING,
-                checks_left=record.verification.checks_left,
-                quotas=quotas,
-            )
-        self._finish(record, Status.LOCKED)
-        return CheckResult(
-            verification_id=before.id,
-            status=Status.LOCKED,
-            retry_after=self._until(before.expires_at),
-            quotas=quotas,
-        )
-
-    def _comparisons(self, record: Record, guess: Guess) -> int:
-        live = [serial for serial, (_, expires) in record.codes.items() if expires > self.now]
-        lengths = frozenset(record.lengths[serial] for serial in live)
+        live = self._live(pending)
+        lengths = frozenset(record.lengths[serial] for record, serial in live)
         if lengths and guess.length not in lengths:
             raise CodeTooShortOrLong(lengths)
-        return max(1, len(live))
+        comparisons, counted = max(1, len(live)), self._counted(before, guess, policy)
+        for place, (limit, of) in enumerate(counted):
+            # A guess is held against every live code, so for the phone there has to be room for each.
+            room = limit if place else replace(limit, count=max(1, limit.count - comparisons + 1))
+            self._require_room(room, of)
+            if not place:
+                self._require_share(policy, before.phone, guess.address, comparisons)
+        right = [(record, serial) for record, serial in live if record.codes[serial][0] in guess.candidates]
+        if right:
+            record, serial = right[0]
+            self._hear(record, serial)
+            self._finish(record, Status.VERIFIED)
+            record.retry_digest = guess.retry_digest
+            quotas = tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted)
+            return self._verified(record, quotas)
+        return self._wrong(latest, guess, policy, comparisons)
+
+    def _refuse_final(self, verification: Verification) -> NoReturn:
+        if verification.stored_status is Status.VERIFIED:
+            raise VerificationAlreadyUsed
+        if verification.stored_status is Status.CANCELED:
+            raise VerificationCanceled
+        raise VerificationLocked(retry_after=self._until(self.phones[verification.phone].next_call))
+
+    def _verified(self, record: Record, quotas: tuple[Quota, ...] = (), *, is_repeated: bool = False) -> CheckResult:
+        return CheckResult(
+            verification_id=record.verification.id,
+            status=Status.VERIFIED,
+            purpose=record.verification.purpose,
+            phone=record.verification.phone,
+            quotas=quotas,
+            test=record.verification.test,
+            is_repeated=is_repeated,
+        )
+
+    def _wrong(self, record: Record, guess: Guess, policy: Policy, comparisons: int) -> CheckResult:
+        before, counted = record.verification, self._counted(record.verification, guess, policy)
+        for limit, of in counted[:1] * (comparisons - 1):  # for the phone, once for each live code
+            self.counters.add(limit, of, self.now, guess.address or "")
+        quotas = tuple(self.counters.add(limit, of, self.now, guess.address or "") for limit, of in counted)
+        self._keep_phone(before.phone, policy)
+        record.checks_used += 1
+        left = record.checks - record.checks_used
+        if left > 0:
+            return CheckResult(verification_id=before.id, status=Status.PENDING, checks_left=left, quotas=quotas)
+        self._finish(record, Status.LOCKED)
+        retry_after = self._until(self.phones[before.phone].next_call)
+        return CheckResult(verification_id=before.id, status=Status.LOCKED, retry_after=retry_after, quotas=quotas)
+
+    def _live(self, records: list[Record]) -> list[tuple[Record, int]]:
+        return [
+            (record, serial)
+            for record in records
+            for serial, (_, expires) in record.codes.items()
+            if expires > self.now
+        ]
 
     def _check_without_code(self, record: Record, guess: Guess) -> CheckResult:
         if guess.candidates:
@@ -428,10 +488,6 @@ class FakeVerificationStore:
             until = self.now + policy.failed_checks_per_phone.period
             self.phones[phone].forgotten = max(self.phones[phone].forgotten, until)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
-        latest = self.phones[phone].latest.get((guess.client, purpose), "") if phone in self.phones else ""
-        return await self.check_by_id(latest, guess, policy)
-
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
         self._require_available()
         record = self.records.get(verification_id)
@@ -445,7 +501,7 @@ class FakeVerificationStore:
         if record.verification.stored_status is Status.VERIFIED:
             raise VerificationAlreadyUsed
         if record.verification.stored_status is Status.LOCKED:
-            raise VerificationLocked(retry_after=self._until(record.verification.expires_at))
+            raise VerificationLocked(retry_after=self._until(self.phones[record.verification.phone].next_call))
         self._finish(record, Status.CANCELED)
         return self._seen(record)
 
@@ -468,10 +524,19 @@ class FakeVerificationStore:
         record.verification = replace(record.verification, stored_status=status)
 
     def _seen(self, record: Record) -> Verification:
-        return replace(record.verification, observed_at=self.now)
+        seen = replace(record.verification, observed_at=self.now, checks_left=record.checks - record.checks_used)
+        if latest := seen.latest_call:
+            seen = replace(seen, channel=latest.channel, code_length=record.lengths[latest.serial] or None)
+        return seen
 
     def _until(self, moment: datetime) -> int:
         return seconds(moment - self.now)
+
+
+def _used_up(limit: Limit, wait: timedelta) -> Exception:
+    if limit.name == "calls_per_day":
+        return CallBudgetExhausted(retry_after=seconds(wait))
+    return RateLimited(limit=limit.name, retry_after=seconds(wait))
 
 
 class FakeLimits:
@@ -481,14 +546,18 @@ class FakeLimits:
         self._store = store
         self._counters = Counters()
 
+    async def require_room(self, allowances: Sequence[Allowance]) -> None:
+        self._store._require_available()
+        for allowance in allowances:
+            if wait := self._counters.wait(allowance.limit, allowance.of, self._store.now):
+                raise _used_up(allowance.limit, wait)
+
     async def take(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
         self._store._require_available()
         now = self._store.now
         for allowance in allowances:
             if wait := self._counters.wait(allowance.limit, allowance.of, now):
-                if allowance.limit.name == "calls_per_day":
-                    raise CallBudgetExhausted(retry_after=seconds(wait))
-                raise RateLimited(limit=allowance.limit.name, retry_after=seconds(wait))
+                raise _used_up(allowance.limit, wait)
         return [self._counters.add(allowance.limit, allowance.of, now, token) for allowance in allowances]
 
     async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
@@ -504,6 +573,10 @@ class FakeGuard:
         self.blocked: set[str] = set()
         self.calls: list[str] = []
         self.successes: list[str] = []
+
+    async def require_open(self, phone: Phone) -> None:
+        if phone.e164 in self.blocked:
+            raise RateLimited(limit="fraud_guard", retry_after=3600)
 
     async def admit(self, phone: Phone, client: str) -> None:
         if phone.e164 in self.blocked:

@@ -7,19 +7,20 @@ again, as it does at Stripe (https://docs.stripe.com/api/idempotent_requests).
 
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from fastapi import Request, Response
 
+from app.verification.deferred import DeferredWrites, store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, IdempotencyInProgress, IdempotencyStore, IdempotentRequest, KeptAnswer
+from app.verification.model import Started
+from app.verification.ports import CallName
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _KEY = re.compile(r"[!-~]{1,128}")
 _KEPT_HEADERS = ("content-type", "location")
@@ -47,110 +48,145 @@ class InvalidIdempotencyKey(Exception):
     """The header is not one key of 1 to 128 visible ASCII characters."""
 
 
-async def once(
-    http: Request,
-    act: Callable[["Keep[T] | None"], Awaitable[T]],
-    *,
-    answer: Callable[[T], Response],
-    keep_for: Callable[[T], timedelta],
-    resume: Callable[[str], Awaitable[T | None]] | None = None,
-) -> Response:
-    """Do what an authenticated request asks, unless it is the repetition of one that was answered.
+class AnsweredBefore(Exception):
+    """The request is a repetition; ``response`` is the answer that the first one got."""
 
-    ``act`` does it, and ``answer`` writes its result down. The answer is kept after that, in a round trip of its own,
-    unless ``act`` has kept it together with a write of its own: by the function that it is given, which takes the
-    result exactly as ``act`` will return it. Whatever ``act`` raises is not kept.
-
-    Where ``act`` had noted what it began, and its process died over it, ``resume`` is asked what became of that;
-    only if it knows of nothing, ``act`` does it anew.
-
-    Raises:
-        InvalidIdempotencyKey, IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable: nothing was done.
-
-    """
-    key = _key_of(http)
-    if key is None:
-        return answer(await act(None))
-    store: IdempotencyStore = http.state.idempotency
-    claim = await store.claim(
-        IdempotentRequest(client=http.state.client, route=http.scope["path"], key=key, body=await http.body())
-    )
-    if isinstance(claim, KeptAnswer):
-        return Response(claim.body, claim.status, {**claim.headers, "Idempotent-Replayed": "true"})
-    claimed = Keep(store, claim, answer, keep_for)
-    if resume and claim.begun and (result := await resume(claim.begun)) is not None:
-        return await claimed.give(result)
-    return await claimed.run(act)
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
 
 
-def _key_of(http: Request) -> str | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """What repeatable requests need. ``store_timeout`` (seconds) bounds all waits for the store before an answer."""
+
+    store: IdempotencyStore
+    deferred: DeferredWrites
+    store_timeout: float
+
+
+@dataclass(slots=True)
+class RepeatableRequest:
+    """An authenticated request with an ``Idempotency-Key``."""
+
+    idempotency: Idempotency
+    request: IdempotentRequest
+    claimed: Claim | None = field(default=None, init=False)
+
+    async def claim(self) -> Claim:
+        """Claim it.
+
+        Raises:
+            AnsweredBefore, IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable: it must not be done.
+
+        """
+        claim = await self.idempotency.store.claim(self.request)
+        if isinstance(claim, KeptAnswer):
+            raise AnsweredBefore(Response(claim.body, claim.status, {**claim.headers, "Idempotent-Replayed": "true"}))
+        self.claimed = claim
+        return claim
+
+    async def keep(self, response: Response, lifetime: timedelta) -> None:
+        """Keep the answer. Where that fails it is no less true, and is given all the same."""
+        assert self.claimed  # noqa: S101 - only what was claimed is answered
+        headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+        kept = KeptAnswer(response.status_code, headers, bytes(response.body))
+        try:
+            if not await self.idempotency.store.keep(self.claimed, kept, lifetime):
+                log.error("idempotency.claim_lost", extra={"claim": self.claimed.name})
+        except StoreUnavailable as error:
+            log.error("idempotency.not_kept", extra={"claim": self.claimed.name, "error": repr(error)})
+
+    async def release(self, *, keep_note: bool = False) -> None:
+        """Let it be made again. Harmless when repeated. Raises StoreUnavailable."""
+        if self.claimed:
+            await self.idempotency.store.release(self.claimed, keep_note=keep_note)
+
+
+def repeatable(http: Request, body: bytes) -> RepeatableRequest | None:
+    """Return the request as one that may be repeated; none if it has no key. Raises InvalidIdempotencyKey."""
     given = http.headers.getlist("idempotency-key")
     if not given:
         return None
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
         raise InvalidIdempotencyKey
-    return given[0]
+    request = IdempotentRequest(client=http.state.client, route=http.scope["path"], key=given[0], body=body)
+    return RepeatableRequest(http.state.idempotency, request)
 
 
-class Keep(Generic[T]):
-    """A request that is done for the first time: its answer is written down once, and kept."""
+async def once(http: Request, act: Callable[[str | None], Awaitable[Response]], *, keep_for: timedelta) -> Response:
+    """Do what a request asks, unless it is the repetition of one that was answered.
+
+    ``act`` is given a keyed digest of the request, if it has a key. Whatever it raises is not kept.
+
+    Raises:
+        InvalidIdempotencyKey, IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable: nothing was done.
+
+    """
+    repeated = repeatable(http, await http.body())
+    if repeated is None:
+        return await act(None)
+    deferred = repeated.idempotency.deferred
+    try:
+        async with store_deadline(repeated.idempotency.store_timeout):
+            response = await act((await repeated.claim()).fingerprint)
+    except AnsweredBefore as before:
+        return before.response
+    except Exception as error:
+        if isinstance(error, StoreUnavailable):  # nobody waits for a dead Redis twice
+            deferred.write_later(repeated.release)
+        else:
+            await deferred.write(repeated.release)
+        raise
+    except BaseException:  # a cancellation, too: the caller should not have to wait for the claim to expire
+        deferred.write_later(repeated.release)
+        raise
+    await repeated.keep(response, keep_for)
+    return response
+
+
+class StartJournal:
+    """The StartJournal of ``app/verification/placing.py``: a start and the answer to it, written once and kept."""
 
     def __init__(
-        self, store: IdempotencyStore, claim: Claim, answer: Callable[[T], Response], keep_for: Callable[[T], timedelta]
+        self,
+        request: RepeatableRequest,
+        *,
+        answer: Callable[[Started], Response],
+        keep_for: Callable[[Started], timedelta],
     ) -> None:
-        self._store = store
-        self._claim = claim
+        self._request = request
         self._answer = answer
         self._keep_for = keep_for
-        self._given: Response | None = None
+        self.response: Response | None = None
 
-    async def run(self, act: "Callable[[Keep[T]], Awaitable[T]]") -> Response:
-        """Do it, and give the answer."""
-        try:
-            result = await act(self)
-            return self._given or await self.give(result)
-        except BaseException:  # a cancellation, too: the caller should not have to wait for the claim to expire
-            await self._release()
-            raise
+    async def claim(self) -> CallName | None:
+        """Claim the request; return the call that an earlier one had begun and died over."""
+        begun = (await self._request.claim()).begun
+        return CallName.parse(begun) if begun else None
 
-    async def __call__(self, result: T) -> None:
-        """Keep the answer that tells ``result``."""
-        await self.give(result)
-
-    async def begin(self, note: str) -> None:
-        """Note what is about to be done. Where that fails it is done all the same: it takes two failures to matter.
-
-        Unless the claim may be somebody else's by now. A process that was stopped finds both at once: its wait for
-        the store is over, and so is its claim.
+    async def begin(self, name: CallName) -> None:
+        """Note the call that is about to be placed.
 
         Raises:
-            IdempotencyInProgress: somebody else has, or may have, taken the request over: it must not be done here.
+            IdempotencyInProgress: somebody else has taken the request over.
+            StoreUnavailable: the call must not be placed, for a repetition would not know of it.
 
         """
-        try:
-            noted = await self._store.begin(self._claim, note)
-        except StoreUnavailable as error:
-            log.error("idempotency.not_noted", extra={"claim": self._claim.name, "error": repr(error)})
-            noted = time.monotonic() < self._claim.held_until
-        if not noted:
-            log.error("idempotency.taken_over", extra={"claim": self._claim.name})
+        assert self._request.claimed  # noqa: S101 - only what was claimed is begun
+        if not await self._request.idempotency.store.begin(self._request.claimed, str(name)):
+            log.error("idempotency.taken_over", extra={"claim": self._request.claimed.name})
             raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
 
-    async def give(self, result: T) -> Response:
-        """Write the answer down and keep it. Where that fails it is no less true, and is given all the same."""
-        self._given = response = self._answer(result)
-        headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-        kept = KeptAnswer(response.status_code, headers, bytes(response.body))
-        try:
-            if not await self._store.keep(self._claim, kept, self._keep_for(result)):
-                log.error("idempotency.claim_lost", extra={"claim": self._claim.name})
-        except StoreUnavailable as error:
-            log.error("idempotency.not_kept", extra={"claim": self._claim.name, "error": repr(error)})
-        return response
+    async def release(self) -> None:
+        """Let the request be made again: no call was placed. Raises StoreUnavailable."""
+        await self._request.release()
 
-    async def _release(self) -> None:
-        """Give the claim up. Without a store it expires by itself; an answer that was kept stays."""
-        try:
-            await self._store.release(self._claim)
-        except StoreUnavailable as error:
-            log.warning("idempotency.not_released", extra={"claim": self._claim.name, "error": repr(error)})
+    async def abandon(self) -> None:
+        """Let the request be made again, and then be told of the call that was noted. Raises StoreUnavailable."""
+        await self._request.release(keep_note=True)
+
+    async def keep(self, started: Started) -> None:
+        """Keep the answer."""
+        self.response = self._answer(started)
+        await self._request.keep(self.response, self._keep_for(started))

@@ -76,8 +76,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "call-cooldown",
             HTTPStatus.TOO_MANY_REQUESTS,
             "This phone was called a moment ago",
-            "Wait `retry_after` seconds before the next call. `verification_id` is your pending one, or null without"
-            " one. Of a `reverse_call` a phone has one at a time: cancel it, or wait until it has expired.",
+            "Wait `retry_after` seconds before the next call. `verification_id` is the one that the start named, or"
+            " null. Of a `reverse_call` a phone has one at a time: cancel it, or wait until it has expired.",
             {"retry_after": 42, "verification_id": "vrf_0a11b22c33d44e55f667788"},
         ),
         ProblemType(
@@ -124,7 +124,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "verification-not-found",
             HTTPStatus.NOT_FOUND,
             "There is no such verification",
-            "Unknown, expired and somebody else's look the same. Start a new verification.",
+            "Unknown, expired and somebody else's look the same; so does, to a start that names it, one that is not"
+            " pending or is of another phone or purpose. Start a new verification.",
         ),
         ProblemType(
             "verification-already-used",

@@ -78,6 +78,14 @@ class StartBody(_Request):
 
     phone: PhoneText
     purpose: Purpose = "phone_verification"
+    verification_id: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="calls again for this pending verification of yours; left out, a new one is started",
+            examples=[_ID],
+        ),
+    ] = None
     channel: Annotated[
         Channel | None,
         Field(
@@ -274,7 +282,7 @@ class Locked(_Answer):
     status: Literal[Status.LOCKED] = Status.LOCKED
     verification_id: Annotated[str, Field(examples=[_ID])]
     checks_left: Literal[0] = 0
-    retry_after: Annotated[int, Field(description="seconds until a new one can be started", examples=[240])]
+    retry_after: Annotated[int, Field(description="seconds until a new one can be started", examples=[42])]
 
 
 CheckView = Verified | NotVerified | Locked

@@ -7,11 +7,11 @@ from typing import TypedDict
 from app.api.auth import ApiKeys
 from app.api.edge import RequestHandled
 from app.api.events import Live
+from app.api.idempotency import Idempotency
 from app.api.ops import Circuit, Exposition
 from app.verification.balance import Balance
 from app.verification.call_urls import CallUrls
 from app.verification.guard import FraudGuard
-from app.verification.idempotency import IdempotencyStore
 from app.verification.ports import ProofTokens, Redemptions
 from app.verification.service import VerificationService
 
@@ -20,7 +20,7 @@ class State(TypedDict):
     """Is built when the application starts; Starlette copies it into the state of each request."""
 
     service: VerificationService
-    idempotency: IdempotencyStore
+    idempotency: Idempotency
     tokens: ProofTokens
     redemptions: Redemptions
     guard: FraudGuard

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.dependencies import Client, Service
 from app.api.docs import answers, respond
-from app.api.idempotency import IDEMPOTENCY_KEY, once
+from app.api.idempotency import IDEMPOTENCY_KEY, AnsweredBefore, StartJournal, once, repeatable
 from app.api.quotas import quota_headers
 from app.api.routing import JsonRoute
 from app.api.schemas import (
@@ -25,7 +25,7 @@ from app.api.schemas import (
     count_address,
     view_check,
 )
-from app.verification.model import CheckResult, Started
+from app.verification.model import Started
 from app.verification.service import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
@@ -47,7 +47,7 @@ _KEEP_CHECK = timedelta(minutes=5)
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "call-cooldown", "rate-limited",
             "call-budget-exhausted",
-            "verification-locked", "balance-too-low", "provider-rejected", "provider-unavailable",
+            "verification-not-found", "balance-too-low", "provider-rejected", "provider-unavailable",
             "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
         ),
         headers=("Location", "RateLimit", "RateLimit-Policy"),
@@ -65,29 +65,33 @@ async def start(
     The answer names the channel used: `voice` says the code; of a `flash_call` the code is the last four digits
     of the number that calls; for a `reverse_call` there is none, and the person calls the number `dial`.
 
-    Starting again for the same phone and purpose while a verification is pending is a **resend**: the same
-    `verification_id`, another call with another code, after a cooldown that grows. Every code stays good for its own
-    five minutes, all on one budget of checks.
+    Every start is a verification of its own, with its own id, code and checks. To call again for one that is pending (a
+    **resend**) send its `verification_id`: another call with another code, after a cooldown that grows. Every code of
+    it stays good for its own five minutes, all on one budget of checks. A `reverse_call` always is a verification of
+    its own, so take the id from each answer.
     """
     wanted = StartRequest(
         client=client,
         phone=body.phone,
         purpose=body.purpose,
+        verification_id=body.verification_id,
         channels=body.wanted_channels,
         lang=body.lang,
         address=count_address(body.client_ip),
     )
-    return await once(
-        http,
-        lambda keep: service.start(wanted, keep=keep),
-        answer=_started,
-        keep_for=_keep_start,
-        resume=lambda begun: service.resume(client=client, begun=begun),
-    )
+    repeated = repeatable(http, await http.body())
+    if repeated is None:
+        return _started(await service.start(wanted))
+    journal = StartJournal(repeated, answer=_started, keep_for=_keep_start)
+    try:
+        started = await service.start(wanted, journal=journal)
+    except AnsweredBefore as before:
+        return before.response
+    return journal.response or _started(started)
 
 
 def _keep_start(started: Started) -> timedelta:
-    """Tell how long to keep an answer. A test number has no limits, so its answers must not pile up for a day."""
+    """Return how long to keep an answer: that of a test number, of which there may be many, not for a day."""
     return _KEEP_CHECK if started.verification.test else _KEEP_START
 
 
@@ -125,29 +129,39 @@ async def check(
 ) -> Response:
     """Check a code, by `verification_id` or by `phone` and `purpose`.
 
+    By `phone` the code is compared with those of all your pending verifications of that phone and purpose; a wrong one
+    counts against the latest.
+
     A right code verifies exactly once. The answer then has a `token`: with it a browser or another service can show
-    your backend that the phone was verified, without the backend asking again. Of a `reverse_call` there is no code:
-    leave it out, and the answer is `pending`, at no cost, until the person has called.
+    your backend that the phone was verified, without the backend asking again. Repeated with its `Idempotency-Key`, a
+    right check gives the proof again, even if its answer was lost.
+
+    Of a `reverse_call` there is no code: leave it out, and the answer is `pending`, at no cost, until the person has
+    called.
     """
 
-    async def evaluate(_: object) -> CheckResult:
+    async def evaluate(retry_digest: str | None) -> Response:
         address = count_address(body.client_ip)
         if body.verification_id is not None:
-            return await service.check_by_id(
-                client=client, verification_id=body.verification_id, code=body.code, address=address
+            result = await service.check_by_id(
+                client=client,
+                verification_id=body.verification_id,
+                code=body.code,
+                address=address,
+                retry_digest=retry_digest,
             )
-        return await service.check_by_phone(
-            client=client,
-            phone=body.phone or "",
-            purpose=body.purpose or "phone_verification",
-            code=body.code,
-            address=address,
-        )
-
-    def tell(result: CheckResult) -> Response:
+        else:
+            result = await service.check_by_phone(
+                client=client,
+                phone=body.phone or "",
+                purpose=body.purpose or "phone_verification",
+                code=body.code,
+                address=address,
+                retry_digest=retry_digest,
+            )
         return respond(view_check(result, client, http.state.tokens), headers=quota_headers(result.quotas))
 
-    return await once(http, evaluate, answer=tell, keep_for=lambda _: _KEEP_CHECK)
+    return await once(http, evaluate, keep_for=_KEEP_CHECK)
 
 
 @router.get("/start", include_in_schema=False)

@@ -48,6 +48,7 @@ def _policy(settings: Settings) -> Policy:
         failed_checks_per_phone=Limit("failed_checks_per_phone", failed_checks, DAY),
         failed_checks_per_address=Limit("failed_checks_per_address", limit.failed_checks_per_address, 10 * _MINUTE),
         failed_checks_per_client=_failed_checks_per_client(limit.failed_checks_per_client),
+        test_starts_per_client=Limit("test_starts_per_client", limit.test_starts_per_client, _MINUTE),
     )
 
 

@@ -187,6 +187,7 @@ class LimitSettings(_Section):
     failed_checks_per_phone: Count | None = None
     failed_checks_per_address: Count = 100
     failed_checks_per_client: Count = 1000
+    test_starts_per_client: Count = 120
 
 
 class GuardSettings(_Section):

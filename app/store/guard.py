@@ -12,8 +12,8 @@ from app.verification.phone import Phone
 
 log = logging.getLogger(__name__)
 
-ADMIT, RETRACT, SUCCEED, LIST, LIFT = (
-    Script(f"guard_{name}") for name in ("admit", "retract", "succeed", "list", "lift")
+BLOCKED, ADMIT, RETRACT, SUCCEED, LIST, LIFT = (
+    Script(f"guard_{name}") for name in ("blocked", "admit", "retract", "succeed", "list", "lift")
 )
 
 _SLOT = "pv:{guard}"
@@ -32,6 +32,13 @@ class RedisFraudGuard:
             *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, str(rules.min_conversion)),
             *(ms(rules.first_block), ms(rules.longest_block), ms(rules.memory)),
         ]
+
+    async def require_open(self, phone: Phone) -> None:
+        """Return if the range of a phone is not blocked."""
+        if not self._rules.watches(phone):
+            return
+        if wait := await self._runner.run(BLOCKED, [_entry(f"{_RANGE}{range_of(phone)}")], []):
+            raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(wait))
 
     async def admit(self, phone: Phone, client: str) -> None:
         """Count a call that is about to be placed, unless its range is blocked."""

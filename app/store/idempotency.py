@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import json
 import secrets
-import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -22,6 +21,7 @@ from app.verification.idempotency import (
 CLAIM, BEGIN, KEEP, RELEASE = (Script(name) for name in ("claim", "begin", "keep", "release"))
 
 _TOKEN_BYTES = 16
+_CLAIM_FOR = timedelta(seconds=3)  # longer than all waits for Redis before a call is noted
 _RETRY_AFTER = 1  # seconds: most requests take less
 _NOTE_KEPT = timedelta(minutes=10)  # longer than any code lives, and so than what a note tells of
 
@@ -30,20 +30,20 @@ class RedisIdempotency:
     """The IdempotencyStore of ``app/verification/idempotency.py``, on Redis.
 
     ``key`` is for the digests: a plain hash of a body that holds a code or a phone could be reversed by trying all.
-    ``claim_for`` is how long a claim lasts when whoever made it died: longer than any request takes.
+    ``work_for`` is how long a claim lasts once it is noted what is begun: longer than any call takes to be placed.
     """
 
-    def __init__(self, runner: ScriptRunner, *, key: bytes, claim_for: timedelta = timedelta(seconds=30)) -> None:
+    def __init__(self, runner: ScriptRunner, *, key: bytes, work_for: timedelta = timedelta(seconds=30)) -> None:
         self._runner = runner
         self._name_key = derive_key(key, "name")
         self._body_key = derive_key(key, "body")
-        self._claim_for = claim_for
+        self._work_for = work_for
 
     async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
         """Claim a request, or return its answer."""
-        held_until = time.monotonic() + self._claim_for.total_seconds()
-        claim = Claim(self._name(request), secrets.token_hex(_TOKEN_BYTES), held_until=held_until)
-        arguments: list[Argument] = [self._fingerprint(claim.name, request.body), claim.token, ms(self._claim_for)]
+        name = self._name(request)
+        claim = Claim(name, secrets.token_hex(_TOKEN_BYTES), self._fingerprint(name, request.body))
+        arguments: list[Argument] = [claim.fingerprint, claim.token, ms(_CLAIM_FOR)]
         outcome, *answer = await self._runner.run(CLAIM, _keys(claim), arguments)
         match outcome:
             case b"claimed":
@@ -58,7 +58,8 @@ class RedisIdempotency:
 
     async def begin(self, claim: Claim, note: str) -> bool:
         """Note what is about to be done."""
-        return bool(await self._runner.run(BEGIN, _keys(claim), [claim.token, note, ms(_NOTE_KEPT)]))
+        arguments: list[Argument] = [claim.fingerprint, claim.token, note, ms(self._work_for), ms(_NOTE_KEPT)]
+        return bool(await self._runner.run(BEGIN, _keys(claim), arguments))
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
         """Keep the answer of a claimed request."""
@@ -66,9 +67,10 @@ class RedisIdempotency:
         arguments: list[Argument] = [claim.token, int(answer.status), headers, answer.body, ms(lifetime)]
         return bool(await self._runner.run(KEEP, _keys(claim), arguments))
 
-    async def release(self, claim: Claim) -> None:
+    async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
         """Let the request be made again."""
-        await self._runner.run(RELEASE, _keys(claim), [claim.token])
+        keys = _keys(claim)[:1] if keep_note else _keys(claim)
+        await self._runner.run(RELEASE, keys, [claim.token])
 
     def _name(self, request: IdempotentRequest) -> str:
         """Name a request. Neither route nor key can hold the separator, so no two requests share a name."""

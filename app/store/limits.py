@@ -8,7 +8,7 @@ from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
 from app.verification.policy import Allowance, Limit, Quota
 
-TAKE, GIVE_BACK = Script("take"), Script("give_back")
+ROOM, TAKE, GIVE_BACK = Script("room"), Script("take"), Script("give_back")
 
 
 class RedisLimits:
@@ -21,8 +21,17 @@ class RedisLimits:
         self._runner = runner
         self._key = key
 
+    async def require_room(self, allowances: Sequence[Allowance]) -> None:
+        """Return if each has room for one event."""
+        runs: list[tuple[list[str], list[Argument]]] = [
+            ([self._name(allowance)], [allowance.limit.count, ms(allowance.limit.period)]) for allowance in allowances
+        ]
+        for allowance, wait in zip(allowances, await self._runner.run_each(ROOM, runs), strict=True):
+            if wait:
+                raise _refusal(allowance.limit, wait)
+
     async def take(self, token: str, allowances: Sequence[Allowance]) -> list[Quota]:
-        """Count one event against each."""
+        """Count one event against each that has room; the caller gives it back if one has not."""
         runs: list[tuple[list[str], list[Argument]]] = [
             ([self._name(allowance)], [token, allowance.limit.count, ms(allowance.limit.period)])
             for allowance in allowances
@@ -31,7 +40,6 @@ class RedisLimits:
         answers = [_answer(allowance.limit, *reply) for allowance, reply in zip(allowances, replies, strict=True)]
         refusals = [answer for answer in answers if isinstance(answer, VerificationError)]
         if refusals:
-            await self.give_back(token, allowances)
             raise refusals[0]
         return [answer for answer in answers if isinstance(answer, Quota)]
 
@@ -45,8 +53,10 @@ class RedisLimits:
 
 def _answer(limit: Limit, taken: int, fact: int) -> Quota | VerificationError:
     """Read a reply of take.lua."""
-    if taken:
-        return Quota(limit, fact)
+    return Quota(limit, fact) if taken else _refusal(limit, fact)
+
+
+def _refusal(limit: Limit, wait: int) -> VerificationError:
     if limit.name == CallBudgetExhausted.limit:
-        return CallBudgetExhausted(retry_after=seconds(fact))
-    return RateLimited(limit=limit.name, retry_after=seconds(fact))
+        return CallBudgetExhausted(retry_after=seconds(wait))
+    return RateLimited(limit=limit.name, retry_after=seconds(wait))

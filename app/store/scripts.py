@@ -33,12 +33,13 @@ class RoundTrip(Protocol):
 
 
 class Script:
-    """A Lua script: a file of ``app/store/lua``, behind the one that all of them share."""
+    """A Lua script: a file of ``app/store/lua``, behind ``common.lua`` and what else it ``shares`` with another."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, shares: tuple[str, ...] = ()) -> None:
         self.name = name
         folder = resources.files("app.store") / "lua"
-        self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
+        parts = ("common", *shares, name)
+        self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 

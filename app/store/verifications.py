@@ -1,7 +1,10 @@
 """Verifications in Redis: one script for each use case, one round trip for each script."""
 
+import hashlib
+import hmac
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -33,11 +36,22 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
-from app.verification.ports import CallReport, Confirmation, Guess, NewCall, Recorded, Tried
+from app.verification.ports import (
+    CallName,
+    CallReport,
+    Confirmation,
+    Guess,
+    NewCall,
+    Recorded,
+    StartPreview,
+    Tried,
+)
 
-START, CHECK, CANCEL = Script("start"), Script("check"), Script("cancel")
+PREVIEW, START = (Script(name, shares=("start_rules",)) for name in ("start_preview", "start"))
+CHECK, CANCEL, CONFIRM = Script("check"), Script("cancel"), Script("confirm")
 READ, RECORD_CALL, TAKE_BACK = Script("read"), Script("record_call"), Script("take_back")
-TRIED, CONFIRM = Script("recall"), Script("confirm")
+
+_ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
 
 class RedisVerificationStore:
@@ -52,48 +66,27 @@ class RedisVerificationStore:
         self._phone_key = phone_key
         self._told_clients = frozenset(told_clients)
 
-    async def start(self, call: NewCall, policy: Policy) -> Started:
-        """Store the digest of a call about to be placed."""
+    async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
+        """Tell what a start would meet."""
         phone = self._name(call.phone)
         new = phone.new_record()
-        failed = policy.failed_checks_per_phone
-        cooldowns = [timedelta()] if call.test else policy.cooldowns
-        limits = [] if call.test else policy.calls_per_phone
-        arguments: list[Argument] = [
-            *(
-                call.client,
-                call.purpose,
-                _digits(call.phone),
-                call.channel,
-                call.code_length or 0,
-                call.code_digest or "",
-            ),
-            *(new.rest, ms(policy.lifetime), policy.calls, call.checks),
-            *("test" if call.test else failed.count, ms(failed.period)),
-            *(len(cooldowns), *map(ms, cooldowns)),
-            *(len(limits), *_written(limits)),
-        ]
-        outcome, *facts = await self._runner.run(START, [phone.key, new.key, *self._events(call.client)], arguments)
-        match outcome:
-            case b"started":
-                rest, *record, left = facts
-                verification = _verification(RecordName(phone.bucket, rest.decode()), *record)
-                return Started(verification, _quotas(limits, left))
-            case b"cooldown":
-                rest, wait = facts
-                pending = RecordName(phone.bucket, rest.decode()).verification_id if rest else None
-                raise CallCooldown(retry_after=seconds(wait), verification_id=pending)
-            case b"calls_exhausted":
-                raise RateLimited(limit="calls_per_verification", retry_after=seconds(facts[0]))
-            case _:
-                raise _refusal(outcome, facts)
-
-    async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
-        """Tell what was tried before."""
-        operator, calls = await self._runner.run(TRIED, [self._name(phone).key], [f"{client}:{purpose}"])
+        arguments = self._start_arguments(phone, call, 0, policy)
+        reply = await self._runner.run(PREVIEW, [phone.key, new.key], arguments)
+        number, operator, calls = _accepted(reply, call)
+        # A second call of a verification is one of that which the request names; a first one begins another.
+        verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
         words = [word.decode() for word in calls]
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
-        return Tried(operator.decode() or None, tuple(states))
+        return StartPreview(CallName(verification_id, number), Tried(operator.decode() or None, tuple(states)))
+
+    async def start(self, name: CallName, call: NewCall, policy: Policy) -> Started:
+        """Store the digest of a call about to be placed."""
+        phone, record = self._name(call.phone), _record(name.verification_id)
+        keys = [phone.key, record.key, *self._events(call.client)]
+        arguments = self._start_arguments(phone, call, name.serial, policy)
+        *stored, checks_left, calls_left = _accepted(await self._runner.run(START, keys, arguments), call)
+        verification = replace(_verification(record, *stored), checks_left=checks_left)
+        return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
     async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
         """Write what became of a call."""
@@ -118,11 +111,12 @@ class RedisVerificationStore:
         arguments: list[Argument] = [serial, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
         return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
 
-    async def take_back(self, verification: Verification, serial: int, policy: Policy) -> bool:
-        """Undo a call that did not happen."""
-        record = _record(verification.id)
-        keys = [self._name(verification.phone).key, record.key, *self._events(verification.client)]
-        return bool(await self._runner.run(TAKE_BACK, keys, [serial, ms(policy.lifetime)]))
+    async def take_back(
+        self, name: CallName, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+    ) -> bool:
+        """Refund a call that did not happen."""
+        keys = [self._name(phone).key, _record(name.verification_id).key, *self._events(client)]
+        return bool(await self._runner.run(TAKE_BACK, keys, [name.serial, ms(policy.lifetime), token or ""]))
 
     async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         """Count the check, compare, consume."""
@@ -157,21 +151,47 @@ class RedisVerificationStore:
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
 
+    def _start_arguments(self, phone: PhoneName, call: NewCall, number: int, policy: Policy) -> list[Argument]:
+        """Write the arguments that ``start_rules.lua`` lists. Raises VerificationNotFound."""
+        named = _record(call.resend_of) if call.resend_of else None
+        if named and named.bucket != phone.bucket:
+            raise VerificationNotFound  # it is another phone's
+        failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
+        cooldowns = [timedelta()] if call.test else policy.cooldowns
+        limits = _phone_limits(call, policy)
+        return [
+            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length or 0),
+            *(call.code_digest or "", named.rest if named else "", number, ms(policy.lifetime)),
+            *(policy.calls, call.checks, int(call.test), call.token, self._address(call.address)),
+            *(failed.count, share.count, ms(failed.period)),
+            *(len(cooldowns), *map(ms, cooldowns)),
+            *(len(limits), *_written(limits)),
+        ]
+
     async def _check(self, key: str, bucket: str, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
         further = list(policy.for_failed_checks(client=guess.client, address=guess.address))
-        limits = [policy.failed_checks_per_phone, *(allowance.limit for allowance in further)]
+        failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
+        limits = [failed, *(allowance.limit for allowance in further)]
         events = self._events(guess.client)
         keys = [key, *self._limit_keys(further), *events]
         arguments: list[Argument] = [
             *(guess.client, purpose, secrets.token_hex(6), len(events)),
-            *(guess.length, len(guess.candidates), *guess.candidates, *_written(limits)),
+            *(guess.retry_digest or "", self._address(guess.address)),
+            *(failed.count, share.count, ms(failed.period)),
+            *(guess.length, len(guess.candidates), *guess.candidates, *_written(limits[1:])),
         ]
         outcome, *facts = await self._runner.run(CHECK, keys, arguments)
-        if outcome not in {b"verified", b"wrong", b"waiting", b"exhausted"}:
+        if outcome not in {b"verified", b"verified_again", b"wrong", b"waiting", b"exhausted"}:
             raise _refusal(outcome, facts)
         rest, left, *facts = facts
         limits = limits[: len(left)]
         return _check_result(outcome, RecordName(bucket, rest.decode()).verification_id, facts, _quotas(limits, left))
+
+    def _address(self, address: str | None) -> str:
+        """Digest an address for the log of failed checks; nothing without one."""
+        if not address:
+            return ""
+        return hmac.digest(self._phone_key, f"address\0{address}".encode(), hashlib.sha256).hex()[:_ADDRESS_DIGITS]
 
     def _events(self, client: str) -> list[str]:
         """Return the key of the stream, if a client is told of events."""
@@ -183,7 +203,7 @@ class RedisVerificationStore:
 
 def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], quotas: tuple[Quota, ...]) -> CheckResult:
     match outcome:
-        case b"verified":
+        case b"verified" | b"verified_again":
             purpose, digits, test = facts
             return CheckResult(
                 verification_id=verification_id,
@@ -192,6 +212,7 @@ def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], qu
                 phone=_phone(digits),
                 quotas=quotas,
                 test=bool(test),
+                is_repeated=outcome == b"verified_again",
             )
         case b"wrong" | b"waiting":
             return CheckResult(
@@ -215,6 +236,20 @@ _REFUSALS: Mapping[bytes, type[VerificationError]] = {
 }
 
 
+def _accepted(reply: Sequence[Any], call: NewCall) -> Sequence[Any]:
+    """Return what a script tells of a start that it does not refuse. Raises what it is refused for."""
+    outcome, *facts = reply
+    match outcome:
+        case b"ready" | b"started":
+            return facts
+        case b"cooldown":
+            raise CallCooldown(retry_after=seconds(facts[0]), verification_id=call.resend_of)
+        case b"calls_exhausted":
+            raise RateLimited(limit="calls_per_verification", retry_after=seconds(facts[0]))
+        case _:
+            raise _refusal(outcome, facts)
+
+
 def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
     """Make the error of a script's refusal; the words are those in the RETURN comments of the scripts."""
     match outcome:
@@ -229,6 +264,10 @@ def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
             return _REFUSALS[outcome]()
 
 
+def _phone_limits(call: NewCall, policy: Policy) -> Sequence[Limit]:
+    return () if call.test else policy.calls_per_phone
+
+
 def _record(verification_id: str) -> RecordName:
     name = RecordName.from_id(verification_id)
     if name is None:
@@ -240,14 +279,15 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
     """Read a record; ``app/store/lua/common.lua`` lists its fields."""
     fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
     calls = tuple(_calls(fields))
+    latest = calls[-1].serial if calls else ""  # without any call, the record itself has its channel
     resend_at = fields.get("r")
     return Verification(
         id=name.verification_id,
         client=fields["c"],
         purpose=fields["u"],
-        channel=Channel(fields["h"]),
+        channel=Channel(fields[f"h{latest}"]),
         phone=_phone(fields["p"].encode()),
-        code_length=int(fields["l"]) or None,
+        code_length=int(fields[f"l{latest}"]) or None,
         stored_status=Status(fields.get("s", Status.PENDING)),
         calls_placed=len(calls),
         calls_left=int(fields["m"]),
@@ -257,7 +297,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
         expires_at=from_ms(expires),
         resend_at=from_ms(resend_at) if resend_at else None,
         observed_at=from_ms(now),
-        version=int(fields["v"]),
+        version=int(fields.get("v", 0)),
         test="z" in fields,
     )
 

@@ -91,6 +91,10 @@ class Suspect:
 class FraudGuard(Protocol):
     """Watches the conversion. Switched off it admits everything and knows of nothing. All raise StoreUnavailable."""
 
+    async def require_open(self, phone: Phone) -> None:
+        """Return if calls to the range of a phone are not blocked now. Raises RateLimited (``fraud_guard``)."""
+        ...
+
     async def admit(self, phone: Phone, client: str) -> None:
         """Count a call that is about to be placed. Raises RateLimited (``fraud_guard``): it is blocked, not counted."""
         ...

@@ -1,6 +1,5 @@
 """What the HTTP edge asks of the store so that a repeated request is answered again and not done again."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -44,14 +43,14 @@ class KeptAnswer:
 class Claim:
     """The right to do what a request asks: ``name`` says which request, and ``token`` that it is one's own.
 
-    ``begun`` is what somebody noted who held the claim before and died over it. Before ``held_until``, of the clock
-    ``time.monotonic``, nobody else can take it over.
+    ``fingerprint`` is a keyed digest of the request, its key and body included. ``begun`` is what somebody noted who
+    held the claim before and died over it.
     """
 
     name: str
     token: str = field(repr=False)
+    fingerprint: str
     begun: str | None = None
-    held_until: float = field(default=math.inf, compare=False)
 
 
 class IdempotencyStore(Protocol):
@@ -69,7 +68,7 @@ class IdempotencyStore(Protocol):
         ...
 
     async def begin(self, claim: Claim, note: str) -> bool:
-        """Note what is about to be done, for whoever claims the request if this process dies.
+        """Note what is about to be done, for whoever claims the request if this process dies, and extend the claim.
 
         False if somebody else has taken it over: then it must not be done.
         """
@@ -79,6 +78,6 @@ class IdempotencyStore(Protocol):
         """Keep the answer of a claimed request; false if the claim was lost, and nothing is kept."""
         ...
 
-    async def release(self, claim: Claim) -> None:
-        """Let the request be made again: nothing was done."""
+    async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
+        """Let the request be made again: nothing was done; or, where the note is kept, what it names may have been."""
         ...

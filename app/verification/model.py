@@ -171,7 +171,8 @@ class Started:
 class CheckResult:
     """What became of one evaluated code: ``verified``, ``pending`` (wrong, try again) or ``locked`` (wrong, the last).
 
-    ``phone`` and ``purpose`` are told only for the right code, ``retry_after`` (seconds) only when locked.
+    ``phone`` and ``purpose`` are told only for the right code, ``retry_after`` (seconds) only when locked. A check that
+    ``is_repeated`` had verified before, and its answer was lost.
     """
 
     verification_id: str
@@ -182,6 +183,7 @@ class CheckResult:
     retry_after: int | None = None
     quotas: tuple[Quota, ...] = ()
     test: bool = False
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

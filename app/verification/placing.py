@@ -1,7 +1,8 @@
-"""How one call is placed: what is taken before, by which channel it goes, and what is written down or given back after.
+"""How one call is placed: what is taken before, by which channel it goes, and what is written down or refunded after.
 
-The order of the steps is what keeps money and codes safe: a code is stored before it can be heard, a request that may
-have placed a call is never followed by another, and a call that did not happen costs nothing.
+The order of the steps is what keeps money and codes safe. First everything is only looked at, so that a start that is
+refused leaves no trace; then places in the limits are taken, then the phone's own; a code is stored before it can be
+heard; a request that may have placed a call is never followed by another; and a call that did not happen costs nothing.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester, make_code
+from app.verification.deferred import DeferredWrites, Write, best_effort, store_deadline
 from app.verification.errors import (
     ProviderError,
     ProviderRejected,
@@ -23,7 +25,6 @@ from app.verification.errors import (
 )
 from app.verification.guard import FraudGuard
 from app.verification.happenings import CallPlaced, CallRefused, Observe, VerificationStarted
-from app.verification.idempotency import IdempotencyInProgress
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Started, Unknown
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Policy
@@ -35,36 +36,72 @@ from app.verification.ports import (
     CallSender,
     Limits,
     NewCall,
-    Tried,
+    StartPreview,
     VerificationStore,
 )
 from app.verification.routing import route
 
 log = logging.getLogger(__name__)
 
-
-class Keep(Protocol):
-    """Keeps the answer of a start that may be repeated. Neither method raises StoreUnavailable."""
-
-    async def begin(self, note: str) -> None:
-        """Note which call is about to be placed: a repetition of a start that died tells of it and places no other.
-
-        Raises IdempotencyInProgress: such a repetition has taken this start for dead, and does what it asked.
-        """
-        ...
-
-    async def __call__(self, started: Started, /) -> None:
-        """Keep the answer that tells of this."""
-        ...
-
-
 FIRST_LOOK = timedelta(seconds=1)  # after a call was placed; it hardly rings before
 _SHORTEST_TRY = 1.0  # seconds; with less, no other channel is tried
 
 
+class StartJournal(Protocol):
+    """Remembers a start that may be repeated, so that its repetition places no second call."""
+
+    async def claim(self) -> CallName | None:
+        """Claim the request; return the call that an earlier one had begun and died over.
+
+        Raises IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable, or what carries the answer that was given.
+        """
+        ...
+
+    async def begin(self, name: CallName) -> None:
+        """Note the call that is about to be placed. Without the note it must not be.
+
+        Raises IdempotencyInProgress: somebody else has taken the request over. Raises StoreUnavailable.
+        """
+        ...
+
+    async def release(self) -> None:
+        """Let the request be made again: no call was placed. Harmless when repeated. Raises StoreUnavailable."""
+        ...
+
+    async def abandon(self) -> None:
+        """Let the request be made again, and then be told of the call that was noted. Raises StoreUnavailable."""
+        ...
+
+    async def keep(self, started: Started) -> None:
+        """Keep the answer. Raises nothing."""
+        ...
+
+
+class NoJournal:
+    """The journal of a start that is not repeated."""
+
+    async def claim(self) -> None:
+        """Claim nothing."""
+
+    async def begin(self, name: CallName) -> None:
+        """Note nothing."""
+
+    async def release(self) -> None:
+        """Release nothing."""
+
+    async def abandon(self) -> None:
+        """Abandon nothing."""
+
+    async def keep(self, started: Started) -> None:
+        """Keep nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """A call that a client wants: by which channels, for whom, by which rules. ``address`` is the end user's."""
+    """A call that a client wants: by which channels, for whom, by which rules. ``address`` is the end user's.
+
+    ``resend_of`` is the id of the verification that is called again, ``test_code`` the code of a test number.
+    """
 
     client: str
     phone: Phone
@@ -72,25 +109,37 @@ class Wish:
     channels: tuple[Channel, ...]
     lang: Lang
     address: str | None
+    resend_of: str | None
+    test_code: str | None
     policy: Policy
 
+    def call(
+        self, channel: Channel, *, code_digest: bytes | None = None, code_length: int | None = None, token: str = ""
+    ) -> NewCall:
+        """Describe the call by a channel to the store."""
+        return NewCall(
+            client=self.client,
+            phone=self.phone,
+            purpose=self.purpose,
+            channel=channel,
+            code_digest=code_digest,
+            code_length=code_length,
+            checks=self.policy.checks_of(channel),
+            resend_of=self.resend_of,
+            address=self.address,
+            token=token,
+            test=self.test_code is not None,
+        )
 
-@dataclass(frozen=True, slots=True)
-class _Reservation:
-    """What a call has taken before it is placed, to be given back if it is not."""
-
-    token: str
-    allowances: Sequence[Allowance]
-    started: Started
-
-    @property
-    def name(self) -> CallName:
-        verification = self.started.verification
-        return CallName(verification.id, verification.calls[-1].serial)
+    def allowances(self) -> Sequence[Allowance]:
+        """List what the call is counted against, beside the phone itself."""
+        if self.test_code is not None:
+            return tuple(self.policy.for_test_calls(client=self.client))
+        return tuple(self.policy.for_calls(client=self.client, phone=self.phone, address=self.address))
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
     """A call as it was ordered by one channel, and what came of it."""
 
     channel: Channel
@@ -98,75 +147,137 @@ class _Attempt:
     outcome: CallOutcome
 
 
-class CallPlacer:
-    """Places calls."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTools:
+    """What placing a call needs. ``store_timeout`` (seconds) is for all waits for the store before the provider."""
 
-    def __init__(
-        self,
-        *,
-        store: VerificationStore,
-        limits: Limits,
-        guard: FraudGuard,
-        senders: Mapping[Channel, CallSender],
-        queue: CallSchedule,
-        digester: CodeDigester,
-        observe: Observe,
-    ) -> None:
-        self._store = store
-        self._limits = limits
-        self._guard = guard
-        self._senders = senders
-        self._queue = queue
-        self._digester = digester
-        self._observe = observe
-
-    async def place(self, wish: Wish, keep: Keep | None) -> Started:
-        """Place one call, by the first channel that takes it. Raises as ``VerificationService.start`` does."""
-        channels = await self._route(wish)
-        code = _make_code(channels[0], wish.policy)
-        reservation = await self._reserve(self.new_call(wish, channels[0], code), wish.address, wish.policy)
-        await self._note(reservation, wish.policy, keep)
-        reservation, attempt = await self._try_each(reservation, channels, code, wish, keep)
-        return await self._settle(reservation, attempt, wish.policy, keep)
-
-    def new_call(self, wish: Wish, channel: Channel, code: str | None, *, test: bool = False) -> NewCall:
-        """Describe a call to the store."""
-        return NewCall(
-            client=wish.client,
-            phone=wish.phone,
-            purpose=wish.purpose,
-            channel=channel,
-            code_digest=self._digest(wish.client, code),
-            code_length=len(code) if code else None,
-            checks=wish.policy.checks_of(channel),
-            test=test,
-        )
+    store: VerificationStore
+    limits: Limits
+    guard: FraudGuard
+    senders: Mapping[Channel, CallSender]
+    queue: CallSchedule
+    digester: CodeDigester
+    observe: Observe
+    deferred: DeferredWrites
+    store_timeout: float
 
     async def never_placed(self, limits_token: str | None, name: CallName, policy: Policy) -> None:
         """Give back what a call took that, as it turns out, was never placed; exactly once, however often asked."""
-        verification = await self._store.read(name.verification_id, client=None)
-        if not await self._store.take_back(verification, name.serial, policy):
+        verification = await self.store.read(name.verification_id, client=None)
+        phone, client = verification.phone, verification.client
+        if not await self.store.take_back(name, phone=phone, client=client, policy=policy):
             return
         # Without the end user's address, which is not kept: its limit stays taken for its few minutes.
-        allowances = tuple(policy.for_calls(client=verification.client, phone=verification.phone, address=None))
+        allowances = tuple(policy.for_calls(client=client, phone=phone, address=None))
         if limits_token:
-            await at_best(
-                self._limits.give_back(limits_token, allowances),
-                self._guard.retract(verification.phone, verification.client),
-            )
+            await best_effort(self.limits.give_back(limits_token, allowances), self.guard.retract(phone, client))
 
-    async def _route(self, wish: Wish) -> tuple[Channel, ...]:
-        """Choose the channels to try; what was tried before matters only if there is a choice."""
-        tried = Tried(None, ())
-        if len(wish.channels) > 1:
-            tried = await self._store.tried(wish.client, wish.phone, wish.purpose)
-        ordered = route(wish.channels, phone=wish.phone, tried=tried, operator_channels=wish.policy.operator_channels)
+
+class CallPlacement:
+    """One start on its way: what it has taken is given back if no call is placed."""
+
+    def __init__(self, tools: CallTools, wish: Wish, journal: StartJournal) -> None:
+        self._tools = tools
+        self._wish = wish
+        self._journal = journal
+        self._token = secrets.token_hex(6)  # names this start in the limits
+        self._allowances = wish.allowances()
+        self._took_places = False
+        self._is_admitted = False
+        self._name: CallName | None = None  # of the call that is, or may be, stored
+
+    async def run(self) -> Started:
+        """Place one call, by the first channel that takes it. Raises as ``VerificationService.start`` does."""
+        try:
+            async with store_deadline(self._tools.store_timeout):
+                preview = await self._look()
+                if isinstance(preview, Started):
+                    return preview
+                channels = self._route(preview)
+                code = self._make_code(channels[0])
+                started = await self._reserve(preview.name, channels[0], code)
+        except (StoreUnavailable, asyncio.CancelledError):
+            # What the store has done of it is not known, and nobody waits until that can be.
+            self._tools.deferred.write_later(*self._refunds())
+            raise
+        except BaseException:
+            await self._tools.deferred.write(*self._refunds())
+            raise
+        if self._wish.test_code is not None:
+            log.info("verification.test_started", extra={"verification_id": started.verification.id, "test": True})
+            report = CallReport(state=CallState(CallStatus.COMPLETED), ref="test")
+            return await self._record(started, report, is_followed=False)
+        try:
+            started, attempt = await self._try_each(started, channels, code)
+            return await self._settle(started, attempt)
+        except (StoreUnavailable, asyncio.CancelledError):  # the call may have been placed, and nobody is at work on it
+            self._tools.deferred.write_later(self._journal.abandon)
+            raise
+
+    async def _look(self) -> StartPreview | Started:
+        """Claim the request, and see whether anything refuses the start; all in one round trip.
+
+        Returns what a repeated request is to be told, where one before it has begun a call and died.
+        """
+        claiming = asyncio.ensure_future(self._journal.claim())
+        _, *seen = await asyncio.gather(claiming, *self._questions(), return_exceptions=True)
+        begun = claiming.result()
+        if begun and (resumed := await self._resume(begun)):
+            return resumed
+        if begun:  # what was seen before counted the call that was begun
+            seen = await asyncio.gather(*self._questions(), return_exceptions=True)
+        return self._judge(seen)
+
+    def _questions(self) -> list[Awaitable[object]]:
+        """Ask the phone, the limits and the guard what they would say, without changing anything.
+
+        A reverse call meets other rules than those that give a code, so where both are wanted both are asked after.
+        """
+        wish, tools = self._wish, self._tools
+        questions: list[Awaitable[object]] = [
+            tools.store.preview_start(wish.call(channel), wish.policy) for channel in self._kinds.values()
+        ]
+        questions.append(tools.limits.require_room(self._allowances))
+        if wish.test_code is None:
+            questions.append(tools.guard.require_open(wish.phone))
+        return questions
+
+    @property
+    def _kinds(self) -> dict[bool, Channel]:
+        """The first channel of each kind that is wanted; the key says whether it is a reverse call."""
+        return {channel is Channel.REVERSE_CALL: channel for channel in reversed(self._wish.channels)}
+
+    def _judge(self, answers: Sequence[object]) -> StartPreview:
+        """Return the preview of the channel that the start will go by. Raises what refuses it."""
+        previews = dict(zip(self._kinds, answers, strict=False))
+        known = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
+        first = self._ordered(known)[0] if known else self._wish.channels[0]
+        preview = previews[first is Channel.REVERSE_CALL]
+        for answer in (preview, *answers[len(previews) :]):
+            if isinstance(answer, BaseException):
+                raise answer
+        assert isinstance(preview, StartPreview)  # noqa: S101 - mypy cannot know that no exception is left
+        return preview
+
+    def _ordered(self, preview: StartPreview) -> tuple[Channel, ...]:
+        wish = self._wish
+        if wish.test_code is not None or len(wish.channels) == 1:
+            return wish.channels
+        return route(
+            wish.channels, phone=wish.phone, tried=preview.tried, operator_channels=wish.policy.operator_channels
+        )
+
+    def _route(self, preview: StartPreview) -> tuple[Channel, ...]:
+        """Choose the channels to try, of those whose provider can be asked. Raises ProviderError."""
+        ordered = self._ordered(preview)
+        if self._wish.test_code is not None:
+            return ordered
         ready, refusals = [], []
         for channel in ordered:
             try:
-                self._senders[channel].require_ready()
+                self._tools.senders[channel].require_ready()
             except ProviderError as error:
-                self._observe(CallRefused(channel, error))
+                self._tools.observe(CallRefused(channel, error))
                 refusals.append(error)
             else:
                 ready.append(channel)
@@ -174,159 +285,210 @@ class CallPlacer:
             raise refusals[0]
         return tuple(ready)
 
-    async def _reserve(self, call: NewCall, address: str | None, policy: Policy) -> _Reservation:
-        """Take what a call needs, all in one round trip: its place in every limit, and the guard's word."""
-        token = secrets.token_hex(6)
-        allowances = tuple(policy.for_calls(client=call.client, phone=call.phone, address=address))
-        started, taken, admitted = await asyncio.gather(
-            self._store.start(call, policy),
-            self._limits.take(token, allowances),
-            self._guard.admit(call.phone, call.client),
-            return_exceptions=True,
+    async def _resume(self, name: CallName) -> Started | None:
+        """Tell of a call that an earlier request began before it died; none if it may be placed anew.
+
+        Raises:
+            StoreUnavailable: nothing is known, so nothing may be done.
+
+        """
+        tools, client = self._tools, self._wish.client
+        try:
+            verification = await tools.store.read(name.verification_id, client=client)
+            call = verification.call(name.serial)
+            if call is None:
+                return None
+            # Nobody was called, or told whom to call. Its place in the limits is not known here, and stays taken.
+            if call.channel is Channel.REVERSE_CALL and call.dial is None:
+                await tools.never_placed(None, name, self._wish.policy)
+                return None
+            if call.ref is None and call.state.status is CallStatus.INITIATED:
+                report = CallReport(state=CallState(CallStatus.UNCONFIRMED))
+                verification = (await tools.store.record_call(verification, name.serial, report)).verification
+                tools.observe(CallPlaced(call.channel, CallStatus.UNCONFIRMED))
+        except VerificationNotFound:
+            return None
+        log.warning("verification.start_resumed", extra={"verification_id": verification.id})
+        started = Started(verification)
+        await self._journal.keep(started)
+        return started
+
+    async def _reserve(self, name: CallName, channel: Channel, code: str | None) -> Started:
+        """Take the places that the call needs, then store it together with the note that it is about to be placed."""
+        tools = self._tools
+        self._took_places = True
+        quotas, admitted = await asyncio.gather(
+            tools.limits.take(self._token, self._allowances), self._admit(), return_exceptions=True
         )
-        if not (
-            isinstance(started, BaseException)
-            or isinstance(taken, BaseException)
-            or isinstance(admitted, BaseException)
-        ):
-            return _Reservation(token, allowances, replace(started, quotas=(*started.quotas, *taken)))
-        undo: list[Awaitable[object]] = []
-        if not isinstance(started, BaseException):
-            undo.append(self._store.take_back(started.verification, started.verification.calls[-1].serial, policy))
-        if not isinstance(taken, BaseException):
-            undo.append(self._limits.give_back(token, allowances))
-        if not isinstance(admitted, BaseException):
-            undo.append(self._guard.retract(call.phone, call.client))
-        await at_best(*undo)
-        raise next(refusal for refusal in (started, taken, admitted) if isinstance(refusal, BaseException))
+        for answer in (quotas, admitted):
+            if isinstance(answer, BaseException):
+                raise answer
+        assert not isinstance(quotas, BaseException)  # noqa: S101 - mypy cannot know that no exception is left
+        started = await self._store(name, channel, code)
+        return replace(started, quotas=(*started.quotas, *quotas))
+
+    async def _admit(self) -> None:
+        if self._wish.test_code is None:
+            await self._tools.guard.admit(self._wish.phone, self._wish.client)
+            self._is_admitted = True
+
+    async def _store(self, name: CallName, channel: Channel, code: str | None) -> Started:
+        wish, tools = self._wish, self._tools
+        digest = tools.digester.digest(wish.client, code) if code else None
+        self._name = name
+        call = wish.call(channel, code_digest=digest, code_length=len(code) if code else None, token=self._token)
+        started, noted = await asyncio.gather(
+            tools.store.start(name, call, wish.policy), self._journal.begin(name), return_exceptions=True
+        )
+        for answer in (started, noted):
+            if isinstance(answer, BaseException):
+                raise answer
+        assert isinstance(started, Started)  # noqa: S101 - mypy cannot know that no exception is left
+        return started
 
     async def _try_each(
-        self,
-        reservation: _Reservation,
-        channels: Sequence[Channel],
-        code: str | None,
-        wish: Wish,
-        keep: Keep | None,
-    ) -> tuple[_Reservation, _Attempt]:
+        self, started: Started, channels: Sequence[Channel], code: str | None
+    ) -> tuple[Started, Attempt]:
         """Try one channel after the other until a call was placed, or may have been, or no other can help."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + wish.policy.patience.total_seconds()
-        attempt = await self._try(reservation, channels[0], code, wish, deadline - clock())
+        deadline = clock() + self._wish.policy.patience.total_seconds()
+        attempt = await self._try(started, channels[0], code, deadline - clock())
         for channel in channels[1:]:
-            if not (_may_help(attempt, self._senders[channel]) and deadline - clock() > _SHORTEST_TRY):
+            if not (_may_help(attempt, self._tools.senders[channel]) and deadline - clock() > _SHORTEST_TRY):
                 continue
-            code = _make_code(channel, wish.policy)
+            code = self._make_code(channel)
             try:
-                reservation = await self._replace(reservation, self.new_call(wish, channel, code), wish.policy)
+                started = await self._replace(started, channel, code)
             except VerificationError:
                 break  # somebody else's start came between, or Redis has gone: the refusal before is still the truth
-            await self._note(reservation, wish.policy, keep)
-            attempt = await self._try(reservation, channel, code, wish, deadline - clock())
-        return reservation, attempt
+            except BaseException:
+                self._tools.deferred.write_later(*self._refunds())
+                raise
+            attempt = await self._try(started, channel, code, deadline - clock())
+        return started, attempt
 
-    async def _try(
-        self, reservation: _Reservation, channel: Channel, code: str | None, wish: Wish, within: float
-    ) -> _Attempt:
+    async def _try(self, started: Started, channel: Channel, code: str | None, seconds: float) -> Attempt:
+        """Ask the provider. From here on the call may have been placed, unless the outcome says that it was not."""
+        wish = self._wish
+        verification = started.verification
         order = CallOrder(
-            name=reservation.name, phone=wish.phone, code=code, lang=wish.lang, repeat=wish.policy.repeat, within=within
+            name=CallName(verification.id, verification.calls[-1].serial),
+            phone=wish.phone,
+            code=code,
+            lang=wish.lang,
+            repeat=wish.policy.repeat,
+            within=seconds,
         )
-        sender = self._senders[channel]
+        sender = self._tools.senders[channel]
         outcome = await sender.place(order)
         if isinstance(outcome, Refused):
-            self._observe(CallRefused(channel, outcome.error))
-        return _Attempt(channel, sender, outcome)
+            self._tools.observe(CallRefused(channel, outcome.error))
+        return Attempt(channel=channel, sender=sender, outcome=outcome)
 
-    async def _note(self, reservation: _Reservation, policy: Policy, keep: Keep | None) -> None:
-        """Note which call is about to be placed, where the start may be repeated."""
-        if keep:
-            try:
-                await keep.begin(str(reservation.name))
-            except IdempotencyInProgress:
-                await self._give_back(reservation, policy)
-                raise
-
-    async def _replace(self, reservation: _Reservation, call: NewCall, policy: Policy) -> _Reservation:
-        """Take back a call that was refused and start another in its place, which may be another verification's.
+    async def _replace(self, started: Started, channel: Channel, code: str | None) -> Started:
+        """Give back a call that was refused and store another in its place, which may be another verification's.
 
         The places in the other limits stay taken. Raises as the store's ``start`` does.
         """
-        await self._store.take_back(reservation.started.verification, reservation.name.serial, policy)
-        started = await self._store.start(call, policy)
-        return replace(reservation, started=replace(started, quotas=reservation.started.quotas))
+        wish, tools = self._wish, self._tools
+        async with store_deadline(tools.store_timeout):
+            await self._take_back()
+            preview = await tools.store.preview_start(wish.call(channel), wish.policy)
+            replacement = await self._store(preview.name, channel, code)
+        return replace(replacement, quotas=started.quotas)
 
-    async def _settle(self, reservation: _Reservation, attempt: _Attempt, policy: Policy, keep: Keep | None) -> Started:
-        """Write the outcome of a call down, or take the call back."""
-        verification = reservation.started.verification
+    async def _settle(self, started: Started, attempt: Attempt) -> Started:
+        """Write the outcome of a call down, or give everything back."""
+        verification, tools = started.verification, self._tools
         match attempt.outcome:
             case Refused(error):
-                await self._give_back(reservation, policy)
+                await tools.deferred.write(*self._refunds())
                 raise error
             case Unknown(why, ref):
                 log.warning("call.unconfirmed", extra={"verification_id": verification.id, "why": why})
-                token = reservation.token if ref else None
+                token = self._token if ref else None
                 report = CallReport(state=CallState(CallStatus.UNCONFIRMED), ref=ref, limits_token=token)
             case Placed(ref, code, operator, dial):
                 report = CallReport(
                     state=CallState(CallStatus.INITIATED),
                     ref=ref,
-                    code_digest=self._digest(verification.client, code),
+                    code_digest=tools.digester.digest(verification.client, code) if code else None,
                     code_length=len(code) if code else None,
                     dial=dial,
                     operator=operator,
                 )
-        started = await self.write_down(reservation.started, report, keep, followed=attempt.sender.is_followed)
-        self._observe(CallPlaced(attempt.channel, report.state.status))
+        started = await self._record(started, report, is_followed=attempt.sender.is_followed)
+        tools.observe(CallPlaced(attempt.channel, report.state.status))
         if verification.calls_placed == 1:
-            self._observe(VerificationStarted(attempt.channel))
+            tools.observe(VerificationStarted(attempt.channel))
         return started
 
-    async def _give_back(self, reservation: _Reservation, policy: Policy) -> None:
-        """Give back all that a call took that did not happen."""
-        verification = reservation.started.verification
-        await at_best(
-            self._store.take_back(verification, reservation.name.serial, policy),
-            self._limits.give_back(reservation.token, reservation.allowances),
-            self._guard.retract(verification.phone, verification.client),
-        )
-
-    async def write_down(self, started: Started, report: CallReport, keep: Keep | None, *, followed: bool) -> Started:
+    async def _record(self, started: Started, report: CallReport, *, is_followed: bool) -> Started:
         """Record a placed call. Without a store it is still placed and its code verifies, so the caller is told.
 
         Unless the provider chose the code: then only this write makes it verify, and its failure is told.
         """
-        verification = started.verification
+        verification, tools = started.verification, self._tools
         serial = verification.calls[-1].serial
         writes: list[Awaitable[object]] = []
         if report.code_digest:
             await self._record_chosen_code(started, report)
         else:
-            writes.append(self._store.record_call(verification, serial, report))
+            writes.append(tools.store.record_call(verification, serial, report))
         told = replace(started, verification=verification.with_latest_call(report.state, report.ref, report.dial))
-        if followed and report.ref:
-            writes.append(self._queue.schedule(CallName(verification.id, serial), FIRST_LOOK))
-        if keep:
-            writes.append(keep(told))
-        await at_best(*writes)
+        if is_followed and report.ref:
+            writes.append(tools.queue.schedule(CallName(verification.id, serial), FIRST_LOOK))
+        writes.append(self._journal.keep(told))
+        await best_effort(*writes)
         return told
 
     async def _record_chosen_code(self, started: Started, report: CallReport) -> None:
-        """Record the code, again if need be: whoever hears it and types it must not be refused."""
-        serial = started.verification.calls[-1].serial
+        """Record the code, again if need be: whoever hears it and types it must not be refused.
+
+        Where the store does not answer in time the caller is told, and the code is still written once it does.
+        """
+        verification, tools = started.verification, self._tools
+        serial = verification.calls[-1].serial
+
+        async def record() -> None:
+            await tools.store.record_call(verification, serial, report)
+
         try:
-            await self._store.record_call(started.verification, serial, report)
+            await record()
         except StoreUnavailable:
-            await self._store.record_call(started.verification, serial, report)
+            tools.deferred.write_later(record)
+            raise
 
-    def _digest(self, client: str, code: str | None) -> bytes | None:
-        return self._digester.digest(client, code) if code else None
+    def _refunds(self) -> list[Write]:
+        """List what undoes all that this start took, and lets its request be made again; each may run twice."""
+        tools = self._tools
+        refunds: list[Write] = [self._journal.release]
+        if self._name:
+            refunds.append(self._take_back)
+        if self._took_places:
+            refunds.append(lambda: tools.limits.give_back(self._token, self._allowances))
+        return [*refunds, self._retract]
+
+    async def _retract(self) -> None:
+        if self._is_admitted:
+            self._is_admitted = False  # it counts down, so it is not repeated, even where its reply was lost
+            await self._tools.guard.retract(self._wish.phone, self._wish.client)
+
+    async def _take_back(self) -> None:
+        assert self._name  # noqa: S101 - only a call that was named is taken back
+        wish = self._wish
+        await self._tools.store.take_back(
+            self._name, phone=wish.phone, client=wish.client, policy=wish.policy, token=self._token
+        )
+
+    def _make_code(self, channel: Channel) -> str | None:
+        if self._wish.test_code is not None:
+            return self._wish.test_code
+        length = self._wish.policy.code_length_of(channel)
+        return make_code(length) if length else None
 
 
-def _make_code(channel: Channel, policy: Policy) -> str | None:
-    length = policy.code_length_of(channel)
-    return make_code(length) if length else None
-
-
-def _may_help(attempt: _Attempt, other: CallSender) -> bool:
+def _may_help(attempt: Attempt, other: CallSender) -> bool:
     """Tell whether another channel may do what one refused: after a no, any; after a failure, another provider's."""
     match attempt.outcome:
         case Refused(ProviderRejected()):
@@ -335,15 +497,3 @@ def _may_help(attempt: _Attempt, other: CallSender) -> bool:
             return other.provider != attempt.sender.provider
         case _:
             return False
-
-
-async def at_best(*writes: Awaitable[object]) -> None:
-    """Do what should be done, in one round trip, and go on if it cannot be: the caller has a truth to hear first.
-
-    What was to be given back stays taken then: too strict for a while, never too lax.
-    """
-    for result in await asyncio.gather(*writes, return_exceptions=True):
-        if isinstance(result, StoreUnavailable | VerificationNotFound):
-            log.error("store.not_written", extra={"error": repr(result)})
-        elif isinstance(result, BaseException):
-            raise result

@@ -77,6 +77,17 @@ class Policy:
     failed_checks_per_phone: Limit = Limit("failed_checks_per_phone", 50, DAY)
     failed_checks_per_address: Limit | None = Limit("failed_checks_per_address", 100, timedelta(minutes=10))
     failed_checks_per_client: Limit | None = Limit("failed_checks_per_client", 1000, timedelta(minutes=10))
+    test_starts_per_client: Limit = Limit("test_starts_per_client", 120, timedelta(minutes=1))
+
+    @property
+    def failed_checks_per_phone_and_address(self) -> Limit:
+        """Of a phone's failed checks, those that may come from one address.
+
+        A third, so that one stranger cannot use them up; or what one verification can cost where that is more.
+        """
+        whole = self.failed_checks_per_phone
+        share = max(whole.count // 3, self.calls * max(self.checks_of(channel) for channel in self.channels))
+        return Limit("failed_checks_per_phone_and_address", min(whole.count, share), whole.period)
 
     def code_length_of(self, channel: Channel) -> int | None:
         """Tell how long a code is; the last digits of a calling number are four, and whoever dials has none."""
@@ -94,6 +105,10 @@ class Policy:
         yield Allowance(self.calls_per_day, "everybody")
         if address:
             yield Allowance(self.calls_per_address, address)
+
+    def for_test_calls(self, *, client: str) -> Iterator[Allowance]:
+        """List what a start for a test number is counted against: nobody is called, but Redis has to hold it."""
+        yield Allowance(self.test_starts_per_client, client)
 
     def for_failed_checks(self, *, client: str, address: str | None) -> Iterator[Allowance]:
         """List what a failed check is counted against, beside the phone itself."""

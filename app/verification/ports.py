@@ -27,8 +27,10 @@ from app.verification.policy import Allowance, Policy, Quota
 class NewCall:
     """A call about to be placed: for whom, to whom, what for, and the digest of its code.
 
-    ``checks`` is how many guesses the verification allows by this channel. ``test`` is a call that nobody places: it
-    has no cooldown and counts against nothing.
+    ``resend_of`` is the id of the verification that is called again; without it the call is of a new one. ``checks`` is
+    how many guesses the verification allows by this channel. ``address`` is the end user's. ``token`` is of the start
+    that places it, for ``take_back``. ``test`` is a call that nobody places: it has no cooldown and counts against no
+    limit of the phone.
     """
 
     client: str
@@ -38,6 +40,9 @@ class NewCall:
     code_digest: bytes | None
     code_length: int | None
     checks: int
+    resend_of: str | None = None
+    address: str | None = None
+    token: str = ""
     test: bool = False
 
 
@@ -62,13 +67,15 @@ class CallName:
 class Guess:
     """A code to be checked: whose client, under which keys it may have been made, and from which address it came.
 
-    ``length`` is how many digits it has; of no code there are no candidates, and no length.
+    ``length`` is how many digits it has; of no code there are no candidates, and no length. ``retry_digest`` is a keyed
+    digest of the request, where it has an ``Idempotency-Key``: the check that verifies, repeated, verifies again.
     """
 
     client: str
     candidates: Sequence[bytes]
     length: int = 0
     address: str | None = None
+    retry_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +111,14 @@ class Tried:
     calls: Sequence[tuple[Channel, CallStatus]]
 
 
+@dataclass(frozen=True, slots=True)
+class StartPreview:
+    """What a start would do: the call that it would place, and what was tried with the phone before."""
+
+    name: CallName
+    tried: Tried
+
+
 class Confirmation(StrEnum):
     """What became of a hook that says that a person dialled the number of a reverse call."""
 
@@ -117,20 +132,20 @@ class Confirmation(StrEnum):
 class VerificationStore(Protocol):
     """Keeps verifications; each method is one atomic step. All raise StoreUnavailable."""
 
-    async def start(self, call: NewCall, policy: Policy) -> Started:
-        """Store the digest of a call about to be placed: of a new verification, or of the pending one (a resend).
-
-        A reverse call always is a new one, which is not found by phone, and of a phone there is one at a time.
-
-        Counts the call against the limits of the phone.
-
-        Raises CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or
-        ``failed_checks_per_phone``: its code could not be checked) or VerificationLocked.
-        """
+    async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
+        """Tell what a start would do, and change nothing. Raises as ``start`` does."""
         ...
 
-    async def tried(self, client: str, phone: Phone, purpose: str) -> Tried:
-        """Tell what was tried before."""
+    async def start(self, name: CallName, call: NewCall, policy: Policy) -> Started:
+        """Store the digest of a call about to be placed, which ``preview_start`` named.
+
+        A reverse call always is of a new verification, which is not found by phone, and of a phone there is one at a
+        time. Counts the call against the limits of the phone.
+
+        Raises CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or ``failed_checks_per_…``:
+        its code could not be checked) or VerificationNotFound (``resend_of`` is not pending, or not of this client,
+        phone and purpose).
+        """
         ...
 
     async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
@@ -146,14 +161,20 @@ class VerificationStore(Protocol):
         """Write that the person dialled the number of a reverse call. Harmless when repeated."""
         ...
 
-    async def take_back(self, verification: Verification, serial: int, policy: Policy) -> bool:
-        """Undo a call that did not happen: its code, its place in the count, its cooldown. Tells whether it was now."""
+    async def take_back(
+        self, name: CallName, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+    ) -> bool:
+        """Undo a call that did not happen: its code, its place in the count, its cooldown. Tells whether it was now.
+
+        With a ``token`` only the call of that start is undone, and only before it is recorded as placed.
+        """
         ...
 
     async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
         """Count the check, compare, consume; a wrong one counts against the limits of failed checks too.
 
         Without candidates no code was given: whether the person has dialled is told, and consumed, and costs nothing.
+        The check that verified, repeated with its ``retry_digest``, verifies again.
 
         Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked, RateLimited, or
         CodeRequired, CodeNotExpected or CodeTooShortOrLong.
@@ -161,7 +182,10 @@ class VerificationStore(Protocol):
         ...
 
     async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
-        """Do as ``check_by_id`` does, for the latest verification of this phone and purpose."""
+        """Do as ``check_by_id`` does, for all pending verifications of this phone and purpose that have a code.
+
+        A right code verifies its own; a wrong one counts against the latest, and for the phone once for each live code.
+        """
         ...
 
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
@@ -181,12 +205,16 @@ class VerificationStore(Protocol):
 
 
 class Limits(Protocol):
-    """Counts calls against limits over other things than the phone. Both methods raise StoreUnavailable."""
+    """Counts calls against limits over other things than the phone. All methods raise StoreUnavailable."""
+
+    async def require_room(self, allowances: Sequence[Allowance]) -> None:
+        """Return if each has room for one event; count nothing. Raises as ``take`` does."""
+        ...
 
     async def take(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
-        """Count one event, named by ``token``, against each; or against none, if one has no room.
+        """Count one event, named by ``token``, against each.
 
-        Raises RateLimited or CallBudgetExhausted.
+        Raises RateLimited or CallBudgetExhausted: one has no room; ``give_back`` frees the others.
         """
         ...
 

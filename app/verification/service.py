@@ -1,6 +1,5 @@
 """The use cases: start, check, read, cancel, and what becomes of calls after they were placed."""
 
-import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from app.verification.accounts import AccountReader, ProviderOverview
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester
+from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
@@ -21,16 +21,15 @@ from app.verification.fixed_codes import FixedCodes
 from app.verification.guard import FraudGuard
 from app.verification.happenings import (
     CallEnded,
-    CallPlaced,
     CodeChecked,
     LimitHit,
     Observe,
     UnknownCallStatus,
     VerificationCanceled,
 )
-from app.verification.model import CallState, CallStatus, CheckResult, Lang, Started, Status, Verification
+from app.verification.model import CallStatus, CheckResult, Lang, Started, Status, Verification
 from app.verification.phone import Phone, parse_phone
-from app.verification.placing import CallPlacer, Keep, Wish, at_best
+from app.verification.placing import CallPlacement, CallTools, NoJournal, StartJournal, Wish
 from app.verification.policy import Policies, Policy
 from app.verification.ports import (
     CallName,
@@ -51,6 +50,7 @@ log = logging.getLogger(__name__)
 class StartRequest:
     """What a client asks for.
 
+    ``verification_id`` names the verification that is called again (a resend); without it the start is of a new one.
     ``channels`` are tried in this order; without any, those that the client may use. ``address`` is the end user's, as
     the client saw it.
     """
@@ -58,6 +58,7 @@ class StartRequest:
     client: str
     phone: str
     purpose: str
+    verification_id: str | None = None
     channels: tuple[Channel, ...] = ()
     lang: Lang = Lang.RU
     address: str | None = None
@@ -79,6 +80,8 @@ class VerificationService:
         policies: Policies,
         fixed_codes: FixedCodes,
         observe: Observe,
+        deferred: DeferredWrites,
+        store_timeout: float,
     ) -> None:
         self._store = store
         self._guard = guard
@@ -88,7 +91,8 @@ class VerificationService:
         self._policies = policies
         self._fixed_codes = fixed_codes
         self._observe = observe
-        self._placer = CallPlacer(
+        self._deferred = deferred
+        self._tools = CallTools(
             store=store,
             limits=limits,
             guard=guard,
@@ -96,77 +100,57 @@ class VerificationService:
             queue=queue,
             digester=digester,
             observe=observe,
+            deferred=deferred,
+            store_timeout=store_timeout,
         )
-        self._background: set[asyncio.Task[None]] = set()
 
-    async def aclose(self) -> None:
-        """Wait for what was begun and not waited for."""
-        await asyncio.gather(*self._background)
-
-    async def start(self, request: StartRequest, *, keep: Keep | None = None) -> Started:
-        """Place a call for a new verification, or for the pending one (a resend).
+    async def start(self, request: StartRequest, *, journal: StartJournal | None = None) -> Started:
+        """Place a call for a new verification, or for the one that the request names (a resend).
 
         The digest of a code is stored before the call is placed, so that a code that was heard always verifies. One
-        call at most is placed: another channel is tried only after one definitely was not. ``keep`` is awaited together
-        with writing the outcome down, so that both share a round trip.
+        call at most is placed: another channel is tried only after one definitely was not. With a ``journal`` the
+        start may be repeated, and places one call all the same.
 
         Raises:
             PhoneNotCallable, NotAllowed: the request asks for what is not done.
-            CallCooldown, RateLimited, CallBudgetExhausted, VerificationLocked: not now; nothing was changed.
+            VerificationNotFound: it names a verification that is not pending, or of another phone or purpose.
+            CallCooldown, RateLimited, CallBudgetExhausted: not now; nothing was changed.
             ProviderError: the call did not happen; what it took is given back.
-            StoreUnavailable: no call was placed; or one was, whose code the provider chose and nobody can check.
+            StoreUnavailable: no call was placed; or one was, whose code the provider chose and nobody can check yet.
 
         """
         policy = self._policies.for_client(request.client)
         _require("purpose", request.purpose, policy.purposes)
         for channel in request.channels:
             _require("channel", channel, policy.channels)
+        phone = _parse(request.phone, policy)
         wish = Wish(
             client=request.client,
-            phone=_parse(request.phone, policy),
+            phone=phone,
             purpose=request.purpose,
             channels=request.channels or policy.channels,
             lang=request.lang,
             address=request.address,
+            resend_of=request.verification_id,
+            test_code=self._fixed_codes.code_of(phone),
             policy=policy,
         )
         with self._noting_limits():
-            if (test_code := self._fixed_codes.code_of(wish.phone)) is not None:
-                return await self._start_test(wish, test_code, keep)
-            return await self._placer.place(wish, keep)
-
-    async def resume(self, *, client: str, begun: str) -> Started | None:
-        """Tell of a call that a start noted before it died (``Keep.begin``); none if it may be placed anew.
-
-        Raises:
-            StoreUnavailable: nothing is known, so nothing may be done.
-
-        """
-        name = CallName.parse(begun)
-        try:
-            verification = await self._store.read(name.verification_id, client=client)
-            call = verification.call(name.serial)
-            if call is None:
-                return None
-            # Nobody was called, or told whom to call. Its place in the limits is not known here, and stays taken.
-            if call.channel is Channel.REVERSE_CALL and call.dial is None:
-                await self._placer.never_placed(None, name, self._policies.for_client(client))
-                return None
-            if call.ref is None and call.state.status is CallStatus.INITIATED:
-                report = CallReport(state=CallState(CallStatus.UNCONFIRMED))
-                verification = (await self._store.record_call(verification, name.serial, report)).verification
-                self._observe(CallPlaced(call.channel, CallStatus.UNCONFIRMED))
-        except VerificationNotFound:
-            return None
-        log.warning("verification.start_resumed", extra={"verification_id": verification.id})
-        return Started(verification)
+            return await CallPlacement(self._tools, wish, journal or NoJournal()).run()
 
     async def check_by_id(
-        self, *, client: str, verification_id: str, code: str | None, address: str | None = None
+        self,
+        *,
+        client: str,
+        verification_id: str,
+        code: str | None,
+        address: str | None = None,
+        retry_digest: str | None = None,
     ) -> CheckResult:
         """Check what the person typed against every live code of the verification; ``code`` is digits only.
 
-        Without a code, tell whether the person has dialled the number of a reverse call.
+        Without a code, tell whether the person has dialled the number of a reverse call. With a ``retry_digest``, which
+        only the same request has, a check that verified verifies again.
 
         Raises:
             VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked: not evaluated.
@@ -177,14 +161,21 @@ class VerificationService:
 
         """
         policy = self._policies.for_client(client)
-        guess = self._guess(client, code, address)
+        guess = self._guess(client, code, address, retry_digest)
         with self._noting_limits():
             return self._noted(await self._store.check_by_id(verification_id, guess, policy), client, code)
 
     async def check_by_phone(
-        self, *, client: str, phone: str, purpose: str, code: str | None, address: str | None = None
+        self,
+        *,
+        client: str,
+        phone: str,
+        purpose: str,
+        code: str | None,
+        address: str | None = None,
+        retry_digest: str | None = None,
     ) -> CheckResult:
-        """Check a code for the latest verification of a phone and purpose; raises as ``check_by_id`` does.
+        """Check a code for all pending verifications of a phone and purpose; raises as ``check_by_id`` does.
 
         Raises:
             PhoneNotCallable, NotAllowed: there can be no such verification.
@@ -196,7 +187,7 @@ class VerificationService:
         policy = self._policies.for_client(client)
         _require("purpose", purpose, policy.purposes)
         number = _parse(phone, policy)
-        guess = self._guess(client, code, address)
+        guess = self._guess(client, code, address, retry_digest)
         with self._noting_limits():
             return self._noted(await self._store.check_by_phone(number, purpose, guess, policy), client, code)
 
@@ -242,7 +233,7 @@ class VerificationService:
             if state is None:
                 policy = self._policies.for_client(verification.client)
                 log.warning("call.never_placed", extra={"verification_id": verification.id})
-                await self._placer.never_placed(call.limits_token, name, policy)
+                await self._tools.never_placed(call.limits_token, name, policy)
                 return True
             if state.provider_status is not None:
                 self._observe(UnknownCallStatus(call.channel))
@@ -283,28 +274,20 @@ class VerificationService:
         """Return if verifications can be started and checked. Raises StoreUnavailable."""
         await self._store.ping()
 
-    async def _start_test(self, wish: Wish, code: str, keep: Keep | None) -> Started:
-        """Start a verification of a test number: nobody is called, and nothing is counted."""
-        call = self._placer.new_call(wish, wish.channels[0], code, test=True)
-        started = await self._store.start(call, wish.policy)
-        log.info("verification.test_started", extra={"verification_id": started.verification.id, "test": True})
-        report = CallReport(state=CallState(CallStatus.COMPLETED), ref="test")
-        return await self._placer.write_down(started, report, keep, followed=False)
-
-    def _guess(self, client: str, code: str | None, address: str | None) -> Guess:
+    def _guess(self, client: str, code: str | None, address: str | None, retry_digest: str | None) -> Guess:
         candidates = self._digester.candidates(client, code) if code else ()
-        return Guess(client=client, candidates=candidates, length=len(code or ""), address=address)
+        return Guess(
+            client=client, candidates=candidates, length=len(code or ""), address=address, retry_digest=retry_digest
+        )
 
     def _noted(self, result: CheckResult, client: str, code: str | None) -> CheckResult:
         """Tell of an evaluated check; the guard of a success, without letting the person wait for it."""
         waits_for_a_call = code is None and result.status is Status.PENDING
-        if result.test or waits_for_a_call:
+        if result.test or result.is_repeated or waits_for_a_call:
             return result
         self._observe(CodeChecked(result.status))
         if result.phone:
-            task = asyncio.create_task(at_best(self._guard.succeeded(result.phone, client)))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._deferred.start(best_effort(self._guard.succeeded(result.phone, client)))
         return result
 
     @contextmanager

@@ -6,6 +6,7 @@ from datetime import timedelta
 from redis.asyncio import Redis
 
 from app.api.auth import ApiKeys
+from app.api.idempotency import Idempotency
 from app.settings import Mode, Settings, make_endpoints
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
@@ -15,6 +16,7 @@ from app.store.idempotency import RedisIdempotency
 from app.store.scripts import RoundTrip, ScriptRunner, Waited
 from app.tokens import TokenSigner
 from app.verification.code import derive_key
+from app.verification.deferred import DeferredWrites
 from app.webhooks import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 
@@ -39,13 +41,14 @@ def make_guard(settings: Settings, runner: ScriptRunner) -> RedisFraudGuard:
     return RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes))
 
 
-def make_idempotency(settings: Settings, runner: ScriptRunner) -> RedisIdempotency:
+def make_idempotency(settings: Settings, runner: ScriptRunner, deferred: DeferredWrites) -> Idempotency:
     """Keep answers through the runner of the verifications, so that both share writes."""
-    return RedisIdempotency(
+    store = RedisIdempotency(
         runner,
         key=derive_key(settings.names_secret, "idempotency"),
-        claim_for=2 * settings.longest_request,
+        work_for=2 * settings.longest_request,
     )
+    return Idempotency(store=store, deferred=deferred, store_timeout=settings.redis.timeout_seconds)
 
 
 def make_tokens(settings: Settings) -> TokenSigner:

@@ -23,6 +23,7 @@ from app.store.verifications import RedisVerificationStore
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.verification.code import CodeDigester
+from app.verification.deferred import DeferredWrites
 from app.verification.fixed_codes import FixedCodes
 from app.verification.policy import Allowance
 from app.verification.service import VerificationService
@@ -55,6 +56,7 @@ async def build(
     stack.push_async_callback(stats.aclose)
     guard = parts.make_guard(settings, runner)
     providers = await make_providers(settings, runner, sandbox, stack, tracing)
+    deferred = DeferredWrites()
     # Longer than a look-up can take.
     queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=2 * settings.longest_request)
     service = VerificationService(
@@ -68,8 +70,10 @@ async def build(
         fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
         queue=queue,
         observe=tell(metrics.observe, stats.observe),
+        deferred=deferred,
+        store_timeout=settings.redis.timeout_seconds,
     )
-    stack.push_async_callback(service.aclose)
+    stack.push_async_callback(deferred.aclose)
     changes = RedisChanges(
         redis,
         listeners=settings.events.listeners,
@@ -102,7 +106,7 @@ async def build(
     background = await stack.enter_async_context(Background(steps if in_background else {}))
     return State(
         service=service,
-        idempotency=parts.make_idempotency(settings, runner),
+        idempotency=parts.make_idempotency(settings, runner, deferred),
         tokens=parts.make_tokens(settings),
         redemptions=RedisRedemptions(runner),
         guard=guard,

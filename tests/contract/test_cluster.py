@@ -26,7 +26,8 @@ from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import CallReport, Guess, NewCall
+from app.verification.ports import CallName, CallReport, Guess, NewCall
+from tests.starting import start
 
 # These two lie in slots of their own, but have to be decided in the script of the check.
 POLICY = replace(Policy(), failed_checks_per_client=None, failed_checks_per_address=None)
@@ -87,7 +88,7 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
             code_length=6,
             checks=5,
         )
-        verification = (await store.start(call, POLICY)).verification
+        verification = (await start(store, call, POLICY)).verification
         await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref"))
         await store.read(verification.id, client="shop")
         wrong = await store.check_by_phone(
@@ -105,9 +106,9 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
             code_length=6,
             checks=5,
         )
-        canceled = (await store.start(other, POLICY)).verification
+        canceled = (await start(store, other, POLICY)).verification
         await store.cancel("shop", canceled.id)
-        await store.take_back(canceled, 1, POLICY)
+        await store.take_back(CallName(canceled.id, 1), phone=canceled.phone, client="shop", policy=POLICY)
 
         token, allowances = "token", list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
         assert len(await limits.take(token, allowances)) == len(allowances)

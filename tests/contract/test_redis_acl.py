@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -50,6 +51,7 @@ from app.verification.model import CallState, CallStatus, Status
 from app.verification.phone import Phone
 from app.verification.policy import Policy
 from app.verification.ports import CallName, CallReport, Guess, NewCall
+from tests.starting import start
 
 ROOT = Path(__file__).parents[2]
 KEY = b"a key of the tests, known to all"
@@ -135,20 +137,21 @@ async def verify(redis: Redis) -> None:
     """Start, resend, follow, check, lock, cancel, redeem, and take back."""
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, told_clients={"shop"})
     await store.ping()
-    verification = (await store.start(new_call(1), POLICY)).verification
+    verification = (await start(store, new_call(1), POLICY)).verification
     await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
-    await store.start(new_call(1), POLICY)
-    await store.take_back(verification, 2, POLICY)
+    await start(store, replace(new_call(1), resend_of=verification.id), POLICY)
+    second = CallName(verification.id, 2)
+    assert await store.take_back(second, phone=verification.phone, client="shop", policy=POLICY)
     await store.read(verification.id, client="shop")
     wrong, right = (Guess(client="shop", candidates=[code], length=6) for code in (WRONG, RIGHT))
     assert (await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)).checks_left == 4
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
     assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
 
-    canceled = (await store.start(new_call(2), POLICY)).verification
+    canceled = (await start(store, new_call(2), POLICY)).verification
     await store.cancel("shop", canceled.id)
 
-    locked = (await store.start(new_call(3), POLICY)).verification
+    locked = (await start(store, new_call(3), POLICY)).verification
     with suppress(VerificationLocked):
         for _ in range(6):
             await store.check_by_id(locked.id, wrong, POLICY)
@@ -159,11 +162,13 @@ async def protect(redis: Redis) -> None:
     runner = ScriptRunner(redis, timeout=1)
     limits, phone = RedisLimits(runner, key=KEY), Phone("+79001234567")
     allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
+    await limits.require_room(allowances)
     await limits.take("token", allowances)
     await limits.give_back("token", allowances)
 
     rules = GuardRules(min_calls=1, maturity=timedelta(0))
     guard = RedisFraudGuard(runner, rules)
+    await guard.require_open(phone)
     await guard.admit(phone, "shop")
     await guard.succeeded(phone, "shop")
     for _ in range(2):
@@ -175,6 +180,7 @@ async def protect(redis: Redis) -> None:
     request = IdempotentRequest(client="shop", route="/verify/start", key="key", body=b"{}")
     claim = await idempotency.claim(request)
     assert isinstance(claim, Claim)
+    assert await idempotency.begin(claim, "note")
     await idempotency.release(claim)
     claim = await idempotency.claim(request)
     assert isinstance(claim, Claim)
@@ -204,7 +210,7 @@ async def deliver(redis: Redis) -> None:
     runner = ScriptRunner(redis, timeout=1)
     store = RedisVerificationStore(runner, phone_key=KEY, told_clients={"shop"})
     outbox = RedisOutbox(runner, claim_after=timedelta(0), most_dead=1)
-    verification = (await store.start(new_call(8), POLICY)).verification
+    verification = (await start(store, new_call(8), POLICY)).verification
     await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.INITIATED), ref="ref"))
     await store.cancel("shop", verification.id)
 
@@ -223,7 +229,7 @@ async def hear(redis: Redis) -> None:
     """Hear of changes, on a connection that is quiet for long enough to be asked whether it lives."""
     changes = RedisChanges(redis, quiet=0.05)
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY)
-    verification = (await store.start(new_call(9), POLICY)).verification
+    verification = (await start(store, new_call(9), POLICY)).verification
     try:
         async with changes.listen(verification.id, client=verification.client) as feed:
             assert await feed.changed(SOON)

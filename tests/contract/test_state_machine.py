@@ -14,7 +14,7 @@ from app.verification.errors import VerificationError
 from app.verification.model import CallState, CallStatus, CheckResult, Verification
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import CallReport, Guess, NewCall, VerificationStore
+from app.verification.ports import CallName, CallReport, Guess, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -22,7 +22,9 @@ PHONES = (Phone("+79001234567"), Phone("+79007654321"))
 CODES = [bytes([number]) * 32 for number in range(3)]
 POLICY = replace(
     Policy(),
+    code_length=4,
     checks=3,
+    flash_call_checks=2,
     calls_per_phone=(Limit("calls_per_phone_hour", 4, HOUR), Limit("calls_per_phone_day", 6, DAY)),
     failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY),
     failed_checks_per_client=Limit("failed_checks_per_client", 6, timedelta(minutes=10)),
@@ -31,19 +33,50 @@ POLICY = replace(
 phones = st.sampled_from(PHONES)
 purposes = st.sampled_from(["login", "password_reset"])
 codes = st.sampled_from(CODES)
+channels = st.sampled_from([Channel.VOICE, Channel.VOICE, Channel.FLASH_CALL])
+addresses = st.sampled_from([None, "192.0.2.1", "192.0.2.2"])
+retries = st.sampled_from([None, "d1", "d2"])
 ages = st.integers(0, 5)  # which verification, counted from the latest
 
 steps = st.one_of(
-    st.tuples(st.just("start"), phones, purposes, codes),
-    st.tuples(st.just("start"), phones, purposes, codes),
-    st.tuples(st.just("check_by_id"), ages, codes),
-    st.tuples(st.just("check_by_phone"), phones, purposes, codes),
+    st.tuples(st.just("start"), phones, purposes, codes, channels, addresses),
+    st.tuples(st.just("start"), phones, purposes, codes, channels, addresses),
+    st.tuples(st.just("resend"), ages, codes, channels),
+    st.tuples(st.just("refused"), phones, purposes, codes, channels),
+    st.tuples(st.just("check_by_id"), ages, codes, addresses, retries),
+    st.tuples(st.just("check_by_phone"), phones, purposes, codes, addresses, retries),
     st.tuples(st.just("read"), ages),
     st.tuples(st.just("cancel"), ages),
     st.tuples(st.just("record"), ages, st.sampled_from(CallStatus)),
     st.tuples(st.just("take_back"), ages),
     st.tuples(st.just("wait"), st.sampled_from([1, 30, 60, 120, 299, 300, 360, 3600, 86400])),
 )
+
+
+def new_call(
+    phone: Phone,
+    purpose: str,
+    code: bytes,
+    channel: Channel,
+    *,
+    resend_of: str | None = None,
+    address: str | None = None,
+) -> NewCall:
+    return NewCall(
+        client="shop",
+        phone=phone,
+        purpose=purpose,
+        channel=channel,
+        code_digest=code,
+        code_length=4,
+        checks=POLICY.checks_of(channel),
+        resend_of=resend_of,
+        address=address,
+    )
+
+
+def guess(code: bytes, address: str | None, retry: str | None) -> Guess:
+    return Guess(client="shop", candidates=[code], length=4, address=address, retry_digest=retry)
 
 
 @dataclass
@@ -60,27 +93,36 @@ class Actor:
         except VerificationError as error:
             return type(error).__name__, self.anonymous(vars(error))
 
-    async def start(self, phone: Phone, purpose: str, code: bytes) -> Verification:
-        call = NewCall(
-            client="shop",
-            phone=phone,
-            purpose=purpose,
-            channel=Channel.VOICE,
-            code_digest=code,
-            code_length=6,
-            checks=POLICY.checks,
-        )
-        verification = (await self.store.start(call, POLICY)).verification
+    async def start(
+        self, phone: Phone, purpose: str, code: bytes, channel: Channel, address: str | None
+    ) -> Verification:
+        return await self.place(new_call(phone, purpose, code, channel, address=address))
+
+    async def resend(self, age: int, code: bytes, channel: Channel) -> Verification:
+        known = self.known[-1 - age % len(self.known)] if self.known else None
+        phone, purpose = (known.phone, known.purpose) if known else (PHONES[0], "login")
+        return await self.place(new_call(phone, purpose, code, channel, resend_of=self.id(age)))
+
+    async def place(self, call: NewCall) -> Verification:
+        preview = await self.store.preview_start(call, POLICY)
+        verification = (await self.store.start(preview.name, call, POLICY)).verification
         self.known.append(verification)
         return verification
 
-    async def check_by_id(self, age: int, code: bytes) -> CheckResult:
-        return await self.store.check_by_id(self.id(age), Guess(client="shop", candidates=[code], length=6), POLICY)
+    async def refused(self, phone: Phone, purpose: str, code: bytes, channel: Channel) -> object:
+        """Start, and take it back, as when the provider refuses."""
+        call = new_call(phone, purpose, code, channel)
+        preview = await self.store.preview_start(call, POLICY)
+        await self.store.start(preview.name, call, POLICY)
+        return await self.store.take_back(preview.name, phone=phone, client="shop", policy=POLICY)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, code: bytes) -> CheckResult:
-        return await self.store.check_by_phone(
-            phone, purpose, Guess(client="shop", candidates=[code], length=6), POLICY
-        )
+    async def check_by_id(self, age: int, code: bytes, address: str | None, retry: str | None) -> CheckResult:
+        return await self.store.check_by_id(self.id(age), guess(code, address, retry), POLICY)
+
+    async def check_by_phone(
+        self, phone: Phone, purpose: str, code: bytes, address: str | None, retry: str | None
+    ) -> CheckResult:
+        return await self.store.check_by_phone(phone, purpose, guess(code, address, retry), POLICY)
 
     async def read(self, age: int) -> Verification:
         return await self.store.read(self.id(age), client="shop")
@@ -99,7 +141,8 @@ class Actor:
     async def take_back(self, age: int) -> object:
         if self.known:
             verification = self.known[-1 - age % len(self.known)]
-            return await self.store.take_back(verification, verification.calls[-1].serial, POLICY)
+            name = CallName(verification.id, verification.calls[-1].serial)
+            return await self.store.take_back(name, phone=verification.phone, client="shop", policy=POLICY)
         return None
 
     def age(self, duration: timedelta) -> None:
@@ -122,7 +165,8 @@ class Actor:
             case Verification():
                 derived = (answer.status, answer.expires_in, answer.resend_in)
                 calls = [(call.serial, call.state, call.ref, call.channel) for call in answer.calls]
-                kept = (answer.calls_placed, answer.calls_left, answer.checks_left, calls)
+                shown = (answer.channel, answer.code_length)
+                kept = (answer.calls_placed, answer.calls_left, answer.checks_left, calls, shown)
                 return self.number(answer.id), derived, kept
             case CheckResult():
                 return self.anonymous(asdict(answer))

@@ -25,7 +25,7 @@ from app.verification.errors import (
 from app.verification.model import CallState, CallStatus, CheckResult, Status, Verification
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import CallReport, Confirmation, Guess, NewCall, VerificationStore
+from app.verification.ports import CallName, CallReport, Confirmation, Guess, NewCall, Tried, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -59,23 +59,12 @@ class World:
         channel: Channel = Channel.VOICE,
         policy: Policy = POLICY,
         test: bool = False,
+        resend_of: Verification | None = None,
+        address: str | None = None,
     ) -> Verification:
-        call = self.call(code, client=client, purpose=purpose, phone=phone, channel=channel, test=test)
-        return (await self.store.start(call, policy)).verification
-
-    def call(
-        self,
-        code: bytes = RIGHT,
-        *,
-        client: str = "shop",
-        purpose: str = "login",
-        phone: Phone = PHONE,
-        channel: Channel = Channel.VOICE,
-        test: bool = False,
-    ) -> NewCall:
         length = POLICY.code_length_of(channel)
         self.lengths[code] = self.lengths[WRONG] = length or 6
-        return NewCall(
+        call = NewCall(
             client=client,
             phone=phone,
             purpose=purpose,
@@ -83,8 +72,29 @@ class World:
             code_digest=code if length else None,
             code_length=length,
             checks=POLICY.checks_of(channel),
+            resend_of=resend_of.id if resend_of else None,
+            address=address,
             test=test,
         )
+        preview = await self.store.preview_start(call, policy)
+        return (await self.store.start(preview.name, call, policy)).verification
+
+    async def tried(self, client: str = "shop") -> Tried:
+        call = NewCall(
+            client=client,
+            phone=PHONE,
+            purpose="login",
+            channel=Channel.VOICE,
+            code_digest=None,
+            code_length=None,
+            checks=5,
+            test=True,  # which meets no limit
+        )
+        return (await self.store.preview_start(call, POLICY)).tried
+
+    async def take_back(self, verification: Verification, number: int) -> bool:
+        name = CallName(verification.id, number)
+        return await self.store.take_back(name, phone=verification.phone, client=verification.client, policy=POLICY)
 
     async def check(
         self, verification_id: str, candidates: list[bytes], *, client: str = "shop", address: str | None = None
@@ -103,9 +113,19 @@ class World:
         lengths = {self.lengths.get(candidate, 6) for candidate in candidates}
         return Guess(client=client, candidates=candidates, length=max(lengths, default=0), address=address)
 
-    async def resend(self, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
+    async def again(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
+        """Begin to call again, once the cooldown of the call before is over."""
         await self.advance(timedelta(seconds=120))
-        return await self.start(code, channel=channel)
+        return await self.start(code, channel=channel, resend_of=first)
+
+    async def resend(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
+        """Call again, and record the call as placed."""
+        return await self.place(await self.again(first, code, channel=channel))
+
+    async def place(self, verification: Verification) -> Verification:
+        """Record the latest call as placed."""
+        report = _report(CallStatus.INITIATED)
+        return (await self.store.record_call(verification, verification.calls[-1].serial, report)).verification
 
     async def reverse_call(self) -> Verification:
         verification = await self.start(channel=Channel.REVERSE_CALL)
@@ -226,7 +246,7 @@ async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> N
         *((Status.PENDING, left) for left in (4, 3, 2, 1)),
         (Status.LOCKED, 0),
     ]
-    assert results[-1].retry_after == 300
+    assert results[-1].retry_after == 60  # when another can be started
     with pytest.raises(VerificationLocked):
         await world.check(verification.id, [RIGHT])
 
@@ -249,18 +269,216 @@ async def test_a_wrong_code_moves_no_expiry(world: World) -> None:
     assert reading.expires_in <= 100
 
 
-async def test_a_locked_verification_cannot_be_started_afresh_before_it_expires(world: World) -> None:
-    """Else five guesses, a start, and five more guesses would go on for ever."""
+async def test_a_locked_verification_keeps_nobody_from_starting_another(world: World) -> None:
+    """Else a stranger who locks one of his own would lock the phone's owner out."""
     verification = await world.start()
     await world.lock(verification)
-    await world.advance(timedelta(seconds=200))
-
     with pytest.raises(VerificationLocked) as caught:
-        await world.start()
-    assert caught.value.retry_after <= 100
+        await world.check(verification.id, [RIGHT])
+    assert 1 <= caught.value.retry_after <= 60
+    await world.advance(timedelta(seconds=caught.value.retry_after))
 
-    await world.advance(timedelta(seconds=100))
-    assert (await world.start()).id != verification.id
+    other = await world.start(SECOND)
+
+    assert (other.checks_left, other.id == verification.id) == (5, False)
+    assert (await world.check(other.id, [SECOND])).status is Status.VERIFIED
+
+
+@pytest.mark.parametrize("ending", ["verified", "locked", "canceled", "expired"])
+async def test_only_a_pending_verification_can_be_called_again(world: World, ending: str) -> None:
+    verification = await world.start()
+    match ending:
+        case "verified":
+            await world.check(verification.id, [RIGHT])
+        case "locked":
+            await world.lock(verification)
+        case "canceled":
+            await world.store.cancel("shop", verification.id)
+    await world.advance(LIFETIME if ending == "expired" else timedelta(seconds=120))
+
+    with pytest.raises(VerificationNotFound):
+        await world.start(SECOND, resend_of=verification)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"client": "bank"},
+        {"purpose": "password_reset"},
+        {"phone": Phone("+79007654321")},
+        {"phone": Phone("+79007654321"), "purpose": "password_reset"},
+        {"test": True},
+    ],
+    ids=str,
+)
+async def test_a_resend_is_of_the_same_client_phone_and_purpose(world: World, other: dict[str, Any]) -> None:
+    """Whoever names another's verification is told that there is none, and its state is as it was."""
+    verification = await world.start()
+    await world.advance(timedelta(seconds=120))
+
+    with pytest.raises(VerificationNotFound):
+        await world.start(SECOND, resend_of=verification, **other)
+
+    after = await world.store.read(verification.id, client="shop")
+    assert (after.calls_placed, after.checks_left, after.resend_in) == (1, 5, 0)
+
+
+@pytest.mark.parametrize("verification_id", ["vrf_00000000000000000000000", "vrf_", "x" * 64, "vrf_{}:*", "7"])
+async def test_no_call_is_stored_for_an_id_that_is_none(world: World, verification_id: str) -> None:
+    verification = await world.start()
+    await world.advance(timedelta(seconds=120))
+
+    with pytest.raises(VerificationNotFound):
+        await world.start(SECOND, resend_of=replace(verification, id=verification_id))
+
+
+async def test_every_start_without_an_id_is_a_verification_of_its_own(world: World) -> None:
+    first = await world.start(RIGHT)
+    await world.lock(first)
+    await world.advance(timedelta(seconds=120))
+    second = await world.start(SECOND)
+    await world.advance(timedelta(seconds=120))
+    third = await world.start(THIRD)
+
+    assert len({first.id, second.id, third.id}) == 3
+    assert [(it.calls_placed, it.calls_left, it.checks_left) for it in (second, third)] == [(1, 2, 5)] * 2
+    with pytest.raises(VerificationLocked):
+        await world.check(first.id, [RIGHT])
+    assert (await world.check(second.id, [THIRD])).status is Status.PENDING
+    assert (await world.check(third.id, [THIRD])).status is Status.VERIFIED
+    assert (await world.check(second.id, [SECOND])).status is Status.VERIFIED
+
+
+@pytest.mark.parametrize("code", [RIGHT, SECOND, THIRD], ids=["first", "second", "third"])
+async def test_a_check_by_phone_knows_the_code_of_each_pending_verification(world: World, code: bytes) -> None:
+    ids = {}
+    for own, cooldown in ((RIGHT, 60), (SECOND, 120), (THIRD, 0)):
+        ids[own] = (await world.start(own)).id
+        await world.advance(timedelta(seconds=cooldown))
+
+    result = await world.check_phone([code])
+
+    assert (result.verification_id, result.status) == (ids[code], Status.VERIFIED)
+    for other in ids.keys() - {code}:
+        assert (await world.store.read(ids[other], client="shop")).status is Status.PENDING
+
+
+async def test_a_wrong_check_by_phone_counts_against_the_latest_and_once_for_each_code(world: World) -> None:
+    first = await world.start(RIGHT)
+    await world.advance(timedelta(seconds=120))
+    second = await world.start(SECOND)
+
+    wrong = await world.check_phone([WRONG])
+
+    assert (wrong.verification_id, wrong.checks_left, wrong.quotas[0].remaining) == (second.id, 4, 48)
+    assert (await world.store.read(first.id, client="shop")).checks_left == 5
+    for _ in range(3):
+        await world.check_phone([WRONG])
+    assert (await world.check_phone([WRONG])).status is Status.LOCKED
+    assert (await world.check_phone([RIGHT])).verification_id == first.id
+
+
+async def test_a_check_by_phone_after_the_end_of_all_tells_how_the_latest_ended(world: World) -> None:
+    await world.start(RIGHT)
+    await world.check_phone([RIGHT])
+    with pytest.raises(VerificationAlreadyUsed):
+        await world.check_phone([RIGHT])
+    await world.advance(timedelta(seconds=120))
+    canceled = await world.start(SECOND)
+    await world.store.cancel("shop", canceled.id)
+
+    with pytest.raises(VerificationCanceled):
+        await world.check_phone([SECOND])
+
+
+async def test_one_address_can_use_a_third_of_a_phones_failed_checks(world: World) -> None:
+    """So a stranger does not lock the phone's owner out, whose own wrong codes count for all that."""
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 48, DAY))
+    for _ in range(4):
+        stranger = await world.start(policy=world.policy)
+        for _ in range(4):
+            await world.check(stranger.id, [WRONG], address="192.0.2.66")
+        await world.advance(LIFETIME)
+
+    with pytest.raises(RateLimited) as start:  # nobody could check its code from there
+        await world.start(address="192.0.2.66", policy=world.policy)
+    own = await world.start(address="192.0.2.1", policy=world.policy)
+    with pytest.raises(RateLimited) as check:
+        await world.check(own.id, [RIGHT], address="192.0.2.66")
+
+    assert start.value.limit == check.value.limit == "failed_checks_per_phone_and_address"
+    assert 85_000 <= check.value.retry_after <= 86_400
+    assert (await world.check(own.id, [WRONG], address="192.0.2.1")).quotas[0].remaining == 31
+    assert (await world.check(own.id, [WRONG])).quotas[0].remaining == 30  # without an address there is no share
+    assert (await world.check(own.id, [RIGHT], address="192.0.2.1")).status is Status.VERIFIED
+
+
+async def test_the_share_of_an_address_is_never_less_than_one_verification_can_cost(world: World) -> None:
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 18, DAY))
+    verification = await world.start(RIGHT)
+    await world.resend(verification, SECOND)
+    await world.resend(verification, THIRD)
+
+    results = [await world.check(verification.id, [WRONG], address="192.0.2.1") for _ in range(5)]
+
+    assert [result.quotas[0].remaining for result in results] == [15, 12, 9, 6, 3]
+    assert results[-1].status is Status.LOCKED
+
+
+async def test_of_fifty_guesses_at_once_an_address_gets_its_share(world: World) -> None:
+    world.policy = replace(POLICY, checks=50, failed_checks_per_phone=Limit("failed_checks_per_phone", 500, DAY))
+    ids = [
+        (await world.start(address=f"192.0.2.{it}", policy=replace(POLICY, cooldowns=(timedelta(),)))).id
+        for it in range(5)
+    ]
+
+    guesses = [world.check(name, [WRONG], address="192.0.2.66") for name in ids for _ in range(50)]
+    results = await asyncio.gather(*guesses, return_exceptions=True)
+
+    assert (
+        sum(isinstance(result, CheckResult) for result in results) == 25
+    )  # five of each verification, all below the share
+
+
+async def test_a_right_check_repeated_gives_the_proof_again(world: World) -> None:
+    """Its answer may have been lost. Nobody else is verified by it, and no other code is."""
+    verification = await world.start()
+    guess = replace(world.guess([RIGHT]), retry_digest="d1")
+    first = await world.store.check_by_id(verification.id, guess, POLICY)
+
+    for _ in range(2):
+        again = await world.store.check_by_id(verification.id, guess, POLICY)
+        assert again == replace(first, quotas=(), is_repeated=True)
+    assert not first.is_repeated
+    for other in (None, "d2"):
+        with pytest.raises(VerificationAlreadyUsed):
+            await world.store.check_by_id(verification.id, replace(guess, retry_digest=other), POLICY)
+    with pytest.raises(VerificationNotFound):
+        await world.store.check_by_id(verification.id, replace(guess, client="bank"), POLICY)
+    await world.advance(LIFETIME)
+    with pytest.raises(VerificationNotFound):
+        await world.store.check_by_id(verification.id, guess, POLICY)
+
+
+async def test_a_right_check_by_phone_repeated_gives_the_proof_of_the_same_verification(world: World) -> None:
+    first = await world.start(RIGHT)
+    guess = replace(world.guess([RIGHT]), retry_digest="d1")
+    await world.store.check_by_phone(PHONE, "login", guess, POLICY)
+    await world.advance(timedelta(seconds=120))
+    await world.start(SECOND)
+
+    again = await world.store.check_by_phone(PHONE, "login", guess, POLICY)
+
+    assert (again.verification_id, again.status, again.is_repeated) == (first.id, Status.VERIFIED, True)
+
+
+async def test_a_wrong_check_repeated_is_counted_again(world: World) -> None:
+    verification = await world.start()
+    guess = replace(world.guess([WRONG]), retry_digest="d1")
+
+    results = [await world.store.check_by_id(verification.id, guess, POLICY) for _ in range(2)]
+
+    assert [result.checks_left for result in results] == [4, 3]
 
 
 async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
@@ -280,11 +498,12 @@ async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
 async def test_a_second_start_within_the_cooldown_is_refused_and_changes_nothing(world: World) -> None:
     verification = await world.start()
 
-    with pytest.raises(CallCooldown) as caught:
-        await world.start(SECOND)
+    for named in (None, verification):
+        with pytest.raises(CallCooldown) as caught:
+            await world.start(SECOND, resend_of=named)
+        assert caught.value.verification_id == (named and named.id)
+        assert 1 <= caught.value.retry_after <= 60
 
-    assert caught.value.verification_id == verification.id
-    assert 1 <= caught.value.retry_after <= 60
     reading = await world.store.read(verification.id, client="shop")
     assert reading.calls_placed == 1
 
@@ -302,7 +521,7 @@ async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(wo
     first = await world.start(RIGHT)
     await world.check(first.id, [WRONG])
 
-    second = await world.resend(SECOND)
+    second = await world.resend(first, SECOND)
 
     assert second.id == first.id
     assert (second.calls_placed, second.calls_left, second.checks_left) == (2, 1, 4)
@@ -311,7 +530,7 @@ async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(wo
 
 async def test_each_code_lives_for_its_own_time(world: World) -> None:
     verification = await world.start(RIGHT)
-    await world.resend(SECOND)
+    await world.resend(verification, SECOND)
     await world.advance(LIFETIME - timedelta(seconds=60))
 
     expired = await world.check(verification.id, [RIGHT])
@@ -356,13 +575,13 @@ async def test_a_streak_of_calls_is_forgotten_only_after_the_longest_cooldown(wo
 
 
 async def test_calls_of_a_verification_are_limited(world: World) -> None:
-    await world.start()
-    await world.resend(SECOND)
-    third = await world.resend(THIRD)
+    first = await world.start()
+    await world.resend(first, SECOND)
+    third = await world.resend(first, THIRD)
     assert (third.calls_left, third.resend_in) == (0, None)
 
     with pytest.raises(RateLimited) as caught:
-        await world.start()
+        await world.start(resend_of=first)
 
     assert caught.value.limit == "calls_per_verification"
     assert 299 <= caught.value.retry_after <= 300
@@ -469,7 +688,7 @@ async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: 
 
 async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: World) -> None:
     refused = await world.start()
-    await world.store.take_back(refused, 1, POLICY)
+    await world.take_back(refused, 1)
 
     placed = await world.start(SECOND, channel=Channel.FLASH_CALL)
 
@@ -485,7 +704,9 @@ async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: 
     for _ in range(4):
         await world.check(verification.id, [WRONG])
 
-    again = await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    again = await world.again(verification, SECOND, channel=Channel.FLASH_CALL)
+    assert again.checks_left == 1
+    again = await world.place(again)
 
     assert again.checks_left == 1
     assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
@@ -494,18 +715,18 @@ async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: 
 async def test_what_was_tried_is_told(world: World) -> None:
     verification = await world.start()
     await world.store.record_call(verification, 1, _report(CallStatus.NO_ANSWER, operator="mts"))
-    await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
 
-    tried = await world.store.tried("shop", PHONE, "login")
+    tried = await world.tried("shop")
 
     assert tried.operator == "mts"
     assert list(tried.calls) == [
         (Channel.VOICE, CallStatus.NO_ANSWER),
         (Channel.FLASH_CALL, CallStatus.INITIATED),
     ]
-    assert not (await world.store.tried("other", PHONE, "login")).calls
+    assert not (await world.tried("other")).calls
     await world.store.cancel("shop", verification.id)
-    assert not (await world.store.tried("shop", PHONE, "login")).calls
+    assert not (await world.tried("shop")).calls
 
 
 async def test_a_reverse_call_verifies_without_a_code_once_the_person_has_dialled(world: World) -> None:
@@ -583,7 +804,8 @@ async def test_the_id_of_a_reverse_call_is_told_to_nobody_but_who_asked(world: W
         await world.start()
     with pytest.raises(VerificationNotFound):
         await world.check_phone([WRONG])
-    coded = await world.resend(RIGHT)
+    await world.advance(timedelta(seconds=120))
+    coded = await world.start(RIGHT)
 
     assert refused.value.verification_id is None
     assert coded.id != reverse.id
@@ -594,7 +816,7 @@ async def test_a_verification_with_a_code_and_a_reverse_call_have_nothing_in_com
     coded = await world.start(RIGHT)
     await world.advance(timedelta(seconds=60))
     reverse = await world.reverse_call()
-    again = await world.resend(SECOND)
+    again = await world.resend(coded, SECOND)
 
     assert again.id == coded.id != reverse.id
     assert (coded.calls_left, reverse.calls_left, again.calls_left) == (2, 0, 1)
@@ -618,7 +840,7 @@ async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world:
     assert 170 <= refused.value.retry_after <= 180
     await world.store.cancel("shop", first.id)
     second = await world.start(client="bank", channel=Channel.REVERSE_CALL)
-    await world.store.take_back(second, 1, POLICY)
+    await world.take_back(second, 1)
     third = await world.reverse_call()
     await world.advance(timedelta(seconds=5))
     await world.dial(third)
@@ -629,11 +851,25 @@ async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world:
     assert (await world.reverse_call()).status is Status.PENDING
 
 
+async def test_a_reverse_call_never_shares_a_verification(world: World) -> None:
+    """Neither does it join the one that is named, nor can another call join its own."""
+    coded = await world.start(RIGHT)
+    await world.advance(timedelta(seconds=60))
+    reverse = await world.start(channel=Channel.REVERSE_CALL, resend_of=coded)
+    await world.advance(timedelta(seconds=120))
+    other = await world.start(SECOND, resend_of=reverse)
+
+    assert len({coded.id, reverse.id, other.id}) == 3
+    assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
+
+
 async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> None:
     policy = replace(POLICY, cooldowns=(timedelta(),))
-    calls = [world.call(client=f"client-{number}", channel=Channel.REVERSE_CALL) for number in range(50)]
+    starts = [
+        world.start(client=f"client-{number}", channel=Channel.REVERSE_CALL, policy=policy) for number in range(50)
+    ]
 
-    started = await asyncio.gather(*(world.store.start(call, policy) for call in calls), return_exceptions=True)
+    started = await asyncio.gather(*starts, return_exceptions=True)
 
     assert sum(isinstance(it, CallCooldown) for it in started) == 49
 
@@ -649,7 +885,7 @@ async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: Worl
         assert refused.value.lengths == {6}
 
     assert (await world.check(verification.id, [WRONG])).checks_left == 4
-    again = await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    again = await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
     assert (await world.check(again.id, [WRONG])).status is Status.PENDING
     assert (await world.check(again.id, [RIGHT])).status is Status.VERIFIED
 
@@ -666,20 +902,21 @@ async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: Wor
 async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_was(world: World) -> None:
     coded = await world.start(RIGHT)
     for channel in (Channel.REVERSE_CALL, Channel.FLASH_CALL):
-        refused = await world.resend(SECOND, channel=channel)
-        await world.store.take_back(refused, refused.calls[-1].serial, POLICY)
+        refused = await world.again(coded, SECOND, channel=channel)
+        await world.take_back(refused, refused.calls[-1].serial)
 
     after = await world.store.read(coded.id, client="shop")
     assert (after.channel, after.code_length, after.checks_left) == (Channel.VOICE, 6, 5)
     assert (after.calls_placed, after.calls_left) == (1, 2)
-    assert (await world.start(THIRD)).id == coded.id
+    assert (await world.start(THIRD, resend_of=coded)).id == coded.id
     assert (await world.check_phone([RIGHT])).status is Status.VERIFIED
 
 
 async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> None:
     reverse = await world.reverse_call()
-    refused = await world.resend(SECOND)
-    await world.store.take_back(refused, 1, POLICY)
+    await world.advance(timedelta(seconds=120))
+    refused = await world.start(SECOND)
+    await world.take_back(refused, 1)
 
     assert await world.dial(reverse) is Confirmation.CONFIRMED
     assert (await world.check(reverse.id, [])).status is Status.VERIFIED
@@ -688,20 +925,35 @@ async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> N
 async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> None:
     coded = await world.start(RIGHT)
     await world.check(coded.id, [WRONG])
-    refused = await world.resend(SECOND, channel=Channel.FLASH_CALL)
+    refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
     await world.check(coded.id, [WRONG])
-    await world.store.take_back(refused, 2, POLICY)
+    await world.take_back(refused, 2)
 
     world.lengths[WRONG] = 6
     assert (await world.check(coded.id, [WRONG])).checks_left == 2
 
 
-async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(world: World) -> None:
-    await world.start(RIGHT)
-    refused = await world.resend(SECOND, channel=Channel.FLASH_CALL)
-    await world.lock(refused)
+async def test_a_call_that_is_not_placed_yet_makes_no_budget_smaller(world: World) -> None:
+    """A start that the provider refuses must not lock what three wrong codes had left open."""
+    coded = await world.start(RIGHT)
+    for _ in range(3):
+        await world.check(coded.id, [WRONG])
+    refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
+    world.lengths[WRONG] = 6
+    assert (await world.check(coded.id, [WRONG])).status is Status.PENDING
+    await world.take_back(refused, 2)
 
-    await world.store.take_back(refused, 2, POLICY)
+    assert (await world.store.read(coded.id, client="shop")).checks_left == 1
+    assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
+
+
+async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(world: World) -> None:
+    coded = await world.start(RIGHT)
+    refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
+    for _ in range(5):
+        await world.check(coded.id, [WRONG])
+
+    await world.take_back(refused, 2)
 
     after = await world.store.read(refused.id, client="shop")
     assert (after.status, after.checks_left) == (Status.LOCKED, 0)
@@ -709,12 +961,12 @@ async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(
 
 async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: World) -> None:
     reverse = await world.reverse_call()
-    tried = await world.store.tried("bank", PHONE, "login")
+    tried = await world.tried("bank")
     assert list(tried.calls) == [(Channel.REVERSE_CALL, CallStatus.INITIATED)]
 
     await world.store.cancel("shop", reverse.id)
 
-    assert not (await world.store.tried("bank", PHONE, "login")).calls
+    assert not (await world.tried("bank")).calls
 
 
 async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerificationStore) -> None:
@@ -730,7 +982,7 @@ async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerifi
     versions.append((await world.store.cancel("shop", verification.id)).version)
     versions.append((await world.store.cancel("shop", verification.id)).version)
 
-    assert versions == [1, 2, 2, 3, 4, 4]
+    assert versions == [0, 1, 1, 2, 3, 3]
 
 
 async def test_a_verification_whose_calls_all_failed_has_failed(world: World) -> None:
@@ -745,7 +997,7 @@ async def test_a_verification_whose_calls_all_failed_has_failed(world: World) ->
 async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
     verification = await world.start()
 
-    await world.store.take_back(verification, 1, POLICY)
+    await world.take_back(verification, 1)
 
     with pytest.raises(VerificationNotFound):
         await world.store.read(verification.id, client="shop")
@@ -755,9 +1007,9 @@ async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
 
 async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World) -> None:
     first = await world.start(RIGHT)
-    second = await world.resend(SECOND)
+    second = await world.again(first, SECOND)
 
-    await world.store.take_back(second, 2, POLICY)
+    await world.take_back(second, 2)
 
     after = await world.store.read(first.id, client="shop")
     assert (after.calls_placed, after.calls_left, after.resend_in) == (1, 2, 0)
@@ -768,12 +1020,12 @@ async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World
 
 
 async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World) -> None:
-    await world.start(RIGHT)
-    second = await world.resend(SECOND)
-    await world.store.take_back(second, 2, POLICY)
-    third = await world.start(THIRD)
+    first = await world.start(RIGHT)
+    second = await world.again(first, SECOND)
+    await world.take_back(second, 2)
+    third = await world.start(THIRD, resend_of=first)
 
-    await world.store.take_back(second, 2, POLICY)
+    await world.take_back(second, 2)
 
     after = await world.store.read(third.id, client="shop")
     assert (after.calls_placed, after.calls_left) == (2, 1)
@@ -782,25 +1034,39 @@ async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World)
     assert (await world.check(third.id, [THIRD])).status is Status.VERIFIED
 
 
-async def test_guesses_stay_counted_when_the_call_is_taken_back(world: World) -> None:
+async def test_guesses_stay_counted_for_the_phone_when_the_call_is_taken_back(world: World) -> None:
     """Else a provider that refuses every call would let somebody guess for ever at codes never spoken."""
-    verification = await world.start()
-    await world.check(verification.id, [WRONG])
-    await world.store.take_back(verification, 1, POLICY)
+    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
+    for _ in range(5):
+        verification = await world.start(policy=world.policy)
+        await world.check(verification.id, [WRONG])
+        await world.take_back(verification, 1)
+
+    with pytest.raises(RateLimited, match="failed_checks_per_phone"):
+        await world.start(policy=world.policy)
+
+
+async def test_a_refused_start_leaves_the_phone_as_it_was(world: World) -> None:
+    """The next cooldown is as long, the next call as many, as if it had never been."""
+    first = await world.start()
+    await world.place(first)
+    await world.advance(timedelta(seconds=100))
+    for _ in range(5):
+        await world.take_back(await world.start(SECOND), 1)
+    await world.take_back(await world.start(SECOND, resend_of=first), 2)
 
     again = await world.start(SECOND)
 
-    assert (again.id, again.checks_left, again.calls_placed) == (verification.id, 4, 1)
-    assert (await world.check(again.id, [RIGHT])).checks_left == 3
-    assert (await world.check(again.id, [SECOND])).status is Status.VERIFIED
+    assert again.resend_in == 120
+    assert (await world.check_phone([RIGHT])).verification_id == first.id
 
 
 async def test_taking_back_after_an_older_code_verified_changes_no_success(world: World) -> None:
     first = await world.start(RIGHT)
-    second = await world.resend(SECOND)
+    second = await world.again(first, SECOND)
     await world.check(first.id, [RIGHT])
 
-    await world.store.take_back(second, 2, POLICY)
+    await world.take_back(second, 2)
 
     assert (await world.store.read(first.id, client="shop")).status is Status.VERIFIED
 
@@ -860,7 +1126,7 @@ async def test_calls_of_a_phone_are_limited_in_every_hour_and_day(world: World) 
 async def test_a_call_taken_back_makes_room_for_another(world: World) -> None:
     policy = replace(POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),))
     verification = await world.start(policy=policy)
-    await world.store.take_back(verification, 1, POLICY)
+    await world.take_back(verification, 1)
 
     await world.start(policy=policy)
 
@@ -900,7 +1166,7 @@ async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
     verification = await world.start()
     assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 4
-    await world.resend(SECOND)
+    await world.resend(verification, SECOND)
 
     assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 2
     result = await world.check(verification.id, [WRONG])
@@ -912,7 +1178,7 @@ async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world
 async def test_the_last_failed_check_leaves_nothing_and_not_less(world: World) -> None:
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
     verification = await world.start()
-    await world.resend(SECOND)
+    await world.resend(verification, SECOND)
 
     assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 0
 
@@ -961,7 +1227,8 @@ async def test_quotas_tell_what_remains(world: World) -> None:
     call = NewCall(
         client="shop", phone=PHONE, purpose="login", channel=Channel.VOICE, code_digest=RIGHT, code_length=6, checks=5
     )
-    started = await world.store.start(call, POLICY)
+    preview = await world.store.preview_start(call, POLICY)
+    started = await world.store.start(preview.name, call, POLICY)
     wrong = await world.check(started.verification.id, [WRONG], address="192.0.2.1")
 
     assert [(quota.limit.name, quota.remaining) for quota in started.quotas] == [
@@ -979,8 +1246,8 @@ async def test_a_guess_beyond_the_phones_budget_is_not_held_against_the_last_cod
     """With three live codes a guess is three comparisons: for the second one there is no room among four."""
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 4, DAY))
     verification = await world.start(RIGHT)
-    await world.resend(SECOND)
-    await world.resend(THIRD)
+    await world.resend(verification, SECOND)
+    await world.resend(verification, THIRD)
 
     assert (await world.check(verification.id, [WRONG])).checks_left == 4
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
@@ -995,3 +1262,32 @@ async def test_a_test_verification_is_not_gone_on_with_once_its_number_is_an_ord
     assert ordinary.id != test.id
     assert not ordinary.test
     assert (await world.check(ordinary.id, [RIGHT])).status is Status.PENDING
+
+
+async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(world: World) -> None:
+    """Both were told in the preview that theirs would be the second call."""
+    policy = replace(POLICY, cooldowns=(timedelta(),))
+    first = await world.place(await world.start(policy=policy))
+    second = NewCall(
+        client="shop",
+        phone=PHONE,
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=SECOND,
+        code_length=6,
+        checks=5,
+        resend_of=first.id,
+        token="winner",
+    )
+    name = (await world.store.preview_start(second, policy)).name
+    placed = (await world.store.start(name, second, policy)).verification
+
+    with pytest.raises(CallCooldown):
+        await world.store.start(name, replace(second, token="loser"), policy)
+    undone = await world.store.take_back(name, phone=PHONE, client="shop", policy=policy, token="loser")
+    await world.place(placed)
+    late = await world.store.take_back(name, phone=PHONE, client="shop", policy=policy, token="winner")
+
+    assert (name, undone, late) == (CallName(first.id, 2), False, False)
+    assert (await world.store.read(first.id, client="shop")).calls_placed == 2
+    assert (await world.check(first.id, [SECOND])).status is Status.VERIFIED

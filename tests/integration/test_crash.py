@@ -42,7 +42,6 @@ async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis
                     )
                     assert result.status is Status.VERIFIED, phone
                     heard += 1
-            await service.aclose()
 
     *killed, (_, _, _, last) = crashes
     assert last == "0"

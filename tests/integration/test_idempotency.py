@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -17,16 +18,19 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.plusofon.sandbox import MagicNumber, VirtualNetwork
 from app.store.idempotency import RedisIdempotency
+from app.store.limits import RedisLimits
+from app.store.verifications import RedisVerificationStore
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim
 from tests.ageing import age
-from tests.integration.conftest import run, sandbox_settings
+from tests.integration.conftest import PACE, run, sandbox_settings
 from tests.integration.test_verify import PHONE, hear, wrong
 
 OTHER_PHONE = "+79007654321"
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 SHOP, BANK = "not-a-real-key-1", "not-a-real-key-2"
 CLAIMS = "pv:{i:*"
+SOON = 10.0  # seconds
 
 
 async def post(api: httpx.AsyncClient, path: str, key: str, body: object, api_key: str = "") -> httpx.Response:
@@ -270,14 +274,14 @@ async def test_a_start_that_the_provider_refused_can_be_repeated(
 
 
 async def test_a_start_that_came_too_early_can_be_repeated_later(api: httpx.AsyncClient, redis: Redis) -> None:
-    await start(api)
-    assert_problem(await start(api, key="resend"), 429, "call-cooldown")
+    again = {"phone": PHONE, "verification_id": (await start(api)).json()["verification_id"]}
+    assert_problem(await post(api, "/verify/start", "resend", again), 429, "call-cooldown")
 
     await age(redis, timedelta(seconds=60))
 
-    resent = await start(api, key="resend")
+    resent = await post(api, "/verify/start", "resend", again)
     assert (resent.status_code, resent.json()["calls_placed"]) == (201, 2)
-    assert_replays(await start(api, key="resend"), resent)
+    assert_replays(await post(api, "/verify/start", "resend", again), resent)
 
 
 @pytest.mark.parametrize(
@@ -306,15 +310,6 @@ async def claims_of(redis: Redis) -> list[bytes | str]:
             return names
         await asyncio.sleep(0.005)
     raise AssertionError("nothing was claimed")
-
-
-async def reserved(redis: Redis) -> None:
-    """Wait until the claim is known to whoever made it: the call has taken its place in the limits."""
-    for _ in range(200):
-        if await redis.keys("pv:{l:*"):
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("nothing was reserved")
 
 
 async def test_the_claim_of_a_request_that_died_expires(
@@ -369,32 +364,104 @@ def events(caplog: pytest.LogCaptureFixture) -> set[str]:
     return {record.message for record in caplog.records}
 
 
-async def test_a_request_that_is_broken_off_releases_its_claim(impatient: httpx.AsyncClient, redis: Redis) -> None:
-    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_NOT_PLACED))
-    await claims_of(redis)
-    await reserved(redis)
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hold every start up before it takes anything; the event is set once one is held."""
+    reached = asyncio.Event()
 
+    async def hold(*_: object) -> None:
+        reached.set()
+        await asyncio.sleep(SOON)
+
+    monkeypatch.setattr(RedisLimits, "take", hold)
+    return reached
+
+
+async def broken_off(request: "asyncio.Task[httpx.Response]") -> None:
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
 
-    assert await redis.keys(CLAIMS) == []
+
+async def gone(redis: Redis, pattern: str) -> None:
+    """Wait until no such key is left."""
+    for _ in range(200):
+        if not await redis.keys(pattern):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(await redis.keys(pattern))
 
 
-async def test_without_a_redis_the_claim_of_a_request_that_is_broken_off_expires(
-    impatient: httpx.AsyncClient, redis: Redis, caplog: pytest.LogCaptureFixture
+async def test_a_start_that_is_broken_off_before_the_provider_is_asked_releases_its_claim(
+    impatient: httpx.AsyncClient, redis: Redis, held: asyncio.Event
 ) -> None:
-    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_NOT_PLACED))
+    request = asyncio.create_task(start(impatient))
+    await held.wait()
+
+    await broken_off(request)
+
+    await gone(redis, CLAIMS)
+
+
+async def test_without_a_redis_the_claim_of_a_start_that_is_broken_off_expires_in_seconds(
+    impatient: httpx.AsyncClient, redis: Redis, held: asyncio.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = asyncio.create_task(start(impatient))
+    await held.wait()
     (name,) = await claims_of(redis)
-    await reserved(redis)
-    assert 0 < await redis.pttl(name) <= 30_000
+    assert 0 < await redis.pttl(name) <= 3_000
 
     async with stopped(redis):
-        request.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await request
+        await broken_off(request)
+        await asyncio.sleep(0.5)
 
-    assert "idempotency.not_released" in events(caplog)
+    assert "store.not_written" in events(caplog)
+
+
+async def test_a_start_that_is_broken_off_while_the_provider_is_asked_places_no_second_call(
+    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+) -> None:
+    """Its call may have been placed, so whoever repeats it is told so."""
+    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    await placed(network, MagicNumber.NO_REPLY_PLACED)
+
+    await broken_off(request)
+
+    await gone(redis, CLAIMS)
+    answer = await start(impatient, MagicNumber.NO_REPLY_PLACED)
+    assert (answer.status_code, answer.json()["call"]) == (201, {"status": "unconfirmed"})
+    assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
+
+
+async def test_a_code_that_the_provider_chose_is_stored_once_redis_answers_again(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told of the failure and repeats the start; the person hears one code, and it verifies."""
+    network, phone = VirtualNetwork(pace=PACE), MagicNumber.OTHER_PIN
+    short = {"url": redis_url, "timeout_seconds": 0.3}
+    record_call, pid = RedisVerificationStore.record_call, int((await redis.info("server"))["process_id"])
+
+    async def hangs(store: RedisVerificationStore, *arguments: Any) -> object:  # noqa: ANN401 - passed on
+        os.kill(pid, signal.SIGSTOP)
+        return await record_call(store, *arguments)
+
+    async with run(create_app(sandbox_settings(redis_url, redis=short, channels=["flash_call"]), network)) as api:
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(RedisVerificationStore, "record_call", hangs)
+                assert_problem(await start(api, phone), 503, "store-unavailable")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        repeated = await start(api, phone)
+        async with asyncio.timeout(SOON):
+            while repeated.status_code in {409, 503}:
+                await asyncio.sleep(0.2)
+                repeated = await start(api, phone)
+        assert repeated.status_code == 201
+        (call,) = network.calls_of(phone)
+        checked = await check(api, repeated.json()["verification_id"], call.heard or "", "check")
+
+    assert checked.json()["verified"] is True
 
 
 async def test_a_request_that_lost_its_claim_is_answered_all_the_same(
@@ -475,27 +542,134 @@ async def test_a_start_that_was_paused_until_another_took_it_over_places_no_seco
     assert (read["calls_placed"], read["calls_left"]) == (1, 2)
 
 
-@pytest.mark.parametrize(("paused", "status", "calls"), [(0, 201, 1), (60, 409, 0)])
-async def test_a_start_that_cannot_be_noted_is_done_only_while_its_claim_is_held(
-    api: httpx.AsyncClient,
-    network: VirtualNetwork,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    paused: int,
-    status: int,
-    calls: int,
+async def test_a_start_that_cannot_be_noted_is_not_done_and_can_be_repeated_at_once(
+    api: httpx.AsyncClient, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was stopped for a minute while it waited for Redis finds the wait over, and its claim too."""
-    monotonic = time.monotonic
-
-    async def late(store: RedisIdempotency, claim: Claim, note: str) -> bool:
-        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + paused)
+    async def fails(store: RedisIdempotency, claim: Claim, note: str) -> bool:
         raise StoreUnavailable
 
-    monkeypatch.setattr(RedisIdempotency, "begin", late)
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisIdempotency, "begin", fails)
+        assert_problem(await start(api), 503, "store-unavailable")
+    assert network.calls_of(PHONE) == []
+    await asyncio.sleep(0.1)
 
-    assert (await start(api)).status_code == status
-    assert len(network.calls_of(PHONE)) == calls
+    assert (await start(api)).status_code == 201
+    assert len(network.calls_of(PHONE)) == 1
+
+
+@pytest.mark.parametrize("by_phone", [False, True], ids=["by id", "by phone"])
+async def test_a_right_check_whose_answer_was_lost_gives_the_proof_when_it_is_repeated(
+    impatient: httpx.AsyncClient, redis: Redis, monkeypatch: pytest.MonkeyPatch, *, by_phone: bool
+) -> None:
+    """Redis stalls, the caller gets a 503, and the script runs after it: the code is consumed."""
+    verification_id = (await start(impatient)).json()["verification_id"]
+    named = {"phone": PHONE} if by_phone else {"verification_id": verification_id}
+    body = {**named, "code": await hear(impatient)}
+    await impatient.post("/verify/check", json={**body, "code": "0000"})  # loads the script, costs nothing
+
+    step = "check_by_phone" if by_phone else "check_by_id"
+    original, pid = getattr(RedisVerificationStore, step), int((await redis.info("server"))["process_id"])
+
+    async def hangs(*arguments: object) -> object:
+        os.kill(pid, signal.SIGSTOP)
+        return await original(*arguments)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisVerificationStore, step, hangs)
+            assert_problem(await post(impatient, "/verify/check", "check", body), 503, "store-unavailable")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(SOON):
+        while (repeated := await post(impatient, "/verify/check", "check", body)).status_code != 200:
+            assert repeated.status_code in {409, 503}  # it is just being released, by a connection that had to wait
+            await asyncio.sleep(0.2)
+
+    assert (repeated.status_code, repeated.json()["verified"]) == (200, True)
+    redeemed = await impatient.post(
+        "/verify/token/redeem", json={"token": repeated.json()["token"], "purpose": "phone_verification"}
+    )
+    assert redeemed.status_code == 200
+    assert_problem(await impatient.post("/verify/check", json=body), 409, "verification-already-used")
+    assert_problem(await post(impatient, "/verify/check", "other", body), 409, "verification-already-used")
+
+
+async def test_an_answer_that_was_lost_before_it_was_kept_gives_the_proof_when_it_is_repeated(
+    api: httpx.AsyncClient, redis: Redis
+) -> None:
+    """What a worker leaves that was killed between consuming the code and keeping the answer."""
+    verification_id = (await start(api)).json()["verification_id"]
+    code = await hear(api)
+    first = await check(api, verification_id, code, "check")
+    for name in await redis.keys(CLAIMS):
+        await redis.delete(name)
+
+    again = await check(api, verification_id, code, "check")
+
+    assert {**again.json(), "token": ""} == {**first.json(), "token": ""}
+    assert "Idempotent-Replayed" not in again.headers
+
+
+@pytest.mark.parametrize("path", ["start", "start with a key", "check", "check with a key", "read"])
+async def test_a_redis_that_hangs_is_a_503_within_its_time_out(
+    impatient: httpx.AsyncClient, redis: Redis, path: str
+) -> None:
+    """All waits for Redis together have one time-out, here of 0.3 seconds; refunds keep nobody waiting."""
+    verification_id = (await start(impatient)).json()["verification_id"]
+    async with stopped(redis):
+        began = time.monotonic()
+        match path:
+            case "start":
+                answer = await impatient.post("/verify/start", json={"phone": OTHER_PHONE})
+            case "start with a key":
+                answer = await start(impatient, OTHER_PHONE, "other")
+            case "check":
+                answer = await impatient.post(
+                    "/verify/check", json={"verification_id": verification_id, "code": "123456"}
+                )
+            case "check with a key":
+                answer = await check(impatient, verification_id, "123456", "other")
+            case _:
+                answer = await impatient.get(f"/verify/{verification_id}")
+        took = time.monotonic() - began
+
+    assert_problem(answer, 503, "store-unavailable")
+    assert took < 0.5
+
+
+@pytest.mark.parametrize("step", ["take", "start", "begin"])
+async def test_a_redis_that_hangs_in_the_middle_of_a_start_is_a_503_within_one_time_out(
+    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """And once it goes on, what had been begun is undone: the same start is made, and the limits are as they were."""
+    owner = {"take": RedisLimits, "start": RedisVerificationStore, "begin": RedisIdempotency}[step]
+    original, pid = getattr(owner, step), int((await redis.info("server"))["process_id"])
+
+    async def hangs(*arguments: object) -> object:
+        os.kill(pid, signal.SIGSTOP)
+        return await original(*arguments)
+
+    await start(impatient, OTHER_PHONE, "other")  # loads the scripts
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, step, hangs)
+            began = time.monotonic()
+            answer = await start(impatient)
+            took = time.monotonic() - began
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert_problem(answer, 503, "store-unavailable")
+    assert took < 0.5
+    assert network.calls_of(PHONE) == []
+    async with asyncio.timeout(SOON):
+        while (answer := await start(impatient)).status_code != 201:
+            assert answer.status_code in {409, 429, 503}  # in progress, the cooldown of what is undone, a connection
+            await asyncio.sleep(0.2)
+    assert len(network.calls_of(PHONE)) == 1
+    day = 'calls_per_day";r=998'
+    assert day in answer.headers["RateLimit"]
 
 
 async def test_a_claim_that_expired_and_nobody_took_is_as_good_as_held(
@@ -555,10 +729,7 @@ async def round_trips(redis: Redis, request: Awaitable[httpx.Response]) -> int:
 async def test_a_start_with_a_key_makes_four_round_trips_and_a_repetition_one(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
-    """The call is recorded and the answer kept in one shared write; a check keeps its answer in one of its own.
-
-    Before the call is placed, it is noted that it will be: for a repetition, if the start dies over it.
-    """
+    """It looks and claims, takes its places, is stored and noted, and is recorded and kept."""
     verification_id = (await start(api, OTHER_PHONE, "warm")).json()["verification_id"]  # loads the scripts
     await check(api, verification_id, "000000", "warm")
 
@@ -573,7 +744,7 @@ async def test_a_request_without_a_key_keeps_nothing_and_makes_no_further_round_
     body = {"verification_id": verification_id, "code": "000000"}
     await api.post("/verify/check", json=body)
 
-    assert await round_trips(redis, api.post("/verify/start", json={"phone": PHONE})) == 2
+    assert await round_trips(redis, api.post("/verify/start", json={"phone": PHONE})) == 4
     assert await round_trips(redis, api.post("/verify/check", json=body)) == 1
     assert await redis.keys(CLAIMS) == []
 

@@ -249,7 +249,7 @@ async def test_after_a_call_that_nobody_answered_the_next_goes_another_way(redis
             return bool(state["call"]["status"] == "busy")
 
         await world.until(ended)
-        second = await world.start(MagicNumber.BUSY)
+        second = await world.start(MagicNumber.BUSY, verification_id=first["verification_id"])
 
         assert second["verification_id"] == first["verification_id"]
         assert (first["channel"], second["channel"]) == ("voice", "flash_call")

@@ -1,6 +1,7 @@
 """The order of steps that keeps money and codes safe, with fakes for Redis and the provider."""
 
 import asyncio
+from copy import deepcopy
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -10,6 +11,7 @@ import pytest
 
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester
+from app.verification.deferred import DeferredWrites
 from app.verification.errors import (
     BalanceTooLow,
     CallBudgetExhausted,
@@ -33,6 +35,7 @@ from app.verification.happenings import (
     LimitHit,
     UnknownCallStatus,
 )
+from app.verification.idempotency import IdempotencyInProgress
 from app.verification.model import (
     CallOutcome,
     CallState,
@@ -70,6 +73,7 @@ class World:
         self.happened: list[Happening] = []
         self.guard = FakeGuard()
         self.today = date(2030, 1, 1)
+        self.deferred = DeferredWrites()
         fixed = {TEST_PHONE: FixedCode("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
             store=self.store,
@@ -82,25 +86,47 @@ class World:
             digester=CodeDigester([b"k" * 32]),
             policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
             fixed_codes=FixedCodes(fixed, lambda: self.today),
+            deferred=self.deferred,
+            store_timeout=1,
         )
+
+    @property
+    def kept(self) -> object:
+        """All that is kept for anybody."""
+        events = {name: events for name, events in self.store.counters.events.items() if events}
+        return self.store.records, self.store.phones, events, self.guard.calls
 
     async def start(self, phone: str = PHONE, **fields: Any) -> Verification:  # noqa: ANN401 - those of a request
         request = StartRequest(**{"client": "shop", "phone": phone, "purpose": "login", **fields})
         return (await self.service.start(request)).verification
 
 
-class FakeKeep:
-    """Remembers what it was to keep."""
+class FakeJournal:
+    """Remembers what it was told; ``noted`` is what it answers to a note, if it is an error."""
 
     def __init__(self) -> None:
-        self.begun = ""
+        self.begun: CallName | None = None
+        self.noted: Exception | None = None
         self.kept: list[Started] = []
+        self.released = 0
+        self.abandoned = 0
 
-    async def begin(self, note: str) -> None:
+    async def claim(self) -> CallName | None:
+        return self.begun
+
+    async def begin(self, name: CallName) -> None:
         assert not self.kept
-        self.begun = note
+        if self.noted:
+            raise self.noted
+        self.begun = name
 
-    async def __call__(self, started: Started) -> None:
+    async def release(self) -> None:
+        self.released += 1
+
+    async def abandon(self) -> None:
+        self.abandoned += 1
+
+    async def keep(self, started: Started) -> None:
         self.kept.append(started)
 
 
@@ -256,8 +282,11 @@ async def test_a_refusal_is_told_even_if_it_cannot_be_taken_back(world: World) -
         await world.start()
 
     world.store.available = True
-    with pytest.raises(CallCooldown):  # too strict for a minute, never too lax
+    with pytest.raises(CallCooldown):  # too strict for a moment, never too lax
         await world.start()
+    await world.deferred.aclose()
+    world.senders[Channel.VOICE] = world.sender
+    assert (await world.start()).resend_in == 60
 
 
 async def test_reading_asks_nobody(world: World) -> None:
@@ -463,23 +492,23 @@ async def test_a_client_may_do_only_what_its_own_policy_allows(world: World) -> 
 
 
 async def test_what_is_told_and_what_is_kept_are_the_same(world: World) -> None:
-    keep = FakeKeep()
+    journal = FakeJournal()
 
-    told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), keep=keep)
+    told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
 
-    assert keep.kept == [told]
+    assert journal.kept == [told]
 
 
 async def test_a_start_that_died_is_told_of_once_and_as_it_is(world: World) -> None:
-    keep = FakeKeep()
-    told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), keep=keep)
+    journal, request = FakeJournal(), StartRequest(client="shop", phone=PHONE, purpose="login")
+    told = await world.service.start(request, journal=journal)
 
-    resumed = await world.service.resume(client="shop", begun=keep.begun)
+    resumed = await world.service.start(request, journal=journal)
 
-    assert resumed
     assert resumed.verification.id == told.verification.id
     assert len(world.sender.calls) == 1
-    assert await world.service.resume(client="bank", begun=keep.begun) is None
+    with pytest.raises(CallCooldown):  # another client's call is none that it had begun
+        await world.service.start(replace(request, client="bank"), journal=journal)
 
 
 async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: World) -> None:
@@ -513,7 +542,7 @@ async def test_the_guard_hears_of_calls_and_successes_and_of_nothing_that_did_no
     with pytest.raises(ProviderRejected):
         await world.start("+79117654321")
     await world.start(TEST_PHONE.e164)
-    await world.service.aclose()
+    await world.deferred.aclose()
 
     assert world.guard.calls == ["+79001234567"]
     assert world.guard.successes == ["+79001234567"]
@@ -590,14 +619,115 @@ async def test_whoever_starts_meanwhile_is_not_told_the_id_of_the_reverse_call_t
 async def test_the_call_that_is_noted_is_the_one_that_is_placed() -> None:
     world = Choice()
     world.sender.outcome = Refused(ProviderRejected("not to this number"))
-    keep = FakeKeep()
+    journal = FakeJournal()
 
     request = StartRequest(client="shop", phone=PHONE, purpose="login")
 
-    started = await world.service.start(request, keep=keep)
+    started = await world.service.start(request, journal=journal)
 
     assert started.verification.channel is Channel.FLASH_CALL
-    assert keep.begun == str(CallName(started.verification.id, 1))
+    assert journal.begun == CallName(started.verification.id, 1)
+    assert (journal.kept, journal.released) == ([started], 0)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable(), IdempotencyInProgress(retry_after=1)])
+async def test_no_call_is_placed_that_could_not_be_noted(world: World, error: Exception) -> None:
+    journal = FakeJournal()
+    journal.noted = error
+
+    with pytest.raises(type(error)):
+        await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
+
+    await world.deferred.aclose()
+    assert (world.sender.calls, world.store.records, world.guard.calls) == ([], {}, [])
+    assert journal.released
+
+
+async def test_a_start_that_is_broken_off_while_the_provider_is_asked_is_not_released(world: World) -> None:
+    """The call may have been placed: a repetition is told of it, and places no other."""
+    asked = asyncio.Event()
+
+    class Slow(FakeSender):
+        async def place(self, order: CallOrder) -> CallOutcome:
+            asked.set()
+            await asyncio.sleep(60)
+            raise AssertionError(order)
+
+    world.senders[Channel.VOICE] = Slow()
+    journal, request = FakeJournal(), StartRequest(client="shop", phone=PHONE, purpose="login")
+    task = asyncio.create_task(world.service.start(request, journal=journal))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await asyncio.sleep(0)
+    assert (journal.released, journal.abandoned) == (0, 1)
+    resumed = await world.service.start(request, journal=journal)
+    assert [call.state.status for call in resumed.verification.calls] == [CallStatus.UNCONFIRMED]
+    assert world.sender.calls == []
+    assert journal.kept == [resumed]
+
+
+async def test_a_start_that_died_before_anything_was_stored_is_made_anew(world: World) -> None:
+    journal = FakeJournal()
+    journal.begun = CallName("vrf_00000000000000000000009", 1)
+
+    started = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
+
+    assert len(world.sender.calls) == 1
+    assert journal.begun == CallName(started.verification.id, 1)
+
+
+@pytest.mark.parametrize("refusal", ["address", "guard", "cooldown", "balance"])
+async def test_a_start_that_is_refused_changes_nothing_for_anybody_else(refusal: str) -> None:
+    world = World(replace(Policy(), calls_per_address=Limit("calls_per_address", 1, HOUR)))
+    await world.start("+79031234567", address="192.0.2.66")
+    match refusal:
+        case "guard":
+            world.guard.blocked.add("+79001234567")
+        case "cooldown":
+            await world.start()
+        case "balance":
+            world.sender.unready = BalanceTooLow()
+    before = deepcopy(world.kept)
+    journal = FakeJournal()
+
+    address = "192.0.2.66" if refusal == "address" else "192.0.2.1"
+    request = StartRequest(client="shop", phone=PHONE, purpose="login", address=address)
+    for _ in range(3):
+        with pytest.raises((RateLimited, CallCooldown, BalanceTooLow)):
+            await world.service.start(request, journal=journal)
+
+    assert world.kept == before
+    assert (journal.begun, journal.released) == (None, 3)
+
+
+async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: World) -> None:
+    verification = await world.start()
+    code = spoken(world.sender.calls[0])
+
+    results = [
+        await world.service.check_by_id(client="shop", verification_id=verification.id, code=code, retry_digest="d1")
+        for _ in range(3)
+    ]
+
+    await world.deferred.aclose()
+    assert {result.status for result in results} == {Status.VERIFIED}
+    assert world.happened.count(CodeChecked(Status.VERIFIED)) == 1
+    assert len(world.guard.successes) == 1
+
+
+async def test_starts_of_test_numbers_are_limited_for_each_client() -> None:
+    world = World(replace(Policy(), test_starts_per_client=Limit("test_starts_per_client", 3, HOUR)))
+    for _ in range(3):
+        await world.start(TEST_PHONE.e164)
+
+    with pytest.raises(RateLimited, match="test_starts_per_client"):
+        await world.start(TEST_PHONE.e164)
+
+    assert len(world.store.records) == 3
+    assert (await world.start(TEST_PHONE.e164, client="bank")).test
 
 
 @pytest.mark.parametrize("outcome", [Unknown("time-out"), None])
@@ -666,7 +796,7 @@ async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
     await world.service.follow(CallName(first.id, 1))
     world.store.advance(timedelta(minutes=2))
 
-    second = await world.start()
+    second = await world.start(verification_id=first.id)
 
     assert (second.id, second.channel, second.calls_placed) == (first.id, Channel.FLASH_CALL, 2)
 

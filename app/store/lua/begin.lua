@@ -1,18 +1,19 @@
--- Note what the holder of a claim is about to do; claim.lua lists the fields. It outlives the claim.
+-- Note what the holder of a claim is about to do, and extend the claim while it is done; claim.lua lists the fields. The
+-- note outlives the claim.
 --
 -- KEYS    1 request   2 what was begun
--- ARGV    1 token   2 note   3 ms to keep it
--- RETURN  1 if it is noted, 0 if somebody else has taken the request over. A claim that only expired, and was not, is as
---         good as held: whoever comes next finds the note.
+-- ARGV    1 fingerprint   2 token   3 note   4 ms until the claim expires   5 ms to keep the note
+-- RETURN  1 if it is noted, 0 if somebody else has taken the request over. A claim that only expired is as good as held.
+
+local fingerprint, token, note, claim_for, keep_for = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local request = load(KEYS[1])
-local taken_over = request.fingerprint and request.token ~= ARGV[1]
-if taken_over or not request.fingerprint and redis.call('EXISTS', KEYS[2]) == 1 then
+local is_taken_over = request.fingerprint and request.token ~= token
+if is_taken_over or not request.fingerprint and redis.call('EXISTS', KEYS[2]) == 1 then
   return 0
 end
-if request.fingerprint then
-  redis.call('HSET', KEYS[2], 'fingerprint', request.fingerprint)
-end
-redis.call('HSET', KEYS[2], 'note', ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+redis.call('HSET', KEYS[1], 'fingerprint', fingerprint, 'token', token)
+redis.call('PEXPIRE', KEYS[1], claim_for)
+redis.call('HSET', KEYS[2], 'fingerprint', fingerprint, 'note', note)
+redis.call('PEXPIRE', KEYS[2], keep_for)
 return 1

@@ -14,7 +14,7 @@ if record.c ~= ARGV[1] then
 elseif record.s == 'verified' then
   return {'verified_before'}
 elseif record.s == 'locked' then
-  return {'locked', redis.call('PEXPIRETIME', key) - now}
+  return {'locked', until_next_call(key, record, now)}
 end
 
 if not record.s then

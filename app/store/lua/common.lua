@@ -5,14 +5,16 @@
 --     n serial of the last call   m calls left   g checks allowed   b wrong checks (absent: none)   z test (absent: no)
 --     a created   r resend possible    (times: ms of the server's clock; it expires with its key)
 --     v version, which grows with each change   e its creation was told to the client's webhook
---   and for each call, followed by its serial:
+--     j retry digest of the check that verified it: the same request, repeated, gets the proof again
+--   and for each call, followed by its number:
 --     d code digest   l code length   x expires   t state   f provider's reference   w provider's unknown word   h channel
---     i number to dial   k the person dialled it   y token of the limits that it was counted against, if it may come back
---     o h, l and g as they were before it, if it was a resend
+--     i number to dial   k the person dialled it   y token of the limits that it was counted against, if it may be refunded
+--     o until it is recorded as placed: '<r of the phone> <its n and r before, or 0> <checks allowed> <token>'
 -- pv:{bucket}:p:<phone digest>    hash: one phone, over all its verifications.
---     n calls in the present streak   r next call possible   <client>:<purpose> → rest of the id of the latest verification
---     d rest of the id of its latest reverse call, whoever's
---     l calls   b failed checks    (logs: moments, oldest first, between commas)   o operator, as the provider said
+--     n calls in the present streak   r next call possible   o operator, as the provider said
+--     <client>:<purpose>   rests of the ids of its verifications, oldest first, between commas
+--     d rest of the id of its latest reverse call, for any client
+--     l calls   b failed checks    (logs: moments, oldest first, between commas; of a failed check '<moment>@<address digest>')
 -- pv:{l:<digest>}                 sorted set: one limit over an address, a range, a client, everybody: token → moment
 -- pv:{bucket}:t:<rest of the id>  string: its token was redeemed
 -- pv:{events}                     stream: what clients are told by webhook; app/store/events.py reads it
@@ -58,31 +60,42 @@ local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)
 end
 
--- The moments of a log that are younger than `period`.
+-- The entries of a log that are younger than `period`, oldest first: {at = moment, address = its digest, or ''}.
 local function recent(log, now, period)
-  local moments = {}
-  for moment in (log or ''):gmatch('%d+') do
+  local entries = {}
+  for moment, address in (log or ''):gmatch('(%d+)@?(%x*)') do
     if moment + period > now then
-      moments[#moments + 1] = tonumber(moment)
+      entries[#entries + 1] = {at = tonumber(moment), address = address}
     end
   end
-  return moments
+  return entries
 end
 
--- How many events in the last `period` there are in a log of moments, and how long until there is room for another.
-local function used(moments, now, count, period)
+local function of_address(entries, address)
+  local own = {}
+  for _, entry in ipairs(entries) do
+    if entry.address == address then
+      own[#own + 1] = entry
+    end
+  end
+  return own
+end
+
+-- How many entries there are in the last `period`, and how long until there is room for another among `count`.
+local function used(entries, now, count, period)
   local inside = 0
-  while inside < #moments and moments[#moments - inside] + period > now do
+  while inside < #entries and entries[#entries - inside].at + period > now do
     inside = inside + 1
   end
-  return inside, inside >= count and moments[#moments - count + 1] + period - now or 0
+  return inside, inside >= count and entries[#entries - count + 1].at + period - now or 0
 end
 
-local function write_log(moments)
-  for i, moment in ipairs(moments) do
-    moments[i] = int(moment)
+local function write_log(entries)
+  local texts = {}
+  for i, entry in ipairs(entries) do
+    texts[i] = int(entry.at) .. (entry.address ~= '' and '@' .. entry.address or '')
   end
-  return table.concat(moments, ',')
+  return table.concat(texts, ',')
 end
 
 -- The same of a sorted set.
@@ -106,14 +119,9 @@ local function keep_until(key, moment)
   redis.call('PEXPIREAT', key, int(math.max(moment, redis.call('PEXPIRETIME', key))))
 end
 
--- Let a call be made by a channel: with its code, whose digest this is, or without one ('').
-local function give_code(key, serial, channel, length, code_digest)
-  redis.call('HSET', key, 'h', channel, 'h' .. serial, channel, 'l', length, 'l' .. serial, length)
-  if code_digest ~= '' then
-    redis.call('HSET', key, 'd' .. serial, held_digest(key, code_digest))
-  else
-    redis.call('HDEL', key, 'd' .. serial)
-  end
+-- How long until the phone of a record may be called again.
+local function until_next_call(key, record, now)
+  return math.max(0, (redis.call('HGET', record_key(key, 'p:' .. record.q), 'r') or 0) - now)
 end
 
 -- Nothing of the verification verifies any more.
@@ -131,6 +139,17 @@ local function in_expiry(key, record)
   return table.concat({record.c, verification_id(key), record.u, record.h, record.p}, '|')
 end
 
+-- Have the client's webhook told when a verification expires, or no longer, once it is final.
+local function schedule_expiry(key, record, events)
+  local expiry = events .. ':expiry'
+  if record.s or not record.e then
+    redis.call('ZREM', expiry, in_expiry(key, record))
+  else
+    redis.call('ZADD', expiry, redis.call('PEXPIRETIME', key), in_expiry(key, record))
+    redis.call('PEXPIRE', expiry, EVENTS_KEPT_MS)
+  end
+end
+
 -- Tell of a change: those who listen now, and, where `events` is the stream, the client's webhook of `event`.
 local function tell(key, event, events)
   redis.call('HINCRBY', key, 'v', 1)
@@ -138,21 +157,16 @@ local function tell(key, event, events)
   if not events then
     return
   end
-  local record, expiry = load(key), events .. ':expiry'
+  local record = load(key)
   if event then
     local last = tonumber(record.n)
     while last > 0 and not record['t' .. last] do
-      last = last - 1 -- it was taken back
+      last = last - 1 -- it was refunded
     end
     redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', event, 'client', record.c, 'id', verification_id(key),
       'purpose', record.u, 'channel', record.h, 'phone', record.p, 'status', record.s or 'pending',
       'call', record['t' .. last] or '', 'at', int(now_ms()))
     redis.call('PEXPIRE', events, EVENTS_KEPT_MS)
   end
-  if record.s or not record.e then
-    redis.call('ZREM', expiry, in_expiry(key, record))
-  else
-    redis.call('ZADD', expiry, redis.call('PEXPIRETIME', key), in_expiry(key, record))
-    redis.call('PEXPIRE', expiry, EVENTS_KEPT_MS)
-  end
+  schedule_expiry(key, record, events)
 end

@@ -1,113 +1,66 @@
--- Store the digest of a call about to be placed: of a new verification, or of the pending one (a resend).
+-- Store the digest of a call about to be placed: of a new verification, or of the one that the request names (a resend).
+-- The record's channel, code length and checks change only once the call is recorded, so that one that is refunded leaves
+-- what was there before. Both lists of arguments are those of start_rules.lua, which stands before this.
 --
--- KEYS    1 phone   2 record of a new verification   3 stream of events, if the client has a webhook
--- ARGV    1 client   2 purpose   3 phone   4 channel   5 code length   6 code digest, or ''   7 rest of the new id
---         8 lifetime ms   9 calls allowed   10 checks allowed   11 failed checks of a phone allowed   12 in how many ms
---         (a test: 'test' in place of 11, and every start makes a new verification)
---         13 number of cooldowns, and they: ms…   number of limits of calls to a phone, and they: name, count, ms…
--- RETURN  {'started', rest of the id, now, expires, record, {calls left of each limit…}}
---         {'cooldown', rest of the pending id or '', ms to wait}
---         {'calls_exhausted' | 'locked', ms to wait}
---         {'limited', name of the limit, ms to wait}
+-- RETURN  {'started', now, expires, record, checks left once the call is placed, {calls left of each limit…}}
+--         {'cooldown' | 'calls_exhausted', ms to wait} | {'limited', name of the limit, ms to wait} | {'not_found'}
 
-local now = now_ms()
-local lifetime = tonumber(ARGV[8])
-local owner = ARGV[1] .. ':' .. ARGV[2]
-local first_cooldown, cooldowns = 14, tonumber(ARGV[13])
-local longest_cooldown = ARGV[first_cooldown + cooldowns - 1]
-local first_limit = first_cooldown + cooldowns + 1
+local IDS_KEPT = 20 -- of a client and purpose; the limits of a phone let fewer live at a time
 
-local phone = load(KEYS[1])
-local next_call = tonumber(phone.r or 0)
-local id = phone[owner] or ''
-local key = record_key(KEYS[2], id)
-local record = id ~= '' and load(key) or {}
-local ends = redis.call('PEXPIRETIME', key)
-
-local test = ARGV[11] == 'test'
-
-if record.s == 'locked' and not record.z and not test then
-  return {'locked', ends - now}
-end
-local pending = record.c and not record.s and not record.z and not test
--- Of a reverse call the id is all the proof of who asked for it. So it is a verification of its own, which is not found
--- by phone and which no other call joins: nobody is told the id but who asked.
-local by_id = ARGV[4] == 'reverse_call' and not test
-local resend = pending and not by_id
-if resend and tonumber(record.m) <= 0 then
-  return {'calls_exhausted', math.max(ends, next_call) - now}
-end
-if next_call > now then
-  return {'cooldown', pending and id or '', next_call - now}
-end
--- And there is one of a phone at a time, whoever asks: the person who dials must not confirm somebody else's with it.
-if by_id and phone.d then
-  local other = record_key(KEYS[2], phone.d)
-  local waiting = load(other)
-  if waiting.c and not waiting.s then
-    return {'cooldown', '', redis.call('PEXPIRETIME', other) - now}
-  end
+local refused = refusal()
+if refused then
+  return refused
+elseif is_resend and named.n + 1 ~= call_number then
+  return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
 
--- A code that nobody may check is not worth a call.
-if not test then
-  local failed = recent(phone.b, now, ARGV[12])
-  local _, wait = used(failed, now, tonumber(ARGV[11]), ARGV[12])
-  if wait > 0 then
-    return {'limited', 'failed_checks_per_phone', wait}
-  end
-end
-local longest = 0
-for i = first_limit, #ARGV, 3 do
-  longest = math.max(longest, ARGV[i + 2])
-end
-local calls = recent(phone.l, now, longest)
-local left = {}
-for i = first_limit, #ARGV, 3 do
-  local inside, wait_for_call = used(calls, now, tonumber(ARGV[i + 1]), ARGV[i + 2])
-  if wait_for_call > 0 then
-    return {'limited', ARGV[i], wait_for_call}
-  end
-  left[#left + 1] = ARGV[i + 1] - inside - 1
-end
-
-if not resend then
-  id, key = ARGV[7], KEYS[2]
-  record = {n = 0, m = by_id and 1 or ARGV[9]}
-  redis.call('HSET', key, 'c', ARGV[1], 'u', ARGV[2], 'p', ARGV[3], 'q', rest_of_id(KEYS[1]), 'g', ARGV[10],
-    'a', int(now))
-  if test then
-    redis.call('HSET', key, 'z', 1)
-  end
-else
-  -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
-  redis.call('HSET', key, 'g', math.max((record.b or 0) + 1, math.min(record.g, ARGV[10])))
-  if KEYS[3] then
-    redis.call('ZREM', KEYS[3] .. ':expiry', in_expiry(key, record))
-  end
-end
-
--- The streak outlives its cooldown by the longest one: waiting for it to be forgotten is never faster than obeying.
+local longest_cooldown = cooldowns[#cooldowns]
+-- The streak outlives its cooldown by the longest one: waiting until it is forgotten is never faster than obeying.
 local remembered = phone.n and next_call + longest_cooldown > now
 local streak = remembered and phone.n + 1 or 1
-local cooldown = tonumber(ARGV[first_cooldown + math.min(streak, cooldowns) - 1])
-local serial = record.n + 1
-if resend then
-  redis.call('HSET', key, 'o' .. serial, table.concat({record.h, record.l, record.g}, ' '))
-end
-local expires = now + lifetime
-local resend_at = now + cooldown
-redis.call('HSET', key, 'n', serial, 'm', record.m - 1, 'r', int(resend_at), 'x' .. serial, int(expires),
-  't' .. serial, 'initiated')
-give_code(key, serial, ARGV[4], ARGV[5], ARGV[6])
-redis.call('PEXPIREAT', key, int(expires))
-tell(key, nil, KEYS[3])
+local resend_at = int(now + cooldowns[math.min(streak, #cooldowns)])
+local expires = int(now + lifetime)
+local key = is_resend and named_key or KEYS[2]
 
-redis.call('HSET', KEYS[1], 'n', streak, 'r', int(resend_at), by_id and 'd' or owner, id)
-if longest > 0 then
-  calls[#calls + 1] = now
-  redis.call('HSET', KEYS[1], 'l', write_log(calls))
+local left = is_resend and named.m - 1 or is_reverse and 0 or calls_allowed - 1
+if not is_resend then
+  redis.call('HSET', key, 'c', client, 'u', purpose, 'p', phone_number, 'q', rest_of_id(KEYS[1]), 'g', checks_allowed,
+    'a', int(now), 'h', channel, 'l', code_length)
+  if is_test then
+    redis.call('HSET', key, 'z', 1)
+  end
 end
-keep_until(KEYS[1], math.max(expires, resend_at + longest_cooldown, now + longest))
+redis.call('HSET', key, 'n', call_number, 'm', left, 'r', resend_at, 'x' .. call_number, expires, 't' .. call_number,
+  'initiated', 'h' .. call_number, channel, 'l' .. call_number, code_length, 'o' .. call_number,
+  table.concat({resend_at, phone.n or 0, phone.r or 0, checks_allowed, token}, ' '))
+if code_digest ~= '' then
+  redis.call('HSET', key, 'd' .. call_number, held_digest(key, code_digest))
+end
+redis.call('PEXPIREAT', key, expires)
+if is_resend and KEYS[3] then
+  schedule_expiry(key, named, KEYS[3])
+end
 
-return {'started', id, int(now), int(expires), redis.call('HGETALL', key), left}
+if not is_test then
+  redis.call('HSET', KEYS[1], 'n', streak, 'r', resend_at)
+end
+if is_reverse then
+  redis.call('HSET', KEYS[1], 'd', rest_of_id(key))
+elseif not is_resend then
+  local alive = {}
+  for rest in (phone[owner] or ''):gmatch('%x+') do
+    if redis.call('EXISTS', record_key(KEYS[1], rest)) == 1 then
+      alive[#alive + 1] = rest
+    end
+  end
+  alive[#alive + 1] = rest_of_id(key)
+  redis.call('HSET', KEYS[1], owner, table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1)))
+end
+if longest_period > 0 then
+  placed[#placed + 1] = {at = now, address = ''}
+  redis.call('HSET', KEYS[1], 'l', write_log(placed))
+end
+keep_until(KEYS[1], math.max(expires, resend_at + longest_cooldown, now + longest_period))
+
+local checks_left = is_resend and math.max(1, math.min(named.g, checks_allowed) - (named.b or 0)) or tonumber(checks_allowed)
+return {'started', int(now), tonumber(expires), redis.call('HGETALL', key), checks_left, calls_left}

@@ -1,78 +1,91 @@
--- Undo a call that definitely did not happen. Run twice it changes nothing more, for serials are never used again. A
--- cooldown that a later call began stays: it ends at another moment.
+-- Refund a call that definitely was not placed, so that what was there before it is there again. Run twice it changes
+-- nothing more, for the number of a call is never used again. A cooldown that a later call began stays, and so do guesses.
 --
 -- KEYS    1 phone   2 record   3 stream of events, if the client has a webhook
--- ARGV    1 serial   2 lifetime of a call ms
--- RETURN  1 if it was undone by this, else 0
+-- ARGV    1 number of the call   2 lifetime of a call ms   3 token of the start that stored it, or '' for whoever did: of two
+--         starts that name the same verification one is refused, and must not refund the call of the other
+-- RETURN  1 if it was refunded by this, else 0
 
-local record = load(KEYS[2])
-local serial = ARGV[1]
-
-if not record['t' .. serial] then
+local number, lifetime, token = ARGV[1], ARGV[2], ARGV[3]
+local record, phone = load(KEYS[2]), load(KEYS[1])
+local reserved = record['o' .. number] or ''
+if not record['t' .. number] or token ~= '' and reserved:match('%S*$') ~= token then
   return 0
 end
-local phone = load(KEYS[1])
-local moment = int(record['x' .. serial] - ARGV[2])
-local latest = record.n == serial
-if latest and record.r and phone.r == record.r then
-  if redis.call('HINCRBY', KEYS[1], 'n', -1) > 0 then
-    redis.call('HSET', KEYS[1], 'r', moment)
-  else
+local was_recorded = record['f' .. number] or record['t' .. number] ~= 'initiated'
+
+local resend_at, streak, next_call = reserved:match('^(%d+) (%d+) (%d+)')
+if resend_at and phone.r == resend_at then
+  if streak == '0' then
     redis.call('HDEL', KEYS[1], 'n', 'r')
+  else
+    redis.call('HSET', KEYS[1], 'n', streak, 'r', next_call)
   end
 end
-local others, found = {}, false
-for other in (phone.l or ''):gmatch('%d+') do
-  if other == moment and not found then
+
+local moment = int(record['x' .. number] - lifetime)
+local other_calls, found = {}, false
+for call in (phone.l or ''):gmatch('%d+') do
+  if call == moment and not found then
     found = true
   else
-    others[#others + 1] = other
+    other_calls[#other_calls + 1] = call
   end
 end
-if #others > 0 then
-  redis.call('HSET', KEYS[1], 'l', table.concat(others, ','))
+if #other_calls > 0 then
+  redis.call('HSET', KEYS[1], 'l', table.concat(other_calls, ','))
 else
   redis.call('HDEL', KEYS[1], 'l')
 end
 
+local fields = {}
 for field in ('dlxtfwhikyo'):gmatch('.') do
-  redis.call('HDEL', KEYS[2], field .. serial)
+  fields[#fields + 1] = field .. number
 end
-if latest then
+redis.call('HDEL', KEYS[2], unpack(fields))
+if record.n == number then
   redis.call('HDEL', KEYS[2], 'r')
-  if record['o' .. serial] then
-    if KEYS[3] then
-      redis.call('ZREM', KEYS[3] .. ':expiry', in_expiry(KEYS[2], record))
-    end
-    local channel, length, checks = record['o' .. serial]:match('(%S+) (%d+) (%d+)')
-    redis.call('HSET', KEYS[2], 'h', channel, 'l', length, 'g', record.s and record.g or checks)
-  end
 end
 redis.call('HSET', KEYS[2], 'm', record.m + 1)
 
 -- The verification again ends with the last of its other codes.
-local placed, expires = 0, 0
+local others, expires = 0, 0
 for other = 1, record.n do
-  if tostring(other) ~= serial and record['t' .. other] then
-    placed = placed + 1
+  if tostring(other) ~= number and record['t' .. other] then
+    others = others + 1
     expires = math.max(expires, record['x' .. other] or 0)
   end
 end
-local over = placed > 0 and expires <= now_ms()
+local is_over = others > 0 and expires <= now_ms()
 if expires > 0 then
   redis.call('PEXPIREAT', KEYS[2], int(expires))
 end
 
--- Without a call it is forgotten, unless guesses were made on it: those stay counted, or a provider that refuses every
--- call would let somebody guess for ever at codes that were never spoken.
-if over or placed == 0 and not record.s and not record.b and not record.e then
-  local owner = record.c .. ':' .. record.u
-  if phone[owner] == rest_of_id(KEYS[2]) then
+-- Without a call it is gone, unless it came to its end, or its client was told of it.
+if is_over or others == 0 and not record.s and not record.e then
+  local rest, owner = rest_of_id(KEYS[2]), record.c .. ':' .. record.u
+  local kept = {}
+  for other in (phone[owner] or ''):gmatch('%x+') do
+    if other ~= rest then
+      kept[#kept + 1] = other
+    end
+  end
+  if #kept > 0 then
+    redis.call('HSET', KEYS[1], owner, table.concat(kept, ','))
+  else
     redis.call('HDEL', KEYS[1], owner)
+  end
+  if phone.d == rest then
+    redis.call('HDEL', KEYS[1], 'd')
   end
   redis.call('DEL', KEYS[2])
   redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
-else
+  if KEYS[3] and record.e then
+    redis.call('ZADD', KEYS[3] .. ':expiry', int(expires), in_expiry(KEYS[2], record))
+  end
+elseif was_recorded then
   tell(KEYS[2], record.e and 'call.status_changed' or nil, KEYS[3])
+elseif KEYS[3] then
+  schedule_expiry(KEYS[2], record, KEYS[3])
 end
 return 1

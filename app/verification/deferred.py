@@ -1,0 +1,80 @@
+"""Writes that nobody has to wait for: refunds and notes that are made good in the background once the store answers."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from app.verification.errors import StoreUnavailable, VerificationNotFound
+
+log = logging.getLogger(__name__)
+
+Write = Callable[[], Awaitable[object]]
+"""Writes once more each time it is called; harmless when it is repeated."""
+
+
+@asynccontextmanager
+async def store_deadline(seconds: float) -> AsyncIterator[None]:
+    """Bound all waits for the store in a block together. Raises StoreUnavailable when they took too long."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise StoreUnavailable from None
+
+
+async def best_effort(*writes: Awaitable[object]) -> bool:
+    """Do what should be done, in one round trip, and return whether all of it was; log what was not."""
+    done = True
+    for result in await asyncio.gather(*writes, return_exceptions=True):
+        if isinstance(result, StoreUnavailable | VerificationNotFound):
+            log.error("store.not_written", extra={"error": repr(result)})
+            done = False
+        elif isinstance(result, BaseException):
+            raise result
+    return done
+
+
+class DeferredWrites:
+    """Repeats writes in the background until the store takes them, a few times.
+
+    Args:
+        pauses: seconds before each further attempt. A script whose reply was lost may run after a first attempt to undo
+            it, so the last attempt comes when no script can still be on its way.
+
+    """
+
+    def __init__(self, *, pauses: Sequence[float] = (1.0, 3.0)) -> None:
+        self._pauses = tuple(pauses)
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._closing = asyncio.Event()
+
+    async def aclose(self) -> None:
+        """Make all further attempts now, and wait for them."""
+        self._closing.set()
+        await asyncio.gather(*self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Run something in the background."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def write(self, *writes: Write) -> None:
+        """Write, and wait for the first attempt; what fails, or is canceled, goes on in the background."""
+        first = self.start(best_effort(*(write() for write in writes)))
+        if not await asyncio.shield(first):
+            self.start(self._repeat(writes))
+
+    def write_later(self, *writes: Write) -> None:
+        """Write in the background alone: at once, and again whether or not that succeeded."""
+        self.start(best_effort(*(write() for write in writes)))
+        self.start(self._repeat(writes))
+
+    async def _repeat(self, writes: Sequence[Write]) -> None:
+        for pause in self._pauses:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+            await best_effort(*(write() for write in writes))
