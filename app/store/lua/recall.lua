@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Recall what was tried with a phone, so that another call can be made in another way.
 --
 -- KEYS    1 phone

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give up the claim of a request that came to nothing, if it is still one's own.
 --
 -- KEYS    1 request   2 what was begun
