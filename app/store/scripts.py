@@ -5,7 +5,7 @@ import hashlib
 import math
 import select
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Protocol
@@ -40,7 +40,7 @@ class Script:
 
     Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
     has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that
-    frees memory, or only reads, begins with ``#!lua flags=allow-oom`` and runs on a full Redis too.
+    only reads, frees memory or moves what is stored begins with ``#!lua flags=allow-oom``: it runs on a full Redis too.
     """
 
     def __init__(self, name: str) -> None:
@@ -66,7 +66,7 @@ class _Run:
     reply: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def answer(self, reply: object) -> None:
-        """Hand the reply to the caller, unless he has gone or has it."""
+        """Hand over the reply, unless the caller has gone or has one."""
         if not self.reply.done():
             self.reply.set_result(reply)
 
@@ -200,7 +200,7 @@ async def _exchange(connection: AbstractConnection, runs: Sequence[_Run]) -> lis
     return refused
 
 
-async def _load(connection: AbstractConnection, scripts: Iterable[Script]) -> None:
+async def _load(connection: AbstractConnection, scripts: Collection[Script]) -> None:
     await connection.send_packed_command(
         connection.pack_commands([("SCRIPT LOAD", script.source) for script in scripts])
     )
