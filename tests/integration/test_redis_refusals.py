@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -21,8 +22,20 @@ from app.main import create_app
 from app.plusofon.sandbox import VirtualNetwork
 from app.store import embedded
 from app.store.connection import connect
+from app.store.events import RedisOutbox
+from app.store.forget import RedisOblivion
+from app.store.limits import RedisLimits
+from app.store.scripts import ScriptRunner
+from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
+from app.verification.errors import StoreFailure, StoreUnavailable
+from app.verification.model import CallState, CallStatus
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import CallReport, NewCall
 from tests.integration.conftest import run, sandbox_settings
 
+KEY = b"a key of the tests, known to all"
 PHONE = "+79001234567"
 OTHER = "+79007654321"
 PROBE_LASTS = 1.1  # seconds, and a little more: how old the answer of /readyz may be
@@ -290,13 +303,47 @@ async def test_what_redis_refuses_is_told_by_the_problem_the_probe_the_metric_an
     assert all(PHONE[1:] not in str(vars(record)) and "pv:" not in str(vars(record)) for record in told)
 
 
-async def test_a_full_redis_still_shows_what_it_has(api: httpx.AsyncClient, admin: Redis) -> None:
-    verification_id = await started(api)
+async def test_a_full_redis_still_shows_delivers_gives_back_and_erases(admin: Redis) -> None:
+    runner = ScriptRunner(admin, timeout=1)
+    store = RedisVerificationStore(runner, phone_key=KEY, told_clients={"shop"})
+    outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisLimits(runner, key=KEY)
+    call = NewCall(
+        client="shop",
+        phone=Phone(PHONE),
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=b"r" * 32,
+        code_length=6,
+        checks=5,
+    )
+    allowances = list(Policy().for_calls(client="shop", phone=Phone(PHONE), address="192.0.2.1"))
+    verification = (await store.start(call, Policy())).verification
+    await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref"))
+    await store.cancel("shop", verification.id)
+    await limits.take("token", allowances)
     await admin.config_set("maxmemory", "1")
 
-    assert (await api.get(f"/verify/{verification_id}")).status_code == 200
+    assert (await store.read(verification.id, client="shop")).id == verification.id
+    first, second = await outbox.take(10)
+    await outbox.set_aside(first, attempts=1, error="status 500", pause=timedelta())
+    await outbox.done(second)
+    (again,) = await outbox.take(10)
+    await outbox.done(again)
+    await limits.give_back("token", allowances)
+    assert [key async for key in admin.scan_iter("pv:{l:*")] == []
+    assert (await RedisOblivion(admin, runner, phone_key=KEY).forget(Phone(PHONE))).verifications == 1
+    with pytest.raises(StoreUnavailable) as raised:
+        await store.start(call, Policy())
+    assert raised.value.reason is StoreFailure.OUT_OF_MEMORY
+
+
+async def test_a_redis_that_has_memory_again_is_used_without_a_restart(api: httpx.AsyncClient, admin: Redis) -> None:
+    await started(api)
+    await admin.config_set("maxmemory", "1")
+    await refusal(start(api, OTHER))
 
     await admin.config_set("maxmemory", "0")
+
     assert (await start(api, OTHER)).status_code == 201
 
 
