@@ -75,9 +75,9 @@ class Background:
         while self._is_open:  # a step may have swallowed the cancellation
             try:
                 pause = await step()
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if not is_store_missed:
-                    log.warning("background.store_unavailable", extra={"step": name})
+                    log.warning("background.store_unavailable", extra={"step": name, "reason": error.reason})
                 failures, is_store_missed = failures + 1, True
                 pause = self._pause_after(failures)
             except (Exception, asyncio.CancelledError) as error:

@@ -95,7 +95,7 @@ class RepeatableRequest:
             if not await self.idempotency.store.keep(self.claimed, kept, lifetime):
                 log.error("idempotency.claim_lost", extra={"claim": self.claimed.name})
         except StoreUnavailable as error:
-            log.error("idempotency.not_kept", extra={"claim": self.claimed.name, "error": repr(error)})
+            log.error("idempotency.not_kept", extra={"claim": self.claimed.name, "reason": error.reason})
 
     async def release(self, *, keep_note: bool = False) -> None:
         """Let it be made again. Harmless when repeated. Raises StoreUnavailable."""

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from app.api.auth import authenticate
 from app.api.dependencies import Service
 from app.api.docs import answers, plain_answer, respond
-from app.api.problems import PROBLEM_TYPES
+from app.api.problems import PROBLEM_TYPES, detail_of
 from app.api.schemas import Liveness, ProblemTypeView, Readiness
 from app.verification.errors import StoreUnavailable
 
@@ -52,7 +52,9 @@ async def livez() -> Response:
     },
 )
 async def readyz(http: Request, service: Service) -> Response:
-    """Tell whether requests should be sent here: not while Redis is away.
+    """Tell whether requests should be sent here: not while Redis does not take and return what is written.
+
+    That is tried at most once a second, whoever asks.
 
     While a provider is (its circuit is `open`) or the balance is too low, no call is placed, but codes that were given
     can still be checked. So that is `degraded` and no 503: else every server would be taken out of service at once.
@@ -68,9 +70,9 @@ async def readyz(http: Request, service: Service) -> Response:
     found = Readiness(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance)
     try:
         await service.ready()
-    except StoreUnavailable:
+    except StoreUnavailable as error:
         found.status = "unavailable"
-        found.reasons.insert(0, "Redis did not answer in time.")
+        found.reasons.insert(0, detail_of(error))
         return respond(found, HTTPStatus.SERVICE_UNAVAILABLE)
     return respond(found)
 

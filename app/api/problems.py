@@ -117,8 +117,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
             "store-unavailable",
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The store is not available",
-            "Redis did not answer in time. A start has placed no call; whether anything else was done is not known. Try"
-            " again soon.",
+            "`detail` says what is wrong with Redis. A start has placed no call; whether anything else was done is not"
+            " known. Try again soon.",
         ),
         ProblemType(
             "verification-not-found",
@@ -242,6 +242,20 @@ _PHONE_DETAILS = {
     errors.PhoneReason.DENIED: "Numbers of this range are not called.",
 }
 
+_OF_STORE_FAILURE: Mapping[errors.StoreFailure, str] = {
+    errors.StoreFailure.TIMEOUT: "Redis did not answer in time.",
+    errors.StoreFailure.UNREACHABLE: "Redis could not be reached.",
+    errors.StoreFailure.CONNECTION_LOST: "The connection to Redis was lost before the answer came.",
+    errors.StoreFailure.REPLICA: "Redis is a read-only replica.",
+    errors.StoreFailure.LOADING: "Redis is still loading its data.",
+    errors.StoreFailure.OUT_OF_MEMORY: "Redis is out of memory.",
+    errors.StoreFailure.CANNOT_SAVE: "Redis cannot save its data, so it takes no writes.",
+    errors.StoreFailure.TOO_FEW_REPLICAS: "Redis has too few replicas to take writes.",
+    errors.StoreFailure.CLUSTER: "This node of the Redis cluster cannot serve the request.",
+    errors.StoreFailure.BUSY: "Redis is busy with a long script.",
+    errors.StoreFailure.ACCESS_DENIED: "Redis refuses the service's user: its password is wrong, or it lacks a right.",
+    errors.StoreFailure.OTHER: "Redis refused a command.",
+}
 _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
     errors.PhoneNotCallable: lambda e: Problem(
         "phone-not-callable", _PHONE_DETAILS[e.reason], {"reason": e.reason.value}
@@ -303,7 +317,7 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
     InvalidIdempotencyKey: lambda _: _invalid(
         [("Idempotency-Key", "this header must be one key of 1 to 128 visible ASCII characters")]
     ),
-    errors.StoreUnavailable: lambda _: Problem("store-unavailable", "Redis did not answer in time."),
+    errors.StoreUnavailable: lambda e: Problem("store-unavailable", _OF_STORE_FAILURE[e.reason]),
     Unauthorized: lambda e: Problem(
         "unauthorized",
         f"Send a known {e.wanted} as Authorization: Bearer <key>.",

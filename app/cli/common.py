@@ -9,13 +9,12 @@ from datetime import datetime
 from typing import Annotated, TypeVar
 
 import typer
-from redis.exceptions import NoPermissionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 
 from app.api.problems import detail_of
 from app.cli.checks import Result, check_redis
 from app.settings import Settings, SettingsError, load_settings
-from app.verification.errors import PhoneNotCallable, StoreUnavailable
+from app.verification.errors import PhoneNotCallable, StoreFailure, StoreUnavailable
 from app.verification.phone import Phone, parse_phone
 from app.wiring import open_redis
 
@@ -111,10 +110,6 @@ def why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
             found = await check_redis(redis, within=settings.redis.timeout_seconds)
         return "\n".join(f"{one.told}. {one.advice}" for one in found if one.result is Result.WRONG)
 
-    cause = error.__cause__
-    if isinstance(cause, NoPermissionError):
+    if error.reason is StoreFailure.ACCESS_DENIED and isinstance(error.__cause__, ResponseError):
         return "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
-    in_time = not isinstance(cause, TimeoutError | RedisTimeoutError)
-    return asyncio.run(look()) or (
-        f"Redis refused ({type(cause).__name__})." if in_time else "Redis did not answer in time."
-    )
+    return asyncio.run(look()) or detail_of(error)

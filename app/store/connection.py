@@ -11,11 +11,14 @@ def connect(url: str, *, timeout: float) -> Redis:
     The library's default is to repeat a command up to ten times when its reply is lost. A script that counts would
     count again, so nothing is repeated here: ``timeout`` (seconds) covers connecting and reading alike.
     """
+    # RESP3 switches the library's maintenance notifications on, and with them its check of pooled connections off: one
+    # that Redis closed was handed out again (redis-py 8.1, issue 4252).
     return Redis.from_url(
         url,
         socket_connect_timeout=timeout,
         socket_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        protocol=2,
         client_name="plusofon-verify",
     )

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from app.store.call_queue import RedisCallQueue
 from app.store.events import DEAD, EXPIRY, GROUP, LETTERS, RETRY, STREAM
+from app.store.failures import reason_of
 from app.store.keys import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.verification.errors import StoreUnavailable
@@ -109,4 +110,4 @@ class RedisOblivion:
             async for key in self._redis.scan_iter(match=pattern, count=_STEP):
                 yield key.decode()
         except (RedisError, OSError) as error:
-            raise StoreUnavailable from error
+            raise StoreUnavailable(reason_of(error)) from error

@@ -8,17 +8,22 @@ from datetime import timedelta
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from app.store.changes import CHANNEL
+from app.store.failures import name_of, reason_of
 from app.store.scripts import Script
+from app.verification.errors import StoreFailure
 
 _PROBE = Script("read")  # reads a key that nobody writes
 _PROBED_KEY = "pv:{000}:doctor"
 _NOBODY = b"doctor"  # no verification has this id, so nobody who listens is woken
 _PINGS = 5
+_WHY = {
+    StoreFailure.TIMEOUT: "does not answer in time",
+    StoreFailure.ACCESS_DENIED: "refuses the user name or the password",
+    StoreFailure.UNREACHABLE: "is not reached",
+}
 
 
 class RedisUnreachable(Exception):
@@ -64,14 +69,7 @@ async def examine(redis: Redis, *, within: float) -> RedisHealth:
 
 def _why(error: Exception) -> str:
     """Say what an error means. What it says itself may hold an address."""
-    if isinstance(error, TimeoutError | RedisTimeoutError):
-        return "does not answer in time"
-    # While it connects, the library wraps that the password is wrong.
-    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
-        return "refuses the user name or the password"
-    if isinstance(error, RedisConnectionError | OSError):
-        return "is not reached"
-    return f"cannot be used ({type(error).__name__})"
+    return _WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")
 
 
 async def _examine(redis: Redis) -> RedisHealth:
@@ -147,12 +145,11 @@ def _ask(redis: Redis, *command: str | bytes | int) -> Awaitable[Any]:
 async def _is_allowed(ask: Callable[[], Awaitable[Any]]) -> bool:
     try:
         await ask()
-    except NoPermissionError:
-        return False
-    except RedisError as error:  # a script that may not touch a key says so in an error of its own
-        if "NOPERM" in str(error) or "ACL" in str(error):
-            return False
-        raise
+    except RedisError as error:
+        reason = reason_of(error)
+        if reason not in {StoreFailure.ACCESS_DENIED, StoreFailure.REPLICA}:
+            raise
+        return reason is StoreFailure.REPLICA  # which has its own line
     return True
 
 

@@ -2,26 +2,29 @@
 
 import asyncio
 import hashlib
-import logging
+import math
+import select
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.store.failures import ConnectionLost, FailureLog, did_not_run, reason_of
 from app.verification.errors import StoreUnavailable
 
-log = logging.getLogger(__name__)
-
 Argument = str | bytes | int
-Command = tuple[Argument, ...]
-Reply = asyncio.Future[Any]
 Waited = Callable[[str, float], None]
 """Is told the name of a script and how long its caller waited, in seconds, in the caller's own task."""
 
 _MOST_AT_ONCE = 256  # commands in one write: bounds what a slow reply holds up
+_PROBED_EVERY = 1.0  # seconds
 
 
 class RoundTrip(Protocol):
@@ -33,15 +36,39 @@ class RoundTrip(Protocol):
 
 
 class Script:
-    """A Lua script: a file of ``app/store/lua``, behind ``common.lua`` and what else it ``shares`` with another."""
+    """A Lua script: a file of ``app/store/lua``, behind ``common.lua`` and what else it ``shares`` with another.
+
+    Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
+    has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that
+    only reads, frees memory or moves what is stored begins with ``#!lua flags=allow-oom``: it runs on a full Redis too.
+    """
 
     def __init__(self, name: str, *, shares: tuple[str, ...] = ()) -> None:
         self.name = name
         folder = resources.files("app.store") / "lua"
-        parts = ("common", *shares, name)
-        self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
+        *shared, own = ((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", *shares, name))
+        flags, own = own.split("\n", 1) if own.startswith("#!") else ("#!lua", own)
+        self.source = "\n".join([flags, *shared, own])
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+PROBE = Script("probe")
+_PROBE_KEY, _PROBE_KEPT_MS = "pv:{probe}", 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A script that is to run; its reply, or what went wrong, will be the future's result."""
+
+    script: Script
+    command: Sequence[Argument]
+    reply: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def answer(self, reply: object) -> None:
+        """Hand over the reply, unless the caller has gone or has one."""
+        if not self.reply.done():
+            self.reply.set_result(reply)
 
 
 class ScriptRunner:
@@ -50,8 +77,9 @@ class ScriptRunner:
     Those that are awaited together (``asyncio.gather``) share that round trip.
 
     While a write is under way, further commands gather and share the next one: under load this halves the cost of a
-    command, and without load nothing waits. A command whose connection failed may have run, so it is never repeated;
-    one that Redis refused because it does not know the script (after a failover or a flush) did not run, and is.
+    command, and without load nothing waits. A command whose reply was lost may have run, so it is never repeated. One
+    that Redis says it did not run is sent once more, within the same time-out: on a new connection, which resolves the
+    address anew and so finds the primary after a failover, or, if Redis did not know the script, after loading it.
     """
 
     def __init__(
@@ -60,10 +88,12 @@ class ScriptRunner:
         self._redis = redis
         self._round_trip = round_trip
         self._waited = waited
-        self._scripts: dict[str, Script] = {}
         self._timeout = timeout
-        self._waiting: list[tuple[Command, Reply]] = []
+        self._waiting: list[_Run] = []
         self._writer: asyncio.Task[None] | None = None
+        self._probe: asyncio.Future[Any] | None = None
+        self._probe_again_at = 0.0
+        self._log_failures = FailureLog()
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
         """Run a script and return its reply.
@@ -73,17 +103,17 @@ class ScriptRunner:
 
         """
         if self._waited is None:
-            return await _result(self._submit_script(script, keys, arguments))
+            return await _result(self._submit(script, keys, arguments))
         began = time.perf_counter()
         try:
-            return await _result(self._submit_script(script, keys, arguments))
+            return await _result(self._submit(script, keys, arguments))
         finally:
             self._waited(script.name, time.perf_counter() - began)
 
     async def run_each(self, script: Script, runs: Iterable[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Run a script with several keys and arguments, all in one round trip. Raises as ``run`` does."""
         began = time.perf_counter()
-        replies = [self._submit_script(script, keys, arguments) for keys, arguments in runs]
+        replies = [self._submit(script, keys, arguments) for keys, arguments in runs]
         try:
             return [await _result(reply) for reply in replies]
         finally:
@@ -91,61 +121,122 @@ class ScriptRunner:
                 self._waited(script.name, time.perf_counter() - began)
 
     async def ping(self) -> None:
-        """Return if Redis answers; raises StoreUnavailable."""
-        await _result(self._submit(("PING",)))
+        """Write and read a key, or raise StoreUnavailable.
 
-    def _submit_script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Reply:
-        self._scripts[script.sha] = script
-        return self._submit(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+        Done at most once a second: whoever asks meanwhile gets the same answer.
+        """
+        now = time.monotonic()
+        if self._probe is None or (self._probe.done() and now >= self._probe_again_at):
+            self._probe = self._submit(PROBE, [_PROBE_KEY], [_PROBE_KEPT_MS])
+            self._probe_again_at = now + _PROBED_EVERY
+        await _result(asyncio.shield(self._probe))
 
-    def _submit(self, command: Command) -> Reply:
-        """Queue a command for the next write; its reply, or what went wrong, will be the future's result."""
-        reply: Reply = asyncio.get_running_loop().create_future()
-        self._waiting.append((command, reply))
+    def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
+        """Queue a script for the next write."""
+        run = _Run(script, ("EVALSHA", script.sha, len(keys), *keys, *arguments))
+        self._waiting.append(run)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
-        return reply
+        return run.reply
 
     async def _write_all(self) -> None:
         """Write what waits, and what gathers meanwhile, until nothing does."""
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-                began, failed = time.perf_counter(), False
+                began = time.perf_counter()
                 try:
                     async with asyncio.timeout(self._timeout):
-                        results = await self._execute([command for command, _ in batch])
+                        await self._write(batch)
                 except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
-                    # Those that gathered meanwhile fail as well: nobody waits for a dead Redis twice.
-                    batch, self._waiting = batch + self._waiting, []
-                    results, failed = [error] * len(batch), True
+                    if isinstance(error, TimeoutError | RedisTimeoutError):
+                        # Those that gathered meanwhile fail as well: nobody waits for a hanging Redis twice.
+                        batch, self._waiting = batch + self._waiting, []
+                    for run in batch:
+                        run.answer(error)
+                replies = [run.reply.result() for run in batch if not run.reply.cancelled()]
+                errors = [reply for reply in replies if isinstance(reply, Exception)]
                 if self._round_trip:
-                    self._round_trip(time.perf_counter() - began, failed=failed)
-                for (_, reply), result in zip(batch, results, strict=True):
-                    if not reply.done():  # else its caller has gone
-                        reply.set_result(result)
+                    self._round_trip(time.perf_counter() - began, failed=bool(errors))
+                self._log_failures(errors)
         finally:
             self._writer = None
 
-    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
-        results = await self._send(commands)
-        unknown = [place for place, result in enumerate(results) if isinstance(result, NoScriptError)]
-        if unknown:
-            await self._send([("SCRIPT LOAD", script.source) for script in self._scripts.values()])
-            for place, result in zip(unknown, await self._send([commands[i] for i in unknown]), strict=True):
-                results[place] = result
-        return results
+    async def _write(self, batch: Sequence[_Run]) -> None:
+        """Run scripts on one connection. Those that have no reply when this raises may have run."""
+        pool = self._redis.connection_pool
+        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call] # the library's own
+        try:
+            if _has_input(connection):
+                await _reconnect(connection)
+            refused = await _exchange(connection, batch)
+            if refused:
+                if not all(isinstance(error, NoScriptError) for _, error in refused):
+                    await _reconnect(connection)
+                await _load(connection, {run.script for run, _ in refused})
+                for run, error in await _exchange(connection, [run for run, _ in refused]):
+                    run.answer(error)
+        except BaseException:
+            # A reply may still come, which nobody else must read.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
 
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return await pipeline.execute(raise_on_error=False)
+
+async def _exchange(connection: AbstractConnection, runs: Sequence[_Run]) -> list[tuple[_Run, RedisError]]:
+    """Send scripts and hand out their replies; return those that Redis did not run, with what it said."""
+    refused = []
+    try:
+        await connection.send_packed_command(connection.pack_commands([run.command for run in runs]))
+        for run in runs:
+            reply = await _read(connection)
+            if isinstance(reply, RedisError) and did_not_run(reply):
+                refused.append((run, reply))
+            else:
+                run.answer(reply)
+    except RedisConnectionError as error:
+        raise ConnectionLost from error
+    return refused
 
 
-async def _result(reply: Reply) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+async def _load(connection: AbstractConnection, scripts: Collection[Script]) -> None:
+    await connection.send_packed_command(
+        connection.pack_commands([("SCRIPT LOAD", script.source) for script in scripts])
+    )
+    for _ in scripts:
+        reply = await _read(connection)
+        if isinstance(reply, Exception):
+            raise reply
+
+
+async def _read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+    """Read one reply; one that is an error is returned. The time-out is that of the whole write."""
+    try:
+        return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+    except (ResponseError, BusyLoadingError, AuthenticationError) as error:
+        return error
+
+
+async def _reconnect(connection: AbstractConnection) -> None:
+    await connection.disconnect(nowait=True)
+    await connection.connect()  # type: ignore[no-untyped-call] # the library's own
+
+
+def _has_input(connection: AbstractConnection) -> bool:
+    """Return whether an idle connection was closed by Redis, or has a reply that nobody waits for.
+
+    The pool checks what asyncio has read so far; this asks the system, for it may have more.
+    """
+    writer = connection._writer  # noqa: SLF001 - the library has no public way to the socket
+    assert writer is not None  # noqa: S101 - the pool has connected it
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def _result(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
     result = await reply
     if isinstance(result, Exception):
-        log.error("store.unavailable", extra={"error": repr(result)})
-        raise StoreUnavailable from result
+        raise StoreUnavailable(reason_of(result)) from result
     return result

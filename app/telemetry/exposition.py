@@ -30,7 +30,7 @@ Facts = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
 """Tells some of ``FACTS`` by name; None where a number is not known. May raise StoreUnavailable or ProviderError."""
 
 FACTS: Mapping[str, str] = {
-    "store_up": "Whether Redis answers.",
+    "store_up": "Whether Redis takes and returns what is written.",
     "balance_rub": "Balance at the provider; absent while unknown.",
     "balance_minimum_rub": "Balance below which no call is placed.",
     "balance_warning_rub": "Balance below which somebody should top up.",

@@ -69,7 +69,9 @@ class Metrics:
             _PROVIDER_BUCKETS, "channel", "operation", "outcome",
         )  # fmt: skip
         self._store_time = histogram("store_round_trip_seconds", "Time of round trips to Redis.", _STORE_BUCKETS)
-        self._store_failures = counter("store_failures", "Round trips to Redis that failed or took too long.")
+        self._store_failures = counter(
+            "store_failures", "Round trips to Redis that failed, took too long or were refused."
+        )
 
         self._started = counter("verifications_started", "Verifications begun, without resends.", "channel")
         self._ended = counter("verifications_ended", "Verifications by how they ended.", "status")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from app.verification.errors import StoreUnavailable, VerificationNotFound
+from app.verification.errors import StoreFailure, StoreUnavailable, VerificationError, VerificationNotFound
 
 log = logging.getLogger(__name__)
 
@@ -21,19 +21,20 @@ async def store_deadline(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise StoreUnavailable from None
+        raise StoreUnavailable(StoreFailure.TIMEOUT) from None
 
 
 async def best_effort(*writes: Awaitable[object]) -> bool:
-    """Do what should be done, in one round trip, and return whether all of it was; log what was not."""
-    done = True
+    """Do what should be done, in one round trip, and return whether all of it was; log how much was not."""
+    failed: list[VerificationError] = []
     for result in await asyncio.gather(*writes, return_exceptions=True):
         if isinstance(result, StoreUnavailable | VerificationNotFound):
-            log.error("store.not_written", extra={"error": repr(result)})
-            done = False
+            failed.append(result)
         elif isinstance(result, BaseException):
             raise result
-    return done
+    if failed:
+        log.error("store.not_written", extra={"writes": len(failed), "error": repr(failed[0])})
+    return not failed
 
 
 class DeferredWrites:

@@ -20,7 +20,7 @@ VerificationError
 ├── TokenInvalid              not a token of this service for this client and purpose
 ├── TokenExpired              it was one
 ├── TokenAlreadyRedeemed      it was accepted before
-└── StoreUnavailable          Redis did not answer in time
+└── StoreUnavailable          Redis could not do what it was asked
 """
 
 from enum import StrEnum
@@ -161,5 +161,26 @@ class TokenAlreadyRedeemed(VerificationError):
     """The token was redeemed before; it proves nothing a second time."""
 
 
+class StoreFailure(StrEnum):
+    """Why Redis could not do what it was asked."""
+
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    CONNECTION_LOST = "connection_lost"
+    REPLICA = "replica"
+    LOADING = "loading"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANNOT_SAVE = "cannot_save"
+    TOO_FEW_REPLICAS = "too_few_replicas"
+    CLUSTER = "cluster"
+    BUSY = "busy"
+    ACCESS_DENIED = "access_denied"
+    OTHER = "other"
+
+
 class StoreUnavailable(VerificationError):
-    """Redis did not answer within its time budget."""
+    """Redis could not do what it was asked; after a time-out or a lost connection it may have done it."""
+
+    def __init__(self, reason: StoreFailure = StoreFailure.OTHER) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -190,6 +190,23 @@ def test_a_replica_is_told_as_one(redis_url: str) -> None:
     assert "Let REDIS_URL name the primary." in done.output
 
 
+def test_a_full_redis_is_told_as_one() -> None:
+    with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
+        redis.config_set("maxmemory", "1")
+        done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
+
+    assert (done.exit_code, done.output) == (1, "Redis is out of memory.\n")
+
+
+def test_a_right_that_is_missing_inside_a_script_is_told_as_one() -> None:
+    with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
+        redis.acl_setuser("default", enabled=True, nopass=True, commands=["-hset"])
+        done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
+
+    assert done.exit_code == 1
+    assert done.output.startswith("Redis refused: its user lacks a right.")
+
+
 def test_the_doctor_tells_a_name_that_nothing_reads(redis_url: str) -> None:
     Path(".env").write_text("LIMIT_CALLS_PER_DY=5\n", encoding="utf-8")
 

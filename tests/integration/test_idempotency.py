@@ -465,9 +465,10 @@ async def test_a_code_that_the_provider_chose_is_stored_once_redis_answers_again
 
 
 async def test_a_request_that_lost_its_claim_is_answered_all_the_same(
-    impatient: httpx.AsyncClient, redis: Redis, caplog: pytest.LogCaptureFixture
+    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    await placed(network, MagicNumber.NO_REPLY_PLACED)
     (name,) = await claims_of(redis)
     await redis.delete(name)
 

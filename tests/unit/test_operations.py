@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.verification.errors import StoreFailure
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -67,3 +68,9 @@ def test_every_command_named_there_exists() -> None:
         told = CliRunner().invoke(cli, [*words, "--help"], env={"COLUMNS": "200"})
         assert told.exit_code == 0, command
         assert all(option in told.output for option in options), command
+
+
+def test_each_reason_why_redis_fails_has_a_row() -> None:
+    runbook = OPERATIONS.partition("### Redis down")[2].partition("\n### ")[0]
+
+    assert re.findall(r"^\| `(\w+)` \|", runbook, re.MULTILINE)[1:] == list(StoreFailure)

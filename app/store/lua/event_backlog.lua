@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell how delivery stands, at the same small cost however much there is.
 --
 -- KEYS    1 stream   2 expiry   3 retry   4 dead

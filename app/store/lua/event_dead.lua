@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- List dead letters, the oldest first.
 --
 -- KEYS    1 dead   2 letters

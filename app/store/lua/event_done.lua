@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget an event that was delivered, or that nobody wants.
 --
 -- KEYS    1 stream

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Put dead letters back into the stream, with all their attempts before them.
 --
 -- KEYS    1 stream   2 dead   3 letters

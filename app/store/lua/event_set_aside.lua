@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take an event out of the stream for later, or for good. It is never in neither place, and never in two: whoever comes
 -- second, because somebody else took the entry over, changes nothing. event_take.lua lists the keys.
 --

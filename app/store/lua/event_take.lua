@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give a worker events to deliver: those that nobody has settled in time, then those that nobody has seen. Before that,
 -- what is due is moved into the stream: verifications that expired, and deliveries that are to be tried again.
 --

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget the kept answer of a request, if it holds one of some texts. claim.lua lists the fields.
 --
 -- KEYS    1 request

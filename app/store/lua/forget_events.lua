@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget the events of a phone that wait for delivery; a step of a walk through all. A delivery that is under way finds
 -- its event settled. event_take.lua says what is where.
 --

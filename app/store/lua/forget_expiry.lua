@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget which verifications of a phone were to be told of when they expire; a step of a walk through all.
 -- event_take.lua says what is where.
 --

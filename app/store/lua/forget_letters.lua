@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget the events of a phone that wait to be tried again or were given up; a step of a walk through all.
 -- event_take.lua says what is where.
 --

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget a phone: its verifications' names, its calls, its wrong codes, its operator. Its limits begin anew.
 --
 -- KEYS    1 phone

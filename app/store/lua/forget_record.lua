@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget a verification, if it is of the phone. Those who listen to it are told that it is gone.
 --
 -- KEYS    1 record

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take an event back: it did not happen. Run twice it changes nothing more.
 --
 -- KEYS    1 sorted set of the limit

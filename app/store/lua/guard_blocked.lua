@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell for how long a range is blocked; changes nothing.
 --
 -- KEYS    1 block of the range

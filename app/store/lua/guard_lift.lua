@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- End a block, and forget its level: whoever lifts it says that it was wrong.
 --
 -- KEYS    1 list   2 block

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- List the ranges that are blocked and the clients that are reported; drop the names of those that are forgotten.
 --
 -- KEYS    1 list

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give a call back that did not happen: in the last bucket that has one, and never below zero.
 --
 -- KEYS    1… buckets of the range and of the client

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Look a call up no more. queue_schedule.lua says what is where.
 --
 -- KEYS    1 due   2 attempts

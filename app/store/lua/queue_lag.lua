@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell how long the call that is longest due has waited to be claimed. queue_schedule.lua says what is where.
 --
 -- KEYS    1 due

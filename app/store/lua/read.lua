@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Read a verification.
 --
 -- KEYS    1 record

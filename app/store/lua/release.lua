@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give up the claim of a request that is not answered, if it is still one's own.
 --
 -- KEYS    1 request   2 what was begun, left out where its note stays, for whoever repeats the request

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell how long until a limit has room for another event; changes nothing.
 --
 -- KEYS    1 sorted set of the limit

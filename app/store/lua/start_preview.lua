@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell what a start would meet, and what was tried with the phone before, without changing anything. Both lists of
 -- arguments are those of start_rules.lua, which stands before this.
 --

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Read the counters of a day.
 --
 -- KEYS    1 any key of the slot

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell how much of a limit is used, and change nothing.
 --
 -- KEYS    1 sorted set of the limit

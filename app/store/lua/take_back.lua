@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Refund a call that definitely was not placed, so that what was there before it is there again. Run twice it changes
 -- nothing more, for the number of a call is never used again. A cooldown that a later call began stays, and so do guesses.
 --

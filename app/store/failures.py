@@ -1,0 +1,99 @@
+"""What an error of Redis means: why a command failed, and whether it can have run."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from app.verification.errors import StoreFailure
+
+log = logging.getLogger(__name__)
+
+_LOGGED_EVERY = 0.2  # seconds
+
+_REASONS: Mapping[str, StoreFailure] = {
+    "READONLY": StoreFailure.REPLICA,
+    "MASTERDOWN": StoreFailure.REPLICA,
+    "LOADING": StoreFailure.LOADING,
+    "NOREPLICAS": StoreFailure.TOO_FEW_REPLICAS,
+    "CLUSTERDOWN": StoreFailure.CLUSTER,
+    "MOVED": StoreFailure.CLUSTER,
+    "ASK": StoreFailure.CLUSTER,
+    "TRYAGAIN": StoreFailure.CLUSTER,
+    "CROSSSLOT": StoreFailure.CLUSTER,
+    "OOM": StoreFailure.OUT_OF_MEMORY,
+    "MISCONF": StoreFailure.CANNOT_SAVE,
+    "BUSY": StoreFailure.BUSY,
+    "NOPERM": StoreFailure.ACCESS_DENIED,
+    "NOAUTH": StoreFailure.ACCESS_DENIED,
+    "WRONGPASS": StoreFailure.ACCESS_DENIED,
+}
+
+_NOT_RUN = frozenset(
+    {"READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS", "NOSCRIPT", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN"}
+)
+"""Errors of a server that did not run the command, where a new connection may reach one that does (ADR 12)."""
+
+# Inside a script Valkey and Redis have no code for NOPERM.
+_DENIED_INSIDE_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+
+
+class ConnectionLost(RedisConnectionError):
+    """The connection was lost after a command was sent: it may have run."""
+
+
+def did_not_run(error: RedisError) -> bool:
+    """Return whether Redis has certainly not run the command, and another connection may reach a server that does."""
+    return _code(error) in _NOT_RUN
+
+
+def reason_of(error: Exception) -> StoreFailure:
+    """Return why a command failed."""
+    match error:
+        case TimeoutError() | RedisTimeoutError():
+            return StoreFailure.TIMEOUT
+        case AuthenticationError():
+            return StoreFailure.ACCESS_DENIED
+        case ConnectionLost():
+            return StoreFailure.CONNECTION_LOST
+        case RedisError() if reason := _REASONS.get(_code(error)):
+            return reason
+        case RedisConnectionError() | OSError():
+            return StoreFailure.UNREACHABLE
+    return StoreFailure.ACCESS_DENIED if str(error).startswith(_DENIED_INSIDE_SCRIPT) else StoreFailure.OTHER
+
+
+class FailureLog:
+    """Logs why commands fail: at once, and then for each reason at most five times a second, with their number."""
+
+    def __init__(self) -> None:
+        self._unlogged: Counter[StoreFailure] = Counter()
+        self._again_at: dict[StoreFailure, float] = {}
+
+    def __call__(self, errors: Sequence[Exception]) -> None:
+        """Count the errors, and log those whose time has come."""
+        last = {reason_of(error): error for error in errors}
+        self._unlogged.update(map(reason_of, errors))
+        now = time.monotonic()
+        for reason, error in last.items():
+            if now >= self._again_at.get(reason, now):
+                self._again_at[reason] = now + _LOGGED_EVERY
+                facts = {"reason": reason, "error": name_of(error), "commands": self._unlogged.pop(reason)}
+                log.error("store.unavailable", extra=facts)
+
+
+def name_of(error: Exception) -> str:
+    """Return the error's code, or else its class. Its message may hold an address, a key or an argument."""
+    code = _code(error) if isinstance(error, RedisError) else ""
+    return code if code.isupper() else type(error).__name__
+
+
+def _code(error: RedisError) -> str:
+    """Return the first word of an error reply; the library takes it out of the message where it knows it."""
+    cause = error.__cause__  # while it connects to a unix socket, the library wraps a refusal
+    reply = cause if isinstance(cause, RedisError) else error
+    return reply.status_code or str(reply).partition(" ")[0]

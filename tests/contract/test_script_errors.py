@@ -1,0 +1,406 @@
+"""What Redis did not run is sent once more, on a new connection; what it may have run never is."""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import hiredis
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
+
+from app.api.problems import detail_of
+from app.store.connection import connect
+from app.store.embedded import EmbeddedServer
+from app.store.scripts import Script, ScriptRunner
+from app.verification.errors import StoreFailure, StoreUnavailable
+
+CUT = b"cut the connection once the command has run"
+SILENCE = b"never answer"
+REPEATED = {
+    "READONLY You can't write against a read only replica.": StoreFailure.REPLICA,
+    "READONLY You can't write against a read only replica. script: f00, on @user_script:1.": StoreFailure.REPLICA,
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": StoreFailure.REPLICA,
+    "LOADING Redis is loading the dataset in memory": StoreFailure.LOADING,
+    "NOREPLICAS Not enough good replicas to write.": StoreFailure.TOO_FEW_REPLICAS,
+    "CLUSTERDOWN The cluster is down": StoreFailure.CLUSTER,
+    "MOVED 3999 127.0.0.1:6381": StoreFailure.CLUSTER,
+    "ASK 3999 127.0.0.1:6381": StoreFailure.CLUSTER,
+    "TRYAGAIN Multiple keys request during rehashing of slot": StoreFailure.CLUSTER,
+}
+NOT_REPEATED = {
+    "OOM command not allowed when used memory > 'maxmemory'.": StoreFailure.OUT_OF_MEMORY,
+    "MISCONF Redis is configured to save RDB snapshots": StoreFailure.CANNOT_SAVE,
+    "UNBLOCKED force unblock from blocking operation, instance state changed": StoreFailure.OTHER,
+    "BUSY Redis is busy running a script.": StoreFailure.BUSY,
+    "NOPERM User verify has no permissions to run the 'evalsha' command": StoreFailure.ACCESS_DENIED,
+    "NOAUTH Authentication required.": StoreFailure.ACCESS_DENIED,
+    "CROSSSLOT Keys in request don't hash to the same slot": StoreFailure.CLUSTER,
+    "ERR user_script:1: READONLY is only mentioned here": StoreFailure.OTHER,
+    "ERR Script attempted to access a non local key in a cluster node": StoreFailure.OTHER,
+    "SOMETHINGNEW of a later version": StoreFailure.OTHER,
+}
+
+
+class Count(Script):
+    """Counts how often it runs."""
+
+    def __init__(self) -> None:
+        super().__init__("read")
+        self.name, self.source = "count", "#!lua\nreturn redis.call('INCR', KEYS[1])"
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+COUNT = Count()
+
+
+@dataclass
+class Between:
+    """Stands between the service and a real server; ``plan`` has what becomes of the next scripts.
+
+    None passes a script on, as everything else is; an error is answered in place of the server.
+    """
+
+    upstream: str
+    plan: list[bytes | None] = field(default_factory=list)
+    scripts: int = 0
+    connections: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        server_reader, server_writer = await asyncio.open_unix_connection(self.upstream)
+        try:
+            while command := await _read_command(reader):
+                step = None
+                if command[1] == b"EVALSHA":
+                    self.scripts += 1
+                    step = self.plan.pop(0) if self.plan else None
+                if step == SILENCE:
+                    await reader.read()
+                    return
+                if step in {None, CUT}:
+                    server_writer.write(command[0])
+                    reply = await _read_reply(server_reader)
+                    if step == CUT:
+                        return
+                else:
+                    reply = b"-%b\r\n" % step
+                writer.write(reply)
+        finally:
+            server_writer.close()
+            writer.close()
+
+
+async def _read_command(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None:
+    """Read one command: all of it as it came, and its first word."""
+    raw = await reader.readline()
+    if not raw:
+        return None
+    words = []
+    for _ in range(int(raw[1:])):
+        size = await reader.readline()
+        words.append(await reader.readexactly(int(size[1:]) + 2))
+        raw += size + words[-1]
+    return raw, words[0].strip()
+
+
+async def _read_reply(reader: asyncio.StreamReader) -> bytes:
+    raw, parser = b"", hiredis.Reader()
+    while parser.gets() is False:
+        raw += (received := await reader.read(65536))
+        parser.feed(received)
+    return raw
+
+
+@pytest.fixture
+async def between(redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[Between]:
+    between = Between(redis_url.removeprefix("unix://"))
+    async with await asyncio.start_unix_server(between.serve, tmp_path / "s"):
+        yield between
+
+
+@asynccontextmanager
+async def runner_of(folder: Path, *, budget: float = 2) -> AsyncIterator[ScriptRunner]:
+    client = connect(f"unix://{folder / 's'}", timeout=budget)
+    try:
+        yield ScriptRunner(client, timeout=budget)
+    finally:
+        await client.aclose()
+
+
+@pytest.fixture
+async def runner(between: Between, tmp_path: Path) -> AsyncIterator[ScriptRunner]:
+    """A runner that is connected, on a server that knows the script."""
+    async with runner_of(tmp_path) as runner:
+        await runner.run(COUNT, ["warm"], [])
+        between.scripts = between.connections = 0
+        yield runner
+
+
+async def failure(runner: ScriptRunner) -> StoreFailure:
+    with pytest.raises(StoreUnavailable) as raised:
+        await runner.run(COUNT, ["runs"], [])
+    return raised.value.reason
+
+
+@pytest.mark.parametrize("error", REPEATED, ids=str)
+async def test_what_redis_did_not_run_is_run_once_on_a_new_connection(
+    error: str, between: Between, runner: ScriptRunner
+) -> None:
+    between.plan = [error.encode()]
+
+    assert await runner.run(COUNT, ["runs"], []) == 1
+    assert (between.scripts, between.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("error", REPEATED, ids=str)
+async def test_there_is_one_more_try_and_no_third(
+    error: str, between: Between, runner: ScriptRunner, redis: Redis
+) -> None:
+    between.plan = [error.encode()] * 2
+
+    assert await failure(runner) == REPEATED[error]
+    assert (between.scripts, between.connections) == (2, 1)
+    assert await redis.get("runs") is None
+    assert await runner.run(COUNT, ["runs"], []) == 1
+
+
+@pytest.mark.parametrize("error", NOT_REPEATED, ids=str)
+async def test_any_other_refusal_is_told_at_once(error: str, between: Between, runner: ScriptRunner) -> None:
+    between.plan = [error.encode()]
+
+    assert await failure(runner) == NOT_REPEATED[error]
+    assert between.scripts == 1
+
+
+async def test_a_new_primary_that_does_not_know_the_script_is_taught_it(
+    between: Between, runner: ScriptRunner, redis: Redis
+) -> None:
+    await redis.script_flush()
+    between.plan = [b"READONLY You can't write against a read only replica."]
+
+    assert await runner.run(COUNT, ["runs"], []) == 1
+
+
+async def test_only_what_was_refused_is_repeated(between: Between, runner: ScriptRunner, redis: Redis) -> None:
+    between.plan = [None, b"READONLY x", None, b"OOM x", None, b"TRYAGAIN x"]
+    keys = [f"k{number}" for number in range(6)]
+
+    results = await asyncio.gather(*(runner.run(COUNT, [key], []) for key in keys), return_exceptions=True)
+
+    assert [result for result in results if not isinstance(result, StoreUnavailable)] == [1] * 5
+    assert isinstance(results[3], StoreUnavailable)
+    assert await redis.mget(keys) == [b"1", b"1", b"1", None, b"1", b"1"]
+
+
+async def test_a_script_whose_reply_was_lost_is_not_repeated(
+    between: Between, runner: ScriptRunner, redis: Redis
+) -> None:
+    between.plan = [CUT]
+
+    assert await failure(runner) == StoreFailure.CONNECTION_LOST
+    assert await redis.get("runs") == b"1"
+    assert between.scripts == 1
+    assert await runner.run(COUNT, ["runs"], []) == 2
+
+
+async def test_replies_that_came_before_the_connection_was_lost_are_handed_out(
+    between: Between, runner: ScriptRunner
+) -> None:
+    between.plan = [None, CUT]
+
+    results = await asyncio.gather(*(runner.run(COUNT, [key], []) for key in "abc"), return_exceptions=True)
+
+    assert results[0] == 1
+    assert [getattr(result, "reason", None) for result in results[1:]] == [StoreFailure.CONNECTION_LOST] * 2
+
+
+async def test_a_lost_reply_to_the_second_try_is_not_followed_by_a_third(
+    between: Between, runner: ScriptRunner, redis: Redis
+) -> None:
+    between.plan = [b"READONLY x", CUT]
+
+    assert await failure(runner) == StoreFailure.CONNECTION_LOST
+    assert (await redis.get("runs"), between.scripts) == (b"1", 2)
+
+
+async def test_what_waited_while_a_connection_was_lost_is_sent_on_the_next(
+    between: Between, runner: ScriptRunner
+) -> None:
+    between.plan = [CUT]
+    first = asyncio.create_task(runner.run(COUNT, ["a"], []))
+    await asyncio.sleep(0)  # the write of the first is under way
+    await asyncio.sleep(0)
+    later = await asyncio.gather(*(runner.run(COUNT, [key], []) for key in "bc"))
+
+    with pytest.raises(StoreUnavailable):
+        await first
+    assert later == [1, 1]
+
+
+async def test_both_tries_share_one_time_out(between: Between, tmp_path: Path) -> None:
+    async with runner_of(tmp_path, budget=0.5) as runner:
+        await runner.run(COUNT, ["warm"], [])
+        between.plan = [b"LOADING x", SILENCE]
+        began = time.monotonic()
+
+        assert await failure(runner) == StoreFailure.TIMEOUT
+        assert time.monotonic() - began < 1
+
+
+async def test_an_address_that_nobody_listens_at_is_unreachable(tmp_path: Path) -> None:
+    async with runner_of(tmp_path) as runner:
+        assert await failure(runner) == StoreFailure.UNREACHABLE
+
+
+@pytest.mark.parametrize("rights", [[], ["on", ">made-up"], ["on", ">made-up", "~pv:*", "+evalsha", "+client"]])
+async def test_a_user_who_may_not_is_told_whether_it_is_found_when_connecting_or_later(
+    rights: list[str], redis: Redis, redis_url: str
+) -> None:
+    await redis.execute_command("ACL", "SETUSER", "limited", "reset", *rights)  # type: ignore[no-untyped-call] # the library's own
+    client = connect(f"{redis_url.replace('unix://', 'unix://limited@')}?password=made-up&db=1", timeout=1)
+    try:
+        assert await failure(ScriptRunner(client, timeout=1)) == StoreFailure.ACCESS_DENIED
+    finally:
+        await client.aclose()
+        await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # the library's own
+
+
+async def test_the_log_has_the_code_of_an_error_and_nothing_of_its_text(
+    between: Between, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    between.plan = [b"ERR in pv:{a1b}:79001234567 at 192.0.2.7", b"MISCONF of pv:{a1b}:79001234567"]
+    for _ in range(2):
+        await failure(runner)
+
+    told = [vars(record) for record in caplog.records if record.getMessage() == "store.unavailable"]
+    assert [(one["reason"], one["error"], one["commands"]) for one in told] == [
+        ("other", "ERR", 1),
+        ("cannot_save", "MISCONF", 1),
+    ]
+    assert not any(secret in str(one) for one in told for secret in ("pv:", "79001234567", "192.0.2.7"))
+
+
+async def test_failures_that_go_on_are_counted_in_few_lines(
+    between: Between, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    between.plan = [b"OOM x"] * 1000
+    for _ in range(100):
+        await asyncio.gather(*(failure(runner) for _ in range(5)))
+    await asyncio.sleep(0.25)
+    await failure(runner)
+
+    counts = [vars(record)["commands"] for record in caplog.records if record.levelno >= logging.ERROR]
+    assert counts[0] == 5
+    assert sum(counts) == 501
+    assert len(counts) < 50
+
+
+async def test_redis_is_probed_once_a_second_however_many_ask(
+    between: Between, runner: ScriptRunner, redis: Redis
+) -> None:
+    for _ in range(3):
+        await asyncio.gather(*(runner.ping() for _ in range(100)))
+    assert between.scripts == 2  # the first time it has to be loaded
+    assert 0 < await redis.pttl("pv:{probe}") <= 10_000
+
+    await asyncio.sleep(1.1)
+    between.plan = [b"OOM x"]
+    results = await asyncio.gather(*(runner.ping() for _ in range(100)), return_exceptions=True)
+    assert {getattr(result, "reason", None) for result in results} == {StoreFailure.OUT_OF_MEMORY}
+    assert between.scripts == 3
+
+
+async def test_a_probe_that_somebody_gave_up_waiting_for_is_still_everybody_else_s(
+    between: Between, tmp_path: Path
+) -> None:
+    async with runner_of(tmp_path) as runner:
+        first = asyncio.create_task(runner.ping())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(runner.ping())
+        await asyncio.sleep(0)
+        first.cancel()
+
+        await second
+        assert first.cancelled()
+        assert between.scripts <= 2
+
+
+SCRIPTS = sorted(
+    file.name.removesuffix(".lua")
+    for file in (resources.files("app.store") / "lua").iterdir()
+    if file.name != "common.lua"
+)
+
+
+@pytest.fixture(scope="module")
+def spare() -> Iterator[EmbeddedServer]:
+    """A server that is spoilt."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_a_script_is_refused_before_it_runs_by_a_replica_and_by_a_full_redis(
+    name: str, spare: EmbeddedServer
+) -> None:
+    """Without keys and arguments each would fail in another way if a line of it ran."""
+    client = connect(spare.url, timeout=1)
+    runner = ScriptRunner(client, timeout=1)
+    script = Script(name)
+
+    async def told() -> StoreFailure:
+        with pytest.raises(StoreUnavailable) as raised:
+            await runner.run(script, [], [])
+        return raised.value.reason
+
+    try:
+        await client.replicaof("127.0.0.1", "1")
+        assert await told() == StoreFailure.REPLICA
+        await client.replicaof("NO", "ONE")
+        if "flags=allow-oom" not in script.source.partition("\n")[0]:
+            await client.config_set("maxmemory", "1")
+            assert await told() == StoreFailure.OUT_OF_MEMORY
+    finally:
+        await client.replicaof("NO", "ONE")
+        await client.config_set("maxmemory", "0")
+        await client.aclose()
+
+
+async def test_a_script_that_wrote_is_not_stopped_half_way(redis: Redis) -> None:
+    """A server that fills up between two writes of a script refuses the next script, not the second write."""
+    await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] + 500_000)
+    try:
+        half = "#!lua\nfor i = 1, 20 do redis.call('SET', 'k' .. i, string.rep('x', 100000)) end return 1"
+        assert await redis.eval(half, 0) == 1
+        with pytest.raises(OutOfMemoryError):
+            await redis.eval(half, 0)
+        assert await redis.dbsize() == 20
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+
+def test_every_reason_has_a_sentence() -> None:
+    details = [detail_of(StoreUnavailable(reason)) for reason in StoreFailure]
+
+    assert len(set(details)) == len(StoreFailure)
+    assert all("Redis" in detail and detail.endswith(".") for detail in details)
+
+
+def test_the_probe_asks_for_the_right_to_every_command_of_the_service() -> None:
+    used, probed = set[str](), set[str]()
+    for file in (resources.files("app.store") / "lua").iterdir():
+        text = file.read_text(encoding="utf-8")
+        if file.name == "probe.lua":
+            probed = set(re.findall(r"'([A-Z]{3,})'", text)) - {"CREATE"}
+        if not file.name.startswith("forget_"):
+            used |= set(re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", text))
+
+    assert probed == used
