@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.plusofon.sandbox import VirtualNetwork
 from app.store.call_queue import RedisCallQueue
-from app.store.events import GROUP, RedisOutbox
+from app.store.events import GROUP, RETRY, RedisOutbox
 from app.store.forget import Forgotten, RedisOblivion
 from app.store.keys import PhoneName
 from app.store.scripts import ScriptRunner
@@ -100,6 +100,9 @@ async def test_after_it_nothing_in_redis_leads_to_the_phone(
 async def set_some_events_aside(redis: Redis) -> None:
     """Let one event of each phone wait for another try, and give one up: they lie elsewhere then."""
     outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta())
+    tried: list[bytes] = await redis.zrange(RETRY, 0, -1)  # type: ignore[assignment] # without scores
+    for event in tried:  # by the service, before it was stopped
+        await redis.zadd(RETRY, {event: 0})
     taken = await outbox.take(100)
     for phone in (PHONE, OTHER):
         mine = [delivery for delivery in taken if delivery.event.phone == phone]
