@@ -190,10 +190,10 @@ class CallPlacement:
         """Place one call, by the first channel that takes it. Raises as ``VerificationService.start`` does."""
         try:
             async with store_deadline(self._tools.store_timeout):
-                preview = await self._look()
-                if isinstance(preview, Started):
-                    return preview
-                channels = self._route(preview)
+                seen = await self._look()
+                if isinstance(seen, Started):
+                    return seen
+                preview, channels = self._choose(seen)
                 code = self._make_code(channels[0])
                 started = await self._reserve(preview.name, channels[0], code)
         except (StoreUnavailable, asyncio.CancelledError):
@@ -214,10 +214,10 @@ class CallPlacement:
             self._tools.deferred.write_later(self._journal.abandon)
             raise
 
-    async def _look(self) -> StartPreview | Started:
-        """Claim the request, and see whether anything refuses the start; all in one round trip.
+    async def _look(self) -> Sequence[object] | Started:
+        """Claim the request, and ask what would refuse the start; all in one round trip.
 
-        Returns what a repeated request is to be told, where one before it has begun a call and died.
+        Return the answers; or what a repeated request is to be told, where one before it has begun a call and died.
         """
         claiming = asyncio.ensure_future(self._journal.claim())
         _, *seen = await asyncio.gather(claiming, *self._questions(), return_exceptions=True)
@@ -226,7 +226,7 @@ class CallPlacement:
             return resumed
         if begun:  # what was seen before counted the call that was begun
             seen = await asyncio.gather(*self._questions(), return_exceptions=True)
-        return self._judge(seen)
+        return seen
 
     def _questions(self) -> list[Awaitable[object]]:
         """Ask the phone, the limits and the guard what they would say, without changing anything.
@@ -247,31 +247,26 @@ class CallPlacement:
         """The first channel of each kind that is wanted; the key says whether it is a reverse call."""
         return {channel is Channel.REVERSE_CALL: channel for channel in reversed(self._wish.channels)}
 
-    def _judge(self, answers: Sequence[object]) -> StartPreview:
-        """Return the preview of the channel that the start will go by. Raises what refuses it."""
+    def _choose(self, answers: Sequence[object]) -> tuple[StartPreview, tuple[Channel, ...]]:
+        """Return the channels to try, and the preview of the first. Raises what refuses the start."""
+        channels = self._wish.channels
         previews = dict(zip(self._kinds, answers, strict=False))
         known = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
-        first = self._ordered(known)[0] if known else self._wish.channels[0]
-        preview = previews[first is Channel.REVERSE_CALL]
+        if known and self._wish.test_code is None:
+            channels = self._route(known)
+        preview = previews[channels[0] is Channel.REVERSE_CALL]
         for answer in (preview, *answers[len(previews) :]):
             if isinstance(answer, BaseException):
                 raise answer
         assert isinstance(preview, StartPreview)  # noqa: S101 - mypy cannot know that no exception is left
-        return preview
-
-    def _ordered(self, preview: StartPreview) -> tuple[Channel, ...]:
-        wish = self._wish
-        if wish.test_code is not None or len(wish.channels) == 1:
-            return wish.channels
-        return route(
-            wish.channels, phone=wish.phone, tried=preview.tried, operator_channels=wish.policy.operator_channels
-        )
+        return preview, channels
 
     def _route(self, preview: StartPreview) -> tuple[Channel, ...]:
-        """Choose the channels to try, of those whose provider can be asked. Raises ProviderError."""
-        ordered = self._ordered(preview)
-        if self._wish.test_code is not None:
-            return ordered
+        """Order the channels, and leave out those whose provider cannot be asked. Raises ProviderError."""
+        ordered, policy = self._wish.channels, self._wish.policy
+        if len(ordered) > 1:
+            operators = policy.operator_channels
+            ordered = route(ordered, phone=self._wish.phone, tried=preview.tried, operator_channels=operators)
         ready, refusals = [], []
         for channel in ordered:
             try:

@@ -801,6 +801,23 @@ async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
     assert (second.id, second.channel, second.calls_placed) == (first.id, Channel.FLASH_CALL, 2)
 
 
+@pytest.mark.parametrize("unready", [True, False], ids=["not ready", "refuses"])
+async def test_a_resend_that_becomes_a_reverse_call_leaves_the_verification_that_it_names(unready: bool) -> None:  # noqa: FBT001
+    world, channels = Choice(), (Channel.VOICE, Channel.REVERSE_CALL)
+    first = await world.start(channels=channels)
+    world.store.advance(timedelta(minutes=2))
+    if unready:
+        world.sender.unready = ProviderUnavailable(retry_after=9)
+    else:
+        world.sender.outcome = Refused(ProviderRejected("no"))
+
+    second = await world.start(verification_id=first.id, channels=channels)
+
+    assert (second.channel, second.calls_placed, second.id == first.id) == (Channel.REVERSE_CALL, 1, False)
+    named = await world.service.read(client="shop", verification_id=first.id)
+    assert (named.channel, named.calls_placed, named.calls_left) == (Channel.VOICE, 1, 2)
+
+
 async def test_a_rule_for_an_operator_decides_and_the_operator_is_remembered() -> None:
     world = Choice(operator_channels={"mts": Channel.REVERSE_CALL})
     assert (await world.start(phone="+79101234567")).channel is Channel.REVERSE_CALL

@@ -10,7 +10,7 @@ local IDS_KEPT = 20 -- of a client and purpose; the limits of a phone let fewer 
 local refused = refusal()
 if refused then
   return refused
-elseif is_resend and named.n + 1 ~= call_number then
+elseif call_number ~= (is_resend and named.n + 1 or 1) then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
 
