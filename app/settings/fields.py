@@ -1,15 +1,15 @@
 """How single settings are written in the environment, and what is wrong with them if they are not."""
 
+import json
 import re
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
-from redis import Redis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
 from app.tokens import TokenSigner
@@ -22,6 +22,11 @@ CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
 _TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
 MIN_SECRET_BYTES = 32
+_JSON = """CLIENTS='{"shop": {"calls_per_day": 200}}'"""
+_REDIS_URL = re.compile(
+    r"rediss?://([^@/?#\[\]\s]*@)?([^@/?#\[\]:\s]+|\[[0-9a-fA-F:.]+\])?(:[0-9]+)?(/[0-9]*)?(\?[^#@\s]*)?"
+    r"|unix://([^@/?#\[\]\s]*@)?/[^@?#\s]*(\?[^#@\s]*)?"
+)
 
 
 class ApiKey(NamedTuple):
@@ -39,7 +44,23 @@ class FixedCodeSetting(NamedTuple):
 
 
 def _split(value: object) -> object:
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+    """Split a list at its commas; in a file each item may as well have a line of its own."""
+    if not isinstance(value, str):
+        return value
+    return [item.strip() for item in re.split(r"[,\n]", value) if item.strip()]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _from_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("json", "is not valid JSON; it looks like {example}", {"example": _JSON}) from None
 
 
 def _long_enough(value: SecretStr) -> SecretStr:
@@ -80,13 +101,23 @@ def fits_a_header(value: SecretStr) -> SecretStr:
 
 
 def is_redis_url(value: SecretStr) -> SecretStr:
-    """Let a URL of Redis through."""
-    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    """Let a URL of Redis through.
+
+    Stricter than the library, which reads ``redis://:12#34@host`` as port 12 of this machine.
+    """
+    url = value.get_secret_value()
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+    mistake = PydanticCustomError(
+        "redis_url",
+        "must be like redis://user:password@host:6379/0; percent-encode the password: # is %23, @ %40, / %2F, ? %3F",
+    )
+    if not _REDIS_URL.fullmatch(url):
+        raise mistake
     try:
-        Redis.from_url(value.get_secret_value())  # connects to nothing yet
-    except ValueError:
-        raise PydanticCustomError("redis_url", "is no URL; percent-encode what stands in the password") from None
+        Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
+    except (ValueError, TypeError, RedisError):
+        raise mistake from None
     return value
 
 
@@ -129,17 +160,9 @@ def is_token_keys(value: SecretStr) -> SecretStr:
     return value
 
 
-def has_token_keys(value: Path) -> Path:
-    """Let a file through that holds such keys."""
-    try:
-        text = value.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        raise PydanticCustomError("unreadable", "cannot be read") from None
-    is_token_keys(SecretStr(text))
-    return value
-
-
-CommaSeparated = (NoDecode, BeforeValidator(_split))
+AnyCase = BeforeValidator(_lower)
+FromJson = BeforeValidator(_from_json)
+CommaSeparated = (BeforeValidator(_split),)
 SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Prefix = Annotated[str, _spelled(r"\+7[0-9]{0,10}", "must be +7 and up to ten digits, as in +7940")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]

@@ -1,21 +1,37 @@
 """All settings together: what is missing or wrong is told at once, in sentences."""
 
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PlainValidator, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings import SettingsError as UnreadableSetting
 
-from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Origin, Purpose, Rub, parse_operator_channel
+from app.settings.environment import read_environment
+from app.settings.fields import (
+    MIN_SECRET_BYTES,
+    AnyCase,
+    CommaSeparated,
+    FromJson,
+    Origin,
+    Purpose,
+    Rub,
+    parse_operator_channel,
+)
+from app.settings.names import Setting, names_of
 from app.settings.sections import (
     AdminSettings,
     ApiSettings,
@@ -39,7 +55,7 @@ from app.settings.sections import (
     WatchSettings,
 )
 from app.settings.serving import ProxySettings, SandboxSettings, TlsSettings
-from app.settings.words import in_words, sentence
+from app.settings.words import in_words, name_in, sentence
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -57,7 +73,7 @@ _REQUIRED_IN_PRODUCTION = {
     "SECRET_KEY": "the key of all digests, which `plusofon-verify keygen` makes",
     "API_KEYS": "who may call, as name:sha256 pairs, which `plusofon-verify keygen` makes",
     "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
-    "TOKEN_KEYS": "the keys that sign tokens, or TOKEN_KEYS_FILE; `plusofon-verify keygen` makes one",
+    "TOKEN_KEYS": "the keys that sign tokens, which `plusofon-verify keygen` makes",
 }
 
 OPEN_CLIENT = "sandbox"  # who calls in sandbox mode, where nobody has a key
@@ -74,7 +90,7 @@ class SettingsError(Exception):
         self.sentences = sentences
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings. The environment's ``PLUSOFON_USER_ID`` is ``plusofon.user_id`` here, and so on.
 
     Raises:
@@ -82,16 +98,9 @@ class Settings(BaseSettings):
 
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env",
-        env_ignore_empty=True,
-        env_nested_delimiter="_",
-        env_nested_max_split=1,
-        extra="ignore",  # .env is shared with docker compose
-        frozen=True,
-    )
+    model_config = ConfigDict(frozen=True)
 
-    mode: Mode = Mode.PRODUCTION
+    mode: Annotated[Mode, AnyCase] = Mode.PRODUCTION
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
@@ -129,24 +138,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
     sandbox: SandboxSettings = SandboxSettings()
-    clients: dict[str, ClientSettings] = {}
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - as the library calls it
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - so too
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment come before ``.env`` even where it says nothing: empty means the default."""
-        if isinstance(dotenv_settings, DotEnvSettingsSource):
-            said = {name.lower() for name in os.environ}
-            dotenv_settings.env_vars = {
-                name: value for name, value in dotenv_settings.env_vars.items() if name not in said
-            }
-        return init_settings, env_settings, dotenv_settings
+    clients: Annotated[dict[str, ClientSettings], FromJson] = {}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -245,15 +237,35 @@ class Settings(BaseSettings):
     @cached_property
     def secret_keys(self) -> list[bytes]:
         """The secret keys, newest first; in sandbox mode without one, a key that lives as long as the process."""
-        newest = self.secret.key or SecretStr(secrets.token_hex(MIN_SECRET_BYTES))
-        return [key.get_secret_value().encode() for key in (newest, *self.secret.previous_keys)]
+        if self.secret.key is None:
+            self.require_sandbox("SECRET_KEY")
+        newest = self.secret.key.get_secret_value() if self.secret.key else secrets.token_hex(MIN_SECRET_BYTES)
+        return [newest.encode(), *(key.get_secret_value().encode() for key in self.secret.previous_keys)]
 
     @cached_property
     def token_keys(self) -> str:
         """The keys of tokens, as JSON; in sandbox mode without any, a key that lives as long as the process."""
-        if self.token.keys:
-            return self.token.keys.get_secret_value()
-        return self.token.keys_file.read_text(encoding="utf-8") if self.token.keys_file else generate_keys()
+        if self.token.keys is None:
+            self.require_sandbox("TOKEN_KEYS")
+        return self.token.keys.get_secret_value() if self.token.keys else generate_keys()
+
+    def require_sandbox(self, setting: str) -> None:
+        """Refuse to go on without a required setting, outside sandbox mode; called by whatever has a fallback for it.
+
+        Validation has refused such settings already. This holds even where they were made in another way.
+
+        Raises:
+            SettingsError: the mode is production.
+
+        """
+        if self.mode is not Mode.SANDBOX:
+            raise SettingsError([f"{setting} is missing: {_REQUIRED_IN_PRODUCTION[setting]}."])
+
+
+@cache
+def setting_names() -> Mapping[str, Setting]:
+    """Return all settings by their names in the environment."""
+    return names_of(Settings)
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -263,22 +275,35 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: something is missing or wrong.
 
     """
+    names = setting_names()
+    environment = read_environment(names)
+    data: dict[str, Any] = {}
+    for name, given in environment.given.items():
+        *section, field = names[name].path
+        (data.setdefault(section[0], {}) if section else data)[field] = given.text
+    for field, value in overrides.items():
+        data[field] = {**data.get(field, {}), **value} if isinstance(value, Mapping) else value
+    sentences = [*environment.mistakes, *environment.unreadable.values()]
+    told_as = {name: given.told_as for name, given in environment.given.items()}
     try:
-        return Settings(**overrides)  # type: ignore[arg-type] # pydantic validates them
-    except UnreadableSetting as error:  # its message has the name of the field and no value
-        name = str(error).partition('field "')[2].partition('"')[0]
-        raise SettingsError([f"{name.upper()} is not valid JSON."]) from None
+        settings = Settings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError([sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
+        sentences += [
+            sentence(found["loc"], found["msg"], told_as)
+            for found in error.errors()
+            if name_in(found["loc"], names) not in environment.unreadable  # it is missing for that reason
+        ]
+    if sentences:
+        raise SettingsError(sentences)
+    return settings
 
 
 def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    mode = data.get("mode", Mode.PRODUCTION)
+    mode = str(data.get("mode", Mode.PRODUCTION)).lower()
     if mode == Mode.PRODUCTION:
         for name, meaning in _REQUIRED_IN_PRODUCTION.items():
-            section, field = name.lower().split("_", 1)
-            given = data.get(section, {})
-            if not (given.get(field) or given.get(f"{field}_file")):
+            section, field = setting_names()[name].path
+            if not data.get(section, {}).get(field):
                 yield _mistake((section, field), f"is missing: {meaning}")
     elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
         yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")

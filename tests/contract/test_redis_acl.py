@@ -357,7 +357,6 @@ async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: 
             redis={"url": as_user(server_url)},
             clients={"sandbox": {"webhook_url": f"{hook.url}/hook", "webhook_secret": SECRET}},
             admin={"keys": [f"me:{hashlib.sha256(b'admin').hexdigest()}"]},
-            _env_file=None,
         )
         async with (
             LifespanManager(create_app(settings, network)) as manager,

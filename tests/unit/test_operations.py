@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
 RULES = "\n".join(file.read_text() for file in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
-WRITTEN_HERE = (DOCS / "operations.md", *(DOCS / "integration").glob("*.md"))
+WRITTEN_HERE = (DOCS / "operations.md", DOCS / "settings.md", *(DOCS / "integration").glob("*.md"))
 
 
 def without_code(text: str) -> str:
