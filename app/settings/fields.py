@@ -4,9 +4,10 @@ import json
 import re
 from datetime import date
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr
 from pydantic_core import PydanticCustomError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -22,6 +23,7 @@ CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
 _TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
 MIN_SECRET_BYTES = 32
+_MAPPED_PREFIX = 96  # bits of an IPv4-mapped IPv6 address that come before the IPv4 address
 _JSON = """CLIENTS='{"shop": {"calls_per_day": 200}}'"""
 _REDIS_URL = re.compile(
     r"rediss?://([^@/?#\[\]\s]*@)?([^@/?#\[\]:\s]+|\[[0-9a-fA-F:.]+\])?(:[0-9]+)?(/[0-9]*)?(\?[^#@\s]*)?"
@@ -83,6 +85,18 @@ def _spelled(pattern: str, words: str) -> AfterValidator:
 def _without_slash(value: str) -> str:
     """Take the slash from the end of a URL, which means the same with it."""
     return value.removesuffix("/")
+
+
+def without_brackets(value: str) -> str:
+    """Return an address without the brackets that an IPv6 address has in a URL."""
+    return value[1:-1] if value.startswith("[") and value.endswith("]") else value
+
+
+def _unmapped(value: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Return the IPv4 network that one of IPv4-mapped IPv6 addresses stands for (RFC 4291, section 2.5.5.2)."""
+    if isinstance(value, IPv6Network) and value.prefixlen >= _MAPPED_PREFIX and value.network_address.ipv4_mapped:
+        return IPv4Network((value.network_address.ipv4_mapped, value.prefixlen - _MAPPED_PREFIX))
+    return value
 
 
 def parse_api_key(value: object) -> ApiKey:
@@ -162,6 +176,7 @@ def is_token_keys(value: SecretStr) -> SecretStr:
 
 AnyCase = BeforeValidator(_lower)
 FromJson = BeforeValidator(_from_json)
+Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmapped)]], BeforeValidator(_split)]
 CommaSeparated = (BeforeValidator(_split),)
 SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Prefix = Annotated[str, _spelled(r"\+7[0-9]{0,10}", "must be +7 and up to ten digits, as in +7940")]

@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     PlainValidator,
     SecretStr,
     ValidationInfo,
@@ -25,6 +24,7 @@ from app.settings.fields import (
     Count,
     FixedCodeSetting,
     HttpsOrigin,
+    Networks,
     Prefix,
     Purpose,
     SecretKey,
@@ -61,7 +61,7 @@ class PlusofonSettings(_Section):
     max_connections: int = Field(100, ge=1, le=1000)
     circuit_failures: int = Field(5, ge=1, le=1000)
     circuit_seconds: int = Field(15, ge=1, le=3600)
-    hook_addresses: Annotated[list[IPvAnyNetwork], *CommaSeparated] = []
+    hook_addresses: Networks = []
     hook_delay_seconds: Annotated[float, Field(ge=0, le=60)] = 2
 
     @field_validator("timeout_seconds")

@@ -6,10 +6,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from app.settings.fields import CommaSeparated, Rub, fits_a_header
+from app.settings.fields import Networks, Rub, fits_a_header
 
 
 class _Section(BaseModel):
@@ -52,7 +52,7 @@ class TlsSettings(_Section):
 class ProxySettings(_Section):
     """Which proxies are believed when they say whose request they pass on."""
 
-    addresses: Annotated[list[IPvAnyNetwork], *CommaSeparated] = []
+    addresses: Networks = []
 
 
 class SandboxSettings(_Section):

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,6 +31,7 @@ from app.settings.fields import (
     Purpose,
     Rub,
     parse_operator_channel,
+    without_brackets,
 )
 from app.settings.names import Setting, names_of
 from app.settings.sections import (
@@ -101,7 +103,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     mode: Annotated[Mode, AnyCase] = Mode.PRODUCTION
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(without_brackets)] = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
     purposes: Annotated[list[Purpose], *CommaSeparated, Field(min_length=1)] = [
@@ -213,10 +215,19 @@ class Settings(BaseModel):
         return {*self.enabled_channels, *own}
 
     @property
+    def listen_url(self) -> str:
+        """The URL of the address that the service listens on."""
+        return self._url_of(self.host)
+
+    @property
     def reachable_url(self) -> str:
-        """Where others reach this service."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
-        return self.public_url or f"{'https' if self.tls.cert_file else 'http'}://{host}:{self.port}"
+        """The URL by which others reach this service; from this machine alone, unless PUBLIC_URL is set."""
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+        return self.public_url or self._url_of(loopback.get(self.host, self.host))
+
+    def _url_of(self, host: str) -> str:
+        scheme = "https" if self.tls.cert_file else "http"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     @property
     def names_secret(self) -> bytes:
