@@ -78,6 +78,12 @@ def make_metrics_keys(settings: Settings) -> ApiKeys:
     return ApiKeys((*settings.metrics.keys, *settings.admin.keys), kind="metrics or admin key")
 
 
+def make_account_keys(settings: Settings) -> ApiKeys:
+    """Return who may read the provider's account: operators, and in sandbox mode without API keys everybody."""
+    is_open = settings.mode is Mode.SANDBOX and not settings.api.keys
+    return ApiKeys(settings.admin.keys, kind="admin key", open_as=OPEN_CLIENT if is_open else None)
+
+
 def make_webhooks(settings: Settings, runner: ScriptRunner) -> WebhookDeliverer | None:
     """Make what delivers events, where some client wants any."""
     endpoints = make_endpoints(settings.clients)

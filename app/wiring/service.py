@@ -116,6 +116,7 @@ async def build(
         api_keys=parts.make_api_keys(settings),
         admin_keys=ApiKeys(settings.admin.keys, kind="admin key"),
         metrics_keys=parts.make_metrics_keys(settings),
+        account_keys=parts.make_account_keys(settings),
     )
 
 

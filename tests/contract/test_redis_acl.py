@@ -394,7 +394,7 @@ async def use(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
     admin = {"Authorization": "Bearer admin"}
     assert (await api.get("/admin/guard", headers=admin)).status_code == 200
     assert (await api.delete("/admin/guard/+79001234", headers=admin)).status_code == 404
-    assert (await api.get("/provider/account")).json()["balance_rub"] > 0
+    assert (await api.get("/provider/account", headers=admin)).json()["balance_rub"] > 0
     assert (await api.get("/readyz")).status_code == 200
 
 
