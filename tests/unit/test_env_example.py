@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).parents[2] / ".env.example"
 LINE = re.compile(r"(?P<off>#?)(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 
 # Read by docker-compose.yml, not by the service.
-ONLY_COMPOSE = {"REDIS_PASSWORD", "SITE", "ACME_EMAIL", "GRAFANA_PASSWORD"}
+ONLY_COMPOSE = {"REDIS_PASSWORD", "SITE", "ACME_EMAIL", "GRAFANA_PASSWORD", "RUNBOOKS_URL"}
 # What production does not start without; the values are made up.
 REQUIRED = {
     "PLUSOFON_USER_ID": "0",
