@@ -18,22 +18,22 @@ _QUOTES = "cannot be read: put a value with quotes in it, as JSON has, in 'singl
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SettingText:
     """A setting's text, and its name for error messages, such as ``SECRET_KEY_FILE`` or ``CLIENTS (.env, line 3)``."""
 
     text: str
-    told_as: str
+    display_name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What was given, by the names of settings, and what could not be read.
+    """The texts of settings by name, and what could not be read.
 
     ``unreadable`` has the names for which something was given that could not be read, each with a sentence.
     ``mistakes`` has the sentences that belong to no setting.
     """
 
-    given: Mapping[str, Given] = field(default_factory=dict)
+    values: Mapping[str, SettingText] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
 
@@ -44,8 +44,11 @@ def read_environment(settings: Mapping[str, Setting]) -> Environment:
     The environment comes before ``.env``, also where it is empty: that means the default.
     """
     in_file = read_dotenv()
-    everything = {**in_file.given, **{name.upper(): Given(text, name.upper()) for name, text in os.environ.items()}}
-    given: dict[str, Given] = {}
+    everything = {
+        **in_file.values,
+        **{name.upper(): SettingText(text, name.upper()) for name, text in os.environ.items()},
+    }
+    given: dict[str, SettingText] = {}
     unreadable = dict(in_file.unreadable)
     for name, setting in settings.items():
         try:
@@ -56,25 +59,27 @@ def read_environment(settings: Mapping[str, Setting]) -> Environment:
     return Environment(given, {name: unreadable[name] for name in unreadable if name not in given}, in_file.mistakes)
 
 
-def _find(name: str, everything: Mapping[str, Given], *, may_be_in_file: bool) -> Given | None:
+def _find(name: str, everything: Mapping[str, SettingText], *, may_be_in_file: bool) -> SettingText | None:
     """Return what is given for a setting. Raises ValueError with a sentence."""
     given, file = everything.get(name), everything.get(f"{name}_FILE") if may_be_in_file else None
-    if given and not is_utf8(given.text):
-        raise ValueError(f"{given.told_as} must be text in UTF-8.")
+    if given and re.search("[\ud800-\udfff]", given.text):  # how Python keeps bytes that are not in UTF-8
+        raise ValueError(f"{given.display_name} must be text in UTF-8.")
     if not file or not file.text:
         return given if given and given.text else None
     if given and given.text:
-        raise ValueError(f"{file.told_as} must be left out where {name} is given.")
+        raise ValueError(f"{file.display_name} must be left out where {name} is given.")
     try:
         # A line feed is what an editor, echo and kubectl add.
         text = _read_text(Path(file.text)).rstrip("\r\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{file.told_as} must hold text in UTF-8.") from None
+        text = "\0"
     except ValueError as error:
-        raise ValueError(f"{file.told_as} {error}.") from None
+        raise ValueError(f"{file.display_name} {error}.") from None
+    if "\0" in text:
+        raise ValueError(f"{file.display_name} must hold text in UTF-8.")
     if not text.strip():
-        raise ValueError(f"{file.told_as} names an empty file.")
-    return Given(text, file.told_as)
+        raise ValueError(f"{file.display_name} names an empty file.")
+    return SettingText(text, file.display_name)
 
 
 def read_dotenv() -> Environment:
@@ -118,8 +123,8 @@ def _parse(text: str) -> Environment:
     for key, value in dotenv_values(stream=StringIO("".join(readable))).items():
         name = key.upper()
         # JSON is where quotes go wrong, and the line is what one looks for then.
-        told_as = f"{name} (.env, line {lines[name]})" if "{" in (value or "") else name
-        given[name] = Given(value or "", told_as)
+        display_name = f"{name} (.env, line {lines[name]})" if "{" in (value or "") else name
+        given[name] = SettingText(value or "", display_name)
     return Environment(given, unreadable, mistakes)
 
 
@@ -135,8 +140,3 @@ def _read_text(path: Path) -> str:
     if len(content) == _MAX_BYTES:
         raise ValueError("must hold less than 1 MiB")
     return content.decode("utf-8-sig")
-
-
-def is_utf8(text: str) -> bool:
-    """Tell whether a variable came as UTF-8; Python keeps other bytes as lone surrogates."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)

@@ -122,16 +122,15 @@ def is_redis_url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
-    mistake = PydanticCustomError(
-        "redis_url",
-        "must be like redis://user:password@host:6379/0; percent-encode the password: # is %23, @ %40, / %2F, ? %3F",
-    )
     if not _REDIS_URL.fullmatch(url):
-        raise mistake
+        raise PydanticCustomError(
+            "redis_url",
+            "must be like redis://user:password@host:6379/0; percent-encode the password: # is %23, @ %40, / %2F, ? %3F",
+        )
     try:
         Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
     except (ValueError, TypeError, RedisError):
-        raise mistake from None
+        raise PydanticCustomError("redis_url", "has a port, or an option after ?, that is not valid") from None
     return value
 
 

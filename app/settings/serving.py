@@ -1,5 +1,6 @@
 """The sections of the settings for how the service is reached, and for what stands in for the world in the sandbox."""
 
+import os
 import ssl
 from collections.abc import Iterator
 from decimal import Decimal
@@ -19,9 +20,11 @@ class _Section(BaseModel):
 def _is_readable(value: Path) -> Path:
     """Let a file through that can be read."""
     try:
-        value.read_bytes()
-    except OSError:
-        raise PydanticCustomError("unreadable", "cannot be read") from None
+        readable = value.is_file() and os.access(value, os.R_OK)
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        readable = False
+    if not readable:
+        raise PydanticCustomError("unreadable", "cannot be read")
     return value
 
 

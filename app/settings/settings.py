@@ -288,19 +288,21 @@ def load_settings(**overrides: object) -> Settings:
     """
     names = setting_names()
     environment = read_environment(names)
+    if environment.mistakes:  # what else is wrong or missing may stand in lines that could not be read
+        raise SettingsError(environment.mistakes)
     data: dict[str, Any] = {}
-    for name, given in environment.given.items():
+    for name, given in environment.values.items():
         *section, field = names[name].path
         (data.setdefault(section[0], {}) if section else data)[field] = given.text
     for field, value in overrides.items():
         data[field] = {**data.get(field, {}), **value} if isinstance(value, Mapping) else value
-    sentences = [*environment.mistakes, *environment.unreadable.values()]
-    told_as = {name: given.told_as for name, given in environment.given.items()}
+    sentences = list(environment.unreadable.values())
+    display_name = {name: given.display_name for name, given in environment.values.items()}
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
         sentences += [
-            sentence(found["loc"], found["msg"], told_as)
+            sentence(found["loc"], found["msg"], display_name)
             for found in error.errors()
             if name_in(found["loc"], names) not in environment.unreadable  # it is missing for that reason
         ]

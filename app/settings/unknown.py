@@ -22,7 +22,7 @@ def unknown_settings() -> dict[str, str]:
     settings = setting_names()
     known = [*settings, *(f"{name}_FILE" for name, setting in settings.items() if setting.is_secret)]
     sections = tuple(f"{setting.path[0].upper()}_" for setting in settings.values() if setting.path[1:])
-    in_file = read_dotenv().given
+    in_file = read_dotenv().values
     found = {}
     for name in sorted({*in_file, *map(str.upper, os.environ)}.difference(known, _OF_COMPOSE)):
         meant = next(iter(get_close_matches(name, known, n=1, cutoff=_NEAR)), "")

@@ -56,18 +56,18 @@ def name_in(location: tuple[int | str, ...], names: Container[str]) -> str:
     return next((name for name in ends if name in names), "")
 
 
-def sentence(location: tuple[int | str, ...], message: str, told_as: Mapping[str, str]) -> str:
+def sentence(location: tuple[int | str, ...], message: str, display_name: Mapping[str, str]) -> str:
     """Name a setting and say what is wrong with it.
 
-    ``told_as`` has the names of settings that are not told as the environment names them: where they were found.
+    ``display_name`` has the names of settings that are not told as the environment names them: where they were found.
     """
     names = [part for part in location if isinstance(part, str)]
     items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
     if names[0] == "clients" and len(names) > 1:  # a field of its JSON, or a client's name
-        name = f"{told_as.get('CLIENTS', 'CLIENTS')}: " + (".".join(names[1:]) if names[2:] else f'"{names[1]}"')
+        name = f"{display_name.get('CLIENTS', 'CLIENTS')}: " + (".".join(names[1:]) if names[2:] else f'"{names[1]}"')
     else:
         name = "_".join(names).upper()
-        name = told_as.get(name, name)
+        name = display_name.get(name, name)
     return f"{name}{items} {message[:1].lower()}{message[1:]}."
 
 

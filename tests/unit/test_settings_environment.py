@@ -142,6 +142,11 @@ def unlike_text(file: Path) -> str:
     return "must hold text in UTF-8"
 
 
+def utf_16(file: Path) -> str:
+    file.write_bytes(SECRETS["SECRET_KEY"].encode("utf-16-le"))
+    return "must hold text in UTF-8"
+
+
 def huge(file: Path) -> str:
     file.write_bytes(b"x" * 2_000_000)
     return "must hold less than 1 MiB"
@@ -153,7 +158,7 @@ def loop(file: Path) -> str:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-@pytest.mark.parametrize("spoil", [missing, empty, blank, directory, fifo, unlike_text, huge, loop])
+@pytest.mark.parametrize("spoil", [missing, empty, blank, directory, fifo, unlike_text, utf_16, huge, loop])
 def test_a_file_that_holds_no_secret_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, spoil: Callable[[Path], str]
 ) -> None:
@@ -250,6 +255,12 @@ def test_a_file_that_cannot_be_read_is_a_sentence(
     Path(".env").write_bytes(content)
 
     assert mistakes() == [sentence]
+
+
+def test_where_it_cannot_be_read_at_all_nothing_is_told_to_be_missing() -> None:
+    Path(".env").write_bytes("SECRET_KEY=x\n".encode("utf-16"))
+
+    assert mistakes() == [".env is in UTF-16; save it in UTF-8."]
 
 
 def test_a_file_that_is_a_directory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
