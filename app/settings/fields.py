@@ -25,6 +25,7 @@ _TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
 MIN_SECRET_BYTES = 32
 _MAPPED_PREFIX = 96  # bits of an IPv4-mapped IPv6 address that come before the IPv4 address
 _JSON = """CLIENTS='{"shop": {"calls_per_day": 200}}'"""
+_ENCODED = "percent-encode the password: # is %23, @ %40, / %2F, ? %3F"
 _REDIS_URL = re.compile(
     r"rediss?://([^@/?#\[\]\s]*@)?([^@/?#\[\]:\s]+|\[[0-9a-fA-F:.]+\])?(:[0-9]+)?(/[0-9]*)?(\?[^#@\s]*)?"
     r"|unix://([^@/?#\[\]\s]*@)?/[^@?#\s]*(\?[^#@\s]*)?"
@@ -123,10 +124,7 @@ def is_redis_url(value: SecretStr) -> SecretStr:
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
     if not _REDIS_URL.fullmatch(url):
-        raise PydanticCustomError(
-            "redis_url",
-            "must be like redis://user:password@host:6379/0; percent-encode the password: # is %23, @ %40, / %2F, ? %3F",
-        )
+        raise PydanticCustomError("redis_url", "must be like redis://user:password@host:6379/0; " + _ENCODED)
     try:
         Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
     except (ValueError, TypeError, RedisError):
