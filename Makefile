@@ -1,8 +1,9 @@
 # Two commands do everything on a machine with Python 3.11+ and make: `make run` and `make test`.
 
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# From the command line alone: the environment's HOST is conda's, or somebody else's.
+HOST := 127.0.0.1
+PORT := 8000
 CHAOS_SECONDS ?= 600
 UPGRADE ?=
 

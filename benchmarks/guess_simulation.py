@@ -40,7 +40,7 @@ ACCEPTED_ODDS = 0.002  # a day
 AT_ONCE = 40  # guesses fired at each verification; it takes five
 CODE_LIFETIME = 300.0  # seconds
 DAY = 86_400.0
-SETTINGS = {"mode": "sandbox", "_env_file": None}
+SETTINGS = {"mode": "sandbox"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Depends, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
-from app.api.auth import Authenticate
+from app.api.auth import admin_key
 from app.api.docs import Answers, answers, example_of, plain_answer, respond
 from app.api.problems import plain_problem
 from app.verification.guard import Block, FraudGuard, Suspect
@@ -23,16 +23,7 @@ async def _guard(request: Request) -> FraudGuard:
     return guard
 
 
-Operator = Annotated[
-    str,
-    Security(
-        Authenticate(
-            "admin_keys",
-            scheme_name="Admin key",
-            description="A key of `ADMIN_KEYS`; no client's key is one. Where none is configured, nobody is let in.",
-        )
-    ),
-]
+Operator = Annotated[str, Security(admin_key("admin_keys"))]
 Guard = Annotated[FraudGuard, Depends(_guard)]
 
 

@@ -67,3 +67,12 @@ class Authenticate(HTTPBearer):
     async def __call__(self, request: Request) -> str:  # type: ignore[override] # the name, not the credentials
         """Return the name that the key goes by. Raises Unauthorized."""
         return authenticate(request, self._keys)
+
+
+def admin_key(keys: str) -> Authenticate:
+    """Make the dependency on an admin key, among ``request.state``'s ``keys``."""
+    return Authenticate(
+        keys,
+        scheme_name="Admin key",
+        description="A key of `ADMIN_KEYS`; no client's key is one. Where none is configured, nobody is let in.",
+    )

@@ -3,7 +3,6 @@
 import json
 import logging
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -12,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+from app.api.client_address import read_address
 from app.api.dependencies import Service
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import Phone, parse_phone
@@ -56,7 +56,8 @@ def _is_allowed(request: Request) -> bool:
     """Tell whether a hook comes from where hooks may come from; anywhere, if nothing is said about it."""
     networks = request.state.hook_networks
     try:
-        return not networks or any(ip_address(_address(request)) in network for network in networks)
+        address = read_address(_address(request))
+        return not networks or any(address in network for network in networks if address)
     except ValueError:
         return False
 

@@ -1,12 +1,16 @@
 """The route that shows the account at the provider."""
 
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Response, Security
 
-from app.api.dependencies import Client, Service
+from app.api.auth import admin_key
+from app.api.dependencies import Service
 from app.api.docs import answers, respond
 from app.api.schemas import AccountView, ProviderView
+
+Reader = Annotated[str, Security(admin_key("account_keys"))]
 
 router = APIRouter(prefix="/provider", tags=["provider"])
 
@@ -19,8 +23,11 @@ router = APIRouter(prefix="/provider", tags=["provider"])
         HTTPStatus.OK, ProviderView, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
-async def account(client: Client, service: Service) -> Response:  # noqa: ARG001 - asked for, so that only clients see it
-    """Tell the accounts, without their tokens, and the balance in RUB."""
+async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
+    """Return the accounts, without their tokens, and the balance in RUB.
+
+    For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
+    """
     overview = await service.provider_overview()
     balance = overview.balance_rub
     return respond(

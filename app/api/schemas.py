@@ -1,12 +1,12 @@
 """The wire models: what requests may carry and what answers look like."""
 
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from app.api.client_address import ClientAddress
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, CheckResult, Lang, Status, Verification
@@ -31,21 +31,6 @@ Code = Annotated[
 ]
 
 
-def _is_text(value: object) -> object:
-    if value is not None and not isinstance(value, str):
-        raise ValueError("an address is written as text")
-    return value
-
-
-ClientAddress = Annotated[
-    IPvAnyAddress | None,
-    BeforeValidator(_is_text),
-    Field(
-        description="the end user's address as your backend saw it, for the limits per address",
-        examples=["203.0.113.7"],
-    ),
-]
-
 TestFlag = Annotated[
     bool,
     Field(
@@ -53,20 +38,6 @@ TestFlag = Annotated[
         exclude_if=lambda test: not test,
     ),
 ]
-
-
-def count_address(address: IPvAnyAddress | None) -> str | None:
-    """Tell what an address counts as: itself, or its /64, for that is what the least customer has of IPv6 (RFC 6177).
-
-    Who has a /56 has 256 of them; to count by that would count others' neighbours together, and the limits over the
-    phone, its range and the day hold all the same. An IPv4 host inside IPv6 (mapped, or 6to4) is that host.
-    """
-    if address is None:
-        return None
-    parsed = ip_address(str(address))
-    if isinstance(parsed, IPv6Address):
-        parsed = parsed.ipv4_mapped or parsed.sixtofour or parsed
-    return str(parsed) if isinstance(parsed, IPv4Address) else str(ip_network((parsed, 64), strict=False))
 
 
 class _Request(BaseModel):

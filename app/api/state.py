@@ -34,3 +34,4 @@ class State(TypedDict):
     api_keys: ApiKeys
     admin_keys: ApiKeys
     metrics_keys: ApiKeys
+    account_keys: ApiKeys

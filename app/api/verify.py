@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.api.client_address import count_address
 from app.api.dependencies import Client, Service
 from app.api.docs import answers, respond
 from app.api.idempotency import IDEMPOTENCY_KEY, AnsweredBefore, StartJournal, once, repeatable
@@ -22,7 +23,6 @@ from app.api.schemas import (
     StartBody,
     VerificationView,
     Verified,
-    count_address,
     view_check,
 )
 from app.verification.model import Started

@@ -182,6 +182,8 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
         told = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
         yield doubtful("call token", told, "`plusofon-verify call` tries it, with a call.")
+    told = "seen in requests alone: if a backend passes a private or loopback one, the log has client_ip.not_public"
+    yield fine("client_ip", told)
     yield _https(settings)
     yield _tokens(settings)
     yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

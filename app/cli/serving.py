@@ -6,23 +6,29 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from math import ceil
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from app.cli.common import settings_with
 from app.cli.protocol import BoundedHttp
 from app.cli.worker import make_app_of
 from app.settings import Mode, Settings, SettingsError, shown_settings, unknown_settings
-from app.telemetry.exposition import shared_between_workers
+from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
+from app.wiring import open_tracing
 
 log = logging.getLogger(__name__)
 
 _WORKER = "app.cli.worker:make_app"
+_NOT_HERE = "HOST must be an address of this machine."
+_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
@@ -50,6 +56,15 @@ def demo(host: Host = None, port: Port = None) -> None:
     _serve(settings, banner=_banner(settings))
 
 
+class _Server(uvicorn.Server):
+    """Says where it listens once it does; where sockets are given, uvicorn itself leaves that out."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where."""
+        await super().startup(sockets)
+        self._log_started_message(sockets or [])
+
+
 def _serve(settings: Settings, *, banner: str = "") -> None:
     """Serve until told to stop; requests in progress are finished.
 
@@ -57,7 +72,7 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         SettingsError: nobody can listen on the address of the settings.
 
     """
-    _try_address(settings.host, settings.port)
+    sockets = _listen(settings.host, settings.port)
     if banner:
         typer.echo(banner)
     configure_logging(level=settings.log.level, style=settings.log.format)
@@ -66,7 +81,7 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         extra={
             "version": version("plusofon-verify"),
             "mode": settings.mode,
-            "address": f"{'https' if settings.tls.cert_file else 'http'}://{settings.host}:{settings.port}",
+            "address": settings.listen_url,
             "workers": settings.workers,
             "settings": shown_settings(settings),
         },
@@ -79,47 +94,83 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
     if settings.workers == 1:
         if not sys.stderr.isatty():  # a terminal that is closed sends it too
             signal.signal(signal.SIGHUP, _ignore_reload)
-        uvicorn.run(make_app_of(settings), **options)
+        server = _Server(uvicorn.Config(make_app_of(settings), **options))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets)
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
         return
-    with shared_between_workers():
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(shared_between_workers())
+        except OSError as error:
+            mistake = f"{FOLDER_VARIABLE} must name a folder that the service may write to: {error.strerror}."
+            raise SettingsError([mistake]) from None
+        if tracing := open_tracing(settings):  # what is wrong with it would end one worker after the other
+            tracing.close()
         # By name: each worker makes an application of its own, from the environment.
-        uvicorn.run(_WORKER, factory=True, workers=settings.workers, **options)
+        Multiprocess(uvicorn.Config(_WORKER, factory=True, **options), sockets=sockets).run()
 
 
 def _ignore_reload(*_: object) -> None:
     log.warning("service.reload_ignored", extra={"reason": "only several WORKERS are replaced; start it anew"})
 
 
-def _try_address(host: str, port: int) -> None:
-    """See that the address can be listened on, while that can still be told in a sentence. Raises SettingsError."""
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Open the sockets to serve on, the same for one worker and for several. Raises SettingsError."""
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            with socket.socket(family, kind, protocol) as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                tried.bind(address)
-    except OSError as error:
-        raise SettingsError([_why_not(where, error)]) from None
+        found = set(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))
+    except (OSError, UnicodeError):  # the latter for what is no name at all
+        raise SettingsError([_NOT_HERE]) from None
+    opened: list[socket.socket] = []
+    failures: list[OSError] = []
+    for family, kind, protocol, _, address in found:
+        try:
+            opened.append(_bind(socket.socket(family, kind, protocol), address, alone=len(found) == 1))
+        except OSError as error:
+            failures.append(error)
+    # A name may have an address that this machine has not: localhost where IPv6 is switched off.
+    serious = [error for error in failures if not opened or error.errno not in _LACKING]
+    if serious:
+        for listener in opened:
+            listener.close()
+        raise SettingsError([_why_not(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serious[0])])
+    return opened
+
+
+def _bind(listener: socket.socket, address: tuple[Any, ...], *, alone: bool) -> socket.socket:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.family == socket.AF_INET6:  # :: takes IPv4 too, whatever the system's default is
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not alone)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _why_not(where: str, error: OSError) -> str:
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return "HOST must be an address of this machine."
+    if error.errno in _LACKING:
+        return _NOT_HERE
     if error.errno == errno.EADDRINUSE:
         return f"{where} is in use; choose another with --port (make run PORT=8001)."
     return f"{where} cannot be listened on: {os.strerror(error.errno or 0)}."
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """Say how uvicorn is to serve."""
-    proxies = [str(network) for network in settings.proxy.addresses]
+    """Return how uvicorn is to serve. What it would else read from the environment is set: the settings decide."""
+    # A socket that takes IPv4 and IPv6 tells an IPv4 peer as ::ffff:a.b.c.d.
+    mapped = [
+        f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+        for network in settings.proxy.addresses
+        if network.version == 4  # noqa: PLR2004 - the name of a protocol
+    ]
+    proxies = [*map(str, settings.proxy.addresses), *mapped]
     return {
         "host": settings.host,
         "port": settings.port,
+        "workers": settings.workers,
         "loop": "uvloop",
         "http": BoundedHttp,
         "lifespan": "on",

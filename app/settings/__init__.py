@@ -2,19 +2,21 @@
 
 from app.settings.fields import CLIENT_NAME
 from app.settings.policies import make_policies
-from app.settings.settings import Mode, Settings, SettingsError, load_settings
+from app.settings.settings import OPEN_CLIENT, Mode, Settings, SettingsError, load_settings, setting_names
 from app.settings.shown import shown_settings
 from app.settings.unknown import unknown_settings
 from app.settings.webhooks import make_endpoints
 
 __all__ = [
     "CLIENT_NAME",
+    "OPEN_CLIENT",
     "Mode",
     "Settings",
     "SettingsError",
     "load_settings",
     "make_endpoints",
     "make_policies",
+    "setting_names",
     "shown_settings",
     "unknown_settings",
 ]

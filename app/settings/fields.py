@@ -1,15 +1,16 @@
 """How single settings are written in the environment, and what is wrong with them if they are not."""
 
+import json
 import re
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
-from redis import Redis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
 from app.tokens import TokenSigner
@@ -22,6 +23,13 @@ CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
 _TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
 MIN_SECRET_BYTES = 32
+_MAPPED_PREFIX = 96  # bits of an IPv4-mapped IPv6 address that come before the IPv4 address
+_JSON = """CLIENTS='{"shop": {"calls_per_day": 200}}'"""
+_ENCODED = "percent-encode the password: # is %23, @ %40, / %2F, ? %3F"
+_REDIS_URL = re.compile(
+    r"rediss?://([^@/?#\[\]\s]*@)?([^@/?#\[\]:\s]+|\[[0-9a-fA-F:.]+\])?(:[0-9]+)?(/[0-9]*)?(\?[^#@\s]*)?"
+    r"|unix://([^@/?#\[\]\s]*@)?/[^@?#\s]*(\?[^#@\s]*)?"
+)
 
 
 class ApiKey(NamedTuple):
@@ -39,7 +47,23 @@ class FixedCodeSetting(NamedTuple):
 
 
 def _split(value: object) -> object:
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+    """Split a list at its commas; in a file each item may as well have a line of its own."""
+    if not isinstance(value, str):
+        return value
+    return [item.strip() for item in re.split(r"[,\n]", value) if item.strip()]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _from_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("json", "is not valid JSON; it looks like {example}", {"example": _JSON}) from None
 
 
 def _long_enough(value: SecretStr) -> SecretStr:
@@ -64,6 +88,18 @@ def _without_slash(value: str) -> str:
     return value.removesuffix("/")
 
 
+def without_brackets(value: str) -> str:
+    """Return an address without the brackets that an IPv6 address has in a URL."""
+    return value[1:-1] if value.startswith("[") and value.endswith("]") else value
+
+
+def _unmapped(value: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Return the IPv4 network that one of IPv4-mapped IPv6 addresses stands for (RFC 4291, section 2.5.5.2)."""
+    if isinstance(value, IPv6Network) and value.prefixlen >= _MAPPED_PREFIX and value.network_address.ipv4_mapped:
+        return IPv4Network((value.network_address.ipv4_mapped, value.prefixlen - _MAPPED_PREFIX))
+    return value
+
+
 def parse_api_key(value: object) -> ApiKey:
     """Read ``name:sha256-in-hex``."""
     match = _API_KEY.fullmatch(str(value))
@@ -80,13 +116,19 @@ def fits_a_header(value: SecretStr) -> SecretStr:
 
 
 def is_redis_url(value: SecretStr) -> SecretStr:
-    """Let a URL of Redis through."""
-    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    """Let a URL of Redis through.
+
+    Stricter than the library, which reads ``redis://:12#34@host`` as port 12 of this machine.
+    """
+    url = value.get_secret_value()
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+    if not _REDIS_URL.fullmatch(url):
+        raise PydanticCustomError("redis_url", "must be like redis://user:password@host:6379/0; " + _ENCODED)
     try:
-        Redis.from_url(value.get_secret_value())  # connects to nothing yet
-    except ValueError:
-        raise PydanticCustomError("redis_url", "is no URL; percent-encode what stands in the password") from None
+        Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
+    except (ValueError, TypeError, RedisError):
+        raise PydanticCustomError("redis_url", "has a port, or an option after ?, that is not valid") from None
     return value
 
 
@@ -129,17 +171,10 @@ def is_token_keys(value: SecretStr) -> SecretStr:
     return value
 
 
-def has_token_keys(value: Path) -> Path:
-    """Let a file through that holds such keys."""
-    try:
-        text = value.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        raise PydanticCustomError("unreadable", "cannot be read") from None
-    is_token_keys(SecretStr(text))
-    return value
-
-
-CommaSeparated = (NoDecode, BeforeValidator(_split))
+AnyCase = BeforeValidator(_lower)
+FromJson = BeforeValidator(_from_json)
+Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmapped)]], BeforeValidator(_split)]
+CommaSeparated = (BeforeValidator(_split),)
 SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Prefix = Annotated[str, _spelled(r"\+7[0-9]{0,10}", "must be +7 and up to ten digits, as in +7940")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -11,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     PlainValidator,
     SecretStr,
     ValidationInfo,
@@ -20,11 +18,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.settings.fields import (
+    AnyCase,
     ApiKey,
     CommaSeparated,
     Count,
     FixedCodeSetting,
     HttpsOrigin,
+    Networks,
     Prefix,
     Purpose,
     SecretKey,
@@ -32,7 +32,6 @@ from app.settings.fields import (
     TracesUrl,
     UserId,
     fits_a_header,
-    has_token_keys,
     is_redis_url,
     is_token_keys,
     is_webhook_secret,
@@ -62,7 +61,7 @@ class PlusofonSettings(_Section):
     max_connections: int = Field(100, ge=1, le=1000)
     circuit_failures: int = Field(5, ge=1, le=1000)
     circuit_seconds: int = Field(15, ge=1, le=3600)
-    hook_addresses: Annotated[list[IPvAnyNetwork], *CommaSeparated] = []
+    hook_addresses: Networks = []
     hook_delay_seconds: Annotated[float, Field(ge=0, le=60)] = 2
 
     @field_validator("timeout_seconds")
@@ -131,16 +130,8 @@ class TokenSettings(_Section):
     """The proof that a right check gives. The first of the keys signs, all of them verify."""
 
     keys: Annotated[SecretStr, AfterValidator(is_token_keys)] | None = None
-    keys_file: Annotated[Path, AfterValidator(has_token_keys)] | None = None
     issuer: str = Field("plusofon-verify", min_length=1, max_length=255)
     lifetime_seconds: int = Field(600, ge=30, le=3600)
-
-    @field_validator("keys_file")
-    @classmethod
-    def _instead_of_keys(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value and info.data.get("keys"):
-            raise PydanticCustomError("both", "must be left out where TOKEN_KEYS is given")
-        return value
 
 
 class CodeSettings(_Section):
@@ -253,5 +244,5 @@ class WatchSettings(_Section):
 class LogSettings(_Section):
     """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "json", "console"] = "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
+    format: Annotated[Literal["auto", "json", "console"], AnyCase] = "auto"

@@ -1,15 +1,16 @@
 """The sections of the settings for how the service is reached, and for what stands in for the world in the sandbox."""
 
+import os
 import ssl
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from app.settings.fields import CommaSeparated, Rub, fits_a_header
+from app.settings.fields import Networks, Rub, fits_a_header
 
 
 class _Section(BaseModel):
@@ -19,9 +20,11 @@ class _Section(BaseModel):
 def _is_readable(value: Path) -> Path:
     """Let a file through that can be read."""
     try:
-        value.read_bytes()
-    except OSError:
-        raise PydanticCustomError("unreadable", "cannot be read") from None
+        readable = value.is_file() and os.access(value, os.R_OK)
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        readable = False
+    if not readable:
+        raise PydanticCustomError("unreadable", "cannot be read")
     return value
 
 
@@ -52,7 +55,7 @@ class TlsSettings(_Section):
 class ProxySettings(_Section):
     """Which proxies are believed when they say whose request they pass on."""
 
-    addresses: Annotated[list[IPvAnyNetwork], *CommaSeparated] = []
+    addresses: Networks = []
 
 
 class SandboxSettings(_Section):

@@ -1,21 +1,38 @@
 """All settings together: what is missing or wrong is told at once, in sentences."""
 
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PlainValidator, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings import SettingsError as UnreadableSetting
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Origin, Purpose, Rub, parse_operator_channel
+from app.settings.environment import EnvironmentSource, read_environment
+from app.settings.fields import (
+    MIN_SECRET_BYTES,
+    AnyCase,
+    CommaSeparated,
+    FromJson,
+    Origin,
+    Purpose,
+    Rub,
+    parse_operator_channel,
+    without_brackets,
+)
+from app.settings.names import Setting, names_of
 from app.settings.sections import (
     AdminSettings,
     ApiSettings,
@@ -39,7 +56,7 @@ from app.settings.sections import (
     WatchSettings,
 )
 from app.settings.serving import ProxySettings, SandboxSettings, TlsSettings
-from app.settings.words import in_words, sentence
+from app.settings.words import in_words, name_in, sentence
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -57,7 +74,7 @@ _REQUIRED_IN_PRODUCTION = {
     "SECRET_KEY": "the key of all digests, which `plusofon-verify keygen` makes",
     "API_KEYS": "who may call, as name:sha256 pairs, which `plusofon-verify keygen` makes",
     "REDIS_URL": "where Redis is, such as rediss://user:password@host:6380/0",
-    "TOKEN_KEYS": "the keys that sign tokens, or TOKEN_KEYS_FILE; `plusofon-verify keygen` makes one",
+    "TOKEN_KEYS": "the keys that sign tokens, which `plusofon-verify keygen` makes",
 }
 
 OPEN_CLIENT = "sandbox"  # who calls in sandbox mode, where nobody has a key
@@ -82,17 +99,10 @@ class Settings(BaseSettings):
 
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env",
-        env_ignore_empty=True,
-        env_nested_delimiter="_",
-        env_nested_max_split=1,
-        extra="ignore",  # .env is shared with docker compose
-        frozen=True,
-    )
+    model_config = SettingsConfigDict(frozen=True)
 
-    mode: Mode = Mode.PRODUCTION
-    host: str = "127.0.0.1"
+    mode: Annotated[Mode, AnyCase] = Mode.PRODUCTION
+    host: Annotated[str, AfterValidator(without_brackets)] = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
     purposes: Annotated[list[Purpose], *CommaSeparated, Field(min_length=1)] = [
@@ -129,24 +139,19 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
     sandbox: SandboxSettings = SandboxSettings()
-    clients: dict[str, ClientSettings] = {}
+    clients: Annotated[dict[str, ClientSettings], FromJson] = {}
 
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - as the library calls it
+        settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - so too
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - reads names that are no settings
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment come before ``.env`` even where it says nothing: empty means the default."""
-        if isinstance(dotenv_settings, DotEnvSettingsSource):
-            said = {name.lower() for name in os.environ}
-            dotenv_settings.env_vars = {
-                name: value for name, value in dotenv_settings.env_vars.items() if name not in said
-            }
-        return init_settings, env_settings, dotenv_settings
+        """Read what is given on creation, then the environment by the rules of this service."""
+        return init_settings, EnvironmentSource(settings_cls, setting_names())
 
     @model_validator(mode="wrap")
     @classmethod
@@ -221,10 +226,19 @@ class Settings(BaseSettings):
         return {*self.enabled_channels, *own}
 
     @property
+    def listen_url(self) -> str:
+        """The URL of the address that the service listens on."""
+        return self._url_of(self.host)
+
+    @property
     def reachable_url(self) -> str:
-        """Where others reach this service."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
-        return self.public_url or f"{'https' if self.tls.cert_file else 'http'}://{host}:{self.port}"
+        """The URL by which others reach this service; from this machine alone, unless PUBLIC_URL is set."""
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+        return self.public_url or self._url_of(loopback.get(self.host, self.host))
+
+    def _url_of(self, host: str) -> str:
+        scheme = "https" if self.tls.cert_file else "http"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     @property
     def names_secret(self) -> bytes:
@@ -245,40 +259,69 @@ class Settings(BaseSettings):
     @cached_property
     def secret_keys(self) -> list[bytes]:
         """The secret keys, newest first; in sandbox mode without one, a key that lives as long as the process."""
-        newest = self.secret.key or SecretStr(secrets.token_hex(MIN_SECRET_BYTES))
-        return [key.get_secret_value().encode() for key in (newest, *self.secret.previous_keys)]
+        if self.secret.key is None:
+            self.require_sandbox("SECRET_KEY")
+        newest = self.secret.key.get_secret_value() if self.secret.key else secrets.token_hex(MIN_SECRET_BYTES)
+        return [newest.encode(), *(key.get_secret_value().encode() for key in self.secret.previous_keys)]
 
     @cached_property
     def token_keys(self) -> str:
         """The keys of tokens, as JSON; in sandbox mode without any, a key that lives as long as the process."""
-        if self.token.keys:
-            return self.token.keys.get_secret_value()
-        return self.token.keys_file.read_text(encoding="utf-8") if self.token.keys_file else generate_keys()
+        if self.token.keys is None:
+            self.require_sandbox("TOKEN_KEYS")
+        return self.token.keys.get_secret_value() if self.token.keys else generate_keys()
+
+    def require_sandbox(self, setting: str) -> None:
+        """Refuse to go on without a required setting, outside sandbox mode; called by whatever has a fallback for it.
+
+        Validation has refused such settings already. This holds even where they were made in another way.
+
+        Raises:
+            SettingsError: the mode is production.
+
+        """
+        if self.mode is not Mode.SANDBOX:
+            raise SettingsError([f"{setting} is missing: {_REQUIRED_IN_PRODUCTION[setting]}."])
 
 
-def load_settings(**overrides: object) -> Settings:
+@cache
+def setting_names() -> Mapping[str, Setting]:
+    """Return all settings by their names in the environment."""
+    return names_of(Settings)
+
+
+def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings
     """Read the settings; ``overrides`` come before the environment, which comes before ``.env``.
 
     Raises:
         SettingsError: something is missing or wrong.
 
     """
+    names = setting_names()
+    environment = read_environment(names)
+    if environment.mistakes:  # what else is wrong or missing may stand in lines that could not be read
+        raise SettingsError(environment.mistakes)
+    sentences = list(environment.unreadable.values())
+    display_name = {name: given.display_name for name, given in environment.values.items()}
     try:
-        return Settings(**overrides)  # type: ignore[arg-type] # pydantic validates them
-    except UnreadableSetting as error:  # its message has the name of the field and no value
-        name = str(error).partition('field "')[2].partition('"')[0]
-        raise SettingsError([f"{name.upper()} is not valid JSON."]) from None
+        settings = Settings(**overrides)
     except ValidationError as error:
-        raise SettingsError([sentence(found["loc"], found["msg"]) for found in error.errors()]) from None
+        sentences += [
+            sentence(found["loc"], found["msg"], display_name)
+            for found in error.errors()
+            if name_in(found["loc"], names) not in environment.unreadable  # it is missing for that reason
+        ]
+    if sentences:
+        raise SettingsError(sentences)
+    return settings
 
 
 def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    mode = data.get("mode", Mode.PRODUCTION)
+    mode = str(data.get("mode", Mode.PRODUCTION)).lower()
     if mode == Mode.PRODUCTION:
         for name, meaning in _REQUIRED_IN_PRODUCTION.items():
-            section, field = name.lower().split("_", 1)
-            given = data.get(section, {})
-            if not (given.get(field) or given.get(f"{field}_file")):
+            section, field = setting_names()[name].path
+            if not data.get(section, {}).get(field):
                 yield _mistake((section, field), f"is missing: {meaning}")
     elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
         yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")

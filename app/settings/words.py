@@ -1,7 +1,7 @@
 """What is wrong with a setting, as a sentence of our own words: the setting by its name, and no value."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -31,6 +31,7 @@ _WORDS = {
     "ip_any_network": "must be an address or a network, such as 10.0.0.0/8",
     "path_type": "must be a file",
     "string_type": "must be text",
+    "string_unicode": "must be text in UTF-8",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "may have at most {max_length} characters",
     "list_type": "must be a list",
@@ -48,14 +49,25 @@ def in_words(found: ErrorDetails) -> str:
     return words.format_map({name: _written(fact) for name, fact in _facts(found).items()}) if words else found["msg"]
 
 
-def sentence(location: tuple[int | str, ...], message: str) -> str:
-    """Name a setting as the environment does, and say what is wrong with it."""
+def name_in(location: tuple[int | str, ...], names: Container[str]) -> str:
+    """Return the name of the setting that a location lies in; empty where it is in none."""
+    parts = [str(part).upper() for part in location]
+    ends = ("_".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return next((name for name in ends if name in names), "")
+
+
+def sentence(location: tuple[int | str, ...], message: str, display_name: Mapping[str, str]) -> str:
+    """Name a setting and say what is wrong with it.
+
+    ``display_name`` has the names of settings that are not told as the environment names them: where they were found.
+    """
     names = [part for part in location if isinstance(part, str)]
     items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
     if names[0] == "clients" and len(names) > 1:  # a field of its JSON, or a client's name
-        name = "CLIENTS: " + (".".join(names[1:]) if names[2:] else f'"{names[1]}"')
+        name = f"{display_name.get('CLIENTS', 'CLIENTS')}: " + (".".join(names[1:]) if names[2:] else f'"{names[1]}"')
     else:
         name = "_".join(names).upper()
+        name = display_name.get(name, name)
     return f"{name}{items} {message[:1].lower()}{message[1:]}."
 
 

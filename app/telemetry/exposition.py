@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from app.telemetry.metrics import IS_SHARED, PREFIX, Metrics
+from app.telemetry.metrics import IS_SHARED, PREFIX, SHARED_VARIABLE, Metrics
 from app.verification.errors import ProviderError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -153,18 +153,17 @@ def shared_between_workers() -> Iterator[Path]:
     It is the one that ``PROMETHEUS_MULTIPROC_DIR`` names, else a new one that is removed afterwards. A process that
     serves alone needs none of this, and is cheaper without.
     """
-    given = os.environ.get(FOLDER_VARIABLE)
-    if given:
-        folder = Path(given)
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            if _FILE.fullmatch(file.name):  # of an earlier run: nothing else is ours to remove
-                file.unlink()
+    with ExitStack() as stack:
+        if given := os.environ.get(FOLDER_VARIABLE):
+            folder = Path(given)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in folder.iterdir():
+                if _FILE.fullmatch(file.name):  # of an earlier run: nothing else is ours to remove
+                    file.unlink()
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plusofon-verify-metrics-")))
+            os.environ[FOLDER_VARIABLE] = str(folder)
+            stack.callback(os.environ.pop, FOLDER_VARIABLE)
+        os.environ[SHARED_VARIABLE] = "1"
+        stack.callback(os.environ.pop, SHARED_VARIABLE)
         yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="plusofon-verify-metrics-") as made:
-        os.environ[FOLDER_VARIABLE] = made
-        try:
-            yield Path(made)
-        finally:
-            del os.environ[FOLDER_VARIABLE]

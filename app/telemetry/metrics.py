@@ -1,11 +1,11 @@
 """What is counted and timed for Prometheus; every label is one of a few known words, whatever a caller sends."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.values import ValueClass
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 
 from app.verification.channel import Channel
 from app.verification.errors import ProviderError
@@ -29,7 +29,10 @@ from app.verification.senders import SenderWrapper
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 
 PREFIX = "plusofon_verify_"
-IS_SHARED = bool(ValueClass._multiprocess)  # noqa: SLF001 - which of its two modes the library chose, by the environment
+SHARED_VARIABLE = "PLUSOFON_VERIFY_WORKERS_SHARE_METRICS"
+IS_SHARED = SHARED_VARIABLE in os.environ
+if not IS_SHARED:  # the library would share with whomever PROMETHEUS_MULTIPROC_DIR names; only our own workers are to
+    values.ValueClass = values.MutexValue
 UNMATCHED = "unmatched"  # the route of a path that no route has
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,5 +1,6 @@
 """Ways into single parts without the service's API: what the commands ask."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -96,3 +97,6 @@ def open_tracing(settings: Settings) -> "Tracing | None":
         return Tracing.to(settings.tracing.endpoint, version=version("plusofon-verify"))
     except ModuleNotFoundError:
         raise SettingsError(["TRACING_ENDPOINT needs the extra `tracing` of the package."]) from None
+    except ValueError:  # its text may repeat a value
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
+        raise SettingsError([f"TRACING_ENDPOINT cannot be used: OpenTelemetry refuses one of {names}."]) from None

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from app.api.auth import ApiKeys
 from app.api.idempotency import Idempotency
-from app.settings import Mode, Settings, make_endpoints
+from app.settings import OPEN_CLIENT, Mode, Settings, make_endpoints
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.store.events import RedisOutbox
@@ -22,7 +22,14 @@ from app.webhooks.sender import WebhookSender
 
 
 def connect_redis(settings: Settings, stack: AsyncExitStack) -> Redis:
-    """Connect to the Redis of the settings; without one (only in sandbox mode) to an embedded server."""
+    """Connect to the Redis of the settings; in sandbox mode without one, to an embedded server.
+
+    Raises:
+        SettingsError: there is none, in production.
+
+    """
+    if settings.redis.url is None:
+        settings.require_sandbox("REDIS_URL")
     url = settings.redis.url.get_secret_value() if settings.redis.url else stack.enter_context(EmbeddedServer()).url
     redis = connect(url, timeout=settings.redis.timeout_seconds)
     stack.push_async_callback(redis.aclose)
@@ -60,11 +67,24 @@ def make_tokens(settings: Settings) -> TokenSigner:
     )
 
 
+def make_api_keys(settings: Settings) -> ApiKeys:
+    """Return who may call; in sandbox mode without any key, everybody. Raises SettingsError."""
+    if not settings.api.keys:
+        settings.require_sandbox("API_KEYS")
+    return ApiKeys(settings.api.keys, open_as=OPEN_CLIENT if settings.mode is Mode.SANDBOX else None)
+
+
 def make_metrics_keys(settings: Settings) -> ApiKeys:
     """Tell who may read the metrics."""
     if settings.metrics.open or settings.mode is Mode.SANDBOX:
         return ApiKeys((), open_as="everybody")
     return ApiKeys((*settings.metrics.keys, *settings.admin.keys), kind="metrics or admin key")
+
+
+def make_account_keys(settings: Settings) -> ApiKeys:
+    """Return who may read the provider's account: operators, and in sandbox mode without API keys everybody."""
+    is_open = settings.mode is Mode.SANDBOX and not settings.api.keys
+    return ApiKeys(settings.admin.keys, kind="admin key", open_as=OPEN_CLIENT if is_open else None)
 
 
 def make_webhooks(settings: Settings, runner: ScriptRunner) -> WebhookDeliverer | None:

@@ -13,7 +13,7 @@ from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.relay.client import RelaySender
 from app.resilience import Bulkhead, CircuitBreaker, ProtectedSender
-from app.settings import Settings
+from app.settings import Mode, Settings, SettingsError
 from app.store.balance import RedisBalanceBoard
 from app.store.scripts import ScriptRunner
 from app.verification.balance import BalancePoller
@@ -87,11 +87,22 @@ def make_network(settings: Settings) -> VirtualNetwork:
 
 
 async def open_plusofon(settings: Settings, sandbox: VirtualNetwork | None, stack: AsyncExitStack) -> PlusofonClient:
-    """Make the client of Plusofon; in sandbox mode, of a stand-in that is reached over HTTP all the same."""
+    """Make the client of Plusofon; in sandbox mode, of a stand-in that is reached over HTTP all the same.
+
+    Raises:
+        SettingsError: in production a stand-in is given, or there is no account.
+
+    """
+    if sandbox and settings.mode is not Mode.SANDBOX:
+        raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
     stamina.instrumentation.set_on_retry_hooks(())  # who retries tells of it; the default would log and count it again
     plusofon = settings.plusofon
     base_url, user_id, token = plusofon.base_url, plusofon.user_id, plusofon.access_token.get_secret_value()
     cabinet_token = plusofon.cabinet_token.get_secret_value() if plusofon.cabinet_token else None
+    if not user_id:
+        settings.require_sandbox("PLUSOFON_USER_ID")
+    if not token:
+        settings.require_sandbox("PLUSOFON_ACCESS_TOKEN")
     if sandbox:
         user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
         accepted = settings.sandbox.access_token.get_secret_value() if settings.sandbox.access_token else token

@@ -117,9 +117,10 @@ async def build(
         circuits=providers.circuits,
         metrics=exposition,
         request_handled=metrics.request_handled,
-        api_keys=ApiKeys(settings.api.keys, open_as="sandbox" if sandbox else None),
+        api_keys=parts.make_api_keys(settings),
         admin_keys=ApiKeys(settings.admin.keys, kind="admin key"),
         metrics_keys=parts.make_metrics_keys(settings),
+        account_keys=parts.make_account_keys(settings),
     )
 
 

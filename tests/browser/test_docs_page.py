@@ -20,7 +20,7 @@ with_keys_by_one_worker = pytest.mark.xdist_group("keys")  # so that one service
 @pytest.fixture(scope="module")
 def with_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     keys = f"shop:{hashlib.sha256(KEY.encode()).hexdigest()}"
-    with running(tmp_path_factory.mktemp("keys"), API_KEYS=keys, **THIS) as demo:
+    with running(tmp_path_factory.mktemp("keys"), API_KEYS=keys, ADMIN_KEYS=keys, **THIS) as demo:
         yield demo
 
 
@@ -83,8 +83,8 @@ def test_the_key_that_is_given_to_authorize_is_sent(visit_with_keys: Visit) -> N
 
     page.get_by_role("button", name="Authorize", exact=True).click()
     dialog = page.locator(".modal-ux")
-    dialog.get_by_role("textbox").first.fill(KEY)
-    dialog.get_by_role("button", name=re.compile("^(Apply|Authorize)")).first.click()
+    dialog.get_by_role("textbox").last.fill(KEY)  # the admin key, for the account
+    dialog.get_by_role("button", name=re.compile("^(Apply|Authorize)")).last.click()
     dialog.get_by_role("button", name=re.compile("^Close")).last.click()
     block = page.locator(".opblock.is-open")
     block.get_by_role("button", name="Execute").click()

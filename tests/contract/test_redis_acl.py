@@ -363,7 +363,6 @@ async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: 
             redis={"url": as_user(server_url)},
             clients={"sandbox": {"webhook_url": f"{hook.url}/hook", "webhook_secret": SECRET}},
             admin={"keys": [f"me:{hashlib.sha256(b'admin').hexdigest()}"]},
-            _env_file=None,
         )
         async with (
             LifespanManager(create_app(settings, network)) as manager,
@@ -401,7 +400,7 @@ async def use(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
     admin = {"Authorization": "Bearer admin"}
     assert (await api.get("/admin/guard", headers=admin)).status_code == 200
     assert (await api.delete("/admin/guard/+79001234", headers=admin)).status_code == 404
-    assert (await api.get("/provider/account")).json()["balance_rub"] > 0
+    assert (await api.get("/provider/account", headers=admin)).json()["balance_rub"] > 0
     assert (await api.get("/readyz")).status_code == 200
 
 

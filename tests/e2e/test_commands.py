@@ -22,8 +22,10 @@ from app.verification.guard import GuardRules
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.e2e.conftest import BARE, Demo, command, running
+from tests.e2e.test_serving import SECRETS
 
 PHONE = "+79001234567"
+COMPLETE = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}"}  # but for REDIS_URL
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -200,3 +202,30 @@ def test_beside_a_demo_commands_say_how_both_may_share_a_redis(tmp_path: Path, e
 
     assert done.returncode == 2
     assert "set MODE=sandbox, and the same REDIS_URL and SECRET_KEY for both." in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve",),
+        ("serve", "--workers", "2"),
+        ("doctor",),
+        ("doctor", "--json"),
+        ("call", PHONE, "--yes"),
+        ("stats",),
+        ("forget", PHONE, "--yes"),
+        ("guard", "list"),
+        ("events", "failed"),
+        ("verifications", "show", "vrf_00000000000000000000000"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_begins_with_a_secret_that_cannot_be_read(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / ".env").write_text("REDIS_URL_FILE=/nonexistent/redis\n", encoding="utf-8")
+
+    done = run(*arguments, cwd=tmp_path, **COMPLETE)
+
+    assert done.returncode == 2
+    assert "REDIS_URL_FILE cannot be read: No such file or directory." in done.stdout + done.stderr
+    assert "missing" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from app.tokens import generate_keys
 from tests.e2e.conftest import BARE, Demo, command, free_port, running
 from tests.e2e.test_serving import SECRETS, Serving, serving
 
@@ -36,6 +37,30 @@ def test_workers_stay_where_the_settings_have_become_wrong_and_the_log_says_how(
         (tmp_path / ".env").write_text("CODE_LENGTH=5\n", encoding="utf-8")
         served.process.send_signal(signal.SIGHUP)
         served.wait_for_workers(4)
+        assert served.get("/livez").status_code == 200
+
+
+def test_secrets_in_files_are_read_anew_and_an_empty_one_keeps_the_workers(redis_url: str, tmp_path: Path) -> None:
+    """Both workers have the same key: none makes one up."""
+    environment = {"REDIS_URL": redis_url}
+    for name, value in {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "METRICS_KEYS": f"me:{'1' * 64}"}.items():
+        (tmp_path / name).write_text(f"{value}\n", encoding="utf-8")
+        environment[f"{name}_FILE"] = str(tmp_path / name)
+    with serving(tmp_path, "--workers", "2", environment=environment) as served:
+        served.wait_for_workers(2)
+        key_ids = {served.get("/.well-known/jwks.json").text for _ in range(20)}
+        assert len(key_ids) == 1
+
+        (tmp_path / "TOKEN_KEYS").write_text(generate_keys(), encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(served.workers()) == 4, served)
+        wait_for(lambda: {served.get("/.well-known/jwks.json").text for _ in range(20)}.isdisjoint(key_ids), served)
+
+        (tmp_path / "SECRET_KEY").write_text("\n", encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "aborting the restart" in served.log.read_text(), served)
+        (wrong,) = [event for event in served.events() if event["event"] == "service.settings_wrong"]
+        assert wrong["sentences"] == ["SECRET_KEY_FILE names an empty file."]
         assert served.get("/livez").status_code == 200
 
 

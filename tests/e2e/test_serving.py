@@ -45,7 +45,12 @@ def serving(
             stdout=output,
             stderr=output,
         )
-    served = Serving(process, f"{'https' if tls else 'http'}://127.0.0.1:{port}", log, tls)
+    served = Serving(
+        process,
+        f"{'https' if tls else 'http'}://{'[::1]' if environment.get('HOST') == '::1' else '127.0.0.1'}:{port}",
+        log,
+        tls,
+    )
     try:
         served.wait_until_ready()
         yield served
@@ -209,3 +214,148 @@ print(gc.get_threshold()[0], gc.get_freeze_count())
     threshold, frozen = map(int, done.stdout.split())
     assert threshold == 50_000
     assert frozen > 10_000
+
+
+FOREIGN = {
+    "WEB_CONCURRENCY": "many",
+    "FORWARDED_ALLOW_IPS": "*",
+    "PROMETHEUS_MULTIPROC_DIR": "/nonexistent/metrics",
+    "prometheus_multiproc_dir": "/nonexistent/metrics",
+    "OTEL_SDK_DISABLED": "perhaps",
+    "OTEL_PROPAGATORS": "nobody's",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "long",
+    "UVICORN_WORKERS": "7",
+    "TOKEN": "abc",
+    "LOG": "x",
+    "CLIENTS_PORT": "tcp://10.0.0.1:80",
+}
+
+
+def test_what_other_programs_put_into_the_environment_changes_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, environment={"MODE": "sandbox", **FOREIGN}) as served:
+        assert "plusofon_verify_build_info" in served.get("/metrics").text
+
+    assert "Traceback" not in served.log.read_text()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_what_opentelemetry_refuses_is_a_sentence(
+    redis_url: str, tmp_path: Path, workers: str, name: str, value: str
+) -> None:
+    # The SDK is the real one. Of the exporter, which the tests do not install, nothing but its name matters here.
+    exporter = tmp_path / "opentelemetry/exporter/otlp/proto/http/trace_exporter.py"
+    exporter.parent.mkdir(parents=True)
+    exporter.write_text("def OTLPSpanExporter(endpoint): return None\n")
+    environment = {**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
+    environment["PYTHONPATH"] = f"{BARE['PYTHONPATH']}:{tmp_path}"
+    done = subprocess.run(
+        command("serve", "--port", str(free_port()), "--workers", workers),
+        cwd=tmp_path,
+        env={**environment, "TRACING_ENDPOINT": "http://127.0.0.1:9/v1/traces", name: value},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"TRACING_ENDPOINT cannot be used: OpenTelemetry refuses one of {name}."
+
+
+@pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null"])
+def test_a_folder_for_metrics_that_cannot_be_used_is_a_sentence(redis_url: str, tmp_path: Path, folder: str) -> None:
+    environment = {**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
+    done = subprocess.run(
+        command("serve", "--port", str(free_port()), "--workers", "2"),
+        cwd=tmp_path,
+        env={**environment, "PROMETHEUS_MULTIPROC_DIR": folder},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("PROMETHEUS_MULTIPROC_DIR must name a folder")
+
+
+@pytest.mark.parametrize(
+    "host", ["a" * 70, "a..b", "x86_64-conda-linux-gnu", "192.0.2.1", "2001:db8::1", "http://127.0.0.1", "::1]"]
+)
+def test_a_host_that_is_no_address_of_this_machine_is_a_sentence(tmp_path: Path, host: str) -> None:
+    done = subprocess.run(
+        command("demo", "--port", str(free_port())),
+        cwd=tmp_path,
+        env={**BARE, "HOST": host},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (2, "HOST must be an address of this machine.\n")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("::1", {"[::1]"}),
+        ("[::1]", {"[::1]"}),
+        ("::", {"[::1]", "127.0.0.1"}),
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("0.0.0.0", {"127.0.0.1"}),
+    ],
+)
+def test_an_address_is_listened_on_alike_by_any_number_of_workers(
+    redis_url: str, tmp_path: Path, workers: str, host: str, reached: set[str]
+) -> None:
+    port = free_port()
+    environment = {**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
+    with (tmp_path / "log").open("w") as output:
+        process = subprocess.Popen(
+            command("serve", "--host", host, "--port", str(port), "--workers", workers),
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    served = Serving(process, f"http://{min(reached)}:{port}", tmp_path / "log", None)
+    try:
+        served.wait_until_ready()
+        found = set()
+        for address in ("127.0.0.1", "[::1]"):
+            with contextlib.suppress(httpx.ConnectError):
+                if httpx.get(f"http://{address}:{port}/livez").status_code == 200:
+                    found.add(address)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+    assert found == reached
+    (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
+    bare = host.strip("[]")
+    assert starts["address"] == (f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}")
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "[::]", "0.0.0.0", "localhost"])
+def test_a_reverse_call_verifies_whatever_address_is_listened_on(tmp_path: Path, host: str) -> None:
+    environment = {"MODE": "sandbox", "SANDBOX_PACE_SECONDS": "0.05", "PLUSOFON_HOOK_DELAY_SECONDS": "0"}
+    phone = "+79001234567"
+    with serving(tmp_path, environment={**environment, "HOST": host}) as served:
+        started = httpx.post(f"{served.base_url}/verify/start", json={"phone": phone, "channel": "reverse_call"}).json()
+        httpx.post(
+            f"{served.base_url}/sandbox/phones/{phone}/dial", json={"number": started["dial"]}
+        ).raise_for_status()
+        deadline = time.monotonic() + 10
+        asked = {"verification_id": started["verification_id"]}
+        while not httpx.post(f"{served.base_url}/verify/check", json=asked).json()["verified"]:
+            assert time.monotonic() < deadline, served.log.read_text()
+            time.sleep(0.1)

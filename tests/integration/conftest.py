@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from app.main import create_app
 from app.plusofon.sandbox import VirtualNetwork
-from app.settings import Settings, load_settings
+from app.settings import Settings
 
 PACE = 0.02  # seconds of a phase of a call
 SECRET_KEY = "a-secret-key-that-only-tests-use-0123456789"
@@ -26,9 +26,8 @@ def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
         "redis": {"url": redis_url},
         "secret": {"key": SECRET_KEY},
         "channels": ["voice"],
-        "_env_file": None,
     }
-    return load_settings(**{**defaults, **overrides})
+    return Settings.model_validate({**defaults, **overrides})
 
 
 @asynccontextmanager

@@ -198,7 +198,6 @@ def production_settings(redis_url: str, provider_url: str) -> Settings:
         api={"keys": f"shop:{hashlib.sha256(KEY.encode()).hexdigest()}"},
         redis={"url": redis_url},
         token={"keys": generate_keys()},
-        _env_file=None,
     )
     # Afterwards, for production demands https, and with it a certificate that no server of a test can have.
     plusofon = settings.plusofon.model_copy(update={"base_url": provider_url})

@@ -141,10 +141,16 @@ async def test_a_limit_counts_the_phone_and_not_its_spelling(
         ([f"2001:db8:0:1::{number:x}" for number in HUNDRED], 10),
         ([f"2001:db8:0:{number:x}::1" for number in HUNDRED], 100),
         (["192.0.2.1"] * 50 + ["::ffff:192.0.2.1"] * 50, 10),
+        ([f"192.0.2.1:{number}" for number in HUNDRED], 10),
+        ([f"[2001:db8::{number:x}]:443" for number in HUNDRED], 10),
+        ([f"192.0.2.1, 10.0.0.{number}" for number in HUNDRED], 10),
+        ([f"64:ff9b::192.0.2.{number}" for number in HUNDRED], 100),
+        (["127.0.0.1"] * 50 + ["10.0.0.1"] * 50, 100),
+        (["::1"] * 25 + ["::"] * 25 + ["fe80::1%eth0"] * 25 + ["unknown"] * 25, 100),
     ],
-    ids=["one-64", "many-64", "mapped"],
+    ids=["one-64", "many-64", "mapped", "ports", "brackets", "chain", "nat64", "no-end-user", "no-end-user-6"],
 )
-async def test_an_ipv6_customer_counts_as_one_address(
+async def test_a_customer_counts_as_one_address_and_no_other_shares_it(
     api: httpx.AsyncClient, network: VirtualNetwork, addresses: list[str], allowed: int
 ) -> None:
     bodies = [

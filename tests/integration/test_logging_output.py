@@ -175,7 +175,7 @@ async def test_no_line_of_any_flow_has_a_code_a_phone_a_token_or_a_key(
     await api.post("/verify/token/redeem", json={"token": verified["token"], "purpose": "phone_verification"})
     await api.post("/verify/token/redeem", json={"token": verified["token"] + "x", "purpose": "login"})
     await api.get(f"/verify/{verified['verification_id']}")
-    await api.get("/provider/account")
+    await api.get("/provider/account", headers={"Authorization": f"Bearer {OPERATOR}"})
     await api.get("/admin/guard", headers={"Authorization": f"Bearer {OPERATOR}"})
     await api.delete(f"/admin/guard/{PHONE}", headers={"Authorization": f"Bearer {OPERATOR}"})
     await api.get(f"/{PHONE}?code={code}", headers={"X-Request-ID": PHONE, "Authorization": f"Bearer {SHOP}x"})

@@ -210,7 +210,6 @@ def production(redis_url: str, **overrides: object) -> Settings:
             "metrics": {"keys": keys("prometheus", READER)},
             "plusofon": {"user_id": "0", "access_token": "not-a-real-token", "base_url": "https://127.0.0.1:9"},
             "token": {"keys": generate_keys()},
-            "_env_file": None,
             **overrides,
         }
     )

@@ -186,5 +186,5 @@ async def test_authorize_is_there_and_asked_for_where_it_is_needed(schema: dict[
     assert set(schemes) == {"API key", "Admin key"}
     assert {(scheme["type"], scheme["scheme"]) for scheme in schemes.values()} == {("http", "bearer")}
     for (_, path), operation in operations(schema).items():
-        scheme = {"verify": "API key", "provider": "API key", "admin": "Admin key"}.get(path.split("/")[1])
+        scheme = {"verify": "API key", "provider": "Admin key", "admin": "Admin key"}.get(path.split("/")[1])
         assert operation.get("security", []) == ([{scheme: []}] if scheme else []), path

@@ -66,12 +66,34 @@ async def by_itself(redis: Redis, redis_url: str) -> AsyncIterator[ASGIApp]:
         (STRANGER, PROVIDER, 404),
         (PROVIDER, STRANGER, 204),
         (PROXY, None, 404),
+        (f"::ffff:{PROXY}", PROVIDER, 204),  # as a socket that takes IPv4 and IPv6 tells it
+        (f"::FFFF:{PROXY}", f"::ffff:{PROVIDER}", 204),
+        ("::ffff:172.16.0.1", f"{PROVIDER}, ::ffff:10.0.0.7", 204),
+        ("::ffff:a01:203", PROVIDER, 204),
+        (f"::ffff:{PROVIDER}", None, 204),
+        (f"::ffff:{STRANGER}", PROVIDER, 404),
+        (PROXY, f"{PROVIDER}:443", 204),
+        (PROXY, f"[::ffff:{PROVIDER}]:443", 204),
+        (f"::{PROXY}", PROVIDER, 404),
+        ("::ffff:172.16.0.2", PROVIDER, 404),
     ],
 )
 async def test_only_a_proxy_of_the_settings_is_believed(
     behind_proxy: ASGIApp, peer: str, forwarded_for: str | None, status: int
 ) -> None:
     assert await post_hook(behind_proxy, peer=peer, forwarded_for=forwarded_for) == status
+
+
+async def test_lists_may_be_written_in_the_mapped_form(redis: Redis, redis_url: str) -> None:
+    settings = sandbox_settings(
+        redis_url,
+        plusofon={"hook_addresses": f"::ffff:{PROVIDER}"},
+        proxy={"addresses": "::ffff:10.0.0.0/104"},
+    )
+    assert [str(network) for network in settings.proxy.addresses] == ["10.0.0.0/8"]
+    async with LifespanManager(served(settings)) as manager:
+        assert await post_hook(manager.app, peer=PROXY, forwarded_for=PROVIDER) == 204
+        assert await post_hook(manager.app, peer=STRANGER, forwarded_for=PROVIDER) == 404
 
 
 @pytest.mark.parametrize("peer", [PROXY, STRANGER, "127.0.0.1"])

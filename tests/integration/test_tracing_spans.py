@@ -175,8 +175,8 @@ async def test_what_runs_beside_requests_is_traced_by_itself(
 
 def test_without_an_endpoint_it_is_not_even_imported() -> None:
     program = (
-        "import sys; from app.main import create_app; from app.settings import load_settings;"
-        " create_app(load_settings(mode='sandbox', _env_file=None));"
+        "import sys; from app.main import create_app; from app.settings import Settings;"
+        " create_app(Settings(mode='sandbox'));"
         " print('app.telemetry.tracing' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

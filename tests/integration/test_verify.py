@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -429,6 +430,24 @@ async def test_a_four_digit_code_is_spoken_where_the_settings_say_so(
         checked = await check(api, started["verification_id"], code)
 
     assert (started["code_length"], len(code), checked.json()["verified"]) == (4, 4, True)
+
+
+async def test_the_provider_account_is_for_operators_and_no_client(
+    redis: Redis, redis_url: str, network: VirtualNetwork
+) -> None:
+    def keys(name: str) -> str:
+        return f"{name}:{hashlib.sha256(name.encode()).hexdigest()}"
+
+    async def statuses(**settings: object) -> list[int]:
+        headers: list[dict[str, str]] = [{}, *({"Authorization": f"Bearer {name}"} for name in ("shop", "ops"))]
+        async with run(create_app(sandbox_settings(redis_url, **settings), network)) as api:
+            return [(await api.get("/provider/account", headers=header)).status_code for header in headers]
+
+    api_keys, admin_keys = {"keys": keys("shop")}, {"keys": keys("ops")}
+    assert await statuses(api=api_keys, admin=admin_keys) == [401, 401, 200]
+    assert await statuses(api=api_keys) == [401, 401, 401]
+    assert await statuses(admin=admin_keys) == [401, 401, 200]
+    assert await statuses() == [200, 200, 200]  # a sandbox that asks nobody for a key
 
 
 async def test_the_provider_account_shows_names_and_balance_and_no_token(

@@ -1,13 +1,18 @@
 """docker-compose.yml: which services belong to which profile, what is pinned, and whom the service believes."""
 
+import os
 import re
+import stat
 import subprocess
+from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped] # its stubs would be one more dependency
+
+from tests.unit.test_env_example import REQUIRED
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -21,10 +26,13 @@ def test_without_a_profile_there_are_the_service_and_its_redis() -> None:
 
     assert profiles == {
         "verify": (),
+        "verify-files": (),
         "redis": (),
         "caddy": ("tls",),
+        "tls-files": ("tls",),
         "prometheus": ("monitoring",),
         "grafana": ("monitoring",),
+        "monitoring-files": ("monitoring",),
     }
 
 
@@ -55,15 +63,92 @@ def test_what_it_asks_of_the_environment_is_in_the_example() -> None:
     assert not [name for name in asked if not re.search(rf"^#?{name}=", example, re.MULTILINE)]
 
 
-@pytest.mark.parametrize(("password", "code"), [("made-up", 0), ("", 1)])
-def test_grafana_does_not_start_without_a_password(tmp_path: Path, password: str, code: int) -> None:
-    (tmp_path / "password").write_text(password, encoding="utf-8")
-    shell, option, script = SERVICES["grafana"]["entrypoint"]
-    script = script.replace("/run/secrets/grafana-password", str(tmp_path / "password")).replace("/run.sh", "true")
+FILES = {name: service for name, service in SERVICES.items() if name.endswith("-files")}
+COMPLETE = {"SITE": "verify.example", "ACME_EMAIL": "ops@verify.example", "GRAFANA_PASSWORD": "made-up"}
 
-    done = subprocess.run([shell, option, script], capture_output=True, text=True, check=False)
 
-    assert (done.returncode, "GRAFANA_PASSWORD" in done.stdout) == (code, not password)
+def run_files(name: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run what makes copies for containers, with folders here in place of those in its container."""
+    shell, options = FILES[name]["entrypoint"]
+    (script,) = FILES[name]["command"]
+    for place in ("from", "to"):
+        script = re.sub(rf"(?<![\w/])/{place}\b", str(folder / place), script)
+    return subprocess.run(
+        [shell, options, script.replace("$$", "$")],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def old_umask() -> Iterator[None]:
+    old = os.umask(0o077)
+    yield
+    os.umask(old)
+
+
+@pytest.mark.usefixtures("old_umask")
+@pytest.mark.parametrize("name", FILES)
+def test_files_made_under_umask_077_are_readable_by_any_container(tmp_path: Path, name: str) -> None:
+    folders = {mount.split(":")[1].split("/")[2] for mount in FILES[name]["volumes"]}
+    for folder in folders:
+        (tmp_path / "from" / folder / "deep").mkdir(parents=True)
+        (tmp_path / "from" / folder / "deep" / "key").write_text("made-up")
+        (tmp_path / "from" / folder / ".hidden").write_text("made-up")
+        (tmp_path / "to" / folder).mkdir(parents=True)
+        (tmp_path / "to" / folder / "stale").write_text("of an earlier start")
+
+    done = run_files(name, tmp_path, **COMPLETE)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    for folder in folders:
+        found = {
+            str(path.relative_to(tmp_path / "to" / folder)): stat.filemode(path.stat().st_mode)[-3:]
+            for path in (tmp_path / "to" / folder).rglob("*")
+        }
+        assert found == {"deep": "r-x", "deep/key": "r--", ".hidden": "r--"}
+        assert (tmp_path / "to" / folder).stat().st_mode & 0o005 == 0o005
+
+
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [("tls-files", "SITE"), ("tls-files", "ACME_EMAIL"), ("monitoring-files", "GRAFANA_PASSWORD")],
+)
+@pytest.mark.parametrize("given", [{}, dict.fromkeys(COMPLETE, "")], ids=["missing", "empty"])
+def test_what_a_profile_needs_is_said_and_not_tried_again(
+    tmp_path: Path, name: str, empty: str, given: dict[str, str]
+) -> None:
+    others = {key: value for key, value in COMPLETE.items() if key != empty}
+
+    done = run_files(name, tmp_path, **{**given, **others})
+
+    assert done.returncode == 1
+    assert re.fullmatch(rf"set [\w ]*\b{empty}\b[\w ]* in \.env\n", done.stdout)
+    assert FILES[name]["restart"] == "no"
+
+
+def test_no_container_starts_before_its_files_are_there() -> None:
+    filled = {mount.split(":")[0]: name for name, service in FILES.items() for mount in service["volumes"]}
+    for name, service in SERVICES.items():
+        for mount in service.get("volumes", ()):
+            if name not in FILES and (files := filled.get(mount.split(":")[0])):
+                assert mount.endswith(":ro")
+                assert service["depends_on"][files] == {"condition": "service_completed_successfully"}
+    waiting = {name for name, service in SERVICES.items() if set(service.get("depends_on", ())) & set(FILES)}
+    assert waiting == {"verify", "caddy", "prometheus", "grafana"}
+    assert not [mount for name in waiting for mount in SERVICES[name]["volumes"] if mount.startswith(".")]
+
+
+def test_each_secret_that_is_required_may_come_as_a_file() -> None:
+    pattern = re.compile(r"\$\{(\w+):-\$\{(\w+):\?set \1 in \.env(?:; plusofon-verify keygen makes one)?\}\}")
+    required = {found[1]: found[2] for found in map(pattern.fullmatch, COMPOSE["x-required"]) if found}
+    assert len(required) == len(COMPOSE["x-required"])
+
+    assert required == {name: f"{name}_FILE" for name in set(REQUIRED) - {"REDIS_URL"}}
+    assert {name: SERVICES["verify"]["environment"][name] for name in required} == dict.fromkeys(required)
+    assert "verify-files:/run/secrets:ro" in SERVICES["verify"]["volumes"]
 
 
 def test_the_one_proxy_that_is_believed_is_caddy_and_nobody_else_is_given_its_address() -> None:

@@ -27,7 +27,7 @@ def test_the_numbers_are_those_of_the_documentation() -> None:
 def test_it_waits_for_the_longest_request_before_it_kills() -> None:
     (seconds,) = options()["TimeoutStopSec"]
 
-    assert int(seconds) > Settings(mode=Mode.SANDBOX, _env_file=None).longest_request.total_seconds() + 3
+    assert int(seconds) > Settings(mode=Mode.SANDBOX).longest_request.total_seconds() + 3
 
 
 def test_wrong_settings_are_not_tried_again() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, setting_names
 from app.tokens import generate_keys
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 LINE = re.compile(r"(?P<off>#?)(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 
 # Read by docker-compose.yml, not by the service.
-ONLY_COMPOSE = {"REDIS_PASSWORD", "SITE", "ACME_EMAIL", "GRAFANA_PASSWORD"}
+ONLY_COMPOSE = {"REDIS_PASSWORD", "SITE", "ACME_EMAIL", "GRAFANA_PASSWORD", "RUNBOOKS_URL"}
 # What production does not start without; the values are made up.
 REQUIRED = {
     "PLUSOFON_USER_ID": "0",
@@ -33,6 +33,10 @@ def defaults(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tu
             yield from defaults(type(field.default), f"{name}_")
         else:
             yield f"{prefix}{name}".upper(), as_text(field.default)
+
+
+def files() -> list[str]:
+    return [f"{name}_FILE" for name, setting in setting_names().items() if setting.is_secret]
 
 
 def as_text(value: object) -> str:
@@ -56,12 +60,13 @@ def found() -> list[re.Match[str]]:
 
 
 def test_every_setting_is_there_once_and_no_other() -> None:
-    assert sorted(match["name"] for match in found()) == sorted([*dict(defaults()), *ONLY_COMPOSE])
+    assert sorted(match["name"] for match in found()) == sorted([*dict(defaults()), *files(), *ONLY_COMPOSE])
 
 
 def test_what_is_commented_out_is_the_default() -> None:
     shown = {match["name"]: match["value"] for match in found() if match["off"]}
-    assert shown == {name: value for name, value in defaults() if name not in REQUIRED}
+    settings = {name: value for name, value in defaults() if name not in REQUIRED}
+    assert shown == {**settings, **dict.fromkeys(files(), "")}
 
 
 def test_what_must_be_set_waits_for_a_value() -> None:
@@ -73,7 +78,10 @@ def test_what_must_be_set_waits_for_a_value() -> None:
 def test_every_setting_has_a_line_of_why() -> None:
     text = lines()
     for match in found():
-        assert text[text.index(match[0]) - 1].startswith("# "), match["name"]
+        place = text.index(match[0]) - 1
+        while text[place].removeprefix("#").removesuffix("=") in files():  # those have one line for all of them
+            place -= 1
+        assert text[place].startswith("# "), match["name"]
 
 
 def test_filled_in_it_starts_in_production_and_the_commented_lines_change_nothing(

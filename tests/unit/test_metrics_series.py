@@ -290,7 +290,7 @@ class Worker:
 async def test_several_workers_are_one_to_whoever_scrapes_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     with shared_between_workers() as folder:
-        environment = {"PATH": os.defpath, "PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         first, second = workers = [Worker("open", "1", environment), Worker("closed", "9", environment)]
         try:
             for worker in workers:

@@ -1,6 +1,7 @@
 """The files around the code: no address of a package index, pins that agree, a package that is whole."""
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -153,6 +154,24 @@ def test_the_package_has_its_lua_files(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["host", "port"])
 def test_make_run_listens_where_the_settings_do_by_default(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.findall(rf"^{name.upper()} \?= (.*)$", makefile, re.MULTILINE) == [
+    assert re.findall(rf"^{name.upper()} := (.*)$", makefile, re.MULTILINE) == [
         str(Settings.model_fields[name].default)
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host"), [((), "127.0.0.1"), (("HOST=::",), "::")], ids=["environment", "command line"]
+)
+def test_make_run_listens_where_its_command_line_says_whatever_the_environment_does(
+    arguments: tuple[str, ...], host: str
+) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "run", *arguments],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOST": "x86_64-conda-linux-gnu", "PORT": "tcp://10.0.0.1:80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert f"demo --host {host} --port 8000" in done.stdout

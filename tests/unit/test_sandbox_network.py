@@ -207,7 +207,7 @@ def test_a_phone_remembers_its_last_calls_only(network: VirtualNetwork) -> None:
 
 
 def test_the_network_forgets_its_oldest_call_when_it_holds_too_many() -> None:
-    network = VirtualNetwork(balance=Decimal(1_000_000))
+    network = VirtualNetwork(balance=Decimal(1_000_000), pace=3600)  # none rings before all are placed
     calls = [place(network, f"+7900{number:07}").call_id for number in range(100, CALLS_KEPT + 101)]
     with pytest.raises(CallUnknown):
         network.status(calls[0])

@@ -40,6 +40,9 @@ def test_a_certificate_and_its_key_are_accepted(pem: Path) -> None:
         ({"cert_file": "{pem}"}, "TLS_KEY_FILE is missing, beside TLS_CERT_FILE."),
         ({"key_file": "{pem}"}, "TLS_CERT_FILE is missing, beside TLS_KEY_FILE."),
         ({"cert_file": "/nonexistent", "key_file": "{pem}"}, "TLS_CERT_FILE cannot be read."),
+        ({"cert_file": "/", "key_file": "{pem}"}, "TLS_CERT_FILE cannot be read."),
+        ({"cert_file": "/dev/zero", "key_file": "{pem}"}, "TLS_CERT_FILE cannot be read."),
+        ({"cert_file": "{pem}", "key_file": "x" * 5000}, "TLS_KEY_FILE cannot be read."),
         (
             {"cert_file": "{empty}", "key_file": "{pem}"},
             "TLS_CERT_FILE must be a certificate in PEM, and TLS_KEY_FILE its private key without a password.",

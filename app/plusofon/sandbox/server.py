@@ -80,6 +80,8 @@ class _QuietServer(uvicorn.Server):
                 interface="asgi3",
                 ws="none",
                 lifespan="off",
+                workers=1,  # whatever WEB_CONCURRENCY says, which is not about this server
+                proxy_headers=False,  # nor does FORWARDED_ALLOW_IPS
                 log_config=None,
                 access_log=False,  # for the whole process: uvicorn keeps one access logger, and the app logs for itself
                 timeout_graceful_shutdown=1,
