@@ -27,6 +27,8 @@ _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
 `POST /verify/start` → the phone rings and a voice says the code → `POST /verify/check`.
+
+Keep the `verification_id` of the answer: check by it, and send it to `start` to call again for the same verification.
 """
 
 

@@ -279,7 +279,8 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         headers=used_up_header(e.limit, e.retry_after),
     ),
     errors.VerificationNotFound: lambda _: Problem(
-        "verification-not-found", "It never was, it expired, or it is not yours. Start a new one."
+        "verification-not-found",
+        "It never was, it expired, or it is not yours; or it cannot be called again. Start a new one.",
     ),
     errors.VerificationAlreadyUsed: lambda _: Problem(
         "verification-already-used", "This verification succeeded before. Start a new one."

@@ -111,9 +111,13 @@ class CheckBody(_Request):
         return self
 
 
-# Each to a phone of its own: the same one would be called again, which has to wait.
+# Each verification is of a phone of its own: the same one has to wait before it is called again.
 START_EXAMPLES: dict[str, Example] = {
     "sign-up": {"summary": "Sign-up: call and speak Russian", "value": {"phone": "8 (900) 123-45-67"}},
+    "resend": {
+        "summary": "Call again for a pending verification",
+        "value": {"phone": "8 (900) 123-45-67", "verification_id": _ID},
+    },
     "password": {
         "summary": "Password recovery, in English",
         "value": {"phone": "+79004567890", "purpose": "password_reset", "lang": "en"},
@@ -191,7 +195,7 @@ class VerificationView(_Answer):
     expires_in: Annotated[int, Field(description="the same, in seconds from now", examples=[300])]
     resend_in: Annotated[
         int | None,
-        Field(description="seconds until `start` may call again; null when it will not", examples=[60]),
+        Field(description="seconds until a `start` that names it may call again; null: never", examples=[60]),
     ]
 
     @classmethod

@@ -18,7 +18,7 @@ from app.verification.phone import Phone
 from app.verification.ports import ProviderAccounts
 
 _OLDEST_REDIS = (7,)  # the first with PEXPIRETIME
-_SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start two or three
+_SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start four
 _CLOCK_DRIFTS = timedelta(seconds=2)
 _CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
 _OTHER_FILES = 100  # the process's own, and connections to Redis

@@ -59,7 +59,7 @@ class NotAllowed(VerificationError):
 class CallCooldown(VerificationError):
     """The phone was called less than a cooldown ago; ``retry_after`` is in seconds.
 
-    ``verification_id`` is the caller's pending verification of this phone and purpose, if there is one.
+    ``verification_id`` is the one that the start named, if it did.
     """
 
     limit = "call_cooldown"

@@ -1,10 +1,12 @@
 """The channels without a spoken code, the way from one to the next, and the stream of events, on the demo page."""
 
 import re
+from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import PATIENCE_MS, Visit
+from tests.browser.conftest import PATIENCE_MS, THIS, Visit
+from tests.e2e.conftest import running
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -92,6 +94,29 @@ def test_the_settings_may_send_an_operator_another_way(visit: Visit) -> None:
 
     expect(page.get_by_role("heading", name="Call this number")).to_be_visible()
     expect(page.locator("#switched")).to_be_visible()
+
+
+def test_another_call_that_is_a_reverse_call_is_a_verification_of_its_own(browser: Browser, tmp_path: Path) -> None:
+    with running(tmp_path, CHANNELS="voice,reverse_call", CALL_COOLDOWNS_SECONDS="2", **THIS) as service:
+        visit = Visit(browser, service.base_url)
+        page = visit.open_demo()
+        page.locator("#outcome").select_option(label="The line is busy")
+
+        page.locator("#call").click()
+        expect(page.locator("#progress")).to_have_text("The line was busy")
+        page.get_by_role("button", name="Call again", exact=True).click()
+        expect(page.get_by_role("heading", name="Call this number")).to_be_visible()
+        expect(page.locator("#renewed")).to_be_hidden()
+        page.get_by_role("button", name="Dial").click()
+
+        assert_verified(page)
+        first, second = visit.sent("POST", "/verify/start")
+        (check,) = visit.sent("POST", "/verify/check")
+        visit.context.close()
+
+    assert "verification_id" not in first
+    assert check["verification_id"] != second["verification_id"]
+    assert visit.wrong == []
 
 
 def test_only_what_matters_to_a_channel_can_be_chosen_for_it(visit: Visit) -> None:

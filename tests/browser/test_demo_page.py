@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PATIENCE_MS, PHONE, Visit, Visiting
 
@@ -79,11 +80,13 @@ def test_after_the_last_wrong_code_it_is_locked_and_says_for_how_long(visit: Vis
     visit.type_code(wrong(code))
 
     expect(page.get_by_role("heading", name="Too many wrong codes")).to_be_focused()
-    expect(page.locator("#end-hint")).to_have_text(re.compile(r"anew in [45]:\d\d"))
-    visit.expected_statuses = {429}
+    expect(page.locator("#end-hint")).to_have_text(re.compile(r"anew (in 0:0[12]|now)\."))
+    expect(page.locator("#restart")).to_have_text("Start over")  # once the phone can be called again
     page.locator("#restart").click()
-    page.locator("#call").click()
-    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"Too many wrong codes.*Try again in [45]:\d\d"))
+    call(page, number)
+    expect(page.locator("#checks")).to_have_text("5 attempts left")
+    visit.type_code(visit.answer())
+    expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
 
 
 def test_another_call_can_be_asked_for_and_the_code_of_the_first_stays_good(visit: Visit, number: str) -> None:
@@ -98,6 +101,56 @@ def test_another_call_can_be_asked_for_and_the_code_of_the_first_stays_good(visi
     visit.type_code(first)
 
     expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+    expect(page.locator("#renewed")).to_be_hidden()
+    (check,) = visit.sent("POST", "/verify/check")
+    assert named(visit) == [None, check["verification_id"]]
+
+
+def named(visit: Visit) -> list[str | None]:
+    """List the verifications that the page's starts have named: each of those is a resend."""
+    return [body.get("verification_id") for body in visit.sent("POST", "/verify/start")]
+
+
+def test_another_call_of_a_verification_that_is_over_starts_a_new_one_and_says_so(visit: Visit, number: str) -> None:
+    visit.expected_statuses = {404}
+    page = visit.open_demo()
+
+    def cancel_first(route: Route) -> None:
+        if verification_id := json.loads(route.request.post_data or "{}").get("verification_id"):
+            httpx.post(f"{visit.base_url}/verify/{verification_id}/cancel")
+        route.continue_()
+
+    page.route("**/verify/start", cancel_first)
+    call(page, number)
+    first = visit.answer()
+    page.get_by_role("button", name="Call again", exact=True).click()
+
+    expect(page.locator("#renewed")).to_contain_text("The earlier codes no longer work")
+    second = visit.answer()
+    visit.type_code(first)
+    expect(page.locator("#checks")).to_contain_text("4 attempts left")
+    visit.type_code(second)
+    expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+    (old, *_), new = (visit.sent("POST", "/verify/check"), named(visit)[1])
+    assert named(visit) == [None, new, None]
+    assert old["verification_id"] != new
+
+
+def test_after_another_number_a_start_is_a_new_verification_and_too_early_says_when(visit: Visit, number: str) -> None:
+    visit.expected_statuses = {429}
+    page = visit.open_demo()
+    call(page, number)
+    page.get_by_role("button", name="Another number").click()
+
+    page.locator("#call").click()
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("This number was called a moment ago.*Try again in"))
+    expect(page.get_by_role("alert")).to_contain_text("You can try again now.")
+    call(page, number)
+
+    expect(page.locator("#checks")).to_have_text("5 attempts left")
+    visit.type_code(visit.answer())
+    expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+    assert named(visit) == [None] * 3
 
 
 def test_a_call_that_is_not_heard_is_told_on_both_sides(visiting: Visiting) -> None:
@@ -149,6 +202,8 @@ def test_a_page_that_is_loaded_anew_goes_on_with_the_call_that_was_placed(visit:
     expect(page.get_by_role("alert")).to_be_hidden()
     visit.type_code(visit.answer())
     expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
+    (check,) = visit.sent("POST", "/verify/check")
+    assert named(visit) == [None, check["verification_id"]]
 
 
 def test_a_code_that_is_over_needs_nobody_to_say_so(visit: Visit, number: str) -> None:

@@ -77,6 +77,9 @@ def running(folder: Path, **environment: str) -> Iterator[Demo]:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    with running(tmp_path, LOG_LEVEL="debug") as demo:
+def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
+    with running(tmp_path, LOG_LEVEL="debug", **getattr(request, "param", {})) as demo:
         yield demo
+
+
+without_cooldowns = pytest.mark.parametrize("demo", [{"CALL_COOLDOWNS_SECONDS": "0"}], indirect=True, ids=[""])

@@ -18,7 +18,7 @@ import pytest
 
 from app.api.problems import PROBLEM_TYPES
 from app.main import create_api
-from tests.e2e.conftest import Demo, free_port
+from tests.e2e.conftest import Demo, free_port, without_cooldowns
 
 DOCS = Path(__file__).parents[2] / "docs" / "integration"
 PHONE = "+79001234567"
@@ -104,7 +104,9 @@ def run_curl(demo: Demo, folder: Path) -> None:
     assert calls(demo, called) == 1
 
 
-def run_javascript(demo: Demo, folder: Path) -> None:
+@contextlib.contextmanager
+def javascript(demo: Demo, folder: Path) -> Iterator[httpx.Client]:
+    """Serve the example, and visit it."""
     (server,), (page,) = blocks("javascript", "js"), blocks("javascript", "html")
     (script,) = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
     (folder / "server.mjs").write_text(server)
@@ -117,7 +119,12 @@ def run_javascript(demo: Demo, folder: Path) -> None:
         listening(["node", str(folder / "server.mjs")], port, env=environment(demo, PORT=str(port))) as url,
         httpx.Client(base_url=url) as browser,
     ):
-        assert browser.get("/").text == page
+        yield browser
+
+
+def run_javascript(demo: Demo, folder: Path) -> None:
+    with javascript(demo, folder) as browser:
+        assert browser.get("/").text == (folder / "sign-up.html").read_text()
         assert browser.post("/sign-up", json={"code": "123456"}).json() == {"say": "Please start again."}
         assert browser.post("/sign-up/call", json={"phone": "12345"}).json() == {"say": "Please check the number."}
         started = browser.post("/sign-up/call", json={"phone": PHONE}).json()
@@ -139,7 +146,9 @@ def run_javascript(demo: Demo, folder: Path) -> None:
         assert [words.startswith(LAST_TRY) for words in said] == [False] * 4 + [True]
 
 
-def run_go(demo: Demo, folder: Path) -> None:
+@contextlib.contextmanager
+def go(demo: Demo, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run the example."""
     (source,) = blocks("go", "go")
     (folder / "sign-up.go").write_text(source)
     local = environment(demo, GOPROXY="off", GOTOOLCHAIN="local", GOFLAGS="-mod=mod", CGO_ENABLED="0")
@@ -149,6 +158,11 @@ def run_go(demo: Demo, folder: Path) -> None:
     with subprocess.Popen(
         [str(folder / "sign-up")], env=local, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as person:
+        yield person
+
+
+def run_go(demo: Demo, folder: Path) -> None:
+    with go(demo, folder) as person:
         assert person.stdin
         person.stdin.write(f"{PHONE}\n\n")  # and another call at once
         person.stdin.flush()
@@ -159,9 +173,7 @@ def run_go(demo: Demo, folder: Path) -> None:
     assert re.fullmatch(r"Please try again in \d+ s\.", lines[2])
     assert lines[3:] == ["That was not the code. More tries: 4", f"Welcome, {PHONE}"]
 
-    with subprocess.Popen(
-        [str(folder / "sign-up")], env=local, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as person:
+    with go(demo, folder) as person:
         assert person.stdin
         person.stdin.write(f"{ANOTHER}\n")
         person.stdin.flush()
@@ -171,7 +183,9 @@ def run_go(demo: Demo, folder: Path) -> None:
     assert said.splitlines()[-1].startswith(LAST_TRY)
 
 
-def run_php(demo: Demo, folder: Path) -> None:
+@contextlib.contextmanager
+def php(demo: Demo, folder: Path) -> Iterator[Callable[..., str]]:
+    """Serve the example; what is given sends its form and returns what it says."""
     (page,) = blocks("php", "php")
     (folder / "index.php").write_text(page)
 
@@ -183,6 +197,11 @@ def run_php(demo: Demo, folder: Path) -> None:
         def said(**form: str) -> str:
             return browser.post("/", data=form).text.rpartition('<p role="status">')[2].removesuffix("</p>\n")
 
+        yield said
+
+
+def run_php(demo: Demo, folder: Path) -> None:
+    with php(demo, folder) as said:
         assert said(phone="12345") == "Please check the number."
         assert said(phone=PHONE) == "We are calling +7900•••4567. Another call is possible in 60 s."
         assert re.fullmatch(r"Please try again in \d+ s\.", said(phone=PHONE))
@@ -209,6 +228,92 @@ def test_an_example_signs_somebody_up(program: str, demo: Demo, tmp_path: Path) 
 
     if program != "curl":  # it has numbers of its own
         assert calls(demo) == 1  # whatever was repeated
+
+
+def call_again_with_javascript(demo: Demo, folder: Path) -> None:
+    with javascript(demo, folder) as browser:
+        browser.post("/sign-up/call", json={"phone": ANOTHER})
+        browser.post("/sign-up/call", json={"phone": PHONE})
+        code = demo.hear(PHONE)
+        browser.post("/sign-up/call", json={"phone": PHONE})
+        assert browser.post("/sign-up", json={"code": code}).json() == {"say": "Welcome!"}
+        assert browser.post("/sign-up/call", json={"phone": PHONE}).status_code == 201
+    assert calls(demo) == 3
+
+
+def call_again_with_go(demo: Demo, folder: Path) -> None:
+    with go(demo, folder) as person:
+        assert person.stdin
+        person.stdin.write(f"{PHONE}\n")
+        person.stdin.flush()
+        first = demo.hear(PHONE)
+        person.stdin.write("\n")
+        person.stdin.flush()
+        while (second := demo.hear(PHONE)) == first:
+            assert person.poll() is None
+        said, _ = person.communicate(f"{second}\n", timeout=30)
+    assert said.splitlines()[2:] == [f"Welcome, {PHONE}"]
+    assert calls(demo) == 2
+
+
+def call_again_with_php(demo: Demo, folder: Path) -> None:
+    with php(demo, folder) as said:
+        said(phone=ANOTHER)
+        said(phone=PHONE)
+        code = demo.hear(PHONE)
+        said(phone=PHONE)
+        assert said(code=code) == "Welcome!"
+        assert said(phone=PHONE).startswith("We are calling")
+    assert calls(demo) == 3
+
+
+CALL_AGAIN: Mapping[str, Callable[[Demo, Path], None]] = {
+    "node": call_again_with_javascript,
+    "go": call_again_with_go,
+    "php": call_again_with_php,
+}
+
+
+@without_cooldowns
+@pytest.mark.parametrize("program", [name for name in CALL_AGAIN if shutil.which(name)])
+def test_an_example_calls_again_for_the_same_verification_until_it_is_over(
+    program: str, demo: Demo, tmp_path: Path
+) -> None:
+    """Each of two codes is good; another phone, and one that was verified, are verifications of their own."""
+    folder = tmp_path / "example"
+    folder.mkdir()
+
+    CALL_AGAIN[program](demo, folder)
+
+
+@without_cooldowns
+def test_the_python_module_calls_again_for_the_same_verification_until_it_is_over(
+    demo: Demo, python: dict[str, Any]
+) -> None:
+    verify = python["verify"]
+
+    first = verify.start(PHONE, "192.0.2.1")
+    code = demo.hear(PHONE)
+    again = verify.start(PHONE, "192.0.2.1", first["verification_id"])
+    other = verify.start(ANOTHER, "192.0.2.1", first["verification_id"])
+    assert verify.check(again["verification_id"], code, "192.0.2.1")["verified"]
+    later = verify.start(PHONE, "192.0.2.1", first["verification_id"])
+
+    assert (again["verification_id"], again["calls_placed"]) == (first["verification_id"], 2)
+    assert len({started["verification_id"] for started in (first, other, later)}) == 3
+
+
+@without_cooldowns
+async def test_the_routes_of_fastapi_call_again_for_the_same_verification(demo: Demo, python: dict[str, Any]) -> None:
+    transport = httpx.ASGITransport(app=python["app"])
+    async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=20) as browser:
+        await browser.post("/sign-up/call", json={"phone": PHONE})
+        code = await asyncio.to_thread(demo.hear, PHONE)
+        await browser.post("/sign-up/call", json={"phone": PHONE})
+        right = await browser.post("/sign-up", json={"code": code})
+
+    assert right.json() == {"welcome": True}
+    assert calls(demo) == 2
 
 
 @pytest.fixture

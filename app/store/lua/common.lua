@@ -54,7 +54,7 @@ local function rest_of_id(key)
   return key:match('[^:]+$')
 end
 
--- The digest as it is held. The service cannot bind it to the verification: asked by phone, or for a resend, it does
+-- The digest as it is held. The service cannot bind it to the verification: asked by phone, it does
 -- not know the id. SHA-1 is enough here, for what goes in is a 256-bit keyed digest that nobody can guess or choose.
 local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)

@@ -13,7 +13,7 @@ const UNHEARD = ["busy", "no_answer", "failed"];
 export function createForm(session, scenario) {
   const boxes = createBoxes(byId("boxes"), (code) => session.check(code));
   const number = byId("number");
-  let shown = { stage: null, wrong: 0, calls: 0 };
+  let shown = { stage: null, id: null, wrong: 0, calls: 0 };
 
   byId("number-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -47,7 +47,8 @@ export function createForm(session, scenario) {
     else renderCode(state);
     renderProblem(state);
     moveFocus(state);
-    shown = { stage: state.stage, wrong: state.wrong, calls: state.verification?.calls_placed ?? 0 };
+    const { verification_id: id, calls_placed: calls = 0 } = state.verification ?? {};
+    shown = { stage: state.stage, id, wrong: state.wrong, calls };
     tick();
   }
 
@@ -62,19 +63,20 @@ export function createForm(session, scenario) {
     number.setAttribute("aria-invalid", String(Boolean(state.problem) && wrongNumber));
   }
 
-  function renderCode({ verification, wanted, channel, wrong, busy }) {
+  function renderCode({ verification, wanted, channel, wrong, busy, renewed }) {
     const count = verification.code_length ?? 0;
     const status = verification.call?.status;
     write(byId("code-title"), t(`enter_code.${channel}`, { count }));
     write(byId("code-hint"), t(`code_hint.${channel}`, { phone: formatPhone(verification.phone) }));
     const progress = channel === "reverse_call" ? "waiting" : status;
+    byId("renewed").hidden = !renewed;
     byId("switched").hidden = channel === wanted;
     write(byId("progress"), progress ? find(`progress.${progress}`) ?? progress : "");
     byId("progress").dataset.tone = UNHEARD.includes(progress) ? "bad" : progress === "completed" ? "calm" : "live";
     byId("code-form").hidden = count === 0;
     boxes.resize(count);
     boxes.disable(busy === "check");
-    if (wrong !== shown.wrong) boxes.clear();
+    if (verification.verification_id !== shown.id || wrong !== shown.wrong) boxes.clear();
     boxes.mark(wrong > 0);
     write(byId("checks"), t(wrong ? "wrong" : "checks_left", { count: verification.checks_left }));
     byId("checks").dataset.tone = wrong ? "bad" : "calm";
@@ -107,7 +109,8 @@ export function createForm(session, scenario) {
   /** Follow what happens: to the first free box, to the title of an end, back to the number. */
   function moveFocus({ stage, verification, wrong }) {
     if (stage === "pending") {
-      const news = shown.stage !== stage || wrong !== shown.wrong || verification.calls_placed !== shown.calls;
+      const isNew = shown.stage !== stage || verification.verification_id !== shown.id;
+      const news = isNew || wrong !== shown.wrong || verification.calls_placed !== shown.calls;
       if (news) verification.code_length ? boxes.focus() : byId("code-title").focus();
     } else if (shown.stage && shown.stage !== stage) {
       (stage === "number" ? number : byId("end-title")).focus();

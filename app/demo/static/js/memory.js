@@ -1,4 +1,4 @@
-// What the browser remembers of this page: language, colours, mute. It works without, too.
+// What the browser remembers of this page: language, colours, mute, the pending verification. It works without, too.
 
 export function recall(name) {
   try {

@@ -2,6 +2,7 @@
 
 import { newKey, send } from "./api.js";
 import { language } from "./i18n.js";
+import { recall, remember } from "./memory.js";
 import { slugOf } from "./problems.js";
 import { watch } from "./watch.js";
 
@@ -17,6 +18,7 @@ const INITIAL = {
   verification: null,
   proof: null, // the answer to a right code
   wrong: 0, // how many codes were wrong since the last call
+  renewed: false, // another call was asked for, but the verification was over, so a new one was started
   problem: null,
   retryAt: 0, // when the problem or the lock is over, in ms of Date.now
   resendAt: null, // null: no more calls
@@ -27,6 +29,7 @@ const INITIAL = {
 const wasDialed = ({ code_length: length, call }) => length === null && call?.status === "completed";
 
 const after = (seconds) => Date.now() + seconds * 1000;
+const digits = (phone) => phone.replace(/\D/g, "").slice(-10);
 
 /**
  * Build a session. `channels` are all there are; `calling` is awaited before each start, `resuming` is called when a
@@ -47,10 +50,12 @@ export function createSession({ channels, stream, calling, resuming }) {
     const times = {
       resendAt: view.resend_in === null ? null : after(view.resend_in),
       expiresAt: after(view.expires_in),
-      ...(view.status === "locked" && state.stage !== "locked" && { retryAt: after(view.expires_in) }),
+      // A new verification can be started when the phone can be called again.
+      ...(view.status === "locked" && state.stage !== "locked" && { retryAt: state.resendAt ?? 0 }),
     };
     const stage = FINAL.includes(view.status) ? view.status : "pending";
     update({ ...changes, ...times, verification: view, channel: view.channel, stage });
+    remember("pending", stage === "pending" ? `${digits(state.phone)} ${view.verification_id}` : "");
     if (stage !== "pending") rest();
     else if (wasDialed(view) && !state.busy) check();
   }
@@ -68,6 +73,7 @@ export function createSession({ channels, stream, calling, resuming }) {
   }
 
   function end(stage, changes = {}) {
+    remember("pending", "");
     rest();
     update({ stage, ...changes });
   }
@@ -76,20 +82,34 @@ export function createSession({ channels, stream, calling, resuming }) {
 
   async function start(phone, wanted) {
     const mine = (turn += 1);
+    const isAnotherCall = state.stage === "pending";
+    const id = pendingOf(phone);
     update({ busy: "start", phone, wanted, problem: null });
     await calling(phone);
     // The others are tried where the one that was chosen is refused, or was not answered before.
     const order = [wanted, ...channels.filter((channel) => channel !== wanted)];
     const body = { phone, channels: order, lang: language() };
-    const answer = await send("POST", "/verify/start", { body, headers: { "Idempotency-Key": newKey() } });
+    let answer = await place({ ...body, verification_id: id });
+    const isOver = id && slugOf(answer.body) === "verification-not-found";
+    if (isOver && mine === turn) answer = await place(body);
     if (mine !== turn) return;
     if (answer.ok) {
-      accept(answer.body, { busy: null, proof: null, wrong: 0 });
+      accept(answer.body, { busy: null, proof: null, wrong: 0, renewed: Boolean(isOver) && isAnotherCall });
       return follow();
     }
-    const pending = slugOf(answer.body) === "call-cooldown" && state.stage === "number" && answer.body.verification_id;
-    if (pending && (await takeUp(pending))) return;
-    update({ busy: null, problem: answer.body, retryAt: after(answer.body.retry_after ?? 0) });
+    const isTooEarly = slugOf(answer.body) === "call-cooldown";
+    if (isTooEarly && !isAnotherCall && answer.body.verification_id && (await takeUp(answer.body.verification_id))) return;
+    const retryAt = after(answer.body.retry_after ?? 0);
+    update({ busy: null, problem: answer.body, retryAt, ...(isTooEarly && isAnotherCall && { resendAt: retryAt }) });
+  }
+
+  const place = (body) => send("POST", "/verify/start", { body, headers: { "Idempotency-Key": newKey() } });
+
+  /** The pending verification of a number: the one that is shown, or one from before the page was loaded anew. */
+  function pendingOf(phone) {
+    if (state.stage === "pending") return state.verification.verification_id;
+    const [number, id] = recall("pending")?.split(" ") ?? [];
+    return number === digits(phone) ? id : undefined;
   }
 
   /** Go on with a verification that was begun before, such as before the page was loaded anew; tell if there is one. */
@@ -133,6 +153,7 @@ export function createSession({ channels, stream, calling, resuming }) {
   async function restart() {
     const { stage, verification } = state;
     turn += 1;
+    remember("pending", "");
     rest();
     update({ ...INITIAL, phone: state.phone });
     if (stage === "pending") await send("POST", `/verify/${verification.verification_id}/cancel`);

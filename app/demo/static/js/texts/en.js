@@ -47,6 +47,7 @@ export default {
     flash_call: "We are calling {phone}. Take the last digits of the calling number.",
     reverse_call: "Call it from {phone}. It rings once and hangs up.",
   },
+  renewed: "The earlier codes no longer work, so this is a new verification.",
   switched: "We chose another way for this number.",
   progress: {
     initiated: "The call is on its way",
@@ -129,8 +130,7 @@ export default {
       type: ["That is not a mobile number", "Landlines, toll-free and premium numbers are not called."],
       denied: ["Numbers of this range are not called", "Please take another number."],
     },
-    "call-cooldown": ["We called a moment ago", "The call may still reach you."],
-    "verification-locked": ["Too many wrong codes", "For your safety this number is not called for a while."],
+    "call-cooldown": ["This number was called a moment ago", "The next call has to wait a little."],
     "rate-limited": ["Too many calls or attempts", "Please wait a little."],
     "call-budget-exhausted": ["All calls of today are used up", "The service places no more calls for now."],
     "balance-too-low": ["Calls are not possible right now", "The account for calls has to be topped up. You were not called."],
