@@ -1,16 +1,18 @@
 """Mixed load for minutes, on a provider that fails and on workers that are killed; then it is counted what was lost.
 
 Three workers of the service share one Redis and one sandbox provider, which fails 30 % of the requests that place
-calls, each in a way drawn at random. Every 20 s one worker gets SIGKILL and is started again. People verify, mistype,
-ask again, call off, forget; a receiver takes webhooks, and fails at times. In the end what clients were told is held
-against the network's list of calls, the events that were delivered, and the keys in Redis. Ends with 1 unless the five
-counts are zero.
+calls, each in a way drawn at random, and chooses the code of every other flash call itself. In turn a worker gets
+SIGKILL, SIGTERM, or SIGINT twice, and is started again; now and then Redis stands still for 1.5 s. People verify,
+mistype, ask again with the id and without, call off, forget, and repeat what they sent with its Idempotency-Key; a
+receiver takes webhooks, and fails at times. In the end what clients were told is held against the network's list of
+calls, the events that were delivered, and the keys in Redis. Ends with 1 unless all counts of faults are zero.
 """
 
 import argparse
 import asyncio
 import os
 import random
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -19,26 +21,30 @@ from dataclasses import dataclass
 import uvloop
 from redis.asyncio import Redis
 
-from benchmarks.chaos_scene import FAULTS, LIFETIME, WORKERS, Scene, open_scene
+from benchmarks.chaos_network import FAULTS
+from benchmarks.chaos_scene import CLAIM, LIFETIME, WORK, WORKERS, Scene, open_scene
 
 AT_ONCE = 400  # people, at most
 PEOPLE_END_WITHIN, OUTBOX_EMPTY_WITHIN = 90.0, 150.0  # seconds
+REDIS_STANDS_STILL = 1.5  # seconds; longer than the service waits for it
 SHOWN = 10  # pieces of evidence of a kind
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """For how many ``seconds`` how many people come a second, and how often (seconds) a worker is killed."""
+    """For how many ``seconds`` how many people come a second; every how many seconds a worker ends, or Redis pauses."""
 
     seconds: float
     rate: float
-    kill_every: float
+    end_every: float
+    pause_every: float
 
 
 async def play(scene: Scene, plan: Plan) -> None:
     """Let people come, and workers die; then let everybody finish, with all workers alive."""
     disturbances = [
-        asyncio.create_task(scene.workers.kill_one_every(plan.kill_every)),
+        asyncio.create_task(scene.workers.end_one_every(plan.end_every, scene.ledger.note_disturbance)),
+        asyncio.create_task(_pause_redis(scene, plan.pause_every)),
         asyncio.create_task(_watch_keys(scene)),
     ]
     people: set[asyncio.Task[None]] = set()
@@ -70,6 +76,20 @@ async def play(scene: Scene, plan: Plan) -> None:
         scene.ledger.stuck += ["a person who was never done"] * len(late)
         for task in late:
             task.cancel()
+
+
+async def _pause_redis(scene: Scene, every: float) -> None:
+    """Have the server stand still now and then, as one does whose machine is moved, or writes to a slow disk."""
+    pid: int = (await scene.redis.info("server"))["process_id"]
+    while True:
+        await asyncio.sleep(random.uniform(0.5, 1.5) * every)  # noqa: S311 - no secret
+        scene.ledger.note_disturbance("pause of Redis")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(REDIS_STANDS_STILL)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        scene.ledger.counts["pauses of Redis"] += 1
 
 
 async def _watch_keys(scene: Scene) -> None:
@@ -134,6 +154,7 @@ def report(scene: Scene) -> bool:
     ledger, counts = scene.ledger, scene.ledger.counts
     logged = scene.workers.logged()
     lost = [*ledger.lost_webhooks(), *scene.receiver.forged]
+    held = list(ledger.held_claims(after_answer=CLAIM + REDIS_STANDS_STILL, after_silence=WORK + REDIS_STANDS_STILL))
     lost += ledger.unexplained_events(scene.people.unanswered)
     delivered = sum(event.times for event in ledger.events.values())
     outcomes = {name.removeprefix("start "): many for name, many in counts.items() if name.startswith("start ")}
@@ -147,27 +168,36 @@ def report(scene: Scene) -> bool:
         "calls that rang": f"{sum(len(scene.people.calls(phone)) for phone in scene.people.phones):,}",
         "codes heard, numbers dialled": f"{counts['codes heard']:,}, {counts['numbers dialled']:,}",
         "told": _listed({name.removeprefix("told "): n for name, n in counts.items() if name.startswith("told ")}),
-        "workers killed, started again": f"{scene.workers.kills}, {scene.workers.restarts}",
+        "workers ended": f"{_listed(scene.workers.ended)}; {scene.workers.restarts} started again",
+        "longest that a key was in progress with nobody at work": f"{ledger.longest_held:.1f} s",
         "events delivered": f"{len(ledger.events):,}, and {delivered - len(ledger.events):,} of them again;"
         f" the receiver failed {scene.receiver.failures:,} times",
         "starts that nobody was answered": f"{len(scene.people.unanswered):,}",
         "logged by the workers": _listed(logged),
     }
-    shown = ("starts that", "events of", "verified, as", "too late", "nothing heard", "refused, and", "people turned")
+    shown = (
+        *("starts that", "events of", "verified without", "not verified, excused", "nothing heard", "refused, and"),
+        *("people turned", "told a cooldown", "answered starts", "right c", "pauses of", "too late or", "again after"),
+        "409 idempotency",
+    )
     rows |= {name: f"{many:,}" for name, many in sorted(counts.items()) if name.startswith(shown)} | rows
     zeros = {
         "calls placed twice": ledger.placed_twice,
+        "codes verified twice": ledger.verified_twice,
+        "proofs lost although the key was repeated": ledger.lost_proofs,
+        "keys in progress with nobody at work": held,
         "heard codes that did not verify": ledger.not_verified,
         "verifications stuck": ledger.stuck,
         "keys without TTL": sorted(ledger.without_ttl),
         "webhooks lost": lost,
+        "tracebacks": scene.workers.tracebacks(),
     }
     print()
     for name, value in rows.items():
-        print(f"{name:56}{value}")
+        print(f"{name:76}{value}")
     print()
     for name, evidence in zeros.items():
-        print(f"{name:56}{len(evidence):,}")
+        print(f"{name:76}{len(evidence):,}")
         for line in evidence[:SHOWN]:
             print(f"    {line}")
     return not any(zeros.values())
@@ -180,7 +210,8 @@ def _listed(counts: dict[str, int]) -> str:
 async def main(plan: Plan) -> int:
     """Play it, print what came of it, and tell whether nothing was lost."""
     print(f"{WORKERS} workers on {os.cpu_count()} cores, {plan.seconds:g} s, {plan.rate:g} people a second,", end=" ")
-    print(f"{FAULTS:.0%} of placing requests fail, a worker is killed every {plan.kill_every:g} s", flush=True)
+    print(f"{FAULTS:.0%} of placing requests fail, a worker ends every {plan.end_every:g} s,", end=" ")
+    print(f"Redis stands still for {REDIS_STANDS_STILL} s about every {plan.pause_every:g} s", flush=True)
     async with open_scene() as scene:
         await play(scene, plan)
         await settle(scene)
@@ -191,7 +222,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rate", type=float, default=15, help="people a second")
-    parser.add_argument("--kill-every", type=float, default=20, help="seconds")
+    parser.add_argument("--end-every", type=float, default=10, help="seconds from the end of one worker to the next")
+    parser.add_argument("--pause-every", type=float, default=15, help="seconds from one pause of Redis to the next")
     with suppress(KeyboardInterrupt):
         sys.exit(uvloop.run(main(Plan(**vars(parser.parse_args())))))
     sys.exit(130)

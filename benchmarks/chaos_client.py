@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,18 +11,25 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.chaos_ledger import Attempt, Ledger
+
 _GIVES_UP_AFTER = 25.0  # seconds; longer than the claim of a request lasts whose worker died
 _PAUSE = 0.2
-_FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
+_IN_PROGRESS = "idempotency-in-progress"
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, json.JSONDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer; ``status`` 0: none came. ``was_cut_off``: an attempt before it was, and may have done something."""
+    """An answer; ``status`` 0: none came.
+
+    ``attempts`` counts the requests that may have been evaluated; ``was_cut_off``: one of them got no answer.
+    """
 
     status: int
     body: Mapping[str, Any] = field(default_factory=dict)
     was_cut_off: bool = False
+    attempts: int = 1
 
     @property
     def problem(self) -> str:
@@ -39,11 +45,12 @@ class Answer:
 class Client:
     """Sends requests to one of the workers, whichever; a worker that does not answer is followed by another."""
 
-    def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str], api_key: str, counts: Counter[str]) -> None:
+    def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str], api_key: str, ledger: Ledger) -> None:
         self._http = http
         self._urls = urls
         self._headers = {"Authorization": f"Bearer {api_key}"}
-        self._counts = counts
+        self._ledger = ledger
+        self._counts = ledger.counts
 
     async def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None
@@ -52,22 +59,36 @@ class Client:
         content = json.dumps(body).encode() if body is not None else None
         headers = {**self._headers, "Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
         deadline = time.monotonic() + _GIVES_UP_AFTER
-        cut_off = False
+        cut_off, attempts = False, 0
         while time.monotonic() < deadline:
             self._counts["requests"] += 1
+            attempts += 1
+            began = time.monotonic()
             url = random.choice(self._urls) + path  # noqa: S311 - no secret
             try:
                 async with self._http.request(method, url, data=content, headers=headers) as response:
-                    answer = Answer(response.status, await response.json(content_type=None), cut_off)
+                    answer = Answer(response.status, await response.json(content_type=None), cut_off, attempts)
             except _FAILURES as error:
                 self._counts[f"unanswered: {type(error).__name__}"] += 1
                 # A connection that was refused carried nothing; one that broke may have.
-                cut_off = cut_off or not isinstance(error, aiohttp.ClientConnectorError)
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    attempts -= 1
+                else:
+                    cut_off = True
+                    self._note_attempt(path, key, Attempt(began, time.monotonic(), "cut off", is_answered=False))
                 await asyncio.sleep(_PAUSE)
                 continue
-            if answer.problem == "idempotency-in-progress" or answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            is_held = answer.problem == _IN_PROGRESS
+            self._note_attempt(path, key, Attempt(began, time.monotonic(), answer.word, is_held=is_held))
+            if is_held:
+                attempts -= 1
+            if is_held or answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 self._counts[answer.word] += 1
                 await asyncio.sleep(answer.body.get("retry_after", 1))
                 continue
             return answer
-        return Answer(0, was_cut_off=True)
+        return Answer(0, was_cut_off=True, attempts=attempts)
+
+    def _note_attempt(self, path: str, key: str | None, attempt: Attempt) -> None:
+        if key:
+            self._ledger.attempts[path, key].append(attempt)

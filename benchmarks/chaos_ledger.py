@@ -1,9 +1,11 @@
 """What was told, heard and delivered under chaos, and which of it does not add up."""
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+_NEAR = 6.0  # seconds
 TERMINAL = {"verified", "locked", "canceled", "expired"}
 
 
@@ -11,11 +13,13 @@ TERMINAL = {"verified", "locked", "canceled", "expired"}
 class Told:
     """What clients were told of one verification: that it was ``created`` (a 201), and how it ended, if they know.
 
-    ``is_unsure``: the answer that would have told how it ended never came.
+    ``created_at`` is when that 201 came at last (seconds). ``is_unsure``: the answer that would have told how it ended
+    never came.
     """
 
     phone: str
     created: bool = False
+    created_at: float = 0.0
     end: str | None = None
     is_unsure: bool = False
 
@@ -30,18 +34,57 @@ class Delivered:
     times: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Right:
+    """A right code, or a dialled number, that was checked in one request, with all its repetitions.
+
+    ``answer`` is the last one in a few words. ``has_key``: the request had an ``Idempotency-Key``. ``is_unsure``: at
+    least one answer to it was lost or was a 503, so an evaluation of it may have gone unseen. ``excused`` says why it
+    need not verify, if it need not.
+    """
+
+    verification_id: str
+    phone: str
+    request: str
+    answer: str
+    verified_id: str | None
+    has_key: bool
+    is_unsure: bool
+    excused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request with an ``Idempotency-Key``: when it was sent and when it ended (seconds), and how, in a few words.
+
+    ``is_held``: it was refused, because another one was said to be in progress.
+    """
+
+    began: float
+    ended: float
+    word: str = ""
+    is_held: bool = False
+    is_answered: bool = True
+
+
 @dataclass(slots=True)
 class Ledger:
     """Counts everything, and keeps the evidence for what must not happen."""
 
     counts: Counter[str] = field(default_factory=Counter)
     placed_twice: list[str] = field(default_factory=list)
+    verified_twice: list[str] = field(default_factory=list)
+    lost_proofs: list[str] = field(default_factory=list)
+    verified_by: dict[str, str] = field(default_factory=dict)  # verification → the request that verified it
+    attempts: defaultdict[tuple[str, str], list[Attempt]] = field(default_factory=lambda: defaultdict(list))
     not_verified: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     without_ttl: set[str] = field(default_factory=set)
     told: dict[str, Told] = field(default_factory=dict)
     events: dict[str, Delivered] = field(default_factory=dict)
     attributed: Counter[str] = field(default_factory=Counter)  # calls, by phone
+    disturbances: list[tuple[float, str]] = field(default_factory=list)
+    longest_held: float = 0.0  # seconds for which a key was in progress with nobody at work
 
     def note_start(self, phone: str, outcome: str, calls: int) -> None:
         """Write down one start, with all its repetitions: what was answered, and how many calls came of it."""
@@ -53,14 +96,74 @@ class Ledger:
         if calls and outcome == "refused":
             self.not_verified.append(f"{phone}: refused, and called all the same")
 
+    def note_repeated_start(self, phone: str, first_id: str, again_id: str | None) -> None:
+        """Write down what a repetition of an answered start was told: the same verification, or evidence."""
+        self.counts["answered starts repeated"] += 1
+        if again_id != first_id:
+            self.placed_twice.append(f"{phone}: repeated, answered with {again_id} in place of {first_id}")
+
+    def note_right(self, right: Right) -> None:
+        """Write down the answer to a right code: it verifies, once, and its proof can be asked for again."""
+        if right.verified_id:
+            if right.verified_id != right.verification_id:
+                self.not_verified.append(f"{right.phone}: verified {right.verified_id}, not {right.verification_id}")
+            first = self.verified_by.setdefault(right.verified_id, right.request)
+            if first != right.request:
+                self.verified_twice.append(f"{right.verified_id} {right.phone}: by {first} and by {right.request}")
+            self.note_end(right.verified_id, right.phone, "verified")
+            return
+        was_used = "verification-already-used" in right.answer
+        evidence = f"{right.verification_id} {right.phone}: answered '{right.answer}'"
+        if was_used and right.verification_id in self.verified_by:
+            self.counts["right codes refused because they had been used"] += 1
+        elif was_used and right.is_unsure:
+            self.note_end(right.verification_id, right.phone, "verified")  # the answer that said so was lost
+            if right.has_key:
+                self.lost_proofs.append(evidence)
+            else:
+                self.counts["verified without a key, and the proof lost"] += 1
+        elif right.excused:
+            self.of(right.verification_id, right.phone).is_unsure = True
+            self.counts[f"not verified, excused: {right.excused}"] += 1
+        else:
+            self.not_verified.append(evidence)
+
+    def held_claims(self, *, after_answer: float, after_silence: float) -> Iterator[str]:
+        """Find keys that were refused as in progress although nobody was at work any more.
+
+        Nobody is at work once all requests with the key have ended that were not refused so. A key may be in progress
+        for so many seconds after the last of them, or after the last that was not answered.
+        """
+        for (path, key), attempts in self.attempts.items():
+            for held in (attempt for attempt in attempts if attempt.is_held):
+                work = [attempt for attempt in attempts if not attempt.is_held and attempt.began <= held.began]
+                if not work or any(attempt.ended > held.began for attempt in work):
+                    continue
+                since_work = held.began - max(attempt.ended for attempt in work)
+                self.longest_held = max(self.longest_held, since_work)
+                silences = (held.began - attempt.ended for attempt in work if not attempt.is_answered)
+                if since_work > after_answer and min(silences, default=after_silence + 1) > after_silence:
+                    story = ", ".join(f"{attempt.word} {attempt.ended - held.began:+.1f} s" for attempt in work)
+                    yield f"{path} {key}: in progress {since_work:.1f} s after the last request ended: {story}"
+
     def note_created(self, verification_id: str, phone: str) -> None:
         """Write down a 201."""
-        self.of(verification_id, phone).created = True
+        told = self.of(verification_id, phone)
+        told.created, told.created_at = True, time.monotonic()
 
     def note_end(self, verification_id: str, phone: str, end: str) -> None:
         """Write down how a verification ended, as a client was told."""
         self.of(verification_id, phone).end = end
         self.counts[f"told {end}"] += 1
+
+    def note_disturbance(self, what: str) -> None:
+        """Write down what is done to the service now."""
+        self.disturbances.append((time.monotonic(), what))
+
+    def disturbances_near(self, moment: float) -> str:
+        """List what was done to the service around a moment."""
+        near = ((at - moment, what) for at, what in self.disturbances if abs(at - moment) < _NEAR)
+        return ", ".join(f"{what} {after:+.1f} s" for after, what in near) or "nothing"
 
     def of(self, verification_id: str, phone: str) -> Told:
         """Return what is known of a verification."""
@@ -87,7 +190,8 @@ class Ledger:
         for verification_id, told in self.told.items():
             found = events.get(verification_id, Counter())
             for missing in _missing(told, found):
-                yield f"{verification_id} {told.phone}: no event {missing}; told {told}, delivered {dict(found)}"
+                near = self.disturbances_near(told.created_at)
+                yield f"{verification_id}: no event {missing}; {told}; delivered {dict(found)}; near its 201: {near}"
         for verification_id, found in events.items():
             if repeated := [what for what, times in found.items() if times > 1]:
                 yield f"{verification_id}: more than one event {repeated}"

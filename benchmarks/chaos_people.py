@@ -1,38 +1,56 @@
-"""People under chaos: they start, hear, dial, type, mistype, ask again, call off, or forget about it."""
+"""People under chaos: they start, hear, dial, type, mistype, ask again, call off, or forget about it.
+
+What they send with an ``Idempotency-Key`` they send again: after a 503, after a connection that broke, and at random.
+"""
 
 import asyncio
 import random
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from itertools import count
 from typing import Any
 
-from app.plusofon.sandbox import VirtualCall, VirtualNetwork
+from app.plusofon.sandbox import VirtualCall
 from app.verification.channel import Channel
 from benchmarks.chaos_client import Answer, Client
-from benchmarks.chaos_ledger import Ledger
+from benchmarks.chaos_ledger import Ledger, Right
+from benchmarks.chaos_network import ChoosingNetwork
 
 # Random magic numbers and those of MTS, which no flash call reaches, are left out: chaos comes from elsewhere here.
 _PREFIX = "+7902"
 _PURPOSES = ("phone_verification", "login")
 _CHANNELS = {Channel.VOICE: 40, Channel.FLASH_CALL: 20, Channel.REVERSE_CALL: 15, None: 25}
-_MANNERS = {"right": 40, "mistyped": 15, "again": 15, "guess": 7, "cancel": 8, "forget": 15}
+_MANNERS = {
+    "right": 30,
+    "mistyped": 12,
+    "again": 10,
+    "again without the id": 13,
+    "at once": 10,
+    "guess": 6,
+    "cancel": 7,
+    "forget": 12,
+}
 _SENT_TWICE = 0.1  # share of starts that are sent twice at once, with the same key
+_SENT_AGAIN = 0.3  # share of those that were answered and are sent again all the same
+_WITH_KEY = 0.7  # share of checks
+_CHECKS_AT_ONCE = 3
 _HEARD_WITHIN = 4.0  # seconds
 _DIALS_AFTER = 1.2  # seconds; longer than PLUSOFON_HOOK_DELAY_SECONDS
-_CONFIRMED_WITHIN = 6.0
+_CONFIRMED_WITHIN = 8.0  # the provider repeats a hook after 1 s and 2 s more
 _MOST_GUESSES = 8
+_INSISTS_FOR = 15.0  # seconds in which a start is sent again
+_STORE_UNAVAILABLE = "store-unavailable"
 
 
 @dataclass(slots=True, kw_only=True)
 class Pending:
     """A verification that a person is in.
 
-    ``good_until``: what they heard first verifies until then at least. ``first_call``: the place of its first call
-    among those of the phone.
+    ``good_until``: what they heard first verifies until then at least. ``calls``: the ids of those that rang, and the
+    state that the client was told of each. ``wrong_attempts``: wrong codes that were sent, of ``checks`` allowed.
     """
 
     id: str
@@ -41,14 +59,16 @@ class Pending:
     channel: str | None
     dial: str | None
     good_until: float
-    first_call: int
+    checks: int
+    calls: dict[str, str] = field(default_factory=dict)
+    wrong_attempts: int = 0
 
 
 class People:
     """All people, who share nothing but the service and the network."""
 
     def __init__(
-        self, client: Client, network: VirtualNetwork, ledger: Ledger, *, lifetime: float, cooldown: float
+        self, client: Client, network: ChoosingNetwork, ledger: Ledger, *, lifetime: float, cooldown: float
     ) -> None:
         self._client = client
         self._network = network
@@ -73,11 +93,11 @@ class People:
         self._ledger.counts[f"people: {manner}"] += 1
         match manner:
             case "again":
-                await asyncio.sleep(self._cooldown + 0.1)
-                again = await self._start({**body, "channel": Channel.VOICE}) or pending
-                if again.id == pending.id:  # else the first had expired by then
-                    again = replace(again, good_until=pending.good_until, first_call=pending.first_call)
-                await self._finish(again, mistypes=False)
+                await self._finish(await self._call_again(pending, body), mistypes=False)
+            case "again without the id":
+                await self._have_two(pending, body)
+            case "at once":
+                await self._check_at_once(pending)
             case "guess":
                 await self._guess(pending)
             case "cancel":
@@ -92,7 +112,7 @@ class People:
         return [call for call in self._network.calls_of(phone) if call.channel is not Channel.REVERSE_CALL]
 
     async def _start(self, body: Mapping[str, Any]) -> Pending | None:
-        """Start, with one key for one wish: repeated where it was refused, or got no answer."""
+        """Start, with one key for one wish: repeated where it was refused, got no answer, or at random."""
         phone, key = body["phone"], str(uuid.uuid4())
         before, began = len(self.calls(phone)), time.monotonic()
 
@@ -100,32 +120,83 @@ class People:
             return await self._client.send("POST", "/verify/start", body, key=key)
 
         answers = await asyncio.gather(*(send() for _ in range(2 if self._random.random() < _SENT_TWICE else 1)))
-        answer = _best(answers)
-        if answer.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}:
-            await asyncio.sleep(0.3)
-            self._ledger.counts["refused, and asked again"] += 1
-            answer = await send()
-        self._ledger.note_start(phone, _outcome(answer), len(self.calls(phone)) - before)
         if len({one.body["verification_id"] for one in answers if one.status == HTTPStatus.CREATED}) > 1:
             self._ledger.placed_twice.append(f"{phone}: two verifications for one key")
-        if answer.status == HTTPStatus.CREATED:
-            self._ledger.note_created(answer.body["verification_id"], phone)
-        elif answer.was_cut_off or any(one.was_cut_off for one in answers):
-            self.unanswered.add(phone)
-        # Refused because the worker that was at it died: there is a verification, and there may be a call.
-        verification_id = answer.body.get("verification_id")
-        if verification_id is None:
+        answer = await self._insist(_best(answers), send, until=began + _INSISTS_FOR)
+        was_unsure = answer.was_cut_off or any(one.was_cut_off for one in answers)
+        rang = self.calls(phone)[before:]
+        self._ledger.note_start(phone, _outcome(answer), len(rang))
+        if answer.status != HTTPStatus.CREATED:
+            if was_unsure or answer.problem == _STORE_UNAVAILABLE:
+                self.unanswered.add(phone)
             return None
-        self._ledger.of(verification_id, phone)
+        verification_id = answer.body["verification_id"]
+        self._ledger.note_created(verification_id, phone)
+        if self._random.random() < _SENT_AGAIN:
+            await asyncio.sleep(self._random.uniform(0, 2))
+            again = await self._insist(await send(), send, until=time.monotonic() + _INSISTS_FOR)
+            if again.status:
+                self._ledger.note_repeated_start(phone, verification_id, again.body.get("verification_id"))
         return Pending(
             id=verification_id,
             phone=phone,
             purpose=body["purpose"],
-            channel=answer.body.get("channel"),
+            channel=answer.body["channel"],
             dial=answer.body.get("dial"),
             good_until=began + self._lifetime,
-            first_call=before,
+            checks=answer.body["checks_left"],
+            calls={call.call_id: answer.body["call"]["status"] for call in rang},
         )
+
+    async def _insist(self, answer: Answer, send: Callable[[], Awaitable[Answer]], *, until: float) -> Answer:
+        """Send a request again while Redis is away, and once more after any other refusal that may pass."""
+        was_unsure, refusals = answer.was_cut_off, 0
+        while time.monotonic() < until:
+            if answer.problem == _STORE_UNAVAILABLE:
+                was_unsure = True
+            elif was_unsure and answer.problem == "call-cooldown":
+                self._ledger.counts["told a cooldown after a 503"] += 1
+            elif answer.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE} and not refusals:
+                refusals += 1
+                self._ledger.counts["refused, and asked again"] += 1
+            else:
+                break
+            self._ledger.counts[f"again after {answer.word}"] += 1
+            await asyncio.sleep(0.5)
+            answer = await send()
+            was_unsure = was_unsure or answer.was_cut_off
+        return replace(answer, was_cut_off=was_unsure)
+
+    async def _call_again(self, pending: Pending, body: Mapping[str, Any]) -> Pending:
+        """Ask for another call of the same verification. A reverse call has no other: it is called anew."""
+        await asyncio.sleep(self._cooldown + 0.1)
+        again = await self._start({**body, "channel": Channel.VOICE, "verification_id": pending.id})
+        if again is None:
+            return pending
+        if again.id != pending.id:
+            if pending.channel != Channel.REVERSE_CALL:
+                self._ledger.not_verified.append(f"{pending.id} {pending.phone}: called again as {again.id}")
+            return again
+        return replace(again, good_until=pending.good_until, calls={**pending.calls, **again.calls})
+
+    async def _have_two(self, first: Pending, body: Mapping[str, Any]) -> None:
+        """Start another verification of the same phone and purpose. Each has a code, and both verify."""
+        await asyncio.sleep(self._cooldown + 0.1)
+        second = await self._start({**body, "channel": Channel.VOICE})
+        if second and second.id == first.id:
+            self._ledger.not_verified.append(f"{first.id} {first.phone}: two starts without an id share it")
+        for pending in filter(None, (second, first)):
+            await self._finish(pending, mistypes=False)
+
+    async def _check_at_once(self, pending: Pending) -> None:
+        """Send the right code in several requests at once: one of them verifies, and its repetitions."""
+        heard = await self._hear(pending) if pending.channel != Channel.REVERSE_CALL else None
+        if heard is None:
+            return
+        checks = [self._check(pending, heard.heard, key=str(uuid.uuid4())) for _ in range(_CHECKS_AT_ONCE)]
+        rights = [self._right(pending, heard, *checked) for checked in await asyncio.gather(*checks)]
+        for right in sorted(rights, key=lambda right: right.verified_id is None):
+            self._ledger.note_right(right)
 
     async def _finish(self, pending: Pending, *, mistypes: bool) -> None:
         """Do what it takes to be verified."""
@@ -136,19 +207,38 @@ class People:
         if heard is None:
             self._ledger.counts["nothing heard"] += 1
             return
+        code = heard.heard or ""
         if mistypes:
-            answer = await self._check(pending, _another(heard))
+            _, _, answer = await self._check(pending, _another(code), insists=False)
+            pending.wrong_attempts += answer.attempts
             self._ledger.counts[f"mistyped: {answer.word}"] += 1
         # Any code of this verification that is still good, the first as well as the last.
-        self._judge(pending, await self._check(pending, heard), f"code of {len(heard)} digits")
+        body, key, answer = await self._check(pending, code)
+        self._ledger.note_right(self._right(pending, heard, body, key, answer))
+        if answer.body.get("verified"):
+            await self._check_again(pending, heard, body, key)
 
-    async def _hear(self, pending: Pending) -> str | None:
+    async def _check_again(
+        self, pending: Pending, heard: VirtualCall, body: Mapping[str, Any], key: str | None
+    ) -> None:
+        """Repeat a check that verified, with its key and with another one: the first alone gives the proof again."""
+        if key and self._random.random() < _SENT_AGAIN:
+            await asyncio.sleep(self._random.uniform(0, 1))
+            answer = await self._send_check(body, key, until=pending.good_until)
+            self._ledger.counts["right checks repeated"] += 1
+            if answer.status and answer.body.get("verification_id") != pending.id and not self._is_late(pending):
+                self._ledger.lost_proofs.append(f"{pending.id} {pending.phone}: repeated, answered '{answer.word}'")
+        if self._random.random() < _SENT_AGAIN:
+            other = await self._check(pending, heard.heard, by_phone=False)
+            self._ledger.note_right(self._right(pending, heard, *other))
+
+    async def _hear(self, pending: Pending) -> VirtualCall | None:
         deadline = time.monotonic() + _HEARD_WITHIN
         while time.monotonic() < deadline:
-            calls = self.calls(pending.phone)[pending.first_call :]
+            calls = [call for call in self.calls(pending.phone) if call.call_id in pending.calls]
             if calls and all(call.heard for call in calls):
                 self._ledger.counts["codes heard"] += 1
-                return self._random.choice(calls).heard
+                return self._random.choice(calls)
             await asyncio.sleep(0.15)
         return None
 
@@ -157,19 +247,21 @@ class People:
         self._network.dial(phone=pending.phone, number=number)
         self._ledger.counts["numbers dialled"] += 1
         deadline = time.monotonic() + _CONFIRMED_WITHIN
-        answer = await self._check(pending, None)
-        while answer.body.get("status") == "pending" and time.monotonic() < deadline:
+        while True:
+            _, key, answer = await self._check(pending, None)
+            if answer.body.get("status") != "pending" or time.monotonic() > deadline:
+                break
             await asyncio.sleep(0.3)
-            answer = await self._check(pending, None)
-        self._judge(pending, answer, "dialled number")
+        self._ledger.note_right(self._right(pending, None, {}, key, answer))
 
     async def _guess(self, pending: Pending) -> None:
         """Type wrong codes until it is locked; of a reverse call there is nothing to guess."""
         if pending.channel == Channel.REVERSE_CALL:
             return
-        heard = await self._hear(pending) or ("1234" if pending.channel == Channel.FLASH_CALL else "123456")
+        heard = await self._hear(pending)
+        code = (heard and heard.heard) or ("1234" if pending.channel == Channel.FLASH_CALL else "123456")
         for _ in range(_MOST_GUESSES):
-            answer = await self._check(pending, _another(heard))
+            _, _, answer = await self._check(pending, _another(code))
             if answer.body.get("status") == "locked" or answer.problem == "verification-locked":
                 self._ledger.note_end(pending.id, pending.phone, "locked")
                 return
@@ -178,36 +270,69 @@ class People:
                 return
 
     async def _cancel(self, pending: Pending) -> None:
-        answer = await self._client.send("POST", f"/verify/{pending.id}/cancel")
+        async def send() -> Answer:
+            return await self._client.send("POST", f"/verify/{pending.id}/cancel")
+
+        answer = await self._insist(await send(), send, until=pending.good_until)
         if answer.body.get("status") == "canceled":
             self._ledger.note_end(pending.id, pending.phone, "canceled")
         else:
             self._note_odd(pending, answer)
 
-    async def _check(self, pending: Pending, code: str | None) -> Answer:
-        by_phone = code is not None and self._random.random() < 1 / 3  # without a code, only the id is a proof
+    async def _check(
+        self,
+        pending: Pending,
+        code: str | None,
+        *,
+        key: str | None = None,
+        by_phone: bool | None = None,
+        insists: bool = True,
+    ) -> tuple[Mapping[str, Any], str | None, Answer]:
+        """Check by id or by phone, with a key or without; returns what was sent, and the last answer to it."""
+        if by_phone is None:
+            by_phone = code is not None and self._random.random() < 1 / 3  # without a code, only the id is a proof
         which = {"phone": pending.phone, "purpose": pending.purpose} if by_phone else {"verification_id": pending.id}
-        key = str(uuid.uuid4()) if self._random.random() < 1 / 2 else None
+        key = key or (str(uuid.uuid4()) if self._random.random() < _WITH_KEY else None)
         self._ledger.counts["checks"] += 1
         body = {**which, **({"code": code} if code else {})}
-        answer = await self._client.send("POST", "/verify/check", body, key=key)
-        while answer.status == HTTPStatus.SERVICE_UNAVAILABLE and time.monotonic() < pending.good_until:
-            self._ledger.counts[f"check: {answer.word}"] += 1
-            await asyncio.sleep(0.5)
-            answer = await self._client.send("POST", "/verify/check", body, key=key)
-        return answer
+        return body, key, await self._send_check(body, key, until=pending.good_until if insists else 0)
 
-    def _judge(self, pending: Pending, answer: Answer, what: str) -> None:
-        """Take the answer to a right code: it verifies, unless it came too late, or not at all."""
-        if answer.body.get("verified"):
-            self._ledger.note_end(pending.id, pending.phone, "verified")
-        elif answer.was_cut_off and answer.problem == "verification-already-used":
-            self._ledger.note_end(pending.id, pending.phone, "verified")  # the answer that said so died with a worker
-            self._ledger.counts["verified, as the answer to a repetition tells"] += 1
-        elif time.monotonic() > pending.good_until or not answer.status:
-            self._note_odd(pending, answer)
-        else:
-            self._ledger.not_verified.append(f"{pending.id} {pending.phone}: {what}, answered '{answer.word}'")
+    async def _send_check(self, body: Mapping[str, Any], key: str | None, *, until: float) -> Answer:
+        async def send() -> Answer:
+            return await self._client.send("POST", "/verify/check", body, key=key)
+
+        return await self._insist(await send(), send, until=until)
+
+    def _right(
+        self, pending: Pending, heard: VirtualCall | None, body: Mapping[str, Any], key: str | None, answer: Answer
+    ) -> Right:
+        """Describe the answer to a right code, or to a number that was dialled."""
+        is_verified = answer.body.get("verified") is True
+        return Right(
+            verification_id=pending.id,
+            phone=pending.phone,
+            request=key or str(uuid.uuid4()),
+            answer=f"{answer.word} by {'phone' if 'phone' in body else 'id'}, {heard.channel if heard else 'dialled'}",
+            verified_id=answer.body["verification_id"] if is_verified else None,
+            has_key=key is not None,
+            is_unsure=answer.was_cut_off,
+            excused=self._excuse(pending, heard, answer),
+        )
+
+    def _excuse(self, pending: Pending, heard: VirtualCall | None, answer: Answer) -> str | None:
+        """Say why a right code need not verify, if it need not."""
+        if not answer.status:
+            return "no answer"
+        if self._is_late(pending):
+            return "too late"
+        if heard and heard.call_id in self._network.chosen and pending.calls[heard.call_id] != "initiated":
+            return "the provider chose the code, and its answer was lost"
+        if answer.problem == "verification-locked" and pending.wrong_attempts >= pending.checks:
+            return "locked by wrong codes whose answers were lost"
+        return None
+
+    def _is_late(self, pending: Pending) -> bool:
+        return time.monotonic() > pending.good_until
 
     def _note_odd(self, pending: Pending, answer: Answer) -> None:
         self._ledger.of(pending.id, pending.phone).is_unsure = True
@@ -224,7 +349,7 @@ def _outcome(answer: Answer) -> str:
             return "unanswered"
         case HTTPStatus.CREATED:
             return str(answer.body["call"]["status"])
-        case HTTPStatus.BAD_GATEWAY | HTTPStatus.SERVICE_UNAVAILABLE:
+        case HTTPStatus.BAD_GATEWAY | HTTPStatus.SERVICE_UNAVAILABLE if answer.problem != _STORE_UNAVAILABLE:
             return "refused"
         case _:
             return answer.word

@@ -8,18 +8,18 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import aiohttp
 from redis.asyncio import Redis
 
-from app.plusofon.sandbox import Faults, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.plusofon.sandbox import SandboxServer, create_sandbox_app
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
 from app.tokens import generate_keys
 from benchmarks.chaos_client import Client
 from benchmarks.chaos_ledger import Ledger
+from benchmarks.chaos_network import ChoosingNetwork
 from benchmarks.chaos_people import People
 from benchmarks.chaos_receiver import Receiver
 from benchmarks.chaos_worker import PROVIDER_URL
@@ -28,10 +28,12 @@ from benchmarks.chaos_workers import Workers
 CLIENT = "shop"
 USER_ID, PROVIDER_TOKEN = "chaos", "chaos-access-token"
 WORKERS = 3
-FAULTS = 0.3  # share of the requests that place a call
 LIFETIME = 30  # seconds; as short as can be, so that codes expire while it runs
 COOLDOWN = 1  # seconds; so short that it is no help against a second call for a start that is repeated
-PACE = 0.2  # seconds of a phase of a call
+
+# For how long a key is in progress at most, in seconds, when whoever was at work died: before its call was noted, and
+# after that, which is twice the longest request (the time-outs below, and Redis before and after).
+CLAIM, WORK = 3.0, 8.0
 
 MANY = "10000000"
 SERVICE = {
@@ -57,7 +59,7 @@ class Scene:
     """Everything that takes part."""
 
     ledger: Ledger
-    network: VirtualNetwork
+    network: ChoosingNetwork
     redis: Redis
     receiver: Receiver
     workers: Workers
@@ -69,9 +71,7 @@ class Scene:
 async def open_scene() -> AsyncIterator[Scene]:
     """Build it all up, and leave nothing behind."""
     ledger = Ledger()
-    network = VirtualNetwork(
-        pace=PACE, balance=Decimal(10_000_000), calls_kept=1_000_000, faults=Faults(share=FAULTS, seed=42)
-    )
+    network = ChoosingNetwork()
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     api_key = secrets.token_urlsafe(32)
     async with AsyncExitStack() as stack:
@@ -110,7 +110,7 @@ async def open_scene() -> AsyncIterator[Scene]:
         }
         workers = await stack.enter_async_context(Workers(WORKERS, environment, folder))
         receiver.worker_urls = [worker.url for worker in workers.all]
-        client = Client(http, receiver.worker_urls, api_key, ledger.counts)
+        client = Client(http, receiver.worker_urls, api_key, ledger)
         people = People(client, network, ledger, lifetime=LIFETIME, cooldown=COOLDOWN)
         yield Scene(
             ledger=ledger,

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.state import State
+from app.cli.serving import uvicorn_options
 from app.main import create_api
 from app.settings import Mode, Settings, load_settings
 from app.telemetry.logging import configure_logging
@@ -48,18 +49,7 @@ def main() -> None:
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     settings = _settings()
     configure_logging(level=settings.log.level, style=settings.log.format)
-    uvicorn.run(
-        _make_app(settings),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=5,
-    )
+    uvicorn.run(_make_app(settings), **uvicorn_options(settings))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import asyncio
 import os
 import random
+import re
+import signal
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +21,16 @@ from benchmarks.load import HOST
 _ROOT = Path(__file__).parents[1]
 _READY_WITHIN = 30.0  # seconds
 _STOPPED_WITHIN = 8.0
+_BETWEEN_INTERRUPTS = 0.2
+
+_BROKEN_OFF = re.compile(r"KeyboardInterrupt|CancelledError")
+
+# How a worker ends: as a machine that loses its power, as a deployment ends it, as somebody who presses Ctrl-C twice.
+ENDS: Mapping[str, Sequence[signal.Signals]] = {
+    "SIGKILL": (signal.SIGKILL,),
+    "SIGTERM": (signal.SIGTERM,),
+    "SIGINT twice": (signal.SIGINT, signal.SIGINT),
+}
 
 
 class WorkerFailed(Exception):
@@ -67,21 +80,23 @@ class Worker:
                 raise WorkerFailed(self.log.read_text(errors="replace")[-2000:])
             await asyncio.sleep(0.05)
 
-    async def kill(self) -> None:
-        """End it as a machine ends that loses its power."""
-        if self._process and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
-    async def stop(self) -> None:
-        """Tell it to stop; kill it where it does not."""
-        if self._process and self._process.returncode is None:
-            self._process.terminate()
-            try:
-                async with asyncio.timeout(_STOPPED_WITHIN):
-                    await self._process.wait()
-            except TimeoutError:
-                await self.kill()
+    async def end(self, signals: Sequence[signal.Signals]) -> bool:
+        """Send the signals, and wait until it has ended; kill it, and return False, where it does not."""
+        process = self._process
+        if process is None:
+            return True
+        for number, sent in enumerate(signals):
+            await asyncio.sleep(_BETWEEN_INTERRUPTS if number else 0)
+            if process.returncode is None:
+                process.send_signal(sent)
+        try:
+            async with asyncio.timeout(_STOPPED_WITHIN):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return False
+        return True
 
     async def _answers(self) -> bool:
         with suppress(OSError):
@@ -96,7 +111,8 @@ class Workers:
 
     def __init__(self, count: int, environment: Mapping[str, str], folder: Path) -> None:
         self.all: Sequence[Worker] = [Worker(environment, folder) for _ in range(count)]
-        self.kills = self.restarts = 0
+        self.ended: Counter[str] = Counter()
+        self.restarts = 0
 
     async def __aenter__(self) -> Self:
         try:
@@ -111,35 +127,41 @@ class Workers:
     ) -> None:
         await self._stop()
 
-    async def kill_one_every(self, seconds: float) -> None:
-        """Kill one after the other, and start each again, until canceled."""
-        turn, began = 0, time.monotonic()
-        while True:
-            await asyncio.sleep(began + (turn + 1) * seconds - time.monotonic())
-            worker = self.all[turn % len(self.all)]
-            await worker.kill()
-            self.kills += 1
+    async def end_one_every(self, seconds: float, note: Callable[[str], None]) -> None:
+        """End one after the other, each time in another way, and start each again, until canceled; ``note`` each."""
+        began = time.monotonic()
+        for turn, (name, signals) in enumerate(cycle(ENDS.items()), start=1):
+            await asyncio.sleep(began + turn * seconds - time.monotonic())
+            worker = self.all[random.randrange(len(self.all))]  # noqa: S311 - no secret
+            note(name)
+            has_ended = await worker.end(signals)
+            self.ended[name if has_ended else f"{name}, and SIGKILL in the end"] += 1
             await worker.start()
             self.restarts += 1
-            turn += 1
 
     async def revive(self) -> None:
         """Have all of them alive, whatever happened to them."""
         await asyncio.gather(*(worker.revive() for worker in self.all))
 
     def logged(self) -> Counter[str]:
-        """Count what the workers logged, by event; each traceback is a bug."""
+        """Count what the workers logged, by event."""
         found: Counter[str] = Counter()
         for line in "".join(worker.log.read_text(errors="replace") for worker in self.all).splitlines():
             _, named, rest = line.partition('"event":"')
             if named:
                 found[rest.partition('"')[0]] += 1
-            if "Traceback" in line:
-                found["TRACEBACK"] += 1
         return found
 
+    def tracebacks(self) -> list[str]:
+        """List the ends of all tracebacks that the workers logged, each of which is a bug.
+
+        Those are left out with which uvicorn tells of what a second SIGINT breaks off.
+        """
+        lines = (line for worker in self.all for line in worker.log.read_text(errors="replace").splitlines())
+        return [line[-1500:] for line in lines if "Traceback" in line and not _BROKEN_OFF.search(line)]
+
     async def _stop(self) -> None:
-        await asyncio.gather(*(worker.stop() for worker in self.all))
+        await asyncio.gather(*(worker.end(ENDS["SIGTERM"]) for worker in self.all))
 
 
 def _free_port() -> int:

@@ -40,6 +40,7 @@ PREFIXES = ("+7903", "+7905", "+7909", "+7912", "+7921", "+7926", "+7961", "+798
 HONEST, MISTYPING = 200, 0.1
 PUMPED, BOMBED, GUESSED = 2_000, 500, 500
 GUESSING_ADDRESSES = 5
+CALLS_PER_HOUR = 5  # to one phone
 FREE_OF_CHARGE, STOPPED_OF_THE_REST = 50, 0.95  # pumped calls that may go through; share of all others that may not
 AT_ONCE = 24
 HEARD_WITHIN = 20  # seconds; a call of the sandbox is answered after two
@@ -90,8 +91,15 @@ class Town:
         await _all(self._call(phone, played) for phone in phones)
 
     async def bomb(self, calls: int, played: Played) -> None:
-        """Have one phone called again and again, from as many addresses."""
-        await _all(self._call(BOMBED_PHONE, played) for _ in range(calls))
+        """Have one phone called again and again, from as many addresses; half of the starts are resends."""
+        told: list[str] = []
+
+        async def call(number: int) -> None:
+            named = told[-1] if told and number % 2 else None
+            if started := await self._start(BOMBED_PHONE, next(self._addresses), played, named=named):
+                told.append(started)
+
+        await _all(map(call, range(calls)))
 
     async def guess_once_each(self, phones: int, played: Played) -> None:
         """Guess one code of each of many phones, from a few addresses."""
@@ -137,11 +145,12 @@ class Town:
     async def _call(self, phone: str, played: Played) -> None:
         await self._start(phone, next(self._addresses), played)
 
-    async def _start(self, phone: str, address: str, played: Played) -> str | None:
-        """Ask for a call. Returns the verification's id, or nothing where it was refused."""
+    async def _start(self, phone: str, address: str, played: Played, named: str | None = None) -> str | None:
+        """Ask for a call, or for another of the named verification. Returns its id, or nothing where it was refused."""
         played.asked += 1
         played.phones.add(phone)
-        answer = await self._post("/verify/start", played, phone=phone, client_ip=address)
+        resend = {"verification_id": named} if named else {}
+        answer = await self._post("/verify/start", played, phone=phone, client_ip=address, **resend)
         return answer.json()["verification_id"] if answer.status_code == HTTPStatus.CREATED else None
 
     async def _check(self, verification_id: str, code: str, address: str, played: Played) -> bool:
@@ -278,8 +287,9 @@ async def main() -> int:
     stopped = attacks[1].stopped
     print(f"Honest people refused: {refused} of {sum(played.asked for played in honest)}")
     print(f"Pumped calls stopped after the first {FREE_OF_CHARGE}: {stopped:.1%} (at least {STOPPED_OF_THE_REST:.0%})")
+    print(f"Calls to the bombed phone: {attacks[2].paid} (at most {CALLS_PER_HOUR} an hour)")
     print("Not shown: whoever holds a number of a pumped range is refused with it, until the block ends or is lifted.")
-    return int(refused > 0 or stopped < STOPPED_OF_THE_REST)
+    return int(refused > 0 or stopped < STOPPED_OF_THE_REST or attacks[2].paid > CALLS_PER_HOUR)
 
 
 if __name__ == "__main__":

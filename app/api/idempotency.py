@@ -87,15 +87,17 @@ class RepeatableRequest:
         return claim
 
     async def keep(self, response: Response, lifetime: timedelta) -> None:
-        """Keep the answer. Where that fails it is no less true, and is given all the same."""
+        """Keep the answer. Where that fails it is no less true, is given all the same, and is kept a moment later."""
         assert self.claimed  # noqa: S101 - only what was claimed is answered
+        store, claim = self.idempotency.store, self.claimed
         headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
         kept = KeptAnswer(response.status_code, headers, bytes(response.body))
         try:
-            if not await self.idempotency.store.keep(self.claimed, kept, lifetime):
-                log.error("idempotency.claim_lost", extra={"claim": self.claimed.name})
+            if not await store.keep(claim, kept, lifetime):
+                log.error("idempotency.claim_lost", extra={"claim": claim.name})
         except StoreUnavailable as error:
-            log.error("idempotency.not_kept", extra={"claim": self.claimed.name, "reason": error.reason})
+            log.error("idempotency.not_kept", extra={"claim": claim.name, "reason": error.reason})
+            self.idempotency.deferred.write_later(lambda: store.keep(claim, kept, lifetime))
 
     async def release(self, *, keep_note: bool = False) -> None:
         """Let it be made again. Harmless when repeated. Raises StoreUnavailable."""

@@ -425,16 +425,16 @@ class CallPlacement:
         """
         verification, tools = started.verification, self._tools
         serial = verification.calls[-1].serial
-        writes: list[Awaitable[object]] = []
+        writes: list[Write] = []
         if report.code_digest:
             await self._record_chosen_code(started, report)
         else:
-            writes.append(tools.store.record_call(verification, serial, report))
+            writes.append(lambda: tools.store.record_call(verification, serial, report))
         told = replace(started, verification=verification.with_latest_call(report.state, report.ref, report.dial))
         if is_followed and report.ref:
-            writes.append(tools.queue.schedule(CallName(verification.id, serial), FIRST_LOOK))
-        writes.append(self._journal.keep(told))
-        await best_effort(*writes)
+            writes.append(lambda: tools.queue.schedule(CallName(verification.id, serial), FIRST_LOOK))
+        if not await best_effort(*(write() for write in writes), self._journal.keep(told)):
+            tools.deferred.write_later(*writes)  # the client's webhook is told by it, and the call is followed
         return told
 
     async def _record_chosen_code(self, started: Started, report: CallReport) -> None:

@@ -703,6 +703,35 @@ async def test_a_call_that_was_placed_is_told_without_a_redis_to_keep_the_answer
     assert "idempotency.not_kept" in events(caplog)
 
 
+@pytest.mark.parametrize("path", ["start", "check"])
+async def test_an_answer_that_could_not_be_kept_is_kept_once_redis_answers_again(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Else its key is said to be in progress, with nobody at work, for as long as a call may take to be placed."""
+    keep, failed = RedisIdempotency.keep, asyncio.Event()
+
+    async def fails_once(store: RedisIdempotency, *arguments: Any) -> bool:  # noqa: ANN401 - passed on
+        if failed.is_set():
+            return await keep(store, *arguments)
+        failed.set()
+        raise StoreUnavailable
+
+    async def send() -> httpx.Response:
+        return await (start(api) if path == "start" else check(api, verification_id, code, "check"))
+
+    if path == "check":
+        verification_id = (await start(api)).json()["verification_id"]
+        code = await hear(api)
+    monkeypatch.setattr(RedisIdempotency, "keep", fails_once)
+    first = await send()
+    async with asyncio.timeout(2):
+        while (again := await send()).status_code == 409:  # noqa: ASYNC110 - the background keeps it
+            await asyncio.sleep(0.1)
+
+    assert failed.is_set()
+    assert_replays(again, first)
+
+
 async def test_without_a_redis_nothing_is_done(api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork) -> None:
     """Out of memory under noeviction: the claim is refused, so no call is placed."""
     await redis.config_set("maxmemory", "1")

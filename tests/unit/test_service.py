@@ -271,6 +271,24 @@ async def test_a_call_is_told_even_if_it_cannot_be_recorded(
     assert result.status is Status.VERIFIED
 
 
+async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_answers_again(world: World) -> None:
+    """Else the client's webhook is never told of the verification, and nobody follows the call."""
+
+    class StoreGoesAway(FakeSender):
+        async def place(self, order: CallOrder) -> CallOutcome:
+            world.store.available = False
+            return await super().place(order)
+
+    world.senders[Channel.VOICE] = StoreGoesAway()
+    verification = await world.start()
+    world.store.available = True
+    await world.deferred.aclose()
+
+    (call,) = (await world.service.read(client="shop", verification_id=verification.id)).calls
+    assert call.ref == "call-1"
+    assert [name.verification_id for name in world.queue.scheduled] == [verification.id]
+
+
 async def test_a_refusal_is_told_even_if_it_cannot_be_taken_back(world: World) -> None:
     class StoreGoesAway(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:

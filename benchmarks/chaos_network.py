@@ -1,0 +1,29 @@
+"""The provider under chaos: slow, failing, and at times choosing the codes of flash calls itself."""
+
+import random
+from decimal import Decimal
+
+from app.plusofon.sandbox import Faults, FlashCall, VirtualNetwork
+
+FAULTS = 0.3  # share of the requests that place a call
+PACE = 0.2  # seconds of a phase of a call
+DELAY = 1.0  # seconds by which an answer of the provider is late
+CHOSEN = 0.5  # share of flash calls of which the provider chooses the code, whatever was asked for
+
+
+class ChoosingNetwork(VirtualNetwork):
+    """A network that tells the code of each flash call, and chooses many itself: ``chosen`` are the ids of those."""
+
+    def __init__(self) -> None:
+        faults = Faults(share=FAULTS, seed=42, delay=DELAY)
+        balance = Decimal(10_000_000)
+        super().__init__(pace=PACE, balance=balance, calls_kept=1_000_000, faults=faults, tells_pin=True)
+        self.chosen: set[str] = set()
+
+    def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:
+        """Let the phone ring."""
+        if random.random() >= CHOSEN:  # noqa: S311 - no secret
+            return super().place_flash_call(phone=phone, pin=pin)
+        placed = super().place_flash_call(phone=phone)
+        self.chosen.add(placed.call.call_id)
+        return placed

@@ -1,0 +1,515 @@
+"""A start that is refused leaves no trace: no other start, check, read or webhook can tell that it was made."""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from app.api.state import State
+from app.main import create_api, create_app
+from app.plusofon.sandbox import Fault, Faults, VirtualNetwork
+from app.settings import Settings
+from app.settings.policies import make_policies
+from app.store.events import STREAM
+from app.store.keys import name_limit
+from app.verification.guard import range_of
+from app.verification.phone import Phone
+from app.wiring import build
+from app.wiring.parts import make_names_key
+from tests.ageing import age
+from tests.integration.conftest import PACE, run, sandbox_settings
+from tests.integration.test_verify import PHONE, wrong
+
+HOME, STRANGE = "192.0.2.7", "198.51.100.9"  # addresses: the person's, and that of whoever floods
+SHOP, OTHER = "shop", "bank"
+WEBHOOK = {"webhook_url": "http://127.0.0.1:9/", "webhook_secret": "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"}
+KEYS = {SHOP: "not-a-real-key-1", OTHER: "not-a-real-key-2"}
+COOLDOWN = timedelta(seconds=60)
+
+# What refuses a start: a limit by its name, the guard, what is known of the balance, or the provider with an answer.
+SHARED_LIMITS = ("calls_per_range", "calls_per_client", "calls_per_day")
+LIMITS = ("calls_per_address", *SHARED_LIMITS)
+REFUSALS_OF_PROVIDER = {"refused": Fault.REFUSED, "too_many_requests": Fault.TOO_MANY_REQUESTS}
+BEFORE_THE_PROVIDER = (*LIMITS, "guard", "balance")
+KINDS = (*BEFORE_THE_PROVIDER, *REFUSALS_OF_PROVIDER)
+
+Answer = httpx.Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The service without its background work: events stay in their stream, and no call is followed."""
+
+    api: httpx.AsyncClient
+    redis: Redis
+    settings: Settings
+    network: VirtualNetwork
+    state: State
+
+    async def post(self, path: str, client: str = SHOP, **body: str) -> Answer:
+        return await self.api.post(path, json=body, headers={"Authorization": f"Bearer {KEYS[client]}"})
+
+    async def start(self, client: str = SHOP, **fields: str) -> Answer:
+        return await self.post("/verify/start", client, **{"phone": PHONE, "client_ip": HOME, **fields})
+
+    async def start_after(self, seconds: float) -> Answer:
+        await asyncio.sleep(seconds)
+        return await self.start()
+
+    async def check(self, verification_id: str, code: str) -> Answer:
+        return await self.post("/verify/check", verification_id=verification_id, code=code, client_ip=HOME)
+
+    async def read(self, verification_id: str) -> Answer:
+        headers = {"Authorization": f"Bearer {KEYS[SHOP]}"}
+        return await self.api.get(f"/verify/{verification_id}", headers=headers)
+
+    async def hear(self) -> str:
+        """Wait until the last call to the phone is answered, and return the code."""
+        async with asyncio.timeout(5):
+            while not (heard := self.network.calls_of(PHONE)[-1].heard):  # noqa: ASYNC110 - the network has no events
+                await asyncio.sleep(PACE)
+        return heard
+
+    async def events(self) -> list[str]:
+        """List the types of all events that any client is told, oldest first."""
+        entries: Any = await self.redis.xrange(STREAM)
+        return [fields[b"type"].decode() for _, fields in entries]
+
+    @asynccontextmanager
+    async def refusing(self, kind: str, client: str = SHOP) -> AsyncIterator[None]:
+        """Have a client's starts from the strange address refused, and maybe all others; afterwards no more."""
+        if kind in LIMITS:
+            refused = self._used_up(kind, client)
+        elif kind == "guard":
+            refused = self._blocked()
+        elif kind == "balance":
+            refused = self._poor()
+        else:
+            refused = self._refused_by_provider(REFUSALS_OF_PROVIDER[kind])
+        async with refused:
+            yield
+
+    @asynccontextmanager
+    async def _used_up(self, limit: str, client: str) -> AsyncIterator[None]:
+        policy = make_policies(self.settings).for_client(client)
+        allowances = policy.for_calls(client=client, phone=Phone(PHONE), address=STRANGE)
+        (allowance,) = (allowance for allowance in allowances if allowance.limit.name == limit)
+        name, moment = name_limit(make_names_key(self.settings), allowance), time.time() * 1000
+        tokens = {f"taken-{number}": moment for number in range(allowance.limit.count)}
+        await self.redis.zadd(name, tokens)
+        await self.redis.pexpire(name, allowance.limit.period)
+        yield
+        await self.redis.zrem(name, *tokens)
+
+    @asynccontextmanager
+    async def _blocked(self) -> AsyncIterator[None]:
+        name = f"pv:{{guard}}:b:range:{range_of(Phone(PHONE))}"
+        await self.redis.hset(name, "r", str(int((time.time() + 3600) * 1000)))
+        await self.redis.expire(name, 3600)
+        yield
+        await self.redis.delete(name)
+
+    @asynccontextmanager
+    async def _poor(self) -> AsyncIterator[None]:
+        self.state["balance"].note(Decimal(0))
+        yield
+        self.state["balance"].note(Decimal(10_000))
+
+    @asynccontextmanager
+    async def _refused_by_provider(self, fault: Fault) -> AsyncIterator[None]:
+        self.network.faults = Faults(share=1, kinds=(fault,))
+        yield
+        self.network.faults = Faults()
+
+
+@pytest.fixture
+async def world(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[World]:
+    settings = sandbox_settings(
+        redis_url,
+        channels=["voice", "flash_call", "reverse_call"],
+        api={"keys": ",".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in KEYS.items())},
+        clients={SHOP: WEBHOOK},
+        plusofon={"circuit_failures": 1000},  # a flood of refusals is not to open it for the person
+        min_balance_rub=3,
+    )
+    states: list[State] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            states.append(await build(settings, network, stack, in_background=False))
+            yield states[0]
+
+    async with run(create_api(lifespan)) as api:
+        yield World(api=api, redis=redis, settings=settings, network=network, state=states[0])
+
+
+async def flood(world: World, **named: str) -> list[Answer]:
+    """Start for the person's phone from the strange address, many at once; each kind of start is once the first."""
+    kinds: list[dict[str, str]] = [named, {"purpose": "login"}, {}, {"channel": "flash_call"}, {"channel": "voice"}]
+    answers: list[Answer] = []
+    for first in range(len(kinds)):
+        bodies = [{**kinds[(first + number) % len(kinds)], "client_ip": STRANGE} for number in range(8)]
+        answers += await asyncio.gather(*(world.start(**body) for body in bodies))
+    return answers
+
+
+def slug(answer: Answer) -> str:
+    return str(answer.json().get("type", "")).removeprefix("/problems/")
+
+
+def told_ids(answers: list[Answer]) -> set[str]:
+    """Find whatever looks like an id, wherever it stands."""
+    return {found for answer in answers for found in re.findall(r"vrf_\w+", answer.text + str(answer.headers))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nobody_is_told_to_wait_for_a_call_that_was_refused(world: World, kind: str) -> None:
+    for _ in range(5):
+        async with world.refusing(kind):
+            flooding = asyncio.create_task(flood(world))
+            during = [await world.start_after(0.01) for _ in range(3)]
+            refused = await flooding
+        after = await world.start()
+
+        assert not any(answer.is_success for answer in refused)
+        if kind == "calls_per_address":  # which is not his: only his own call makes him wait
+            assert [answer.status_code for answer in (*during, after)] == [201, 429, 429, 429]
+        else:
+            assert not any(answer.is_success for answer in during)
+            assert after.status_code == 201, after.text
+        if kind in BEFORE_THE_PROVIDER[1:]:
+            assert "call-cooldown" not in map(slug, during)
+        await world.redis.flushall()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_id_is_told_that_is_not_found_afterwards(world: World, kind: str) -> None:
+    own = (await world.start()).json()["verification_id"]
+    await age(world.redis, COOLDOWN)
+    async with world.refusing(kind):
+        answers = await flood(world, verification_id=own)
+
+    assert not any(answer.is_success for answer in answers)
+    assert told_ids(answers) <= {own}
+    assert (await world.read(own)).json()["calls_placed"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_start_takes_no_check_of_a_pending_verification(world: World, kind: str) -> None:
+    own = (await world.start(channel="voice")).json()["verification_id"]
+    code = await world.hear()
+    await age(world.redis, COOLDOWN)
+    left = []
+    async with world.refusing(kind):
+        for _ in range(4):
+            flooding = asyncio.create_task(flood(world, verification_id=own, channel="flash_call"))
+            left.append((await world.check(own, wrong(code))).json()["checks_left"])
+            assert not any(answer.is_success for answer in await flooding)
+            left.append((await world.read(own)).json()["checks_left"])
+        verified = await world.check(own, code)
+
+    assert left == [4, 4, 3, 3, 2, 2, 1, 1]
+    assert verified.json()["verified"] is True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_start_sends_no_event(world: World, kind: str) -> None:
+    own = (await world.start()).json()["verification_id"]
+    code = await world.hear()
+    await age(world.redis, COOLDOWN)
+    before = await world.events()
+    async with world.refusing(kind):
+        answers = await flood(world, verification_id=own)
+        during = await world.events()
+    await world.check(own, code)
+
+    assert not any(answer.is_success for answer in answers)
+    assert before == during == ["verification.created"]
+    assert await world.events() == ["verification.created", "verification.verified"]
+
+
+# A flow of one person, played with and without refused starts of others between its steps.
+
+PURPOSES = ("phone_verification", "login")
+# Multiples of ten seconds: a moment is never so close that the time that a run takes decides.
+WAITS = (20, 60, 130, 300, 3600)
+SECONDS = {"expires_in", "resend_in", "retry_after"}
+UNIQUE = {"created_at", "expires_at", "token", "instance"}
+
+people_steps = st.one_of(
+    st.tuples(st.just("start"), st.sampled_from(PURPOSES), st.sampled_from(["voice", "flash_call"])),
+    st.tuples(st.just("resend"), st.integers(0, 2), st.sampled_from(["voice", "flash_call"])),
+    st.tuples(st.just("check_by_id"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("check_by_phone"), st.sampled_from(PURPOSES), st.booleans()),
+    st.tuples(st.just("read"), st.integers(0, 2)),
+    st.tuples(st.just("cancel"), st.integers(0, 2)),
+    st.tuples(st.just("wait"), st.sampled_from(WAITS)),
+)
+refused_starts = st.fixed_dictionaries(
+    {"purpose": st.sampled_from(PURPOSES), "named": st.booleans()},
+    optional={"channel": st.sampled_from(["voice", "flash_call", "reverse_call"])},
+)
+floods = st.lists(
+    st.tuples(
+        st.sampled_from(KINDS), st.sampled_from([SHOP, SHOP, OTHER]), st.lists(refused_starts, min_size=1, max_size=4)
+    ),
+    max_size=2,
+)
+
+
+@dataclass(slots=True)
+class Person:
+    """Plays steps, and keeps what the person saw: ids by their order, and seconds apart from all else."""
+
+    world: World
+    ids: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
+    saw: list[object] = field(default_factory=list)
+    seconds: list[int] = field(default_factory=list)
+
+    async def play(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - those of the step
+        if answer := await getattr(self, name)(*arguments):
+            self.saw.append((name, answer.status_code, self._seen(answer.json()), _without_times(answer.headers)))
+
+    async def start(self, purpose: str, channel: str) -> Answer:
+        return await self._called(await self.world.start(purpose=purpose, channel=channel))
+
+    async def resend(self, which: int, channel: str) -> Answer | None:
+        if not self.ids:
+            return None
+        verification_id = self._id(which)
+        purpose = (await self.world.read(verification_id)).json().get("purpose", PURPOSES[0])
+        answer = await self.world.start(verification_id=verification_id, purpose=purpose, channel=channel)
+        return await self._called(answer)
+
+    async def check_by_id(self, which: int, right: bool) -> Answer | None:  # noqa: FBT001 - of a step
+        return await self.world.check(self._id(which), self._code(right)) if self.ids else None
+
+    async def check_by_phone(self, purpose: str, right: bool) -> Answer | None:  # noqa: FBT001 - of a step
+        body = {"phone": PHONE, "purpose": purpose, "client_ip": HOME}
+        return await self.world.post("/verify/check", code=self._code(right), **body) if self.ids else None
+
+    async def read(self, which: int) -> Answer | None:
+        return await self.world.read(self._id(which)) if self.ids else None
+
+    async def cancel(self, which: int) -> Answer | None:
+        return await self.world.post(f"/verify/{self._id(which)}/cancel") if self.ids else None
+
+    async def wait(self, seconds: int) -> None:
+        await age(self.world.redis, timedelta(seconds=seconds))
+
+    def _id(self, which: int) -> str:
+        return self.ids[-1 - which % len(self.ids)]
+
+    def _code(self, right: bool) -> str:  # noqa: FBT001 - of a step
+        return self.codes[-1] if right else wrong(self.codes[-1])
+
+    async def _called(self, answer: Answer) -> Answer:
+        if answer.is_success:
+            if (verification_id := answer.json()["verification_id"]) not in self.ids:
+                self.ids.append(verification_id)
+            self.codes.append(await self.world.hear())
+        return answer
+
+    def _seen(self, body: Mapping[str, Any]) -> dict[str, object]:
+        seen: dict[str, object] = {name: value for name, value in body.items() if name not in UNIQUE}
+        if verification_id := body.get("verification_id"):
+            seen["verification_id"] = self.ids.index(verification_id)
+        for name in sorted(SECONDS & body.keys()):
+            if body[name] is not None:
+                self.seconds.append(body[name])
+                seen[name] = "some"
+        if "detail" in body:
+            seen["detail"] = re.sub(r"\d+", "#", body["detail"])
+        return seen
+
+
+def _without_times(headers: httpx.Headers) -> str:
+    return re.sub(r"t=\d+", "t=#", headers.get("RateLimit", ""))
+
+
+async def play(world: World, script: list[tuple[Any, ...]], *, flooded: bool) -> Person:
+    await world.redis.flushall()
+    person = Person(world)
+    for step, attacks in script:
+        await person.play(*step)
+        for kind, client, starts in attacks if flooded else ():
+            async with world.refusing(kind, client):
+                bodies = [_strange(start, person) for start in starts]
+                answers = await asyncio.gather(*(world.start(client, **body) for body in bodies))
+            assert not any(answer.is_success for answer in answers)
+    return person
+
+
+def _strange(start: Mapping[str, Any], person: Person) -> dict[str, str]:
+    start = dict(start)
+    named = {"verification_id": person.ids[-1]} if start.pop("named") and person.ids else {}
+    return {**start, **named, "client_ip": STRANGE}
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(script=st.lists(st.tuples(people_steps, floods), min_size=2, max_size=10))
+async def test_refused_starts_change_nothing_that_anybody_sees(world: World, script: list[tuple[Any, ...]]) -> None:
+    flooded, alone = [await play(world, script, flooded=flooded) for flooded in (True, False)]
+
+    assert flooded.saw == alone.saw
+    assert flooded.seconds == pytest.approx(alone.seconds, abs=5)
+
+
+# What the provider refused had been stored. Afterwards Redis holds what it held before, with these exceptions:
+# - the guard has opened a bucket of time, in which it counts no call;
+# - the number of a call is never used again, so the last number of the named verification has grown, and the moment of
+#   its next call, which had passed, is no longer kept;
+# - ids of verifications that had expired are no longer listed with the phone;
+# - keys of the phone, of limits and of the expiry of events may live on longer, with nothing in them that does.
+
+Dump = dict[str, tuple[dict[str, str], int]]
+
+
+async def dump(redis: Redis) -> Dump:
+    """Return what each key holds, as a mapping, and the moment (ms) at which it expires."""
+    found: Dump = {}
+    for key in map(_text, await redis.keys()):
+        pairs: Any
+        match await redis.type(key):
+            case b"hash":
+                pairs = (await redis.hgetall(key)).items()
+            case b"zset":
+                pairs = await redis.zrange(key, 0, -1, withscores=True)
+            case _:
+                pairs = await redis.xrange(key)
+        found[key] = {_text(name): _text(value) for name, value in pairs}, await redis.pexpiretime(key)
+    return found
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
+    """List what a refused start has left behind or taken away, beyond the exceptions above."""
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        (held, expired), (holds, expires) = before.get(key, ({}, 0)), after.get(key, ({}, 0))
+        if key.startswith("pv:{guard}:n:"):
+            held, holds = (
+                {name: value for name, value in counts.items() if name[0] in "cs" and value != "0"}
+                for counts in (held, holds)
+            )
+            expires = expired
+        elif ":p:" in key:
+            held, holds = (_with_living_ids(key, phone, before) for phone in (held, holds))
+        elif named and key.endswith(named[len("vrf_000") :]):
+            assert int(holds.pop("n")) >= int(held.pop("n"))
+            del held["r"]
+            holds.pop("r", None)
+        may_live_on = ":p:" in key or key.startswith(("pv:{l:", "pv:{events}"))
+        if held != holds:
+            found.append(f"{key} held {held}, and now {holds}")
+        if not (expires > expired > 0 and may_live_on) and abs(expires - expired) > 1000:
+            found.append(f"{key} expires {expires - expired} ms later")
+    return found
+
+
+def _with_living_ids(key: str, phone: Mapping[str, str], before: Dump) -> dict[str, str]:
+    bucket = key.partition(":p:")[0]
+    living = {
+        name: ",".join(rest for rest in ids.split(",") if f"{bucket}:{rest}" in before)
+        for name, ids in phone.items()
+        if ":" in name
+    }
+    return {name: value for name, value in {**phone, **living}.items() if value}
+
+
+PRELUDES: dict[str, list[tuple[Any, ...]]] = {
+    "an unknown phone": [],
+    "a pending verification": [("start", "login", "voice"), ("wait", 60)],
+    "two of them": [("start", "login", "voice"), ("wait", 60), ("start", "login", "flash_call"), ("wait", 130)],
+    "a failed check": [("start", "login", "voice"), ("check_by_id", 0, False), ("wait", 60)],
+    "a resend": [("start", "login", "voice"), ("wait", 60), ("resend", 0, "flash_call"), ("wait", 130)],
+    "a verified one": [("start", "login", "voice"), ("check_by_id", 0, True), ("wait", 60)],
+    "an expired one": [("start", "login", "voice"), ("wait", 3600)],
+}
+
+
+@pytest.mark.parametrize("fault", REFUSALS_OF_PROVIDER)
+@pytest.mark.parametrize("prelude", PRELUDES)
+async def test_a_start_that_the_provider_refused_leaves_in_redis_what_was_there(
+    world: World, prelude: str, fault: str
+) -> None:
+    person = Person(world)
+    for step in PRELUDES[prelude]:
+        await person.play(*step)
+    named = person.ids[-1] if person.ids else None
+    channels: list[dict[str, str]] = [{}, {"channel": "voice"}, {"channel": "flash_call"}, {"channel": "reverse_call"}]
+    before = await dump(world.redis)
+    async with world.refusing(fault):
+        answers = [await world.start(purpose="login", **channel) for channel in channels]
+        if named:
+            resends = [await world.start(purpose="login", verification_id=named, **channel) for channel in channels]
+            is_pending = prelude not in {"a verified one", "an expired one"}
+            assert {answer.status_code == 404 for answer in resends} == {not is_pending}
+    after = await dump(world.redis)
+
+    assert {slug(answer) for answer in answers} <= {"provider-rejected", "provider-unavailable"}
+    assert differences(before, after, named) == []
+
+
+async def test_starts_of_test_numbers_beyond_the_limit_add_no_key(redis: Redis, redis_url: str) -> None:
+    allowed, fired = 20, 100
+    numbers = [f"+7900000{number}" for number in range(3000, 3005)]
+    settings = sandbox_settings(
+        redis_url,
+        test={"numbers": ",".join(f"{number}=123456" for number in numbers)},
+        limit={"test_starts_per_client": allowed},
+        purposes=["phone_verification", "login"],
+    )
+    async with run(create_app(settings, VirtualNetwork())) as api:
+
+        async def flood_with(keys_of_requests: str) -> int:
+            requests = [
+                api.post(
+                    "/verify/start",
+                    json={"phone": numbers[at % 5], "purpose": ("login", "phone_verification")[at % 2]},
+                    headers={"Idempotency-Key": f"{keys_of_requests}{at}"} if at % 3 else {},
+                )
+                for at in range(fired)
+            ]
+            return sum(answer.is_success for answer in await asyncio.gather(*requests))
+
+        # Each start that is let through has its record, and its answer where it may be repeated.
+        bound = len(numbers) + 1 + 2 * allowed
+        assert await flood_with("first") == allowed
+        kept = await _keys_of_starts(redis)
+        assert len(numbers) < len(kept) <= bound
+
+        for name in ("second", "third", "fourth"):
+            assert await flood_with(name) == 0
+        assert await _keys_of_starts(redis) == kept
+
+        await age(redis, timedelta(minutes=1))
+        assert await flood_with("fifth") == allowed
+        assert len(await _keys_of_starts(redis)) <= bound + 2 * allowed
+
+
+async def _keys_of_starts(redis: Redis) -> set[str]:
+    """List all keys but those that the background work of one service needs, whatever is started."""
+    background = ("pv:{stats", "pv:{balance", "pv:{queue")
+    return {key for key in map(_text, await redis.keys()) if not key.startswith(background)}
