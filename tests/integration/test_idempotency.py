@@ -342,7 +342,7 @@ async def impatient(redis: Redis, redis_url: str, network: VirtualNetwork) -> As
     """The API with short time-outs: half a second for the provider, a third for Redis."""
     settings = sandbox_settings(
         redis_url,
-        plusofon={"connect_timeout_seconds": 0.2, "timeout_seconds": 0.5},
+        plusofon={"connect_timeout_seconds": 0.4, "timeout_seconds": 0.5},
         redis={"url": redis_url, "timeout_seconds": 0.3},
     )
     async with run(create_app(settings, network)) as client:
