@@ -15,7 +15,12 @@ from app.verification.ports import ProofTokens
 _PHONE = "any spelling of a Russian mobile number"
 _ID = "vrf_0a11b22c33d44e55f667788"
 
-PhoneText = Annotated[str, Field(min_length=1, max_length=32, description=_PHONE, examples=["8 (900) 123-45-67"])]
+# With a mark or two that nobody sees at each digit, as text copied from other programs has them.
+_TYPED_LENGTH = 64
+
+PhoneText = Annotated[
+    str, Field(min_length=1, max_length=_TYPED_LENGTH, description=_PHONE, examples=["8 (900) 123-45-67"])
+]
 Purpose = Annotated[
     str,
     Field(
@@ -26,7 +31,12 @@ Purpose = Annotated[
 ]
 Code = Annotated[
     str,
-    Field(max_length=32, description="4 to 6 digits; spaces and dashes are ignored", examples=["123 456"]),
+    Field(
+        max_length=_TYPED_LENGTH,
+        description="4 to 6 digits of any script; spaces and punctuation are ignored. Of a whole phone number, as a"
+        " `flash_call` shows it, the last four digits count",
+        examples=["123 456"],
+    ),
     AfterValidator(normalize_code),
 ]
 
