@@ -6,21 +6,25 @@ from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic_core import PydanticUseDefault
 
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, CheckResult, Lang, Status, Verification
 from app.verification.ports import ProofTokens
+from app.verification.typed_text import drop_invisible
 
 _PHONE = "any spelling of a Russian mobile number"
 _ID = "vrf_0a11b22c33d44e55f667788"
 
-# With a mark or two that nobody sees at each digit, as text copied from other programs has them.
-_TYPED_LENGTH = 64
 
-PhoneText = Annotated[
-    str, Field(min_length=1, max_length=_TYPED_LENGTH, description=_PHONE, examples=["8 (900) 123-45-67"])
-]
+def _without_invisible(value: object) -> object:
+    return drop_invisible(value) if isinstance(value, str) else value
+
+
+_Typed = Annotated[str, BeforeValidator(_without_invisible)]  # marks that nobody sees do not count as length
+
+PhoneText = Annotated[_Typed, Field(min_length=1, max_length=32, description=_PHONE, examples=["8 (900) 123-45-67"])]
 Purpose = Annotated[
     str,
     Field(
@@ -30,9 +34,9 @@ Purpose = Annotated[
     ),
 ]
 Code = Annotated[
-    str,
+    _Typed,
     Field(
-        max_length=_TYPED_LENGTH,
+        max_length=32,
         description="4 to 6 digits of any script; spaces and punctuation are ignored. Of a whole phone number, as a"
         " `flash_call` shows it, the last four digits count",
         examples=["123 456"],
@@ -79,6 +83,12 @@ def count_address(address: IPvAnyAddress | None) -> str | None:
     return str(parsed) if isinstance(parsed, IPv4Address) else str(ip_network((parsed, 64), strict=False))
 
 
+def _use_default_for_null(value: object) -> object:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,7 +97,9 @@ class StartBody(_Request):
     """Whom to call, and what for."""
 
     phone: PhoneText
-    purpose: Purpose = "phone_verification"
+    purpose: Annotated[Purpose, BeforeValidator(_use_default_for_null, json_schema_input_type=Purpose | None)] = (
+        "phone_verification"
+    )
     channel: Annotated[
         Channel | None,
         Field(
@@ -104,7 +116,11 @@ class StartBody(_Request):
             examples=[["voice", "reverse_call"]],
         ),
     ] = None
-    lang: Annotated[Lang, Field(description="the language in which the code is spoken")] = Lang.RU
+    lang: Annotated[
+        Lang,
+        BeforeValidator(_use_default_for_null, json_schema_input_type=Lang | None),
+        Field(description="the language in which the code is spoken"),
+    ] = Lang.RU
     client_ip: ClientAddress = None
 
     @model_validator(mode="after")
