@@ -9,13 +9,14 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ModelWrapValidatorHandler, PlainValidator, SecretStr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableSetting
 
-from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, Origin, Purpose, Rub, parse_operator_channel
+from app.settings.fields import MIN_SECRET_BYTES, CommaSeparated, PublicUrl, Purpose, Rub, parse_operator_channel
 from app.settings.sections import (
     AdminSettings,
     ApiSettings,
@@ -100,7 +101,7 @@ class Settings(BaseSettings):
         "password_reset",
         "login",
     ]
-    public_url: Origin | None = None
+    public_url: PublicUrl | None = None
     channels: Annotated[list[Channel], *CommaSeparated, Field(min_length=1)] | None = None
     operator_channels: Annotated[
         list[Annotated[tuple[str, Channel], PlainValidator(parse_operator_channel)]], *CommaSeparated
@@ -225,6 +226,11 @@ class Settings(BaseSettings):
         """Where others reach this service."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
         return self.public_url or f"{'https' if self.tls.cert_file else 'http'}://{host}:{self.port}"
+
+    @property
+    def path_prefix(self) -> str:
+        """The path of ``PUBLIC_URL``, which a proxy strips before it passes a request on: empty, or ``/a/path``."""
+        return urlsplit(self.public_url or "").path
 
     @property
     def names_secret(self) -> bytes:
