@@ -21,7 +21,9 @@ def _is_url(value: str) -> str:
     parts = _split(value)
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         raise PydanticCustomError("webhook_url", "must be a URL such as https://shop.example/hooks/phone")
-    if parts.username is not None or parts.fragment:
+    if "%" in parts.hostname:
+        raise PydanticCustomError("webhook_url", "must have a host without percent-encoding")
+    if parts.username is not None or "#" in value:
         raise PydanticCustomError("webhook_url", "must have no password and no # in it; the signature proves who sends")
     return value
 
