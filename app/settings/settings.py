@@ -39,7 +39,7 @@ from app.settings.sections import (
     TracingSettings,
     WatchSettings,
 )
-from app.settings.serving import ProxySettings, SandboxSettings, TlsSettings
+from app.settings.serving import OutboundSettings, ProxySettings, SandboxSettings, TlsSettings
 from app.settings.words import in_words, sentence
 from app.tokens import generate_keys
 from app.verification.channel import Channel
@@ -110,6 +110,7 @@ class Settings(BaseSettings):
     warn_balance_rub: Rub = Decimal(100)
     tls: TlsSettings = TlsSettings()
     proxy: ProxySettings = ProxySettings()
+    outbound: OutboundSettings = OutboundSettings()
     plusofon: PlusofonSettings = PlusofonSettings()
     relay: RelaySettings = RelaySettings()
     secret: SecretSettings = SecretSettings()
