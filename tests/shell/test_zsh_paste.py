@@ -59,6 +59,7 @@ def paste(text: str, folder: Path, shell: list[str]) -> tuple[str, str, list[str
     for name in (
         "bin",
         "etc/default",
+        "etc/plusofon-verify",
         "etc/systemd/system",
         "opt/plusofon-verify/bin",
         "home/deploy/prometheus",
