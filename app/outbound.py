@@ -175,9 +175,14 @@ class Connector(aiohttp.TCPConnector):
 
 
 def trust(context: ssl.SSLContext, ca_file: Path | None) -> ssl.SSLContext:
-    """Trust the certificate authorities of a PEM file too. Raises OSError (``ssl.SSLError``) where it has none."""
+    """Trust the certificate authorities of a PEM file too. Raises OSError (``ssl.SSLError``) where it has none.
+
+    Python 3.13 is strict about extensions of RFC 5280 that many an authority of a company does not have. With such
+    a file certificates are checked as Python 3.12 does.
+    """
     if ca_file:
         context.load_verify_locations(cafile=ca_file)
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 

@@ -52,7 +52,7 @@ def is_private(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or ":" in host
     return not is_public(host)
 
 

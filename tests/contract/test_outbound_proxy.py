@@ -173,8 +173,13 @@ async def test_an_authority_of_ones_own_is_trusted_only_if_it_is_named(tls: ssl.
 
 def test_the_usual_authorities_stay_trusted(ca_file: Path) -> None:
     usual = ssl.create_default_context()
+    usual.verify_flags |= ssl.VERIFY_X509_STRICT  # as from Python 3.13 on
+    assert trust(usual, None).verify_flags & ssl.VERIFY_X509_STRICT
     known = len(usual.get_ca_certs())
     assert len(trust(usual, ca_file).get_ca_certs()) == known + 1
+    assert not usual.verify_flags & ssl.VERIFY_X509_STRICT
+    assert usual.verify_mode is ssl.CERT_REQUIRED
+    assert usual.check_hostname
 
 
 def answering(answer: bytes) -> Tunnel:

@@ -76,6 +76,7 @@ async def test_the_scripts_of_the_pages_ask_for_nothing_from_the_root(world: Wor
         asked = re.findall(r"(?:\bfetch\(|\bEventSource\(|\burl: )([`\"][^`\"]*|\w+)", text)
         assert asked, script
         assert not [what for what in asked if what[1:2] == "/" or what in {"path", "url"}], script
+    assert "location.origin" not in (await world.api.get("/demo/js/curl.js")).text
     assert (await world.api.get("/demo/config.json")).json()["events"] is True
 
 
