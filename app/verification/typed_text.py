@@ -34,6 +34,8 @@ def read_digits(text: str) -> str:
         ValueError: it has no digit, or anything else: a letter, a fraction, a superscript, a plus between digits.
 
     """
+    if text.isascii() and text.isdigit():  # as most are
+        return text
     match = _NUMBER.fullmatch("".join(map(_read_character, drop_invisible(text))))
     if not match:
         raise ValueError("must be digits, with nothing but spaces and punctuation between them")
