@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e check check-deploy fmt lock bench simulate screenshots chaos clean
+.PHONY: help run test e2e paste check check-deploy fmt lock bench simulate screenshots chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ test: $(VENV)/.dev ## Run all tests, with coverage
 
 e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
 	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist loadgroup
+
+paste: $(VENV)/.dev ## Paste the shell blocks of every document into zsh (apt-get install zsh)
+	@command -v zsh >/dev/null || \
+		{ echo "zsh is needed; on Debian: apt-get install --no-install-recommends zsh"; exit 1; }
+	$(BIN)/python -m pytest tests/shell
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
 	$(BIN)/ruff check

@@ -12,6 +12,7 @@ from starlette.types import Lifespan
 from app.api import admin, events, hooks, ops, provider, tokens, verify
 from app.api.docs import install_docs
 from app.api.edge import Edge
+from app.api.path_prefix import PathPrefix
 from app.api.problems import install_problems
 from app.api.state import State
 from app.demo import demo_router
@@ -53,6 +54,8 @@ def create_app(
     app = create_api(lifespan)
     if tracing:
         app.add_middleware(tracing.middleware)
+    if settings.path_prefix:
+        app.add_middleware(PathPrefix, prefix=settings.path_prefix)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
         app.include_router(demo_router(channels=settings.enabled_channels))

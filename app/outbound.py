@@ -1,15 +1,21 @@
 """What requests to any provider share: the way to the network, what its failures mean, what of answers may be told."""
 
 import asyncio
+import errno
 import json
+import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from pathlib import Path
 from typing import NoReturn
 
 import aiohttp
 import httpx
 import stamina
+from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 
 DEFAULT_RETRY_AFTER = 30  # seconds, where the provider names none
@@ -24,9 +30,11 @@ _PAUSE_JITTER = 0.1
 _EXACT_TIMEOUT = 5
 _ROUNDING = 1
 
-# No connection was made: it was refused or not accepted in time, the name has no address, or the TLS handshake failed.
+# No connection was made: it was refused or not accepted in time, the name has no address, the TLS handshake failed, or
+# a proxy made no tunnel.
 _NEVER_CONNECTED = (
     aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
     aiohttp.ConnectionTimeoutError,
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -39,13 +47,29 @@ _NEVER_TRIED = (aiohttp.InvalidURL, httpx.PoolTimeout, httpx.UnsupportedProtocol
 NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
 
 
-class NeverSent(Exception):
-    """The request was certainly not written. ``why`` is short and free of secrets."""
+class Reason(StrEnum):
+    """Why no connection was made, as the log and ``doctor`` tell it apart."""
 
-    def __init__(self, why: str, *, worth_a_retry: bool) -> None:
+    DNS = "dns"
+    REFUSED = "refused"
+    NO_ROUTE = "no_route"
+    TIMEOUT = "timeout"
+    CERTIFICATE = "certificate"
+    TLS = "tls"
+    PROXY_UNREACHABLE = "proxy_unreachable"
+    PROXY_REFUSED = "proxy_refused"
+    OTHER = "other"
+
+
+class NeverSent(Exception):
+    """The request was certainly not written. ``why`` and ``detail`` are short and free of secrets."""
+
+    def __init__(self, why: str, *, worth_a_retry: bool, reason: Reason = Reason.OTHER, detail: str = "") -> None:
         super().__init__(why)
         self.why = why
         self.worth_a_retry = worth_a_retry
+        self.reason = reason
+        self.detail = detail
 
 
 class Unclear(Exception):
@@ -54,6 +78,22 @@ class Unclear(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+
+_REASONS: Mapping[type[Exception], Reason] = {
+    aiohttp.ClientHttpProxyError: Reason.PROXY_REFUSED,
+    aiohttp.ClientProxyConnectionError: Reason.PROXY_UNREACHABLE,
+    aiohttp.ClientConnectorDNSError: Reason.DNS,
+    aiohttp.ClientConnectorCertificateError: Reason.CERTIFICATE,
+    aiohttp.ClientSSLError: Reason.TLS,
+    aiohttp.ConnectionTimeoutError: Reason.TIMEOUT,
+    httpx.ConnectTimeout: Reason.TIMEOUT,
+}
+_REASONS_BY_ERRNO: Mapping[int | None, Reason] = {
+    errno.ECONNREFUSED: Reason.REFUSED,
+    errno.ENETUNREACH: Reason.NO_ROUTE,
+    errno.EHOSTUNREACH: Reason.NO_ROUTE,
+}
 
 
 def failure(error: Exception) -> NeverSent | Unclear:
@@ -65,8 +105,31 @@ def failure(error: Exception) -> NeverSent | Unclear:
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     name = type(cause).__name__  # all that is told: a message could name addresses or repeat headers
     if isinstance(cause, _NEVER_CONNECTED + _NEVER_TRIED):
-        return NeverSent(name, worth_a_retry=isinstance(cause, _NEVER_CONNECTED))
+        worth_a_retry = isinstance(cause, _NEVER_CONNECTED)
+        return NeverSent(name, worth_a_retry=worth_a_retry, reason=_reason(cause), detail=_detail(cause))
     return Unclear(name)
+
+
+def _reason(error: Exception) -> Reason:
+    by_type = next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), None)
+    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+    return by_type or _REASONS_BY_ERRNO.get(number, Reason.OTHER)
+
+
+def _detail(error: Exception) -> str:
+    """Say more of why no connection was made: in words of OpenSSL or the system, or by the status of a proxy."""
+    match error:
+        case aiohttp.ClientHttpProxyError():
+            return f"status {error.status}"
+        case aiohttp.ClientConnectorCertificateError():
+            return str(getattr(error.certificate_error, "verify_message", ""))
+        case aiohttp.ClientSSLError():
+            return str(getattr(error.os_error, "reason", None) or "")
+        case aiohttp.ClientProxyConnectionError():
+            number = error.os_error.errno
+            return os.strerror(number) if number and number > 0 else error.os_error.strerror or ""
+        case _:
+            return ""
 
 
 def tries(connect_timeout: float, *, until: float) -> AsyncIterator[stamina.Attempt]:
@@ -86,17 +149,58 @@ def tries(connect_timeout: float, *, until: float) -> AsyncIterator[stamina.Atte
     )
 
 
-def make_transport(max_connections: int = 0) -> AiohttpTransport:
-    """Make the transport: verified TLS, no proxy, no netrc, no cookies; it opens its session with the first request.
+class Connector(aiohttp.TCPConnector):
+    """Makes connections as aiohttp does; one that a proxy broke off on the way was never made, and is told as such.
+
+    aiohttp tells a proxy that hangs up or answers nonsense to a CONNECT like a server that does so to the request.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list["aiohttp.tracing.Trace"],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp calls it
+    ) -> Connection:
+        """Make a connection, or take one that is kept."""
+        try:
+            return await super().connect(req, traces, timeout)
+        except (TimeoutError, aiohttp.ClientHttpProxyError, aiohttp.ClientProxyConnectionError, aiohttp.ClientSSLError):
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            if req.proxy is None or isinstance(error, aiohttp.ClientConnectorCertificateError):
+                raise
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            told = getattr(cause, "strerror", None) or "it hung up, or its answer made no sense"
+            raise aiohttp.ClientProxyConnectionError(req.connection_key, OSError(None, told)) from None
+
+
+def trust(context: ssl.SSLContext, ca_file: Path | None) -> ssl.SSLContext:
+    """Trust the certificate authorities of a PEM file too. Raises OSError (``ssl.SSLError``) where it has none.
+
+    Python 3.13 is strict about extensions of RFC 5280 that many an authority of a company does not have. With such
+    a file certificates are checked as Python 3.12 does.
+    """
+    if ca_file:
+        context.load_verify_locations(cafile=ca_file)
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def make_transport(
+    max_connections: int = 0, *, proxy: str | None = None, ca_file: Path | None = None
+) -> AiohttpTransport:
+    """Make the transport: verified TLS, no netrc, no cookies; it opens its session with the first request.
 
     Each request has a connection of its own; without ``max_connections`` there may be any number. aiohttp repeats a
-    request whose connection died, but only idempotent methods, so never one to place a call.
+    request whose connection died, but only idempotent methods, so never one to place a call. ``proxy`` is
+    ``http://[user:password@]host:port``, and none is taken from the environment; ``ca_file`` is trusted besides the
+    usual authorities.
     """
-    tls = httpx.create_ssl_context(trust_env=False)
+    tls = trust(httpx.create_ssl_context(trust_env=False), ca_file)
 
     def open_session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=tls, limit=max_connections, force_close=True)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        connector = Connector(ssl=tls, limit=max_connections, force_close=True)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy)
 
     return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
 

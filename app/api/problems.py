@@ -15,6 +15,7 @@ from app.api.auth import Unauthorized
 from app.api.idempotency import InvalidIdempotencyKey
 from app.api.quotas import used_up_header
 from app.verification import changes, errors, idempotency
+from app.verification.code import MIN_LENGTH
 
 log = logging.getLogger(__name__)
 
@@ -386,8 +387,14 @@ def _invalid(found: Sequence[tuple[str, str]]) -> Problem:
 
 def _pointer(location: Sequence[str | int]) -> str:
     """Point into the body as a URI fragment (RFC 6901, section 6)."""
-    steps = [str(step).replace("~", "~0").replace("/", "~1") for step in location[1:]]
-    return "/".join(["#", *steps])
+    return "/".join(["#", *map(_pointer_step, location[1:])])
+
+
+def _pointer_step(step: str | int) -> str:
+    """Escape the name of a field; one with as many digits as a code may be a code or a phone, and is not repeated."""
+    if isinstance(step, str) and sum(map(str.isnumeric, step)) >= MIN_LENGTH:
+        return "•••"
+    return str(step).replace("~", "~0").replace("/", "~1")
 
 
 _NO_OBJECT = "must be a JSON object, sent with Content-Type: application/json"

@@ -1,5 +1,6 @@
 """How the routes of a verification are served: described by FastAPI, but read without its general machinery."""
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -9,6 +10,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from app.api.auth import authenticate
+
+_BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
 class JsonRoute(APIRoute):
@@ -41,6 +44,8 @@ async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
     content = await http.body()
     media_type, _, _ = http.headers.get("content-type", "").partition(";")
     is_json = content and media_type.strip().lower() == "application/json"
+    if is_json and content[0] >= _BYTE_ORDER_MARK:
+        content = content.decode(json.detect_encoding(content), errors="replace").encode()
     try:
         # Bytes under another name are no model: the error says what to send.
         return model.model_validate_json(content) if is_json else model.model_validate(content)

@@ -4,18 +4,27 @@ from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticUseDefault
 
 from app.api.client_address import ClientAddress
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, CheckResult, Lang, Status, Verification
 from app.verification.ports import ProofTokens
+from app.verification.typed_text import drop_invisible
 
 _PHONE = "any spelling of a Russian mobile number"
 _ID = "vrf_0a11b22c33d44e55f667788"
 
-PhoneText = Annotated[str, Field(min_length=1, max_length=32, description=_PHONE, examples=["8 (900) 123-45-67"])]
+
+def _without_invisible(value: object) -> object:
+    return drop_invisible(value) if isinstance(value, str) else value
+
+
+_Typed = Annotated[str, BeforeValidator(_without_invisible)]  # marks that nobody sees do not count as length
+
+PhoneText = Annotated[_Typed, Field(min_length=1, max_length=32, description=_PHONE, examples=["8 (900) 123-45-67"])]
 Purpose = Annotated[
     str,
     Field(
@@ -25,8 +34,13 @@ Purpose = Annotated[
     ),
 ]
 Code = Annotated[
-    str,
-    Field(max_length=32, description="4 to 6 digits; spaces and dashes are ignored", examples=["123 456"]),
+    _Typed,
+    Field(
+        max_length=32,
+        description="4 to 6 digits of any script; spaces and punctuation are ignored. Of a whole phone number, as a"
+        " `flash_call` shows it, the last four digits count",
+        examples=["123 456"],
+    ),
     AfterValidator(normalize_code),
 ]
 
@@ -40,6 +54,12 @@ TestFlag = Annotated[
 ]
 
 
+def _use_default_for_null(value: object) -> object:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +68,9 @@ class StartBody(_Request):
     """Whom to call, and what for."""
 
     phone: PhoneText
-    purpose: Purpose = "phone_verification"
+    purpose: Annotated[Purpose, BeforeValidator(_use_default_for_null, json_schema_input_type=Purpose | None)] = (
+        "phone_verification"
+    )
     verification_id: Annotated[
         str | None,
         Field(
@@ -73,7 +95,11 @@ class StartBody(_Request):
             examples=[["voice", "reverse_call"]],
         ),
     ] = None
-    lang: Annotated[Lang, Field(description="the language in which the code is spoken")] = Lang.RU
+    lang: Annotated[
+        Lang,
+        BeforeValidator(_use_default_for_null, json_schema_input_type=Lang | None),
+        Field(description="the language in which the code is spoken"),
+    ] = Lang.RU
     client_ip: ClientAddress = None
 
     @model_validator(mode="after")

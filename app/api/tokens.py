@@ -90,8 +90,9 @@ class Redeemed(BaseModel):
 async def jwks(tokens: Tokens) -> Response:
     """Publish the keys: with them a backend believes a token without asking again.
 
-    It must accept `ES256` alone, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` and
-    `purpose` (RFC 8725). Who wants a token to work once asks `POST /verify/token/redeem` instead.
+    It must accept `ES256` alone, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
+    seconds of leeway, for no two clocks are the same) and `purpose` (RFC 8725). Who wants a token to work once asks
+    `POST /verify/token/redeem` instead.
     """
     return JSONResponse(tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
 

@@ -12,7 +12,7 @@ from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
 from app.plusofon import wire
 from app.plusofon.exchange import Exchange, header_value, secrets_of_url
 from app.plusofon.wire import Answer, PhonePrefix
-from app.verification.errors import ProviderError, ProviderUnavailable
+from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
 
@@ -41,7 +41,7 @@ class PlusofonClient:
         timeout: seconds for the whole of a request; longer than ``connect_timeout``. A connection that was never made
             is tried for once more, if a whole ``connect_timeout`` is left.
         max_connections: at once; a request beyond waits for a place, no longer than ``connect_timeout``.
-        transport: in place of the network, for tests.
+        transport: how requests are sent; directly if left out.
 
     Raises:
         ValueError: an argument cannot work; its value is not repeated.
@@ -103,7 +103,7 @@ class PlusofonClient:
             body = {"phone": self._spelled(phone), "pin": pin, "lang": lang.value, "repeat": repeat}
             return Placed(wire.parse_placed_call(await self._place(_CALL, body, within)))
         except ProviderError as error:
-            return Refused(error)
+            return _refused(error)
         except Unclear as error:
             return Unknown(error.why)
 
@@ -122,7 +122,7 @@ class PlusofonClient:
             body = {"phone": self._spelled(phone)} | ({"pin": pin} if pin is not None else {})
             placed = wire.parse_flash_call(await self._place(_FLASH_CALL, body, within))
         except ProviderError as error:
-            return Refused(error)
+            return _refused(error)
         except Unclear as error:
             return Unknown(error.why)
         return placed if placed.code or pin is not None else Unknown("a call whose code was not told")
@@ -148,7 +148,7 @@ class PlusofonClient:
             )
             return wire.parse_reverse_call(answer)
         except ProviderError as error:
-            return Refused(error)
+            return _refused(error)
         except Unclear as error:
             return Refused(_unavailable(_REVERSE_CALL, error))
 
@@ -190,7 +190,7 @@ class PlusofonClient:
         try:
             return parse(await self._send(method, path, token, body))
         except Unclear as error:
-            raise _unavailable(path, error) from None
+            raise _unavailable(path, error) from error
 
     async def _send(self, method: str, path: str, token: str, body: object = None) -> Answer:
         return await self._exchange.send(method, path, token, body, redact=self._redact)
@@ -200,6 +200,12 @@ class PlusofonClient:
 
     def _spelled(self, phone: Phone) -> str:
         return wire.format_phone(phone, self._phone_prefix)
+
+
+def _refused(error: ProviderError) -> Refused:
+    if isinstance(error, ProviderRejected):
+        log.warning("plusofon.call_rejected", extra={"detail": error.message})  # redacted already
+    return Refused(error)
 
 
 def _unavailable(path: str, error: Unclear) -> ProviderUnavailable:

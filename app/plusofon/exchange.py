@@ -96,14 +96,14 @@ class Exchange:
             Unclear: it was, or may have been.
 
         """
-        # `from None` throughout: the errors of aiohttp carry the headers of the request, and with them the token.
+        # The errors of aiohttp carry the headers of the request, and with them the token: only ours are a cause.
         request = self._http.build_request(method, path, headers={"Authorization": f"Bearer {token}"}, json=body)
         try:
             seconds = min(self._timeout, within) if within is not None else self._timeout
             async with asyncio.timeout(seconds) as budget:
                 return await self._connect_and_send(request, redact, seconds, budget.when() or 0)
-        except NeverSent:
-            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
+        except NeverSent as error:
+            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from error
         except TimeoutError:
             raise Unclear("TimeoutError") from None
 
@@ -164,7 +164,9 @@ def _meaning(error: Exception) -> NeverSent | Unclear:
     """Tell what an error of the network means, and note each try that did not get there."""
     told = failure(error)
     if isinstance(told, NeverSent):
-        log.warning("plusofon.not_reached", extra={"error": told.why})
+        log.warning(
+            "plusofon.not_reached", extra={"reason": told.reason, "error": told.why, "detail": told.detail or None}
+        )
     return told
 
 

@@ -42,7 +42,7 @@ class RelaySender:
         connect_timeout: seconds for a place in the pool, the address, the connection and TLS, together.
         timeout: seconds for the whole of a request, its second try included; longer than ``connect_timeout``.
         max_connections: at once; a request beyond waits for a place, no longer than ``connect_timeout``.
-        transport: in place of the network, for tests.
+        transport: how requests are sent, in place of ``max_connections``; directly if left out.
         now: seconds since 1970.
         trace_context: makes the headers that tie a request to the trace that it belongs to (W3C Trace Context).
 
@@ -170,7 +170,9 @@ class RelaySender:
             async with asyncio.timeout(seconds) as budget:
                 return await self._connect_and_exchange(signed_now, budget)
         except NeverSent as error:
-            log.warning("relay.not_reached", extra={"error": error.why})
+            log.warning(
+                "relay.not_reached", extra={"reason": error.reason, "error": error.why, "detail": error.detail or None}
+            )
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
         except TimeoutError:
             raise Unclear("TimeoutError") from None

@@ -191,10 +191,13 @@ HttpsOrigin = Annotated[
     AfterValidator(_without_slash),
     _spelled(r"https://[^/@\s?#]+", "must be https://host, without a path and a user name"),
 ]
-Origin = Annotated[
+PublicUrl = Annotated[
     str,
     AfterValidator(_without_slash),
-    _spelled(r"https?://[^/@\s?#]+", "must be https://host or http://host, without a path and a user name"),
+    _spelled(
+        r"https?://[^/@\s?#]+(/[A-Za-z0-9._~-]+)*",
+        "must be https://host or https://host/path, without a user name; the path of letters, digits and . _ ~ -",
+    ),
 ]
 TracesUrl = Annotated[
     str, _spelled(r"https?://[^@\s]+", "must be a URL such as http://127.0.0.1:4318/v1/traces, without a user name")

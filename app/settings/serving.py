@@ -1,6 +1,7 @@
 """The sections of the settings for how the service is reached, and for what stands in for the world in the sandbox."""
 
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from decimal import Decimal
@@ -11,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
 from app.settings.fields import Networks, Rub, fits_a_header
+
+_PROXY = re.compile(r"http://(?:[^/@?#\s]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII)
+_LAST_PORT = 65535
 
 
 class _Section(BaseModel):
@@ -56,6 +60,37 @@ class ProxySettings(_Section):
     """Which proxies are believed when they say whose request they pass on."""
 
     addresses: Networks = []
+
+
+def _is_proxy(value: SecretStr) -> SecretStr:
+    """Let the URL of an HTTP proxy through."""
+    match = _PROXY.fullmatch(value.get_secret_value())
+    if not match or int(match[1] or 80) > _LAST_PORT:
+        raise PydanticCustomError(
+            "proxy", "must be http://host:port or http://user:password@host:port; percent-encode the password"
+        )
+    return value
+
+
+def _has_authorities(value: Path) -> Path:
+    """Let a file through that has certificates."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=value)
+    except OSError:  # of the file, or of OpenSSL
+        raise PydanticCustomError("authorities", "must be a file with certificates in PEM that can be read") from None
+    return value
+
+
+class OutboundSettings(_Section):
+    """How the service reaches others, which are Plusofon, a relay and webhooks."""
+
+    proxy: Annotated[SecretStr, AfterValidator(_is_proxy)] | None = None
+    ca_file: Annotated[Path, AfterValidator(_has_authorities)] | None = None
+
+    @property
+    def proxy_url(self) -> str | None:
+        """The proxy with its password, if there is one."""
+        return self.proxy.get_secret_value() if self.proxy else None
 
 
 class SandboxSettings(_Section):

@@ -8,6 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import cache, cached_property
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +27,7 @@ from app.settings.fields import (
     AnyCase,
     CommaSeparated,
     FromJson,
-    Origin,
+    PublicUrl,
     Purpose,
     Rub,
     parse_operator_channel,
@@ -55,7 +56,7 @@ from app.settings.sections import (
     TracingSettings,
     WatchSettings,
 )
-from app.settings.serving import ProxySettings, SandboxSettings, TlsSettings
+from app.settings.serving import OutboundSettings, ProxySettings, SandboxSettings, TlsSettings
 from app.settings.words import in_words, name_in, sentence
 from app.tokens import generate_keys
 from app.verification.channel import Channel
@@ -110,7 +111,7 @@ class Settings(BaseSettings):
         "password_reset",
         "login",
     ]
-    public_url: Origin | None = None
+    public_url: PublicUrl | None = None
     channels: Annotated[list[Channel], *CommaSeparated, Field(min_length=1)] | None = None
     operator_channels: Annotated[
         list[Annotated[tuple[str, Channel], PlainValidator(parse_operator_channel)]], *CommaSeparated
@@ -119,6 +120,7 @@ class Settings(BaseSettings):
     warn_balance_rub: Rub = Decimal(100)
     tls: TlsSettings = TlsSettings()
     proxy: ProxySettings = ProxySettings()
+    outbound: OutboundSettings = OutboundSettings()
     plusofon: PlusofonSettings = PlusofonSettings()
     relay: RelaySettings = RelaySettings()
     secret: SecretSettings = SecretSettings()
@@ -239,6 +241,11 @@ class Settings(BaseSettings):
     def _url_of(self, host: str) -> str:
         scheme = "https" if self.tls.cert_file else "http"
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+
+    @property
+    def path_prefix(self) -> str:
+        """The path of ``PUBLIC_URL``, which a proxy strips before it passes a request on: empty, or ``/a/path``."""
+        return urlsplit(self.public_url or "").path
 
     @property
     def names_secret(self) -> bytes:

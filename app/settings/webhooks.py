@@ -11,7 +11,7 @@ from app.settings.fields import is_webhook_secret
 from app.standard_webhooks import parse_secret
 from app.verification.outbox import EventType
 from app.webhooks import WebhookEndpoint
-from app.webhooks.addresses import is_public
+from app.webhooks.addresses import is_private, is_public
 
 _MOST_SECRETS = 5  # a change needs two
 
@@ -21,7 +21,9 @@ def _is_url(value: str) -> str:
     parts = _split(value)
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         raise PydanticCustomError("webhook_url", "must be a URL such as https://shop.example/hooks/phone")
-    if parts.username is not None or parts.fragment:
+    if "%" in parts.hostname:
+        raise PydanticCustomError("webhook_url", "must have a host without percent-encoding")
+    if parts.username is not None or "#" in value:
         raise PydanticCustomError("webhook_url", "must have no password and no # in it; the signature proves who sends")
     return value
 
@@ -84,7 +86,7 @@ def _risks(parts: SplitResult) -> Iterator[tuple[str, str]]:
     if parts.scheme != "https":
         yield "webhook_url", "must begin with https:// in production: it carries phone numbers"
     # Only what is seen without asking: where a name leads is checked whenever a connection is made.
-    if host == "localhost" or ((":" in host or host.rpartition(".")[2].isdecimal()) and not is_public(host)):
+    if is_private(host) or (host.rpartition(".")[2].isdecimal() and not is_public(host)):
         yield "webhook_url", "must not lead to a private address in production"
 
 

@@ -6,11 +6,14 @@ import re
 import secrets
 from collections.abc import Sequence
 
+from app.verification.typed_text import read_digits
+
 MIN_LENGTH = 4
 MAX_LENGTH = 6  # the provider speaks at most six digits
 
-_SEPARATORS = re.compile(r"[\s\-\u2010-\u2015\u2212]+")
 _CODE = re.compile(rf"[0-9]{{{MIN_LENGTH},{MAX_LENGTH}}}")
+# A calling number in full: international (E.164), or Russian or Kazakh with 8, 7 or nothing before its ten digits.
+_CALLER = re.compile(r"(?:\+[0-9]{6,11}|[78]?[3-9][0-9]{5})([0-9]{4})")
 
 
 def make_code(length: int) -> str:
@@ -19,17 +22,21 @@ def make_code(length: int) -> str:
 
 
 def normalize_code(text: str) -> str:
-    """Drop the spaces and dashes that people put into a code.
+    """Return the digits of a typed code; of a whole phone number its last four, which are the code of a flash call.
 
     Raises:
-        ValueError: what remains is not 4 to 6 digits.
+        ValueError: it is neither 4 to 6 digits nor a phone number.
 
     """
-    code = _SEPARATORS.sub("", text)
-    if not _CODE.fullmatch(code):
-        msg = f"a code is {MIN_LENGTH} to {MAX_LENGTH} digits"
-        raise ValueError(msg)
-    return code
+    try:
+        digits = read_digits(text)
+    except ValueError:
+        digits = ""
+    if caller := _CALLER.fullmatch(digits):
+        return caller[1]
+    if not _CODE.fullmatch(digits):
+        raise ValueError(f"a code is {MIN_LENGTH} to {MAX_LENGTH} digits")
+    return digits
 
 
 def derive_key(secret: bytes, label: str) -> bytes:

@@ -7,10 +7,11 @@ import phonenumbers
 from phonenumbers import PhoneNumberType
 
 from app.verification.errors import PhoneNotCallable, PhoneReason
+from app.verification.typed_text import read_digits
 
-# Digits and the punctuation people put between them. Letters are left out on purpose: the parser would read
-# "8 900 CALL NOW" as a vanity number and drop an extension without a word.
-_SPELLING = re.compile(r"[\d\s+().\-/\u2010-\u2015\u2212]{1,32}")
+# A mobile number with both prefixes at once, the international and the national one. It can be no other number: +89 is
+# assigned to no country (ITU-T E.164, list of country codes). Other +8… are: +84 Vietnam, +86 China, +880 Bangladesh.
+_BOTH_PREFIXES = re.compile(r"\+89[0-9]{9}")
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
 _KAZAKH = ("6", "7")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
 
@@ -58,11 +59,11 @@ def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_pre
 
 
 def _parse(text: str) -> phonenumbers.PhoneNumber:
-    if not _SPELLING.fullmatch(text):
-        raise PhoneNotCallable(PhoneReason.INVALID)
+    # Nothing but digits reaches the parser: it would read "8 900 CALL NOW" as a vanity number and drop an extension.
     try:
-        return phonenumbers.parse(text, "RU")
-    except phonenumbers.NumberParseException:
+        digits = read_digits(text)
+        return phonenumbers.parse(digits[1:] if _BOTH_PREFIXES.fullmatch(digits) else digits, "RU")
+    except (ValueError, phonenumbers.NumberParseException):
         raise PhoneNotCallable(PhoneReason.INVALID) from None
 
 

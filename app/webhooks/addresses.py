@@ -47,6 +47,15 @@ def is_public(text: str) -> bool:
     return address.is_global and not address.is_multicast and not any(address in network for network in _SPECIAL)
 
 
+def is_private(host: str) -> bool:
+    """Tell whether a host, by itself and without a look at the DNS, is an address that is not public."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or ":" in host
+    return not is_public(host)
+
+
 def open_public_socket(address: AddrInfoType) -> socket.socket:
     """Make the socket that will be connected to ``address``, if that is public.
 

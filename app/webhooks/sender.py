@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from typing import Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from yarl import URL
 
+from app.outbound import Connector
 from app.verification.outbox import Event
-from app.webhooks.addresses import AddressNotAllowed, open_public_socket
+from app.webhooks.addresses import AddressNotAllowed, is_private, open_public_socket
 from app.webhooks.endpoint import WebhookEndpoint
 
 _BUFFER = 4096  # bytes of an answer's body that are taken from the network; none of them is looked at
@@ -48,6 +51,9 @@ class WebhookSender:
     No proxy and no password of the environment is used, no redirect is followed, no cookie kept. Unless
     ``allow_private`` no connection is made to an address that is not public; any port will do, for the URLs are those
     of the operator's own settings, and before a byte is sent a public address has shown a certificate of its name.
+
+    With a ``proxy`` (``http://[user:password@]host:port``) it is the proxy that looks names up, so it decides which
+    addresses are reached. Only with ``allow_private`` an address that is not public is connected to directly.
     """
 
     _session: aiohttp.ClientSession
@@ -60,18 +66,20 @@ class WebhookSender:
         clock: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
     ) -> None:
         self._allow_private = allow_private
         self._timeout = timeout
         self._clock = clock
         self._resolver = resolver
         self._ssl_context = ssl_context
+        self._proxy = proxy
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(
+        connector = Connector(
             resolver=self._resolver,
             ssl=self._ssl_context or True,
-            socket_factory=None if self._allow_private else open_public_socket,
+            socket_factory=None if self._allow_private or self._proxy else open_public_socket,
             limit=0,  # whoever sends bounds it
             keepalive_timeout=_KEPT_OPEN,
         )
@@ -101,10 +109,8 @@ class WebhookSender:
                 return await self._post(endpoint.url, body, headers)
         except TimeoutError:
             return Attempt(Outcome.TIMEOUT, f"no answer within {self._timeout:g} s")
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, AddressNotAllowed):
-                return Attempt(Outcome.FORBIDDEN, "the host leads to an address that is not public")
-            return Attempt(Outcome.UNREACHABLE, f"no connection: {_reason(error.os_error)}")
+        except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
+            return _no_connection(error)
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             # A kind, no message: that may quote what the receiver sent. ValueError: a URL or an answer beyond reading;
             # RuntimeError: how uvloop tells some failures of a connection.
@@ -112,8 +118,25 @@ class WebhookSender:
 
     async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Attempt:
         # Leaving the block hangs up where the body has not arrived whole, so nobody waits for a long one.
-        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+        target = _verbatim(url)
+        proxy = None if self._allow_private and is_private(target.host or "") else self._proxy
+        async with self._session.post(
+            target, data=body, headers=headers, allow_redirects=False, proxy=proxy
+        ) as response:
             return _judge(response.status)
+
+
+def _verbatim(url: str) -> URL:
+    """Make a URL that is sent byte for byte: a receiver that signs its URLs compares bytes, and ``%2f`` is not ``%2F``.
+
+    All behind the host is the path, the query and its question mark included: yarl would drop an empty query, and
+    writes percent-encodings anew unless it is told that they are done.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    target = rest.removeprefix(authority)
+    path = target if target.startswith("/") else f"/{target}"
+    return URL.build(scheme=scheme.lower(), authority=authority, path=path, encoded=True)
 
 
 def _judge(status: int) -> Attempt:
@@ -124,6 +147,15 @@ def _judge(status: int) -> Attempt:
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         return Attempt(Outcome.REJECTED, f"status {status}: redirects are not followed")
     return Attempt(Outcome.REJECTED, f"status {status}")
+
+
+def _no_connection(error: aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError) -> Attempt:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return Attempt(Outcome.UNREACHABLE, f"no connection: the proxy refused with status {error.status}")
+    if isinstance(error.os_error, AddressNotAllowed):
+        return Attempt(Outcome.FORBIDDEN, "the host leads to an address that is not public")
+    by_proxy = " by the proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+    return Attempt(Outcome.UNREACHABLE, f"no connection{by_proxy}: {_reason(error.os_error)}")
 
 
 def _reason(error: OSError) -> str:

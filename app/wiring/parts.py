@@ -1,5 +1,6 @@
 """Makes the single parts from the settings."""
 
+import ssl
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -7,6 +8,7 @@ from redis.asyncio import Redis
 
 from app.api.auth import ApiKeys
 from app.api.idempotency import Idempotency
+from app.outbound import trust
 from app.settings import OPEN_CLIENT, Mode, Settings, make_endpoints
 from app.store.connection import connect
 from app.store.embedded import EmbeddedServer
@@ -92,7 +94,11 @@ def make_webhooks(settings: Settings, runner: ScriptRunner) -> WebhookDeliverer 
     endpoints = make_endpoints(settings.clients)
     if not endpoints:
         return None
-    sender = WebhookSender(allow_private=settings.mode is Mode.SANDBOX)
+    sender = WebhookSender(
+        allow_private=settings.mode is Mode.SANDBOX,
+        proxy=settings.outbound.proxy_url,
+        ssl_context=trust(ssl.create_default_context(), settings.outbound.ca_file),
+    )
     return WebhookDeliverer(RedisOutbox(runner), endpoints, sender=sender)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import stamina
+from httpx_aiohttp import AiohttpTransport
 
+from app.outbound import make_transport
 from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
@@ -118,8 +120,16 @@ async def open_plusofon(settings: Settings, sandbox: VirtualNetwork | None, stac
             connect_timeout=plusofon.connect_timeout_seconds,
             timeout=plusofon.timeout_seconds,
             max_connections=plusofon.max_connections + _FOR_LOOK_UPS,
+            transport=_transport(settings),
         )
     )
+
+
+def _transport(settings: Settings, max_connections: int = 0) -> AiohttpTransport:
+    """Make the way to a provider: directly in sandbox mode, whose providers are on this machine."""
+    outbound = settings.outbound
+    proxy = None if settings.mode is Mode.SANDBOX else outbound.proxy_url
+    return make_transport(max_connections, proxy=proxy, ca_file=outbound.ca_file)
 
 
 def _plusofon_channels(client: PlusofonClient, hook_urls: CallUrls) -> dict[Channel, CallSender]:
@@ -149,7 +159,7 @@ async def _open_relays(
                 connect_timeout=relay.connect_timeout_seconds,
                 timeout=relay.timeout_seconds,
                 trace_context=tracing.outgoing if tracing else dict,
-                max_connections=settings.plusofon.max_connections + _FOR_LOOK_UPS,
+                transport=_transport(settings, settings.plusofon.max_connections + _FOR_LOOK_UPS),
             )
         )
         for channel in relay.channels

@@ -590,3 +590,14 @@ class TestConstruction:
             PlusofonClient, base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN
         )
         await client.aclose()
+
+
+async def test_the_words_of_a_refusal_are_logged_without_a_number(
+    client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
+) -> None:
+    plusofon.post(CALL).respond(400, json={"message": "The number 89001234567 is wrong"})
+
+    await client.initiate_call(PHONE, PIN, Lang.RU, 2)
+
+    (record,) = [record for record in caplog.records if record.message == "plusofon.call_rejected"]
+    assert vars(record)["detail"] == "The number ••• is wrong"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.e2e.conftest import Demo, free_port, without_cooldowns
 DOCS = Path(__file__).parents[2] / "docs" / "integration"
 PHONE = "+79001234567"
 ANOTHER = "+79009876543"
+THIRD = "+79009876544"
 LANGUAGES = ("curl", "python", "javascript", "go", "php")
 OPENAPI = create_api().openapi()
 
@@ -138,8 +140,15 @@ def run_javascript(demo: Demo, folder: Path) -> None:
             assert events.headers["content-type"].startswith("text/event-stream")
             lines = events.iter_lines()
             assert '"status":"pending"' in next(line for line in lines if line.startswith("data:"))
-            assert browser.post("/sign-up", json={"code": code}).json() == {"say": "Welcome!"}
+            with ThreadPoolExecutor(4) as pool:  # a form that is sent four times at once, as by impatient fingers
+                sent = [pool.submit(browser.post, "/sign-up", json={"code": code}) for _ in range(4)]
+            assert [answer.result().json() for answer in sent] == [{"say": "Welcome!"}] * 4
             assert '"status":"verified"' in next(line for line in lines if line.startswith("data:"))
+        key = {"Idempotency-Key": "one-attempt"}
+        first, second = (browser.post("/sign-up/call", json={"phone": THIRD}, headers=key).json() for _ in range(2))
+        assert first == second
+        assert "resend_in" in first
+        assert calls(demo, THIRD) == 1
         browser.post("/sign-up/call", json={"phone": ANOTHER})
         code = demo.hear(ANOTHER)
         said = [browser.post("/sign-up", json={"code": wrong(code)}).json()["say"] for _ in range(5)]
@@ -444,6 +453,16 @@ def test_what_a_document_names_is_in_the_api(language: str) -> None:
         assert f'"{field}"' in json.dumps(OPENAPI), field
     for slug in filter(None, (part for pair in slugs for part in pair)):
         assert slug in PROBLEM_TYPES, slug
+
+
+@pytest.mark.parametrize("language", [language for language in (*LANGUAGES, "README") if language != "curl"])
+def test_every_table_of_words_has_every_reason_that_a_person_can_do_something_about(language: str) -> None:
+    told = {
+        *("phone-not-callable", "validation-failed", "verification-not-found", "verification-already-used"),
+        *("verification-canceled", "token-expired", "token-invalid", "token-already-redeemed"),
+    }
+    text = (DOCS / f"{language}.md").read_text()
+    assert {slug for slug in told if slug in text} == told
 
 
 def named(path: str) -> str:

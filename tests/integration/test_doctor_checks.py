@@ -1,11 +1,14 @@
 """The checks of ``doctor``, each against a real Redis and a stand-in for the provider that is reached over HTTP."""
 
+import contextlib
 import resource
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -22,11 +25,13 @@ from app.cli.checks import (
     check_redis,
     check_settings,
 )
+from app.outbound import make_transport
 from app.plusofon.client import PlusofonClient
 from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.connection import connect
 from app.store.health import RedisHealth
 from app.tokens import generate_keys
+from tests.contract.test_plusofon_faults import Conversation, NoAddress, answer_each, asking, serving, unheard_of
 from tests.integration.conftest import sandbox_settings
 
 TOKEN = "a-made-up-token"
@@ -58,8 +63,12 @@ async def provider(network: VirtualNetwork) -> AsyncIterator[SandboxServer]:
         yield server
 
 
-async def ask_provider(url: str, token: str = TOKEN) -> list[Finding]:
-    client = PlusofonClient(base_url=url, user_id="7", access_token=token, connect_timeout=0.2, timeout=0.5)
+async def ask_provider(
+    url: str, token: str = TOKEN, transport: httpx.AsyncBaseTransport | None = None
+) -> list[Finding]:
+    client = PlusofonClient(
+        base_url=url, user_id="7", access_token=token, connect_timeout=0.2, timeout=0.5, transport=transport
+    )
     async with client:
         return await check_provider(client, minimum=Decimal(10), warning=Decimal(100))
 
@@ -155,12 +164,6 @@ async def test_a_token_that_is_refused_is_told_without_it(provider: SandboxServe
     assert "another-made-up-token" not in found.told + found.advice
 
 
-async def test_a_provider_that_is_not_there_is_told() -> None:
-    (found,) = await ask_provider("http://127.0.0.1:1")
-
-    assert (found.result, found.told) == (Result.WRONG, "not reached, or its answer made no sense")
-
-
 @pytest.mark.parametrize(("rub", "result"), [("9.99", Result.WRONG), ("99.99", Result.DOUBTFUL), ("100", Result.FINE)])
 async def test_the_balance_is_held_against_both_bounds(
     provider: SandboxServer, network: VirtualNetwork, rub: str, result: Result
@@ -190,3 +193,104 @@ def test_as_many_files_as_listeners_may_be_open(redis_url: str) -> None:
     assert _files(settings, 1024).result is Result.DOUBTFUL
     assert _files(settings, 1200).result is Result.FINE
     assert _files(settings, resource.RLIM_INFINITY).result is Result.FINE
+
+
+def _refused() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+async def test_a_provider_that_refuses_the_connection_is_told_apart() -> None:
+    (found,) = await ask_provider(_refused())
+    assert (found.result, found.told) == (Result.WRONG, "not reached: the connection was refused")
+
+
+async def test_a_provider_whose_name_is_not_found_is_told_apart() -> None:
+    transport = asking(NoAddress())
+    (found,) = await ask_provider("http://plusofon.test", transport=transport)
+    assert (found.result, found.told) == (Result.WRONG, "not reached: its name is not found in the DNS")
+
+
+async def test_a_provider_that_is_never_connected_to_is_told_apart() -> None:
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # a full backlog swallows connections as a firewall does
+            filler = sockets.enter_context(socket.socket())
+            filler.settimeout(0)
+            filler.connect_ex(listener.getsockname())
+        (found,) = await ask_provider(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    assert found.result is Result.WRONG
+    assert found.told == "not reached: no connection was made in time (PLUSOFON_CONNECT_TIMEOUT_SECONDS)"
+    assert "firewall" in found.advice
+
+
+async def test_a_provider_whose_certificate_is_not_trusted_is_told_apart() -> None:
+    async with serving(answer_each, tls=unheard_of()) as server:
+        (found,) = await ask_provider(f"https://127.0.0.1:{server.port}")
+    assert found.told == (
+        "not reached: TLS failed, for its certificate is not trusted (unable to get local issuer certificate)"
+    )
+    assert "OUTBOUND_CA_FILE" in found.advice
+
+
+async def test_a_provider_that_speaks_no_tls_is_told_apart() -> None:
+    async def speak(conversation: Conversation) -> None:
+        await conversation.read_some()
+        await conversation.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serving(speak) as server:
+        (found,) = await ask_provider(f"https://127.0.0.1:{server.port}")
+    assert found.told.startswith("not reached: TLS failed (")
+
+
+async def test_a_provider_that_does_not_answer_in_time_is_told_apart() -> None:
+    async def swallow(conversation: Conversation) -> None:
+        await conversation.wait_for_the_client_to_leave()
+
+    async with serving(swallow) as server:
+        (found,) = await ask_provider(server.url)
+    assert found.told == "connected, but no answer came in time (PLUSOFON_TIMEOUT_SECONDS)"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", b""]
+)
+async def test_an_answer_without_sense_is_told_apart(answer: bytes) -> None:
+    async def reply(conversation: Conversation) -> None:
+        await conversation.read_request()
+        await conversation.send(answer)
+
+    async with serving(reply) as server:
+        (found,) = await ask_provider(server.url)
+    assert found.told.startswith("connected, but its answer made no sense (")
+    assert TOKEN not in found.told + found.advice
+
+
+async def test_a_provider_that_takes_no_requests_now_is_reached() -> None:
+    async def reply(conversation: Conversation) -> None:
+        await conversation.read_request()
+        await conversation.answer(b"{}", status=b"429 Too Many Requests")
+
+    async with serving(reply) as server:
+        (found,) = await ask_provider(server.url)
+    assert found.told == "reached, but it takes no requests now"
+
+
+@pytest.mark.parametrize(("status", "advice"), [(407, "user and password"), (403, "allow the host")])
+async def test_a_proxy_that_refuses_is_told_apart(status: int, advice: str) -> None:
+    async def refuse(conversation: Conversation) -> None:
+        await conversation.read_request()
+        await conversation.send(b"HTTP/1.1 %d No\r\n\r\n" % status)
+
+    async with serving(refuse) as proxy:
+        (found,) = await ask_provider("https://restapi.plusofon.test", transport=make_transport(proxy=proxy.url))
+    assert found.told == f"not reached: the proxy refuses to connect (status {status})"
+    assert advice in found.advice
+
+
+async def test_a_proxy_that_is_not_there_is_told_apart() -> None:
+    (found,) = await ask_provider("https://restapi.plusofon.test", transport=make_transport(proxy=_refused()))
+    assert found.told == "not reached: the proxy is not reached (Connection refused)"

@@ -143,8 +143,8 @@ async def test_the_docs_page_loads_nothing_from_another_host_and_runs_nothing_in
     assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(assets) == 6
     for asset in assets:
-        assert asset.startswith("/")
-        assert (await api.get(asset)).status_code == 200
+        assert not asset.startswith("/")  # relative: a proxy may have put the page under a prefix
+        assert (await api.get(f"/{asset}")).status_code == 200
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert "unsafe" not in page.headers["Content-Security-Policy"]

@@ -33,9 +33,24 @@ def test_spaces_and_dashes_are_dropped(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "123", "1234567", "12a4", "\u0661\u0662\u0663\u0664", "1234\n5678", "+12345", "1_234"]
+    "text",
+    ["", "123", "1234567", "12345678", "123456789", "123456789012", "12a4", "1234\n5678", "+12345", "1_234", "12,345"],
 )
 def test_what_is_not_four_to_six_digits_is_no_code(text: str) -> None:
+    with pytest.raises(ValueError, match="4 to 6 digits"):
+        normalize_code(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["+79990001234", "8 (999) 000-12-34", "79990001234", "999 000 12 34", "+375 29 000-12-34", "+7\u200b9990001234"],
+)
+def test_the_whole_number_of_a_flash_call_counts_by_its_last_four_digits(text: str) -> None:
+    assert normalize_code(text) == "1234"
+
+
+@pytest.mark.parametrize("text", ["1234567890", "12345678901", "00000000000"])
+def test_ten_digits_that_no_phone_has_are_no_code(text: str) -> None:
     with pytest.raises(ValueError, match="4 to 6 digits"):
         normalize_code(text)
 

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.outbound import Reason
 from app.verification.errors import StoreFailure
 
 ROOT = Path(__file__).parents[2]
@@ -74,3 +75,19 @@ def test_each_reason_why_redis_fails_has_a_row() -> None:
     runbook = OPERATIONS.partition("### Redis down")[2].partition("\n### ")[0]
 
     assert re.findall(r"^\| `(\w+)` \|", runbook, re.MULTILINE)[1:] == list(StoreFailure)
+
+
+def test_every_event_named_in_a_runbook_is_logged() -> None:
+    logged = set(
+        re.findall(r'"([a-z_]+\.[a-z_]+)"', "\n".join(file.read_text() for file in (ROOT / "app").rglob("*.py")))
+    )
+
+    named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", OPERATIONS.partition("## Runbooks")[2]))
+
+    assert {"plusofon.not_reached", "plusofon.call_rejected", "call.unconfirmed"} <= named
+    assert named <= logged, named - logged
+
+
+def test_every_reason_of_a_connection_that_was_not_made_is_named() -> None:
+    runbook = OPERATIONS.partition("### Provider errors")[2].partition("\n### ")[0]
+    assert all(f"`{reason}`" in runbook for reason in Reason)

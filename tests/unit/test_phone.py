@@ -26,6 +26,7 @@ DENIED = ("+7940", "+7998")
         "\u00a0+7\u00a0900\u00a01234567 ",
         "\uff18 \uff19\uff10\uff10 1234567",
         "+7.900.123.45.67",
+        "+8 900 123-45-67",  # +89 is no country's, so that it can only be 8 900
     ],
 )
 def test_any_human_spelling_is_the_same_number(text: str) -> None:
@@ -44,6 +45,8 @@ def test_any_human_spelling_is_the_same_number(text: str) -> None:
         ("+79001234567 ext. 5", PhoneReason.INVALID),
         ("+79001234567;ext=5", PhoneReason.INVALID),
         ("tel:+79001234567", PhoneReason.INVALID),
+        ("+79001234567,5", PhoneReason.INVALID),
+        ("8900+1234567", PhoneReason.INVALID),
         ("+" * 32, PhoneReason.INVALID),
         ("9" * 33, PhoneReason.INVALID),
         ("+79001234567\x00", PhoneReason.INVALID),
@@ -52,6 +55,12 @@ def test_any_human_spelling_is_the_same_number(text: str) -> None:
         ("+7 600 123 45 67", PhoneReason.COUNTRY),
         ("+1 202 555 01 23", PhoneReason.COUNTRY),
         ("+380 50 123 45 67", PhoneReason.COUNTRY),
+        ("+8 800 555 35 35", PhoneReason.COUNTRY),
+        ("+8 495 123-45-67", PhoneReason.COUNTRY),
+        ("+8 10 7 900 123 45 67", PhoneReason.COUNTRY),
+        ("+880 1712 345678", PhoneReason.COUNTRY),
+        ("+8 900 123 45 6", PhoneReason.INVALID),
+        ("+8 900 123 45 678", PhoneReason.INVALID),
         ("88001234567", PhoneReason.TYPE),
         ("+78091234567", PhoneReason.TYPE),
         ("+7 495 123-45-67", PhoneReason.TYPE),

@@ -26,6 +26,7 @@ SECRETS = {
     "REDIS_URL": "rediss://verify:not-a-real-password@redis.example:6379/0",
     "RELAY_URL": "https://calls.example/made-up-path",
     "RELAY_SECRET": "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
+    "OUTBOUND_PROXY": "http://verify:not-a-real-password@proxy.example:3128",
     "TEST_NUMBERS": "+79001234567=1234@2099-01-31",
     "TRACING_ENDPOINT": "https://traces.example/made-up-key",
     "SANDBOX_ACCESS_TOKEN": "made-up-sandbox-token",

@@ -78,8 +78,11 @@ def test_nor_is_one_in_the_settings_of_a_client(monkeypatch: pytest.MonkeyPatch,
         ("CLIENTS", '{"sandbox": {"call_per_day": 1}}', "CLIENTS: sandbox.call_per_day is unknown."),
         (
             "PUBLIC_URL",
-            "https://verify.example/path",
-            "PUBLIC_URL must be https://host or http://host, without a path and a user name.",
+            "https://me@verify.example/path?query",
+            (
+                "PUBLIC_URL must be https://host or https://host/path, without a user name; the path of letters, digits"
+                " and . _ ~ -."
+            ),
         ),
         (
             "RELAY_URL",

@@ -55,7 +55,7 @@ class NewFaults(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"share": 0.3}]})
 
     share: _Share
-    kinds: _Kinds = list(Fault)
+    kinds: _Kinds | None = Field(None, description="What can happen to them; all of it if left out.")
     seed: int | None = Field(None, description="The same seed draws the same faults again.")
 
 
@@ -85,5 +85,5 @@ def add_controls(router: APIRouter, network: VirtualNetwork) -> None:
 
         In `closed_after`, `delayed`, `stalled` and `malformed` the call is placed all the same.
         """
-        network.faults = Faults(share=faults.share, kinds=tuple(faults.kinds), seed=faults.seed)
+        network.faults = Faults(share=faults.share, kinds=tuple(faults.kinds or Fault), seed=faults.seed)
         return await read_sandbox_faults()

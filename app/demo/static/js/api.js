@@ -25,9 +25,10 @@ export async function send(method, path, { body, headers = {} } = {}) {
   return { ok: answer.status >= 200 && answer.status < 300, status: answer.status, body: answer.answered };
 }
 
+// The path is taken from where the page is, for a proxy may have put the service under a prefix.
 async function exchange({ method, path, headers, body }) {
   try {
-    const response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+    const response = await fetch(`.${path}`, { method, headers, body: body && JSON.stringify(body) });
     const text = await response.text();
     return { status: response.status, answered: parse(text), told: notable(response.headers) };
   } catch {

@@ -3,6 +3,9 @@
 import { make } from "./dom.js";
 import { t } from "./i18n.js";
 
+/** The digits of a text in ASCII: fullwidth ones as NFKC has them, Arabic and Persian ones by the end of their code point. */
+const digitsOf = (text) => text.normalize("NFKC").replace(/[\u0660-\u0669\u06f0-\u06f9]/g, (digit) => digit.charCodeAt(0) & 15).replace(/\D/g, "");
+
 /** Fill `group` with boxes. `complete` is called with the code when its last digit is typed. */
 export function createBoxes(group, complete) {
   let boxes = [];
@@ -38,7 +41,7 @@ export function createBoxes(group, complete) {
 
   /** Put what was typed or pasted into this box and those after it; a whole code begins at the first. */
   function spread(index, text) {
-    const digits = [...text.replace(/\D/g, "")];
+    const digits = [...digitsOf(text)];
     const from = digits.length >= boxes.length ? 0 : index;
     boxes[index].value = "";
     digits.slice(0, boxes.length - from).forEach((digit, offset) => { boxes[from + offset].value = digit; });
@@ -57,7 +60,7 @@ export function createBoxes(group, complete) {
     } else if (key === "ArrowLeft" || key === "ArrowRight") {
       event.preventDefault();
       boxes[index + (key === "ArrowLeft" ? -1 : 1)]?.focus();
-    } else if (key.length === 1 && !/\d/.test(key) && !event.ctrlKey && !event.metaKey && !event.altKey && key !== " ") {
+    } else if (key.length === 1 && !digitsOf(key) && !event.ctrlKey && !event.metaKey && !event.altKey && key !== " ") {
       event.preventDefault();
     }
   }

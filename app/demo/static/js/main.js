@@ -8,7 +8,7 @@ import { createPhone } from "./phone.js";
 import { createScenario } from "./scenario.js";
 import { createSession } from "./session.js";
 
-const { channels, events } = await (await fetch("/demo/config.json")).json();
+const { channels, events } = await (await fetch("./demo/config.json")).json();
 
 onLanguage(() => {
   translate();

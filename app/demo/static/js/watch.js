@@ -33,7 +33,7 @@ function poll(id, { changed, gone }) {
 
 function listen(id, { changed, gone }) {
   const path = `/verify/${id}/events`;
-  const source = new EventSource(path);
+  const source = new EventSource(`.${path}`);
   const began = performance.now();
   let stop = () => source.close();
 

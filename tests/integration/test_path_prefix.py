@@ -1,0 +1,123 @@
+"""The service behind a proxy that strips a path prefix, as ``PUBLIC_URL`` says."""
+
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+from asgi_lifespan import LifespanManager
+from redis.asyncio import Redis
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.main import create_app
+from app.plusofon.sandbox import SandboxServer, VirtualNetwork
+from app.verification.channel import Channel
+from tests.integration.conftest import PACE, sandbox_settings
+from tests.integration.test_three_channels import BEELINE, Door, World
+
+PREFIXES = ["/verify-service", "/verify", "/a/b.c~d"]  # the second is how the API's own paths begin
+
+
+class StrippingProxy:
+    """Passes on what begins with the prefix, without it; anything else belongs to another site."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(self.prefix + "/"):
+            await PlainTextResponse("another site", 418)(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(self.prefix)
+        await self.app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+
+@pytest.fixture(params=PREFIXES)
+def prefix(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def world(redis: Redis, redis_url: str, prefix: str) -> AsyncIterator[World]:
+    """The service behind the proxy, at a real port, because the provider's hooks go there."""
+    network, door = VirtualNetwork(pace=PACE), Door()
+    async with SandboxServer(door) as server:
+        settings = sandbox_settings(
+            redis_url,
+            public_url=f"{server.url}{prefix}/",
+            channels=list(Channel),
+            plusofon={"hook_delay_seconds": 0},
+        )
+        async with LifespanManager(create_app(settings, network)) as manager:
+            door.app = StrippingProxy(manager.app, prefix)
+            async with httpx.AsyncClient(base_url=f"{server.url}{prefix}", timeout=5) as api:
+                yield World(api, network)
+
+
+@pytest.mark.parametrize("page", ["/demo", "/docs"])
+async def test_a_page_finds_all_that_it_needs(world: World, page: str) -> None:
+    answer = await world.api.get(page)
+    assert answer.status_code == 200
+    links = re.findall(r'(?:src|href)="([^"#]+)"', answer.text)
+    assert len(links) >= 5
+    for link in links:
+        found = await world.api.get(urljoin(str(answer.url), link))
+        assert found.status_code == 200, link
+
+
+async def test_the_scripts_of_the_pages_ask_for_nothing_from_the_root(world: World) -> None:
+    """What they ask for is relative to the page; ``send`` and the stream put the dot before the path."""
+    scripts = ["/docs/page.js", *(f"/demo/js/{name}.js" for name in ("main", "api", "watch"))]
+    for script in scripts:
+        text = (await world.api.get(script)).text
+        asked = re.findall(r"(?:\bfetch\(|\bEventSource\(|\burl: )([`\"][^`\"]*|\w+)", text)
+        assert asked, script
+        assert not [what for what in asked if what[1:2] == "/" or what in {"path", "url"}], script
+    assert "location.origin" not in (await world.api.get("/demo/js/curl.js")).text
+    assert (await world.api.get("/demo/config.json")).json()["events"] is True
+
+
+async def test_the_description_names_the_prefix_as_the_server(world: World, prefix: str) -> None:
+    assert (await world.api.get("/openapi.json")).json()["servers"] == [{"url": prefix}]
+
+
+async def test_a_location_leads_to_what_was_made(world: World, prefix: str) -> None:
+    started = await world.api.post("/verify/start", json={"phone": BEELINE}, headers={"Idempotency-Key": "one"})
+    again = await world.api.post("/verify/start", json={"phone": BEELINE}, headers={"Idempotency-Key": "one"})
+
+    assert (
+        again.headers["Location"] == started.headers["Location"] == f"{prefix}/verify/{again.json()['verification_id']}"
+    )
+    found = await world.api.get(urljoin(str(started.url), started.headers["Location"]))
+    assert found.json()["verification_id"] == started.json()["verification_id"]
+
+
+async def test_the_root_leads_to_the_page(world: World, prefix: str) -> None:
+    answer = await world.api.get("/")
+    assert (answer.status_code, answer.headers["Location"]) == (307, f"{prefix}/demo")
+
+
+async def test_the_hook_of_a_reverse_call_arrives(world: World) -> None:
+    started = await world.start(BEELINE, channel="reverse_call")
+    await world.dial(BEELINE, started["dial"])
+    assert (await world.verified(started))["verified"] is True
+
+
+async def test_a_problem_stays_what_it_is(world: World) -> None:
+    answer = await world.api.get("/verify/vrf_00")
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/verification-not-found")
+    assert (await world.api.get("/no/such/page")).status_code == 404
+
+
+async def test_without_a_path_in_the_url_nothing_is_prefixed(redis: Redis, redis_url: str) -> None:
+    app = create_app(sandbox_settings(redis_url, public_url="http://verify"), VirtualNetwork(pace=PACE))
+    async with (
+        LifespanManager(app) as manager,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as api,
+    ):
+        started = await api.post("/verify/start", json={"phone": BEELINE})
+        assert started.headers["Location"] == f"/verify/{started.json()['verification_id']}"
+        assert "servers" not in (await api.get("/openapi.json")).json()

@@ -1,0 +1,107 @@
+"""What a body may be besides the JSON of the documentation, and what an error never repeats of it."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+PHONE = "+79001234567"
+JSON = {"Content-Type": "application/json"}
+
+
+def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in schema:
+        schema = root["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def allows_null(schema: dict[str, Any], root: dict[str, Any]) -> bool:
+    schema = resolve(schema, root)
+    return schema.get("type") == "null" or any(allows_null(part, root) for part in schema.get("anyOf", ()))
+
+
+async def test_every_optional_field_of_every_body_may_be_null(api: httpx.AsyncClient) -> None:
+    """Each is sent as null to its route; whatever else is wrong with the request, the null is not."""
+    root = (await api.get("/openapi.json")).json()
+    tried = []
+    for path, operations in root["paths"].items():
+        for method, operation in operations.items():
+            if "requestBody" not in operation:
+                continue
+            body = resolve(operation["requestBody"]["content"]["application/json"]["schema"], root)
+            for name, schema in body["properties"].items():
+                if name in body.get("required", ()):
+                    continue
+                answer = await api.request(method, path, json={name: None})
+                wrong = {error["pointer"] for error in answer.json().get("errors", ())}
+                assert allows_null(schema, root), f"{method} {path}: {name}"
+                assert f"#/{name}" not in wrong, f"{method} {path}: {name}"
+                tried.append((path, name))
+    assert {("/verify/start", "purpose"), ("/verify/start", "lang"), ("/sandbox/faults", "kinds")} <= set(tried)
+
+
+async def test_null_means_left_out(api: httpx.AsyncClient) -> None:
+    nothing = dict.fromkeys(["purpose", "channel", "channels", "lang", "client_ip"])
+    started = (await api.post("/verify/start", json={"phone": PHONE, **nothing})).json()
+    assert (started["purpose"], started["channel"], started["phone"]) == ("phone_verification", "voice", "+7900•••4567")
+
+    faults = await api.put("/sandbox/faults", json={"share": 0.5, "kinds": None, "seed": None})
+    assert len(faults.json()["kinds"]) > 1
+
+
+async def test_a_required_or_unknown_field_may_not_be_null(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/verify/start", json={"phone": None, "unheard_of": None})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["#/phone", "#/unheard_of"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+async def test_a_byte_order_mark_before_json_is_read_over(api: httpx.AsyncClient, encoding: str) -> None:
+    started = await api.post("/verify/start", content=json.dumps({"phone": PHONE}).encode(encoding), headers=JSON)
+    redeemed = await api.post(
+        "/verify/token/redeem", content=json.dumps({"token": "x", "purpose": "login"}).encode(encoding), headers=JSON
+    )
+
+    assert started.status_code == 201
+    assert redeemed.json()["type"] == "/problems/token-invalid"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"\xff\xfe{", b"\xef\xbb{}", b"\xff"]
+)
+async def test_what_is_no_json_behind_a_mark_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
+    answer = await api.post("/verify/start", content=content, headers=JSON)
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/validation-failed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        PHONE,
+        "8 (900) 123-45-67",
+        "code=123456",
+        "1234",
+        "12\u200b34",
+        "\u0661\u0662\u0663\u0664",
+        "\u00b9\u00b2\u00b3\u2074",
+        "\u2460\u2461\u2462\u2463",
+        "phone_79001234567",
+        "7-9-0-0",
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/verify/start"), ("POST", "/verify/token/redeem"), ("PUT", "/sandbox/account")]
+)
+async def test_an_unknown_field_named_like_a_number_is_not_repeated(
+    api: httpx.AsyncClient, method: str, path: str, name: str
+) -> None:
+    answer = await api.request(method, path, json={name: "x"})
+
+    assert {"pointer": "#/•••", "detail": "is not known here"} in answer.json()["errors"]
+    assert name not in json.dumps(answer.json(), ensure_ascii=False)
+
+
+async def test_any_other_unknown_field_is_named(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/verify/start", json={"phone": PHONE, "phone_2": 1, "a/b~c": 1, "utm_2026": 1})
+    pointers = [error["pointer"] for error in answer.json()["errors"]]
+    assert pointers == ["#/phone_2", "#/a~1b~0c", "#/•••"]

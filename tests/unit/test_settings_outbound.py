@@ -1,0 +1,69 @@
+"""The settings of the way to others: what they accept, and what they never show."""
+
+from pathlib import Path
+
+import pytest
+import trustme
+
+from app.settings import SettingsError, load_settings, shown_settings
+
+
+def load(**outbound: object) -> object:
+    return load_settings(mode="sandbox", outbound=outbound, _env_file=None).outbound
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://proxy.example:3128",
+        "http://proxy:3128/",
+        "http://10.0.0.1",
+        "http://[2001:db8::1]:8080",
+        "http://user:p%40ss%2Fword@proxy.example:3128",
+        "http://DOMAIN%5Cuser:x@proxy.example:3128",
+    ],
+)
+def test_the_url_of_a_proxy_is_accepted(url: str) -> None:
+    settings = load_settings(mode="sandbox", outbound={"proxy": url}, _env_file=None)
+    assert settings.outbound.proxy_url == url
+    assert "p%40ss" not in str(shown_settings(settings)) + repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "proxy.example:3128",
+        "https://proxy.example:3128",
+        "socks5://proxy.example:1080",
+        "http://proxy.example:99999",
+        "http://proxy.example:port",
+        "http://proxy.example:3128/path",
+        "http://proxy.example:3128?x",
+        "http://user:pa@ss@proxy.example:3128",
+        "http://user:pa/ss@proxy.example:3128",
+        "http://proxy.example:3128\n",
+        "http://",
+    ],
+)
+def test_what_is_no_url_of_a_proxy_is_told_without_it(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(proxy=url)
+    assert caught.value.sentences == [
+        "OUTBOUND_PROXY must be http://host:port or http://user:password@host:port; percent-encode the password."
+    ]
+
+
+def test_a_file_with_an_authority_is_accepted(tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    assert load_settings(mode="sandbox", outbound={"ca_file": tmp_path / "ca.pem"}, _env_file=None).outbound.ca_file
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", b"\xff\xfe\x00"])
+def test_a_file_without_one_is_a_mistake(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    for wrong in (path, tmp_path):
+        with pytest.raises(SettingsError) as caught:
+            load(ca_file=wrong)
+        assert caught.value.sentences == ["OUTBOUND_CA_FILE must be a file with certificates in PEM that can be read."]
