@@ -86,9 +86,12 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @contextlib.asynccontextmanager
 async def proxying(port: int, tunnel: Tunnel | None = None, credentials: str = "") -> AsyncIterator[Proxy]:
     proxy = Proxy(port, tunnel)
-    async with await asyncio.start_server(proxy.accept, "127.0.0.1", 0) as listener:
-        proxy.url = f"http://{credentials}127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
+    proxy.url = f"http://{credentials}127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    try:
         yield proxy
+    finally:
+        listener.close()
         await proxy.stop()
 
 
