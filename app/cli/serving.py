@@ -14,8 +14,9 @@ import typer
 import uvicorn
 
 from app.cli.common import settings_with
-from app.cli.protocol import BoundedHttp
 from app.cli.worker import make_app_of
+from app.server.connections import HttpLimits
+from app.server.http_protocol import HttpServer
 from app.settings import Mode, Settings, SettingsError, shown_settings, unknown_settings
 from app.telemetry.exposition import shared_between_workers
 from app.telemetry.logging import configure_logging
@@ -23,6 +24,7 @@ from app.telemetry.logging import configure_logging
 log = logging.getLogger(__name__)
 
 _WORKER = "app.cli.worker:make_app"
+_OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
@@ -121,15 +123,19 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": BoundedHttp,
+        "http": HttpServer(
+            limits=HttpLimits(reserved_descriptors=_OWN_DESCRIPTORS + 2 * settings.plusofon.max_connections),
+            cert_file=settings.tls.cert_file,
+            key_file=settings.tls.key_file,
+        ),
+        "ws": "none",
         "lifespan": "on",
         "log_config": None,
         "access_log": False,  # the service writes a line of its own for each request
         "server_header": False,
         "proxy_headers": bool(proxies),
         "forwarded_allow_ips": proxies,
-        "ssl_certfile": settings.tls.cert_file,
-        "ssl_keyfile": settings.tls.key_file,
+        "timeout_keep_alive": settings.keep_alive_seconds,
         "timeout_graceful_shutdown": ceil(settings.longest_request.total_seconds()),
     }
 
