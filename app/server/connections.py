@@ -50,7 +50,8 @@ class Connections:
 
     A connection waits for its peer while a request has not come whole, and while an answer is not taken. What waits is
     bounded by ``max_waiting``, and all of them by the descriptors of the process; beyond either bound the one that has
-    waited longest is closed, so that strangers who hold connections cannot keep others out.
+    waited longest is closed, so that strangers who hold connections cannot keep others out. Nor can those who ask all
+    the time: when connections are scarce, each is closed with its next answer.
     """
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -64,6 +65,11 @@ class Connections:
         self._checks: asyncio.TimerHandle | None = None
         self._unreported: Counter[tuple[str, str]] = Counter()
         self._reported_at: dict[tuple[str, str], float] = {}
+
+    @property
+    def are_scarce(self) -> bool:
+        """Whether more than half of all that are possible are being served, so that each should be given up soon."""
+        return len(self.all) - len(self.waiting) > self._max / 2
 
     def add(self, connection: Connection) -> None:
         """Take a new connection, which waits for its peer, and close the one that waits longest if that is too many."""

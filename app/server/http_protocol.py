@@ -23,7 +23,6 @@ from app.server.tls import TlsCodec, TlsError
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 16 * 1024
-_received = memoryview(bytearray(_READ_BYTES))  # for all connections: what is read is copied out of it at once
 
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -42,6 +41,7 @@ class HttpServer:
     ) -> None:
         self._make = partial(HttpServer, limits=limits, cert_file=cert_file, key_file=key_file)
         self.connections = Connections(limits or HttpLimits())
+        self.buffer = memoryview(bytearray(_READ_BYTES))  # for all: what is read is copied out of it at once
         self.tls: ssl.SSLContext | None = None
         if cert_file:
             self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -76,7 +76,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.loop = asyncio.get_running_loop()
         self.write_paused = False
         self.eof = False  # the peer sends nothing more, but may still read
-        self._connections = server.connections
+        self.connections = server.connections
+        self._buffer = server.buffer
         self._limits = server.connections.limits
         self._tls = TlsCodec(server.tls) if server.tls else None
         self._app: ASGIApp = config.loaded_app
@@ -110,13 +111,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "root_path": self._root_path,
         }
         self.state.connections.add(self)  # type: ignore[arg-type] # uvicorn's own classes are named there
-        self._connections.add(self)
+        self.connections.add(self)
         self._wait(self._limits.request_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason changes nothing
         """Tell the application, whose answer nobody takes any more."""
         self.state.connections.discard(self)
-        self._connections.remove(self)
+        self.connections.remove(self)
         self._data = b""
         if self._request:
             self._request.disconnect()
@@ -138,8 +139,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def drop(self, reason: str) -> None:
         """Close the connection at once; what is not sent yet is lost."""
-        self._connections.report("http.connection_dropped", reason)
-        self._connections.remove(self)
+        self.connections.report("http.connection_dropped", reason)
+        self.connections.remove(self)
         self.transport.abort()
 
     def _close(self) -> None:
@@ -150,7 +151,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _say_goodbye(self) -> None:
         if self._tls and not self.transport.is_closing():
-            self.transport.write(self._tls.goodbye())
+            self._write_out(self._tls.goodbye())
 
     # Deadlines
 
@@ -185,13 +186,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - a hint
         """Lend the buffer to read into."""
-        return _received
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        data = bytes(_received[:nbytes])
+        data = bytes(self._buffer[:nbytes])
         if not self._tls:
-            self.data_received(data)
+            self._receive(data)
         elif not self.transport.is_closing():
             self._tls_received(self._tls, data)
 
@@ -200,20 +201,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
         try:
             data = tls.decrypt(data)
         except TlsError:
-            self.transport.write(tls.pending())
+            self._write_out(tls.pending())
             self.transport.close()
-            self._connections.report("http.connection_dropped", "tls")
+            self.connections.report("http.connection_dropped", "tls")
             return
-        if pending := tls.pending():
-            self.transport.write(pending)
+        self._write_out(tls.pending())
         if tls.is_ready and not was_ready:
             self._wait(self._limits.request_seconds)
         if data:
-            self.data_received(data)
+            self._receive(data)
         if tls.eof and not self.eof and not self.eof_received():
             self._close()
 
-    def data_received(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         """Take more of a request; while one is answered, keep it for later and read no further."""
         if self._lingering is not None:
             self._lingering -= len(data)
@@ -293,7 +293,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         request.add_body(body)
         if request.is_whole:
             self._deadline = None
-            self._connections.waiting.pop(self, None)
+            self.connections.waiting.pop(self, None)
             if self._data:
                 self._pause_reading()
         elif len(request.unread) > self._limits.body_buffer_bytes:
@@ -303,15 +303,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send data."""
-        if self._tls:
-            data = self._tls.encrypt(data)
-        self._written += len(data)
-        self.transport.write(data)
+        self._write_out(self._tls.encrypt(data) if self._tls else data)
+
+    def _write_out(self, data: bytes) -> None:
+        if data:
+            self._written += len(data)
+            self.transport.write(data)
 
     def pause_writing(self) -> None:
         """Wait for the peer to take what is written, before anything more is."""
         self.write_paused = True
-        self._connections.waiting[self] = None
+        self.connections.waiting[self] = None
 
     def resume_writing(self) -> None:
         """Go on with the answer, or with the next request."""
@@ -319,7 +321,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         request = self._request
         if request:
             if request.is_whole:
-                self._connections.waiting.pop(self, None)
+                self.connections.waiting.pop(self, None)
             request.wake()
             if request.is_answered:
                 self.answered(request)
@@ -335,7 +337,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._close()
         else:
             self._begun = self._skipped_crlf = False
-            self._connections.waiting[self] = None
+            self.connections.waiting[self] = None
             self._wait(self._keep_alive_seconds)
             if self._data:
                 self._read_request()
@@ -354,7 +356,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _refuse(self, status: HTTPStatus) -> None:
         """Answer in the application's place, unless it has begun to, and close the connection."""
-        self._connections.report("http.request_rejected", f"{status.value}")
+        self.connections.report("http.request_rejected", f"{status.value}")
         request, self._request = self._request, None
         if request:
             request.disconnect()
@@ -370,7 +372,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """
         self._data = b""
         self._lingering = self._limits.linger_bytes
-        self._connections.waiting[self] = None
+        self.connections.waiting[self] = None
         self.state.connections.discard(self)  # uvicorn need not wait for it
         self._wait(self._limits.linger_seconds)
         self.resume_reading()
@@ -488,7 +490,7 @@ class _Request:
             else:
                 self._is_chunked = True
                 lines.append(b"transfer-encoding: chunked\r\n")
-        self.keep_alive = self.keep_alive and self.is_whole
+        self.keep_alive = self.keep_alive and self.is_whole and not self._protocol.connections.are_scarce
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         self._unsent_head = b"".join(lines) + CRLF

@@ -13,8 +13,8 @@ class TlsError(Exception):
 class TlsCodec:
     """The server's side of TLS: what comes is decrypted, what goes is encrypted, and nothing waits for anything.
 
-    The loops' own TLS is a transport that hides the socket: its handshake, what it has not sent, and the end of what
-    the peer sends; that of uvloop also holds 256 KiB for each connection.
+    The event loops' own TLS is a transport that hides the socket: its handshake, what it has not sent, and the end of
+    what the peer sends.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:

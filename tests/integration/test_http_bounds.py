@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from app.server.http_protocol import HttpProtocol
 from tests.http_peer import HASTY, SOON, Echo, patient, served, statuses
@@ -293,6 +294,29 @@ async def test_a_request_in_progress_is_not_closed_for_newcomers() -> None:
         async with asyncio.timeout(SOON):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
         assert len(it.connections.all) <= 3
+
+
+async def test_while_most_connections_are_served_each_is_closed_with_its_answer() -> None:
+    gate = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await gate.wait()
+        await Echo()(scope, receive, send)
+
+    async with served(slow, limits=patient()) as it:
+        it.connections._max = 4
+        for count, is_kept in ((2, True), (3, False)):
+            gate.clear()
+            peers = [await it.connect() for _ in range(count)]
+            for _, writer in peers:
+                writer.write(WHOLE)
+            await asyncio.sleep(0.05)
+            gate.set()
+            heads = [await reader.readuntil(b"\r\n\r\n") for reader, _ in peers]
+            assert (b"connection: close" not in heads[0]) is is_kept
+            for _, writer in peers:
+                writer.transport.abort()
+            await it.until_none_is_open()
 
 
 async def refuse(scope: object, receive: object, send: object) -> None:
