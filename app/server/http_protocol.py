@@ -1,10 +1,8 @@
 """One connection: reads one HTTP/1.1 request at a time, hands it to the application (ASGI), and writes the answer."""
 
 import asyncio
-import logging
 import secrets
 import ssl
-from collections.abc import Iterable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -12,21 +10,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Scope
 from uvicorn.server import ServerState
 
 from app.api.problems import plain_problem
 from app.server.connections import Connections, HttpLimits
 from app.server.http_parser import CRLF, HEAD_END, HttpError, RequestHead, check_unfinished_head, parse_head
+from app.server.http_request import STATUS_LINES, HttpRequest
 from app.server.tls import TlsCodec, TlsError
 
-log = logging.getLogger(__name__)
-
 _READ_BYTES = 16 * 1024
-
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
-_WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-_DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class HttpServer:
@@ -89,7 +82,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._begun = True  # a request is due, not just possible: a new connection is there to ask
         self._skipped_crlf = False
         self._read_paused = False
-        self._request: _Request | None = None
+        self._request: HttpRequest | None = None
         self._lingering: int | None = None  # how many bytes are still read and discarded before the close
         self._written = 0
         self._expected = 0  # how much of it has to be sent until the deadline
@@ -264,7 +257,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self._data = self._data[end + 4 :]
         self._looked_at = 0
-        self._request = request = _Request(self, head, self._scope_of(head))
+        self._request = request = HttpRequest(self, head, self._scope_of(head))
         self._read_body(request)
         if request is self._request:  # and was not refused for its body
             task = self.loop.create_task(request.run(self._app))
@@ -284,7 +277,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "state": self._app_state.copy(),
         }
 
-    def _read_body(self, request: "_Request") -> None:
+    def _read_body(self, request: HttpRequest) -> None:
         try:
             body, self._data = request.head.body.read(self._data)
         except HttpError as error:
@@ -326,7 +319,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if request.is_answered:
                 self.answered(request)
 
-    def answered(self, request: "_Request") -> None:
+    def answered(self, request: HttpRequest) -> None:
         """Go on after an answer: with the next request, or with the end of the connection."""
         if request is not self._request or self.write_paused:
             return  # in the latter case: when the peer has taken it
@@ -347,7 +340,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 else:
                     self.resume_reading()
 
-    def fail(self, request: "_Request") -> None:
+    def fail(self, request: HttpRequest) -> None:
         """Break off where the application left without a whole answer."""
         if request.is_started:
             self.transport.abort()
@@ -383,143 +376,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.transport.write_eof()
 
 
-class _Request:
-    """A request and its answer: what the application receives and sends."""
-
-    def __init__(self, protocol: HttpProtocol, head: RequestHead, scope: Scope) -> None:
-        self.head = head
-        self.keep_alive = head.keep_alive
-        self.is_whole = False
-        self.is_started = False
-        self.is_answered = False
-        self.unread = b""
-        self._protocol = protocol
-        self._scope = scope
-        self._is_delivered = False
-        self._is_disconnected = False
-        self._owes_continue = head.expects_continue
-        self._changed: asyncio.Event | None = None  # made for the first that waits: most never do
-        self._unsent_head = b""
-        self._has_body = True
-        self._is_chunked = False
-        self._left: int | None = None  # bytes of the answer's body to come, where it said how many there are
-
-    def add_body(self, body: bytes) -> None:
-        """Take more of the body."""
-        self.unread = self.unread + body if self.unread else body
-        self.is_whole = self.head.body.is_complete
-        self.wake()
-
-    def disconnect(self) -> None:
-        """Tell the application that nobody waits for its answer any more."""
-        self._is_disconnected = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Have the application look again at what it waits for."""
-        if self._changed:
-            self._changed.set()
-
-    async def _change(self) -> None:
-        self._changed = self._changed or asyncio.Event()
-        self._changed.clear()
-        await self._changed.wait()
-
-    async def run(self, app: ASGIApp) -> None:
-        """Run the application, and break the connection off where it leaves without a whole answer."""
-        try:
-            await app(self._scope, self.receive, self.send)
-        except Exception:
-            log.exception("http.application_failed")
-        finally:
-            if not self.is_answered and not self._is_disconnected:
-                self._is_disconnected = True
-                self._protocol.fail(self)
-
-    async def receive(self) -> Message:
-        """Return the next part of the body, and once it is whole, when that happens, that the client has gone."""
-        while not self._is_disconnected and not self.is_answered:
-            if self.unread or (self.is_whole and not self._is_delivered):
-                body, self.unread = self.unread, b""
-                self._is_delivered = self.is_whole
-                if not self.is_whole:
-                    self._protocol.resume_reading()
-                return {"type": "http.request", "body": body, "more_body": not self.is_whole}
-            if self._protocol.eof:
-                break
-            if self._owes_continue and not self.is_whole:
-                self._owes_continue = False
-                self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            await self._change()
-        return _DISCONNECT
-
-    async def send(self, message: Message) -> None:
-        """Send the next part of the answer, once the peer has taken what was sent before.
-
-        Raises:
-            RuntimeError: the messages are no answer, or not the one that their headers promise.
-
-        """
-        while self._protocol.write_paused and not self._is_disconnected:
-            await self._change()
-        if self._is_disconnected:
-            return
-        if self.is_answered or (message["type"] == "http.response.start") is self.is_started:
-            raise RuntimeError(f"unexpected message: {message['type']}")
-        if self.is_started:
-            self._send_body(message.get("body", b""), more=message.get("more_body", False))
-        else:
-            self._start(message["status"], message.get("headers", ()))
-
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Make the head, which is sent together with the first part of the body."""
-        self.is_started = True
-        self._has_body = self.head.method != "HEAD" and status not in _WITHOUT_BODY
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in (*self._protocol.state.default_headers, *headers):
-            match name.lower():
-                case b"content-length":
-                    self._left = int(value)
-                case b"connection":
-                    self.keep_alive = self.keep_alive and value.lower() != b"close"
-                    continue
-            lines.append(b"%b: %b\r\n" % (name, value))
-        if self._has_body and self._left is None:
-            if self.head.is_http_1_0:  # which knows no chunks: the end of the connection is that of the body
-                self.keep_alive = False
-            else:
-                self._is_chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
-        self.keep_alive = self.keep_alive and self.is_whole and not self._protocol.connections.are_scarce
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        self._unsent_head = b"".join(lines) + CRLF
-        if not self._unsent_head.count(b"\n") == self._unsent_head.count(b"\r") == len(lines) + 1:
-            raise RuntimeError("a header has a line break")
-
-    def _send_body(self, body: bytes, *, more: bool) -> None:
-        data, self._unsent_head = self._unsent_head, b""
-        if self._is_chunked:
-            if body:
-                data += b"%x\r\n%b\r\n" % (len(body), body)
-            if not more:
-                data += b"0\r\n\r\n"
-        elif self._has_body:
-            if self._left is not None:
-                self._left -= len(body)
-                if self._left < 0 or (self._left and not more):
-                    raise RuntimeError("the body has another length than Content-Length says")
-            data += body
-        if data:
-            self._protocol.write(data)
-        if not more:
-            self.is_answered = True
-            self.wake()
-            self._protocol.answered(self)
-
-
 def _problem(status: HTTPStatus) -> bytes:
     """Return a whole answer with a problem (RFC 9457), after which the connection is closed."""
     problem = plain_problem(status, secrets.token_hex(8), {"Connection": "close"})
-    head = [_STATUS_LINES[status], *(b"%b: %b\r\n" % header for header in problem.raw_headers)]
+    head = [STATUS_LINES[status], *(b"%b: %b\r\n" % header for header in problem.raw_headers)]
     return b"".join([*head, CRLF, bytes(problem.body)])

@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import socket
-from contextlib import ExitStack
+import ssl
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,32 @@ async def test_a_client_that_has_closed_its_sending_side_gets_its_answers(
                 return b"".join(iter(lambda: peer.recv(4096), b""))
 
         assert statuses(await asyncio.to_thread(ask)) == [200] * count
+
+
+async def test_a_client_that_says_goodbye_over_tls_gets_its_answer(tmp_path: Path) -> None:
+    async with served(Echo(), limits=patient(), certificate=tmp_path) as it:
+        assert it.trust
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await it.connect(plain=True)
+
+        async def exchange() -> bool:
+            writer.write(outgoing.read())
+            async with asyncio.timeout(SOON):
+                incoming.write(got := await reader.read(65536))
+            return bool(got)
+
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                break
+            assert await exchange()
+        tls.write(INNER)
+        with suppress(ssl.SSLWantReadError):
+            tls.unwrap()  # nothing more is sent, but read
+        while await exchange():
+            pass
+        assert statuses(tls.read(65536)) == [200]
 
 
 async def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_once() -> None:
