@@ -8,7 +8,7 @@ from http import HTTPStatus
 CRLF = b"\r\n"
 HEAD_END = b"\r\n\r\n"
 
-_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"})
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"

@@ -39,6 +39,7 @@ class HttpServer:
         if cert_file:
             self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             self.tls.load_cert_chain(cert_file, key_file)
+            self.tls.options |= ssl.OP_NO_RENEGOTIATION  # work for the server that a peer can ask for at will
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let uvicorn's supervisor hand it to a worker process."""
@@ -295,8 +296,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # Writing
 
     def write(self, data: bytes) -> None:
-        """Send data."""
-        self._write_out(self._tls.encrypt(data) if self._tls else data)
+        """Send data, unless the connection is closing."""
+        if not self.transport.is_closing():
+            self._write_out(self._tls.encrypt(data) if self._tls else data)
 
     def _write_out(self, data: bytes) -> None:
         if data:
@@ -353,9 +355,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         request, self._request = self._request, None
         if request:
             request.disconnect()
+        if not request or not request.is_started:
+            self.write(_problem(status))
         if not self.transport.is_closing():
-            if not request or not request.is_started:
-                self.write(_problem(status))
             self._linger()
 
     def _linger(self) -> None:

@@ -243,6 +243,30 @@ async def test_plain_http_on_the_port_of_tls_is_dropped_and_tls_goes_on(tmp_path
         assert statuses(await it.ask(WHOLE[:-2] + b"Connection: close\r\n\r\n")) == [200]
 
 
+async def test_what_is_no_tls_in_the_middle_of_a_request_is_an_event_and_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="app.server")
+    gate = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await gate.wait()
+        await Echo()(scope, receive, send)
+
+    async with served(slow, limits=patient(), certificate=tmp_path) as it:
+        with socket.create_connection(("127.0.0.1", it.port), timeout=SOON) as plain, plain.dup() as below:
+            assert it.trust
+            with await asyncio.to_thread(it.trust.wrap_socket, plain, server_hostname="localhost") as peer:
+                await asyncio.to_thread(peer.sendall, WHOLE)
+                await asyncio.sleep(0.05)
+                below.sendall(b"no TLS at all, or none that goes on from here")
+                gate.set()
+                await it.until_none_is_open()
+    assert [(record.msg, vars(record)["reason"]) for record in caplog.records if record.name.startswith("app.")] == [
+        ("http.connection_dropped", "tls")
+    ]
+
+
 async def test_empty_lines_keep_no_connection_open() -> None:
     async with served(Echo(), limits=patient(request_seconds=0.3)) as it:
         reader, writer = await it.connect()
