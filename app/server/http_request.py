@@ -87,7 +87,7 @@ class HttpRequest:
                 return {"type": "http.request", "body": body, "more_body": not self.is_whole}
             if self._protocol.eof:
                 break
-            if self._owes_continue and not self.is_whole:
+            if self._owes_continue and not self.is_whole and not self.is_started:
                 self._owes_continue = False
                 self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await self._change()
