@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e paste check check-deploy fmt lock bench simulate screenshots chaos clean
+.PHONY: help run test e2e paste proxies check check-deploy fmt lock bench floods simulate screenshots chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ paste: $(VENV)/.dev ## Paste the shell blocks of every document into zsh (apt-ge
 	@command -v zsh >/dev/null || \
 		{ echo "zsh is needed; on Debian: apt-get install --no-install-recommends zsh"; exit 1; }
 	$(BIN)/python -m pytest tests/shell
+
+proxies: $(VENV)/.dev ## Attack the service through real proxies (apt-get install caddy curl haproxy nginx-light)
+	@for tool in caddy curl haproxy nginx; do \
+		PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || \
+		{ echo "$$tool is needed; on Debian: apt-get install caddy curl haproxy nginx-light"; exit 1; }; done
+	$(BIN)/python -m pytest tests/proxies --numprocesses 2
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
 	$(BIN)/ruff check
@@ -53,6 +59,9 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 
 bench: $(VENV)/.dev ## Measure the cost of a check against a bare FastAPI route
 	$(BIN)/python benchmarks/check_cost.py
+
+floods: $(VENV)/.dev ## Flood the service as strangers can, and show the memory and descriptors that it takes
+	$(BIN)/python benchmarks/floods.py
 
 simulate: $(VENV)/.dev ## Play fraud and brute force against the service, and count what they cost and win
 	$(BIN)/python benchmarks/fraud_simulation.py

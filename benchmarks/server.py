@@ -64,11 +64,16 @@ class Server:
                 self._process.wait()
         self._folder.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process  # noqa: S101 - it was entered
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """Tell the processor time of the process so far, over all its threads."""
-        assert self._process  # noqa: S101 - it was entered
         # The clock that clock_getcpuclockid(3) names: counts nanoseconds, where /proc/<pid>/stat counts hundredths.
-        return time.clock_gettime(~self._process.pid << 3 | _CPUCLOCK_SCHED)
+        return time.clock_gettime(~self.pid << 3 | _CPUCLOCK_SCHED)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _READY_WITHIN

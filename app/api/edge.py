@@ -52,6 +52,9 @@ class Edge:
         request_id = _request_id(Headers(scope=scope))
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}  # not all servers make a copy for each
         status, answered = 0, 0.0
+        method = scope["method"]
+        if method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
+            scope["method"], send = "GET", _without_body(send)
 
         async def send_dressed(message: Message) -> None:
             nonlocal status, answered
@@ -72,6 +75,7 @@ class Edge:
             await problem(scope, receive, send_dressed)
         finally:
             ended = time.perf_counter()
+            scope["method"] = method
             _tell(scope, status, (answered or ended) - began, ended - began)
 
 
@@ -94,6 +98,21 @@ def _limited(receive: Receive) -> Receive:
         return message
 
     return receive_limited
+
+
+def _without_body(send: Send) -> Send:
+    """Send the head of an answer alone: it ends with the first part of a body, even of a stream without an end."""
+    is_sent = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal is_sent
+        if message["type"] == "http.response.start":
+            await send(message)
+        elif not is_sent:
+            is_sent = True
+            await send({"type": "http.response.body"})
+
+    return send_head
 
 
 def _dress(message: Message, request_id: str) -> None:

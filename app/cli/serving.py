@@ -17,8 +17,9 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.cli.common import settings_with
-from app.cli.protocol import BoundedHttp
 from app.cli.worker import make_app_of
+from app.server.connections import HttpLimits
+from app.server.http_protocol import HttpServer
 from app.settings import Mode, Settings, SettingsError, shown_settings, unknown_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _WORKER = "app.cli.worker:make_app"
 _NOT_HERE = "HOST must be an address of this machine."
 _LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
@@ -172,15 +174,19 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "port": settings.port,
         "workers": settings.workers,
         "loop": "uvloop",
-        "http": BoundedHttp,
+        "http": HttpServer(
+            limits=HttpLimits(reserved_descriptors=_OWN_DESCRIPTORS + 2 * settings.plusofon.max_connections),
+            cert_file=settings.tls.cert_file,
+            key_file=settings.tls.key_file,
+        ),
+        "ws": "none",
         "lifespan": "on",
         "log_config": None,
         "access_log": False,  # the service writes a line of its own for each request
         "server_header": False,
         "proxy_headers": bool(proxies),
         "forwarded_allow_ips": proxies,
-        "ssl_certfile": settings.tls.cert_file,
-        "ssl_keyfile": settings.tls.key_file,
+        "timeout_keep_alive": settings.keep_alive_seconds,
         "timeout_graceful_shutdown": ceil(settings.longest_request.total_seconds()),
     }
 

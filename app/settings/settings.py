@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(without_brackets)] = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
+    keep_alive_seconds: int = Field(75, ge=1, le=3600)
     purposes: Annotated[list[Purpose], *CommaSeparated, Field(min_length=1)] = [
         "phone_verification",
         "password_reset",

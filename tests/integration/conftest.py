@@ -1,10 +1,12 @@
 """The whole application: real Redis, the sandbox provider over HTTP, requests through every layer."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx
 import pytest
+import uvloop
 from asgi_lifespan import LifespanManager
 from fastapi import FastAPI
 from redis.asyncio import Redis
@@ -37,6 +39,12 @@ async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as client,
     ):
         yield client
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of the HTTP protocol in uvloop, as the service does: its transports differ from asyncio's."""
+    of_http = item.path.name.startswith("test_http_")
+    return {"uvloop": uvloop.new_event_loop} if of_http else {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture

@@ -109,6 +109,37 @@ async def test_probes_and_docs_need_no_key(guarded: httpx.AsyncClient) -> None:
         assert (await guarded.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized", "/verify/vrf_0", "/nowhere", "/demo"],
+)
+async def test_head_is_answered_as_get_without_the_body(api: httpx.AsyncClient, path: str) -> None:
+    got, headed = await api.get(path), await api.head(path)
+
+    def compared(answer: httpx.Response) -> dict[str, str]:
+        return {name: value for name, value in answer.headers.items() if name != "x-request-id"}
+
+    assert headed.status_code == got.status_code
+    assert compared(headed) == compared(got)
+    assert got.content
+    assert headed.content == b""
+
+
+async def test_head_of_a_stream_without_an_end_ends(api: httpx.AsyncClient) -> None:
+    started = await api.post("/verify/start", json={"phone": PHONE})
+
+    answer = await api.head(f"/verify/{started.json()['verification_id']}/events")
+
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+
+
+async def test_head_does_what_only_a_post_may_do_as_little_as_get(api: httpx.AsyncClient) -> None:
+    answer = await api.head("/verify/start")
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
 @pytest.mark.parametrize("path", ["/verify/start", "/verify/check"])
 async def test_a_get_of_what_is_to_be_posted_is_told_so(api: httpx.AsyncClient, path: str) -> None:
     answer = await api.get(path)

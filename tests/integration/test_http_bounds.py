@@ -2,80 +2,17 @@
 
 import asyncio
 import json
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+import socket
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-import trustme
-import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.server import ServerState
 
-from app.cli.protocol import BoundedHttp
+from app.server.http_protocol import HttpProtocol
+from tests.http_peer import HASTY, SOON, Echo, patient, served, statuses
 
-SOON = 5.0
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-class Hasty(BoundedHttp):
-    """The same, with less patience."""
-
-    head_bytes = 4096
-    request_seconds = 0.3
-    goodbye_seconds = 0.1
-
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with how long the body was, once it is whole."""
-    length, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        length, more = length + len(message["body"]), message["more_body"]
-    body = str(length).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-    await send({"type": "http.response.body", "body": body})
-
-
-class Served:
-    """An application behind the protocol."""
-
-    def __init__(self, state: ServerState, connect: Callable[[], Awaitable[Peer]]) -> None:
-        self.state = state
-        self.connect = connect
-
-    async def ask(self, *parts: bytes) -> bytes:
-        """Send these, and read until the server closes the connection."""
-        reader, writer = await self.connect()
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-        async with asyncio.timeout(SOON):
-            answer = await reader.read()
-        writer.close()
-        return answer
-
-
-@asynccontextmanager
-async def served(tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None) -> AsyncIterator[Served]:
-    config = uvicorn.Config(echo, ws="none", lifespan="off", log_config=None, access_log=False, timeout_keep_alive=1)
-    config.load()
-    state = ServerState()
-    ours, theirs = tls or (None, None)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Hasty(config=config, server_state=state, app_state={}), "127.0.0.1", 0, ssl=ours
-    )
-    port = server.sockets[0].getsockname()[1]
-    named = {"ssl": theirs, "server_hostname": "localhost"} if theirs else {}
-    yield Served(state, partial(asyncio.open_connection, "127.0.0.1", port, **named))  # type: ignore[arg-type]
-    server.close()
-    for connection in list(state.connections):
-        connection.transport.abort()
-    await asyncio.sleep(0)
 
 
 def problem_in(answer: bytes) -> tuple[int, str]:
@@ -87,14 +24,14 @@ def problem_in(answer: bytes) -> tuple[int, str]:
 
 
 async def test_whole_requests_are_served_one_after_the_other_on_one_connection() -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         reader, writer = await it.connect()
         for body in (b"", b"x" * 9000):
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 OK")
             assert await reader.read(4) == str(len(body)).encode()
-            await asyncio.sleep(Hasty.request_seconds / 2)
+            await asyncio.sleep(HASTY.request_seconds / 2)
         writer.close()
 
 
@@ -107,7 +44,7 @@ async def test_whole_requests_are_served_one_after_the_other_on_one_connection()
     ],
 )
 async def test_a_head_that_grows_is_refused(head: list[bytes]) -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         assert problem_in(await it.ask(*head)) == (431, "Request Header Fields Too Large")
         assert not it.state.connections
 
@@ -123,7 +60,7 @@ _CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r
     ],
 )
 async def test_trailers_that_grow_are_refused(trailers: list[bytes]) -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
         await asyncio.sleep(0.05)  # else they come with the body, in one read
@@ -136,7 +73,7 @@ async def test_trailers_that_grow_are_refused(trailers: list[bytes]) -> None:
 
 
 async def test_a_body_in_many_small_chunks_is_read() -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
         for _ in range(20):
@@ -150,21 +87,22 @@ async def test_a_body_in_many_small_chunks_is_read() -> None:
 
 
 async def test_requests_that_wait_for_an_answer_are_read_no_further() -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         reader, writer = await it.connect()
         most = 0
         for _ in range(200):
             writer.write(WHOLE * 100)
             await reader.readuntil(b"\r\n\r\n")
-            (connection,) = it.state.connections
-            most = max(most, len(getattr(connection, "pipeline")))  # noqa: B009 - of this kind of connection alone
-        assert 0 < most < 15_000
+            (connection,) = it.connections.all
+            assert isinstance(connection, HttpProtocol)
+            most = max(most, len(connection._data))
+        assert 0 < most <= 32 * 1024
         writer.transport.abort()
 
 
 @pytest.mark.parametrize("later", [b"", b"\r\n"])
 async def test_an_idle_connection_is_closed_also_where_what_comes_is_no_request(later: bytes) -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -187,18 +125,18 @@ async def test_an_idle_connection_is_closed_also_where_what_comes_is_no_request(
     ],
 )
 async def test_a_request_that_never_becomes_whole_is_refused(part: bytes) -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         answer = await it.ask(part)
         assert problem_in(answer) == (408, "Request Timeout")
         assert not it.state.connections
 
 
 async def test_one_byte_at_a_time_gains_no_time() -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         reader, writer = await it.connect()
         for byte in b"GET / HTTP/1.1\r\nHost: somewhere\r\n":
             writer.write(bytes([byte]))
-            await asyncio.sleep(Hasty.request_seconds / 20)
+            await asyncio.sleep(HASTY.request_seconds / 20)
             if reader.at_eof() or reader._buffer:  # type: ignore[attr-defined]
                 break
         else:
@@ -207,7 +145,7 @@ async def test_one_byte_at_a_time_gains_no_time() -> None:
 
 
 async def test_a_second_request_that_never_becomes_whole_is_refused_after_the_first_was_answered() -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         answer = await it.ask(WHOLE, b"GET / HTT")
         first, _, second = answer.partition(b"HTTP/1.1 408")
         assert first.startswith(b"HTTP/1.1 200 OK")
@@ -215,16 +153,12 @@ async def test_a_second_request_that_never_becomes_whole_is_refused_after_the_fi
 
 
 async def test_what_is_no_http_is_told_so() -> None:
-    async with served() as it:
+    async with served(Echo()) as it:
         assert problem_in(await it.ask(b"\x16\x03\x01 hello\r\n\r\n")) == (400, "Bad Request")
 
 
-async def test_a_peer_that_never_says_goodbye_does_not_keep_a_tls_connection() -> None:
-    authority = trustme.CA()
-    ours, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    authority.issue_cert("localhost").configure_cert(ours)
-    authority.configure_trust(theirs)
-    async with served((ours, theirs)) as it:
+async def test_a_peer_that_never_says_goodbye_does_not_keep_a_tls_connection(tmp_path: Path) -> None:
+    async with served(Echo(), certificate=tmp_path) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
         await reader.readuntil(b"\r\n\r\n")
@@ -232,7 +166,242 @@ async def test_a_peer_that_never_says_goodbye_does_not_keep_a_tls_connection() -
 
         for connection in list(it.state.connections):
             connection.shutdown()
-        await asyncio.sleep(5 * Hasty.goodbye_seconds)
+        await asyncio.sleep(5 * HASTY.linger_seconds)
 
         assert not it.state.connections
         writer.transport.abort()
+
+
+def narrow(port: int) -> socket.socket:
+    """Connect with a small window, so that what is not read soon stays with the server."""
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.connect(("127.0.0.1", port))
+    peer.setblocking(False)  # noqa: FBT003 - the standard library has it so
+    return peer
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_a_peer_that_does_not_take_its_answers_is_dropped(tmp_path: Path, *, over_tls: bool) -> None:
+    echo = Echo(answer_bytes=8_000_000)
+    async with served(echo, limits=patient(write_seconds=0.2), certificate=tmp_path if over_tls else None) as it:
+        reader, writer = await it.connect()
+        writer.write(WHOLE * 40)
+        await reader.read(10)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await it.until_none_is_open()
+        assert len(echo.asked) <= 2  # the others wait until these answers are taken
+        writer.transport.abort()
+
+
+async def test_a_peer_that_takes_its_answer_a_byte_now_and_then_is_dropped() -> None:
+    async with served(Echo(answer_bytes=3_000_000), limits=patient(write_seconds=0.3, min_write_bytes=50_000)) as it:
+        loop = asyncio.get_running_loop()
+        with narrow(it.port) as peer:
+            await loop.sock_sendall(peer, WHOLE)
+            async with asyncio.timeout(SOON):
+                while it.connections.all or not it.state.total_requests:
+                    await loop.sock_recv(peer, 1)
+                    await asyncio.sleep(0.05)
+                    if not it.connections.all:
+                        return
+
+
+async def test_a_slow_reader_that_takes_enough_gets_its_whole_answer() -> None:
+    async with served(Echo(answer_bytes=600_000), limits=patient(write_seconds=0.2, min_write_bytes=5_000)) as it:
+        loop, read = asyncio.get_running_loop(), 0
+        with narrow(it.port) as peer:
+            await loop.sock_sendall(peer, WHOLE)
+            async with asyncio.timeout(20):
+                while read < 600_000:
+                    got = len(await loop.sock_recv(peer, 16_384))
+                    assert got
+                    read += got
+                    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("hello", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"])
+async def test_a_connection_without_a_tls_handshake_is_dropped(tmp_path: Path, hello: bytes) -> None:
+    async with served(Echo(), certificate=tmp_path) as it:
+        reader, writer = await it.connect(plain=True)
+        writer.write(hello)
+        async with asyncio.timeout(SOON):
+            with suppress(ConnectionError):
+                await reader.read()
+        await it.until_none_is_open()
+        writer.close()
+
+
+async def test_plain_http_on_the_port_of_tls_is_dropped_and_tls_goes_on(tmp_path: Path) -> None:
+    async with served(Echo(), certificate=tmp_path) as it:
+        reader, writer = await it.connect(plain=True)
+        writer.write(WHOLE)
+        async with asyncio.timeout(SOON):
+            with suppress(ConnectionError):
+                assert b"HTTP" not in await reader.read()
+        writer.close()
+        assert statuses(await it.ask(WHOLE[:-2] + b"Connection: close\r\n\r\n")) == [200]
+
+
+async def test_what_is_no_tls_in_the_middle_of_a_request_is_an_event_and_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="app.server")
+    gate = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await gate.wait()
+        await Echo()(scope, receive, send)
+
+    async with served(slow, limits=patient(), certificate=tmp_path) as it:
+        with socket.create_connection(("127.0.0.1", it.port), timeout=SOON) as plain, plain.dup() as below:
+            assert it.trust
+            with await asyncio.to_thread(it.trust.wrap_socket, plain, server_hostname="localhost") as peer:
+                await asyncio.to_thread(peer.sendall, WHOLE)
+                await asyncio.sleep(0.05)
+                below.sendall(b"no TLS at all, or none that goes on from here")
+                gate.set()
+                await it.until_none_is_open()
+    assert [(record.msg, vars(record)["reason"]) for record in caplog.records if record.name.startswith("app.")] == [
+        ("http.connection_dropped", "tls")
+    ]
+
+
+async def test_empty_lines_keep_no_connection_open() -> None:
+    async with served(Echo(), limits=patient(request_seconds=0.3)) as it:
+        reader, writer = await it.connect()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with suppress(ConnectionError):
+            while not reader.at_eof() and loop.time() < began + SOON:
+                writer.write(b"\r\n")
+                await asyncio.sleep(0.05)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1000), 0.01)
+        assert loop.time() - began < 1
+        writer.close()
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_beyond_a_number_of_idle_connections_the_longest_idle_is_closed(
+    tmp_path: Path, *, over_tls: bool
+) -> None:
+    limits = patient(max_waiting=3)
+    async with served(Echo(), limits=limits, keep_alive=75, certificate=tmp_path if over_tls else None) as it:
+        peers = [await it.connect() for _ in range(3)]
+        for reader, writer in [peers[0], peers[2], peers[1]]:  # so the first idles longest, and then the third
+            await ask_again(reader, writer)
+        peers += [await it.connect() for _ in range(2)]
+        for gone in (peers[0], peers[2]):
+            async with asyncio.timeout(SOON):
+                with suppress(ConnectionError):
+                    assert await gone[0].read() == b""
+        for kept in (peers[1], *peers[3:]):
+            await ask_again(*kept)
+
+
+async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(WHOLE)
+    async with asyncio.timeout(SOON):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert await reader.read(1) == b"0"
+
+
+async def test_a_request_in_progress_is_not_closed_for_newcomers() -> None:
+    async with served(Echo(), limits=patient(max_waiting=2, request_seconds=60)) as it:
+        reader, writer = await it.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"body")  # whole: from now on it is the server's turn
+        for _ in range(6):
+            await it.connect()
+        async with asyncio.timeout(SOON):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert len(it.connections.all) <= 3
+
+
+async def test_while_most_connections_are_served_each_is_closed_with_its_answer() -> None:
+    gate = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await gate.wait()
+        await Echo()(scope, receive, send)
+
+    async with served(slow, limits=patient()) as it:
+        it.connections._max = 4
+        for count, is_kept in ((2, True), (3, False)):
+            gate.clear()
+            peers = [await it.connect() for _ in range(count)]
+            for _, writer in peers:
+                writer.write(WHOLE)
+            await asyncio.sleep(0.05)
+            gate.set()
+            heads = [await reader.readuntil(b"\r\n\r\n") for reader, _ in peers]
+            assert (b"connection: close" not in heads[0]) is is_kept
+            for _, writer in peers:
+                writer.transport.abort()
+            await it.until_none_is_open()
+
+
+async def refuse(scope: object, receive: object, send: object) -> None:
+    """Answer 401 without a look at the body."""
+    assert callable(send)
+    headers = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+@pytest.mark.parametrize("framing", [b"Content-Length: 99999999999", b"Transfer-Encoding: chunked"])
+async def test_after_a_refusal_the_rest_of_the_body_is_not_read(
+    tmp_path: Path, framing: bytes, *, over_tls: bool
+) -> None:
+    async with served(refuse, limits=patient(), certificate=tmp_path if over_tls else None) as it:
+        reader, writer = await it.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n")
+        sent = 0
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(SOON):
+                while sent < 100_000_000:
+                    writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                    await writer.drain()
+                    sent += 65536
+        assert sent < 20_000_000  # what the kernels and TLS had room for
+        await it.until_none_is_open()
+        with suppress(ConnectionError):
+            answer = await reader.read()
+            assert statuses(answer) == [401]
+            assert b"connection: close" in answer
+        writer.transport.abort()
+
+
+async def test_a_refused_body_that_has_come_whole_closes_nothing() -> None:
+    async with served(refuse, limits=patient()) as it:
+        reader, writer = await it.connect()
+        for _ in range(3):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 401")
+            assert b"close" not in head
+            await reader.readexactly(2)
+        writer.close()
+
+
+async def test_disconnecting_with_requests_queued_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(Echo(answer_bytes=100_000), limits=patient()) as it:
+        for _ in range(20):
+            _, writer = await it.connect()
+            writer.write(WHOLE * 500)
+            await writer.drain()
+            writer.transport.abort()
+        await it.until_none_is_open()
+    assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+
+async def test_expected_failures_are_one_event_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="app.server")
+    async with served(Echo()) as it:
+        for _ in range(30):
+            assert statuses(await it.ask(b"no HTTP\r\n\r\n")) == [400]
+    events = [record for record in caplog.records if record.msg == "http.request_rejected"]
+    assert [(vars(event)["reason"], vars(event)["count"]) for event in events] == [("400", 1)]

@@ -1,0 +1,158 @@
+"""A request and its answer, as the application receives and sends them (ASGI), and as they go over a connection."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Scope
+
+from app.server.http_parser import CRLF, RequestHead
+
+if TYPE_CHECKING:
+    from app.server.http_protocol import HttpProtocol
+
+log = logging.getLogger(__name__)
+
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class HttpRequest:
+    """One request, from its head to the end of its answer.
+
+    ``is_whole``: its body has come. ``is_started``, ``is_answered``: the application began its answer, and ended it.
+    """
+
+    def __init__(self, protocol: "HttpProtocol", head: RequestHead, scope: Scope) -> None:
+        self.head = head
+        self.keep_alive = head.keep_alive
+        self.is_whole = False
+        self.is_started = False
+        self.is_answered = False
+        self.unread = b""
+        self._protocol = protocol
+        self._scope = scope
+        self._is_delivered = False
+        self._is_disconnected = False
+        self._owes_continue = head.expects_continue
+        self._changed: asyncio.Event | None = None  # made for the first that waits: most never do
+        self._unsent_head = b""
+        self._has_body = True
+        self._is_chunked = False
+        self._left: int | None = None  # bytes of the answer's body to come, where it said how many there are
+
+    def add_body(self, body: bytes) -> None:
+        """Take more of the body."""
+        self.unread = self.unread + body if self.unread else body
+        self.is_whole = self.head.body.is_complete
+        self.wake()
+
+    def disconnect(self) -> None:
+        """Tell the application that nobody waits for its answer any more."""
+        self._is_disconnected = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the application look again at what it waits for."""
+        if self._changed:
+            self._changed.set()
+
+    async def _change(self) -> None:
+        self._changed = self._changed or asyncio.Event()
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Run the application, and break the connection off where it leaves without a whole answer."""
+        try:
+            await app(self._scope, self.receive, self.send)
+        except Exception:
+            log.exception("http.application_failed")
+        finally:
+            if not self.is_answered and not self._is_disconnected:
+                self._is_disconnected = True
+                self._protocol.fail(self)
+
+    async def receive(self) -> Message:
+        """Return the next part of the body, and once it is whole, when that happens, that the client has gone."""
+        while not self._is_disconnected and not self.is_answered:
+            if self.unread or (self.is_whole and not self._is_delivered):
+                body, self.unread = self.unread, b""
+                self._is_delivered = self.is_whole
+                if not self.is_whole:
+                    self._protocol.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+            if self._protocol.eof:
+                break
+            if self._owes_continue and not self.is_whole and not self.is_started:
+                self._owes_continue = False
+                self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await self._change()
+        return _DISCONNECT
+
+    async def send(self, message: Message) -> None:
+        """Send the next part of the answer, once the peer has taken what was sent before.
+
+        Raises:
+            RuntimeError: the messages are no answer, or not the one that their headers promise.
+
+        """
+        while self._protocol.write_paused and not self._is_disconnected:
+            await self._change()
+        if self._is_disconnected:
+            return
+        if self.is_answered or (message["type"] == "http.response.start") is self.is_started:
+            raise RuntimeError(f"unexpected message: {message['type']}")
+        if self.is_started:
+            self._send_body(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            self._start(message["status"], message.get("headers", ()))
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Make the head, which is sent together with the first part of the body."""
+        self.is_started = True
+        self._has_body = self.head.method != "HEAD" and status not in _WITHOUT_BODY
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        for name, value in (*self._protocol.state.default_headers, *headers):
+            match name.lower():
+                case b"content-length":
+                    self._left = int(value)
+                case b"connection":
+                    self.keep_alive = self.keep_alive and value.lower() != b"close"
+                    continue
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if self._has_body and self._left is None:
+            if self.head.is_http_1_0:  # which knows no chunks: the end of the connection is that of the body
+                self.keep_alive = False
+            else:
+                self._is_chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+        self.keep_alive = self.keep_alive and self.is_whole and not self._protocol.connections.are_scarce
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        self._unsent_head = b"".join(lines) + CRLF
+        if not self._unsent_head.count(b"\n") == self._unsent_head.count(b"\r") == len(lines) + 1:
+            raise RuntimeError("a header has a line break")
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        data, self._unsent_head = self._unsent_head, b""
+        if self._is_chunked:
+            if body:
+                data += b"%x\r\n%b\r\n" % (len(body), body)
+            if not more:
+                data += b"0\r\n\r\n"
+        elif self._has_body:
+            if self._left is not None:
+                self._left -= len(body)
+                if self._left < 0 or (self._left and not more):
+                    raise RuntimeError("the body has another length than Content-Length says")
+            data += body
+        if data:
+            self._protocol.write(data)
+        if not more:
+            self.is_answered = True
+            self.wake()
+            self._protocol.answered(self)
