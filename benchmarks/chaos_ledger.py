@@ -113,7 +113,8 @@ class Ledger:
             self.note_end(right.verified_id, right.phone, "verified")
             return
         was_used = "verification-already-used" in right.answer
-        evidence = f"{right.verification_id} {right.phone}: answered '{right.answer}'"
+        key = f"key {right.request}" if right.has_key else "no key"
+        evidence = f"{right.verification_id} {right.phone}, {key}, unsure {right.is_unsure}: answered '{right.answer}'"
         if was_used and right.verification_id in self.verified_by:
             self.counts["right codes refused because they had been used"] += 1
         elif was_used and right.is_unsure:

@@ -316,10 +316,12 @@ class People:
             verified_id=answer.body["verification_id"] if is_verified else None,
             has_key=key is not None,
             is_unsure=answer.was_cut_off,
-            excused=self._excuse(pending, heard, answer),
+            excused=self._excuse(pending, heard, answer, can_be_repeated=key is not None or "phone" not in body),
         )
 
-    def _excuse(self, pending: Pending, heard: VirtualCall | None, answer: Answer) -> str | None:
+    def _excuse(
+        self, pending: Pending, heard: VirtualCall | None, answer: Answer, *, can_be_repeated: bool
+    ) -> str | None:
         """Say why a right code need not verify, if it need not."""
         if not answer.status:
             return "no answer"
@@ -329,6 +331,8 @@ class People:
             return "the provider chose the code, and its answer was lost"
         if answer.problem == "verification-locked" and pending.wrong_attempts >= pending.checks:
             return "locked by wrong codes whose answers were lost"
+        if answer.was_cut_off and not can_be_repeated:  # it may have verified, and then another one is asked for
+            return "by phone and without a key, and an answer was lost"
         return None
 
     def _is_late(self, pending: Pending) -> bool:

@@ -46,6 +46,7 @@ class Worker:
         self._folder = folder
         self._environment = {"PATH": os.defpath, "PYTHONPATH": str(_ROOT), "PORT": str(self.port), **environment}
         self._process: asyncio.subprocess.Process | None = None
+        self._is_ending = False
 
     @property
     def url(self) -> str:
@@ -54,6 +55,7 @@ class Worker:
 
     async def start(self) -> None:
         """Start it, and wait until it listens. Raises WorkerFailed."""
+        self._is_ending = False
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "benchmarks.chaos_worker"),
@@ -67,7 +69,9 @@ class Worker:
         await self._wait_until_ready(self._process)
 
     async def revive(self) -> None:
-        """Start it if it is dead; return when it listens. Raises WorkerFailed."""
+        """Start it if it is dead, or about to be; return when it listens. Raises WorkerFailed."""
+        if self._is_ending:
+            await self.end(())
         if self._process and self._process.returncode is None:
             await self._wait_until_ready(self._process)
         else:
@@ -85,6 +89,7 @@ class Worker:
         process = self._process
         if process is None:
             return True
+        self._is_ending = True
         for number, sent in enumerate(signals):
             await asyncio.sleep(_BETWEEN_INTERRUPTS if number else 0)
             if process.returncode is None:

@@ -3,7 +3,8 @@
 The service runs as a process of its own in sandbox mode, on a real Redis, and everything goes over HTTP. First an
 attack in real time, then a day of the most lucrative one: nobody waits for that, everything in Redis is made older
 by half an hour, 48 times. Without the fraud guard the same day is played again, to see what the guard adds to the
-limits. Ends with 1 if an honest person was refused, or too much of the pumping went through.
+limits. Ends with 1 if an honest person was refused, if too much of the pumping went through, or if the guard added too
+little.
 """
 
 import asyncio
@@ -288,8 +289,12 @@ async def main() -> int:
     print(f"Honest people refused: {refused} of {sum(played.asked for played in honest)}")
     print(f"Pumped calls stopped after the first {FREE_OF_CHARGE}: {stopped:.1%} (at least {STOPPED_OF_THE_REST:.0%})")
     print(f"Calls to the bombed phone: {attacks[2].paid} (at most {CALLS_PER_HOUR} an hour)")
+    with_guard, alone = days[0].paid, days[-1].paid
+    print(f"Pumped calls of a day with the guard: {with_guard}, of {alone} with limits alone (at most half)")
     print("Not shown: whoever holds a number of a pumped range is refused with it, until the block ends or is lifted.")
-    return int(refused > 0 or stopped < STOPPED_OF_THE_REST or attacks[2].paid > CALLS_PER_HOUR)
+    is_guarded = with_guard <= alone / 2
+    kept = refused == 0 and stopped >= STOPPED_OF_THE_REST and attacks[2].paid <= CALLS_PER_HOUR and is_guarded
+    return int(not kept)
 
 
 if __name__ == "__main__":
