@@ -101,6 +101,6 @@ class Background:
 
 
 def _is_canceled() -> bool:
-    """Tell whether it is this task that somebody wants to end, and not something that its step waited for."""
+    """Return whether it is this task that somebody wants to end, and not something that its step waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

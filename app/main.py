@@ -9,21 +9,29 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import admin, events, hooks, ops, provider, tokens, verify
+from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verify
 from app.api.docs import install_docs
-from app.api.edge import Edge
+from app.api.middleware import RequestMiddleware
 from app.api.path_prefix import PathPrefix
 from app.api.problems import install_problems
 from app.api.state import State
-from app.demo import demo_router
-from app.plusofon.sandbox import VirtualNetwork, sandbox_router
+from app.sandbox import VirtualNetwork, sandbox_router
+from app.sandbox.demo import demo_router
 from app.settings import Mode, Settings
 from app.wiring import build, make_network, open_tracing
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-_ROUTERS = (verify.router, events.router, tokens.router, provider.router, hooks.router, admin.router, ops.router)
+_ROUTERS = (
+    verify.router,
+    event_stream.router,
+    tokens.router,
+    provider_account.router,
+    provider_callbacks.router,
+    fraud_guard.router,
+    ops.router,
+)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -78,7 +86,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
         # As they are: the routes of a router that is included are matched twice, on every request.
         routes=[route for router in _ROUTERS for route in router.routes],
     )
-    app.add_middleware(Edge)
+    app.add_middleware(RequestMiddleware)
     install_problems(app)
     install_docs(app)
     return app

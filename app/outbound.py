@@ -97,7 +97,7 @@ _REASONS_BY_ERRNO: Mapping[int | None, Reason] = {
 
 
 def failure(error: Exception) -> NeverSent | Unclear:
-    """Tell what one of ``NETWORK_ERRORS`` means: that nothing was written, or that nobody knows.
+    """Return what one of ``NETWORK_ERRORS`` means: that nothing was written, or that nobody knows.
 
     httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that was
     reset after the request was written included. So where aiohttp's own error is known, it alone decides.

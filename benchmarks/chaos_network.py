@@ -3,7 +3,7 @@
 import random
 from decimal import Decimal
 
-from app.plusofon.sandbox import Faults, FlashCall, VirtualNetwork
+from app.sandbox import Faults, FlashCall, VirtualNetwork
 
 FAULTS = 0.3  # share of the requests that place a call
 PACE = 0.2  # seconds of a phase of a call

@@ -13,9 +13,9 @@ from pathlib import Path
 import aiohttp
 from redis.asyncio import Redis
 
-from app.plusofon.sandbox import SandboxServer, create_sandbox_app
+from app.sandbox import SandboxServer, create_sandbox_app
+from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from app.tokens import generate_keys
 from benchmarks.chaos_client import Client
 from benchmarks.chaos_ledger import Ledger

@@ -20,8 +20,8 @@ from pathlib import Path
 import uvloop
 from redis.asyncio import Redis
 
+from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel

@@ -24,8 +24,8 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from redis.asyncio import Redis
 
+from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from benchmarks.load import HOST
 from benchmarks.server import Server
 from tests.ageing import age

@@ -30,11 +30,11 @@ from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.plusofon.sandbox import VirtualNetwork
+from app.sandbox import VirtualNetwork
+from app.sandbox.embedded import EmbeddedServer
 from app.settings import Settings, load_settings
 from app.settings.policies import make_policies
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from app.telemetry.logging import configure_logging
 from app.verification.policy import DAY, HOUR, Policy
 from tests.ageing import age

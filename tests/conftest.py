@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
+from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 

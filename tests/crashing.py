@@ -12,18 +12,18 @@ from collections.abc import Coroutine, Generator
 from datetime import UTC, datetime
 from typing import Any
 
-from app.plusofon.channels import VoiceChannel
-from app.plusofon.client import PlusofonClient
+from app.providers.plusofon.channels import VoiceChannel
+from app.providers.plusofon.client import PlusofonClient
 from app.store.connection import connect
-from app.store.guard import RedisFraudGuard
-from app.store.limits import RedisLimits
+from app.store.fraud_guard import RedisFraudGuard
+from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.fixed_codes import FixedCodes
-from app.verification.guard import GuardRules
+from app.verification.fraud_guard import GuardRules
 from app.verification.policy import Policies, Policy
 from app.verification.service import StartRequest, VerificationService
 from tests.fakes import FakeQueue
@@ -35,7 +35,7 @@ USER_ID, TOKEN = "crash-user", "crash-token"
 def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationService:
     return VerificationService(
         store=RedisVerificationStore(runner, phone_key=KEY),
-        limits=RedisLimits(runner, key=KEY),
+        limits=RedisRateLimiter(runner, key=KEY),
         guard=RedisFraudGuard(runner, GuardRules()),
         senders={Channel.VOICE: VoiceChannel(client)},
         accounts=client,

@@ -23,7 +23,7 @@ from app.verification.errors import (
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.guard import Block, Suspect
+from app.verification.fraud_guard import Block, Suspect
 from app.verification.model import (
     Call,
     CallOutcome,
@@ -39,15 +39,15 @@ from app.verification.model import (
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
-    CallName,
+    CallHistory,
+    CallId,
     CallOrder,
-    CallReport,
+    CallUpdate,
+    CodeCheck,
     Confirmation,
-    Guess,
     NewCall,
     Recorded,
     StartPreview,
-    Tried,
 )
 
 STAGES = {
@@ -78,7 +78,7 @@ class Record:
     wanted: dict[int, int] = field(default_factory=dict)
     phone_before: dict[int, tuple[datetime, int, datetime]] = field(default_factory=dict)
     tokens: dict[int, str] = field(default_factory=dict)
-    serial: int = 0
+    call_number: int = 0
     checks_used: int = 0
     retry_digest: str | None = None
     confirmed: set[int] = field(default_factory=set)
@@ -94,6 +94,7 @@ class PhoneRecord:
     next_call: datetime = NEVER
     forgotten: datetime = NEVER
     operator: str | None = None
+    asked: CallId | None = None
     reverse: str = ""
     ids: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
@@ -150,10 +151,10 @@ class FakeVerificationStore:
         self._require_available()
         named = self._refuse(call, policy)
         if named and self._is_resend(named, call):
-            name = CallName(named.verification.id, named.serial + 1)
+            name = CallId(named.verification.id, named.call_number + 1)
         else:
             self._ids += 1
-            name = CallName(f"vrf_{self._ids:023x}", 1)
+            name = CallId(f"vrf_{self._ids:023x}", 1)
         known = self.phones.get(call.phone) or PhoneRecord()
         calls = [
             call
@@ -161,14 +162,16 @@ class FakeVerificationStore:
             if (record := self.records.get(verification_id)) and record.is_pending
             for call in record.verification.calls
         ]
-        return StartPreview(name, Tried(known.operator, tuple((call.channel, call.state.status) for call in calls)))
+        return StartPreview(
+            name, CallHistory(known.operator, tuple((call.channel, call.state.status) for call in calls))
+        )
 
-    async def start(self, name: CallName, call: NewCall, policy: Policy) -> Started:
+    async def start(self, name: CallId, call: NewCall, policy: Policy) -> Started:
         self._require_available()
         named = self._refuse(call, policy)
         if named and self._is_resend(named, call):
             record = named
-            if named.serial + 1 != name.serial:
+            if named.call_number + 1 != name.call_number:
                 raise CallCooldown(retry_after=1, verification_id=call.resend_of)
         else:
             record = Record(self._new(name.verification_id, call, policy), call.checks)
@@ -183,13 +186,14 @@ class FakeVerificationStore:
         """Raise what refuses a start; return the verification that it names, if it names one."""
         phone = self.phones.get(call.phone) or PhoneRecord()
         named = self._named(call)
-        if named and self._is_resend(named, call) and named.verification.calls_left <= 0:
+        if named and self._is_resend(named, call) and (named.verification.calls_left <= 0 or named.call_number >= 100):
             until = max(named.verification.expires_at, phone.next_call)
             raise RateLimited(limit="calls_per_verification", retry_after=self._until(until))
         if call.test:
             return named
         if phone.next_call > self.now:
-            raise CallCooldown(retry_after=self._until(phone.next_call), verification_id=call.resend_of)
+            wait = 1 if self._is_asked(phone.asked, policy) else self._until(phone.next_call)
+            raise CallCooldown(retry_after=wait, verification_id=call.resend_of)
         other = self.records.get(phone.reverse)
         if call.channel is Channel.REVERSE_CALL and other and other.is_pending:
             until = other.verification.expires_at
@@ -199,6 +203,14 @@ class FakeVerificationStore:
         for limit in policy.calls_per_phone:
             self._require_room(limit, call.phone.e164)
         return named
+
+    def _is_asked(self, name: CallId | None, policy: Policy) -> bool:
+        """Return whether the provider may just be asked for a call."""
+        record = self.records.get(name.verification_id) if name else None
+        call = record.verification.call(name.call_number) if record and name else None
+        if not call or call.ref or call.state.status is not CallStatus.INITIATED or not call.expires_at:
+            return False
+        return call.expires_at - policy.lifetime + timedelta(seconds=15) > self.now
 
     def _named(self, call: NewCall) -> Record | None:
         if call.resend_of is None:
@@ -249,24 +261,25 @@ class FakeVerificationStore:
         remembered = phone.streak and phone.next_call + cooldowns[-1] > self.now
         streak = phone.streak + 1 if remembered else 1
         resend_at = self.now + cooldowns[min(streak, len(cooldowns)) - 1]
-        record.serial += 1
-        record.tokens[record.serial] = call.token
-        record.phone_before[record.serial] = resend_at, phone.streak, phone.next_call
+        record.call_number += 1
+        record.tokens[record.call_number] = call.token
+        record.phone_before[record.call_number] = resend_at, phone.streak, phone.next_call
         if not call.test:
             phone.streak, phone.next_call = streak, resend_at
+            phone.asked = CallId(before.id, record.call_number)
         if call.channel is Channel.REVERSE_CALL and not call.test:
             phone.reverse = before.id
-        elif record.serial == 1:
+        elif record.call_number == 1:
             ids = phone.ids.get((call.client, call.purpose), [])
             phone.ids[call.client, call.purpose] = [*(it for it in ids if it in self.records), before.id]
         expires = self.now + policy.lifetime
         longest = max([limit.period for limit in limits], default=timedelta())
         phone.forgotten = max(phone.forgotten, expires, resend_at + cooldowns[-1], self.now + longest)
-        record.lengths[record.serial] = call.code_length or 0
+        record.lengths[record.call_number] = call.code_length or 0
         if call.code_digest:
-            record.codes[record.serial] = (call.code_digest, expires)
-        record.wanted[record.serial] = call.checks
-        placed = Call(record.serial, CallState(CallStatus.INITIATED), channel=call.channel, expires_at=expires)
+            record.codes[record.call_number] = (call.code_digest, expires)
+        record.wanted[record.call_number] = call.checks
+        placed = Call(record.call_number, CallState(CallStatus.INITIATED), channel=call.channel, expires_at=expires)
         record.verification = replace(
             before,
             calls_placed=before.calls_placed + 1,
@@ -275,102 +288,104 @@ class FakeVerificationStore:
             expires_at=expires,
             resend_at=resend_at,
         )
-        token = f"{before.id}:{record.serial}"
+        token = f"{before.id}:{record.call_number}"
         quotas = [self.counters.add(limit, call.phone.e164, self.now, token) for limit in limits]
         checks_left = max(1, min(record.checks, call.checks) - record.checks_used)
         return Started(replace(self._seen(record), checks_left=checks_left), tuple(quotas))
 
-    async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
         self._require_available()
         record = self.records.get(verification.id)
         if not record:
             raise VerificationNotFound
-        call = record.verification.call(serial)
-        if not call or call.state.status.is_final or STAGES[report.state.status] < STAGES[call.state.status]:
+        call = record.verification.call(call_number)
+        if not call or call.state.status.is_final or STAGES[update.state.status] < STAGES[call.state.status]:
             return Recorded(self._seen(record), ended=False)
-        if report.state.status is not CallStatus.UNCONFIRMED:
-            record.phone_before.pop(serial, None)
-            record.tokens.pop(serial, None)
+        if update.state.status is not CallStatus.UNCONFIRMED:
+            record.phone_before.pop(call_number, None)
+            record.tokens.pop(call_number, None)
         is_first = not call.ref and call.state.status is CallStatus.INITIATED
-        if is_first and record.is_pending and record.wanted[serial] < record.checks:
-            record.checks = max(record.checks_used + 1, min(record.checks, record.wanted[serial]))
+        if is_first and record.is_pending and record.wanted[call_number] < record.checks:
+            record.checks = max(record.checks_used + 1, min(record.checks, record.wanted[call_number]))
         self._change(
             record,
-            serial,
-            state=report.state,
-            ref=report.ref or call.ref,
-            dial=report.dial or call.dial,
-            limits_token=report.limits_token or call.limits_token,
+            call_number,
+            state=update.state,
+            ref=update.ref or call.ref,
+            dial=update.dial or call.dial,
+            limits_token=update.limits_token or call.limits_token,
         )
-        if report.code_digest and call.expires_at and record.verification.stored_status is Status.PENDING:
-            record.codes[serial] = (report.code_digest, call.expires_at)
-            record.lengths[serial] = report.code_length or 0
-        if report.operator:
-            self.phones[verification.phone].operator = report.operator
-        return Recorded(self._seen(record), ended=report.state.status.is_final)
+        if update.code_digest and call.expires_at and record.verification.stored_status is Status.PENDING:
+            record.codes[call_number] = (update.code_digest, call.expires_at)
+            record.lengths[call_number] = update.code_length or 0
+        if update.operator:
+            self.phones[verification.phone].operator = update.operator
+        return Recorded(self._seen(record), ended=update.state.status.is_final)
 
     async def confirm(
-        self, verification: Verification, serial: int, *, ref: str, caller: Phone, policy: Policy
+        self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
         self._require_available()
         record = self.records.get(verification.id)
-        call = record and record.verification.call(serial)
+        call = record and record.verification.call(call_number)
         if not record or not call or call.channel is not Channel.REVERSE_CALL or call.ref != ref or not call.expires_at:
             return Confirmation.NOT_FOUND
         if record.verification.phone != caller:
             return Confirmation.NOT_THE_CALLER
-        if serial in record.confirmed or record.verification.stored_status is Status.VERIFIED:
+        if call_number in record.confirmed or record.verification.stored_status is Status.VERIFIED:
             return Confirmation.CONFIRMED_BEFORE
         if record.verification.stored_status is not Status.PENDING or call.expires_at <= self.now:
             return Confirmation.NOT_FOUND
         if self.now < call.expires_at - policy.lifetime + policy.earliest_dial:
             return Confirmation.TOO_EARLY
-        record.confirmed.add(serial)
-        self._change(record, serial, state=CallState(CallStatus.COMPLETED))
+        record.confirmed.add(call_number)
+        self._change(record, call_number, state=CallState(CallStatus.COMPLETED))
         return Confirmation.CONFIRMED
 
-    def _change(self, record: Record, serial: int, **changes: Any) -> None:  # noqa: ANN401 - fields of a call
-        calls = [replace(call, **changes) if call.serial == serial else call for call in record.verification.calls]
+    def _change(self, record: Record, call_number: int, **changes: Any) -> None:  # noqa: ANN401 - fields of a call
+        calls = [
+            replace(call, **changes) if call.call_number == call_number else call for call in record.verification.calls
+        ]
         record.verification = replace(record.verification, calls=tuple(calls))
 
-    async def take_back(
-        self, name: CallName, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+    async def refund(
+        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
     ) -> bool:
         self._require_available()
         record = self.records.get(name.verification_id)
-        call = record and record.verification.call(name.serial)
+        call = record and record.verification.call(name.call_number)
         if not record or not call or not call.expires_at:
             return False
-        if token and record.tokens.get(name.serial) != token:
+        if token and record.tokens.get(name.call_number) != token:
             return False
         known, before = self.phones.get(phone), record.verification
-        resend_at, streak, next_call = record.phone_before.pop(name.serial, (None, 0, NEVER))
+        resend_at, streak, next_call = record.phone_before.pop(name.call_number, (None, 0, NEVER))
         if known and known.next_call == resend_at:
             known.streak, known.next_call = streak, next_call if streak else NEVER
         for (_, of), events in self.counters.events.items():
             if of == phone.e164:
                 events[:] = [event for event in events if event[1] != str(name)]
-        record.codes.pop(name.serial, None)
-        record.confirmed.discard(name.serial)
-        others = tuple(other for other in before.calls if other.serial != name.serial)
+        record.codes.pop(name.call_number, None)
+        record.confirmed.discard(name.call_number)
+        others = tuple(other for other in before.calls if other.call_number != name.call_number)
         record.verification = replace(
             before,
             calls_placed=before.calls_placed - 1,
             calls_left=before.calls_left + 1,
             calls=others,
             expires_at=max((other.expires_at for other in others if other.expires_at), default=before.expires_at),
-            resend_at=None if record.serial == name.serial else before.resend_at,
+            resend_at=None if record.call_number == name.call_number else before.resend_at,
         )
         if not others and record.is_pending:
             del self.records[before.id]
         self.advance(timedelta())
         return True
 
-    async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         self._require_available()
         return self._check([self._own(guess.client, verification_id)], guess, policy)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         self._require_available()
         ids = self.phones[phone].ids.get((guess.client, purpose), []) if phone in self.phones else []
         found = [self.records[it] for it in reversed(ids) if it in self.records]
@@ -378,7 +393,7 @@ class FakeVerificationStore:
             raise VerificationNotFound
         return self._check(found, guess, policy)
 
-    def _check(self, found: list[Record], guess: Guess, policy: Policy) -> CheckResult:
+    def _check(self, found: list[Record], guess: CodeCheck, policy: Policy) -> CheckResult:
         """Check a code for some verifications, the latest first."""
         for record in found:
             if record.retry_digest and record.retry_digest == guess.retry_digest:
@@ -393,7 +408,7 @@ class FakeVerificationStore:
         if not guess.candidates:
             raise CodeRequired
         live = self._live(pending)
-        lengths = frozenset(record.lengths[serial] for record, serial in live)
+        lengths = frozenset(record.lengths[call_number] for record, call_number in live)
         if lengths and guess.length not in lengths:
             raise CodeTooShortOrLong(lengths)
         comparisons, counted = max(1, len(live)), self._counted(before, guess, policy)
@@ -403,10 +418,12 @@ class FakeVerificationStore:
             self._require_room(room, of)
             if not place:
                 self._require_share(policy, before.phone, guess.address, comparisons)
-        right = [(record, serial) for record, serial in live if record.codes[serial][0] in guess.candidates]
+        right = [
+            (record, call_number) for record, call_number in live if record.codes[call_number][0] in guess.candidates
+        ]
         if right:
-            record, serial = right[0]
-            self._hear(record, serial)
+            record, call_number = right[0]
+            self._hear(record, call_number)
             self._finish(record, Status.VERIFIED)
             record.retry_digest = guess.retry_digest
             quotas = tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted)
@@ -431,7 +448,7 @@ class FakeVerificationStore:
             is_repeated=is_repeated,
         )
 
-    def _wrong(self, record: Record, guess: Guess, policy: Policy, comparisons: int) -> CheckResult:
+    def _wrong(self, record: Record, guess: CodeCheck, policy: Policy, comparisons: int) -> CheckResult:
         before, counted = record.verification, self._counted(record.verification, guess, policy)
         for limit, of in counted[:1] * (comparisons - 1):  # for the phone, once for each live code
             self.counters.add(limit, of, self.now, guess.address or "")
@@ -447,18 +464,20 @@ class FakeVerificationStore:
 
     def _live(self, records: list[Record]) -> list[tuple[Record, int]]:
         return [
-            (record, serial)
+            (record, call_number)
             for record in records
-            for serial, (_, expires) in record.codes.items()
+            for call_number, (_, expires) in record.codes.items()
             if expires > self.now
         ]
 
-    def _check_without_code(self, record: Record, guess: Guess) -> CheckResult:
+    def _check_without_code(self, record: Record, guess: CodeCheck) -> CheckResult:
         if guess.candidates:
             raise CodeNotExpected
         verification = record.verification
-        calls = {call.serial: call for call in verification.calls if call.expires_at and call.expires_at > self.now}
-        if record.serial in record.confirmed & set(calls):
+        calls = {
+            call.call_number: call for call in verification.calls if call.expires_at and call.expires_at > self.now
+        }
+        if record.call_number in record.confirmed & set(calls):
             self._finish(record, Status.VERIFIED)
             return CheckResult(
                 verification_id=verification.id,
@@ -469,12 +488,12 @@ class FakeVerificationStore:
             )
         return CheckResult(verification_id=verification.id, status=Status.PENDING, checks_left=verification.checks_left)
 
-    def _hear(self, record: Record, serial: int) -> None:
-        call = record.verification.call(serial)
+    def _hear(self, record: Record, call_number: int) -> None:
+        call = record.verification.call(call_number)
         if call and STAGES[call.state.status] < STAGES[CallStatus.ANSWERED]:
-            self._change(record, serial, state=replace(call.state, status=CallStatus.ANSWERED))
+            self._change(record, call_number, state=replace(call.state, status=CallStatus.ANSWERED))
 
-    def _counted(self, verification: Verification, guess: Guess, policy: Policy) -> list[tuple[Limit, str]]:
+    def _counted(self, verification: Verification, guess: CodeCheck, policy: Policy) -> list[tuple[Limit, str]]:
         if verification.test:
             return []
         further = policy.for_failed_checks(client=guess.client, address=guess.address)
@@ -526,7 +545,7 @@ class FakeVerificationStore:
     def _seen(self, record: Record) -> Verification:
         seen = replace(record.verification, observed_at=self.now, checks_left=record.checks - record.checks_used)
         if latest := seen.latest_call:
-            seen = replace(seen, channel=latest.channel, code_length=record.lengths[latest.serial] or None)
+            seen = replace(seen, channel=latest.channel, code_length=record.lengths[latest.call_number] or None)
         return seen
 
     def _until(self, moment: datetime) -> int:
@@ -539,7 +558,7 @@ def _used_up(limit: Limit, wait: timedelta) -> Exception:
     return RateLimited(limit=limit.name, retry_after=seconds(wait))
 
 
-class FakeLimits:
+class FakeRateLimiter:
     """Counts in memory, on the clock of a store."""
 
     def __init__(self, store: FakeVerificationStore) -> None:
@@ -552,7 +571,7 @@ class FakeLimits:
             if wait := self._counters.wait(allowance.limit, allowance.of, self._store.now):
                 raise _used_up(allowance.limit, wait)
 
-    async def take(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
+    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
         self._store._require_available()
         now = self._store.now
         for allowance in allowances:
@@ -560,7 +579,7 @@ class FakeLimits:
                 raise _used_up(allowance.limit, wait)
         return [self._counters.add(allowance.limit, allowance.of, now, token) for allowance in allowances]
 
-    async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
+    async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         self._store._require_available()
         for allowance in allowances:
             self._counters.remove(allowance.limit, allowance.of, token)
@@ -574,7 +593,7 @@ class FakeGuard:
         self.calls: list[str] = []
         self.successes: list[str] = []
 
-    async def require_open(self, phone: Phone) -> None:
+    async def require_open(self, phone: Phone, client: str) -> None:
         if phone.e164 in self.blocked:
             raise RateLimited(limit="fraud_guard", retry_after=3600)
 
@@ -583,7 +602,7 @@ class FakeGuard:
             raise RateLimited(limit="fraud_guard", retry_after=3600)
         self.calls.append(phone.e164)
 
-    async def retract(self, phone: Phone, client: str) -> None:
+    async def refund(self, phone: Phone, client: str) -> None:
         self.calls.remove(phone.e164)
 
     async def succeeded(self, phone: Phone, client: str) -> None:
@@ -604,7 +623,7 @@ class FakeSender:
 
     def __init__(self, provider: str = "fake") -> None:
         self.provider = provider
-        self.is_followed = True
+        self.supports_status = True
         self.unready: ProviderError | None = None
         self.calls: list[CallOrder] = []
         self.outcome: CallOutcome | None = None
@@ -619,7 +638,7 @@ class FakeSender:
         self.calls.append(order)
         return self.outcome or Placed(f"call-{len(self.calls)}")
 
-    async def look_up(self, call_ref: str) -> CallState | None:
+    async def fetch_status(self, call_ref: str) -> CallState | None:
         self.lookups += 1
         if isinstance(self.state, ProviderError):
             raise self.state
@@ -648,7 +667,7 @@ class FakeQueue:
     """Remembers what was scheduled."""
 
     def __init__(self) -> None:
-        self.scheduled: dict[CallName, timedelta] = {}
+        self.scheduled: dict[CallId, timedelta] = {}
 
-    async def schedule(self, name: CallName, delay: timedelta) -> None:
+    async def schedule(self, name: CallId, delay: timedelta) -> None:
         self.scheduled[name] = delay

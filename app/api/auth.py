@@ -28,7 +28,7 @@ class ApiKeys:
         self._open_as = open_as
 
     def client_of(self, authorization: str | None) -> str:
-        """Tell the client of an ``Authorization`` header. Raises Unauthorized.
+        """Return the client of an ``Authorization`` header. Raises Unauthorized.
 
         Every key is compared, each in constant time, so that time tells nothing about any of them.
         """
@@ -43,7 +43,7 @@ class ApiKeys:
 
 
 def authenticate(request: Request, keys: str = "api_keys") -> str:
-    """Tell whose key a request carries, among ``request.state``'s ``keys``, and note it for the log.
+    """Return whose key a request carries, among ``request.state``'s ``keys``, and note it for the log.
 
     Raises:
         Unauthorized: nobody's.

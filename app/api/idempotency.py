@@ -18,7 +18,7 @@ from app.verification.deferred import DeferredWrites, store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, IdempotencyInProgress, IdempotencyStore, IdempotentRequest, KeptAnswer
 from app.verification.model import Started
-from app.verification.ports import CallName
+from app.verification.ports import CallId
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ async def once(http: Request, act: Callable[[str | None], Awaitable[Response]], 
 
 
 class StartJournal:
-    """The StartJournal of ``app/verification/placing.py``: a start and the answer to it, written once and kept."""
+    """The StartJournal of ``app/verification/start.py``: a start and the answer to it, written once and kept."""
 
     def __init__(
         self,
@@ -162,12 +162,12 @@ class StartJournal:
         self._keep_for = keep_for
         self.response: Response | None = None
 
-    async def claim(self) -> CallName | None:
+    async def claim(self) -> CallId | None:
         """Claim the request; return the call that an earlier one had begun and died over."""
         begun = (await self._request.claim()).begun
-        return CallName.parse(begun) if begun else None
+        return CallId.parse(begun) if begun else None
 
-    async def begin(self, name: CallName) -> None:
+    async def begin(self, name: CallId) -> None:
         """Note the call that is about to be placed.
 
         Raises:

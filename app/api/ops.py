@@ -52,7 +52,7 @@ async def livez() -> Response:
     },
 )
 async def readyz(http: Request, service: Service) -> Response:
-    """Tell whether requests should be sent here: not while Redis does not take and return what is written.
+    """Return whether requests should be sent here: not while Redis does not take and return what is written.
 
     That is tried at most once a second, whoever asks.
 
@@ -79,7 +79,7 @@ async def readyz(http: Request, service: Service) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(http: Request) -> Response:
-    """Tell the metrics to whoever has a key of theirs: they show what was spent, and the balance."""
+    """Return the metrics to whoever has a key of theirs: they show what was spent, and the balance."""
     authenticate(http, "metrics_keys")
     exposition: Exposition = http.state.metrics
     return Response(await exposition.render(), media_type=exposition.content_type)

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 
 from app.api.auth import Unauthorized
 from app.api.idempotency import InvalidIdempotencyKey
-from app.api.quotas import used_up_header
-from app.verification import changes, errors, idempotency
+from app.api.limits import used_up_header
+from app.verification import errors, event_stream, idempotency
 from app.verification.code import MIN_LENGTH
 
 log = logging.getLogger(__name__)
@@ -221,7 +221,7 @@ class Problem:
 def plain_problem(
     status: HTTPStatus, instance: str, headers: Mapping[str, str] | None = None, *, detail: str = ""
 ) -> JSONResponse:
-    """Tell a problem that its HTTP status explains (RFC 9457, section 4.2.1)."""
+    """Build a problem that its HTTP status explains (RFC 9457, section 4.2.1)."""
     return _response(
         headers or {},
         type="about:blank",
@@ -305,7 +305,7 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
         "provider-unavailable", "The provider could not be reached.", {"retry_after": e.retry_after}
     ),
     errors.BalanceTooLow: lambda _: Problem("balance-too-low", "The provider's account has to be topped up."),
-    changes.TooManyListeners: lambda e: Problem(
+    event_stream.TooManyListeners: lambda e: Problem(
         "too-many-listeners", f"Try again in {e.retry_after} s.", {"retry_after": e.retry_after}
     ),
     idempotency.IdempotencyKeyReused: lambda _: Problem(
@@ -368,7 +368,7 @@ async def _tell_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _answer(request: Request, problem: Problem) -> JSONResponse:
-    """Tell a problem, and note its name for the log and the metrics."""
+    """Answer with a problem, and note its name for the log and the metrics."""
     request.state.outcome = problem.slug
     return problem.response(request.state.request_id)
 

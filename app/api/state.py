@@ -5,13 +5,13 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TypedDict
 
 from app.api.auth import ApiKeys
-from app.api.edge import RequestHandled
-from app.api.events import Live
+from app.api.event_stream import Live
 from app.api.idempotency import Idempotency
+from app.api.middleware import RequestHandled
 from app.api.ops import Circuit, Exposition
 from app.verification.balance import Balance
-from app.verification.call_urls import CallUrls
-from app.verification.guard import FraudGuard
+from app.verification.call_urls import CallbackUrls
+from app.verification.fraud_guard import FraudGuard
 from app.verification.ports import ProofTokens, Redemptions
 from app.verification.service import VerificationService
 
@@ -25,8 +25,8 @@ class State(TypedDict):
     redemptions: Redemptions
     guard: FraudGuard
     live: Live
-    hook_urls: CallUrls
-    hook_networks: Sequence[IPv4Network | IPv6Network]
+    callback_urls: CallbackUrls
+    callback_networks: Sequence[IPv4Network | IPv6Network]
     balance: Balance
     circuits: Mapping[str, Circuit]
     metrics: Exposition

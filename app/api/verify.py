@@ -11,7 +11,7 @@ from app.api.client_address import count_address
 from app.api.dependencies import Client, Service
 from app.api.docs import answers, respond
 from app.api.idempotency import IDEMPOTENCY_KEY, AnsweredBefore, StartJournal, once, repeatable
-from app.api.quotas import quota_headers
+from app.api.limits import quota_headers
 from app.api.routing import JsonRoute
 from app.api.schemas import (
     CHECK_EXAMPLES,
@@ -180,7 +180,7 @@ async def only_post() -> Response:
     ),
 )
 async def read(verification_id: str, client: Client, service: Service) -> Response:
-    """Tell the present state. Costs no check, and asks nobody: calls are followed in the background.
+    """Return the present state. Costs no check, and asks nobody: calls are followed in the background.
 
     `verified` here says that somebody has typed the code, not who: the proof is the answer to a check, or its token.
     """

@@ -8,13 +8,13 @@ import typer
 from app.cli.call import call
 from app.cli.common import EXIT_SETTINGS, examples
 from app.cli.doctor import doctor
-from app.cli.events import events_cli
-from app.cli.forget import forget
-from app.cli.guard import guard_cli
-from app.cli.making import keygen, openapi
+from app.cli.erasure import forget
+from app.cli.fraud_guard import guard_cli
+from app.cli.keygen import keygen, openapi
 from app.cli.serving import demo, serve
 from app.cli.stats import stats
 from app.cli.verifications import verifications_cli
+from app.cli.webhooks import events_cli
 from app.settings import SettingsError
 
 __all__ = ["cli", "main"]
@@ -42,7 +42,7 @@ def _options(
     *,
     _: Annotated[
         bool,
-        typer.Option("--version", help="Tell the version, and nothing else.", callback=_tell_version, is_eager=True),
+        typer.Option("--version", help="Print the version.", callback=_tell_version, is_eager=True),
     ] = False,
 ) -> None:
     """Take the options that belong to no command."""

@@ -8,14 +8,14 @@ import typer
 
 from app.api.problems import detail_of
 from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_failed
-from app.plusofon.sandbox import VirtualNetwork
+from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
 from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
 from app.verification.model import CallStatus, Lang, Status, Verification
 from app.verification.phone import Phone
-from app.verification.ports import CallName
+from app.verification.ports import CallId
 from app.verification.service import StartRequest, VerificationService
 from app.wiring import make_network, open_service
 
@@ -89,12 +89,12 @@ async def _follow(
         if state is None or state.state.status.is_final or asyncio.get_running_loop().time() > deadline:
             return latest
         await asyncio.sleep(every)
-        latest = await _look(service, latest, state.serial)
+        latest = await _look(service, latest, state.call_number)
 
 
-async def _look(service: VerificationService, verification: Verification, serial: int) -> Verification:
+async def _look(service: VerificationService, verification: Verification, call_number: int) -> Verification:
     try:
-        await service.follow(CallName(verification.id, serial))
+        await service.follow(CallId(verification.id, call_number))
     except ProviderError:
         typer.echo("  (the provider does not say how the call goes)")
     try:
@@ -117,7 +117,7 @@ def _judge_call(verification: Verification) -> None:
 
 
 async def _hear(network: VirtualNetwork | None, verification: Verification) -> str | None:
-    """Tell what was heard: by whoever is at the terminal, or by the phone of the sandbox."""
+    """Return what was heard: by whoever is at the terminal, or by the phone of the sandbox."""
     latest = verification.latest_call
     if latest is None or latest.state.status.is_unanswered:
         return None

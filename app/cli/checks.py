@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from app.outbound import NeverSent, Reason, Unclear
-from app.settings import Mode, Settings, unknown_settings
+from app.settings import Mode, Settings, misspelt_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
 from app.tokens import TokenSigner
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
@@ -80,17 +80,17 @@ class Finding:
 
 
 def fine(check: str, told: str) -> Finding:
-    """Tell that all is well."""
+    """Report that all is well."""
     return Finding(check, Result.FINE, told)
 
 
 def doubtful(check: str, told: str, advice: str) -> Finding:
-    """Tell that something works, but not as it should."""
+    """Report that something works, but not as it should."""
     return Finding(check, Result.DOUBTFUL, told, advice)
 
 
 def wrong(check: str, told: str, advice: str) -> Finding:
-    """Tell that something does not work."""
+    """Report that something does not work."""
     return Finding(check, Result.WRONG, told, advice)
 
 
@@ -197,7 +197,7 @@ async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warnin
 
 
 def _no_answer(cause: BaseException | None) -> Finding:
-    """Tell how far a request to the provider got, by the error of the network behind the provider's."""
+    """Return how far a request to the provider got, by the error of the network behind the provider's."""
     match cause:
         case NeverSent():
             told, advice = _NOT_REACHED[cause.reason]
@@ -242,7 +242,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
 
 def check_names() -> Iterator[Finding]:
     """Check that what looks like a setting is one."""
-    for name, meant in unknown_settings().items():
+    for name, meant in misspelt_settings().items():
         advice = f"Write {meant}, if that is meant." if meant else "Look for its name in .env.example."
         yield doubtful("settings", f"{name} is no setting, and nothing reads it", advice)
 

@@ -40,7 +40,7 @@ def examples(*commands: str) -> str:
 
 
 def fail(message: str) -> typer.Exit:
-    """Tell why a command fails; what is returned is to be raised."""
+    """Say why a command fails; what is returned is to be raised."""
     typer.echo(message, err=True)
     return typer.Exit(EXIT_FAILED)
 

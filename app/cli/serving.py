@@ -20,7 +20,7 @@ from app.cli.common import settings_with
 from app.cli.worker import make_app_of
 from app.server.connections import HttpLimits
 from app.server.http_protocol import HttpServer
-from app.settings import Mode, Settings, SettingsError, shown_settings, unknown_settings
+from app.settings import Mode, Settings, SettingsError, misspelt_settings, redacted_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
 from app.wiring import open_tracing
@@ -85,10 +85,10 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
             "mode": settings.mode,
             "address": settings.listen_url,
             "workers": settings.workers,
-            "settings": shown_settings(settings),
+            "settings": redacted_settings(settings),
         },
     )
-    if unknown := unknown_settings():
+    if unknown := misspelt_settings():
         log.warning("service.settings_unknown", extra={"names": list(unknown)})
     # Uvicorn handles the signal while it serves, and then raises it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

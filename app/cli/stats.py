@@ -37,7 +37,7 @@ def stats(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Tell a day's calls, conversion, refusals and spend. Test numbers are not counted."""
+    """Print a day's calls, conversion, refusals and spend. Test numbers are not counted."""
     found = ask_redis(open_stats, lambda reader: reader.read(day))
     typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
 

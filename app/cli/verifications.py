@@ -64,7 +64,7 @@ def _facts(found: Verification) -> dict[str, Any]:
 
 def _call_facts(call: Call) -> dict[str, Any]:
     return {
-        "serial": call.serial,
+        "serial": call.call_number,
         "channel": call.channel,
         "status": call.state.status,
         "provider_status": call.state.provider_status,
@@ -85,4 +85,4 @@ def _lines(found: Verification) -> Iterator[str]:
         yield f"calls     {found.calls_left} left, {resend}"
     for call in found.calls:
         word = f" (the provider's word: {call.state.provider_status})" if call.state.provider_status else ""
-        yield f"  {call.serial}  {call.channel:<13} {call.state.status}{word}"
+        yield f"  {call.call_number}  {call.channel:<13} {call.state.status}{word}"

@@ -36,7 +36,7 @@ def _walk(model: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _holds_secret(annotation: Any) -> bool:  # noqa: ANN401 - any type annotation
-    """Tell whether a value of a type has a secret anywhere in it."""
+    """Return whether a value of a type has a secret anywhere in it."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return any(_holds_secret(about.annotation) for about in annotation.model_fields.values())
     return annotation in _SECRET_TYPES or any(map(_holds_secret, get_args(annotation)))

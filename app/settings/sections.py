@@ -41,7 +41,7 @@ from app.settings.fields import (
 from app.settings.webhooks import WebhookFields
 from app.verification.channel import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
-from app.verification.guard import GuardRules
+from app.verification.fraud_guard import GuardRules
 
 
 class _Section(BaseModel):

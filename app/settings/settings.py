@@ -22,6 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.settings.environment import EnvironmentSource, read_environment
+from app.settings.error_messages import in_words, name_in, sentence
 from app.settings.fields import (
     MIN_SECRET_BYTES,
     AnyCase,
@@ -57,7 +58,6 @@ from app.settings.sections import (
     WatchSettings,
 )
 from app.settings.serving import OutboundSettings, ProxySettings, SandboxSettings, TlsSettings
-from app.settings.words import in_words, name_in, sentence
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _fail_closed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - unvalidated
-        """Tell what is missing together with what is wrong, so that one look is enough."""
+        """Return what is missing together with what is wrong, so that one look is enough."""
         mistakes = list(_mode_mistakes(data))
         try:
             settings = handler(data)

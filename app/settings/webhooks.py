@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from app.settings.fields import is_webhook_secret
 from app.standard_webhooks import parse_secret
-from app.verification.outbox import EventType
+from app.verification.webhooks import EventType
 from app.webhooks import WebhookEndpoint
 from app.webhooks.addresses import is_private, is_public
 

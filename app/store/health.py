@@ -10,12 +10,12 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
-from app.store.changes import CHANNEL
+from app.store.event_stream import CHANNEL
 from app.store.failures import name_of, reason_of
 from app.store.scripts import Script
 from app.verification.errors import StoreFailure
 
-_PROBE = Script("read")  # reads a key that nobody writes
+_PROBE = Script("verification", "read")  # reads a key that nobody writes
 _PROBED_KEY = "pv:{000}:doctor"
 _NOBODY = b"doctor"  # no verification has this id, so nobody who listens is woken
 _PINGS = 5

@@ -18,7 +18,7 @@ from app.verification.idempotency import (
     KeptAnswer,
 )
 
-CLAIM, BEGIN, KEEP, RELEASE = (Script(name) for name in ("claim", "begin", "keep", "release"))
+CLAIM, BEGIN, KEEP, RELEASE = (Script("idempotency", name) for name in ("claim", "begin", "keep", "release"))
 
 _TOKEN_BYTES = 16
 _CLAIM_FOR = timedelta(seconds=3)  # longer than all waits for Redis before a call is noted

@@ -8,10 +8,10 @@ from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
 from app.verification.policy import Allowance, Limit, Quota
 
-ROOM, TAKE, GIVE_BACK = Script("room"), Script("take"), Script("give_back")
+ROOM, ACQUIRE, REFUND = (Script("limits", name) for name in ("room", "acquire", "refund"))
 
 
-class RedisLimits:
+class RedisRateLimiter:
     """The Limits of ``app/verification/ports.py``: a sorted set of moments for each, so no window ever holds more.
 
     Each limit lies in a slot of its own; those of one event share one write.
@@ -30,29 +30,29 @@ class RedisLimits:
             if wait:
                 raise _refusal(allowance.limit, wait)
 
-    async def take(self, token: str, allowances: Sequence[Allowance]) -> list[Quota]:
+    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> list[Quota]:
         """Count one event against each that has room; the caller gives it back if one has not."""
         runs: list[tuple[list[str], list[Argument]]] = [
             ([self._name(allowance)], [token, allowance.limit.count, ms(allowance.limit.period)])
             for allowance in allowances
         ]
-        replies = await self._runner.run_each(TAKE, runs)
+        replies = await self._runner.run_each(ACQUIRE, runs)
         answers = [_answer(allowance.limit, *reply) for allowance, reply in zip(allowances, replies, strict=True)]
         refusals = [answer for answer in answers if isinstance(answer, VerificationError)]
         if refusals:
             raise refusals[0]
         return [answer for answer in answers if isinstance(answer, Quota)]
 
-    async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
+    async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Take the event back from each."""
-        await self._runner.run_each(GIVE_BACK, [([self._name(allowance)], [token]) for allowance in allowances])
+        await self._runner.run_each(REFUND, [([self._name(allowance)], [token]) for allowance in allowances])
 
     def _name(self, allowance: Allowance) -> str:
         return name_limit(self._key, allowance)
 
 
 def _answer(limit: Limit, taken: int, fact: int) -> Quota | VerificationError:
-    """Read a reply of take.lua."""
+    """Read a reply of acquire.lua."""
     return Quota(limit, fact) if taken else _refusal(limit, fact)
 
 

@@ -36,24 +36,25 @@ class RoundTrip(Protocol):
 
 
 class Script:
-    """A Lua script: a file of ``app/store/lua``, behind ``common.lua`` and what else it ``shares`` with another.
+    """A Lua script: ``app/store/lua/<feature>/<name>.lua``, behind ``common.lua`` and what it ``shares`` with another.
 
     Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
     has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that
     only reads, frees memory or moves what is stored begins with ``#!lua flags=allow-oom``: it runs on a full Redis too.
     """
 
-    def __init__(self, name: str, *, shares: tuple[str, ...] = ()) -> None:
-        self.name = name
-        folder = resources.files("app.store") / "lua"
-        *shared, own = ((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", *shares, name))
+    def __init__(self, feature: str, name: str, *, shares: str | None = None) -> None:
+        self.name = f"{feature}.{name}"
+        lua = resources.files("app.store") / "lua"
+        files = [lua / "common.lua", *(lua / feature / f"{part}.lua" for part in (shares, name) if part)]
+        *shared, own = (file.read_text(encoding="utf-8") for file in files)
         flags, own = own.split("\n", 1) if own.startswith("#!") else ("#!lua", own)
         self.source = "\n".join([flags, *shared, own])
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-PROBE = Script("probe")
+PROBE = Script("probe", "probe")
 _PROBE_KEY, _PROBE_KEPT_MS = "pv:{probe}", 10_000
 
 

@@ -14,24 +14,24 @@ from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
 from app.verification.channel import Channel
-from app.verification.errors import StoreUnavailable
-from app.verification.happenings import (
+from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
     CodeChecked,
-    Happening,
+    DomainEvent,
     LimitHit,
     VerificationCanceled,
     VerificationStarted,
 )
+from app.verification.errors import StoreUnavailable
 from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance
 from app.verification.refusals import refusal_kind
 
 log = logging.getLogger(__name__)
 
-ADD, READ, USED = Script("stats_add"), Script("stats_read"), Script("stats_used")
+ADD, READ, USED = (Script("stats", name) for name in ("add", "read", "used"))
 
 _SLOT = "pv:{stats}"
 _KEEP_DAY = timedelta(days=8)
@@ -131,9 +131,9 @@ class RedisStats:
         self._key = f"{_SLOT}:w:{secrets.token_hex(8)}"
         self._flushing = asyncio.Lock()
 
-    def observe(self, happening: Happening) -> None:
+    def observe(self, event: DomainEvent) -> None:
         """Count something that happened."""
-        match happening:
+        match event:
             case CodeChecked(status):
                 if status is not Status.PENDING:
                     self._counts[status] += 1
@@ -181,7 +181,7 @@ class RedisStats:
             log.warning("stats.lost", extra={"events": (self._batch + self._counts).total()})
 
     async def read(self, day: date | None = None) -> DayStats:
-        """Tell what happened on one of the last eight days; today, by Redis' clock, if none is named.
+        """Return what happened on one of the last eight days; today, by Redis' clock, if none is named.
 
         Raises StoreUnavailable.
         """
@@ -191,6 +191,6 @@ class RedisStats:
         return DayStats.of(_FIRST_DAY + timedelta(days=int(told)), counts)
 
     async def used(self, allowance: Allowance, *, key: bytes) -> int:
-        """Tell how much of a limit is used; ``key`` is that of the limits. Raises StoreUnavailable."""
+        """Return how much of a limit is used; ``key`` is that of the limits. Raises StoreUnavailable."""
         used = await self._runner.run(USED, [name_limit(key, allowance)], [ms(allowance.limit.period)])
         return int(used)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from app.store.events import STREAM
 from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
+from app.store.webhooks import STREAM
 from app.verification.channel import Channel
 from app.verification.errors import (
     CallCooldown,
@@ -37,19 +37,19 @@ from app.verification.model import (
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
-    CallName,
-    CallReport,
+    CallHistory,
+    CallId,
+    CallUpdate,
+    CodeCheck,
     Confirmation,
-    Guess,
     NewCall,
     Recorded,
     StartPreview,
-    Tried,
 )
 
-PREVIEW, START = (Script(name, shares=("start_rules",)) for name in ("start_preview", "start"))
-CHECK, CANCEL, CONFIRM = Script("check"), Script("cancel"), Script("confirm")
-READ, RECORD_CALL, TAKE_BACK = Script("read"), Script("record_call"), Script("take_back")
+PREVIEW, START = (Script("verification", name, shares="start_rules") for name in ("start_preview", "start"))
+CHECK, CANCEL, CONFIRM = (Script("verification", name) for name in ("check", "cancel", "confirm"))
+READ, RECORD_CALL, REFUND = (Script("verification", name) for name in ("read", "record_call", "refund"))
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
@@ -61,13 +61,13 @@ class RedisVerificationStore:
     a slot of its own, so on a Redis Cluster nobody can be told.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, told_clients: Collection[str] = ()) -> None:
+    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
         self._runner = runner
         self._phone_key = phone_key
-        self._told_clients = frozenset(told_clients)
+        self._told_clients = frozenset(webhook_clients)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
-        """Tell what a start would meet."""
+        """Return what a start would meet."""
         phone = self._name(call.phone)
         new = phone.new_record()
         arguments = self._start_arguments(phone, call, 0, policy)
@@ -77,24 +77,24 @@ class RedisVerificationStore:
         verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
         words = [word.decode() for word in calls]
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
-        return StartPreview(CallName(verification_id, number), Tried(operator.decode() or None, tuple(states)))
+        return StartPreview(CallId(verification_id, number), CallHistory(operator.decode() or None, tuple(states)))
 
-    async def start(self, name: CallName, call: NewCall, policy: Policy) -> Started:
+    async def start(self, name: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(name.verification_id)
         keys = [phone.key, record.key, *self._events(call.client)]
-        arguments = self._start_arguments(phone, call, name.serial, policy)
+        arguments = self._start_arguments(phone, call, name.call_number, policy)
         *stored, checks_left, calls_left = _accepted(await self._runner.run(START, keys, arguments), call)
         verification = replace(_verification(record, *stored), checks_left=checks_left)
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
-    async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
         """Write what became of a call."""
-        name, state = _record(verification.id), report.state
+        name, state = _record(verification.id), update.state
         arguments: list[Argument] = [
-            *(serial, state.status, report.ref or "", state.provider_status or ""),
-            *(report.code_digest or "", report.code_length or ""),
-            *(_digits(report.dial) if report.dial else "", report.operator or "", report.limits_token or ""),
+            *(call_number, state.status, update.ref or "", state.provider_status or ""),
+            *(update.code_digest or "", update.code_length or ""),
+            *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
         keys = [name.key, *self._events(verification.client)]
         outcome, *facts = await self._runner.run(RECORD_CALL, keys, arguments)
@@ -104,26 +104,26 @@ class RedisVerificationStore:
         return Recorded(_verification(name, *record), bool(ended))
 
     async def confirm(
-        self, verification: Verification, serial: int, *, ref: str, caller: Phone, policy: Policy
+        self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
         """Write that the person dialled the number of a reverse call."""
         keys = [_record(verification.id).key, *self._events(verification.client)]
-        arguments: list[Argument] = [serial, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
+        arguments: list[Argument] = [call_number, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
         return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
 
-    async def take_back(
-        self, name: CallName, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+    async def refund(
+        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
     ) -> bool:
         """Refund a call that did not happen."""
         keys = [self._name(phone).key, _record(name.verification_id).key, *self._events(client)]
-        return bool(await self._runner.run(TAKE_BACK, keys, [name.serial, ms(policy.lifetime), token or ""]))
+        return bool(await self._runner.run(REFUND, keys, [name.call_number, ms(policy.lifetime), token or ""]))
 
-    async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         """Count the check, compare, consume."""
         record = _record(verification_id)
         return await self._check(record.key, record.bucket, "", guess, policy)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         """Do so for the latest verification of a phone and purpose."""
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, guess, policy)
@@ -168,7 +168,7 @@ class RedisVerificationStore:
             *(len(limits), *_written(limits)),
         ]
 
-    async def _check(self, key: str, bucket: str, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def _check(self, key: str, bucket: str, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         further = list(policy.for_failed_checks(client=guess.client, address=guess.address))
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *(allowance.limit for allowance in further)]
@@ -279,7 +279,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
     """Read a record; ``app/store/lua/common.lua`` lists its fields."""
     fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
     calls = tuple(_calls(fields))
-    latest = calls[-1].serial if calls else ""  # without any call, the record itself has its channel
+    latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
     resend_at = fields.get("r")
     return Verification(
         id=name.verification_id,
@@ -303,18 +303,18 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
 
 
 def _calls(fields: dict[str, str]) -> Iterable[Call]:
-    for serial in range(1, int(fields["n"]) + 1):
-        if status := fields.get(f"t{serial}"):
-            state = CallState(CallStatus(status), fields.get(f"w{serial}"))
-            dial, expires = fields.get(f"i{serial}"), fields.get(f"x{serial}")
+    for call_number in range(1, int(fields["n"]) + 1):
+        if status := fields.get(f"t{call_number}"):
+            state = CallState(CallStatus(status), fields.get(f"w{call_number}"))
+            dial, expires = fields.get(f"i{call_number}"), fields.get(f"x{call_number}")
             yield Call(
-                serial,
+                call_number,
                 state,
-                ref=fields.get(f"f{serial}"),
-                channel=Channel(fields[f"h{serial}"]),
+                ref=fields.get(f"f{call_number}"),
+                channel=Channel(fields[f"h{call_number}"]),
                 dial=_phone(dial.encode()) if dial else None,
                 expires_at=from_ms(expires) if expires else None,
-                limits_token=fields.get(f"y{serial}"),
+                limits_token=fields.get(f"y{call_number}"),
             )
 
 

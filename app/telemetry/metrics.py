@@ -8,18 +8,18 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 
 from app.verification.channel import Channel
-from app.verification.errors import ProviderError
-from app.verification.happenings import (
+from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
     CodeChecked,
-    Happening,
+    DomainEvent,
     LimitHit,
     UnknownCallStatus,
     VerificationCanceled,
     VerificationStarted,
 )
+from app.verification.errors import ProviderError
 from app.verification.model import CallOutcome, CallState, CallStatus, Status
 from app.verification.ports import CallOrder, CallSender
 from app.verification.refusals import REFUSAL_KINDS, refusal_kind
@@ -111,9 +111,9 @@ class Metrics:
             for final in filter(lambda each: each.is_final, CallStatus):
                 self._over.labels(channel, final)
 
-    def observe(self, happening: Happening) -> None:  # noqa: C901 - a table, written as a match
+    def observe(self, event: DomainEvent) -> None:  # noqa: C901 - a table, written as a match
         """Count what the domain tells; an ``Observe``."""
-        match happening:
+        match event:
             case CodeChecked(status):
                 if status is not Status.VERIFIED:
                     self._wrong.inc()
@@ -195,11 +195,11 @@ class TimedSender(SenderWrapper):
         self._tell("place", type(outcome).__name__.lower(), began)  # placed, refused or unknown
         return outcome
 
-    async def look_up(self, call_ref: str) -> CallState | None:
-        """Tell the state of a call. Raises ProviderError."""
+    async def fetch_status(self, call_ref: str) -> CallState | None:
+        """Return the state of a call. Raises ProviderError."""
         began = time.perf_counter()
         try:
-            state = await super().look_up(call_ref)
+            state = await super().fetch_status(call_ref)
         except ProviderError as error:
             self._tell("look_up", refusal_kind(error), began)
             raise

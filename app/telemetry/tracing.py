@@ -144,14 +144,14 @@ class _TracedSender(SenderWrapper):
                 span.set_status(Status(StatusCode.ERROR))
             return outcome
 
-    async def look_up(self, call_ref: str) -> CallState | None:
-        """Tell the state of a call. Raises ProviderError."""
+    async def fetch_status(self, call_ref: str) -> CallState | None:
+        """Return the state of a call. Raises ProviderError."""
         attributes = {"verify.channel": str(self._channel), "peer.service": self.provider}
         with self._tracer.start_as_current_span(
             "provider look_up", None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
         ) as span:
             try:
-                return await self._sender.look_up(call_ref)
+                return await self._sender.fetch_status(call_ref)
             except ProviderError as error:
                 span.set_attribute("error.type", refusal_kind(error))
                 span.set_status(Status(StatusCode.ERROR))

@@ -39,7 +39,7 @@ _EVENTS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Posted:
+class CachedBalance:
     """What stands on the board: the last balance in RUB and its age, if any, and whether to read it anew now."""
 
     rub: Decimal | None = None
@@ -47,11 +47,11 @@ class Posted:
     is_reader: bool
 
 
-class BalanceBoard(Protocol):
+class BalanceCache(Protocol):
     """What the workers share, so that one of them reads for all. Both methods raise StoreUnavailable."""
 
-    async def look(self, interval: timedelta) -> Posted:
-        """Tell what is known; one worker in each ``interval`` is told to read the balance.
+    async def look(self, interval: timedelta) -> CachedBalance:
+        """Return what is known; one worker in each ``interval`` is told to read the balance.
 
         If it does not ``post`` one within a lease, another worker is told.
         """
@@ -108,7 +108,7 @@ class BalancePoller:
     def __init__(
         self,
         accounts: ProviderAccounts,
-        board: BalanceBoard,
+        board: BalanceCache,
         *,
         minimum: Decimal,
         warning: Decimal,

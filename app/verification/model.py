@@ -68,7 +68,7 @@ class Call:
     call verifies any more. ``limits_token`` names the event under which it was counted, if it may be given back.
     """
 
-    serial: int
+    call_number: int
     state: CallState
     ref: str | None = None
     channel: Channel = Channel.VOICE
@@ -119,9 +119,9 @@ class Verification:
         """The last call, if any was placed."""
         return self.calls[-1] if self.calls else None
 
-    def call(self, serial: int) -> Call | None:
+    def call(self, call_number: int) -> Call | None:
         """Return a call of this verification, if there is one with this serial."""
-        return next((call for call in self.calls if call.serial == serial), None)
+        return next((call for call in self.calls if call.call_number == call_number), None)
 
     @property
     def expires_in(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from app.verification.channel import Channel
-from app.verification.guard import range_of
+from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone
 
 FLASH_CALL_DIGITS = 4
@@ -90,11 +90,11 @@ class Policy:
         return Limit("failed_checks_per_phone_and_address", min(whole.count, share), whole.period)
 
     def code_length_of(self, channel: Channel) -> int | None:
-        """Tell how long a code is; the last digits of a calling number are four, and whoever dials has none."""
+        """Return how long a code is; the last digits of a calling number are four, and whoever dials has none."""
         return {Channel.VOICE: self.code_length, Channel.FLASH_CALL: FLASH_CALL_DIGITS}.get(channel)
 
     def checks_of(self, channel: Channel) -> int:
-        """Tell how many guesses a verification has."""
+        """Return how many guesses a verification has."""
         return min(self.checks, self.flash_call_checks) if channel is Channel.FLASH_CALL else self.checks
 
     def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:

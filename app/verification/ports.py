@@ -29,7 +29,7 @@ class NewCall:
 
     ``resend_of`` is the id of the verification that is called again; without it the call is of a new one. ``checks`` is
     how many guesses the verification allows by this channel. ``address`` is the end user's. ``token`` is of the start
-    that places it, for ``take_back``. ``test`` is a call that nobody places: it has no cooldown and counts against no
+    that places it, for ``refund``. ``test`` is a call that nobody places: it has no cooldown and counts against no
     limit of the phone.
     """
 
@@ -47,24 +47,24 @@ class NewCall:
 
 
 @dataclass(frozen=True, slots=True)
-class CallName:
+class CallId:
     """Names one call of all: the verification that it belongs to, and its serial there."""
 
     verification_id: str
-    serial: int
+    call_number: int
 
     def __str__(self) -> str:
-        return f"{self.verification_id}:{self.serial}"
+        return f"{self.verification_id}:{self.call_number}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what ``str`` made of one."""
-        verification_id, _, serial = text.rpartition(":")
-        return cls(verification_id, int(serial))
+        verification_id, _, call_number = text.rpartition(":")
+        return cls(verification_id, int(call_number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guess:
+class CodeCheck:
     """A code to be checked: whose client, under which keys it may have been made, and from which address it came.
 
     ``length`` is how many digits it has; of no code there are no candidates, and no length. ``retry_digest`` is a keyed
@@ -79,7 +79,7 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallReport:
+class CallUpdate:
     """What is known of a call: its state, and, if it was just placed, what came with the provider's answer.
 
     ``code_digest`` and ``code_length`` are of a code that the provider chose; ``limits_token`` names the event under
@@ -104,7 +104,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class CallHistory:
     """What is known of a phone before another call: its operator, and the calls by which nobody was verified yet."""
 
     operator: str | None
@@ -115,8 +115,8 @@ class Tried:
 class StartPreview:
     """What a start would do: the call that it would place, and what was tried with the phone before."""
 
-    name: CallName
-    tried: Tried
+    name: CallId
+    history: CallHistory
 
 
 class Confirmation(StrEnum):
@@ -133,10 +133,10 @@ class VerificationStore(Protocol):
     """Keeps verifications; each method is one atomic step. All raise StoreUnavailable."""
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
-        """Tell what a start would do, and change nothing. Raises as ``start`` does."""
+        """Return what a start would do, and change nothing. Raises as ``start`` does."""
         ...
 
-    async def start(self, name: CallName, call: NewCall, policy: Policy) -> Started:
+    async def start(self, name: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed, which ``preview_start`` named.
 
         A reverse call always is of a new verification, which is not found by phone, and of a phone there is one at a
@@ -148,7 +148,7 @@ class VerificationStore(Protocol):
         """
         ...
 
-    async def record_call(self, verification: Verification, serial: int, report: CallReport) -> Recorded:
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
         """Write what became of a call, which never goes back to an earlier stage.
 
         Raises VerificationNotFound if it expired meanwhile.
@@ -156,13 +156,13 @@ class VerificationStore(Protocol):
         ...
 
     async def confirm(
-        self, verification: Verification, serial: int, *, ref: str, caller: Phone, policy: Policy
+        self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
         """Write that the person dialled the number of a reverse call. Harmless when repeated."""
         ...
 
-    async def take_back(
-        self, name: CallName, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+    async def refund(
+        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
     ) -> bool:
         """Undo a call that did not happen: its code, its place in the count, its cooldown. Tells whether it was now.
 
@@ -170,7 +170,7 @@ class VerificationStore(Protocol):
         """
         ...
 
-    async def check_by_id(self, verification_id: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         """Count the check, compare, consume; a wrong one counts against the limits of failed checks too.
 
         Without candidates no code was given: whether the person has dialled is told, and consumed, and costs nothing.
@@ -181,7 +181,7 @@ class VerificationStore(Protocol):
         """
         ...
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: Guess, policy: Policy) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
         """Do as ``check_by_id`` does, for all pending verifications of this phone and purpose that have a code.
 
         A right code verifies its own; a wrong one counts against the latest, and for the phone once for each live code.
@@ -204,21 +204,21 @@ class VerificationStore(Protocol):
         ...
 
 
-class Limits(Protocol):
+class RateLimiter(Protocol):
     """Counts calls against limits over other things than the phone. All methods raise StoreUnavailable."""
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
-        """Return if each has room for one event; count nothing. Raises as ``take`` does."""
+        """Return if each has room for one event; count nothing. Raises as ``acquire`` does."""
         ...
 
-    async def take(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
+    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
         """Count one event, named by ``token``, against each.
 
-        Raises RateLimited or CallBudgetExhausted: one has no room; ``give_back`` frees the others.
+        Raises RateLimited or CallBudgetExhausted: one has no room; ``refund`` frees the others.
         """
         ...
 
-    async def give_back(self, token: str, allowances: Sequence[Allowance]) -> None:
+    async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Take the event back. Harmless when repeated, or when it was never counted."""
         ...
 
@@ -232,7 +232,7 @@ class CallOrder:
     place it, where that is less than the sender has by itself.
     """
 
-    name: CallName
+    name: CallId
     phone: Phone
     code: str | None
     lang: Lang
@@ -243,7 +243,7 @@ class CallOrder:
 class CallSchedule(Protocol):
     """Remembers which calls are to be looked up."""
 
-    async def schedule(self, name: CallName, delay: timedelta) -> None:
+    async def schedule(self, name: CallId, delay: timedelta) -> None:
         """Have a call looked up after a while, and until it has ended. Raises StoreUnavailable."""
         ...
 
@@ -257,7 +257,7 @@ class CallSender(Protocol):
         ...
 
     @property
-    def is_followed(self) -> bool:
+    def supports_status(self) -> bool:
         """Whether calls can be looked up."""
         ...
 
@@ -269,8 +269,8 @@ class CallSender(Protocol):
         """Place a call, once. Never raises for what the provider or the network does."""
         ...
 
-    async def look_up(self, call_ref: str) -> CallState | None:
-        """Tell the state of a call, or none if it was never placed. Raises ProviderError."""
+    async def fetch_status(self, call_ref: str) -> CallState | None:
+        """Return the state of a call, or none if it was never placed. Raises ProviderError."""
         ...
 
 
@@ -278,11 +278,11 @@ class ProviderAccounts(Protocol):
     """Tells of the account that pays for the calls."""
 
     async def get_account(self) -> Sequence[ProviderAccount]:
-        """Tell the accounts, without their tokens. Raises ProviderError."""
+        """Return the accounts, without their tokens. Raises ProviderError."""
         ...
 
     async def get_balance(self) -> Decimal:
-        """Tell the balance in RUB. Raises ProviderError."""
+        """Return the balance in RUB. Raises ProviderError."""
         ...
 
 
@@ -312,7 +312,7 @@ class Redemptions(Protocol):
     """Remembers which tokens were redeemed."""
 
     async def redeem(self, verification_id: str, expires_at: datetime) -> bool:
-        """Tell whether this is the first redemption of a verification's token: true exactly once, however many ask.
+        """Return whether this is the first redemption of a verification's token: true exactly once, however many ask.
 
         Raises TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable: it may have been
         the first.

@@ -6,14 +6,14 @@ from phonenumbers import carrier, parse
 
 from app.verification.channel import Channel
 from app.verification.phone import Phone
-from app.verification.ports import Tried
+from app.verification.ports import CallHistory
 
 # The prefixes of MTS in the Russian numbering plan, which phonenumbers does not name.
 _MTS = tuple(f"+7{prefix}" for prefix in (*range(910, 920), *range(980, 990)))
 
 
 def operator_of(phone: Phone) -> str | None:
-    """Tell the operator to whom the range of a phone was given: ``mts``, ``beeline``, ``megafon``, ``t2`` or another.
+    """Return the operator to whom the range of a phone was given: ``mts``, ``beeline``, ``megafon``, ``t2`` or another.
 
     Numbers are portable, so the subscriber may have left with it: whoever knows better (the provider) is to be asked.
     """
@@ -23,12 +23,12 @@ def operator_of(phone: Phone) -> str | None:
 
 
 def route(
-    channels: Sequence[Channel], *, phone: Phone, tried: Tried, operator_channels: Mapping[str, Channel]
+    channels: Sequence[Channel], *, phone: Phone, history: CallHistory, operator_channels: Mapping[str, Channel]
 ) -> tuple[Channel, ...]:
     """Order the channels that may be used: the operator's first, and last those that were tried without an answer."""
-    operator = tried.operator or (operator_of(phone) if operator_channels else None)
+    operator = history.operator or (operator_of(phone) if operator_channels else None)
     first = operator_channels.get(operator or "")
     # A reverse call that is told was not made, whatever its state: the person would be verified by now.
-    unanswered = {it for it, status in tried.calls if status.is_unanswered or it is Channel.REVERSE_CALL}
+    unanswered = {it for it, status in history.calls if status.is_unanswered or it is Channel.REVERSE_CALL}
     # False sorts before True, and what is equal stays in its order.
     return tuple(sorted(channels, key=lambda channel: (channel in unanswered, channel is not first)))

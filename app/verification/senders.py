@@ -16,9 +16,9 @@ class SenderWrapper:
         return self._sender.provider
 
     @property
-    def is_followed(self) -> bool:
+    def supports_status(self) -> bool:
         """Whether calls can be looked up."""
-        return self._sender.is_followed
+        return self._sender.supports_status
 
     def require_ready(self) -> None:
         """Return if a call may be placed now. Raises ProviderError."""
@@ -28,6 +28,6 @@ class SenderWrapper:
         """Place a call."""
         return await self._sender.place(order)
 
-    async def look_up(self, call_ref: str) -> CallState | None:
-        """Tell the state of a call. Raises ProviderError."""
-        return await self._sender.look_up(call_ref)
+    async def fetch_status(self, call_ref: str) -> CallState | None:
+        """Return the state of a call. Raises ProviderError."""
+        return await self._sender.fetch_status(call_ref)

@@ -5,10 +5,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.verification.accounts import AccountReader, ProviderOverview
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites, best_effort
+from app.verification.domain_events import (
+    CallEnded,
+    CodeChecked,
+    LimitHit,
+    Publish,
+    UnknownCallStatus,
+    VerificationCanceled,
+)
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
@@ -18,30 +25,23 @@ from app.verification.errors import (
     VerificationNotFound,
 )
 from app.verification.fixed_codes import FixedCodes
-from app.verification.guard import FraudGuard
-from app.verification.happenings import (
-    CallEnded,
-    CodeChecked,
-    LimitHit,
-    Observe,
-    UnknownCallStatus,
-    VerificationCanceled,
-)
+from app.verification.fraud_guard import FraudGuard
 from app.verification.model import CallStatus, CheckResult, Lang, Started, Status, Verification
 from app.verification.phone import Phone, parse_phone
-from app.verification.placing import CallPlacement, CallTools, NoJournal, StartJournal, Wish
 from app.verification.policy import Policies, Policy
 from app.verification.ports import (
-    CallName,
-    CallReport,
+    CallId,
     CallSchedule,
     CallSender,
+    CallUpdate,
+    CodeCheck,
     Confirmation,
-    Guess,
-    Limits,
     ProviderAccounts,
+    RateLimiter,
     VerificationStore,
 )
+from app.verification.provider_account import AccountReader, ProviderOverview
+from app.verification.start import CallPlacement, CallTools, NoJournal, StartJournal, Wish
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class VerificationService:
         self,
         *,
         store: VerificationStore,
-        limits: Limits,
+        limits: RateLimiter,
         guard: FraudGuard,
         senders: Mapping[Channel, CallSender],
         accounts: ProviderAccounts,
@@ -79,7 +79,7 @@ class VerificationService:
         digester: CodeDigester,
         policies: Policies,
         fixed_codes: FixedCodes,
-        observe: Observe,
+        observe: Publish,
         deferred: DeferredWrites,
         store_timeout: float,
     ) -> None:
@@ -192,7 +192,7 @@ class VerificationService:
             return self._noted(await self._store.check_by_phone(number, purpose, guess, policy), client, code)
 
     async def read(self, *, client: str, verification_id: str) -> Verification:
-        """Tell the state of a verification and its calls, as far as it was followed.
+        """Return the state of a verification and its calls, as far as it was followed.
 
         Raises:
             VerificationNotFound, StoreUnavailable: there is nothing to tell.
@@ -214,7 +214,7 @@ class VerificationService:
             self._observe(VerificationCanceled())
         return verification
 
-    async def follow(self, name: CallName) -> bool:
+    async def follow(self, name: CallId) -> bool:
         """Look a call up and write down what became of it; true when it needs no more following.
 
         Raises:
@@ -224,10 +224,10 @@ class VerificationService:
         """
         try:
             verification = await self._store.read(name.verification_id, client=None)
-            call = verification.call(name.serial)
+            call = verification.call(name.call_number)
             if call is None or call.ref is None or call.state.status.is_final or call.channel not in self._senders:
                 return True
-            state = await self._senders[call.channel].look_up(call.ref)
+            state = await self._senders[call.channel].fetch_status(call.ref)
             if state is None and call.state.status is not CallStatus.UNCONFIRMED:
                 return True  # it was placed, by whoever was asked then; another provider does not know it
             if state is None:
@@ -237,14 +237,14 @@ class VerificationService:
                 return True
             if state.provider_status is not None:
                 self._observe(UnknownCallStatus(call.channel))
-            recorded = await self._store.record_call(verification, name.serial, CallReport(state=state))
+            recorded = await self._store.record_call(verification, name.call_number, CallUpdate(state=state))
         except VerificationNotFound:
             return True
         if recorded.ended:
             self._observe(CallEnded(call.channel, state.status))
         return state.status.is_final
 
-    async def confirm_reverse_call(self, name: CallName, *, ref: str, caller: Phone) -> Confirmation:
+    async def confirm_reverse_call(self, name: CallId, *, ref: str, caller: Phone) -> Confirmation:
         """Take the provider's word that a phone has dialled the number of a reverse call. Harmless when repeated.
 
         Raises:
@@ -256,7 +256,7 @@ class VerificationService:
         except VerificationNotFound:
             return Confirmation.NOT_FOUND
         policy = self._policies.for_client(verification.client)
-        confirmation = await self._store.confirm(verification, name.serial, ref=ref, caller=caller, policy=policy)
+        confirmation = await self._store.confirm(verification, name.call_number, ref=ref, caller=caller, policy=policy)
         if confirmation is Confirmation.CONFIRMED:
             self._observe(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED))
         return confirmation
@@ -274,14 +274,14 @@ class VerificationService:
         """Return if verifications can be started and checked. Raises StoreUnavailable."""
         await self._store.ping()
 
-    def _guess(self, client: str, code: str | None, address: str | None, retry_digest: str | None) -> Guess:
+    def _guess(self, client: str, code: str | None, address: str | None, retry_digest: str | None) -> CodeCheck:
         candidates = self._digester.candidates(client, code) if code else ()
-        return Guess(
+        return CodeCheck(
             client=client, candidates=candidates, length=len(code or ""), address=address, retry_digest=retry_digest
         )
 
     def _noted(self, result: CheckResult, client: str, code: str | None) -> CheckResult:
-        """Tell of an evaluated check; the guard of a success, without letting the person wait for it."""
+        """Publish an evaluated check; the guard hears of a success, without letting the person wait for it."""
         waits_for_a_call = code is None and result.status is Status.PENDING
         if result.test or result.is_repeated or waits_for_a_call:
             return result

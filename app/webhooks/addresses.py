@@ -33,7 +33,7 @@ class AddressNotAllowed(OSError):
 
 
 def is_public(text: str) -> bool:
-    """Tell whether an IP address is one of the public internet; what is no address is not."""
+    """Return whether an IP address is one of the public internet; what is no address is not."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -48,7 +48,7 @@ def is_public(text: str) -> bool:
 
 
 def is_private(host: str) -> bool:
-    """Tell whether a host, by itself and without a look at the DNS, is an address that is not public."""
+    """Return whether a host, by itself and without a look at the DNS, is an address that is not public."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from app.verification.errors import StoreUnavailable
-from app.verification.outbox import Delivery, Outbox
+from app.verification.webhooks import Delivery, Outbox
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.lanes import LaneFull, make_lanes
 from app.webhooks.sender import Attempt, Outcome, WebhookSender

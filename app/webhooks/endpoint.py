@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC
 
 from app.standard_webhooks import sign
-from app.verification.outbox import Event
+from app.verification.webhooks import Event
 
 _SIGNATURE = "webhook-signature"
 
@@ -27,7 +27,7 @@ class WebhookEndpoint:
     full_phone: bool = False
 
     def wants(self, event: Event) -> bool:
-        """Tell whether an event of this type is to be sent."""
+        """Return whether an event of this type is to be sent."""
         return self.events is None or event.type in self.events
 
     def body(self, event: Event) -> bytes:

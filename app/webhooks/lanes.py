@@ -63,7 +63,7 @@ class Lane:
         self._turned_away = 0 if idle else max(0, self._turned_away - 1)
 
     def _pause(self) -> timedelta:
-        """Tell when the turn of one more will come, if the endpoint goes on at its pace."""
+        """Return when the turn of one more will come, if the endpoint goes on at its pace."""
         self._turned_away += 1
         pause = math.ceil(self._turned_away / self._width) * self._pace
         return timedelta(seconds=min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, pause)))

@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from app.outbound import Connector
-from app.verification.outbox import Event
+from app.verification.webhooks import Event
 from app.webhooks.addresses import AddressNotAllowed, is_private, open_public_socket
 from app.webhooks.endpoint import WebhookEndpoint
 

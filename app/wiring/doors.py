@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
-from app.plusofon.sandbox import VirtualNetwork
+from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, SettingsError
-from app.store.events import RedisOutbox
-from app.store.forget import RedisOblivion
+from app.store.erasure import RedisPhoneEraser
 from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
-from app.verification.guard import FraudGuard
-from app.verification.outbox import DeadLetters
+from app.store.webhooks import RedisOutbox
+from app.verification.fraud_guard import FraudGuard
 from app.verification.ports import ProviderAccounts
 from app.verification.service import VerificationService
+from app.verification.webhooks import DeadLetters
 from app.wiring.parts import connect_redis, make_guard, make_names_key, make_runner
 from app.wiring.providers import make_network, open_plusofon
 from app.wiring.service import build
@@ -57,12 +57,12 @@ async def open_verifications(settings: Settings) -> AsyncIterator[RedisVerificat
 
 
 @asynccontextmanager
-async def open_oblivion(settings: Settings) -> AsyncIterator[RedisOblivion]:
+async def open_phone_eraser(settings: Settings) -> AsyncIterator[RedisPhoneEraser]:
     """Reach what erases all that is kept about a phone, for whoever runs the service."""
     async with AsyncExitStack() as stack:
         redis = connect_redis(settings, stack)
         phone_key = make_names_key(settings)
-        yield RedisOblivion(redis, make_runner(settings, redis), phone_key=phone_key)
+        yield RedisPhoneEraser(redis, make_runner(settings, redis), phone_key=phone_key)
 
 
 @asynccontextmanager

@@ -5,18 +5,18 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from app.background import Background
-from app.resilience import CircuitBreaker
-from app.store.call_queue import RedisCallQueue
-from app.store.changes import RedisChanges
-from app.store.events import RedisOutbox
+from app.providers.circuit import CircuitBreaker
+from app.store.call_following import RedisCallQueue
+from app.store.event_stream import RedisChanges
 from app.store.stats import RedisStats
+from app.store.webhooks import RedisOutbox
 from app.telemetry.exposition import Facts, OfProcess
 from app.telemetry.metrics import Metrics
 from app.verification.balance import Balance
 from app.verification.channel import Channel
+from app.verification.domain_events import DomainEvent, Publish
 from app.verification.errors import StoreUnavailable
-from app.verification.guard import FraudGuard
-from app.verification.happenings import Happening, Observe
+from app.verification.fraud_guard import FraudGuard
 from app.verification.policy import Allowance
 from app.verification.ports import CallSender
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
 
-def tell(*observers: Observe) -> Observe:
+def tell(*observers: Publish) -> Publish:
     """Tell each of them what happens."""
 
-    def observe(happening: Happening) -> None:
+    def observe(event: DomainEvent) -> None:
         for observer in observers:
-            observer(happening)
+            observer(event)
 
     return observe
 
@@ -55,7 +55,7 @@ def facts_of(
     budget: Allowance,
     limits_key: bytes,
 ) -> tuple[Facts, ...]:
-    """Tell what is the same whichever worker is asked."""
+    """Return what is the same whichever worker is asked."""
 
     async def store() -> Mapping[str, float]:
         try:

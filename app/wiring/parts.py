@@ -9,13 +9,13 @@ from redis.asyncio import Redis
 from app.api.auth import ApiKeys
 from app.api.idempotency import Idempotency
 from app.outbound import trust
+from app.sandbox.embedded import EmbeddedServer
 from app.settings import OPEN_CLIENT, Mode, Settings, make_endpoints
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
-from app.store.events import RedisOutbox
-from app.store.guard import RedisFraudGuard
+from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.scripts import RoundTrip, ScriptRunner, Waited
+from app.store.webhooks import RedisOutbox
 from app.tokens import TokenSigner
 from app.verification.code import derive_key
 from app.verification.deferred import DeferredWrites
@@ -77,7 +77,7 @@ def make_api_keys(settings: Settings) -> ApiKeys:
 
 
 def make_metrics_keys(settings: Settings) -> ApiKeys:
-    """Tell who may read the metrics."""
+    """Return who may read the metrics."""
     if settings.metrics.open or settings.mode is Mode.SANDBOX:
         return ApiKeys((), open_as="everybody")
     return ApiKeys((*settings.metrics.keys, *settings.admin.keys), kind="metrics or admin key")

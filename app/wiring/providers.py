@@ -10,16 +10,16 @@ import stamina
 from httpx_aiohttp import AiohttpTransport
 
 from app.outbound import make_transport
-from app.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
-from app.plusofon.client import PlusofonClient
-from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
-from app.relay.client import RelaySender
-from app.resilience import Bulkhead, CircuitBreaker, ProtectedSender
+from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
+from app.providers.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
+from app.providers.plusofon.client import PlusofonClient
+from app.providers.relay.client import RelaySender
+from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.settings import Mode, Settings, SettingsError
-from app.store.balance import RedisBalanceBoard
+from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
 from app.verification.balance import BalancePoller
-from app.verification.call_urls import CallUrls
+from app.verification.call_urls import CallbackUrls
 from app.verification.channel import Channel
 from app.verification.code import derive_key
 from app.verification.ports import CallSender
@@ -36,7 +36,7 @@ class Providers:
 
     plusofon: PlusofonClient
     senders: Mapping[Channel, CallSender]
-    hook_urls: CallUrls
+    callback_urls: CallbackUrls
     poller: BalancePoller
     circuits: dict[str, CircuitBreaker]
 
@@ -66,11 +66,13 @@ async def make_providers(
 ) -> Providers:
     """Make them all; what holds connections is closed with the stack."""
     client = await open_plusofon(settings, sandbox, stack)
-    hook_urls = CallUrls(derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/")
-    senders = {**_plusofon_channels(client, hook_urls), **await _open_relays(settings, stack, tracing)}
+    callback_urls = CallbackUrls(
+        derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/"
+    )
+    senders = {**_plusofon_channels(client, callback_urls), **await _open_relays(settings, stack, tracing)}
     poller = BalancePoller(
         client,
-        RedisBalanceBoard(runner, lease=2 * settings.longest_request),
+        RedisBalanceCache(runner, lease=2 * settings.longest_request),
         minimum=settings.min_balance_rub,
         warning=settings.warn_balance_rub,
         clock=time.monotonic,
@@ -80,7 +82,7 @@ async def make_providers(
         name: CircuitBreaker(name, failures=failures, open_for=open_for)
         for name in sorted({sender.provider for sender in senders.values()})
     }
-    return Providers(client, senders, hook_urls, poller, circuits)
+    return Providers(client, senders, callback_urls, poller, circuits)
 
 
 def make_network(settings: Settings) -> VirtualNetwork:
@@ -132,11 +134,11 @@ def _transport(settings: Settings, max_connections: int = 0) -> AiohttpTransport
     return make_transport(max_connections, proxy=proxy, ca_file=outbound.ca_file)
 
 
-def _plusofon_channels(client: PlusofonClient, hook_urls: CallUrls) -> dict[Channel, CallSender]:
+def _plusofon_channels(client: PlusofonClient, callback_urls: CallbackUrls) -> dict[Channel, CallSender]:
     return {
         Channel.VOICE: VoiceChannel(client),
         Channel.FLASH_CALL: FlashCallChannel(client),
-        Channel.REVERSE_CALL: ReverseCallChannel(client, hook_urls.url_of),
+        Channel.REVERSE_CALL: ReverseCallChannel(client, callback_urls.url_of),
     }
 
 

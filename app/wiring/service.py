@@ -6,28 +6,28 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from app.api import events
+from app.api import event_stream
 from app.api.auth import ApiKeys
 from app.api.state import State
 from app.api.stopping import stop_signals
 from app.background import Background
-from app.plusofon.sandbox import VirtualNetwork
+from app.sandbox import VirtualNetwork
 from app.settings import Settings, make_endpoints, make_policies
-from app.store.call_queue import RedisCallQueue
-from app.store.changes import RedisChanges
-from app.store.events import RedisOutbox
-from app.store.limits import RedisLimits
-from app.store.redemptions import RedisRedemptions
+from app.store.call_following import RedisCallQueue
+from app.store.event_stream import RedisChanges
+from app.store.limits import RedisRateLimiter
 from app.store.stats import RedisStats
+from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
+from app.verification.call_following import CallWatcher
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.fixed_codes import FixedCodes
 from app.verification.policy import Allowance
 from app.verification.service import VerificationService
-from app.verification.watcher import CallWatcher
 from app.wiring import parts
 from app.wiring.monitoring import facts_of, process_of, tell, watch
 from app.wiring.providers import make_providers
@@ -60,8 +60,8 @@ async def build(
     # Longer than a look-up can take.
     queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=2 * settings.longest_request)
     service = VerificationService(
-        store=RedisVerificationStore(runner, phone_key=names_key, told_clients=make_endpoints(settings.clients)),
-        limits=RedisLimits(runner, key=names_key),
+        store=RedisVerificationStore(runner, phone_key=names_key, webhook_clients=make_endpoints(settings.clients)),
+        limits=RedisRateLimiter(runner, key=names_key),
         guard=guard,
         senders=providers.protect(settings, watch(providers.senders, metrics, tracing)),
         accounts=providers.plusofon,
@@ -110,9 +110,9 @@ async def build(
         tokens=parts.make_tokens(settings),
         redemptions=RedisRedemptions(runner),
         guard=guard,
-        live=events.Live(changes=changes, stopping=stack.enter_context(stop_signals())),
-        hook_urls=providers.hook_urls,
-        hook_networks=settings.plusofon.hook_addresses,
+        live=event_stream.Live(changes=changes, stopping=stack.enter_context(stop_signals())),
+        callback_urls=providers.callback_urls,
+        callback_networks=settings.plusofon.hook_addresses,
         balance=balance,
         circuits=providers.circuits,
         metrics=exposition,

@@ -8,12 +8,12 @@ import httpx
 import pytest
 import respx
 
-from app.plusofon.channels import FlashCallChannel, ReverseCallChannel, VoiceChannel
-from app.plusofon.client import PlusofonClient
+from app.providers.plusofon.channels import FlashCallChannel, ReverseCallChannel, VoiceChannel
+from app.providers.plusofon.client import PlusofonClient
 from app.verification.errors import ProviderError, ProviderRejected
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused
 from app.verification.phone import Phone
-from app.verification.ports import CallName, CallOrder, CallSender
+from app.verification.ports import CallId, CallOrder, CallSender
 
 BASE_URL = "https://plusofon.test"
 PHONE = Phone("+79001234567")
@@ -35,12 +35,12 @@ async def client(plusofon: respx.Router) -> AsyncIterator[PlusofonClient]:
         yield client
 
 
-def hook_url(name: CallName) -> str:
-    return f"https://service.test/hooks/{name.verification_id}/{name.serial}"
+def hook_url(name: CallId) -> str:
+    return f"https://service.test/hooks/{name.verification_id}/{name.call_number}"
 
 
 def order(code: str | None) -> CallOrder:
-    return CallOrder(name=CallName("vrf_made-up", 2), phone=PHONE, code=code, lang=Lang.EN, repeat=3)
+    return CallOrder(name=CallId("vrf_made-up", 2), phone=PHONE, code=code, lang=Lang.EN, repeat=3)
 
 
 def channels(client: PlusofonClient) -> dict[str, CallSender]:
@@ -122,8 +122,8 @@ async def test_a_no_is_a_refusal_on_every_channel(client: PlusofonClient, plusof
 async def test_only_voice_calls_are_followed(client: PlusofonClient, plusofon: respx.Router) -> None:
     plusofon.post("/api/v1/flash-call/status").respond(json={"success": True, "data": {"status": "ringing"}})
     senders = channels(client)
-    assert {name for name, sender in senders.items() if sender.is_followed} == {"voice"}
-    assert await senders["voice"].look_up("call-1") == CallState(CallStatus.RINGING)
+    assert {name for name, sender in senders.items() if sender.supports_status} == {"voice"}
+    assert await senders["voice"].fetch_status("call-1") == CallState(CallStatus.RINGING)
 
 
 @pytest.mark.parametrize("channel", ["flash_call", "reverse_call"])
@@ -131,4 +131,4 @@ async def test_looking_another_call_up_fails_rather_than_saying_that_it_was_neve
     client: PlusofonClient, channel: str
 ) -> None:
     with pytest.raises(ProviderError):
-        await channels(client)[channel].look_up("key-1")
+        await channels(client)[channel].fetch_status("key-1")

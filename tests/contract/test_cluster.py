@@ -13,20 +13,20 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.store import embedded
+from app.sandbox import embedded
 from app.store.connection import connect
-from app.store.guard import RedisFraudGuard
+from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
-from app.store.limits import RedisLimits
+from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel
-from app.verification.guard import GuardRules
+from app.verification.fraud_guard import GuardRules
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import CallName, CallReport, Guess, NewCall
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.starting import start
 
 # These two lie in slots of their own, but have to be decided in the script of the check.
@@ -73,7 +73,7 @@ async def cluster(cluster_port: int) -> AsyncIterator[Redis]:
 
 async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
     runner = ScriptRunner(cluster, timeout=1)
-    store, limits = RedisVerificationStore(runner, phone_key=b"k" * 32), RedisLimits(runner, key=b"k" * 32)
+    store, limits = RedisVerificationStore(runner, phone_key=b"k" * 32), RedisRateLimiter(runner, key=b"k" * 32)
     idempotency = RedisIdempotency(runner, key=b"k" * 32)
     guard = RedisFraudGuard(runner, GuardRules())
     right = b"r" * 32
@@ -89,12 +89,14 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
             checks=5,
         )
         verification = (await start(store, call, POLICY)).verification
-        await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref"))
+        await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
         await store.read(verification.id, client="shop")
         wrong = await store.check_by_phone(
-            phone, "login", Guess(client="shop", candidates=[b"w" * 32], length=6), POLICY
+            phone, "login", CodeCheck(client="shop", candidates=[b"w" * 32], length=6), POLICY
         )
-        result = await store.check_by_id(verification.id, Guess(client="shop", candidates=[right], length=6), POLICY)
+        result = await store.check_by_id(
+            verification.id, CodeCheck(client="shop", candidates=[right], length=6), POLICY
+        )
         assert (wrong.checks_left, result.status) == (4, Status.VERIFIED)
 
         other = NewCall(
@@ -108,14 +110,14 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         )
         canceled = (await start(store, other, POLICY)).verification
         await store.cancel("shop", canceled.id)
-        await store.take_back(CallName(canceled.id, 1), phone=canceled.phone, client="shop", policy=POLICY)
+        await store.refund(CallId(canceled.id, 1), phone=canceled.phone, client="shop", policy=POLICY)
 
         token, allowances = "token", list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
-        assert len(await limits.take(token, allowances)) == len(allowances)
-        await limits.give_back(token, allowances)
+        assert len(await limits.acquire(token, allowances)) == len(allowances)
+        await limits.refund(token, allowances)
 
         await guard.admit(phone, "shop")
-        await guard.retract(phone, "shop")
+        await guard.refund(phone, "shop")
         await guard.succeeded(phone, "shop")
         assert (await guard.blocks(), await guard.suspects(), await guard.lift("+79001234")) == ([], [], False)
 

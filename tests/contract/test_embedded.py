@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.store import embedded
-from app.store.embedded import EmbeddedServer, EmbeddedServerUnavailable
+from app.sandbox import embedded
+from app.sandbox.embedded import EmbeddedServer, EmbeddedServerUnavailable
 
 HOLD = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
-from app.store.embedded import EmbeddedServer
+from app.sandbox.embedded import EmbeddedServer
 with EmbeddedServer() as server:
     print(server.url, flush=True)
     time.sleep(60)

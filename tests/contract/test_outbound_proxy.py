@@ -12,15 +12,15 @@ import pytest
 import trustme
 
 from app.outbound import NeverSent, Reason, make_transport, trust
-from app.plusofon.client import PlusofonClient
-from app.relay import wire
-from app.relay.client import RelaySender
+from app.providers.plusofon.client import PlusofonClient
+from app.providers.relay import wire
+from app.providers.relay.client import RelaySender
 from app.settings import load_settings
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, Lang, Placed, Unknown
-from app.verification.ports import CallName
+from app.verification.ports import CallId
 from app.webhooks import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
 from app.wiring import open_accounts
@@ -159,7 +159,7 @@ async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file:
         ) as relay,
     ):
         with pytest.raises(ProviderUnavailable):  # what it answers is no relay's answer
-            await relay.look_up(wire.name_call(CallName("vrf_0a11b22c33d44e55f667788", 1), Channel.VOICE))
+            await relay.fetch_status(wire.name_call(CallId("vrf_0a11b22c33d44e55f667788", 1), Channel.VOICE))
     assert len(proxy.heads) == len(server.requests) == 1
 
 

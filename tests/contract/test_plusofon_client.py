@@ -13,8 +13,8 @@ import pytest
 import respx
 
 from app.outbound import DEFAULT_RETRY_AFTER
-from app.plusofon.client import PlusofonClient
-from app.plusofon.wire import PhonePrefix
+from app.providers.plusofon.client import PlusofonClient
+from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import (
     CallOutcome,
@@ -450,7 +450,7 @@ class TestQuestions:
         response = httpx.Response(200, json={"success": True, "data": {"status": "saying 447144 to 89001234567"}})
         state = await ask(client, plusofon, "status", response)
         assert state == CallState(CallStatus.INITIATED, provider_status="saying ••• to •••")
-        [record] = [record for record in caplog.records if record.name == "app.plusofon.client"]
+        [record] = [record for record in caplog.records if record.name == "app.providers.plusofon.client"]
         assert record.getMessage() == "plusofon.unknown_call_status"
         assert vars(record)["word"] == "saying ••• to •••"
 

@@ -15,7 +15,7 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
 
-from app.plusofon.client import PlusofonClient
+from app.providers.plusofon.client import PlusofonClient
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone

@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from app.plusofon.client import PlusofonClient
-from app.plusofon.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.providers.plusofon.client import PlusofonClient
+from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
 from app.verification.errors import BalanceTooLow, ProviderRejected
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone

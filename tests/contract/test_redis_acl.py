@@ -27,32 +27,32 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.main import create_app
-from app.plusofon.sandbox import SandboxServer, VirtualNetwork
+from app.sandbox import SandboxServer, VirtualNetwork
+from app.sandbox.embedded import EmbeddedServer
 from app.settings import load_settings
-from app.store.balance import RedisBalanceBoard
-from app.store.call_queue import RedisCallQueue
-from app.store.changes import RedisChanges
+from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
-from app.store.events import RedisOutbox
-from app.store.forget import RedisOblivion
-from app.store.guard import RedisFraudGuard
+from app.store.erasure import RedisPhoneEraser
+from app.store.event_stream import RedisChanges
+from app.store.fraud_guard import RedisFraudGuard
 from app.store.health import examine
 from app.store.idempotency import RedisIdempotency
-from app.store.limits import RedisLimits
-from app.store.redemptions import RedisRedemptions
+from app.store.limits import RedisRateLimiter
+from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
+from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channel import Channel
+from app.verification.domain_events import VerificationCanceled
 from app.verification.errors import VerificationLocked
-from app.verification.guard import GuardRules
-from app.verification.happenings import VerificationCanceled
+from app.verification.fraud_guard import GuardRules
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import CallName, CallReport, Guess, NewCall
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.starting import start
 
 ROOT = Path(__file__).parents[2]
@@ -180,15 +180,15 @@ def new_call(number: int) -> NewCall:
 
 async def verify(redis: Redis) -> None:
     """Start, resend, follow, check, lock, cancel, redeem, and take back."""
-    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, told_clients={"shop"})
+    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, webhook_clients={"shop"})
     await store.ping()
     verification = (await start(store, new_call(1), POLICY)).verification
-    await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
     await start(store, replace(new_call(1), resend_of=verification.id), POLICY)
-    second = CallName(verification.id, 2)
-    assert await store.take_back(second, phone=verification.phone, client="shop", policy=POLICY)
+    second = CallId(verification.id, 2)
+    assert await store.refund(second, phone=verification.phone, client="shop", policy=POLICY)
     await store.read(verification.id, client="shop")
-    wrong, right = (Guess(client="shop", candidates=[code], length=6) for code in (WRONG, RIGHT))
+    wrong, right = (CodeCheck(client="shop", candidates=[code], length=6) for code in (WRONG, RIGHT))
     assert (await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)).checks_left == 4
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
     assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
@@ -205,19 +205,19 @@ async def verify(redis: Redis) -> None:
 async def protect(redis: Redis) -> None:
     """Limits, the guard, repeated requests, the balance, the queue of calls and the statistics."""
     runner = ScriptRunner(redis, timeout=1)
-    limits, phone = RedisLimits(runner, key=KEY), Phone("+79001234567")
+    limits, phone = RedisRateLimiter(runner, key=KEY), Phone("+79001234567")
     allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
     await limits.require_room(allowances)
-    await limits.take("token", allowances)
-    await limits.give_back("token", allowances)
+    await limits.acquire("token", allowances)
+    await limits.refund("token", allowances)
 
     rules = GuardRules(min_calls=1, maturity=timedelta(0))
     guard = RedisFraudGuard(runner, rules)
-    await guard.require_open(phone)
+    await guard.require_open(phone, "shop")
     await guard.admit(phone, "shop")
     await guard.succeeded(phone, "shop")
     for _ in range(2):
-        await guard.retract(phone, "shop")
+        await guard.refund(phone, "shop")
     await guard.blocks()
     await guard.lift("+79001234")
 
@@ -231,13 +231,13 @@ async def protect(redis: Redis) -> None:
     assert isinstance(claim, Claim)
     assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), HOUR)
 
-    board = RedisBalanceBoard(runner)
+    board = RedisBalanceCache(runner)
     assert (await board.look(HOUR)).is_reader
     await board.post(Decimal("12.5"))
 
     queue = RedisCallQueue(runner, per_second=5, lease=HOUR)
     for number in range(2):
-        await queue.schedule(CallName(f"vrf_{number:023x}", 1), timedelta(0))
+        await queue.schedule(CallId(f"vrf_{number:023x}", 1), timedelta(0))
     first, second = await queue.claim(2)
     await queue.retry(first, timedelta(0))
     await queue.lag()
@@ -253,10 +253,10 @@ async def protect(redis: Redis) -> None:
 async def deliver(redis: Redis) -> None:
     """Take events, try again, give up, look at what was given up, and send it again."""
     runner = ScriptRunner(redis, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, told_clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
     outbox = RedisOutbox(runner, claim_after=timedelta(0), most_dead=1)
     verification = (await start(store, new_call(8), POLICY)).verification
-    await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.INITIATED), ref="ref"))
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
     await store.cancel("shop", verification.id)
 
     first, second, *_ = await outbox.take(100)
@@ -355,9 +355,9 @@ async def test_a_script_of_somebody_elses_reaches_no_further(server_url: str, ad
 
 def test_every_command_of_a_script_stands_in_the_document() -> None:
     """A script of the command line, such as `forget`, is run by whoever runs the service."""
-    for file in (ROOT / "app" / "store" / "lua").glob("*.lua"):
+    for file in (ROOT / "app" / "store" / "lua").rglob("*.lua"):
         used = re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", file.read_text())
-        rights = RIGHTS_OF_OPERATOR if file.name.startswith("forget_") else RIGHTS
+        rights = RIGHTS_OF_OPERATOR if file.parent.name == "erasure" else RIGHTS
         assert {name.lower() for name in used} <= {right[1:].partition("|")[0] for right in rights}, file.name
 
 
@@ -413,7 +413,7 @@ async def test_whoever_runs_the_service_may_do_the_same_and_look_and_forget(serv
             await flow(redis)
         health = await examine(redis, within=SOON)
         runner = ScriptRunner(redis, timeout=1)
-        forgotten = await RedisOblivion(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
+        forgotten = await RedisPhoneEraser(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
         with pytest.raises(NoPermissionError):
             await redis.flushall()
 

@@ -13,18 +13,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.plusofon.sandbox import SandboxServer
-from app.relay.client import RelaySender
+from app.providers.relay.client import RelaySender
+from app.sandbox import SandboxServer
 from app.verification.channel import Channel
 from app.verification.errors import BalanceTooLow, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
-from app.verification.ports import CallName, CallOrder, CallSender
+from app.verification.ports import CallId, CallOrder, CallSender
 
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
 CALL = "vrf_made_up-1-voice"
-ORDER = CallOrder(name=CallName("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
+ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
 Reply = Callable[[Request], Awaitable[Response]]
 
@@ -111,7 +111,7 @@ class TestOrders:
         async with relay.serving(path="/verify/") as sender:
             await sender.place(ORDER)
             with pytest.raises(ProviderUnavailable):
-                await sender.look_up(CALL)
+                await sender.fetch_status(CALL)
         assert [path for _, path, _, _ in relay.requests] == ["/verify", f"/verify/{CALL}"]
 
     async def test_an_order_without_a_code_is_not_sent(self) -> None:
@@ -123,7 +123,7 @@ class TestOrders:
 
     async def test_a_hundred_at_once_all_go_through(self) -> None:
         relay = Relay(taken())
-        names = [CallName("vrf_made_up", serial) for serial in range(100)]
+        names = [CallId("vrf_made_up", serial) for serial in range(100)]
         orders = [CallOrder(name=name, phone=ORDER.phone, code=CODE, lang=Lang.RU, repeat=1) for name in names]
         async with relay.serving() as sender:
             outcomes = await asyncio.gather(*map(sender.place, orders))
@@ -191,7 +191,7 @@ class TestAnswers:
         async with relay.serving() as sender:
             assert isinstance(await sender.place(ORDER), Unknown)
             with pytest.raises(ProviderUnavailable):
-                await sender.look_up(CALL)
+                await sender.fetch_status(CALL)
         assert [path for _, path, _, _ in relay.requests] == ["/verify", f"/verify/{CALL}"]
 
     async def test_a_cookie_is_not_sent_back(self) -> None:
@@ -206,7 +206,7 @@ class TestLookUps:
     async def test_a_call_is_asked_for_by_its_name_and_signed(self) -> None:
         relay = Relay(JSONResponse({"status": "ringing"}))
         async with relay.serving() as sender:
-            assert await sender.look_up("Theirs-7") == CallState(CallStatus.RINGING)
+            assert await sender.fetch_status("Theirs-7") == CallState(CallStatus.RINGING)
         ((method, path, headers, body),) = relay.requests
         assert (method, path, body) == ("GET", "/verify/Theirs-7", b"")
         assert (
@@ -224,11 +224,11 @@ class TestLookUps:
         async with Relay(lose_the_answer).serving() as sender:
             outcome = await sender.place(ORDER)
             assert isinstance(outcome, Unknown)
-            assert await sender.look_up(outcome.call_ref or "") == CallState(CallStatus.ANSWERED)
+            assert await sender.fetch_status(outcome.call_ref or "") == CallState(CallStatus.ANSWERED)
 
     async def test_a_call_that_never_arrived_was_never_placed(self) -> None:
         async with Relay(JSONResponse({"error": "unknown_call"}, status_code=404)).serving() as sender:
-            assert await sender.look_up(CALL) is None
+            assert await sender.fetch_status(CALL) is None
 
     @pytest.mark.parametrize(
         "reply",
@@ -238,14 +238,14 @@ class TestLookUps:
     async def test_a_wrong_path_is_no_such_proof(self, reply: Response) -> None:
         async with Relay(reply).serving() as sender:
             with pytest.raises(ProviderUnavailable):
-                await sender.look_up(CALL)
+                await sender.fetch_status(CALL)
 
     @pytest.mark.parametrize("name", ["", "..", "a/b", "a?b=c", "a\r\nb", "x" * 129])
     async def test_what_is_no_name_is_not_asked_for(self, name: str) -> None:
         relay = Relay(JSONResponse({"status": "ringing"}))
         async with relay.serving() as sender:
             with pytest.raises(ProviderRejected):
-                await sender.look_up(name)
+                await sender.fetch_status(name)
         assert not relay.requests
 
 
@@ -275,4 +275,4 @@ class TestTheSender:
         async with RelaySender(Channel.VOICE, url="https://calls.example", secret=SECRET) as sender:
             port: CallSender = sender
             port.require_ready()
-            assert (port.provider, port.is_followed) == ("relay", True)
+            assert (port.provider, port.supports_status) == ("relay", True)

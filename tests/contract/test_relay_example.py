@@ -10,20 +10,20 @@ from typing import Any
 import httpx
 import pytest
 
-from app.plusofon.sandbox import SandboxServer
-from app.relay.client import RelaySender
+from app.providers.relay.client import RelaySender
+from app.sandbox import SandboxServer
 from app.standard_webhooks import parse_secret, sign
 from app.verification.channel import Channel
 from app.verification.errors import ProviderRejected
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused
 from app.verification.phone import Phone
-from app.verification.ports import CallName, CallOrder
+from app.verification.ports import CallId, CallOrder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "relay.md"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 OTHER_SECRET = "whsec_YW5vdGhlciB0aGF0IGlzIG5vIHNlY3JldCBhdCBhbGw="
 CALL = "vrf_made_up-1-voice"
-ORDER = CallOrder(name=CallName("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
+ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
 
 
 class Example:
@@ -60,7 +60,7 @@ async def test_it_rings_with_the_code_and_tells_the_state(example: Example) -> N
         async with asyncio.timeout(2):
             while not example.rung:  # noqa: ASYNC110 - it rings in the background, which sets no event
                 await asyncio.sleep(0.005)
-        assert await sender.look_up(CALL) == CallState(CallStatus.RINGING)
+        assert await sender.fetch_status(CALL) == CallState(CallStatus.RINGING)
     assert [(order["phone"], order["code"]) for order in example.rung] == [("+79001234567", "042137")]
 
 
@@ -73,9 +73,9 @@ async def test_an_order_that_a_proxy_repeats_rings_once(example: Example) -> Non
 
 async def test_a_call_that_was_said_to_be_unknown_is_not_placed_when_its_order_comes_late(example: Example) -> None:
     async with example.sender() as sender:
-        assert await sender.look_up(CALL) is None
+        assert await sender.fetch_status(CALL) is None
         assert isinstance(await sender.place(ORDER), Refused)
-        assert await sender.look_up(CALL) is None
+        assert await sender.fetch_status(CALL) is None
     assert not example.rung
 
 

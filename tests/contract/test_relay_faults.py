@@ -12,17 +12,17 @@ from time import monotonic
 import httpx
 import pytest
 
-from app.relay.client import RelaySender
+from app.providers.relay.client import RelaySender
 from app.verification.channel import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
-from app.verification.ports import CallName, CallOrder
+from app.verification.ports import CallId, CallOrder
 
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
 CALL = "vrf_made_up-1-voice"
-ORDER = CallOrder(name=CallName("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
+ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
 BUDGET = 0.4  # seconds for a request
 CONNECT = 0.2  # seconds of it for the connection: too long for a second try
@@ -197,7 +197,7 @@ class TestNeverSent:
             unused.bind(("127.0.0.1", 0))
             async with sender_to(unused.getsockname()[1]) as sender:
                 with pytest.raises(ProviderUnavailable):
-                    await sender.look_up(CALL)
+                    await sender.fetch_status(CALL)
 
 
 class Line(httpx.AsyncBaseTransport):
@@ -353,7 +353,7 @@ class TestSentWithoutAnAnswer:
     async def test_a_look_up_finds_the_relay_unavailable(self, script: Script) -> None:
         async with serving(script) as server, sender_to(server.port) as sender:
             with pytest.raises(ProviderUnavailable):
-                await sender.look_up(CALL)
+                await sender.fetch_status(CALL)
 
     async def test_an_answer_that_was_lost_is_made_up_for_by_a_look_up(self) -> None:
         async def lose_the_first_answer(conversation: Conversation) -> None:
@@ -364,7 +364,7 @@ class TestSentWithoutAnAnswer:
         async with serving(lose_the_first_answer) as server, sender_to(server.port) as sender:
             outcome = await place(sender)
             assert isinstance(outcome, Unknown)
-            assert await sender.look_up(outcome.call_ref or "") == CallState(CallStatus.COMPLETED)
+            assert await sender.fetch_status(outcome.call_ref or "") == CallState(CallStatus.COMPLETED)
             assert [request.split(b" ")[0] for request in server.requests] == [b"POST", b"GET"]
 
     async def test_an_answer_too_many_is_not_taken_for_that_to_the_next_order(self) -> None:

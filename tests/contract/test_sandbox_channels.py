@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.plusofon.sandbox import Fault, Faults, MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox import Fault, Faults, MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
 from app.verification.channel import Channel
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file

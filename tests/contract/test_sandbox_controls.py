@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.plusofon.sandbox import Fault, Faults, VirtualNetwork, sandbox_router
+from app.sandbox import Fault, Faults, VirtualNetwork, sandbox_router
 
 PHONE = "+79001234567"
 HOOK_URL = "http://127.0.0.1:9/hook"

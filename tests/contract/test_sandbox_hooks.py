@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from app.plusofon.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
-from app.plusofon.sandbox.hooks import Hook, HookPoster
+from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.hooks import Hook, HookPoster
 
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 HEADERS = {"Client": "0", "Authorization": "Bearer calls"}
@@ -171,7 +171,7 @@ async def test_where_nobody_listens_the_call_is_placed_all_the_same(
     asked = await sandbox.ask(f"{host}/made-up-secret")
     await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
     assert sandbox.network.dial(phone=PHONE, number=asked["phone"]).status == "completed"
-    told = [vars(record) for record in caplog.records if record.name == "app.plusofon.sandbox.hooks"]
+    told = [vars(record) for record in caplog.records if record.name == "app.sandbox.hooks"]
     assert told
     assert "made-up-secret" not in str(told)
     assert "1234567" not in str(told)

@@ -21,7 +21,7 @@ import uvloop
 from fastapi import FastAPI
 from starlette.applications import Starlette
 
-from app.plusofon.sandbox import (
+from app.sandbox import (
     ACCOUNT_TOKEN,
     MagicNumber,
     SandboxServer,

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import hiredis
@@ -17,8 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from app.api.problems import detail_of
+from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from app.store.scripts import Script, ScriptRunner
 from app.verification.errors import StoreFailure, StoreUnavailable
 
@@ -53,7 +52,7 @@ class Count(Script):
     """Counts how often it runs."""
 
     def __init__(self) -> None:
-        super().__init__("read")
+        super().__init__("verification", "read")
         self.name, self.source = "count", "#!lua\nreturn redis.call('INCR', KEYS[1])"
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
@@ -333,11 +332,8 @@ async def test_a_probe_that_somebody_gave_up_waiting_for_is_still_everybody_else
         assert between.scripts <= 2
 
 
-SCRIPTS = sorted(
-    file.name.removesuffix(".lua")
-    for file in (resources.files("app.store") / "lua").iterdir()
-    if file.name != "common.lua"
-)
+LUA = Path(__file__).parents[2] / "app" / "store" / "lua"
+SCRIPTS = sorted(f"{file.parent.name}.{file.stem}" for file in LUA.glob("*/*.lua"))
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +350,7 @@ async def test_a_script_is_refused_before_it_runs_by_a_replica_and_by_a_full_red
     """Without keys and arguments each would fail in another way if a line of it ran."""
     client = connect(spare.url, timeout=1)
     runner = ScriptRunner(client, timeout=1)
-    script = Script(name)
+    script = Script(*name.split("."))
 
     async def told() -> StoreFailure:
         with pytest.raises(StoreUnavailable) as raised:
@@ -396,11 +392,11 @@ def test_every_reason_has_a_sentence() -> None:
 
 def test_the_probe_asks_for_the_right_to_every_command_of_the_service() -> None:
     used, probed = set[str](), set[str]()
-    for file in (resources.files("app.store") / "lua").iterdir():
+    for file in LUA.rglob("*.lua"):
         text = file.read_text(encoding="utf-8")
         if file.name == "probe.lua":
             probed = set(re.findall(r"'([A-Z]{3,})'", text)) - {"CREATE"}
-        if not file.name.startswith("forget_"):
+        if file.parent.name != "erasure":
             used |= set(re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", text))
 
     assert probed == used

@@ -14,7 +14,7 @@ from app.verification.errors import VerificationError
 from app.verification.model import CallState, CallStatus, CheckResult, Verification
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import CallName, CallReport, Guess, NewCall, VerificationStore
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -48,7 +48,7 @@ steps = st.one_of(
     st.tuples(st.just("read"), ages),
     st.tuples(st.just("cancel"), ages),
     st.tuples(st.just("record"), ages, st.sampled_from(CallStatus)),
-    st.tuples(st.just("take_back"), ages),
+    st.tuples(st.just("refund"), ages),
     st.tuples(st.just("wait"), st.sampled_from([1, 30, 60, 120, 299, 300, 360, 3600, 86400])),
 )
 
@@ -75,8 +75,8 @@ def new_call(
     )
 
 
-def guess(code: bytes, address: str | None, retry: str | None) -> Guess:
-    return Guess(client="shop", candidates=[code], length=4, address=address, retry_digest=retry)
+def guess(code: bytes, address: str | None, retry: str | None) -> CodeCheck:
+    return CodeCheck(client="shop", candidates=[code], length=4, address=address, retry_digest=retry)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Actor:
         call = new_call(phone, purpose, code, channel)
         preview = await self.store.preview_start(call, POLICY)
         await self.store.start(preview.name, call, POLICY)
-        return await self.store.take_back(preview.name, phone=phone, client="shop", policy=POLICY)
+        return await self.store.refund(preview.name, phone=phone, client="shop", policy=POLICY)
 
     async def check_by_id(self, age: int, code: bytes, address: str | None, retry: str | None) -> CheckResult:
         return await self.store.check_by_id(self.id(age), guess(code, address, retry), POLICY)
@@ -134,15 +134,15 @@ class Actor:
         if not self.known:
             return None
         verification = self.known[-1 - age % len(self.known)]
-        report = CallReport(state=CallState(status), ref="ref")
-        recorded = await self.store.record_call(verification, verification.calls[-1].serial, report)
+        report = CallUpdate(state=CallState(status), ref="ref")
+        recorded = await self.store.record_call(verification, verification.calls[-1].call_number, report)
         return self.tell(recorded.verification), recorded.ended
 
-    async def take_back(self, age: int) -> object:
+    async def refund(self, age: int) -> object:
         if self.known:
             verification = self.known[-1 - age % len(self.known)]
-            name = CallName(verification.id, verification.calls[-1].serial)
-            return await self.store.take_back(name, phone=verification.phone, client="shop", policy=POLICY)
+            name = CallId(verification.id, verification.calls[-1].call_number)
+            return await self.store.refund(name, phone=verification.phone, client="shop", policy=POLICY)
         return None
 
     def age(self, duration: timedelta) -> None:
@@ -164,7 +164,7 @@ class Actor:
         match answer:
             case Verification():
                 derived = (answer.status, answer.expires_in, answer.resend_in)
-                calls = [(call.serial, call.state, call.ref, call.channel) for call in answer.calls]
+                calls = [(call.call_number, call.state, call.ref, call.channel) for call in answer.calls]
                 shown = (answer.channel, answer.code_length)
                 kept = (answer.calls_placed, answer.calls_left, answer.checks_left, calls, shown)
                 return self.number(answer.id), derived, kept

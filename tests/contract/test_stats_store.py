@@ -8,15 +8,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.store.call_queue import RedisCallQueue
+from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.keys import name_limit
-from app.store.limits import RedisLimits
+from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.stats import DayStats, RedisStats
 from app.verification.channel import Channel
-from app.verification.errors import BalanceTooLow, ProviderRejected, StoreUnavailable
-from app.verification.happenings import (
+from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
@@ -25,9 +24,10 @@ from app.verification.happenings import (
     VerificationCanceled,
     VerificationStarted,
 )
+from app.verification.errors import BalanceTooLow, ProviderRejected, StoreUnavailable
 from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance, Limit
-from app.verification.ports import CallName
+from app.verification.ports import CallId
 
 PRICE = Decimal("2.50")
 DAY_NUMBER_OF_2026_01_31 = 20484
@@ -58,7 +58,7 @@ def stats(redis: Redis) -> RedisStats:
 
 
 async def test_a_day_tells_what_happened_on_it(stats: RedisStats) -> None:
-    for happening in (
+    for event in (
         VerificationStarted(Channel.VOICE),
         VerificationStarted(Channel.VOICE),
         CallPlaced(Channel.VOICE, CallStatus.INITIATED),
@@ -73,7 +73,7 @@ async def test_a_day_tells_what_happened_on_it(stats: RedisStats) -> None:
         CodeChecked(Status.VERIFIED),
         VerificationCanceled(),
     ):
-        stats.observe(happening)
+        stats.observe(event)
     await stats.flush()
 
     day = await stats.read()
@@ -197,11 +197,11 @@ async def test_a_dead_redis_at_the_end_is_told_and_holds_nothing_up(caplog: pyte
 
 async def test_what_is_used_of_a_limit_is_read_without_using_it(stats: RedisStats, redis: Redis) -> None:
     limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
-    limits = RedisLimits(ScriptRunner(redis, timeout=1), key=key)
+    limits = RedisRateLimiter(ScriptRunner(redis, timeout=1), key=key)
     budget = Allowance(limit, "everybody")
     assert await stats.used(budget, key=key) == 0
-    await limits.take("one", [budget])
-    await limits.take("two", [budget])
+    await limits.acquire("one", [budget])
+    await limits.acquire("two", [budget])
     await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
 
     assert [await stats.used(budget, key=key) for _ in range(3)] == [2, 2, 2]
@@ -220,7 +220,7 @@ async def test_round_trips_are_timed_and_failures_told(redis: Redis) -> None:
 
     assert [failed for _, failed in told] == [False]  # all in one
     assert 0 < told[0][0] < 1
-    assert waited == ["stats_read"] * 3
+    assert waited == ["stats.read"] * 3
 
     nobody = connect("redis://127.0.0.1:1/0", timeout=0.2)
     broken = ScriptRunner(nobody, timeout=0.2, round_trip=round_trip)
@@ -234,9 +234,9 @@ async def test_round_trips_are_timed_and_failures_told(redis: Redis) -> None:
 async def test_the_lag_of_the_queue_is_that_of_the_call_which_is_longest_due(redis: Redis) -> None:
     queue = RedisCallQueue(ScriptRunner(redis, timeout=1))
     assert await queue.lag() == timedelta(0)
-    await queue.schedule(CallName("vrf_0a11b22c33d44e55f667788", 1), timedelta(hours=1))
+    await queue.schedule(CallId("vrf_0a11b22c33d44e55f667788", 1), timedelta(hours=1))
     assert await queue.lag() == timedelta(0)
     for number, minutes in ((2, 1), (3, 5)):
-        await queue.schedule(CallName("vrf_0a11b22c33d44e55f667788", number), timedelta(minutes=-minutes))
+        await queue.schedule(CallId("vrf_0a11b22c33d44e55f667788", number), timedelta(minutes=-minutes))
 
     assert timedelta(minutes=5) <= await queue.lag() <= timedelta(minutes=5, seconds=5)

@@ -25,7 +25,7 @@ from app.verification.errors import (
 from app.verification.model import CallState, CallStatus, CheckResult, Status, Verification
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
-from app.verification.ports import CallName, CallReport, Confirmation, Guess, NewCall, Tried, VerificationStore
+from app.verification.ports import CallHistory, CallId, CallUpdate, CodeCheck, Confirmation, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
 
@@ -36,8 +36,8 @@ DIAL = Phone("+78005550100")
 RIGHT, SECOND, THIRD, WRONG = (bytes([number]) * 32 for number in range(1, 5))
 
 
-def _report(status: CallStatus, word: str | None = None, **facts: Any) -> CallReport:  # noqa: ANN401 - its fields
-    return CallReport(state=CallState(status, word), **{"ref": "ref-1", **facts})
+def _update(status: CallStatus, word: str | None = None, **facts: Any) -> CallUpdate:  # noqa: ANN401 - its fields
+    return CallUpdate(state=CallState(status, word), **{"ref": "ref-1", **facts})
 
 
 @dataclass
@@ -79,7 +79,7 @@ class World:
         preview = await self.store.preview_start(call, policy)
         return (await self.store.start(preview.name, call, policy)).verification
 
-    async def tried(self, client: str = "shop") -> Tried:
+    async def history(self, client: str = "shop") -> CallHistory:
         call = NewCall(
             client=client,
             phone=PHONE,
@@ -90,11 +90,11 @@ class World:
             checks=5,
             test=True,  # which meets no limit
         )
-        return (await self.store.preview_start(call, POLICY)).tried
+        return (await self.store.preview_start(call, POLICY)).history
 
-    async def take_back(self, verification: Verification, number: int) -> bool:
-        name = CallName(verification.id, number)
-        return await self.store.take_back(name, phone=verification.phone, client=verification.client, policy=POLICY)
+    async def refund(self, verification: Verification, number: int) -> bool:
+        name = CallId(verification.id, number)
+        return await self.store.refund(name, phone=verification.phone, client=verification.client, policy=POLICY)
 
     async def check(
         self, verification_id: str, candidates: list[bytes], *, client: str = "shop", address: str | None = None
@@ -108,10 +108,10 @@ class World:
     ) -> CheckResult:
         return await self.store.check_by_phone(PHONE, purpose, self.guess(candidates, client=client), self.policy)
 
-    def guess(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> Guess:
+    def guess(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> CodeCheck:
         """Guess at a code that is as long as the one that was given, a wrong one as the last that was."""
         lengths = {self.lengths.get(candidate, 6) for candidate in candidates}
-        return Guess(client=client, candidates=candidates, length=max(lengths, default=0), address=address)
+        return CodeCheck(client=client, candidates=candidates, length=max(lengths, default=0), address=address)
 
     async def again(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
         """Begin to call again, once the cooldown of the call before is over."""
@@ -124,12 +124,12 @@ class World:
 
     async def place(self, verification: Verification) -> Verification:
         """Record the latest call as placed."""
-        report = _report(CallStatus.INITIATED)
-        return (await self.store.record_call(verification, verification.calls[-1].serial, report)).verification
+        report = _update(CallStatus.INITIATED)
+        return (await self.store.record_call(verification, verification.calls[-1].call_number, report)).verification
 
     async def reverse_call(self) -> Verification:
         verification = await self.start(channel=Channel.REVERSE_CALL)
-        report = _report(CallStatus.INITIATED, dial=DIAL)
+        report = _update(CallStatus.INITIATED, dial=DIAL)
         return (await self.store.record_call(verification, 1, report)).verification
 
     async def dial(self, verification: Verification, *, ref: str = "ref-1", caller: Phone = PHONE) -> Confirmation:
@@ -489,7 +489,7 @@ async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
         world.check(verification.id, [RIGHT]),
         world.check_phone([RIGHT]),
         world.store.read(verification.id, client="shop"),
-        world.store.record_call(verification, 1, _report(CallStatus.COMPLETED)),
+        world.store.record_call(verification, 1, _update(CallStatus.COMPLETED)),
     ):
         with pytest.raises(VerificationNotFound):
             await attempt
@@ -498,11 +498,12 @@ async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
 async def test_a_second_start_within_the_cooldown_is_refused_and_changes_nothing(world: World) -> None:
     verification = await world.start()
 
+    await world.place(verification)
     for named in (None, verification):
         with pytest.raises(CallCooldown) as caught:
             await world.start(SECOND, resend_of=named)
         assert caught.value.verification_id == (named and named.id)
-        assert 1 <= caught.value.retry_after <= 60
+        assert 50 <= caught.value.retry_after <= 60
 
     reading = await world.store.read(verification.id, client="shop")
     assert reading.calls_placed == 1
@@ -631,29 +632,29 @@ async def test_a_recorded_call_is_read_back(world: World) -> None:
 
     recorded = (
         await world.store.record_call(
-            verification, 1, CallReport(state=CallState(CallStatus.RINGING, "rerouted"), ref="ref-1")
+            verification, 1, CallUpdate(state=CallState(CallStatus.RINGING, "rerouted"), ref="ref-1")
         )
     ).verification
 
     call = recorded.latest_call
     assert call is not None
-    assert (call.serial, call.ref, call.state) == (1, "ref-1", CallState(CallStatus.RINGING, "rerouted"))
+    assert (call.call_number, call.ref, call.state) == (1, "ref-1", CallState(CallStatus.RINGING, "rerouted"))
 
 
 async def test_a_final_call_state_stays(world: World) -> None:
     verification = await world.start()
-    await world.store.record_call(verification, 1, _report(CallStatus.BUSY))
+    await world.store.record_call(verification, 1, _update(CallStatus.BUSY))
 
-    after = (await world.store.record_call(verification, 1, _report(CallStatus.RINGING))).verification
+    after = (await world.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification
 
     assert [call.state.status for call in after.calls] == [CallStatus.BUSY]
 
 
 async def test_a_call_never_goes_back(world: World) -> None:
     verification = await world.start()
-    await world.store.record_call(verification, 1, _report(CallStatus.ANSWERED))
+    await world.store.record_call(verification, 1, _update(CallStatus.ANSWERED))
 
-    recorded = await world.store.record_call(verification, 1, _report(CallStatus.RINGING))
+    recorded = await world.store.record_call(verification, 1, _update(CallStatus.RINGING))
 
     assert [call.state.status for call in recorded.verification.calls] == [CallStatus.ANSWERED]
 
@@ -661,14 +662,14 @@ async def test_a_call_never_goes_back(world: World) -> None:
 async def test_of_many_reports_of_the_end_of_a_call_one_has_ended_it(world: World) -> None:
     verification = await world.start()
 
-    reports = [world.store.record_call(verification, 1, _report(CallStatus.COMPLETED)) for _ in range(100)]
+    reports = [world.store.record_call(verification, 1, _update(CallStatus.COMPLETED)) for _ in range(100)]
 
     assert sum(recorded.ended for recorded in await asyncio.gather(*reports)) == 1
 
 
 async def test_whoever_knows_the_code_has_heard_it(world: World) -> None:
     verification = await world.start()
-    await world.store.record_call(verification, 1, _report(CallStatus.UNCONFIRMED, ref=None))
+    await world.store.record_call(verification, 1, _update(CallStatus.UNCONFIRMED, ref=None))
 
     await world.check(verification.id, [RIGHT])
 
@@ -678,7 +679,7 @@ async def test_whoever_knows_the_code_has_heard_it(world: World) -> None:
 
 async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: World) -> None:
     verification = await world.start(channel=Channel.FLASH_CALL)
-    report = _report(CallStatus.INITIATED, code_digest=SECOND, code_length=4)
+    report = _update(CallStatus.INITIATED, code_digest=SECOND, code_length=4)
     await world.store.record_call(verification, 1, report)
     world.lengths[SECOND] = 4
 
@@ -688,7 +689,7 @@ async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: 
 
 async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: World) -> None:
     refused = await world.start()
-    await world.take_back(refused, 1)
+    await world.refund(refused, 1)
 
     placed = await world.start(SECOND, channel=Channel.FLASH_CALL)
 
@@ -714,19 +715,19 @@ async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: 
 
 async def test_what_was_tried_is_told(world: World) -> None:
     verification = await world.start()
-    await world.store.record_call(verification, 1, _report(CallStatus.NO_ANSWER, operator="mts"))
+    await world.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER, operator="mts"))
     await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
 
-    tried = await world.tried("shop")
+    history = await world.history("shop")
 
-    assert tried.operator == "mts"
-    assert list(tried.calls) == [
+    assert history.operator == "mts"
+    assert list(history.calls) == [
         (Channel.VOICE, CallStatus.NO_ANSWER),
         (Channel.FLASH_CALL, CallStatus.INITIATED),
     ]
-    assert not (await world.tried("other")).calls
+    assert not (await world.history("other")).calls
     await world.store.cancel("shop", verification.id)
-    assert not (await world.tried("shop")).calls
+    assert not (await world.history("shop")).calls
 
 
 async def test_a_reverse_call_verifies_without_a_code_once_the_person_has_dialled(world: World) -> None:
@@ -770,7 +771,7 @@ async def test_a_hook_confirms_nothing_but_the_call_of_that_phone_by_its_own_nam
 
 async def test_a_call_with_a_code_is_not_confirmed_by_a_hook(world: World) -> None:
     verification = await world.start()
-    await world.store.record_call(verification, 1, _report(CallStatus.INITIATED))
+    await world.store.record_call(verification, 1, _update(CallStatus.INITIATED))
     await world.advance(timedelta(seconds=5))
 
     assert await world.dial(verification) is Confirmation.NOT_FOUND
@@ -840,7 +841,7 @@ async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world:
     assert 170 <= refused.value.retry_after <= 180
     await world.store.cancel("shop", first.id)
     second = await world.start(client="bank", channel=Channel.REVERSE_CALL)
-    await world.take_back(second, 1)
+    await world.refund(second, 1)
     third = await world.reverse_call()
     await world.advance(timedelta(seconds=5))
     await world.dial(third)
@@ -880,7 +881,7 @@ async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: Worl
     for length in (4, 5):
         with pytest.raises(CodeTooShortOrLong) as refused:
             await world.store.check_by_id(
-                verification.id, Guess(client="shop", candidates=[WRONG], length=length), POLICY
+                verification.id, CodeCheck(client="shop", candidates=[WRONG], length=length), POLICY
             )
         assert refused.value.lengths == {6}
 
@@ -903,7 +904,7 @@ async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_wa
     coded = await world.start(RIGHT)
     for channel in (Channel.REVERSE_CALL, Channel.FLASH_CALL):
         refused = await world.again(coded, SECOND, channel=channel)
-        await world.take_back(refused, refused.calls[-1].serial)
+        await world.refund(refused, refused.calls[-1].call_number)
 
     after = await world.store.read(coded.id, client="shop")
     assert (after.channel, after.code_length, after.checks_left) == (Channel.VOICE, 6, 5)
@@ -916,7 +917,7 @@ async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> N
     reverse = await world.reverse_call()
     await world.advance(timedelta(seconds=120))
     refused = await world.start(SECOND)
-    await world.take_back(refused, 1)
+    await world.refund(refused, 1)
 
     assert await world.dial(reverse) is Confirmation.CONFIRMED
     assert (await world.check(reverse.id, [])).status is Status.VERIFIED
@@ -927,7 +928,7 @@ async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> N
     await world.check(coded.id, [WRONG])
     refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
     await world.check(coded.id, [WRONG])
-    await world.take_back(refused, 2)
+    await world.refund(refused, 2)
 
     world.lengths[WRONG] = 6
     assert (await world.check(coded.id, [WRONG])).checks_left == 2
@@ -941,7 +942,7 @@ async def test_a_call_that_is_not_placed_yet_makes_no_budget_smaller(world: Worl
     refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
     world.lengths[WRONG] = 6
     assert (await world.check(coded.id, [WRONG])).status is Status.PENDING
-    await world.take_back(refused, 2)
+    await world.refund(refused, 2)
 
     assert (await world.store.read(coded.id, client="shop")).checks_left == 1
     assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
@@ -953,7 +954,7 @@ async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(
     for _ in range(5):
         await world.check(coded.id, [WRONG])
 
-    await world.take_back(refused, 2)
+    await world.refund(refused, 2)
 
     after = await world.store.read(refused.id, client="shop")
     assert (after.status, after.checks_left) == (Status.LOCKED, 0)
@@ -961,21 +962,21 @@ async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(
 
 async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: World) -> None:
     reverse = await world.reverse_call()
-    tried = await world.tried("bank")
-    assert list(tried.calls) == [(Channel.REVERSE_CALL, CallStatus.INITIATED)]
+    history = await world.history("bank")
+    assert list(history.calls) == [(Channel.REVERSE_CALL, CallStatus.INITIATED)]
 
     await world.store.cancel("shop", reverse.id)
 
-    assert not (await world.tried("bank")).calls
+    assert not (await world.history("bank")).calls
 
 
 async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerificationStore) -> None:
     world = World(store, lambda duration: age(redis, duration))
     verification = await world.start()
     versions = [verification.version]
-    versions.append((await world.store.record_call(verification, 1, _report(CallStatus.RINGING))).verification.version)
+    versions.append((await world.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification.version)
     versions.append(
-        (await world.store.record_call(verification, 1, _report(CallStatus.RINGING, ref=None))).verification.version
+        (await world.store.record_call(verification, 1, _update(CallStatus.RINGING, ref=None))).verification.version
     )
     await world.check(verification.id, [WRONG])
     versions.append((await world.store.read(verification.id, client="shop")).version)
@@ -989,7 +990,7 @@ async def test_a_verification_whose_calls_all_failed_has_failed(world: World) ->
     policy = replace(POLICY, calls=1)
     verification = await world.start(policy=policy)
 
-    after = (await world.store.record_call(verification, 1, _report(CallStatus.NO_ANSWER))).verification
+    after = (await world.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER))).verification
 
     assert after.status is Status.FAILED
 
@@ -997,7 +998,7 @@ async def test_a_verification_whose_calls_all_failed_has_failed(world: World) ->
 async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
     verification = await world.start()
 
-    await world.take_back(verification, 1)
+    await world.refund(verification, 1)
 
     with pytest.raises(VerificationNotFound):
         await world.store.read(verification.id, client="shop")
@@ -1009,12 +1010,12 @@ async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World
     first = await world.start(RIGHT)
     second = await world.again(first, SECOND)
 
-    await world.take_back(second, 2)
+    await world.refund(second, 2)
 
     after = await world.store.read(first.id, client="shop")
     assert (after.calls_placed, after.calls_left, after.resend_in) == (1, 2, 0)
     assert after.expires_at <= after.created_at + LIFETIME
-    assert [call.serial for call in after.calls] == [1]
+    assert [call.call_number for call in after.calls] == [1]
     assert (await world.check(first.id, [SECOND])).status is Status.PENDING
     assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
 
@@ -1022,10 +1023,10 @@ async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World
 async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World) -> None:
     first = await world.start(RIGHT)
     second = await world.again(first, SECOND)
-    await world.take_back(second, 2)
+    await world.refund(second, 2)
     third = await world.start(THIRD, resend_of=first)
 
-    await world.take_back(second, 2)
+    await world.refund(second, 2)
 
     after = await world.store.read(third.id, client="shop")
     assert (after.calls_placed, after.calls_left) == (2, 1)
@@ -1040,7 +1041,7 @@ async def test_guesses_stay_counted_for_the_phone_when_the_call_is_taken_back(wo
     for _ in range(5):
         verification = await world.start(policy=world.policy)
         await world.check(verification.id, [WRONG])
-        await world.take_back(verification, 1)
+        await world.refund(verification, 1)
 
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
         await world.start(policy=world.policy)
@@ -1052,8 +1053,8 @@ async def test_a_refused_start_leaves_the_phone_as_it_was(world: World) -> None:
     await world.place(first)
     await world.advance(timedelta(seconds=100))
     for _ in range(5):
-        await world.take_back(await world.start(SECOND), 1)
-    await world.take_back(await world.start(SECOND, resend_of=first), 2)
+        await world.refund(await world.start(SECOND), 1)
+    await world.refund(await world.start(SECOND, resend_of=first), 2)
 
     again = await world.start(SECOND)
 
@@ -1066,7 +1067,7 @@ async def test_taking_back_after_an_older_code_verified_changes_no_success(world
     second = await world.again(first, SECOND)
     await world.check(first.id, [RIGHT])
 
-    await world.take_back(second, 2)
+    await world.refund(second, 2)
 
     assert (await world.store.read(first.id, client="shop")).status is Status.VERIFIED
 
@@ -1126,7 +1127,7 @@ async def test_calls_of_a_phone_are_limited_in_every_hour_and_day(world: World) 
 async def test_a_call_taken_back_makes_room_for_another(world: World) -> None:
     policy = replace(POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),))
     verification = await world.start(policy=policy)
-    await world.take_back(verification, 1)
+    await world.refund(verification, 1)
 
     await world.start(policy=policy)
 
@@ -1284,10 +1285,40 @@ async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(
 
     with pytest.raises(CallCooldown):
         await world.store.start(name, replace(second, token="loser"), policy)
-    undone = await world.store.take_back(name, phone=PHONE, client="shop", policy=policy, token="loser")
+    undone = await world.store.refund(name, phone=PHONE, client="shop", policy=policy, token="loser")
     await world.place(placed)
-    late = await world.store.take_back(name, phone=PHONE, client="shop", policy=policy, token="winner")
+    late = await world.store.refund(name, phone=PHONE, client="shop", policy=policy, token="winner")
 
-    assert (name, undone, late) == (CallName(first.id, 2), False, False)
+    assert (name, undone, late) == (CallId(first.id, 2), False, False)
     assert (await world.store.read(first.id, client="shop")).calls_placed == 2
     assert (await world.check(first.id, [SECOND])).status is Status.VERIFIED
+
+
+async def test_while_the_provider_is_asked_nobody_is_told_to_wait_for_a_call_that_may_not_be(world: World) -> None:
+    """It may refuse. Once a call was placed, or the time to answer is over, the whole cooldown holds."""
+    asked = await world.start()
+    with pytest.raises(CallCooldown) as meanwhile:
+        await world.start(SECOND, purpose="password_reset")
+    await world.place(asked)
+    with pytest.raises(CallCooldown) as after:
+        await world.start(SECOND, purpose="password_reset")
+    other = Phone("+79007654321")
+    await world.start(phone=other)
+    await world.advance(timedelta(seconds=20))
+    with pytest.raises(CallCooldown) as late:
+        await world.start(phone=other)
+
+    assert meanwhile.value.retry_after == 1
+    assert 55 <= after.value.retry_after <= 60
+    assert 35 <= late.value.retry_after <= 40
+
+
+async def test_a_provider_that_refuses_for_ever_is_not_asked_for_ever(world: World) -> None:
+    first = await world.place(await world.start(policy=replace(POLICY, cooldowns=(timedelta(),))))
+    policy = replace(POLICY, cooldowns=(timedelta(),))
+    for number in range(2, 101):
+        await world.refund(await world.start(SECOND, resend_of=first, policy=policy), number)
+
+    with pytest.raises(RateLimited, match="calls_per_verification"):
+        await world.start(SECOND, resend_of=first, policy=policy)
+    assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED

@@ -15,10 +15,10 @@ import pytest
 from redis.asyncio import Redis
 
 from app.settings import load_settings
-from app.store.guard import RedisFraudGuard
+from app.store.fraud_guard import RedisFraudGuard
 from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited
-from app.verification.guard import GuardRules
+from app.verification.fraud_guard import GuardRules
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.e2e.conftest import BARE, Demo, command, running

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from app.store.embedded import EmbeddedServer
+from app.sandbox.embedded import EmbeddedServer
 from tests.e2e.test_commands import run
 
 Done = subprocess.CompletedProcess[str]

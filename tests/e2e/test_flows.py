@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.plusofon.sandbox.numbers import MagicNumber
+from app.sandbox.numbers import MagicNumber
 from tests.e2e.conftest import Demo, without_cooldowns
 from tests.e2e.test_integration_docs import LosesAnswers
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from app.cli import cli
 from app.cli.call import _ask, _follow
-from app.plusofon.sandbox import VirtualNetwork
-from app.store.embedded import EmbeddedServer
+from app.sandbox import VirtualNetwork
+from app.sandbox.embedded import EmbeddedServer
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 from app.verification.model import CallStatus

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from app.plusofon.client import PlusofonClient
-from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
+from app.providers.plusofon.client import PlusofonClient
+from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.scripts import ScriptRunner
 from app.verification.model import Status
 from tests.crashing import TOKEN, USER_ID, make_service

@@ -12,7 +12,7 @@ import pytest
 from app.main import create_api
 
 ROOT = Path(__file__).parents[2]
-STATIC = ROOT / "app/demo/static"
+STATIC = ROOT / "app/sandbox/demo/static"
 NAMES = sorted(str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file())
 
 
@@ -66,11 +66,11 @@ def test_without_the_sandbox_there_is_no_page() -> None:
 
 def test_the_package_has_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both as it is imported here, and as it is built for the image."""
-    assert (files("app.demo") / "static" / "index.html").is_file()
+    assert (files("app.sandbox.demo") / "static" / "index.html").is_file()
 
     monkeypatch.chdir(ROOT)  # where a build backend looks for the project
     wheel = importlib.import_module("flit_core.buildapi").build_wheel(str(tmp_path))
     with zipfile.ZipFile(tmp_path / wheel) as built:
         whole = set(built.namelist())
-    assert {f"app/demo/static/{name}" for name in NAMES} <= whole
+    assert {f"app/sandbox/demo/static/{name}" for name in NAMES} <= whole
     assert {"app/api/docs_page/index.html", "app/api/docs_page/page.js", "app/api/docs_page/page.css"} <= whole

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.exposition import FACTS, Exposition, OfProcess
 from app.telemetry.metrics import Metrics
-from app.verification.happenings import LimitHit
+from app.verification.domain_events import LimitHit
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -26,8 +26,8 @@ from app.cli.checks import (
     check_settings,
 )
 from app.outbound import make_transport
-from app.plusofon.client import PlusofonClient
-from app.plusofon.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
+from app.providers.plusofon.client import PlusofonClient
+from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.connection import connect
 from app.store.health import RedisHealth
 from app.tokens import generate_keys

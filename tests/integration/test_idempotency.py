@@ -16,9 +16,9 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox import MagicNumber, VirtualNetwork
 from app.store.idempotency import RedisIdempotency
-from app.store.limits import RedisLimits
+from app.store.limits import RedisRateLimiter
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim
@@ -373,7 +373,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
         reached.set()
         await asyncio.sleep(SOON)
 
-    monkeypatch.setattr(RedisLimits, "take", hold)
+    monkeypatch.setattr(RedisRateLimiter, "acquire", hold)
     return reached
 
 
@@ -639,12 +639,12 @@ async def test_a_redis_that_hangs_is_a_503_within_its_time_out(
     assert took < 0.5
 
 
-@pytest.mark.parametrize("step", ["take", "start", "begin"])
+@pytest.mark.parametrize("step", ["acquire", "start", "begin"])
 async def test_a_redis_that_hangs_in_the_middle_of_a_start_is_a_503_within_one_time_out(
     impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """And once it goes on, what had been begun is undone: the same start is made, and the limits are as they were."""
-    owner = {"take": RedisLimits, "start": RedisVerificationStore, "begin": RedisIdempotency}[step]
+    owner = {"acquire": RedisRateLimiter, "start": RedisVerificationStore, "begin": RedisIdempotency}[step]
     original, pid = getattr(owner, step), int((await redis.info("server"))["process_id"])
 
     async def hangs(*arguments: object) -> object:

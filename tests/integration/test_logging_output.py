@@ -17,9 +17,9 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from app.api import edge
+from app.api import middleware
 from app.main import create_app
-from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox import MagicNumber, VirtualNetwork
 from app.telemetry.logging import configure_logging
 from app.tokens import generate_keys
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
@@ -37,7 +37,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     levels = {name: logging.getLogger(name).level for name in ("httpx", "uvicorn.access", "asyncio")}
     monkeypatch.setattr(sys, "stderr", text)
     configure_logging(level="debug", style="json")
-    monkeypatch.setattr(edge, "requests", structlog.get_logger())  # the one before keeps its stream for good
+    monkeypatch.setattr(middleware, "requests", structlog.get_logger())  # the one before keeps its stream for good
     yield text
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)

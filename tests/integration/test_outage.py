@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from app.main import create_app
-from app.plusofon.sandbox import VirtualNetwork
+from app.sandbox import VirtualNetwork
+from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
 from tests.integration.conftest import run, sandbox_settings
 
 PHONE = "+79001234567"

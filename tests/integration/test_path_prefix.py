@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
-from app.plusofon.sandbox import SandboxServer, VirtualNetwork
+from app.sandbox import SandboxServer, VirtualNetwork
 from app.verification.channel import Channel
 from tests.integration.conftest import PACE, sandbox_settings
 from tests.integration.test_three_channels import BEELINE, Door, World

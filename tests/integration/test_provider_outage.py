@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox import MagicNumber, VirtualNetwork
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 

@@ -12,14 +12,14 @@ from starlette.types import ASGIApp
 from app.cli.serving import uvicorn_options
 from app.main import create_app
 from app.settings import Settings
-from app.verification.call_urls import CallUrls
+from app.verification.call_urls import CallbackUrls
 from app.verification.code import derive_key
-from app.verification.ports import CallName
+from app.verification.ports import CallId
 from tests.integration.conftest import SECRET_KEY, sandbox_settings
 
 PROVIDER, STRANGER, PROXY = "185.54.48.1", "192.0.2.1", "10.1.2.3"
-SECRET_PATH = CallUrls(derive_key(SECRET_KEY.encode(), "hooks"), prefix="/hooks/plusofon/").url_of(
-    CallName("vrf_0a11b22c33d44e55f667788", 1)
+SECRET_PATH = CallbackUrls(derive_key(SECRET_KEY.encode(), "hooks"), prefix="/hooks/plusofon/").url_of(
+    CallId("vrf_0a11b22c33d44e55f667788", 1)
 )
 
 

@@ -19,20 +19,19 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.main import create_app
-from app.plusofon.sandbox import VirtualNetwork
-from app.store import embedded
+from app.sandbox import VirtualNetwork, embedded
 from app.store.connection import connect
-from app.store.events import RedisOutbox
-from app.store.forget import RedisOblivion
-from app.store.limits import RedisLimits
+from app.store.erasure import RedisPhoneEraser
+from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channel import Channel
 from app.verification.errors import StoreFailure, StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import CallReport, NewCall
+from app.verification.ports import CallUpdate, NewCall
 from tests.integration.conftest import run, sandbox_settings
 
 KEY = b"a key of the tests, known to all"
@@ -305,8 +304,8 @@ async def test_what_redis_refuses_is_told_by_the_problem_the_probe_the_metric_an
 
 async def test_a_full_redis_still_shows_delivers_gives_back_and_erases(admin: Redis) -> None:
     runner = ScriptRunner(admin, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, told_clients={"shop"})
-    outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisLimits(runner, key=KEY)
+    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
+    outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisRateLimiter(runner, key=KEY)
     call = NewCall(
         client="shop",
         phone=Phone(PHONE),
@@ -321,9 +320,9 @@ async def test_a_full_redis_still_shows_delivers_gives_back_and_erases(admin: Re
     await store.start(unplaced, call, Policy())
     other = replace(call, phone=Phone(OTHER))
     verification = (await store.start((await store.preview_start(other, Policy())).name, other, Policy())).verification
-    await store.record_call(verification, 1, CallReport(state=CallState(CallStatus.RINGING), ref="ref"))
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
     await store.cancel("shop", verification.id)
-    await limits.take("token", allowances)
+    await limits.acquire("token", allowances)
     await admin.config_set("maxmemory", "1")
 
     assert (await store.read(verification.id, client="shop")).id == verification.id
@@ -332,10 +331,10 @@ async def test_a_full_redis_still_shows_delivers_gives_back_and_erases(admin: Re
     await outbox.done(second)
     (again,) = await outbox.take(10)
     await outbox.done(again)
-    assert await store.take_back(unplaced, phone=call.phone, client="shop", policy=Policy())
-    await limits.give_back("token", allowances)
+    assert await store.refund(unplaced, phone=call.phone, client="shop", policy=Policy())
+    await limits.refund("token", allowances)
     assert [key async for key in admin.scan_iter("pv:{l:*")] == []
-    assert (await RedisOblivion(admin, runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
+    assert (await RedisPhoneEraser(admin, runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
         await store.start(unplaced, call, Policy())
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY

@@ -21,12 +21,12 @@ from redis.asyncio import Redis
 
 from app.api.state import State
 from app.main import create_api, create_app
-from app.plusofon.sandbox import Fault, Faults, VirtualNetwork
+from app.sandbox import Fault, Faults, VirtualNetwork
 from app.settings import Settings
 from app.settings.policies import make_policies
-from app.store.events import STREAM
 from app.store.keys import name_limit
-from app.verification.guard import range_of
+from app.store.webhooks import STREAM
+from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone
 from app.wiring import build
 from app.wiring.parts import make_names_key

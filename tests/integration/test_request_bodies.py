@@ -24,7 +24,7 @@ def allows_null(schema: dict[str, Any], root: dict[str, Any]) -> bool:
 async def test_every_optional_field_of_every_body_may_be_null(api: httpx.AsyncClient) -> None:
     """Each is sent as null to its route; whatever else is wrong with the request, the null is not."""
     root = (await api.get("/openapi.json")).json()
-    tried = []
+    history = []
     for path, operations in root["paths"].items():
         for method, operation in operations.items():
             if "requestBody" not in operation:
@@ -37,8 +37,8 @@ async def test_every_optional_field_of_every_body_may_be_null(api: httpx.AsyncCl
                 wrong = {error["pointer"] for error in answer.json().get("errors", ())}
                 assert allows_null(schema, root), f"{method} {path}: {name}"
                 assert f"#/{name}" not in wrong, f"{method} {path}: {name}"
-                tried.append((path, name))
-    assert {("/verify/start", "purpose"), ("/verify/start", "lang"), ("/sandbox/faults", "kinds")} <= set(tried)
+                history.append((path, name))
+    assert {("/verify/start", "purpose"), ("/verify/start", "lang"), ("/sandbox/faults", "kinds")} <= set(history)
 
 
 async def test_null_means_left_out(api: httpx.AsyncClient) -> None:

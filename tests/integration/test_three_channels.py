@@ -13,11 +13,11 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
-from app.plusofon.sandbox import MagicNumber, SandboxServer, VirtualNetwork
-from app.verification.call_urls import CallUrls
+from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork
+from app.verification.call_urls import CallbackUrls
 from app.verification.channel import Channel
 from app.verification.code import derive_key
-from app.verification.ports import CallName
+from app.verification.ports import CallId
 from tests.integration.conftest import PACE, SECRET_KEY, sandbox_settings
 
 MTS, BEELINE = "+79101234567", "+79031234567"
@@ -286,8 +286,8 @@ async def test_a_hook_that_says_nothing_is_a_problem_and_no_failure(
     redis: Redis, redis_url: str, content: bytes
 ) -> None:
     async with world_with(redis_url, secret={"key": SECRET_KEY, "names_key": SECRET_KEY}) as world:
-        urls = CallUrls(derive_key(SECRET_KEY.encode(), "hooks"), prefix="/hooks/plusofon/")
-        answer = await world.api.post(urls.url_of(CallName("vrf_0a11b22c33d44e55f667788", 1)), content=content)
+        urls = CallbackUrls(derive_key(SECRET_KEY.encode(), "hooks"), prefix="/hooks/plusofon/")
+        answer = await world.api.post(urls.url_of(CallId("vrf_0a11b22c33d44e55f667788", 1)), content=content)
 
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"

@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from app.api.auth import ApiKeys
 from app.main import create_api
 from app.store.connection import connect
-from app.store.redemptions import RedisRedemptions
 from app.store.scripts import ScriptRunner
+from app.store.tokens import RedisRedemptions
 from app.tokens import TokenSigner, generate_keys
 from app.verification.phone import Phone
 from tests.integration.conftest import run

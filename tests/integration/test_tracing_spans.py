@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from redis.asyncio import Redis
 from starlette.types import Receive, Scope, Send
 
-from app.api.edge import Edge
+from app.api.middleware import RequestMiddleware
 from app.main import create_app
-from app.plusofon.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox import MagicNumber, VirtualNetwork
 from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
@@ -122,11 +122,11 @@ async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
 
     await traced.place(ORDER)
     with pytest.raises(ProviderUnavailable):
-        await traced.look_up("1")
+        await traced.fetch_status("1")
     with pytest.raises(ProviderUnavailable):
         traced.require_ready()
     sender.state = CallState(CallStatus.RINGING)
-    assert await traced.look_up("1") is sender.state
+    assert await traced.fetch_status("1") is sender.state
 
     place, failed, found = exporter.get_finished_spans()
     for span in (place, failed):
@@ -134,14 +134,14 @@ async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
         assert dict(span.attributes or {})["error.type"] == "unavailable"
         assert not span.events
     assert found.status.is_ok or found.status.is_unset
-    assert (traced.provider, traced.is_followed) == ("fake", True)
+    assert (traced.provider, traced.supports_status) == ("fake", True)
 
 
 async def test_a_crash_is_an_error_and_its_words_stay_here(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
     async def crash(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError(PHONE)
 
-    transport = httpx.ASGITransport(app=tracing.middleware(Edge(crash)))
+    transport = httpx.ASGITransport(app=tracing.middleware(RequestMiddleware(crash)))
     async with httpx.AsyncClient(transport=transport, base_url="http://verify") as client:
         assert (await client.get("/")).status_code == 500
 

@@ -23,12 +23,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.plusofon.sandbox import SandboxServer
+from app.sandbox import SandboxServer
+from app.sandbox.embedded import EmbeddedServer
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
-from app.store.embedded import EmbeddedServer
-from app.store.events import EXPIRY, STREAM, RedisOutbox
 from app.store.scripts import ScriptRunner
+from app.store.webhooks import EXPIRY, STREAM, RedisOutbox
 from app.webhooks import WebhookDeliverer, WebhookEndpoint
 from app.webhooks.deliverer import JITTER, SCHEDULE
 from app.webhooks.sender import WebhookSender
@@ -314,7 +314,7 @@ WORKER = """
 import asyncio, sys
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
-from app.store.events import RedisOutbox
+from app.store.webhooks import RedisOutbox
 from app.store.scripts import ScriptRunner
 from app.webhooks import WebhookDeliverer, WebhookEndpoint
 from app.webhooks.sender import WebhookSender

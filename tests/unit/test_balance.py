@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.verification.balance import Balance, BalanceLevel, BalancePoller, Posted
+from app.verification.balance import Balance, BalanceLevel, BalancePoller, CachedBalance
 from app.verification.errors import BalanceTooLow, ProviderUnavailable, StoreUnavailable
 from tests.fakes import FakeAccounts
 
@@ -31,15 +31,15 @@ class FakeBoard:
         self.intervals: list[timedelta] = []
         self.posted: tuple[Decimal, float] | None = None
 
-    async def look(self, interval: timedelta) -> Posted:
+    async def look(self, interval: timedelta) -> CachedBalance:
         self.intervals.append(interval)
         if not self.is_available:
             raise StoreUnavailable
         is_reader, self.is_due = self.is_due, False
         if self.posted is None:
-            return Posted(is_reader=is_reader)
+            return CachedBalance(is_reader=is_reader)
         rub, moment = self.posted
-        return Posted(rub=rub, age=timedelta(seconds=self.clock() - moment), is_reader=is_reader)
+        return CachedBalance(rub=rub, age=timedelta(seconds=self.clock() - moment), is_reader=is_reader)
 
     async def post(self, rub: Decimal) -> None:
         self.posted = rub, self.clock()

@@ -2,19 +2,19 @@
 
 import pytest
 
-from app.verification.call_urls import CallUrls
-from app.verification.ports import CallName
+from app.verification.call_urls import CallbackUrls
+from app.verification.ports import CallId
 
-NAME = CallName("vrf_0a11b22c33d44e55f667788", 2)
+NAME = CallId("vrf_0a11b22c33d44e55f667788", 2)
 PREFIX = "https://verify.example/hooks/plusofon/"
 
 
-def secret_of(name: CallName, key: bytes = b"k" * 32) -> str:
-    return CallUrls(key, PREFIX).url_of(name).removeprefix(PREFIX)
+def secret_of(name: CallId, key: bytes = b"k" * 32) -> str:
+    return CallbackUrls(key, PREFIX).url_of(name).removeprefix(PREFIX)
 
 
 def test_a_url_leads_back_to_its_call() -> None:
-    assert CallUrls(b"k" * 32, PREFIX).read(secret_of(NAME)) == NAME
+    assert CallbackUrls(b"k" * 32, PREFIX).read(secret_of(NAME)) == NAME
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_a_url_leads_back_to_its_call() -> None:
     ],
 )
 def test_no_other_secret_leads_anywhere(secret: str) -> None:
-    assert CallUrls(b"k" * 32, PREFIX).read(secret) is None
+    assert CallbackUrls(b"k" * 32, PREFIX).read(secret) is None

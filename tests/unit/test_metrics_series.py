@@ -14,14 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
 from app.telemetry.metrics import Metrics
 from app.verification.channel import Channel
-from app.verification.errors import (
-    BalanceTooLow,
-    ProviderError,
-    ProviderRejected,
-    ProviderUnavailable,
-    StoreUnavailable,
-)
-from app.verification.happenings import (
+from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
@@ -31,14 +24,21 @@ from app.verification.happenings import (
     VerificationCanceled,
     VerificationStarted,
 )
+from app.verification.errors import (
+    BalanceTooLow,
+    ProviderError,
+    ProviderRejected,
+    ProviderUnavailable,
+    StoreUnavailable,
+)
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Status, Unknown
 from app.verification.phone import Phone
-from app.verification.ports import CallName, CallOrder
+from app.verification.ports import CallId, CallOrder
 from tests.fakes import FakeSender
 
 ROOT = Path(__file__).parents[2]
 ORDER = CallOrder(
-    name=CallName("vrf_00000000000000000000000", 1),
+    name=CallId("vrf_00000000000000000000000", 1),
     phone=Phone("+79001234567"),
     code="123456",
     lang=Lang.RU,
@@ -71,7 +71,7 @@ async def seen(metrics: Metrics, *facts: Facts, of_process: OfProcess | None = N
 
 async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
     metrics = Metrics()
-    for happening in (
+    for event in (
         VerificationStarted(Channel.VOICE),
         CallPlaced(Channel.VOICE, CallStatus.INITIATED),
         CallPlaced(Channel.FLASH_CALL, CallStatus.UNCONFIRMED),
@@ -84,7 +84,7 @@ async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
         CodeChecked(Status.VERIFIED),
         VerificationCanceled(),
     ):
-        metrics.observe(happening)
+        metrics.observe(event)
 
     now = await seen(metrics)
 
@@ -175,9 +175,9 @@ async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, w
 
     if isinstance(state, ProviderError):
         with pytest.raises(ProviderUnavailable):
-            await timed.look_up("1")
+            await timed.fetch_status("1")
     else:
-        assert await timed.look_up("1") is state
+        assert await timed.fetch_status("1") is state
 
     labels = {"channel": "voice", "operation": "look_up", "outcome": word}
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
@@ -188,7 +188,7 @@ async def test_a_timed_sender_is_otherwise_the_one_behind_it() -> None:
     timed = Metrics().timed(Channel.VOICE, sender)
     sender.unready = ProviderUnavailable(retry_after=3)
 
-    assert (timed.provider, timed.is_followed) == ("somebody", True)
+    assert (timed.provider, timed.supports_status) == ("somebody", True)
     with pytest.raises(ProviderUnavailable):
         timed.require_ready()
 
@@ -245,7 +245,7 @@ WORKER = """
 import asyncio, sys
 from app.telemetry.exposition import Exposition, OfProcess
 from app.telemetry.metrics import IS_SHARED, Metrics
-from app.verification.happenings import CodeChecked
+from app.verification.domain_events import CodeChecked
 from app.verification.model import Status
 assert IS_SHARED
 metrics = Metrics()

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
-from app.plusofon import wire
-from app.plusofon.client import PlusofonClient
-from app.plusofon.wire import Answer
+from app.providers.plusofon import wire
+from app.providers.plusofon.client import PlusofonClient
+from app.providers.plusofon.wire import Answer
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone

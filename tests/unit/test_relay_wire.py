@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
-from app.relay import wire
-from app.relay.wire import Answer
+from app.providers.relay import wire
+from app.providers.relay.wire import Answer
 from app.verification.channel import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang
 from app.verification.phone import Phone
-from app.verification.ports import CallName, CallOrder
+from app.verification.ports import CallId, CallOrder
 
 CALL = "vrf_made_up-1-voice"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
-ORDER = CallOrder(name=CallName("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.EN, repeat=3)
+ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.EN, repeat=3)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -39,7 +39,7 @@ def refusal(body: object, status: int = 200, retry_after: str | None = None) -> 
 
 
 def test_a_name_says_the_verification_the_call_and_the_channel() -> None:
-    names = {wire.name_call(CallName("vrf_a", serial), channel) for serial in (1, 2) for channel in Channel}
+    names = {wire.name_call(CallId("vrf_a", call_number), channel) for call_number in (1, 2) for channel in Channel}
     assert "vrf_a-1-flash_call" in names
     assert len(names) == 6
     assert all(wire.CALL_REF.fullmatch(name) for name in names)

@@ -5,13 +5,13 @@ import pytest
 from app.verification.channel import Channel
 from app.verification.model import CallStatus
 from app.verification.phone import Phone
-from app.verification.ports import Tried
+from app.verification.ports import CallHistory
 from app.verification.routing import operator_of, route
 
 VOICE, FLASH, REVERSE = Channel.VOICE, Channel.FLASH_CALL, Channel.REVERSE_CALL
 ALL = (VOICE, FLASH, REVERSE)
 MTS, OTHER = Phone("+79101234567"), Phone("+79031234567")
-NOTHING = Tried(None, ())
+NOTHING = CallHistory(None, ())
 
 
 @pytest.mark.parametrize(
@@ -31,30 +31,30 @@ def test_the_numbering_plan_tells_the_operator(phone: str, operator: str | None)
 
 
 def test_without_a_reason_the_order_is_that_of_the_settings() -> None:
-    assert route(ALL, phone=MTS, tried=NOTHING, operator_channels={}) == ALL
+    assert route(ALL, phone=MTS, history=NOTHING, operator_channels={}) == ALL
 
 
 def test_the_channel_of_the_operator_comes_first() -> None:
     rules = {"mts": REVERSE}
 
-    assert route(ALL, phone=MTS, tried=NOTHING, operator_channels=rules) == (REVERSE, VOICE, FLASH)
-    assert route(ALL, phone=OTHER, tried=NOTHING, operator_channels=rules) == ALL
+    assert route(ALL, phone=MTS, history=NOTHING, operator_channels=rules) == (REVERSE, VOICE, FLASH)
+    assert route(ALL, phone=OTHER, history=NOTHING, operator_channels=rules) == ALL
 
 
 def test_the_provider_knows_the_operator_better_than_the_numbering_plan() -> None:
     rules = {"mts": REVERSE}
 
-    assert route(ALL, phone=OTHER, tried=Tried("mts", ()), operator_channels=rules)[0] is REVERSE
-    assert route(ALL, phone=MTS, tried=Tried("beeline", ()), operator_channels=rules)[0] is VOICE
+    assert route(ALL, phone=OTHER, history=CallHistory("mts", ()), operator_channels=rules)[0] is REVERSE
+    assert route(ALL, phone=MTS, history=CallHistory("beeline", ()), operator_channels=rules)[0] is VOICE
 
 
 def test_a_channel_that_may_not_be_used_is_not_used_for_an_operator_either() -> None:
-    assert route((VOICE,), phone=MTS, tried=NOTHING, operator_channels={"mts": REVERSE}) == (VOICE,)
+    assert route((VOICE,), phone=MTS, history=NOTHING, operator_channels={"mts": REVERSE}) == (VOICE,)
 
 
 @pytest.mark.parametrize("status", [CallStatus.NO_ANSWER, CallStatus.BUSY, CallStatus.FAILED])
 def test_after_a_call_that_was_not_answered_another_channel_comes_first(status: CallStatus) -> None:
-    assert route(ALL, phone=OTHER, tried=Tried(None, ((VOICE, status),)), operator_channels={}) == (
+    assert route(ALL, phone=OTHER, history=CallHistory(None, ((VOICE, status),)), operator_channels={}) == (
         FLASH,
         REVERSE,
         VOICE,
@@ -63,10 +63,10 @@ def test_after_a_call_that_was_not_answered_another_channel_comes_first(status: 
 
 @pytest.mark.parametrize("status", [CallStatus.INITIATED, CallStatus.ANSWERED, CallStatus.COMPLETED])
 def test_after_any_other_call_the_same_channel_is_used_again(status: CallStatus) -> None:
-    assert route(ALL, phone=OTHER, tried=Tried(None, ((VOICE, status),)), operator_channels={}) == ALL
+    assert route(ALL, phone=OTHER, history=CallHistory(None, ((VOICE, status),)), operator_channels={}) == ALL
 
 
 def test_when_no_channel_was_answered_they_begin_anew() -> None:
-    tried = Tried(None, tuple((channel, CallStatus.NO_ANSWER) for channel in ALL))
+    history = CallHistory(None, tuple((channel, CallStatus.NO_ANSWER) for channel in ALL))
 
-    assert route(ALL, phone=OTHER, tried=tried, operator_channels={}) == ALL
+    assert route(ALL, phone=OTHER, history=history, operator_channels={}) == ALL

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.plusofon.sandbox import Fault, Faults, VirtualNetwork
+from app.sandbox import Fault, Faults, VirtualNetwork
 
 
 def test_a_network_fails_only_if_it_is_told_to() -> None:

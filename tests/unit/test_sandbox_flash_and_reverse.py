@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.plusofon.sandbox import (
+from app.sandbox import (
     CallRefused,
     CallUnknown,
     MagicNumber,
@@ -17,8 +17,8 @@ from app.plusofon.sandbox import (
     VirtualNetwork,
     WrongNumber,
 )
-from app.plusofon.sandbox.hooks import Hook
-from app.plusofon.sandbox.numbers import DIAL_NUMBERS, operator_of
+from app.sandbox.hooks import Hook
+from app.sandbox.numbers import DIAL_NUMBERS, operator_of
 from app.verification.channel import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.plusofon.sandbox import (
+from app.sandbox import (
     CallRefused,
     CallUnknown,
     MagicNumber,
@@ -18,7 +18,7 @@ from app.plusofon.sandbox import (
     VirtualCall,
     VirtualNetwork,
 )
-from app.plusofon.sandbox.network import CALLS_KEPT, CALLS_KEPT_PER_PHONE, NO_BALANCE
+from app.sandbox.network import CALLS_KEPT, CALLS_KEPT_PER_PHONE, NO_BALANCE
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 

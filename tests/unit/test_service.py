@@ -12,6 +12,15 @@ import pytest
 from app.verification.channel import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
+from app.verification.domain_events import (
+    CallEnded,
+    CallPlaced,
+    CallRefused,
+    CodeChecked,
+    DomainEvent,
+    LimitHit,
+    UnknownCallStatus,
+)
 from app.verification.errors import (
     BalanceTooLow,
     CallBudgetExhausted,
@@ -26,15 +35,6 @@ from app.verification.errors import (
     StoreUnavailable,
 )
 from app.verification.fixed_codes import FixedCode, FixedCodes
-from app.verification.happenings import (
-    CallEnded,
-    CallPlaced,
-    CallRefused,
-    CodeChecked,
-    Happening,
-    LimitHit,
-    UnknownCallStatus,
-)
 from app.verification.idempotency import IdempotencyInProgress
 from app.verification.model import (
     CallOutcome,
@@ -50,9 +50,9 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
-from app.verification.ports import CallName, CallOrder, CallSender, Confirmation
+from app.verification.ports import CallId, CallOrder, CallSender, Confirmation
 from app.verification.service import StartRequest, VerificationService
-from tests.fakes import FakeAccounts, FakeGuard, FakeLimits, FakeQueue, FakeSender, FakeVerificationStore
+from tests.fakes import FakeAccounts, FakeGuard, FakeQueue, FakeRateLimiter, FakeSender, FakeVerificationStore
 
 PHONE = "8 (900) 123-45-67"
 TEST_PHONE = Phone("+79000000099")
@@ -70,19 +70,19 @@ class World:
         self.senders: dict[Channel, CallSender] = {Channel.VOICE: self.sender}
         self.accounts = FakeAccounts()
         self.queue = FakeQueue()
-        self.happened: list[Happening] = []
+        self.published: list[DomainEvent] = []
         self.guard = FakeGuard()
         self.today = date(2030, 1, 1)
         self.deferred = DeferredWrites()
         fixed = {TEST_PHONE: FixedCode("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
             store=self.store,
-            limits=FakeLimits(self.store),
+            limits=FakeRateLimiter(self.store),
             guard=self.guard,
             senders=self.senders,
             accounts=self.accounts,
             queue=self.queue,
-            observe=self.happened.append,
+            observe=self.published.append,
             digester=CodeDigester([b"k" * 32]),
             policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
             fixed_codes=FixedCodes(fixed, lambda: self.today),
@@ -105,16 +105,16 @@ class FakeJournal:
     """Remembers what it was told; ``noted`` is what it answers to a note, if it is an error."""
 
     def __init__(self) -> None:
-        self.begun: CallName | None = None
+        self.begun: CallId | None = None
         self.noted: Exception | None = None
         self.kept: list[Started] = []
         self.released = 0
         self.abandoned = 0
 
-    async def claim(self) -> CallName | None:
+    async def claim(self) -> CallId | None:
         return self.begun
 
-    async def begin(self, name: CallName) -> None:
+    async def begin(self, name: CallId) -> None:
         assert not self.kept
         if self.noted:
             raise self.noted
@@ -346,14 +346,14 @@ async def test_a_placed_call_is_followed_to_its_end(world: World) -> None:
     verification = await world.start()
     (name,) = world.queue.scheduled
 
-    assert name == CallName(verification.id, 1)
+    assert name == CallId(verification.id, 1)
     assert not await world.service.follow(name)
     assert await call_status(world, verification.id) is CallStatus.RINGING
     world.sender.state = CallState(CallStatus.COMPLETED)
     assert await world.service.follow(name)
     assert await world.service.follow(name)
     assert await call_status(world, verification.id) is CallStatus.COMPLETED
-    assert world.happened.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
+    assert world.published.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
 
 
 async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
@@ -361,42 +361,42 @@ async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
     world.sender.state = ProviderUnavailable(retry_after=5)
 
     with pytest.raises(ProviderUnavailable):
-        await world.service.follow(CallName(verification.id, 1))
+        await world.service.follow(CallId(verification.id, 1))
 
 
 async def test_a_word_that_nobody_knows_is_counted_and_the_call_is_followed_on(world: World) -> None:
     verification = await world.start()
     world.sender.state = CallState(CallStatus.INITIATED, "rerouted")
 
-    assert not await world.service.follow(CallName(verification.id, 1))
+    assert not await world.service.follow(CallId(verification.id, 1))
 
-    assert UnknownCallStatus(Channel.VOICE) in world.happened
+    assert UnknownCallStatus(Channel.VOICE) in world.published
 
 
 async def test_what_is_gone_needs_no_following(world: World) -> None:
     verification = await world.start()
-    assert await world.service.follow(CallName(verification.id, 2))
+    assert await world.service.follow(CallId(verification.id, 2))
     world.store.advance(Policy().lifetime)
 
-    assert await world.service.follow(CallName(verification.id, 1))
+    assert await world.service.follow(CallId(verification.id, 1))
 
 
 async def test_what_expires_during_a_look_up_needs_no_following(world: World) -> None:
     verification = await world.start()
 
     class Slow(FakeSender):
-        async def look_up(self, call_ref: str) -> CallState | None:
+        async def fetch_status(self, call_ref: str) -> CallState | None:
             world.store.advance(Policy().lifetime)
             return CallState(CallStatus.RINGING)
 
     world.senders[Channel.VOICE] = Slow()
-    assert await world.service.follow(CallName(verification.id, 1))
+    assert await world.service.follow(CallId(verification.id, 1))
 
 
 async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: World) -> None:
     world.sender.outcome = Unknown("no answer", call_ref="ours")
     verification = await world.start()
-    name = CallName(verification.id, 1)
+    name = CallId(verification.id, 1)
     assert list(world.queue.scheduled) == [name]
     world.sender.state = None
 
@@ -414,7 +414,7 @@ async def test_a_call_that_was_placed_is_not_given_back_by_a_provider_that_does_
     verification = await world.start()
     world.sender.state = None
 
-    assert await world.service.follow(CallName(verification.id, 1))
+    assert await world.service.follow(CallId(verification.id, 1))
 
     code = spoken(world.sender.calls[0])
     result = await world.service.check_by_id(client="shop", verification_id=verification.id, code=code)
@@ -426,7 +426,7 @@ async def test_an_unclear_call_that_was_placed_is_confirmed(world: World) -> Non
     verification = await world.start()
     assert verification.calls[-1].state.status is CallStatus.UNCONFIRMED
 
-    await world.service.follow(CallName(verification.id, 1))
+    await world.service.follow(CallId(verification.id, 1))
 
     assert await call_status(world, verification.id) is CallStatus.RINGING
 
@@ -609,7 +609,7 @@ async def test_the_next_channel_is_tried_when_one_refuses() -> None:
         await world.service.check_by_id(client="shop", verification_id=verification.id, code=refused)
     right = await world.service.check_by_id(client="shop", verification_id=verification.id, code=spoken_last)
     assert right.status is Status.VERIFIED
-    assert world.happened[:2] == [
+    assert world.published[:2] == [
         CallRefused(Channel.VOICE, world.sender.outcome.error),
         CallPlaced(Channel.FLASH_CALL, CallStatus.INITIATED),
     ]
@@ -644,7 +644,7 @@ async def test_the_call_that_is_noted_is_the_one_that_is_placed() -> None:
     started = await world.service.start(request, journal=journal)
 
     assert started.verification.channel is Channel.FLASH_CALL
-    assert journal.begun == CallName(started.verification.id, 1)
+    assert journal.begun == CallId(started.verification.id, 1)
     assert (journal.kept, journal.released) == ([started], 0)
 
 
@@ -689,12 +689,12 @@ async def test_a_start_that_is_broken_off_while_the_provider_is_asked_is_not_rel
 
 async def test_a_start_that_died_before_anything_was_stored_is_made_anew(world: World) -> None:
     journal = FakeJournal()
-    journal.begun = CallName("vrf_00000000000000000000009", 1)
+    journal.begun = CallId("vrf_00000000000000000000009", 1)
 
     started = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
 
     assert len(world.sender.calls) == 1
-    assert journal.begun == CallName(started.verification.id, 1)
+    assert journal.begun == CallId(started.verification.id, 1)
 
 
 @pytest.mark.parametrize("refusal", ["address", "guard", "cooldown", "balance"])
@@ -732,7 +732,7 @@ async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: Worl
 
     await world.deferred.aclose()
     assert {result.status for result in results} == {Status.VERIFIED}
-    assert world.happened.count(CodeChecked(Status.VERIFIED)) == 1
+    assert world.published.count(CodeChecked(Status.VERIFIED)) == 1
     assert len(world.guard.successes) == 1
 
 
@@ -811,7 +811,7 @@ async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
     world = Choice()
     first = await world.start()
     world.sender.state = CallState(CallStatus.NO_ANSWER)
-    await world.service.follow(CallName(first.id, 1))
+    await world.service.follow(CallId(first.id, 1))
     world.store.advance(timedelta(minutes=2))
 
     second = await world.start(verification_id=first.id)
@@ -875,7 +875,7 @@ async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None
     world = Choice(earliest_dial=timedelta())
     world.reverse.outcome = Placed("key-1", dial=Phone("+78005550100"))
     verification = await world.start(channels=(Channel.REVERSE_CALL,))
-    name = CallName(verification.id, 1)
+    name = CallId(verification.id, 1)
 
     assert verification.code_length is None
     assert verification.calls[-1].dial == Phone("+78005550100")
@@ -890,12 +890,12 @@ async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None
     confirmed = await world.service.confirm_reverse_call(name, ref="key-1", caller=verification.phone)
     assert confirmed is Confirmation.CONFIRMED
     assert await check() is Status.VERIFIED
-    assert world.happened.count(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED)) == 1
-    assert CodeChecked(Status.PENDING) not in world.happened
+    assert world.published.count(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED)) == 1
+    assert CodeChecked(Status.PENDING) not in world.published
 
 
 async def test_a_hook_of_a_verification_that_never_was_finds_nothing(world: World) -> None:
-    name = CallName("vrf_00000000000000000000000", 1)
+    name = CallId("vrf_00000000000000000000000", 1)
 
     confirmation = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79001234567"))
 
@@ -913,4 +913,4 @@ async def test_what_limits_refuse_is_told() -> None:
     with pytest.raises((RateLimited, CallBudgetExhausted)):
         await world.start(phone="+79051234567")
 
-    assert world.happened[2:4] == [LimitHit("call_cooldown"), LimitHit("calls_per_day")]
+    assert world.published[2:4] == [LimitHit("call_cooldown"), LimitHit("calls_per_day")]

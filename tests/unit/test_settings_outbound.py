@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from app.settings import SettingsError, load_settings, shown_settings
+from app.settings import SettingsError, load_settings, redacted_settings
 
 
 def load(**outbound: object) -> object:
@@ -26,7 +26,7 @@ def load(**outbound: object) -> object:
 def test_the_url_of_a_proxy_is_accepted(url: str) -> None:
     settings = load_settings(mode="sandbox", outbound={"proxy": url}, _env_file=None)
     assert settings.outbound.proxy_url == url
-    assert "p%40ss" not in str(shown_settings(settings)) + repr(settings)
+    assert "p%40ss" not in str(redacted_settings(settings)) + repr(settings)
 
 
 @pytest.mark.parametrize(

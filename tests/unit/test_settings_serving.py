@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from app.settings import SettingsError, load_settings, shown_settings
+from app.settings import SettingsError, load_settings, redacted_settings
 from tests.unit.test_settings import PRODUCTION, SECRET
 
 
@@ -79,7 +79,7 @@ def test_what_is_shown_is_what_differs_and_no_secret(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PROXY_ADDRESSES", "10.0.0.0/8")
     monkeypatch.setenv("LIMIT_CALLS_PER_DAY", "50")
 
-    shown = shown_settings(load_settings())
+    shown = redacted_settings(load_settings())
 
     assert shown == {
         **dict.fromkeys(("PLUSOFON_USER_ID", "PLUSOFON_ACCESS_TOKEN", "SECRET_KEY", "API_KEYS", "TOKEN_KEYS"), "***"),

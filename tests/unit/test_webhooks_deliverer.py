@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from app.verification.errors import StoreUnavailable
-from app.verification.outbox import Backlog, Delivery, Event
+from app.verification.webhooks import Backlog, Delivery, Event
 from app.webhooks import WebhookDeliverer, WebhookEndpoint
 from app.webhooks.sender import Attempt, Outcome, WebhookSender
 from tests.unit.test_webhooks_endpoint import EVENT

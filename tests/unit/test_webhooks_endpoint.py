@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook
 
-from app.verification.outbox import Event, EventType
 from app.verification.phone import Phone
+from app.verification.webhooks import Event, EventType
 from app.webhooks import WebhookEndpoint
 
 SECRET, OTHER = b"s" * 24, b"o" * 32

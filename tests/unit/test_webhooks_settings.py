@@ -6,7 +6,7 @@ import pytest
 
 from app.settings import Mode, Settings, SettingsError, load_settings, make_endpoints
 from app.tokens import generate_keys
-from app.verification.outbox import EventType
+from app.verification.webhooks import EventType
 from app.webhooks import WebhookEndpoint
 
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"

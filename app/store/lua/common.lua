@@ -13,11 +13,11 @@
 -- pv:{bucket}:p:<phone digest>    hash: one phone, over all its verifications.
 --     n calls in the present streak   r next call possible   o operator, as the provider said
 --     <client>:<purpose>   rests of the ids of its verifications, oldest first, between commas
---     d rest of the id of its latest reverse call, for any client
+--     d rest of the id of its latest reverse call, for any client   w '<rest>:<number>' of a call that the provider is asked for
 --     l calls   b failed checks    (logs: moments, oldest first, between commas; of a failed check '<moment>@<address digest>')
 -- pv:{l:<digest>}                 sorted set: one limit over an address, a range, a client, everybody: token → moment
 -- pv:{bucket}:t:<rest of the id>  string: its token was redeemed
--- pv:{events}                     stream: what clients are told by webhook; app/store/events.py reads it
+-- pv:{events}                     stream: what clients are told by webhook; app/store/webhooks.py reads it
 -- pv:{events}:expiry              sorted set: the pending verifications of such clients → when they expire
 
 -- How far a call has come: it never goes back, and from the last stage nowhere.
@@ -150,6 +150,17 @@ local function schedule_expiry(key, record, events)
   end
 end
 
+local function add_event(key, record, event, status, events)
+  local last = tonumber(record.n)
+  while last > 0 and not record['t' .. last] do
+    last = last - 1 -- it was refunded
+  end
+  redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', event, 'client', record.c, 'id', verification_id(key),
+    'purpose', record.u, 'channel', record.h, 'phone', record.p, 'status', status,
+    'call', record['t' .. last] or '', 'at', int(now_ms()))
+  redis.call('PEXPIRE', events, EVENTS_KEPT_MS)
+end
+
 -- Tell of a change: those who listen now, and, where `events` is the stream, the client's webhook of `event`.
 local function tell(key, event, events)
   redis.call('HINCRBY', key, 'v', 1)
@@ -158,15 +169,16 @@ local function tell(key, event, events)
     return
   end
   local record = load(key)
-  if event then
-    local last = tonumber(record.n)
-    while last > 0 and not record['t' .. last] do
-      last = last - 1 -- it was refunded
+  if event and not record.e then
+    -- Whatever is told of a verification, its creation is told first: the call may not have been recorded, or not yet.
+    record.e = 1
+    redis.call('HSET', key, 'e', 1)
+    if event ~= 'verification.created' then
+      add_event(key, record, 'verification.created', 'pending', events)
     end
-    redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', event, 'client', record.c, 'id', verification_id(key),
-      'purpose', record.u, 'channel', record.h, 'phone', record.p, 'status', record.s or 'pending',
-      'call', record['t' .. last] or '', 'at', int(now_ms()))
-    redis.call('PEXPIRE', events, EVENTS_KEPT_MS)
+  end
+  if event then
+    add_event(key, record, event, record.s or 'pending', events)
   end
   schedule_expiry(key, record, events)
 end

@@ -1,0 +1,65 @@
+"""``guard list`` and ``guard lift``: what the fraud guard has blocked."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from app.api.fraud_guard import GuardView
+from app.cli.common import AsJson, ask_redis, examples, fail
+from app.verification.fraud_guard import FraudGuard
+from app.wiring import open_guard
+
+_T = TypeVar("_T")
+
+_PUNCTUATION = re.compile(r"[\s().-]")
+_RANGE = re.compile(r"(?:\+?7|8)?(9\d{6})(?:\d{3})?")  # a whole phone lies in one too
+
+guard_cli = typer.Typer(help="See what the fraud guard has blocked, and lift it.", no_args_is_help=True)
+
+
+@guard_cli.command("list", epilog=examples("guard list", "guard list --json"))
+def list_guard(*, as_json: AsJson = False) -> None:
+    """List the ranges of numbers that are blocked now, and the clients of whose calls too few end in a right code.
+
+    The JSON is that of GET /admin/guard.
+    """
+    found = _ask_guard(GuardView.of)
+    typer.echo(found.model_dump_json(indent=2) if as_json else _table(found))
+
+
+@guard_cli.command(epilog=examples("guard lift +79001234"))
+def lift(number_range: Annotated[str, typer.Argument(metavar="RANGE", help="Such as +79001234.")]) -> None:
+    """Lift the block of a range: it is called again at once."""
+    wanted = _read_range(number_range)
+    if not _ask_guard(lambda guard: guard.lift(wanted)):
+        raise fail(f"The range {wanted} is not blocked.")
+    typer.echo(f"The range {wanted} is called again.")
+
+
+def _read_range(text: str) -> str:
+    match = _RANGE.fullmatch(_PUNCTUATION.sub("", text))
+    if not match:
+        raise typer.BadParameter("a range is +7 and the next seven digits of its numbers, such as +79001234")
+    return f"+7{match[1]}"
+
+
+def _ask_guard(question: Callable[[FraudGuard], Awaitable[_T]]) -> _T:
+    return ask_redis(open_guard, question)
+
+
+def _table(found: GuardView) -> str:
+    lines = [f"{'blocked range':16}{'until (UTC)':22}{'level':>6}{'calls':>7}{'verified':>10}"]
+    lines += [
+        f"{block.range:16}{block.until:%Y-%m-%d %H:%M:%S}   {block.level:>6}{block.calls:>7}{block.successes:>10}"
+        for block in found.blocks
+    ]
+    if not found.blocks:
+        lines.append("none")
+    lines += [
+        f"The client {suspect.client} is not blocked, but of {suspect.calls} calls {suspect.successes} were verified"
+        f" (at {suspect.since:%Y-%m-%d %H:%M:%S} UTC)."
+        for suspect in found.suspects
+    ]
+    return "\n".join(lines)

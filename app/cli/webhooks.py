@@ -1,0 +1,69 @@
+"""``events failed`` and ``events resend``: the webhooks that could not be delivered."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, TypeVar
+
+import typer
+
+from app.cli.common import AsJson, ask_redis, examples, fail, moment
+from app.verification.webhooks import DeadLetter, DeadLetters
+from app.wiring import open_dead_letters
+
+_T = TypeVar("_T")
+
+events_cli = typer.Typer(help="See which events could not be delivered, and send them again.", no_args_is_help=True)
+
+
+@events_cli.command(epilog=examples("events failed", "events failed --json"))
+def failed(*, as_json: AsJson = False) -> None:
+    """List the events that were given up, the oldest first."""
+    letters = _ask_dead_letters(lambda dead: dead.dead_letters())
+    typer.echo(json.dumps([_facts(letter) for letter in letters], indent=2) if as_json else _table(letters))
+
+
+@events_cli.command(epilog=examples("events resend msg_1769850000000-0", "events resend --all"))
+def resend(
+    event_id: Annotated[str | None, typer.Argument(metavar="ID", help="Such as msg_1769850000000-0.")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All that were given up.")] = False,
+) -> None:
+    """Send an event again that was given up, with all its attempts before it."""
+    if everything == (event_id is not None):
+        raise typer.BadParameter("give either an ID or --all")
+    if event_id is None:
+        count = _ask_dead_letters(lambda dead: dead.resend_all())
+        typer.echo(f"{count} events are sent again." if count != 1 else "1 event is sent again.")
+    elif _ask_dead_letters(lambda dead: dead.resend(event_id)):
+        typer.echo(f"The event {event_id} is sent again.")
+    else:
+        raise fail(f"There is no event {event_id} that was given up.")
+
+
+def _ask_dead_letters(question: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
+    return ask_redis(open_dead_letters, question)
+
+
+def _facts(letter: DeadLetter) -> dict[str, str | int]:
+    """Return what an operator needs; who was called is not part of that."""
+    event = letter.event
+    return {
+        "id": event.id,
+        "type": event.type,
+        "client": event.client,
+        "verification_id": event.verification_id,
+        "attempts": letter.attempts,
+        "error": letter.error,
+        "happened_at": moment(event.at),
+        "given_up_at": moment(letter.died_at),
+    }
+
+
+def _table(letters: Sequence[DeadLetter]) -> str:
+    lines = [f"{'id':24}{'type':24}{'client':16}{'tries':>5}  {'given up (UTC)':21}last error"]
+    lines += [
+        f"{letter.event.id:24}{letter.event.type:24}{letter.event.client:16}{letter.attempts:>5}"
+        f"  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.error}"
+        for letter in letters
+    ]
+    return "\n".join(lines) if letters else "none"

@@ -1,0 +1,77 @@
+"""Plusofon's channels, each as a CallSender: voice, flash call and reverse call."""
+
+from collections.abc import Callable
+
+from app.providers.plusofon.client import PlusofonClient
+from app.verification.errors import ProviderRejected
+from app.verification.model import CallOutcome, CallState
+from app.verification.ports import CallId, CallOrder
+
+PLUSOFON = "plusofon"  # the name of the provider
+
+
+class VoiceChannel:
+    """The CallSender that has a voice say the code (brief)."""
+
+    provider = PLUSOFON
+    supports_status = True
+
+    def __init__(self, client: PlusofonClient) -> None:
+        self._client = client
+
+    def require_ready(self) -> None:
+        """Return: nothing is known here."""
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Have the code spoken."""
+        return await self._client.initiate_call(
+            order.phone, order.code or "", order.lang, order.repeat, within=order.within
+        )
+
+    async def fetch_status(self, call_ref: str) -> CallState | None:
+        """Return the state of a call. Raises ProviderError."""
+        return await self._client.check_call_status(call_ref)
+
+
+class _Unfollowed:
+    """What the channels have in common whose calls cannot be looked up: no source names a route for that (open)."""
+
+    provider = PLUSOFON
+    supports_status = False
+
+    def __init__(self, client: PlusofonClient) -> None:
+        self._client = client
+
+    def require_ready(self) -> None:
+        """Return: nothing is known here."""
+
+    async def fetch_status(self, call_ref: str) -> CallState | None:  # noqa: ARG002 - the signature is the port's
+        """Raise ProviderRejected. None would say that the call was never placed, and give it back."""
+        raise ProviderRejected("calls of this channel cannot be looked up")
+
+
+class FlashCallChannel(_Unfollowed):
+    """The CallSender whose code is the last four digits of the number that calls (docs, seen).
+
+    A code of another length is refused without a request; without a code the provider chooses one.
+    """
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Have the phone called. The ``code`` of the outcome counts, where there is one."""
+        return await self._client.send_flash_call(order.phone, order.code, within=order.within)
+
+
+class ReverseCallChannel(_Unfollowed):
+    """The CallSender that calls nobody: it gets a number which the person dials (docs, seen).
+
+    ``hook_url`` makes the URL to which Plusofon posts when the call of that name came in; it should hold a secret, for
+    the hook has no signature.
+    """
+
+    def __init__(self, client: PlusofonClient, hook_url: Callable[[CallId], str]) -> None:
+        super().__init__(client)
+        self._hook_url = hook_url
+
+    async def place(self, order: CallOrder) -> CallOutcome:
+        """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
+        return await self._client.call_to_auth(order.phone, self._hook_url(order.name), within=order.within)

@@ -1,0 +1,55 @@
+"""The calls in flight in Redis, of all workers and machines: one slot, so that one script claims and counts."""
+
+import logging
+from datetime import timedelta
+
+from app.store.scripts import Script, ScriptRunner
+from app.store.units import ms
+from app.verification.call_following import DueCall
+from app.verification.ports import CallId
+
+log = logging.getLogger(__name__)
+
+SCHEDULE, CLAIM, RETRY, DONE, LAG = (
+    Script("call_following", name) for name in ("schedule", "claim", "retry", "done", "lag")
+)
+
+_DUE, _ATTEMPTS, _LOOKS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "looks"))
+_MEMORY = timedelta(hours=1)  # far longer than a verification lives: what is older is of use to nobody
+
+
+class RedisCallQueue:
+    """The CallQueue of ``app/verification/call_following.py``, on Redis.
+
+    ``lease`` is how long a claim lasts: longer than a look-up can take. ``per_second`` is how many calls are claimed
+    in any second, by everybody together.
+    """
+
+    def __init__(self, runner: ScriptRunner, *, per_second: int = 5, lease: timedelta = timedelta(seconds=30)) -> None:
+        self._runner = runner
+        self._per_second = per_second
+        self._lease = lease
+
+    async def schedule(self, name: CallId, delay: timedelta) -> None:
+        """Have a call looked up after ``delay``, as if it had never been."""
+        await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(name), ms(delay), ms(_MEMORY)])
+
+    async def claim(self, most: int) -> list[DueCall]:
+        """Take up to ``most`` calls that are due, the longest due first."""
+        arguments = [most, self._per_second, ms(self._lease), ms(_MEMORY)]
+        dropped, claimed = await self._runner.run(CLAIM, [_DUE, _ATTEMPTS, _LOOKS], arguments)
+        if dropped:
+            log.warning("call_queue.dropped", extra={"calls": dropped})
+        return [DueCall(CallId.parse(member.decode()), attempt) for member, attempt in claimed]
+
+    async def retry(self, call: DueCall, delay: timedelta) -> None:
+        """Have a claimed call looked up again after ``delay``, unless the claim is over."""
+        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.name), call.attempt, ms(delay), ms(_MEMORY)])
+
+    async def done(self, name: CallId) -> None:
+        """Look a call up no more. Harmless when repeated."""
+        await self._runner.run(DONE, [_DUE, _ATTEMPTS], [str(name)])
+
+    async def lag(self) -> timedelta:
+        """Return how long the call that is longest due has waited to be claimed."""
+        return timedelta(milliseconds=int(await self._runner.run(LAG, [_DUE], [])))

@@ -1,0 +1,125 @@
+"""The fraud guard in Redis. All that it keeps lies in one slot, so that one script judges, blocks and counts."""
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.units import from_ms, ms, seconds
+from app.verification.errors import RateLimited
+from app.verification.fraud_guard import GUARD_LIMIT, Block, Evidence, GuardRules, Suspect, range_of
+from app.verification.phone import Phone
+
+log = logging.getLogger(__name__)
+
+ADMIT, REFUND, SUCCEED, LIST, LIFT = (
+    Script("fraud_guard", name) for name in ("admit", "refund", "succeed", "list", "lift")
+)
+
+_SLOT = "pv:{guard}"
+_LIST = f"{_SLOT}:list"
+_RANGE, _CLIENT = "range:", "client:"  # what the names of both kinds begin with
+_BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
+
+
+class RedisFraudGuard:
+    """The FraudGuard of ``app/verification/fraud_guard.py``, on Redis."""
+
+    def __init__(self, runner: ScriptRunner, rules: GuardRules) -> None:
+        self._runner = runner
+        self._rules = rules
+        self._arguments: list[Argument] = [
+            *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, str(rules.min_conversion)),
+            *(ms(rules.first_block), ms(rules.longest_block), ms(rules.memory)),
+        ]
+
+    async def require_open(self, phone: Phone, client: str) -> None:
+        """Return if a call would be admitted. Its range is judged here too: a start may get no further than this."""
+        await self._judge(phone, client, counts=False)
+
+    async def admit(self, phone: Phone, client: str) -> None:
+        """Count a call that is about to be placed, unless its range is blocked."""
+        await self._judge(phone, client, counts=True)
+
+    async def _judge(self, phone: Phone, client: str, *, counts: bool) -> None:
+        if not self._rules.watches(phone):
+            return
+        number_range, caller = _names(phone, client)
+        keys = [_LIST, _buckets(number_range), _entry(number_range), _buckets(caller), _entry(caller)]
+        arguments = [number_range, caller, *self._arguments, int(counts)]
+        wait, block, report = await self._runner.run(ADMIT, keys, arguments)
+        if block:
+            _log_verdict("guard.blocked", block, range=range_of(phone), retry_after=seconds(wait))
+        if report:
+            _log_verdict("guard.client_reported", report, client=client)
+        if wait:
+            raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(wait))
+
+    async def refund(self, phone: Phone, client: str) -> None:
+        """Give an admitted call back that did not happen."""
+        if self._rules.watches(phone):
+            await self._runner.run(REFUND, [_buckets(name) for name in _names(phone, client)], [])
+
+    async def succeeded(self, phone: Phone, client: str) -> None:
+        """Count a verification that succeeded."""
+        if self._rules.watches(phone):
+            await self._runner.run(SUCCEED, [_buckets(name) for name in _names(phone, client)], [])
+
+    async def blocks(self) -> list[Block]:
+        """List the ranges that are blocked now."""
+        return [
+            Block(range=name, since=from_ms(since), until=from_ms(until), level=int(level), evidence=_evidence(counts))
+            for name, (since, until, level, *counts) in await self._listed(_RANGE)
+        ]
+
+    async def suspects(self) -> list[Suspect]:
+        """List the clients that are reported now."""
+        return [
+            Suspect(client=name, since=from_ms(since), until=from_ms(until), evidence=_evidence(counts))
+            for name, (since, until, _, *counts) in await self._listed(_CLIENT)
+        ]
+
+    async def lift(self, number_range: str) -> bool:
+        """End a block."""
+        if not self._rules.enabled:
+            return False
+        name = f"{_RANGE}{number_range}"
+        lifted = bool(await self._runner.run(LIFT, [_LIST, _entry(name)], [name]))
+        if lifted:
+            log.warning("guard.lifted", extra={"range": number_range})
+        return lifted
+
+    async def _listed(self, kind: str) -> list[tuple[str, list[bytes]]]:
+        """List names of one kind, without what tells the kind, and their facts, the oldest first."""
+        if not self._rules.enabled:
+            return []
+        found = sorted(await self._runner.run(LIST, [_LIST], []), key=lambda item: int(item[1]))
+        named = [(name.decode(), facts) for name, *facts in found]
+        return [(name.removeprefix(kind), facts) for name, facts in named if name.startswith(kind)]
+
+
+def _names(phone: Phone, client: str) -> tuple[str, str]:
+    return f"{_RANGE}{range_of(phone)}", f"{_CLIENT}{client}"
+
+
+def _buckets(name: str) -> str:
+    return f"{_SLOT}:n:{name}"
+
+
+def _entry(name: str) -> str:
+    return f"{_SLOT}:b:{name}"
+
+
+def _evidence(counts: Sequence[bytes | int]) -> Evidence:
+    calls, successes = map(int, counts)
+    return Evidence(calls=calls, successes=successes)
+
+
+def _log_verdict(event: str, verdict: Sequence[int], **facts: str | int) -> None:
+    """Log a verdict: the script tells it to one of those that fired in parallel."""
+    level, *counts = verdict
+    evidence = _evidence(counts)
+    log.warning(
+        event,
+        extra={**facts, "level": level, "calls": evidence.calls, "conversion": round(evidence.conversion, 3)},
+    )

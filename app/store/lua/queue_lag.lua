@@ -1,9 +1,0 @@
-#!lua flags=allow-oom
--- Tell how long the call that is longest due has waited to be claimed. queue_schedule.lua says what is where.
---
--- KEYS    1 due
--- ARGV    none
--- RETURN  ms; 0 if none is due
-
-local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-return first[2] and math.max(0, now_ms() - first[2]) or 0

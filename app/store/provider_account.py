@@ -1,0 +1,36 @@
+"""The board in Redis on which one worker of the deployment writes the balance, and all others read it."""
+
+from datetime import timedelta
+from decimal import Decimal
+
+from app.store.scripts import Script, ScriptRunner
+from app.store.units import ms
+from app.verification.balance import CachedBalance
+
+READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))
+
+_KEY = "pv:{balance}"
+_MEMORY = timedelta(hours=1)  # longer than a reading is believed
+
+
+class RedisBalanceCache:
+    """The BalanceBoard of ``app/verification/balance.py``, on Redis.
+
+    ``lease`` is how long a worker has for reading the balance, before another is asked to: longer than that can take.
+    """
+
+    def __init__(self, runner: ScriptRunner, *, lease: timedelta = timedelta(seconds=30)) -> None:
+        self._runner = runner
+        self._lease = lease
+
+    async def look(self, interval: timedelta) -> CachedBalance:
+        """Return the last known balance; one worker in each ``interval`` is told to read it anew."""
+        arguments = [ms(interval), ms(self._lease), ms(_MEMORY)]
+        rub, age, is_reader = await self._runner.run(READ, [_KEY], arguments)
+        if not rub:
+            return CachedBalance(is_reader=bool(is_reader))
+        return CachedBalance(rub=Decimal(rub.decode()), age=timedelta(milliseconds=int(age)), is_reader=bool(is_reader))
+
+    async def post(self, rub: Decimal) -> None:
+        """Write down a balance that was just read."""
+        await self._runner.run(WRITE, [_KEY], [str(rub), ms(_MEMORY)])

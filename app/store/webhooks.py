@@ -1,0 +1,148 @@
+"""Events on their way to clients, in Redis: a stream, a set of those that wait, a set of those that were given up."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.units import from_ms, ms
+from app.verification.phone import Phone
+from app.verification.webhooks import Backlog, DeadLetter, Delivery, Event
+
+log = logging.getLogger(__name__)
+
+TAKE, DONE, SET_ASIDE, BACKLOG, LIST_DEAD, RESEND = (
+    Script("webhooks", name) for name in ("take", "done", "set_aside", "backlog", "dead", "resend")
+)
+
+STREAM = "pv:{events}"
+EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
+GROUP = "webhooks"
+_LETTERS_KEPT = timedelta(days=30)
+_MOST_DEAD = 10_000
+_MOST_RETRIES = 100_000  # of some 400 bytes
+_RESENT_AT_ONCE = 500  # bounds how long one script holds Redis up
+_LONGEST_ERROR = 200
+
+
+class RedisOutbox:
+    """The Outbox and the DeadLetters of ``app/verification/webhooks.py``, on Redis.
+
+    ``claim_after`` is how long a worker may take to settle an event before another one is given it: longer than a
+    delivery takes from being taken to its time-out.
+    """
+
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        *,
+        claim_after: timedelta = timedelta(minutes=1),
+        most_dead: int = _MOST_DEAD,
+        most_retries: int = _MOST_RETRIES,
+    ) -> None:
+        self._runner = runner
+        self._claim_after = claim_after
+        self._most_dead = most_dead
+        self._most_retries = most_retries
+
+    async def take(self, count: int) -> list[Delivery]:
+        """Take events: those of workers that died, then new ones."""
+        arguments: list[Argument] = [GROUP, count, ms(self._claim_after)]
+        claimed, fresh, trimmed = await self._runner.run(TAKE, [STREAM, EXPIRY, RETRY, LETTERS], arguments)
+        if claimed:
+            log.warning("event.taken_over", extra={"count": len(claimed)})
+        if trimmed:
+            log.error("event.lost", extra={"count": trimmed, "reason": "more events wait than are kept"})
+        return [delivery for entry in (*claimed, *fresh) if (delivery := await self._read(*entry))]
+
+    async def done(self, delivery: Delivery) -> None:
+        """Forget an event."""
+        await self._forget(delivery.entry)
+
+    async def set_aside(self, delivery: Delivery, *, attempts: int, error: str, pause: timedelta | None) -> bool:
+        """Keep an event for later, or among the dead letters."""
+        arguments: list[Argument] = [GROUP, delivery.entry, "" if pause is None else ms(pause), attempts]
+        arguments += [error[:_LONGEST_ERROR], self._most_retries, self._most_dead, ms(_LETTERS_KEPT)]
+        place = await self._runner.run(SET_ASIDE, [STREAM, RETRY, DEAD, LETTERS], arguments)
+        return bool(place != b"dead")
+
+    async def backlog(self) -> Backlog:
+        """Return how delivery stands."""
+        lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_LETTERS_KEPT)])
+        return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """List the dead letters."""
+        found = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_LETTERS_KEPT)])
+        return [_dead_letter(died_at, _pairs(json.loads(letter))) for _, died_at, letter in found]
+
+    async def resend(self, event_id: str) -> bool:
+        """Have one delivered again."""
+        count, _ = await self._resend(_entry_of(event_id), 1, "")
+        return count == 1
+
+    async def resend_all(self) -> int:
+        """Have all delivered again, a bounded number at a time; one that dies anew meanwhile stays."""
+        total, moment = 0, ""
+        while True:
+            count, moment = await self._resend("", _RESENT_AT_ONCE, moment)
+            total += count
+            if count < _RESENT_AT_ONCE:
+                return total
+
+    async def _resend(self, entry: str, most: int, moment: str) -> tuple[int, str]:
+        arguments: list[Argument] = [entry, most, moment, ms(_LETTERS_KEPT)]
+        count, moment_used = await self._runner.run(RESEND, [STREAM, DEAD, LETTERS], arguments)
+        return int(count), moment_used.decode()
+
+    async def _read(self, entry: bytes, flat: Sequence[bytes]) -> Delivery | None:
+        """Read an entry. One that is none cannot be delivered by anybody, now or later: it is dropped, aloud."""
+        name, fields = entry.decode(), _pairs([part.decode() for part in flat])
+        try:
+            return Delivery(
+                entry=name,
+                event=_event(fields, name),
+                attempts=int(fields.get("attempts", 0)),
+                error=fields.get("error", ""),
+            )
+        except (KeyError, ValueError):
+            log.error("event.unreadable", extra={"entry": name, "fields": sorted(fields)})
+            await self._forget(name)
+            return None
+
+    async def _forget(self, entry: str) -> None:
+        await self._runner.run(DONE, [STREAM], [GROUP, entry])
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _event(fields: Mapping[str, str], entry: str) -> Event:
+    """Make an event of its fields; its id is that of the entry in which it first stood."""
+    return Event(
+        id=f"msg_{fields.get('event', entry)}",
+        type=fields["type"],
+        client=fields["client"],
+        verification_id=fields["id"],
+        purpose=fields["purpose"],
+        channel=fields["channel"],
+        phone=Phone(f"+{fields['phone']}"),
+        status=fields["status"],
+        call_status=fields["call"] or None,
+        at=from_ms(fields["at"]),
+    )
+
+
+def _entry_of(event_id: str) -> str:
+    return event_id.removeprefix("msg_") or "-"  # nothing would mean all
+
+
+def _dead_letter(died_at: bytes, fields: Mapping[str, str]) -> DeadLetter:
+    return DeadLetter(
+        event=_event(fields, fields["event"]),
+        attempts=int(fields["attempts"]),
+        error=fields["error"],
+        died_at=from_ms(died_at),
+    )

@@ -1,0 +1,220 @@
+"""The calls in flight in Redis: each is one claimer's, none is lost, and everybody together asks slowly enough."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from datetime import timedelta
+
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from app.store.call_following import _ATTEMPTS, _DUE, _LOOKS, RedisCallQueue
+from app.store.connection import connect
+from app.store.scripts import ScriptRunner
+from app.verification.call_following import CallQueue, DueCall
+from app.verification.errors import StoreUnavailable
+from app.verification.ports import CallId
+from tests.ageing import age
+
+NOW, SECOND, HOUR = timedelta(0), timedelta(seconds=1), timedelta(hours=1)
+LEASE = timedelta(seconds=30)
+CALL = CallId("vrf_0a11b22c33d44e55f667788", 1)
+
+
+def make_queue(redis: Redis, per_second: int = 1000) -> RedisCallQueue:
+    return RedisCallQueue(ScriptRunner(redis, timeout=1), per_second=per_second, lease=LEASE)
+
+
+@pytest.fixture
+def queue(redis: Redis) -> CallQueue:
+    return make_queue(redis)
+
+
+def calls(count: int) -> list[CallId]:
+    return [CallId(f"vrf_0a1{number:020x}", 1 + number % 3) for number in range(count)]
+
+
+async def schedule(queue: CallQueue, names: Iterable[CallId]) -> None:
+    await asyncio.gather(*(queue.schedule(name, NOW) for name in names))
+
+
+async def test_a_call_is_claimed_when_it_is_due_and_not_before(redis: Redis, queue: CallQueue) -> None:
+    await queue.schedule(CALL, timedelta(seconds=5))
+    await age(redis, timedelta(seconds=4))
+    assert await queue.claim(10) == []
+
+    await age(redis, SECOND)
+    assert await queue.claim(10) == [DueCall(CALL, 1)]
+
+
+async def test_the_longest_due_are_claimed_first_and_no_more_than_asked_for(redis: Redis, queue: CallQueue) -> None:
+    names = calls(3)
+    for name in names:
+        await queue.schedule(name, NOW)
+        await age(redis, SECOND)
+
+    assert [call.name for call in await queue.claim(2)] == names[:2]
+    assert [call.name for call in await queue.claim(2)] == names[2:]
+
+
+async def test_of_a_hundred_claimers_at_once_each_call_has_one(redis: Redis) -> None:
+    """From two instances of the service, so that not all of them travel in one write."""
+    names = calls(100)
+    instances = [make_queue(redis) for _ in range(2)]
+    await schedule(instances[0], names)
+
+    claims = await asyncio.gather(*(instances[number % 2].claim(3) for number in range(100)))
+    claimed = [call.name for claim in claims for call in claim]
+    assert len(claimed) == 100
+    assert set(claimed) == set(names)
+
+
+async def test_the_call_of_a_dead_claimer_passes_on_when_its_lease_ends(redis: Redis, queue: CallQueue) -> None:
+    await queue.schedule(CALL, NOW)
+    await queue.claim(1)
+    await age(redis, LEASE - SECOND)
+    assert await queue.claim(1) == []
+
+    await age(redis, SECOND)
+    assert await queue.claim(1) == [DueCall(CALL, 2)]
+
+
+async def test_a_call_that_is_done_does_not_come_again(redis: Redis, queue: CallQueue) -> None:
+    await queue.schedule(CALL, NOW)
+    await queue.claim(1)
+    for _ in range(2):
+        await queue.done(CALL)
+
+    await age(redis, LEASE)
+    assert await queue.claim(1) == []
+    assert set(await redis.keys()) <= {_LOOKS.encode()}
+
+
+async def test_a_call_to_be_retried_comes_again_after_its_delay_with_the_next_attempt(
+    redis: Redis, queue: CallQueue
+) -> None:
+    await queue.schedule(CALL, NOW)
+    for attempt in range(1, 5):
+        (call,) = await queue.claim(1)
+        assert call == DueCall(CALL, attempt)
+        await queue.retry(call, timedelta(seconds=8))
+        await age(redis, timedelta(seconds=7))
+        assert await queue.claim(1) == []
+        await age(redis, SECOND)
+
+
+async def test_scheduling_again_moves_a_call_and_resets_its_attempts(redis: Redis, queue: CallQueue) -> None:
+    await queue.schedule(CALL, NOW)
+    await queue.claim(1)
+    await queue.schedule(CALL, timedelta(seconds=5))
+    assert await queue.claim(1) == []
+
+    await age(redis, timedelta(seconds=5))
+    assert await queue.claim(1) == [DueCall(CALL, 1)]
+
+
+@pytest.mark.parametrize("ended", ["done", "scheduled", "claimed"])
+async def test_a_claim_that_is_over_moves_nothing(redis: Redis, queue: CallQueue, ended: str) -> None:
+    """A worker that was slow must not bring back what another has settled, nor take a call from it."""
+    await queue.schedule(CALL, NOW)
+    (call,) = await queue.claim(1)
+    match ended:
+        case "done":
+            await queue.done(CALL)
+        case "scheduled":
+            await queue.schedule(CALL, HOUR / 2)
+        case "claimed":
+            await age(redis, LEASE)
+            assert await queue.claim(1)
+    before = await redis.zrange(_DUE, 0, -1, withscores=True)
+
+    await queue.retry(call, NOW)
+    assert await redis.zrange(_DUE, 0, -1, withscores=True) == before
+
+
+async def test_everybody_together_claims_no_more_than_the_rate(redis: Redis) -> None:
+    instances = [make_queue(redis, per_second=5) for _ in range(4)]
+    await schedule(instances[0], calls(100))
+
+    for second in range(3):
+        claims = await asyncio.gather(*(instances[number % 4].claim(2) for number in range(100)))
+        assert sum(map(len, claims)) == 5, second
+        await age(redis, timedelta(milliseconds=100))
+        assert await instances[0].claim(100) == []  # less than a second has passed: still nobody
+        await redis.pexpire(_LOOKS, 1000)  # the set lives for a second, and is aged twice within one here
+        await age(redis, timedelta(milliseconds=900))
+
+
+async def test_a_rate_that_was_lowered_holds_at_once(redis: Redis) -> None:
+    """While the service is deployed anew, some workers have the old rate and some the new one."""
+    await schedule(make_queue(redis), calls(20))
+    assert len(await make_queue(redis, per_second=10).claim(10)) == 10
+
+    assert await make_queue(redis, per_second=5).claim(10) == []
+
+
+async def test_every_key_has_a_ttl_of_an_hour_at_most(redis: Redis, queue: CallQueue) -> None:
+    async def require_ttls(*names: str) -> None:
+        assert set(await redis.keys()) == {name.encode() for name in names}
+        for name in names:
+            assert 0 < await redis.pttl(name) <= HOUR.total_seconds() * 1000
+
+    await queue.schedule(CALL, SECOND)
+    await require_ttls(_DUE)
+    await age(redis, SECOND)
+    (call,) = await queue.claim(1)
+    await require_ttls(_DUE, _ATTEMPTS, _LOOKS)
+    assert await redis.pttl(_LOOKS) <= 1000
+    await queue.retry(call, SECOND)
+    await require_ttls(_DUE, _ATTEMPTS, _LOOKS)
+
+
+async def test_a_call_that_nobody_claimed_for_an_hour_is_dropped(
+    redis: Redis, queue: CallQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = CallId(CALL.verification_id, 2)
+    await queue.schedule(CALL, NOW)
+    (call,) = await queue.claim(1)
+    await queue.retry(call, NOW)
+    await make_it_older_than_its_key(redis)
+    await queue.schedule(late, NOW)
+    # As if other workers had scheduled it too fast for it to be dropped there.
+    await redis.zadd(_DUE, {"vrf_0a11b22c33d44e55f667788:1": 1})
+    await redis.hset(_ATTEMPTS, "vrf_0a11b22c33d44e55f667788:1", 1)
+
+    with caplog.at_level(logging.WARNING):
+        assert await queue.claim(10) == [DueCall(late, 1)]
+    assert [record.message for record in caplog.records] == ["call_queue.dropped"]
+    assert await redis.hkeys(_ATTEMPTS) == [b"vrf_0a11b22c33d44e55f667788:2"]
+
+
+async def test_a_queue_that_nobody_empties_stops_growing(redis: Redis, queue: CallQueue) -> None:
+    """Each call that is scheduled keeps the key alive; those of more than an hour ago go all the same."""
+    old = calls(20)
+    await schedule(queue, old[:10])
+    await make_it_older_than_its_key(redis)
+    await schedule(queue, old[10:])
+
+    assert await redis.zcard(_DUE) == 10
+
+
+async def make_it_older_than_its_key(redis: Redis) -> None:
+    """Let an hour pass in which further calls kept the keys alive."""
+    for _ in range(2):
+        await age(redis, HOUR / 2)
+        for key in await redis.keys():
+            await redis.pexpire(key, HOUR)
+
+
+async def test_all_keys_lie_in_one_slot() -> None:
+    assert len({key_slot(name.encode()) for name in (_DUE, _ATTEMPTS, _LOOKS)}) == 1
+
+
+async def test_without_redis_nothing_is_claimed() -> None:
+    nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
+    queue = make_queue(nowhere)
+
+    with pytest.raises(StoreUnavailable):
+        await queue.claim(1)
+    await nowhere.aclose()

@@ -1,0 +1,243 @@
+"""Listeners hear of every change of their verification, over one connection, whatever happens to it."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from redis.asyncio import Redis
+
+from app.sandbox.embedded import EmbeddedServer
+from app.store.connection import connect
+from app.store.event_stream import CHANNEL, ChangeFeed, RedisChanges
+from app.store.verifications import RedisVerificationStore
+from app.verification.channel import Channel
+from app.verification.event_stream import TooManyListeners
+from app.verification.model import CallState, CallStatus
+from app.verification.phone import Phone
+from app.verification.policy import Policy
+from app.verification.ports import CallUpdate, CodeCheck, NewCall
+from tests.starting import start
+
+ONE, OTHER = "vrf_" + "1" * 23, "vrf_" + "2" * 23
+SOON = 5.0  # seconds; what is heard is heard in milliseconds
+NEVER = 0.1
+
+
+@pytest.fixture
+async def changes(redis: Redis) -> AsyncIterator[RedisChanges]:
+    changes = RedisChanges(redis)
+    yield changes
+    await changes.aclose()
+
+
+async def connections(redis: Redis) -> list[str]:
+    return [client["id"] for client in await redis.client_list(_type="pubsub")]
+
+
+async def until_connected(redis: Redis, number: int) -> None:
+    deadline = time.monotonic() + SOON
+    while len(await connections(redis)) != number:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def settled(feed: ChangeFeed) -> ChangeFeed:
+    """Wait for the wake-up that comes with the connection."""
+    assert await feed.changed(SOON)
+    return feed
+
+
+async def test_a_change_is_heard_by_those_who_listen_to_it_alone(redis: Redis, changes: RedisChanges) -> None:
+    async with (
+        changes.listen(ONE, client="shop") as one,
+        changes.listen(ONE, client="shop") as same,
+        changes.listen(OTHER, client="shop") as other,
+    ):
+        for feed in (one, same, other):
+            await settled(feed)
+
+        await redis.publish(CHANNEL, ONE)
+
+        assert await one.changed(SOON)
+        assert await same.changed(SOON)
+        assert not await other.changed(NEVER)
+
+
+async def test_a_burst_is_told_as_one_change(redis: Redis, changes: RedisChanges) -> None:
+    async with changes.listen(ONE, client="shop") as one, changes.listen(OTHER, client="shop") as other:
+        await settled(one)
+        await settled(other)
+
+        for verification_id in [ONE] * 20 + [OTHER]:
+            await redis.publish(CHANNEL, verification_id)
+        assert await other.changed(SOON)
+
+        assert await one.changed(SOON)
+        assert not await one.changed(NEVER)
+
+
+async def test_what_is_no_id_disturbs_nobody(redis: Redis, changes: RedisChanges) -> None:
+    async with changes.listen(ONE, client="shop") as one:
+        await settled(one)
+
+        for garbage in (b"", b"\xff\xfe", b"vrf_"):
+            await redis.publish(CHANNEL, garbage)
+        await redis.publish(CHANNEL, ONE)
+
+        assert await one.changed(SOON)
+
+
+async def test_all_share_one_connection_that_is_there_as_long_as_anybody_listens(
+    redis: Redis, changes: RedisChanges
+) -> None:
+    assert await connections(redis) == []
+    async with changes.listen(ONE, client="shop") as one:
+        async with changes.listen(OTHER, client="shop"):
+            await settled(one)
+            assert len(await connections(redis)) == 1
+        assert len(await connections(redis)) == 1
+    await until_connected(redis, 0)
+
+    async with changes.listen(ONE, client="shop") as again:
+        await settled(again)
+        await redis.publish(CHANNEL, ONE)
+        assert await again.changed(SOON)
+
+
+async def test_closing_takes_the_connection_from_those_who_still_listen(redis: Redis, changes: RedisChanges) -> None:
+    async with changes.listen(ONE, client="shop") as one:
+        await settled(one)
+        await changes.aclose()
+        await until_connected(redis, 0)
+
+
+async def test_after_a_lost_connection_everybody_is_woken_and_hears_again(redis: Redis, changes: RedisChanges) -> None:
+    async with changes.listen(ONE, client="shop") as one, changes.listen(OTHER, client="shop") as other:
+        await settled(one)
+        await settled(other)
+
+        await redis.client_kill_filter(_type="pubsub")
+        assert await one.changed(SOON)
+        assert await other.changed(SOON)
+
+        await redis.publish(CHANNEL, ONE)
+        assert await one.changed(SOON)
+        assert not await other.changed(NEVER)
+
+
+async def test_a_redis_that_died_is_found_again_when_it_is_back() -> None:
+    with EmbeddedServer() as server:
+        redis = connect(server.url, timeout=1)
+        async with RedisChanges(redis).listen(ONE, client="shop") as one:
+            await settled(one)
+
+            os.kill(int((await redis.info("server"))["process_id"]), signal.SIGKILL)
+
+            assert await one.changed(SOON)
+            await redis.publish(CHANNEL, ONE)
+            assert await one.changed(SOON)
+        await redis.aclose()
+
+
+async def test_a_connection_that_answers_no_ping_is_replaced(redis: Redis) -> None:
+    async with RedisChanges(redis, quiet=0.05).listen(ONE, client="shop") as one:
+        await settled(one)
+        assert not await one.changed(0.3)  # pings are answered, so nothing happens
+        before = await connections(redis)
+
+        await redis.client_pause(300, all=True)
+
+        assert await one.changed(SOON)
+        await until_connected(redis, 1)
+        assert await connections(redis) != before
+
+
+async def test_of_a_hundred_at_once_exactly_as_many_listen_as_may(redis: Redis) -> None:
+    changes = RedisChanges(redis, listeners=10)
+    async with AsyncExitStack() as stack:
+        entered = await asyncio.gather(
+            *(stack.enter_async_context(changes.listen(f"vrf_{number:023x}", client="shop")) for number in range(100)),
+            return_exceptions=True,
+        )
+        assert sum(isinstance(feed, ChangeFeed) for feed in entered) == 10
+        assert sum(isinstance(refusal, TooManyListeners) for refusal in entered) == 90
+    async with changes.listen(ONE, client="shop"):
+        pass
+
+
+async def test_one_client_leaves_places_to_the_others(redis: Redis) -> None:
+    changes = RedisChanges(redis, listeners=3, listeners_of_client=2)
+    async with changes.listen(ONE, client="shop"), changes.listen(OTHER, client="shop"):
+        with pytest.raises(TooManyListeners):
+            async with changes.listen(OTHER, client="shop"):
+                raise AssertionError
+        async with changes.listen(OTHER, client="bank"):
+            assert changes.listeners == 3
+            with pytest.raises(TooManyListeners):
+                async with changes.listen(OTHER, client="cafe"):
+                    raise AssertionError
+    async with changes.listen(ONE, client="shop"):
+        assert changes.listeners == 1
+
+
+async def test_one_verification_has_a_few_listeners_and_a_place_that_is_left_is_free(redis: Redis) -> None:
+    changes = RedisChanges(redis, listeners_of_one=2)
+    async with changes.listen(ONE, client="shop"), changes.listen(OTHER, client="shop"):
+        async with changes.listen(ONE, client="shop"):
+            with pytest.raises(TooManyListeners) as refusal:
+                async with changes.listen(ONE, client="shop"):
+                    raise AssertionError
+            assert refusal.value.retry_after > 0
+        async with changes.listen(ONE, client="shop"):
+            pass
+
+
+async def test_a_listener_that_is_canceled_frees_its_place(redis: Redis) -> None:
+    changes = RedisChanges(redis, listeners=1)
+
+    async def listen() -> None:
+        async with changes.listen(ONE, client="shop") as one:
+            while True:
+                await one.changed(SOON)
+
+    for _ in range(3):
+        listener = asyncio.create_task(listen())
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyListeners):
+            async with changes.listen(OTHER, client="shop"):
+                raise AssertionError
+        listener.cancel()
+        await asyncio.wait({listener})
+    await until_connected(redis, 0)
+
+
+async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
+    redis: Redis, changes: RedisChanges, store: RedisVerificationStore
+) -> None:
+    policy = Policy()
+    call = NewCall(
+        client="shop",
+        phone=Phone("+79001234567"),
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=b"r" * 32,
+        code_length=6,
+        checks=5,
+    )
+    verification = (await start(store, call, policy)).verification
+    wrong = CodeCheck(client="shop", candidates=[b"w" * 32], length=6)
+    async with changes.listen(verification.id, client="shop") as feed:
+        await settled(feed)
+        for change in (
+            lambda: store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING))),
+            lambda: store.check_by_id(verification.id, wrong, policy),
+            lambda: store.cancel("shop", verification.id),
+        ):
+            before = (await store.read(verification.id, client="shop")).version
+            await change()
+            assert await feed.changed(SOON)
+            assert (await store.read(verification.id, client="shop")).version > before

@@ -1,0 +1,171 @@
+"""Forgetting a phone: nothing that leads to it is left in Redis, and everybody else's is."""
+
+from datetime import timedelta
+from decimal import Decimal
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from app.main import create_app
+from app.sandbox import VirtualNetwork
+from app.store.call_following import RedisCallQueue
+from app.store.erasure import Erased, RedisPhoneEraser
+from app.store.keys import PhoneName
+from app.store.scripts import ScriptRunner
+from app.store.webhooks import GROUP, RETRY, RedisOutbox
+from app.verification.code import derive_key
+from app.verification.phone import Phone
+from app.verification.ports import CallId
+from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
+
+PHONE, OTHER = Phone("+79001234567"), Phone("+79161234568")
+PHONE_KEY = derive_key(SECRET_KEY.encode(), "phone")
+WEBHOOK = {"webhook_url": "http://127.0.0.1:1/hook", "webhook_secret": "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}
+
+
+async def everything(redis: Redis) -> str:
+    """Write down all that is in Redis: names and values."""
+    parts: list[object] = []
+    for key in await redis.keys():
+        match await redis.type(key):
+            case b"hash":
+                value: object = await redis.hgetall(key)
+            case b"zset":
+                value = await redis.zrange(key, 0, -1, withscores=True)
+            case b"stream":
+                value = await redis.xrange(key)
+            case _:
+                value = await redis.get(key)
+        parts.append((key, value))
+    return repr(parts)
+
+
+def traces_of(phone: Phone) -> tuple[str, str]:
+    """What would lead to a phone: its digits, and the name under which it is known."""
+    return phone.e164.removeprefix("+"), PhoneName.from_phone(PHONE_KEY, phone).digest
+
+
+def eraser(redis: Redis) -> RedisPhoneEraser:
+    return RedisPhoneEraser(redis, ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
+
+
+async def start(api: httpx.AsyncClient, phone: Phone, key: str, purpose: str) -> str:
+    answer = await api.post(
+        "/verify/start", json={"phone": phone.e164, "purpose": purpose}, headers={"Idempotency-Key": key}
+    )
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["verification_id"])
+
+
+@pytest.fixture
+def network() -> VirtualNetwork:
+    return VirtualNetwork(pace=0, balance=Decimal(100))
+
+
+async def test_after_it_nothing_in_redis_leads_to_the_phone(
+    redis: Redis, redis_url: str, network: VirtualNetwork
+) -> None:
+    settings = sandbox_settings(
+        redis_url,
+        clients={"sandbox": WEBHOOK},
+        call={"cooldowns_seconds": [0]},
+    )
+    async with run(create_app(settings, network)) as api:
+        for phone in (PHONE, OTHER):
+            first = await start(api, phone, f"first-{phone.e164}", "login")
+            code = network.calls_of(phone.e164)[-1].heard
+            checked = await api.post(
+                "/verify/check",
+                json={"verification_id": first, "code": code},
+                headers={"Idempotency-Key": f"check-{phone.e164}"},
+            )
+            assert checked.json()["phone"] == phone.e164
+            await start(api, phone, f"second-{phone.e164}", "login")
+            await start(api, phone, f"third-{phone.e164}", "password_reset")
+    await set_some_events_aside(redis)
+    before = await everything(redis)
+    assert all(trace in before for phone in (PHONE, OTHER) for trace in traces_of(phone))
+
+    done = await eraser(redis).forget(PHONE)
+
+    assert (done.phone, done.verifications, done.calls, done.answers) == (True, 3, 3, 4)
+    assert done.events >= 3
+    after = await everything(redis)
+    assert not [trace for trace in traces_of(PHONE) if trace in after]
+    assert all(trace in after for trace in traces_of(OTHER))
+    assert after.count(OTHER.e164.removeprefix("+")) == before.count(OTHER.e164.removeprefix("+"))
+
+
+async def set_some_events_aside(redis: Redis) -> None:
+    """Let one event of each phone wait for another try, and give one up: they lie elsewhere then."""
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta())
+    history: list[bytes] = await redis.zrange(RETRY, 0, -1)  # type: ignore[assignment] # without scores
+    for event in history:  # by the service, before it was stopped
+        await redis.zadd(RETRY, {event: 0})
+    taken = await outbox.take(100)
+    for phone in (PHONE, OTHER):
+        mine = [delivery for delivery in taken if delivery.event.phone == phone]
+        assert len(mine) >= 3
+        await outbox.set_aside(mine[0], attempts=1, error="status 500", pause=timedelta(hours=1))
+        await outbox.set_aside(mine[1], attempts=9, error="status 500", pause=None)
+
+
+async def test_no_call_of_it_is_followed_however_many_were_refused_before(redis: Redis) -> None:
+    name = PhoneName.from_phone(PHONE_KEY, PHONE)
+    record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
+    await redis.hset(record.key, mapping={"q": name.digest, "n": "25", "t25": "initiated"})
+    await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
+
+    done = await eraser(redis).forget(PHONE)
+
+    assert done.calls == 1
+    assert not await RedisCallQueue(runner).claim(1)
+
+
+async def test_of_a_phone_that_nobody_knows_nothing_is_erased(redis: Redis) -> None:
+    done = await eraser(redis).forget(PHONE)
+
+    assert done == Erased(phone=False, verifications=0, calls=0, events=0, answers=0)
+    assert not done
+
+
+async def test_a_walk_through_many_events_finds_each(redis: Redis) -> None:
+    async with redis.pipeline(transaction=False) as pipeline:
+        for number in range(2500):
+            phone = PHONE if number % 500 == 0 else OTHER
+            pipeline.xadd("pv:{events}", {"client": "shop", "phone": phone.e164.removeprefix("+")})
+            pipeline.zadd("pv:{events}:expiry", {f"shop|{number}|login|voice|{phone.e164.removeprefix('+')}": 1})
+        await pipeline.execute()
+
+    done = await eraser(redis).forget(PHONE)
+
+    assert done.events == 10
+    assert await redis.xlen("pv:{events}") == 2495
+    assert await redis.zcard("pv:{events}:expiry") == 2495
+
+
+async def test_an_event_on_its_way_is_settled_by_it(redis: Redis) -> None:
+    await redis.xadd(
+        "pv:{events}",
+        {
+            "type": "verification.verified",
+            "client": "shop",
+            "id": "vrf_0a11b22c33d44e55f667788",
+            "purpose": "login",
+            "channel": "voice",
+            "phone": PHONE.e164.removeprefix("+"),
+            "status": "verified",
+            "call": "",
+            "at": "1769850000123",
+        },
+    )
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    (taken,) = await outbox.take(1)
+
+    await eraser(redis).forget(PHONE)
+
+    await outbox.set_aside(taken, attempts=1, error="status 500", pause=timedelta(hours=1))
+    pending: dict[str, int] = await redis.xpending("pv:{events}", GROUP)
+    assert pending["pending"] == 0
+    assert traces_of(PHONE)[0] not in await everything(redis)

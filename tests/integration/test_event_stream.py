@@ -1,0 +1,326 @@
+"""A verification is followed as it changes: over real HTTP, through every layer, by one or two instances."""
+
+import asyncio
+import hashlib
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import httpx
+import pytest
+from asgi_lifespan import LifespanManager
+from redis.asyncio import Redis
+from starlette.types import Receive, Scope, Send
+
+from app.main import create_app
+from app.sandbox import SandboxServer, VirtualNetwork
+from app.settings import Settings
+from app.store.keys import RecordName
+from tests.integration.conftest import sandbox_settings
+
+PHONE = "+79001234567"
+UNKNOWN = "vrf_" + "0" * 23
+SOON = 5.0  # seconds
+Event = dict[str, str]
+PING: Event = {"": "ping"}
+
+
+@asynccontextmanager
+async def serve(settings: Settings, network: VirtualNetwork, heartbeat: float = 15) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve over a socket: only there an answer arrives in pieces, and only there a client hangs up."""
+    app = create_app(settings, network)
+
+    async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            live = replace(scope["state"]["live"], heartbeat=heartbeat)
+            scope = {**scope, "state": {**scope["state"], "live": live}}
+        await app(scope, receive, send)
+
+    async with (
+        LifespanManager(hasty) as manager,
+        SandboxServer(manager.app) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=SOON) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def api(redis: Redis, settings: Settings, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    async with serve(settings, network) as client:
+        yield client
+
+
+class Stream:
+    """An open stream: ``next`` gives its next event or comment, none at its end."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self._lines = answer.aiter_lines()
+
+    async def next(self) -> Event | None:
+        event: Event = {}
+        async with asyncio.timeout(SOON):
+            async for line in self._lines:
+                if not line:
+                    return event
+                name, _, value = line.partition(": ")
+                assert name not in event
+                event[name] = value
+        return None
+
+    async def state(self) -> tuple[str, str | None, int]:
+        event = await self.next()
+        assert event
+        assert event["event"] == "verification"
+        data = json.loads(event["data"])
+        return data["status"], data["call"] and data["call"]["status"], data["checks_left"]
+
+
+@asynccontextmanager
+async def follow(api: httpx.AsyncClient, verification_id: str, **headers: str) -> AsyncIterator[Stream]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with api.stream("GET", f"/verify/{verification_id}/events", headers=names) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        stream = Stream(answer)
+        assert await stream.next() == {"retry": "2000"}
+        yield stream
+
+
+async def start(api: httpx.AsyncClient) -> str:
+    return str((await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"])
+
+
+async def wrong(api: httpx.AsyncClient, verification_id: str, network: VirtualNetwork) -> None:
+    code = await hear(network)
+    other = f"{(int(code) + 1) % 10 ** len(code):0{len(code)}}"
+    answer = await api.post("/verify/check", json={"verification_id": verification_id, "code": other})
+    assert answer.json()["verified"] is False
+
+
+async def hear(network: VirtualNetwork) -> str:
+    deadline = time.monotonic() + SOON
+    while not (heard := network.calls_of(PHONE)[-1].heard):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    return str(heard)
+
+
+async def cancel(api: httpx.AsyncClient, verification_id: str) -> None:
+    assert (await api.post(f"/verify/{verification_id}/cancel")).status_code == 200
+
+
+async def test_the_present_state_is_told_at_once_and_every_later_one_until_the_last(
+    api: httpx.AsyncClient, network: VirtualNetwork
+) -> None:
+    verification_id = await start(api)
+    async with follow(api, verification_id) as stream:
+        event = await stream.next()
+        assert event
+        told, read = json.loads(event["data"]), (await api.get(f"/verify/{verification_id}")).json()
+        for seconds in ("expires_in", "resend_in"):
+            assert abs(told.pop(seconds) - read.pop(seconds)) <= 1
+        assert told.keys() == read.keys()
+        assert (event["event"], told["status"], told["checks_left"]) == ("verification", "pending", 5)
+        first = int(event["id"])
+
+        await wrong(api, verification_id, network)
+        while (await stream.state())[2] == 5:
+            pass  # the call rang, or was answered
+        code = await hear(network)
+        checked = await api.post("/verify/check", json={"verification_id": verification_id, "code": code})
+        assert checked.json()["verified"] is True
+        while last := await stream.next():
+            event = last
+        assert json.loads(event["data"])["status"] == "verified"
+        assert int(event["id"]) > first
+        assert code not in event["data"]
+
+
+async def test_its_headers_let_it_through_every_proxy_unbuffered(api: httpx.AsyncClient) -> None:
+    async with follow(api, await start(api)) as stream:
+        headers = stream.answer.headers
+        assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Accel-Buffering"] == "no"
+        assert headers["X-Request-ID"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_who_has_the_present_state_is_told_only_what_is_newer(api: httpx.AsyncClient) -> None:
+    verification_id = await start(api)
+    async with follow(api, verification_id) as stream:
+        event = await stream.next()
+        assert event
+
+    async with follow(api, verification_id, Last_Event_ID=event["id"]) as stream:
+        await cancel(api, verification_id)
+        assert (await stream.state())[0] == "canceled"
+        assert await stream.next() is None
+
+
+@pytest.mark.parametrize("garbage", ["", "0", "-1", "x" * 1000, "1e9", "\u00ff"])
+async def test_an_id_that_is_not_that_of_the_present_state_tells_nothing(api: httpx.AsyncClient, garbage: str) -> None:
+    async with follow(api, await start(api), Last_Event_ID=garbage.encode("latin-1")) as stream:  # type: ignore[arg-type] # bytes
+        assert (await stream.state())[0] == "pending"
+
+
+async def test_what_is_final_is_told_once_and_then_not_to_be_asked_for_again(api: httpx.AsyncClient) -> None:
+    verification_id = await start(api)
+    await cancel(api, verification_id)
+    async with follow(api, verification_id) as stream:
+        event = await stream.next()
+        assert event
+        assert json.loads(event["data"])["status"] == "canceled"
+        assert await stream.next() is None
+
+    again = await api.get(f"/verify/{verification_id}/events", headers={"Last-Event-ID": event["id"]})
+    assert (again.status_code, again.content) == (204, b"")
+
+
+async def test_a_verification_that_expires_says_so(api: httpx.AsyncClient, redis: Redis) -> None:
+    verification_id = await start(api)
+    name = RecordName.from_id(verification_id)
+    assert name
+    await redis.pexpire(name.key, 1000)
+    async with follow(api, verification_id) as stream:
+        assert (await stream.state())[0] == "pending"
+        event = await stream.next()
+        assert event
+        assert event["event"] == "expired"
+        assert json.loads(event["data"]) == {"verification_id": verification_id, "status": "expired"}
+        assert await stream.next() is None
+    gone = await api.get(f"/verify/{verification_id}/events")
+    assert (gone.status_code, gone.json()["type"]) == (404, "/problems/verification-not-found")
+
+
+async def test_strangers_are_told_nothing(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
+    named = ",".join(f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("shop", "bank"))
+    async with serve(sandbox_settings(redis_url, api={"keys": named}), network) as api:
+        api.headers["Authorization"] = "Bearer shop"
+        verification_id = await start(api)
+        async with follow(api, verification_id):
+            pass
+
+        api.headers["Authorization"] = "Bearer bank"
+        for other in (verification_id, UNKNOWN, "nonsense"):
+            answer = await api.get(f"/verify/{other}/events")
+            assert (answer.status_code, answer.json()["type"]) == (404, "/problems/verification-not-found")
+        del api.headers["Authorization"]
+        assert (await api.get(f"/verify/{verification_id}/events")).status_code == 401
+
+
+async def test_a_change_made_by_one_instance_is_told_by_another(
+    api: httpx.AsyncClient, settings: Settings, network: VirtualNetwork
+) -> None:
+    verification_id = await start(api)
+    async with serve(settings, network) as other, follow(other, verification_id) as stream:
+        assert (await stream.state())[0] == "pending"
+        await cancel(api, verification_id)
+        while (state := await stream.state())[0] == "pending":
+            pass
+        assert state[0] == "canceled"
+
+
+async def test_listeners_are_bounded_and_one_that_goes_frees_its_place_at_once(
+    redis: Redis, redis_url: str, network: VirtualNetwork
+) -> None:
+    async with serve(sandbox_settings(redis_url, events={"listeners": 1}), network) as api:
+        verification_id = await start(api)
+        for _ in range(3):
+            async with follow(api, verification_id) as stream:
+                await stream.state()
+                refused = await api.get(f"/verify/{verification_id}/events")
+                assert (refused.status_code, refused.json()["type"]) == (503, "/problems/too-many-listeners")
+                assert refused.headers["Retry-After"] == str(refused.json()["retry_after"])
+            await until_free(redis)
+        for _ in range(3):  # nor does one keep a place that was told nothing
+            assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404
+
+
+async def test_one_client_leaves_streams_to_the_others(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
+    named = ",".join(f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("shop", "bank"))
+    settings = sandbox_settings(redis_url, api={"keys": named}, events={"listeners": 2})
+    async with serve(settings, network) as api:
+        api.headers["Authorization"] = "Bearer shop"
+        of_shop = await start(api)
+        async with follow(api, of_shop) as stream:
+            await stream.state()
+            refused = await api.get(f"/verify/{of_shop}/events")
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/too-many-listeners")
+
+            api.headers["Authorization"] = "Bearer bank"
+            assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404  # it had a place to ask from
+
+
+async def until_free(redis: Redis) -> None:
+    """Wait until nobody listens; far shorter than a heartbeat."""
+    deadline = time.monotonic() + 1
+    while await redis.client_list(_type="pubsub"):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_silence_is_filled_and_a_lost_message_is_made_good(
+    redis: Redis, settings: Settings, network: VirtualNetwork
+) -> None:
+    async with serve(settings, network, heartbeat=0.1) as api:
+        verification_id = await start(api)
+        async with follow(api, verification_id) as stream:
+            event = await stream.next()
+            while event and "event" in event:
+                event = await stream.next()
+            assert event == PING
+
+            name = RecordName.from_id(verification_id)
+            assert name
+            await redis.hset(name.key, mapping={"s": "locked", "v": 99})
+            while (event := await stream.next()) == PING:
+                pass
+            assert event
+            assert (event["id"], json.loads(event["data"])["status"]) == ("99", "locked")
+            assert await stream.next() is None
+
+
+async def test_a_redis_that_is_away_ends_no_stream_but_lets_none_begin(
+    redis: Redis, redis_url: str, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = sandbox_settings(redis_url, redis={"url": redis_url, "timeout_seconds": 0.4})
+    async with serve(settings, network, heartbeat=0.05) as api:
+        verification_id = await start(api)
+        async with follow(api, verification_id) as stream:
+            await stream.state()
+            await redis.client_pause(1500, all=True)
+            refused = await api.get(f"/verify/{verification_id}/events")
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/store-unavailable")
+            for _ in range(3):
+                assert await stream.next()
+            assert caplog.messages.count("store.unavailable") > 1  # the refusal, and what the stream tried
+
+            await redis.ping()
+            await cancel(api, verification_id)
+            while event := await stream.next():
+                last = event
+            assert json.loads(last["data"])["status"] == "canceled"
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """A server that handles SIGTERM, as it was told."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    yield told
+    signal.signal(signal.SIGTERM, before)
+
+
+async def test_streams_end_at_once_when_the_service_is_told_to_stop(handled: list[int], api: httpx.AsyncClient) -> None:
+    async with follow(api, await start(api)) as stream:
+        await stream.state()
+        signal.raise_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while await stream.next():
+            pass
+        assert time.monotonic() - began < 1
+    assert handled == [signal.SIGTERM]

@@ -1,0 +1,356 @@
+"""What surrounds every route: keys, errors, ids, headers."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api.middleware import RequestMiddleware
+from app.api.problems import PROBLEM_TYPES
+from app.main import create_app
+from app.sandbox import VirtualNetwork
+from app.settings import Settings
+from app.tokens import generate_keys
+from tests.integration.conftest import run, sandbox_settings
+
+PHONE = "+79001234567"
+SHOP, SHOP_NEXT, BANK = "not-a-real-key-1", "not-a-real-key-2", "not-a-real-key-3"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with keys: two of the shop's, one of the bank's."""
+    named = [("shop", SHOP), ("shop", SHOP_NEXT), ("bank", BANK)]
+    keys = ",".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in named)
+    async with run(create_app(sandbox_settings(redis_url, api={"keys": keys}), network)) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("wrong"),
+        {"Authorization": SHOP},
+        {"Authorization": f"Basic {SHOP}"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": b"Bearer \xff\xfe"},
+        {"X-Api-Key": SHOP},
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/verify/start"),
+        ("POST", "/verify/check"),
+        ("GET", "/verify/vrf_00000000000000000000000"),
+        ("POST", "/verify/vrf_00000000000000000000000/cancel"),
+        ("GET", "/provider/account"),
+    ],
+)
+async def test_without_a_known_key_nothing_is_done(
+    guarded: httpx.AsyncClient, redis: Redis, method: str, path: str, headers: dict[str, str]
+) -> None:
+    answer = await guarded.request(method, path, headers=headers, json={"phone": PHONE})
+
+    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized")
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert await redis.keys() == []
+
+
+async def test_each_key_of_a_client_is_that_client(guarded: httpx.AsyncClient) -> None:
+    started = await guarded.post("/verify/start", json={"phone": PHONE}, headers=bearer(SHOP))
+    path = f"/verify/{started.json()['verification_id']}"
+
+    assert (await guarded.get(path, headers=bearer(SHOP_NEXT))).status_code == 200
+    assert (await guarded.get(path, headers={"Authorization": f"bearer {SHOP}"})).status_code == 200
+
+
+async def test_a_client_meets_others_verifications_as_unknown_ones(guarded: httpx.AsyncClient) -> None:
+    started = await guarded.post("/verify/start", json={"phone": PHONE}, headers=bearer(SHOP))
+    verification_id = started.json()["verification_id"]
+    unknown = "vrf_00000000000000000000000"
+
+    def without_instance(answer: httpx.Response) -> dict[str, object]:
+        return {name: value for name, value in answer.json().items() if name != "instance"}
+
+    for method, path, body in (
+        ("GET", "/verify/{}", None),
+        ("POST", "/verify/{}/cancel", None),
+        ("POST", "/verify/check", {"verification_id": "{}", "code": "123456"}),
+    ):
+        theirs, nobodys = [
+            await guarded.request(
+                method,
+                path.format(name),
+                headers=bearer(BANK),
+                json=body and {**body, "verification_id": name},
+            )
+            for name in (verification_id, unknown)
+        ]
+        assert theirs.status_code == nobodys.status_code == 404
+        assert without_instance(theirs) == without_instance(nobodys)
+    own = await guarded.get(f"/verify/{verification_id}", headers=bearer(SHOP))
+    assert (own.json()["status"], own.json()["checks_left"]) == ("pending", 5)
+
+
+async def test_probes_and_docs_need_no_key(guarded: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized"):
+        assert (await guarded.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized", "/verify/vrf_0", "/nowhere", "/demo"],
+)
+async def test_head_is_answered_as_get_without_the_body(api: httpx.AsyncClient, path: str) -> None:
+    got, headed = await api.get(path), await api.head(path)
+
+    def compared(answer: httpx.Response) -> dict[str, str]:
+        return {name: value for name, value in answer.headers.items() if name != "x-request-id"}
+
+    assert headed.status_code == got.status_code
+    assert compared(headed) == compared(got)
+    assert got.content
+    assert headed.content == b""
+
+
+async def test_head_of_a_stream_without_an_end_ends(api: httpx.AsyncClient) -> None:
+    started = await api.post("/verify/start", json={"phone": PHONE})
+
+    answer = await api.head(f"/verify/{started.json()['verification_id']}/events")
+
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+
+
+async def test_head_does_what_only_a_post_may_do_as_little_as_get(api: httpx.AsyncClient) -> None:
+    answer = await api.head("/verify/start")
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/verify/start", "/verify/check"])
+async def test_a_get_of_what_is_to_be_posted_is_told_so(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.get(path)
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert "/verify/{verification_id}" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "#/phone"),
+        ({"phone": None}, "#/phone"),
+        ({"phone": 79001234567}, "#/phone"),
+        ({"phone": ""}, "#/phone"),
+        ({"phone": "9" * 33}, "#/phone"),
+        ({"phone": PHONE, "extra": 1}, "#/extra"),
+        ({"phone": PHONE, "a/b~c": 1}, "#/a~1b~0c"),
+        ({"phone": PHONE, "lang": "fr"}, "#/lang"),
+        ({"phone": PHONE, "client_ip": 3232235777}, "#/client_ip"),
+        ({"phone": PHONE, "client_ip": True}, "#/client_ip"),
+        ({"phone": PHONE, "client_ip": "somewhere"}, "#/client_ip"),
+        ({"phone": PHONE, "channel": "pigeon"}, "#/channel"),
+        ({"phone": PHONE, "purpose": "Login"}, "#/purpose"),
+        ({"phone": PHONE, "purpose": "lottery"}, "#/purpose"),
+        ([], "#"),
+        ("text", "#"),
+        (None, "#"),
+    ],
+)
+async def test_a_wrong_field_is_pointed_at(
+    api: httpx.AsyncClient, network: VirtualNetwork, body: object, pointer: str
+) -> None:
+    answer = await api.post("/verify/start", json=body)
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/validation-failed")
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    assert network.calls_of(PHONE) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": "123456"},
+        {"code": "123456", "phone": PHONE, "verification_id": "vrf_00000000000000000000000"},
+        {"code": "123456", "purpose": "login", "verification_id": "vrf_00000000000000000000000"},
+        {"code": 123456, "phone": PHONE},
+        {"phone": PHONE, "code": ""},
+    ],
+)
+async def test_a_check_names_one_verification_and_a_code(api: httpx.AsyncClient, body: object) -> None:
+    answer = await api.post("/verify/check", json=body)
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/validation-failed")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b'{"phone": }', b"\xff\xfe", b"[" * 16_000, b'{"phone": "\xd0"}', b""],
+    ids=["cut", "bad", "no-utf8", "deep", "half-character", "empty"],
+)
+async def test_what_is_not_json_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
+    answer = await api.post("/verify/start", content=content, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == (422 if not content else 400)
+    assert answer.json()["type"] == "/problems/validation-failed"
+    assert answer.json()["errors"]
+
+
+async def test_json_under_another_name_is_told_what_to_send(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/verify/start", content=json.dumps({"phone": PHONE}))
+
+    assert answer.status_code == 422
+    assert "Content-Type: application/json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_16_kib_is_refused(api: httpx.AsyncClient, chunked: bool) -> None:  # noqa: FBT001
+    content = json.dumps({"phone": PHONE, "padding": "x" * 16 * 1024}).encode()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for place in range(0, len(content), 1000):
+            yield content[place : place + 1000]
+
+    answer = await api.post(
+        "/verify/start", content=chunks() if chunked else content, headers={"Content-Type": "application/json"}
+    )
+
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/validation-failed")
+
+
+async def test_an_unknown_path_and_a_wrong_method_are_problems_too(api: httpx.AsyncClient) -> None:
+    missing, wrong = await api.get("/nope"), await api.get("/verify/start/")
+    method = await api.put("/verify/check")
+
+    assert missing.status_code == wrong.status_code == 404
+    assert method.status_code == 405
+    assert "POST" in method.headers["Allow"]
+    for answer in (missing, method):
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json()["type"] == "about:blank"
+        assert answer.json()["status"] == answer.status_code
+
+
+async def test_a_mistake_of_ours_is_a_problem_without_a_word_about_it(
+    redis: Redis, settings: Settings, network: VirtualNetwork
+) -> None:
+    app = create_app(settings, network)
+
+    @app.get("/mistake")
+    async def mistake() -> None:
+        raise RuntimeError("secret detail")
+
+    async with run(app) as api:
+        answer = await api.get("/mistake", headers={"X-Request-ID": "abc"})
+
+    assert (answer.status_code, answer.json()["instance"]) == (500, "abc")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "secret" not in answer.text
+
+
+async def test_a_request_id_is_taken_over_or_made(api: httpx.AsyncClient) -> None:
+    taken = await api.get("/nope", headers={"X-Request-ID": "order-42.a_b"})
+    assert taken.headers["X-Request-ID"] == taken.json()["instance"] == "order-42.a_b"
+
+    made = {(await api.get("/nope")).headers["X-Request-ID"] for _ in range(3)}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("poison", ["a" * 65, "a b", "<script>", "", 'x"y', "\u0444".encode()])
+async def test_a_poisoned_request_id_is_not_taken_over(api: httpx.AsyncClient, poison: str | bytes) -> None:
+    answer = await api.get(
+        "/livez", headers=[(b"X-Request-ID", poison if isinstance(poison, bytes) else poison.encode())]
+    )
+
+    assert len(answer.headers["X-Request-ID"]) == 16
+
+
+async def test_every_answer_carries_the_security_headers(api: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/nope", "/docs", "/openapi.json"):
+        headers = (await api.get(path)).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert "Server" not in headers
+
+
+async def test_a_problem_type_explains_itself(api: httpx.AsyncClient) -> None:
+    for slug, kind in PROBLEM_TYPES.items():
+        answer = await api.get(f"/problems/{slug}")
+        assert answer.json() == {
+            "type": f"/problems/{slug}",
+            "title": kind.title,
+            "status": kind.status,
+            "meaning": kind.meaning,
+        }
+    assert (await api.get("/problems/nonsense")).status_code == 404
+
+
+async def test_what_only_the_sandbox_has_is_not_there_in_production(redis_url: str) -> None:
+    """No connection is made before the start, so that a production application can be looked at without one."""
+    production = create_app(
+        sandbox_settings(
+            redis_url,
+            mode="production",
+            plusofon={"user_id": "0", "access_token": "not-a-real-token"},
+            api={"keys": f"shop:{'0' * 64}"},
+            token={"keys": generate_keys()},
+        )
+    )
+
+    paths = production.openapi()["paths"]
+    assert "/verify/start" in paths
+    assert not [path for path in paths if path.startswith("/sandbox")]
+
+
+async def test_an_answer_that_breaks_off_half_way_is_broken_off_and_not_mended() -> None:
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("half-way")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        await RequestMiddleware(breaks)({"type": "http", "method": "GET", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start"]
+
+
+async def test_who_hangs_up_half_way_is_no_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    await RequestMiddleware(reads)({"type": "http", "method": "POST", "headers": []}, receive, send)
+
+    assert "request.failed" not in caplog.text
+
+
+async def test_two_keys_at_once_are_none(guarded: httpx.AsyncClient) -> None:
+    headers = [("Authorization", f"Bearer {SHOP}"), ("Authorization", f"Bearer {BANK}")]
+
+    assert (await guarded.get("/provider/account", headers=headers)).status_code == 401

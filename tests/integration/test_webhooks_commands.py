@@ -1,0 +1,115 @@
+"""The commands over the events that were given up."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.store.connection import connect
+from app.store.scripts import ScriptRunner
+from app.store.webhooks import STREAM, RedisOutbox
+
+ENTRY = "1769850000123-0"
+EVENT = f"msg_{ENTRY}"
+FIELDS: dict[Any, Any] = {
+    "type": "call.status_changed",
+    "client": "shop",
+    "id": "vrf_0a11b22c33d44e55f667788",
+    "purpose": "login",
+    "channel": "voice",
+    "phone": "79001234567",
+    "status": "pending",
+    "call": "busy",
+    "at": "1769850000123",
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[None]:
+    """Commands switch logs off for their process, which is this one here."""
+    monkeypatch.chdir(tmp_path)  # where .env is looked for
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def given_up(redis_url: str) -> None:
+    """Give an event up."""
+
+    async def give_up() -> None:
+        async with connect(redis_url, timeout=1) as redis:
+            await redis.xadd(STREAM, FIELDS, id=ENTRY)
+            outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+            (taken,) = await outbox.take(1)
+            await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)
+
+    asyncio.run(give_up())
+
+
+def run(redis_url: str, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["events", *arguments], env={"MODE": "sandbox", "REDIS_URL": redis_url})
+    return result.exit_code, result.output
+
+
+@pytest.mark.usefixtures("given_up")
+def test_what_failed_is_a_table(redis_url: str) -> None:
+    code, output = run(redis_url, "failed")
+
+    assert code == 0
+    for fact in (EVENT, "call.status_changed", "shop", "7", "status 500"):
+        assert fact in output.splitlines()[1]
+    assert "9001234567" not in output
+
+
+@pytest.mark.usefixtures("given_up")
+def test_what_failed_is_json(redis_url: str) -> None:
+    code, output = run(redis_url, "failed", "--json")
+    (told,) = json.loads(output)
+
+    assert code == 0
+    assert datetime.fromisoformat(told.pop("given_up_at")).tzinfo
+    assert told == {
+        "id": EVENT,
+        "type": "call.status_changed",
+        "client": "shop",
+        "verification_id": "vrf_0a11b22c33d44e55f667788",
+        "attempts": 7,
+        "error": "status 500",
+        "happened_at": "2026-01-31T09:00:00Z",
+    }
+
+
+def test_nothing_failed(redis_url: str) -> None:
+    assert run(redis_url, "failed") == (0, "none\n")
+    assert run(redis_url, "failed", "--json") == (0, "[]\n")
+
+
+@pytest.mark.usefixtures("given_up")
+def test_one_is_sent_again_by_its_id(redis_url: str) -> None:
+    assert run(redis_url, "resend", EVENT) == (0, f"The event {EVENT} is sent again.\n")
+    assert run(redis_url, "resend", EVENT) == (1, f"There is no event {EVENT} that was given up.\n")
+
+
+@pytest.mark.usefixtures("given_up")
+def test_all_are_sent_again(redis_url: str) -> None:
+    assert run(redis_url, "resend", "--all") == (0, "1 event is sent again.\n")
+    assert run(redis_url, "resend", "--all") == (0, "0 events are sent again.\n")
+
+
+@pytest.mark.usefixtures("given_up")
+@pytest.mark.parametrize("arguments", [[], [EVENT, "--all"]])
+def test_it_is_either_one_or_all(redis_url: str, arguments: list[str]) -> None:
+    code, _ = run(redis_url, "resend", *arguments)
+
+    assert code == 2
+    assert len(json.loads(run(redis_url, "failed", "--json")[1])) == 1

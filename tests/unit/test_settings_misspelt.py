@@ -1,0 +1,58 @@
+"""Names that look like settings and are none are found, and those of others are left alone."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import misspelt_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where .env is looked for
+    for name in os.environ:
+        monkeypatch.delenv(name)
+
+
+def test_in_the_file_whatever_begins_as_a_setting_should_be_one() -> None:
+    Path(".env").write_text(
+        "LIMIT_CALLS_PER_DY=5\nlimit_whatever=1\nWORKER=4\nREDIS_URI=\nSITE=x\nCOMPOSE_PROJECT_NAME=x\nPORT=1\n",
+        encoding="utf-8",
+    )
+
+    assert misspelt_settings() == {
+        "LIMIT_CALLS_PER_DY": "LIMIT_CALLS_PER_DAY",
+        "LIMIT_WHATEVER": "",
+        "REDIS_URI": "",
+        "WORKER": "WORKERS",
+    }
+
+
+def test_all_of_the_example_and_of_compose_is_known() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    asked = re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    every = re.sub(r"^#(?=[A-Z])", "", text, flags=re.MULTILINE) + "".join(f"{name}=x\n" for name in asked)
+    Path(".env").write_text(every, encoding="utf-8")
+
+    assert misspelt_settings() == {}
+
+
+def test_in_the_environment_only_what_nobody_else_would_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    misspelt = {"PLUSOFON_TOKEN": "", "LIMIT_CALLS_DAILY": "", "RELAY_CHANELS": "RELAY_CHANNELS"}
+    others = (
+        "REDIS_PORT",
+        "REDIS_SERVICE_HOST",
+        "PLUSOFON_VERIFY_PORT",
+        "SECRET_KEYS",
+        "TEST_DATA",
+        "HOSTS",
+        "LOG_LEVELS",
+    )
+    for name in (*misspelt, *others):
+        monkeypatch.setenv(name, "x")
+
+    assert misspelt_settings() == misspelt
