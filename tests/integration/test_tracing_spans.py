@@ -79,11 +79,15 @@ async def test_a_start_is_one_trace_through_redis_and_the_provider(
     assert dict(request.attributes or {}) == {
         "http.request.method": "POST", "http.response.status_code": 201, "http.route": "/verify/start",
     }  # fmt: skip
-    assert {"redis start", "redis take", "redis record_call", "provider place"} <= set(spans)
-    for name in ("redis start", "redis take", "provider place"):
+    assert {"redis verification.start", "redis limits.acquire", "redis verification.record_call"} <= set(spans)
+    for name in ("redis verification.start", "redis limits.acquire", "provider place"):
         assert parent_of(spans[name]) == id_of(request), name
     assert dict(spans["provider place"].attributes or {})["verify.outcome"] == "placed"
-    assert (spans["redis start"].end_time or 0) >= (spans["redis start"].start_time or 0) >= (request.start_time or 0)
+    assert (
+        (spans["redis verification.start"].end_time or 0)
+        >= (spans["redis verification.start"].start_time or 0)
+        >= (request.start_time or 0)
+    )
 
 
 async def test_without_a_callers_trace_a_request_begins_its_own(
@@ -170,7 +174,7 @@ async def test_what_runs_beside_requests_is_traced_by_itself(
     await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # as good
 
     (span,) = exporter.get_finished_spans()
-    assert (span.name, span.parent) == ("redis stats_read", None)
+    assert (span.name, span.parent) == ("redis stats.read", None)
 
 
 def test_without_an_endpoint_it_is_not_even_imported() -> None:
