@@ -38,13 +38,15 @@ proxies: $(VENV)/.dev ## Attack the service through real proxies (apt-get instal
 		{ echo "$$tool is needed; on Debian: apt-get install caddy curl haproxy nginx-light"; exit 1; }; done
 	$(BIN)/python -m pytest tests/proxies --numprocesses 2
 
-check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
+check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files, the description of the API
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/plusofon-verify openapi | $(BIN)/openapi-spec-validator -
+	$(BIN)/python -m pytest --quiet tests/unit/test_openapi_rules.py
 
 check-deploy: ## Check Prometheus' configuration and rules, and play the rules' tests (apt-get install prometheus)
 	@command -v promtool >/dev/null || \
