@@ -21,7 +21,7 @@ help: ## Show this list
 run: $(VENV)/.run ## Start the service on an embedded Redis and the sandbox provider (HOST=, PORT=)
 	@$(BIN)/plusofon-verify demo --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.dev ## Run all tests, with coverage
+test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, with coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
 
 e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
@@ -38,13 +38,15 @@ proxies: $(VENV)/.dev ## Attack the service through real proxies (apt-get instal
 		{ echo "$$tool is needed; on Debian: apt-get install caddy curl haproxy nginx-light"; exit 1; }; done
 	$(BIN)/python -m pytest tests/proxies --numprocesses 2
 
-check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files
+check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files, the description of the API
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/plusofon-verify openapi | $(BIN)/openapi-spec-validator -
+	$(BIN)/python -m pytest --quiet tests/unit/test_openapi_rules.py
 
 check-deploy: ## Check Prometheus' configuration and rules, and play the rules' tests (apt-get install prometheus)
 	@command -v promtool >/dev/null || \
@@ -76,16 +78,17 @@ screenshots: $(VENV)/.dev ## Take the pictures of docs/screenshots anew (needs c
 lock: ## Pin all dependencies anew (UPGRADE=--upgrade for newer versions)
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip --quiet install uv==$(UV_VERSION)
-	$(call compile,requirements-dev.lock,--extra sandbox --group dev --group build)
-	$(call compile,requirements-sandbox.lock,--extra sandbox --group build --constraint requirements-dev.lock)
-	$(call compile,requirements.lock,--group build --constraint requirements-dev.lock)
+	$(call compile,requirements-dev.lock,pyproject.toml --extra sandbox --group dev --group build)
+	$(call compile,requirements-sandbox.lock,pyproject.toml --extra sandbox --group build --constraint requirements-dev.lock)
+	$(call compile,requirements.lock,pyproject.toml --group build --constraint requirements-dev.lock)
+	$(call compile,requirements-clients.lock,--group clients)
 
 clean: ## Remove what the other commands made
 	rm -rf $(VENV) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # Hashes and no index address: the files install from any index that has the same packages.
 define compile
-$(VENV)/lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-strip-extras --custom-compile-command "make lock" $(UPGRADE) --output-file $(1) $(2)
 endef
 
@@ -100,6 +103,12 @@ $(VENV)/.run: requirements-sandbox.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
 	$(call install,requirements-dev.lock)
+
+# Of its own, for what generates clients from the description of the API: docs/adr/0004-lock-files.md says why.
+$(VENV)/.clients: requirements-clients.lock | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes --requirement $<
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -59,7 +59,7 @@ def create_app(
                 stack.push_async_callback(asyncio.to_thread, tracing.close)
             yield await build(settings, sandbox, stack, tracing)
 
-    app = create_api(lifespan)
+    app = create_api(lifespan, server=settings.path_prefix or "/")
     if tracing:
         app.add_middleware(tracing.middleware)
     if settings.path_prefix:
@@ -70,13 +70,18 @@ def create_app(
     return app
 
 
-def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
-    """Make the routes alone, as production has them: enough to describe the API, too little to serve it."""
+def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") -> FastAPI:
+    """Make the routes alone, as production has them: enough to describe the API, too little to serve it.
+
+    ``server`` is the URL that the description names, relative to the description's own.
+    """
     app = FastAPI(
         title="Plusofon Verify",
         summary="Phone verification by voice call, for Russian numbers.",
         description=_DESCRIPTION,
         version=version("plusofon-verify"),
+        license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[{"url": server}],
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -73,6 +73,6 @@ def admin_key(keys: str) -> Authenticate:
     """Make the dependency on an admin key, among ``request.state``'s ``keys``."""
     return Authenticate(
         keys,
-        scheme_name="Admin key",
+        scheme_name="AdminKey",
         description="A key of `ADMIN_KEYS`; no client's key is one. Where none is configured, nobody is let in.",
     )

@@ -32,7 +32,7 @@ Client = Annotated[
     Security(
         Authenticate(
             "api_keys",
-            scheme_name="API key",
+            scheme_name="ApiKey",
             description="`plusofon-verify keygen` makes one. In sandbox mode none is needed.",
         )
     ),

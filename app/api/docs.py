@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES, ProblemType
+from app.api.webhooks import describe_webhooks
 
 _ASSETS = "/docs/assets"
 _PAGE = {  # by path: the file of this package, and its type
@@ -41,6 +42,15 @@ _PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "slug": {"description": "the end of a problem's `type`", "example": "call-cooldown"},
 }
 _IDEMPOTENCY_KEY = "Idempotency-Key"
+_INVALID_FIELD_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "description": "A field that is wrong.",
+    "required": ["pointer", "detail"],
+    "properties": {
+        "pointer": {"type": "string", "description": "a JSON pointer into the body, or the name of a header"},
+        "detail": {"type": "string"},
+    },
+}
 _PROBLEM_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "description": "RFC 9457 problem details; further members depend on `type`.",
@@ -54,11 +64,7 @@ _PROBLEM_SCHEMA: Mapping[str, Any] = {
         "errors": {
             "type": "array",
             "description": "of `validation-failed`: each field that is wrong",
-            "items": {
-                "type": "object",
-                "required": ["pointer", "detail"],
-                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
-            },
+            "items": {"$ref": "#/components/schemas/InvalidField"},
         },
         "reason": {"type": "string", "description": "of `phone-not-callable`"},
         "limit": {"type": "string", "description": "of `rate-limited`: the name of the limit"},
@@ -197,18 +203,23 @@ def describe(app: FastAPI) -> dict[str, Any]:
         version=app.version,
         summary=app.summary,
         description=app.description,
+        license_info=app.license_info,
+        servers=app.servers,
         routes=app.routes,
     )
     operations = [operation for item in schema["paths"].values() for operation in item.values()]
     for operation in operations:
+        operation.setdefault("security", [])  # public on purpose
         _drop_default_error(operation["responses"])
         _describe_parameters(operation)
     used = {tag for operation in operations for tag in operation.get("tags", ())}
     schema["tags"] = [{"name": tag, "description": text} for tag, text in _TAGS.items() if tag in used]
     schemas = schema["components"]["schemas"]
-    schemas["Problem"] = dict(_PROBLEM_SCHEMA)
+    schemas |= {"Problem": dict(_PROBLEM_SCHEMA), "InvalidField": dict(_INVALID_FIELD_SCHEMA)}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    schema["webhooks"], models = describe_webhooks()
+    schemas |= models
     return schema
 
 

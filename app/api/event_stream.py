@@ -12,9 +12,9 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from app.api import schemas
 from app.api.dependencies import Client, Service
 from app.api.docs import Answers, answers, example_of
-from app.api.schemas import VerificationView
 from app.verification.errors import StoreUnavailable, VerificationNotFound
 from app.verification.event_stream import Changes, Feed
 from app.verification.model import Status, Verification
@@ -106,7 +106,7 @@ def is_final(verification: Verification) -> bool:
 
 
 def _event(verification: Verification) -> bytes:
-    data = VerificationView.of(verification).model_dump_json()
+    data = schemas.Verification.of(verification).model_dump_json()
     return format_sse_event(id=str(verification.version), event="verification", data_str=data)
 
 
@@ -129,12 +129,12 @@ async def _listen(verification_id: str, client: Client, live: Streams) -> AsyncI
         yield feed
 
 
-_ID = str(example_of(VerificationView)["verification_id"])
+_ID = str(example_of(schemas.Verification)["verification_id"])
 _EXAMPLE = b"".join(
     (
         format_sse_event(retry=_RECONNECT_MS),
         format_sse_event(
-            id="2", event="verification", data_str=json.dumps(example_of(VerificationView), ensure_ascii=False)
+            id="2", event="verification", data_str=json.dumps(example_of(schemas.Verification), ensure_ascii=False)
         ),
         KEEPALIVE_COMMENT,
         _expired(_ID),
@@ -163,6 +163,7 @@ _ANSWERS: Answers = {
 @router.get(
     "/{verification_id}/events",
     response_class=EventStream,
+    operation_id="followVerification",
     summary="Follow a verification and its latest call as they change",
     responses=_ANSWERS,
 )

@@ -27,7 +27,7 @@ Operator = Annotated[str, Security(admin_key("admin_keys"))]
 Guard = Annotated[FraudGuard, Depends(_guard)]
 
 
-class BlockView(BaseModel):
+class BlockedRange(BaseModel):
     """A range of a thousand numbers that is not called."""
 
     range: Annotated[str, Field(description="what its numbers begin with", examples=[_RANGE_EXAMPLE])]
@@ -50,7 +50,7 @@ class BlockView(BaseModel):
         )
 
 
-class SuspectView(BaseModel):
+class SuspectClient(BaseModel):
     """A client of whose calls too few end in a verified code. It is not blocked."""
 
     client: Annotated[str, Field(examples=["shop"])]
@@ -71,40 +71,49 @@ class SuspectView(BaseModel):
         )
 
 
-class GuardView(BaseModel):
+class FraudGuardReport(BaseModel):
     """What the fraud guard has found."""
 
-    blocks: Annotated[list[BlockView], Field(description="the oldest first", examples=[[example_of(BlockView)]])]
-    suspects: Annotated[list[SuspectView], Field(description="the oldest first", examples=[[example_of(SuspectView)]])]
+    blocks: Annotated[list[BlockedRange], Field(description="the oldest first", examples=[[example_of(BlockedRange)]])]
+    suspects: Annotated[
+        list[SuspectClient], Field(description="the oldest first", examples=[[example_of(SuspectClient)]])
+    ]
 
     @classmethod
     async def of(cls, guard: FraudGuard) -> Self:
         """Show what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
         return cls(
-            blocks=[BlockView.of(block) for block in blocks],
-            suspects=[SuspectView.of(suspect) for suspect in suspects],
+            blocks=[BlockedRange.of(block) for block in blocks],
+            suspects=[SuspectClient.of(suspect) for suspect in suspects],
         )
 
 
 _PROBLEMS = ("unauthorized", "store-unavailable")
-_LISTED = answers(HTTPStatus.OK, GuardView, problems=_PROBLEMS)
+_LISTED = answers(HTTPStatus.OK, FraudGuardReport, problems=_PROBLEMS)
 _LIFTED: Answers = {
     **{status: answer for status, answer in _LISTED.items() if status != HTTPStatus.OK},
     HTTPStatus.NOT_FOUND.value: plain_answer(HTTPStatus.NOT_FOUND),
 }
 
 
-@router.get("/guard", response_model=GuardView, summary="List what the fraud guard has found", responses=_LISTED)
+@router.get(
+    "/guard",
+    response_model=FraudGuardReport,
+    operation_id="getFraudGuardReport",
+    summary="List what the fraud guard has found",
+    responses=_LISTED,
+)
 async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
     """Return the ranges that are blocked now, and the clients whose calls convert badly (those are not blocked)."""
-    return respond(await GuardView.of(guard))
+    return respond(await FraudGuardReport.of(guard))
 
 
 @router.delete(
     "/guard/{range}",
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
+    operation_id="unblockRange",
     summary="Lift the block of a range",
     responses=_LIFTED,
 )

@@ -11,7 +11,7 @@ from app.api.auth import authenticate
 from app.api.dependencies import Service
 from app.api.docs import answers, plain_answer, respond
 from app.api.problems import PROBLEM_TYPES, detail_of
-from app.api.schemas import Liveness, ProblemTypeView, Readiness
+from app.api.schemas import Liveness, ProblemType, Readiness
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
@@ -36,7 +36,13 @@ class Circuit(Protocol):
         ...
 
 
-@router.get("/livez", response_model=Liveness, summary="The process is up", responses=answers(HTTPStatus.OK, Liveness))
+@router.get(
+    "/livez",
+    response_model=Liveness,
+    operation_id="getLiveness",
+    summary="The process is up",
+    responses=answers(HTTPStatus.OK, Liveness),
+)
 async def livez() -> Response:
     """Answer. Asks nobody else: a restart would not mend them."""
     return respond(Liveness())
@@ -45,6 +51,7 @@ async def livez() -> Response:
 @router.get(
     "/readyz",
     response_model=Readiness,
+    operation_id="getReadiness",
     summary="Verifications can be started and checked",
     responses={
         **answers(HTTPStatus.OK, Readiness),
@@ -87,13 +94,14 @@ async def metrics(http: Request) -> Response:
 
 @router.get(
     "/problems/{slug}",
-    response_model=ProblemTypeView,
+    response_model=ProblemType,
+    operation_id="getProblemType",
     summary="What a problem type means",
-    responses={**answers(HTTPStatus.OK, ProblemTypeView), 404: plain_answer(HTTPStatus.NOT_FOUND)},
+    responses={**answers(HTTPStatus.OK, ProblemType), 404: plain_answer(HTTPStatus.NOT_FOUND)},
 )
 async def problem_type(slug: str) -> Response:
     """Explain the `type` of a problem."""
     kind = PROBLEM_TYPES.get(slug)
     if kind is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
-    return respond(ProblemTypeView(type=kind.uri, title=kind.title, status=kind.status, meaning=kind.meaning))
+    return respond(ProblemType(type=kind.uri, title=kind.title, status=kind.status, meaning=kind.meaning))

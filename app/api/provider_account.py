@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response, Security
 from app.api.auth import admin_key
 from app.api.dependencies import Service
 from app.api.docs import answers, respond
-from app.api.schemas import AccountView, ProviderView
+from app.api.schemas import ProviderAccount, ProviderOverview
 
 Reader = Annotated[str, Security(admin_key("account_keys"))]
 
@@ -17,10 +17,11 @@ router = APIRouter(prefix="/provider", tags=["provider"])
 
 @router.get(
     "/account",
-    response_model=ProviderView,
+    response_model=ProviderOverview,
+    operation_id="getProviderAccount",
     summary="Read the provider's account and balance",
     responses=answers(
-        HTTPStatus.OK, ProviderView, problems=("unauthorized", "provider-rejected", "provider-unavailable")
+        HTTPStatus.OK, ProviderOverview, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
 async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
@@ -31,8 +32,8 @@ async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001
     overview = await service.provider_overview()
     balance = overview.balance_rub
     return respond(
-        ProviderView(
-            accounts=[AccountView(id=found.id, name=found.name) for found in overview.accounts],
+        ProviderOverview(
+            accounts=[ProviderAccount(id=found.id, name=found.name) for found in overview.accounts],
             balance_rub=None if balance is None else float(balance),
         )
     )

@@ -4,13 +4,24 @@ from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticUseDefault
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticUseDefault
 
 from app.api.client_address import ClientAddress
+from app.verification import model
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
-from app.verification.model import CallStatus, CheckResult, Lang, Status, Verification
+from app.verification.model import CallStatus, CheckResult, Lang, Status
 from app.verification.ports import ProofTokens
 from app.verification.typed_text import drop_invisible
 
@@ -64,7 +75,7 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StartBody(_Request):
+class StartVerificationRequest(_Request):
     """Whom to call, and what for."""
 
     phone: PhoneText
@@ -115,15 +126,39 @@ class StartBody(_Request):
         return (self.channel,) if self.channel else tuple(dict.fromkeys(self.channels or ()))
 
 
-class CheckBody(_Request):
-    """The code that the person typed, and the verification it is for: by its id, or by phone and purpose."""
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["verification_id"]}, {"required": ["phone"]}]})
-
+class _Check(_Request):
     code: Annotated[Code | None, Field(description="left out only for a `reverse_call`, which has none")] = None
-    verification_id: Annotated[str, Field(max_length=64, examples=[_ID])] | None = None
+
+
+_VerificationId = Annotated[str, Field(max_length=64, examples=[_ID])]
+_CheckPurpose = Annotated[Purpose | None, Field(description="`phone_verification` if left out")]
+
+
+class CheckById(_Check):
+    """The code that the person typed, and the id of the verification that it is for."""
+
+    verification_id: _VerificationId
+    client_ip: ClientAddress = None
+
+
+class CheckByPhone(_Check):
+    """The code that the person typed, and the phone and purpose that it is for."""
+
+    phone: PhoneText
+    purpose: _CheckPurpose = None
+    client_ip: ClientAddress = None
+
+
+class CheckVerificationRequest(_Check):
+    """The code that the person typed, and the verification it is for: by its id, or by phone and purpose.
+
+    Published as the union of ``CheckById`` and ``CheckByPhone``, which generators of clients make classes of. Read as
+    one model, so that an error points at the field that was sent: a union reports every field of each of its members.
+    """
+
+    verification_id: _VerificationId | None = None
     phone: PhoneText | None = None
-    purpose: Annotated[Purpose | None, Field(description="with `phone`; `phone_verification` if left out")] = None
+    purpose: _CheckPurpose = None
     client_ip: ClientAddress = None
 
     @model_validator(mode="after")
@@ -135,6 +170,11 @@ class CheckBody(_Request):
             msg = "purpose goes with phone; a verification_id has its own"
             raise ValueError(msg)
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the union. ``oneOf``: no body fits both, as neither allows the other's fields."""
+        return {"oneOf": handler(TypeAdapter(CheckById | CheckByPhone).core_schema)["anyOf"]}
 
 
 # Each verification is of a phone of its own: the same one has to wait before it is called again.
@@ -171,7 +211,7 @@ class _Answer(BaseModel):
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
-class CallView(BaseModel):
+class Call(BaseModel):
     """The latest call."""
 
     status: CallStatus
@@ -184,7 +224,7 @@ class CallView(BaseModel):
     ] = None
 
 
-class VerificationView(_Answer):
+class Verification(_Answer):
     """A verification, as far as its caller may see it."""
 
     verification_id: Annotated[str, Field(examples=[_ID])]
@@ -213,7 +253,7 @@ class VerificationView(_Answer):
             exclude_if=lambda number: number is None,
         ),
     ] = None
-    call: Annotated[CallView | None, Field(description="the latest", examples=[{"status": "initiated"}])]
+    call: Annotated[Call | None, Field(description="the latest", examples=[{"status": "initiated"}])]
     created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     expires_at: Annotated[
         datetime, Field(description="when the last code given expires", examples=["2026-01-31T09:05:00Z"])
@@ -225,7 +265,7 @@ class VerificationView(_Answer):
     ]
 
     @classmethod
-    def of(cls, verification: Verification) -> Self:
+    def of(cls, verification: model.Verification) -> Self:
         """Show a verification."""
         call = verification.latest_call
         return cls(
@@ -240,7 +280,7 @@ class VerificationView(_Answer):
             checks_left=verification.checks_left,
             test=verification.test,
             dial=call.dial.e164 if call and call.dial else None,
-            call=CallView(status=call.state.status, provider_status=call.state.provider_status) if call else None,
+            call=Call(status=call.state.status, provider_status=call.state.provider_status) if call else None,
             created_at=verification.created_at,
             expires_at=verification.expires_at,
             expires_in=verification.expires_in,
@@ -286,7 +326,7 @@ class Locked(_Answer):
     retry_after: Annotated[int, Field(description="seconds until a new one can be started", examples=[42])]
 
 
-CheckView = Verified | NotVerified | Locked
+CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="status")]
 
 
 def view_check(result: CheckResult, client: str, tokens: ProofTokens) -> CheckView:
@@ -311,17 +351,17 @@ def view_check(result: CheckResult, client: str, tokens: ProofTokens) -> CheckVi
     return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)
 
 
-class AccountView(BaseModel):
+class ProviderAccount(BaseModel):
     """An account at the provider; never its token."""
 
     id: Annotated[str, Field(examples=["7"])]
     name: Annotated[str, Field(examples=["Sandbox"])]
 
 
-class ProviderView(_Answer):
+class ProviderOverview(_Answer):
     """The provider's accounts and what is left on them."""
 
-    accounts: Annotated[list[AccountView], Field(examples=[[{"id": "7", "name": "Sandbox"}]])]
+    accounts: Annotated[list[ProviderAccount], Field(examples=[[{"id": "7", "name": "Sandbox"}]])]
     balance_rub: Annotated[float | None, Field(description="null when unknown, which is not low", examples=[120.5])]
 
 
@@ -343,7 +383,7 @@ class Readiness(_Answer):
     balance: Annotated[str, Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"])]
 
 
-class ProblemTypeView(BaseModel):
+class ProblemType(BaseModel):
     """What a problem's `type` means."""
 
     type: Annotated[str, Field(examples=["/problems/call-cooldown"])]

@@ -47,7 +47,7 @@ class JwkSet(BaseModel):
     keys: Annotated[list[Jwk], Field(examples=[[_JWK]])]
 
 
-class RedeemRequest(BaseModel):
+class RedeemTokenRequest(BaseModel):
     """The token, and what it is to prove."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +64,7 @@ REDEEM_EXAMPLES: dict[str, Example] = {
 }
 
 
-class Redeemed(BaseModel):
+class RedeemedToken(BaseModel):
     """The token was good, and this was its only redemption."""
 
     redeemed: Literal[True] = True
@@ -74,7 +74,7 @@ class Redeemed(BaseModel):
     test: TestFlag = False
 
     @classmethod
-    def of(cls, proof: Proof) -> "Redeemed":
+    def of(cls, proof: Proof) -> "RedeemedToken":
         """Show what a token proved."""
         return cls(
             verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
@@ -84,6 +84,7 @@ class Redeemed(BaseModel):
 @router.get(
     "/.well-known/jwks.json",
     response_model=JwkSet,
+    operation_id="getTokenKeys",
     summary="The public keys that verify tokens",
     responses=answers(HTTPStatus.OK, JwkSet),
 )
@@ -99,12 +100,13 @@ async def jwks(tokens: Tokens) -> Response:
 
 @router.post(
     "/verify/token/redeem",
-    response_model=Redeemed,
+    response_model=RedeemedToken,
+    operation_id="redeemToken",
     summary="Accept a token, once",
     response_description="The token was good, and it is used up now.",
     responses=answers(
         HTTPStatus.OK,
-        Redeemed,
+        RedeemedToken,
         problems=(
             "validation-failed", "unauthorized", "token-invalid", "token-expired", "token-already-redeemed",
             "store-unavailable",
@@ -112,7 +114,7 @@ async def jwks(tokens: Tokens) -> Response:
     ),
 )  # fmt: skip
 async def redeem_token(
-    request: Annotated[RedeemRequest, Body(openapi_examples=REDEEM_EXAMPLES)],
+    request: Annotated[RedeemTokenRequest, Body(openapi_examples=REDEEM_EXAMPLES)],
     client: Client,
     tokens: Tokens,
     redemptions: RedeemedTokens,
@@ -123,4 +125,4 @@ async def redeem_token(
     `purpose`, is as invalid as a forged one, and is not used up by the attempt.
     """
     proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
-    return respond(Redeemed.of(proof))
+    return respond(RedeemedToken.of(proof))

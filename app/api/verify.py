@@ -16,12 +16,12 @@ from app.api.routing import JsonRoute
 from app.api.schemas import (
     CHECK_EXAMPLES,
     START_EXAMPLES,
-    CheckBody,
+    CheckVerificationRequest,
     CheckView,
     Locked,
     NotVerified,
-    StartBody,
-    VerificationView,
+    StartVerificationRequest,
+    Verification,
     Verified,
     view_check,
 )
@@ -38,12 +38,13 @@ _KEEP_CHECK = timedelta(minutes=5)
 @router.post(
     "/start",
     status_code=HTTPStatus.CREATED,
-    response_model=VerificationView,
+    response_model=Verification,
+    operation_id="startVerification",
     summary="Start a verification: place the call",
     response_description="The call was placed, or may have been (`call.status` is then `unconfirmed`).",
     responses=answers(
         HTTPStatus.CREATED,
-        VerificationView,
+        Verification,
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "call-cooldown", "rate-limited",
             "call-budget-exhausted",
@@ -55,7 +56,7 @@ _KEEP_CHECK = timedelta(minutes=5)
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
 async def start(
-    body: Annotated[StartBody, Body(openapi_examples=START_EXAMPLES)],
+    body: Annotated[StartVerificationRequest, Body(openapi_examples=START_EXAMPLES)],
     http: Request,
     client: Client,
     service: Service,
@@ -98,12 +99,13 @@ def _keep_start(started: Started) -> timedelta:
 def _started(started: Started) -> Response:
     verification = started.verification
     headers = {"Location": f"/verify/{verification.id}", **quota_headers(started.quotas)}
-    return respond(VerificationView.of(verification), HTTPStatus.CREATED, headers)
+    return respond(Verification.of(verification), HTTPStatus.CREATED, headers)
 
 
 @router.post(
     "/check",
     response_model=CheckView,
+    operation_id="checkVerification",
     summary="Check what the person typed",
     response_description="The code was evaluated; `verified` tells how.",
     responses=answers(
@@ -122,7 +124,7 @@ def _started(started: Started) -> Response:
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
 async def check(
-    body: Annotated[CheckBody, Body(openapi_examples=CHECK_EXAMPLES)],
+    body: Annotated[CheckVerificationRequest, Body(openapi_examples=CHECK_EXAMPLES)],
     http: Request,
     client: Client,
     service: Service,
@@ -173,10 +175,11 @@ async def only_post() -> Response:
 
 @router.get(
     "/{verification_id}",
-    response_model=VerificationView,
+    response_model=Verification,
+    operation_id="getVerification",
     summary="Read a verification and the state of its latest call",
     responses=answers(
-        HTTPStatus.OK, VerificationView, problems=("unauthorized", "verification-not-found", "store-unavailable")
+        HTTPStatus.OK, Verification, problems=("unauthorized", "verification-not-found", "store-unavailable")
     ),
 )
 async def read(verification_id: str, client: Client, service: Service) -> Response:
@@ -184,16 +187,17 @@ async def read(verification_id: str, client: Client, service: Service) -> Respon
 
     `verified` here says that somebody has typed the code, not who: the proof is the answer to a check, or its token.
     """
-    return respond(VerificationView.of(await service.read(client=client, verification_id=verification_id)))
+    return respond(Verification.of(await service.read(client=client, verification_id=verification_id)))
 
 
 @router.post(
     "/{verification_id}/cancel",
-    response_model=VerificationView,
+    response_model=Verification,
+    operation_id="cancelVerification",
     summary="Call a verification off",
     responses=answers(
         HTTPStatus.OK,
-        VerificationView,
+        Verification,
         problems=(
             "unauthorized", "verification-not-found", "verification-already-used", "verification-locked",
             "store-unavailable",
@@ -202,4 +206,4 @@ async def read(verification_id: str, client: Client, service: Service) -> Respon
 )  # fmt: skip
 async def cancel(verification_id: str, client: Client, service: Service) -> Response:
     """Make a pending verification `canceled`: no code of it verifies any more. Canceling again changes nothing."""
-    return respond(VerificationView.of(await service.cancel(client=client, verification_id=verification_id)))
+    return respond(Verification.of(await service.cancel(client=client, verification_id=verification_id)))

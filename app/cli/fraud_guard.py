@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from app.api.fraud_guard import GuardView
+from app.api.fraud_guard import FraudGuardReport
 from app.cli.common import AsJson, ask_redis, examples, fail
 from app.verification.fraud_guard import FraudGuard
 from app.wiring import open_guard
@@ -25,7 +25,7 @@ def list_guard(*, as_json: AsJson = False) -> None:
 
     The JSON is that of GET /admin/guard.
     """
-    found = _ask_guard(GuardView.of)
+    found = _ask_guard(FraudGuardReport.of)
     typer.echo(found.model_dump_json(indent=2) if as_json else _table(found))
 
 
@@ -49,7 +49,7 @@ def _ask_guard(question: Callable[[FraudGuard], Awaitable[_T]]) -> _T:
     return ask_redis(open_guard, question)
 
 
-def _table(found: GuardView) -> str:
+def _table(found: FraudGuardReport) -> str:
     lines = [f"{'blocked range':16}{'until (UTC)':22}{'level':>6}{'calls':>7}{'verified':>10}"]
     lines += [
         f"{block.range:16}{block.until:%Y-%m-%d %H:%M:%S}   {block.level:>6}{block.calls:>7}{block.successes:>10}"

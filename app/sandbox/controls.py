@@ -62,24 +62,24 @@ class NewFaults(BaseModel):
 def add_controls(router: APIRouter, network: VirtualNetwork) -> None:
     """Add the routes that change how ``network`` behaves. A router included in another would be logged by half."""
 
-    @router.get("/account")
+    @router.get("/account", operation_id="getSandboxAccount")
     async def read_sandbox_account() -> SandboxAccount:
         """Return what is left of the money that pays for the calls of the sandbox. It is nobody's."""
         return SandboxAccount(balance=float(network.balance), price=float(network.price))
 
-    @router.put("/account")
+    @router.put("/account", operation_id="setSandboxBalance")
     async def set_sandbox_balance(account: NewBalance) -> SandboxAccount:
         """Set the balance, to see what a low one does. Below the price of a call none is placed."""
         network.balance = Decimal(str(account.balance))
         return await read_sandbox_account()
 
-    @router.get("/faults")
+    @router.get("/faults", operation_id="getSandboxFaults")
     async def read_sandbox_faults() -> SandboxFaults:
         """Return how often the provider fails on purpose, and what has happened so far. At first it never does."""
         faults = network.faults
         return SandboxFaults(share=faults.share, kinds=list(faults.kinds), met=faults.met)
 
-    @router.put("/faults")
+    @router.put("/faults", operation_id="setSandboxFaults")
     async def set_sandbox_faults(faults: NewFaults) -> SandboxFaults:
         """Have a share of the requests that place a call fail, each in a way drawn by lot; `0` ends it.
 

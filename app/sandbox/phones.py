@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.config import JsonDict
 
 from app.sandbox.calls import NetworkStatus
 from app.sandbox.controls import add_controls
@@ -18,40 +17,36 @@ from app.verification.channel import Channel
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 
-_EXAMPLE_CALL: JsonDict = {
-    "call_id": "5f0c9a3e8b7d4c6fa1e2d3c4b5a69788",
-    "channel": "voice",
-    "status": "answered",
-    "heard": "123456",
-    "caller": None,
-    "dial": None,
-    "lang": "ru",
-    "repeat": 2,
-    "placed_at": "2026-11-02T09:30:00Z",
-}
 _Phone = Annotated[str, Path(description="A Russian mobile number, however it is spelled.", examples=["+79001234567"])]
 
 
 class PhoneCall(BaseModel):
     """One call to a phone of the sandbox."""
 
-    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_EXAMPLE_CALL]})
+    model_config = ConfigDict(from_attributes=True)
 
-    call_id: str = Field(description="The provider's name of the call.")
-    channel: Channel = Field(description="How the person is reached.")
-    status: NetworkStatus = Field(description="The virtual telephone network's word on the call.")
-    heard: str | None = Field(description="The code: null until a call was answered, or until a flash call rang.")
-    caller: str | None = Field(description="The number that a flash call came from; its last digits are the code.")
-    dial: str | None = Field(description="The number to dial, as long as a reverse call waits for it.")
-    lang: Lang | None = Field(description="The language in which the code is spoken; null where nothing is.")
-    repeat: int | None = Field(description="How many times the code is spoken; null where nothing is.")
-    placed_at: datetime = Field(description="When the call was placed, in UTC.")
+    # Examples of the fields, not of the model: FastAPI drops each null that is a member of an example.
+    call_id: str = Field(description="The provider's name of the call.", examples=["5f0c9a3e8b7d4c6fa1e2d3c4b5a69788"])
+    channel: Channel = Field(description="How the person is reached.", examples=["voice"])
+    status: NetworkStatus = Field(
+        description="The virtual telephone network's word on the call.", examples=["answered"]
+    )
+    heard: str | None = Field(
+        description="The code: null until a call was answered, or until a flash call rang.", examples=["123456"]
+    )
+    caller: str | None = Field(
+        description="The number that a flash call came from; its last digits are the code.", examples=[None]
+    )
+    dial: str | None = Field(description="The number to dial, as long as a reverse call waits for it.", examples=[None])
+    lang: Lang | None = Field(
+        description="The language in which the code is spoken; null where nothing is.", examples=["ru"]
+    )
+    repeat: int | None = Field(description="How many times the code is spoken; null where nothing is.", examples=[2])
+    placed_at: datetime = Field(description="When the call was placed, in UTC.", examples=["2026-11-02T09:30:00Z"])
 
 
 class PhoneCalls(BaseModel):
     """The calls to one phone of the sandbox, oldest first."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"calls": [_EXAMPLE_CALL]}]})
 
     calls: list[PhoneCall] = Field(description="The last 20 calls, oldest first.")
 
@@ -81,7 +76,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
     """Build the routes that show the phones of ``network`` and control it; for the main app in sandbox mode only."""
     router = APIRouter(prefix="/sandbox", tags=["sandbox"])
 
-    @router.get("/phones/{phone}/calls", summary="Pick up a virtual phone")
+    @router.get("/phones/{phone}/calls", operation_id="listPhoneCalls", summary="Pick up a virtual phone")
     async def list_phone_calls(phone: _Phone) -> PhoneCalls:
         """Pick up a phone of the sandbox: the calls that came in, and the code that was heard in each.
 
@@ -92,7 +87,12 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         calls = network.calls_of(parse_phone(phone).e164)
         return PhoneCalls(calls=[PhoneCall.model_validate(call) for call in calls])
 
-    @router.post("/phones/{phone}/dial", response_model=PhoneCall, summary="Dial with a virtual phone")
+    @router.post(
+        "/phones/{phone}/dial",
+        response_model=PhoneCall,
+        operation_id="dialFromPhone",
+        summary="Dial with a virtual phone",
+    )
     async def dial_from_phone(phone: _Phone, dialed: DialedNumber, request: Request) -> PhoneCall | JSONResponse:
         """Dial a number with a phone of the sandbox, as a reverse call asks for.
 
@@ -108,7 +108,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
             return _problem(request, HTTPStatus.CONFLICT, "The reverse call of this phone waits at another number.")
         return PhoneCall.model_validate(call)
 
-    @router.get("/magic-numbers", summary="List the numbers to try")
+    @router.get("/magic-numbers", operation_id="listMagicNumbers", summary="List the numbers to try")
     async def list_magic_numbers() -> MagicNumbers:
         """List the phone numbers that make a call go wrong, each in its own way; every other number is answered."""
         return MagicNumbers(numbers=[MagicNumberEntry(phone=number, effect=number.effect) for number in MagicNumber])

@@ -21,24 +21,48 @@ def allows_null(schema: dict[str, Any], root: dict[str, Any]) -> bool:
     return schema.get("type") == "null" or any(allows_null(part, root) for part in schema.get("anyOf", ()))
 
 
+def optional_fields(schema: dict[str, Any], root: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the optional fields of a body; of a union, those of each member."""
+    members = [resolve(member, root) for member in schema.get("oneOf", [schema])]
+    return [
+        (name, field)
+        for member in members
+        for name, field in member["properties"].items()
+        if name not in member.get("required", ())
+    ]
+
+
 async def test_every_optional_field_of_every_body_may_be_null(api: httpx.AsyncClient) -> None:
     """Each is sent as null to its route; whatever else is wrong with the request, the null is not."""
     root = (await api.get("/openapi.json")).json()
-    history = []
+    tried = []
     for path, operations in root["paths"].items():
         for method, operation in operations.items():
             if "requestBody" not in operation:
                 continue
             body = resolve(operation["requestBody"]["content"]["application/json"]["schema"], root)
-            for name, schema in body["properties"].items():
-                if name in body.get("required", ()):
-                    continue
+            for name, schema in optional_fields(body, root):
                 answer = await api.request(method, path, json={name: None})
                 wrong = {error["pointer"] for error in answer.json().get("errors", ())}
                 assert allows_null(schema, root), f"{method} {path}: {name}"
                 assert f"#/{name}" not in wrong, f"{method} {path}: {name}"
-                history.append((path, name))
-    assert {("/verify/start", "purpose"), ("/verify/start", "lang"), ("/sandbox/faults", "kinds")} <= set(history)
+                tried.append((path, name))
+    assert {
+        ("/verify/start", "purpose"),
+        ("/verify/start", "lang"),
+        ("/verify/check", "code"),
+        ("/verify/check", "purpose"),
+        ("/verify/check", "client_ip"),
+        ("/sandbox/faults", "kinds"),
+    } <= set(tried)
+
+
+@pytest.mark.parametrize("absent", ["verification_id", "phone"])
+async def test_a_check_may_carry_null_for_the_name_that_it_does_not_use(api: httpx.AsyncClient, absent: str) -> None:
+    """The description has a model for each way to name a verification; a body with the other one's null is read too."""
+    used = {"verification_id": {"phone": PHONE}, "phone": {"verification_id": "vrf_00"}}[absent]
+    answer = await api.post("/verify/check", json={**used, absent: None, "purpose": None, "code": "123456"})
+    assert answer.json()["type"] == "/problems/verification-not-found"
 
 
 async def test_null_means_left_out(api: httpx.AsyncClient) -> None:
@@ -105,3 +129,36 @@ async def test_any_other_unknown_field_is_named(api: httpx.AsyncClient) -> None:
     answer = await api.post("/verify/start", json={"phone": PHONE, "phone_2": 1, "a/b~c": 1, "utm_2026": 1})
     pointers = [error["pointer"] for error in answer.json()["errors"]]
     assert pointers == ["#/phone_2", "#/a~1b~0c", "#/•••"]
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ({}, [("#", "give either verification_id or phone")]),
+        ({"code": "123456", "client_ip": "192.0.2.1"}, [("#", "give either verification_id or phone")]),
+        ({"verification_id": None, "phone": None}, [("#", "give either verification_id or phone")]),
+        ({"verification_id": "vrf_00", "phone": PHONE}, [("#", "give either verification_id or phone")]),
+        (
+            {"verification_id": "vrf_00", "purpose": "login"},
+            [("#", "purpose goes with phone; a verification_id has its own")],
+        ),
+        ({"verification_id": "vrf_00", "phone": 5}, [("#/phone", "must be text")]),
+        ({"phone": PHONE, "purpose": "No!"}, [("#/purpose", "has the wrong form")]),
+        (
+            {"verification_id": 5, "phone": 5, "code": 5, "client_ip": 5, "unheard_of": 5},
+            [
+                ("#/code", "must be text"),
+                ("#/verification_id", "must be text"),
+                ("#/phone", "must be text"),
+                ("#/client_ip", "must be an IPv4 or IPv6 address, as text"),
+                ("#/unheard_of", "is not known here"),
+            ],
+        ),
+    ],
+)
+async def test_an_error_of_a_check_points_at_what_was_sent_and_names_no_model(
+    api: httpx.AsyncClient, body: dict[str, Any], errors: list[tuple[str, str]]
+) -> None:
+    answer = await api.post("/verify/check", json=body)
+    assert answer.status_code == 422
+    assert [(error["pointer"], error["detail"]) for error in answer.json()["errors"]] == errors
