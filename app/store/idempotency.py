@@ -4,11 +4,10 @@ import hashlib
 import hmac
 import json
 import secrets
-from dataclasses import replace
 from datetime import timedelta
 
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import ms
+from app.store.units import from_ms, ms, to_ms
 from app.verification.code import derive_key
 from app.verification.idempotency import (
     Claim,
@@ -41,13 +40,15 @@ class RedisIdempotency:
 
     async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
         """Claim a request, or return its answer."""
-        name = self._name(request)
-        claim = Claim(name, secrets.token_hex(_TOKEN_BYTES), self._fingerprint(name, request.body))
-        arguments: list[Argument] = [claim.fingerprint, claim.token, ms(_CLAIM_FOR)]
-        outcome, *answer = await self._runner.run(CLAIM, _keys(claim), arguments)
+        name, token = self._name(request), secrets.token_hex(_TOKEN_BYTES)
+        fingerprint = self._fingerprint(name, request.body)
+        arguments: list[Argument] = [fingerprint, token, ms(_CLAIM_FOR)]
+        outcome, *answer = await self._runner.run(CLAIM, _keys(name), arguments)
         match outcome:
             case b"claimed":
-                return replace(claim, begun=answer[0].decode() or None)
+                note, now = answer
+                latest = from_ms(now) + timedelta(seconds=self._runner.timeout)
+                return Claim(name, token, fingerprint, begin_before=latest, begun=note.decode() or None)
             case b"done":
                 status, headers, body = answer
                 return KeptAnswer(int(status), json.loads(headers), body)
@@ -58,18 +59,21 @@ class RedisIdempotency:
 
     async def begin(self, claim: Claim, note: str) -> bool:
         """Note what is about to be done."""
-        arguments: list[Argument] = [claim.fingerprint, claim.token, note, ms(self._work_for), ms(_NOTE_KEPT)]
-        return bool(await self._runner.run(BEGIN, _keys(claim), arguments))
+        arguments: list[Argument] = [
+            *(claim.fingerprint, claim.token, note, ms(self._work_for), ms(_NOTE_KEPT)),
+            to_ms(claim.begin_before),
+        ]
+        return bool(await self._runner.run(BEGIN, _keys(claim.name), arguments))
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
         """Keep the answer of a claimed request."""
         headers = json.dumps(dict(answer.headers))
         arguments: list[Argument] = [claim.token, int(answer.status), headers, answer.body, ms(lifetime)]
-        return bool(await self._runner.run(KEEP, _keys(claim), arguments))
+        return bool(await self._runner.run(KEEP, _keys(claim.name), arguments))
 
     async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
         """Let the request be made again."""
-        keys = _keys(claim)[:1] if keep_note else _keys(claim)
+        keys = _keys(claim.name)[:1] if keep_note else _keys(claim.name)
         await self._runner.run(RELEASE, keys, [claim.token])
 
     def _name(self, request: IdempotentRequest) -> str:
@@ -86,8 +90,8 @@ class RedisIdempotency:
         return _digest(self._body_key, name.encode() + body)
 
 
-def _keys(claim: Claim) -> list[str]:
-    return [claim.name, claim.name.replace("pv:", "pv:begun:", 1)]
+def _keys(name: str) -> list[str]:
+    return [name, name.replace("pv:", "pv:begun:", 1)]
 
 
 def _digest(key: bytes, data: bytes) -> str:

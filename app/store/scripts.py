@@ -89,7 +89,7 @@ class ScriptRunner:
         self._redis = redis
         self._round_trip = round_trip
         self._waited = waited
-        self._timeout = timeout
+        self.timeout = timeout
         self._waiting: list[_Run] = []
         self._writer: asyncio.Task[None] | None = None
         self._probe: asyncio.Future[Any] | None = None
@@ -147,7 +147,7 @@ class ScriptRunner:
                 batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
                 began = time.perf_counter()
                 try:
-                    async with asyncio.timeout(self._timeout):
+                    async with asyncio.timeout(self.timeout):
                         await self._write(batch)
                 except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                     if isinstance(error, TimeoutError | RedisTimeoutError):

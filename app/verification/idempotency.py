@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from app.verification.errors import VerificationError
@@ -44,12 +44,14 @@ class Claim:
     """The right to do what a request asks: ``name`` says which request, and ``token`` that it is one's own.
 
     ``fingerprint`` is a keyed digest of the request, its key and body included. ``begun`` is what somebody noted who
-    held the claim before and died over it.
+    held the claim before and died over it. After ``begin_before``, by the store's clock, nothing is begun any more:
+    whoever asked for it has given up.
     """
 
     name: str
     token: str = field(repr=False)
     fingerprint: str
+    begin_before: datetime
     begun: str | None = None
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
 import pytest
@@ -160,6 +160,18 @@ async def test_who_lost_a_claim_notes_nothing(idempotency: RedisIdempotency, red
     await claim(idempotency)
 
     assert not await idempotency.begin(late, "vrf_1:1")
+
+
+async def test_a_note_that_comes_late_is_none(idempotency: RedisIdempotency, redis: Redis) -> None:
+    """Redis stood still; whoever wanted to begin has given up, and the claim ends in its few seconds."""
+    claimed = await claim(idempotency)
+    assert timedelta(0) < claimed.begin_before - datetime.now(UTC) <= timedelta(seconds=1)
+
+    late = replace(claimed, begin_before=claimed.begin_before - timedelta(seconds=2))
+
+    assert not await idempotency.begin(late, "vrf_1:1")
+    assert await redis.keys("pv:begun:*") == []
+    assert await redis.pttl(claimed.name) <= 3_000
 
 
 async def test_what_was_begun_outlives_every_code_and_not_for_long(idempotency: RedisIdempotency, redis: Redis) -> None:

@@ -8,7 +8,7 @@
 --
 -- KEYS    1 request   2 what was begun
 -- ARGV    1 fingerprint   2 token   3 ms until the claim expires
--- RETURN  {'claimed', note, or ''}           a note: whoever held the claim before has died over it
+-- RETURN  {'claimed', note, or '', now}      a note: whoever held the claim before has died over it
 --         {'in_progress'}                    by somebody else
 --         {'reused'}                         for another body
 --         {'done', status, headers, body}    here is the answer
@@ -20,7 +20,7 @@ if (request.fingerprint or begun.fingerprint or ARGV[1]) ~= ARGV[1] then
 elseif not request.fingerprint then
   redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'token', ARGV[2])
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  return {'claimed', begun.note or ''}
+  return {'claimed', begun.note or '', now_ms()}
 elseif not request.status then
   return {'in_progress'}
 end
