@@ -84,6 +84,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         servers=[{"url": server}],
         lifespan=lifespan,
         docs_url=None,
+        openapi_url=None,  # install_docs serves it
         redoc_url=None,
         redirect_slashes=False,
         # What a failed validation says may be a code, and nothing of FastAPI's own is exported anywhere.

@@ -1,6 +1,8 @@
 """The OpenAPI description and its page: examples for every answer, no asset from another host."""
 
+import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -156,6 +158,9 @@ _REPLAYED = {
 }
 
 
+DESCRIPTION = "/openapi.json"
+
+
 def plain_answer(status: HTTPStatus) -> dict[str, Any]:
     """Describe a problem that its status explains."""
     return {
@@ -183,7 +188,17 @@ def install_docs(app: FastAPI) -> None:
             app.openapi_schema = describe(app)
         return app.openapi_schema
 
+    @cache
+    def written() -> bytes:
+        return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+
+    async def description() -> Response:
+        return Response(written(), media_type="application/json")
+
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend its schema
+    app.add_api_route(
+        DESCRIPTION, description, include_in_schema=False
+    )  # FastAPI's own writes it anew for each request
     app.mount(_ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
     for path, (name, media_type) in _PAGE.items():
         _serve(app, path, (files("app.api") / "docs_page" / name).read_bytes(), media_type)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Protocol
 
@@ -44,6 +44,7 @@ from app.verification.routing import route
 log = logging.getLogger(__name__)
 
 FIRST_LOOK = timedelta(seconds=1)  # after a call was placed; it hardly rings before
+_MOST_AT_ONCE = 32  # starts; each waits for the store for some milliseconds
 _SHORTEST_TRY = 1.0  # seconds; with less, no other channel is tried
 
 
@@ -149,7 +150,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTools:
-    """What placing a call needs. ``store_timeout`` (seconds) is for all waits for the store before the provider."""
+    """What placing a call needs.
+
+    ``store_timeout`` (seconds) is for all waits for the store before the provider. The ``gate`` lets so many starts be on
+    their way to the provider at once: each holds places in limits that all share, so a flood of starts that another limit
+    will refuse must not hold them all.
+    """
 
     store: VerificationStore
     limits: RateLimiter
@@ -160,6 +166,7 @@ class CallTools:
     observe: Publish
     deferred: DeferredWrites
     store_timeout: float
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_AT_ONCE))
 
     async def never_placed(self, limits_token: str | None, name: CallId, policy: Policy) -> None:
         """Give back what a call took that, as it turns out, was never placed; exactly once, however often asked."""
@@ -189,7 +196,7 @@ class CallPlacement:
     async def run(self) -> Started:
         """Place one call, by the first channel that takes it. Raises as ``VerificationService.start`` does."""
         try:
-            async with store_deadline(self._tools.store_timeout):
+            async with store_deadline(self._tools.store_timeout), self._tools.gate:
                 seen = await self._look()
                 if isinstance(seen, Started):
                     return seen
