@@ -85,7 +85,7 @@ if is_over or others == 0 and not record.s and not record.e then
   end
   redis.call('DEL', KEYS[2])
   redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
-  if KEYS[3] and record.e then
+  if KEYS[3] and record.e and not record.s then
     redis.call('ZADD', KEYS[3] .. ':expiry', int(expires), in_expiry(KEYS[2], record))
   end
 elseif was_recorded then
