@@ -17,7 +17,7 @@ from app.api.dependencies import Client, Service
 from app.api.docs import Answers, answers, example_of
 from app.verification.errors import StoreUnavailable, VerificationNotFound
 from app.verification.event_stream import Changes, Feed
-from app.verification.model import Status, Verification
+from app.verification.model import Call, Status, Verification
 from app.verification.service import VerificationService
 
 router = APIRouter(prefix="/verify", tags=["verify"])
@@ -44,13 +44,18 @@ class Live:
 
 @dataclass(slots=True, kw_only=True)
 class Story:
-    """What one listener is told of one verification; ``told`` is the id of the last event that it has."""
+    """What one listener is told of one verification.
+
+    ``told`` is the id of the last event that it has, ``shown`` the calls as they were last read: one that is refunded
+    goes without a new version, for a start that was refused leaves no trace.
+    """
 
     service: VerificationService
     live: Live
     feed: Feed
     verification: Verification
     told: str | None = None
+    shown: tuple[Call, ...] | None = None
 
     async def events(self) -> AsyncIterator[bytes]:
         """Return the present state, then each newer one, until it is final or gone or the service stops."""
@@ -79,7 +84,8 @@ class Story:
 
     def _news(self) -> bytes | None:
         version = str(self.verification.version)
-        if version == self.told:
+        shown, self.shown = self.shown, self.verification.calls
+        if version == self.told and shown in {None, self.shown}:
             return None
         self.told = version
         return _event(self.verification)

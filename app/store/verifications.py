@@ -153,7 +153,7 @@ class RedisVerificationStore:
 
     def _start_arguments(self, phone: PhoneName, call: NewCall, number: int, policy: Policy) -> list[Argument]:
         """Write the arguments that ``start_rules.lua`` lists. Raises VerificationNotFound."""
-        named = _record(call.resend_of) if call.resend_of else None
+        named = _record(call.resend_of) if call.resend_of is not None else None
         if named and named.bucket != phone.bucket:
             raise VerificationNotFound  # it is another phone's
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address

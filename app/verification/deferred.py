@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import chain, repeat
 from typing import Any
 
 from app.verification.errors import StoreFailure, StoreUnavailable, VerificationError, VerificationNotFound
@@ -26,6 +27,10 @@ async def store_deadline(seconds: float) -> AsyncIterator[None]:
 
 async def best_effort(*writes: Awaitable[object]) -> bool:
     """Do what should be done, in one round trip, and return whether all of it was; log how much was not."""
+    return not await _failures(writes)
+
+
+async def _failures(writes: Sequence[Awaitable[object]]) -> Sequence[VerificationError]:
     failed: list[VerificationError] = []
     for result in await asyncio.gather(*writes, return_exceptions=True):
         if isinstance(result, StoreUnavailable | VerificationNotFound):
@@ -34,20 +39,22 @@ async def best_effort(*writes: Awaitable[object]) -> bool:
             raise result
     if failed:
         log.error("store.not_written", extra={"writes": len(failed), "error": repr(failed[0])})
-    return not failed
+    return failed
 
 
 class DeferredWrites:
-    """Repeats writes in the background until the store takes them, a few times.
+    """Repeats writes in the background until the store takes them, or what they tell of must have expired.
 
     Args:
         pauses: seconds before each further attempt. A script whose reply was lost may run after a first attempt to undo
-            it, so the last attempt comes when no script can still be on its way.
+            it, so all of these are made. While the store is away, more follow after the last pause.
+        patience: seconds after which it is given up: longer than a code lives.
 
     """
 
-    def __init__(self, *, pauses: Sequence[float] = (1.0, 3.0)) -> None:
+    def __init__(self, *, pauses: Sequence[float] = (1.0, 3.0), patience: float = 300.0) -> None:
         self._pauses = tuple(pauses)
+        self._patience = patience
         self._tasks: set[asyncio.Task[object]] = set()
         self._closing = asyncio.Event()
 
@@ -66,7 +73,12 @@ class DeferredWrites:
     async def write(self, *writes: Write) -> None:
         """Write, and wait for the first attempt; what fails, or is canceled, goes on in the background."""
         first = self.start(best_effort(*(write() for write in writes)))
-        if not await asyncio.shield(first):
+        try:
+            done = await asyncio.shield(first)
+        except asyncio.CancelledError:
+            self.start(self._repeat(writes))
+            raise
+        if not done:
             self.start(self._repeat(writes))
 
     def write_later(self, *writes: Write) -> None:
@@ -75,7 +87,13 @@ class DeferredWrites:
         self.start(self._repeat(writes))
 
     async def _repeat(self, writes: Sequence[Write]) -> None:
-        for pause in self._pauses:
+        clock = asyncio.get_running_loop().time
+        given_up_at = clock() + self._patience
+        for attempt, pause in enumerate(chain(self._pauses, repeat(self._pauses[-1])), 1):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
-            await best_effort(*(write() for write in writes))
+            failures = await _failures([write() for write in writes])
+            is_away = any(isinstance(failure, StoreUnavailable) for failure in failures)
+            is_over = not is_away or self._closing.is_set() or clock() > given_up_at
+            if attempt >= len(self._pauses) and is_over:
+                return

@@ -447,7 +447,8 @@ class CallPlacement:
     async def _record_chosen_code(self, started: Started, update: CallUpdate) -> None:
         """Record the code, again if need be: whoever hears it and types it must not be refused.
 
-        Where the store does not answer in time the caller is told, and the code is still written once it does.
+        Where the store does not answer in time the caller is told, and the code is still written once it does. Where it
+        has lost the verification (an erasure, a failover), nobody can check the code.
         """
         verification, tools = started.verification, self._tools
         call_number = verification.calls[-1].call_number
@@ -460,6 +461,8 @@ class CallPlacement:
         except StoreUnavailable:
             tools.deferred.write_later(record)
             raise
+        except VerificationNotFound as error:
+            raise StoreUnavailable from error
 
     def _refunds(self) -> list[Write]:
         """List what undoes all that this start took, and lets its request be made again; each may run twice."""

@@ -323,7 +323,7 @@ async def test_a_resend_is_of_the_same_client_phone_and_purpose(world: World, ot
     assert (after.calls_placed, after.checks_left, after.resend_in) == (1, 5, 0)
 
 
-@pytest.mark.parametrize("verification_id", ["vrf_00000000000000000000000", "vrf_", "x" * 64, "vrf_{}:*", "7"])
+@pytest.mark.parametrize("verification_id", ["", "vrf_00000000000000000000000", "vrf_", "x" * 64, "vrf_{}:*", "7"])
 async def test_no_call_is_stored_for_an_id_that_is_none(world: World, verification_id: str) -> None:
     verification = await world.start()
     await world.advance(timedelta(seconds=120))

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +20,9 @@ from app.verification.errors import StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
 from app.verification.policy import Policy
-from app.verification.ports import CallUpdate, CodeCheck, NewCall
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.webhooks import Delivery
+from tests.ageing import age
 from tests.starting import start
 
 EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
@@ -461,3 +463,34 @@ async def test_whatever_is_told_of_a_verification_its_creation_is_told_first(
     told = [(delivery.event.type, delivery.event.status) for delivery in await outbox.take(10)]
 
     assert told == [("verification.created", "pending"), ("verification.verified", "verified")]
+
+
+@pytest.mark.parametrize("ending", ["verified", "canceled"])
+async def test_what_ended_does_not_expire_when_a_resend_is_refused_after_its_last_code(
+    redis: Redis, outbox: RedisOutbox, ending: str
+) -> None:
+    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, webhook_clients={"shop"})
+    policy = Policy(cooldowns=(AT_ONCE,))
+    call = NewCall(
+        client="shop",
+        phone=Phone("+79001234567"),
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=b"r" * 32,
+        code_length=6,
+        checks=5,
+    )
+    first = (await start(store, call, policy)).verification
+    await store.record_call(first, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
+    await age(redis, policy.lifetime - timedelta(seconds=30))
+    await start(store, replace(call, code_digest=b"s" * 32, resend_of=first.id), policy)
+    if ending == "verified":
+        await store.check_by_id(first.id, CodeCheck(client="shop", candidates=[b"r" * 32], length=6), policy)
+    else:
+        await store.cancel("shop", first.id)
+    await age(redis, timedelta(seconds=60))
+
+    await store.refund(CallId(first.id, 2), phone=call.phone, client="shop", policy=policy)
+
+    told = [delivery.event.type for delivery in await outbox.take(10)]
+    assert told == ["verification.created", f"verification.{ending}"]

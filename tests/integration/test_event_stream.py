@@ -5,9 +5,11 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -16,9 +18,11 @@ from redis.asyncio import Redis
 from starlette.types import Receive, Scope, Send
 
 from app.main import create_app
-from app.sandbox import SandboxServer, VirtualNetwork
+from app.sandbox import Fault, Faults, SandboxServer, VirtualNetwork
 from app.settings import Settings
 from app.store.keys import RecordName
+from app.store.verifications import RedisVerificationStore
+from tests.ageing import age
 from tests.integration.conftest import sandbox_settings
 
 PHONE = "+79001234567"
@@ -137,6 +141,44 @@ async def test_the_present_state_is_told_at_once_and_every_later_one_until_the_l
         assert json.loads(event["data"])["status"] == "verified"
         assert int(event["id"]) > first
         assert code not in event["data"]
+
+
+async def test_a_resend_that_the_provider_refused_is_taken_back_from_who_was_told_of_it(
+    api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refund, refused = RedisVerificationStore.refund, asyncio.Event()
+
+    async def waits(store: RedisVerificationStore, *arguments: Any, **named: Any) -> bool:  # noqa: ANN401 - passed on
+        await refused.wait()
+        return await refund(store, *arguments, **named)
+
+    verification_id = await start(api)
+    before = await read_until(api, verification_id, lambda state: state["call"] == {"status": "completed"})
+    await age(redis, timedelta(seconds=60))
+    network.faults = Faults(share=1, kinds=(Fault.REFUSED,))
+    monkeypatch.setattr(RedisVerificationStore, "refund", waits)
+    body = {"phone": PHONE, "verification_id": verification_id}
+    resend = asyncio.create_task(api.post("/verify/start", json=body))
+    await read_until(api, verification_id, lambda state: state["calls_placed"] == 2)
+
+    async with follow(api, verification_id) as stream:
+        told = [await stream.next()]
+        refused.set()
+        told.append(await stream.next())
+
+    assert (await resend).status_code == 502
+    states = [json.loads(event["data"]) for event in told if event]
+    assert [(state["calls_placed"], state["calls_left"]) for state in states] == [(2, 1), (1, 2)]
+    assert states[1]["call"] == before["call"]
+
+
+async def read_until(
+    api: httpx.AsyncClient, verification_id: str, is_there: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    async with asyncio.timeout(SOON):
+        while not is_there(state := dict((await api.get(f"/verify/{verification_id}")).json())):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    return state
 
 
 async def test_its_headers_let_it_through_every_proxy_unbuffered(api: httpx.AsyncClient) -> None:

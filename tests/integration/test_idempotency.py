@@ -18,10 +18,12 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.store.idempotency import RedisIdempotency
+from app.store.keys import RecordName
 from app.store.limits import RedisRateLimiter
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim
+from app.verification.model import Verification
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 from tests.integration.test_verify import PHONE, hear, wrong
@@ -460,6 +462,31 @@ async def test_a_code_that_the_provider_chose_is_stored_once_redis_answers_again
         assert repeated.status_code == 201
         (call,) = network.calls_of(phone)
         checked = await check(api, repeated.json()["verification_id"], call.heard or "", "check")
+
+    assert checked.json()["verified"] is True
+
+
+async def test_a_code_that_the_provider_chose_for_a_verification_that_redis_lost_is_a_503_and_can_be_repeated(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failover lost the last writes, or the phone was erased meanwhile: nobody can check the code that is heard."""
+    network, phone = VirtualNetwork(pace=PACE), MagicNumber.OTHER_PIN
+    record_call = RedisVerificationStore.record_call
+
+    async def loses(store: RedisVerificationStore, verification: Verification, *arguments: Any) -> object:  # noqa: ANN401 - passed on
+        name = RecordName.from_id(verification.id)
+        await redis.delete(name.key if name else "", *await redis.keys("pv:*:p:*"))
+        return await record_call(store, verification, *arguments)
+
+    async with run(create_app(sandbox_settings(redis_url, channels=["flash_call"]), network)) as api:
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisVerificationStore, "record_call", loses)
+            assert_problem(await start(api, phone), 503, "store-unavailable")
+        await gone(redis, CLAIMS)
+        repeated = await start(api, phone)
+
+        assert repeated.status_code == 201
+        checked = await check(api, repeated.json()["verification_id"], await hear(api, phone), "check")
 
     assert checked.json()["verified"] is True
 

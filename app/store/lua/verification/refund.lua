@@ -85,12 +85,16 @@ if is_over or others == 0 and not record.s and not record.e then
   end
   redis.call('DEL', KEYS[2])
   redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
-  if KEYS[3] and record.e then
+  if KEYS[3] and record.e and not record.s then
     redis.call('ZADD', KEYS[3] .. ':expiry', int(expires), in_expiry(KEYS[2], record))
   end
 elseif was_recorded then
   tell(KEYS[2], record.e and 'call.status_changed' or nil, KEYS[3])
-elseif KEYS[3] then
-  schedule_expiry(KEYS[2], record, KEYS[3])
+else
+  -- Whoever listens may have seen the call while the provider was asked.
+  redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
+  if KEYS[3] then
+    schedule_expiry(KEYS[2], record, KEYS[3])
+  end
 end
 return 1
