@@ -49,12 +49,14 @@ class DeferredWrites:
         pauses: seconds before each further attempt. A script whose reply was lost may run after a first attempt to undo
             it, so all of these are made. While the store is away, more follow after the last pause.
         patience: seconds after which it is given up: longer than a code lives.
+        most: how many may be under way; beyond that, one is attempted once and then dropped.
 
     """
 
-    def __init__(self, *, pauses: Sequence[float] = (1.0, 3.0), patience: float = 300.0) -> None:
+    def __init__(self, *, pauses: Sequence[float] = (1.0, 3.0), patience: float = 300.0, most: int = 10_000) -> None:
         self._pauses = tuple(pauses)
         self._patience = patience
+        self._most = most
         self._tasks: set[asyncio.Task[object]] = set()
         self._closing = asyncio.Event()
 
@@ -87,6 +89,9 @@ class DeferredWrites:
         self.start(self._repeat(writes))
 
     async def _repeat(self, writes: Sequence[Write]) -> None:
+        if len(self._tasks) > self._most:  # too strict for a while, never out of memory
+            log.error("store.write_dropped", extra={"writes": len(writes)})
+            return
         clock = asyncio.get_running_loop().time
         given_up_at = clock() + self._patience
         for attempt, pause in enumerate(chain(self._pauses, repeat(self._pauses[-1])), 1):

@@ -152,9 +152,9 @@ class Attempt:
 class CallTools:
     """What placing a call needs.
 
-    ``store_timeout`` (seconds) is for all waits for the store before the provider. The ``gate`` lets so many starts be on
-    their way to the provider at once: each holds places in limits that all share, so a flood of starts that another limit
-    will refuse must not hold them all.
+    ``store_timeout`` (seconds) is for all waits for the store before the provider. The ``gate`` bounds how many starts
+    are on their way to the provider at once: each holds places in limits that all share, so a flood of starts that
+    another limit will refuse must not hold them all.
     """
 
     store: VerificationStore
