@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import resource
 import socket
+import ssl
 from contextlib import suppress
 from pathlib import Path
 
@@ -265,6 +267,37 @@ async def test_what_is_no_tls_in_the_middle_of_a_request_is_an_event_and_no_erro
     assert [(record.msg, vars(record)["reason"]) for record in caplog.records if record.name.startswith("app.")] == [
         ("http.connection_dropped", "tls")
     ]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_what_a_peer_sends_after_its_tls_goodbye_takes_no_memory(tmp_path: Path) -> None:
+    async with served(Echo(answer_bytes=8_000_000), limits=patient(), certificate=tmp_path) as it:
+        assert it.trust
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await it.connect(plain=True)
+        while not tls.version():
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            writer.write(outgoing.read())
+            if not tls.version():
+                incoming.write(await reader.read(65536))
+        tls.write(WHOLE)
+        with suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # the answer is not taken, so that it lasts
+        writer.write(outgoing.read())
+        before = resident_bytes()
+        async with asyncio.timeout(SOON):
+            for _ in range(100):
+                writer.write(b"\x17\x03\x03\x40\x00" + b"x" * 1_000_000)
+                await writer.drain()
+        (connection,) = it.connections.all
+        assert resident_bytes() - before < 50_000_000
+        connection.drop("test")
 
 
 async def test_empty_lines_keep_no_connection_open() -> None:
