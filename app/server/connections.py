@@ -19,8 +19,9 @@ class HttpLimits:
 
     A request is whole within ``request_seconds``, and so is a TLS handshake. A peer that takes less than
     ``min_write_bytes`` of its answer in ``write_seconds`` is dropped. After a refusal ``linger_bytes`` are read for
-    ``linger_seconds`` at most. ``max_waiting`` is the number of connections that wait for their peer,
-    ``reserved_descriptors`` that of the files and connections that are no client's.
+    ``linger_seconds`` at most; so long an idle connection is kept when the service stops. ``max_waiting`` is the number
+    of connections that wait for their peer, ``reserved_descriptors`` that of the files and connections that are no
+    client's.
     """
 
     head_bytes: int = 64 * 1024

@@ -13,8 +13,9 @@ _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"host", b"tr
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
-# The third group takes what is no field, obs-fold and a bare CR or LF among it, so that nothing is skipped.
-_FIELDS = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)\r\n|(.+)", re.DOTALL)
+# The third group takes what is no field, obs-fold and a bare CR or LF among it, so that nothing is skipped. White space
+# is in both classes before it: without possessive quantifiers (``*+``) a field of n spaces would be tried in n² ways.
+_FIELDS = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n|(.+)", re.DOTALL)
 _TARGET = re.compile(rb"(?:(?i:https?)://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]{0,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")

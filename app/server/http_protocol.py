@@ -81,6 +81,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._data = b""
         self._looked_at = 0  # how much of the data is known not to have the end of a head
         self._begun = True  # a request is due, not just possible: a new connection is there to ask
+        self._is_stopping = False  # the next request is the last
         self._skipped_crlf = False
         self._read_paused = False
         self._request: HttpRequest | None = None
@@ -125,11 +126,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return False
 
     def shutdown(self) -> None:
-        """Close the connection once a request in progress is answered; uvicorn calls it when it is told to stop."""
-        if not self._request:
-            self._close()
-        else:
+        """Close the connection with its next answer; uvicorn calls it when it is told to stop.
+
+        One that is idle is kept for a moment: a request may be on its way, and its client could not tell whether it was
+        served.
+        """
+        self._is_stopping = True
+        if self._request:
             self._request.keep_alive = False
+        else:
+            self._wait(self._limits.linger_seconds)
 
     def drop(self, reason: str) -> None:
         """Close the connection at once; what is not sent yet is lost."""
@@ -150,6 +156,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # Deadlines
 
     def _wait(self, seconds: float) -> None:
+        if self._is_stopping:
+            seconds = min(seconds, self._limits.linger_seconds)
         self._deadline = self.loop.time() + seconds
 
     def check(self, now: float) -> None:
@@ -259,6 +267,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._data = self._data[end + 4 :]
         self._looked_at = 0
         self._request = request = HttpRequest(self, head, self._scope_of(head))
+        if self._is_stopping:
+            request.keep_alive = False
         self._read_body(request)
         if request is self._request:  # and was not refused for its body
             task = self.loop.create_task(request.run(self._app))
@@ -346,7 +356,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Break off where the application left without a whole answer."""
         if request.is_started:
             self.transport.abort()
-        else:
+        elif not self.transport.is_closing():  # else it left because the client had
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _refuse(self, status: HTTPStatus) -> None:

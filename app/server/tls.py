@@ -25,6 +25,8 @@ class TlsCodec:
 
     def decrypt(self, data: bytes) -> bytes:
         """Return what the data says, which may be nothing yet. Raise TlsError. ``pending`` has what to answer."""
+        if self.eof:  # what follows is ignored (RFC 8446, section 6.1); OpenSSL would keep it and never read it
+            return b""
         self._incoming.write(data)
         parts = []
         try:

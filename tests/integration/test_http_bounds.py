@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import resource
 import socket
+import ssl
 from contextlib import suppress
 from pathlib import Path
 
@@ -172,6 +174,39 @@ async def test_a_peer_that_never_says_goodbye_does_not_keep_a_tls_connection(tmp
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("over_tls", [False, True])
+@pytest.mark.parametrize("asked_before", [False, True])
+async def test_a_request_on_its_way_when_the_service_stops_is_answered_as_the_last(
+    tmp_path: Path, *, asked_before: bool, over_tls: bool
+) -> None:
+    async with served(Echo(), limits=patient(), certificate=tmp_path if over_tls else None) as it:
+        reader, writer = await it.connect()
+        if asked_before:
+            writer.write(WHOLE)
+            assert await reader.readuntil(b"\r\n\r\n0")
+
+        for connection in list(it.state.connections):
+            connection.shutdown()
+        writer.write(WHOLE)
+
+        async with asyncio.timeout(SOON):
+            answer = await reader.read()
+        assert statuses(answer) == [200]
+        assert b"connection: close\r\n" in answer
+        await it.until_none_is_open()
+
+
+async def test_an_idle_connection_is_closed_without_a_word_soon_after_the_service_stops() -> None:
+    async with served(Echo(), limits=patient(linger_seconds=0.2), keep_alive=75) as it:
+        reader, writer = await it.connect()
+        writer.write(WHOLE)
+        await reader.readuntil(b"\r\n\r\n0")
+        for connection in list(it.state.connections):
+            connection.shutdown()
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+
+
 def narrow(port: int) -> socket.socket:
     """Connect with a small window, so that what is not read soon stays with the server."""
     peer = socket.socket()
@@ -265,6 +300,48 @@ async def test_what_is_no_tls_in_the_middle_of_a_request_is_an_event_and_no_erro
     assert [(record.msg, vars(record)["reason"]) for record in caplog.records if record.name.startswith("app.")] == [
         ("http.connection_dropped", "tls")
     ]
+
+
+async def shake_hands(
+    tls: ssl.SSLObject,
+    incoming: ssl.MemoryBIO,
+    outgoing: ssl.MemoryBIO,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    while True:
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+            break
+        writer.write(outgoing.read())
+        incoming.write(await reader.read(65536))
+    writer.write(outgoing.read())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_what_a_peer_sends_after_its_tls_goodbye_takes_no_memory(tmp_path: Path) -> None:
+    async with served(Echo(answer_bytes=8_000_000), limits=patient(), certificate=tmp_path) as it:
+        assert it.trust
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await it.connect(plain=True)
+        await shake_hands(tls, incoming, outgoing, reader, writer)
+        tls.write(WHOLE)
+        with suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # the answer is not taken, so that it lasts
+        writer.write(outgoing.read())
+        before = resident_bytes()
+        async with asyncio.timeout(SOON):
+            for _ in range(100):
+                writer.write(b"\x17\x03\x03\x40\x00" + b"x" * 1_000_000)
+                await writer.drain()
+        (connection,) = it.connections.all
+        assert resident_bytes() - before < 50_000_000
+        connection.drop("test")
 
 
 async def test_empty_lines_keep_no_connection_open() -> None:
@@ -396,6 +473,27 @@ async def test_disconnecting_with_requests_queued_logs_no_error(caplog: pytest.L
             writer.transport.abort()
         await it.until_none_is_open()
     assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+
+async def test_a_client_that_leaves_with_half_a_request_is_no_failure_of_the_application(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="app.server")
+    half = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+    async with served(Echo(), limits=patient(), certificate=tmp_path) as it:
+        assert it.trust
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await it.connect(plain=True)
+        await shake_hands(tls, incoming, outgoing, reader, writer)
+        tls.write(half)
+        with suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        writer.write(outgoing.read())  # in one packet with the goodbye
+        async with asyncio.timeout(SOON):
+            await reader.read()
+        await it.until_none_is_open()
+    assert not [record for record in caplog.records if record.name.startswith("app.")]
 
 
 async def test_expected_failures_are_one_event_with_their_number(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import socket
 import ssl
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
+from app.server.http_parser import HttpError, parse_head
 from tests.http_peer import SOON, Echo, patient, served, statuses
 
 INNER = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -240,6 +242,16 @@ def test_how_the_bytes_are_split_into_packets_changes_nothing(names: list[str], 
         assert await play(*parts) == await play(stream)
 
     asyncio.run(both())
+
+
+@pytest.mark.parametrize("filler", [b" ", b"\t", b" \t", b"x "])
+@pytest.mark.parametrize("end", [b"\x00", b"\x7f", b"\r", b"\n"])
+def test_a_field_of_white_space_with_a_wrong_end_is_refused_at_once(filler: bytes, end: bytes) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nA:" + filler * (30_000 // len(filler)) + end + b"\r\n"
+    began = time.process_time()
+    with pytest.raises(HttpError):
+        parse_head(head, max_trailer_bytes=0)
+    assert time.process_time() - began < 0.2
 
 
 async def test_each_answer_belongs_to_its_request_in_order() -> None:
