@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -80,3 +81,11 @@ def test_no_secret_is_told(outputs: dict[str, Done]) -> None:
 
     for secret in (REFUSED_TOKEN, "sandbox-access-token", "a-password"):
         assert secret not in text
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "latin-1"])
+def test_a_terminal_that_has_no_such_marks_is_told_all_the_same(redis_url: str, tmp_path: Path, encoding: str) -> None:
+    done = run("doctor", cwd=tmp_path, MODE="sandbox", REDIS_URL=redis_url, PYTHONIOENCODING=encoding)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "? balance" in done.stdout
