@@ -10,6 +10,7 @@ from redis import Redis
 
 from app.sandbox.embedded import EmbeddedServer
 from tests.e2e.test_commands import run
+from tests.e2e.test_serving import SECRETS
 
 Done = subprocess.CompletedProcess[str]
 REFUSED_TOKEN = "a-token-that-nobody-may-see"
@@ -89,3 +90,19 @@ def test_a_terminal_that_has_no_such_marks_is_told_all_the_same(redis_url: str, 
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "? balance" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["keys", "."])
+def test_no_key_of_a_connection_is_written_down(redis_url: str, tmp_path: Path, name: str) -> None:
+    """``SSLKEYLOGFILE`` is for browsers. Where it took effect, codes and tokens could be read off the network."""
+    production = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
+    done = run(
+        "doctor",
+        cwd=tmp_path,
+        PLUSOFON_BASE_URL="https://127.0.0.1:1",
+        SSLKEYLOGFILE=str(tmp_path / name),
+        **production,
+    )
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert any(tmp_path.iterdir()) is False
