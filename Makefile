@@ -4,6 +4,8 @@ PYTHON ?= python3
 # From the command line alone: the environment's HOST is conda's, or somebody else's.
 HOST := 127.0.0.1
 PORT := 8000
+# What leads Python to other packages, such as another project's "app", and pip to another place than the environment.
+unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 CHAOS_SECONDS ?= 600
 UPGRADE ?=
 

@@ -1,6 +1,8 @@
 """The command line: ``plusofon-verify``. Each group of commands has a module of its own."""
 
+import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -63,6 +65,8 @@ cli.add_typer(events_cli, name="events")
 
 def main() -> None:
     """Run the command line; wrong settings are told in sentences, with exit code 2."""
+    if isinstance(sys.stdout, TextIOWrapper):  # in KOI8-R or CP1251 there is no ✓
+        sys.stdout.reconfigure(errors="replace")
     try:
         cli()
     except SettingsError as error:

@@ -111,7 +111,12 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         if tracing := open_tracing(settings):  # what is wrong with it would end one worker after the other
             tracing.close()
         # By name: each worker makes an application of its own, from the environment.
-        Multiprocess(uvicorn.Config(_WORKER, factory=True, **options), sockets=sockets).run()
+        workers = Multiprocess(uvicorn.Config(_WORKER, factory=True, **options), sockets=sockets)
+        workers.run()
+    if any(
+        worker.exitcode == STARTUP_FAILURE for worker in workers.processes
+    ):  # then uvicorn ends them all, and returns
+        sys.exit(STARTUP_FAILURE)
 
 
 def _ignore_reload(*_: object) -> None:

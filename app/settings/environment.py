@@ -44,13 +44,12 @@ class Environment:
 def read_environment(settings: Mapping[str, Setting]) -> Environment:
     """Read the text of each setting. An empty text means that the setting is not given.
 
-    The environment comes before ``.env``, also where it is empty: that means the default.
+    The environment comes before ``.env``, also where it is empty: that means the default. Names count in any case, but
+    ``PORT`` comes before ``port``, which may be another program's.
     """
     in_file = read_dotenv()
-    everything = {
-        **in_file.values,
-        **{name.upper(): SettingText(text, name.upper()) for name, text in os.environ.items()},
-    }
+    exact_last = sorted(os.environ.items(), key=lambda variable: variable[0].isupper())
+    everything = {**in_file.values, **{name.upper(): SettingText(text, name.upper()) for name, text in exact_last}}
     given: dict[str, SettingText] = {}
     unreadable = dict(in_file.unreadable)
     for name, setting in settings.items():
@@ -133,7 +132,9 @@ def _parse(text: str) -> Environment:
         original = binding.original.string
         # The library counts from the end of what it read before, blank lines included.
         line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
-        if not binding.error:
+        if not (binding.key or "").isascii():  # an invisible character, or a letter of another alphabet
+            mistakes.append(f".env, line {line} has a name with a character that is not ASCII.")
+        elif not binding.error:
             readable.append(original)
             lines[(binding.key or "").upper()] = line
         elif named := re.match(r"\s*(?:export\s+)?([A-Za-z0-9_]+)\s*=", original):

@@ -1,6 +1,7 @@
 """Names that look like settings and are none: a limit whose name is misspelt does not hold."""
 
 import os
+import re
 from difflib import get_close_matches
 
 from app.settings.environment import read_dotenv
@@ -9,7 +10,8 @@ from app.settings.settings import setting_names
 _OF_COMPOSE = {"REDIS_PASSWORD"}  # stands in .env for docker-compose.yml, and begins as a setting does
 # The environment is everybody's: there, a name of which nobody else would think, or nearly that of a setting.
 _OURS_ALONE = ("PLUSOFON_", "LIMIT_CALLS_", "LIMIT_FAILED_")
-_OF_KUBERNETES = "PLUSOFON_VERIFY_"  # which tells every container of a service of this name
+# Kubernetes tells every container of each service; one may be called plusofon-verify, or plusofon.
+_OF_KUBERNETES = re.compile(r"^PLUSOFON_VERIFY_|_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT(_[0-9]+_(TCP|UDP|SCTP).*)?$")
 _SHORT = 12  # characters: until then another program's name may be as near
 _NEAR = 0.9  # of 1, which is the same
 
@@ -32,6 +34,6 @@ def misspelt_settings() -> dict[str, str]:
 
 
 def _is_meant_in_environment(name: str, meant: str) -> bool:
-    if name.startswith(_OF_KUBERNETES):
+    if _OF_KUBERNETES.search(name):
         return False
     return name.startswith(_OURS_ALONE) or len(meant) >= _SHORT

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
@@ -89,8 +90,15 @@ class OutboundSettings(_Section):
 
     @property
     def proxy_url(self) -> str | None:
-        """The proxy with its password, if there is one."""
-        return self.proxy.get_secret_value() if self.proxy else None
+        """The proxy with its password, if there is one.
+
+        aiohttp writes user and password in Latin-1, while proxies, as curl and browsers, have UTF-8 (RFC 7617). So each
+        byte beyond ASCII is written as the character that Latin-1 has for it.
+        """
+        if self.proxy is None:
+            return None
+        url = re.sub("[^\x00-\x7f]", lambda character: quote(character[0]), self.proxy.get_secret_value())
+        return re.sub("%([89A-Fa-f][0-9A-Fa-f])", lambda byte: quote(chr(int(byte[1], 16))), url)
 
 
 class SandboxSettings(_Section):

@@ -195,6 +195,8 @@ class Settings(BaseSettings):
 
     def _contradictions_of_clients(self) -> Iterator[InitErrorDetails]:
         with_keys = {key.client for key in self.api.keys}
+        if self.mode is Mode.PRODUCTION and "keys" in self.api.model_fields_set and not with_keys:  # only commas
+            yield _mistake(("api", "keys"), "must have at least 1 in its list")
         for name, client in self.clients.items():
             if with_keys and name not in with_keys:
                 yield _mistake(("clients", name), "has no key in API_KEYS")

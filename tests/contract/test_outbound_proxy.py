@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import trustme
+from pydantic import SecretStr
 
 from app.outbound import NeverSent, Reason, make_transport, trust
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay import wire
 from app.providers.relay.client import RelaySender
 from app.settings import load_settings
+from app.settings.serving import OutboundSettings
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 from app.verification.errors import ProviderUnavailable
@@ -145,6 +147,18 @@ async def test_a_call_goes_through_a_proxy_that_alone_knows_the_name(tls: ssl.SS
     (request,) = server.requests
     assert request.startswith(b"POST /api/v1/flash-call/call HTTP/1.1\r\n")
     assert b"Proxy-Authorization" not in request
+
+
+@pytest.mark.parametrize("written", ["%D0%BF%23%C3%A9:%D1%8F%3A%40", "п%23é:я%3A%40"])
+async def test_a_password_that_is_not_ascii_reaches_the_proxy_in_utf_8(
+    tls: ssl.SSLContext, ca_file: Path, written: str
+) -> None:
+    async with serving(answer_each, tls=tls) as server, proxying(server.port, credentials=f"{written}@") as proxy:
+        proxy_url = OutboundSettings(proxy=SecretStr(proxy.url)).proxy_url or ""
+        async with client(f"https://{HOST}", proxy_url, ca_file) as plusofon:
+            assert await place(plusofon) == Placed("call-1")
+
+    assert f"Basic {base64.b64encode('п#é:я:@'.encode()).decode()}" in proxy.heads[0]
 
 
 async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file: Path) -> None:

@@ -3,12 +3,14 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from app.sandbox.embedded import EmbeddedServer
 from tests.e2e.test_commands import run
+from tests.e2e.test_serving import SECRETS
 
 Done = subprocess.CompletedProcess[str]
 REFUSED_TOKEN = "a-token-that-nobody-may-see"
@@ -80,3 +82,27 @@ def test_no_secret_is_told(outputs: dict[str, Done]) -> None:
 
     for secret in (REFUSED_TOKEN, "sandbox-access-token", "a-password"):
         assert secret not in text
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "latin-1"])
+def test_a_terminal_that_has_no_such_marks_is_told_all_the_same(redis_url: str, tmp_path: Path, encoding: str) -> None:
+    done = run("doctor", cwd=tmp_path, MODE="sandbox", REDIS_URL=redis_url, PYTHONIOENCODING=encoding)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "? balance" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["keys", "."])
+def test_no_key_of_a_connection_is_written_down(redis_url: str, tmp_path: Path, name: str) -> None:
+    """``SSLKEYLOGFILE`` is for browsers. Where it took effect, codes and tokens could be read off the network."""
+    production = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
+    done = run(
+        "doctor",
+        cwd=tmp_path,
+        PLUSOFON_BASE_URL="https://127.0.0.1:1",
+        SSLKEYLOGFILE=str(tmp_path / name),
+        **production,
+    )
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert any(tmp_path.iterdir()) is False

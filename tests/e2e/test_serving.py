@@ -269,6 +269,25 @@ def test_what_opentelemetry_refuses_is_a_sentence(
     assert done.stderr.splitlines()[-1] == f"TRACING_ENDPOINT cannot be used: OpenTelemetry refuses one of {name}."
 
 
+def test_workers_that_cannot_start_end_the_service_as_one_that_cannot(redis_url: str, tmp_path: Path) -> None:
+    """What restarts a service that failed, as systemd does, would leave it alone after exit code 0."""
+    (tmp_path / "broken.py").write_text(
+        "from fastapi import FastAPI\ndef make_app():\n    return FastAPI(lifespan=lambda app: 1 / 0)\n"
+    )
+    program = "import app.cli.serving as serving; serving._WORKER = 'broken:make_app'; import app.cli; app.cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "serve", "--port", str(free_port()), "--workers", "2"],
+        cwd=tmp_path,
+        env={**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, "failed to start" in done.stderr) == (3, True)
+
+
 @pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null"])
 def test_a_folder_for_metrics_that_cannot_be_used_is_a_sentence(redis_url: str, tmp_path: Path, folder: str) -> None:
     environment = {**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}

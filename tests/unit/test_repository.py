@@ -160,6 +160,21 @@ def test_make_run_listens_where_the_settings_do_by_default(name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["PYTHONHOME", "PYTHONPATH", "PIP_PREFIX", "PIP_TARGET", "PIP_USER"])
+def test_make_installs_and_runs_in_its_own_environment_whatever_that_of_the_shell_is(name: str) -> None:
+    done = subprocess.run(
+        ["make", "--eval", "show: ; @env", "show"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], name: "/another/project", "PIP_CERT": "/a/company.pem"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert f"{name}=" not in done.stdout
+    assert "PIP_CERT=/a/company.pem\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "host"), [((), "127.0.0.1"), (("HOST=::",), "::")], ids=["environment", "command line"]
 )

@@ -53,6 +53,15 @@ def test_each_required_setting_is_required(monkeypatch: pytest.MonkeyPatch, name
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.parametrize("nobody", [",", " ", ", ,\n", "\t"])
+def test_a_list_of_keys_without_any_is_no_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nobody: str) -> None:
+    assert mistakes(monkeypatch, **{**PRODUCTION, "API_KEYS": nobody}) == ["API_KEYS must have at least 1 in its list."]
+
+    (tmp_path / "keys").write_text(f",{nobody}")
+    in_a_file = {**PRODUCTION, "API_KEYS": "", "API_KEYS_FILE": str(tmp_path / "keys")}
+    assert mistakes(monkeypatch, **in_a_file) == ["API_KEYS_FILE must have at least 1 in its list."]
+
+
 def _without(name: str) -> dict[str, str]:
     return {key: value for key, value in PRODUCTION.items() if key != name}
 

@@ -89,6 +89,25 @@ def test_nor_is_it_one_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings() == Settings(mode=Mode.SANDBOX)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_name_in_other_case_does_not_stand_in_for_the_name_itself(
+    monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    """``mode`` is another program's, beside ``MODE``; which of them the system has first does not matter."""
+    set_all(monkeypatch, **PRODUCTION)
+    given = [("MODE", "production"), ("mode", "sandbox"), ("PORT", "9000"), ("port", "tcp://10.0.0.1:80")]
+    set_all(monkeypatch, **dict(given[::order]))
+
+    assert (load_settings().mode, load_settings().port) == (Mode.PRODUCTION, 9000)
+
+
+@pytest.mark.parametrize("name", ["\ufeffPORT", "\u200bPORT", "\u0420ORT", "export \u2060PORT", "ПОРТ"])
+def test_a_name_in_the_file_that_only_looks_like_one_is_a_sentence(name: str) -> None:
+    Path(".env").write_text(f"MODE=sandbox\n\n{name}=9000\n")
+
+    assert mistakes() == [".env, line 3 has a name with a character that is not ASCII."]
+
+
 def test_the_secret_settings_are_these() -> None:
     assert {name for name, setting in setting_names().items() if setting.is_secret} == set(SECRETS)
 
