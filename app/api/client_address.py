@@ -2,6 +2,7 @@
 
 import logging
 import re
+from contextlib import suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated
@@ -26,18 +27,30 @@ _THIS_NETWORK = ip_network("0.0.0.0/8")
 def read_address(text: str) -> Address | None:
     """Read an address as servers and proxies write it: alone, with a port, in brackets, with a zone, or in a chain.
 
-    Of a chain the first address counts, as in ``X-Forwarded-For``: the client's. The word ``unknown`` in its place
-    reads as None. An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is that IPv4 address.
+    Of a chain the first address counts, as in ``X-Forwarded-For``: the client's; where that is private or the word
+    ``unknown``, the first public one. ``unknown`` alone reads as None. An IPv4 address inside an IPv6 one (mapped,
+    6to4, NAT64) is that IPv4 address.
 
     Raises:
         ValueError: it is no address.
 
     """
-    first = next((part for part in map(str.strip, text.split(",")) if part), "")
-    if first.lower() == "unknown":
+    first, *further = [part for part in map(str.strip, text.split(",")) if part] or [""]
+    address = _read_one(first)
+    for part in further:
+        if address and not _not_public(address):
+            break
+        with suppress(ValueError):
+            other = _read_one(part)
+            address = other if other and not _not_public(other) else address
+    return address
+
+
+def _read_one(text: str) -> Address | None:
+    if text.lower() == "unknown":
         return None
-    written = _WITH_PORT.fullmatch(first)
-    bare = (written["bracketed"] or written["v4"] or "") if written else first
+    written = _WITH_PORT.fullmatch(text)
+    bare = (written["bracketed"] or written["v4"] or "") if written else text
     address = ip_address(bare.partition("%")[0])
     return (_embedded(address) or address) if isinstance(address, IPv6Address) else address
 
@@ -65,8 +78,8 @@ ClientAddress = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "maxLength": _MAX_LENGTH}, {"type": "null"}]}),
     Field(
         description="the end user's address as your backend saw it, for the limits per address. A port, brackets and a"
-        " zone are ignored; of a chain as in `X-Forwarded-For` the first address counts. A private or loopback one is"
-        " no end user's and is not limited",
+        " zone are ignored; of a chain as in `X-Forwarded-For` the first public address counts. A private or loopback"
+        " one is no end user's and is not limited",
         examples=["203.0.113.7"],
     ),
 ]
