@@ -157,7 +157,7 @@ class Town:
 
     async def live(self, strategy: Strategy, addresses: int, *, days: int, sessions: int, rounds: int) -> None:
         """Live through some days, with so many sessions of the owner and rounds of guessing between them in each."""
-        homes = itertools.cycle(str(IPv4Address("10.0.0.1") + number) for number in range(addresses))
+        homes = itertools.cycle(str(IPv4Address("198.18.0.1") + number) for number in range(addresses))
         pause = DAY.total_seconds() / sessions / rounds
         for _ in range(days * sessions):
             for _ in range(rounds - 1):
