@@ -57,14 +57,14 @@ _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are som
 class RedisVerificationStore:
     """The VerificationStore of ``app/verification/ports.py``, on Redis.
 
-    ``told_clients`` have a webhook: their events are written in the same step as what they tell of. That stream lies in
-    a slot of its own, so on a Redis Cluster nobody can be told.
+    The events of ``webhook_clients`` are written in the same step as the change that they report. Their stream lies in
+    a slot of its own, so webhooks do not work on a Redis Cluster.
     """
 
     def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
         self._runner = runner
         self._phone_key = phone_key
-        self._told_clients = frozenset(webhook_clients)
+        self._webhook_clients = frozenset(webhook_clients)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         """Return what a start would meet."""
@@ -195,7 +195,7 @@ class RedisVerificationStore:
 
     def _events(self, client: str) -> list[str]:
         """Return the key of the stream, if a client is told of events."""
-        return [STREAM] if client in self._told_clients else []
+        return [STREAM] if client in self._webhook_clients else []
 
     def _limit_keys(self, allowances: Iterable[Allowance]) -> list[str]:
         return [name_limit(self._phone_key, allowance) for allowance in allowances]
