@@ -10,7 +10,7 @@ from enum import StrEnum
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from app.outbound import NeverSent, Reason, Unclear
+from app.providers.http import NeverSent, Reason, Unclear
 from app.settings import Mode, Settings, misspelt_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
 from app.tokens import TokenSigner

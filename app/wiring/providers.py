@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import stamina
 from httpx_aiohttp import AiohttpTransport
 
-from app.outbound import make_transport
 from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
+from app.providers.http import make_transport
 from app.providers.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
@@ -127,11 +127,11 @@ async def open_plusofon(settings: Settings, sandbox: VirtualNetwork | None, stac
     )
 
 
-def _transport(settings: Settings, max_connections: int = 0) -> AiohttpTransport:
+def _transport(settings: Settings) -> AiohttpTransport:
     """Make the way to a provider: directly in sandbox mode, whose providers are on this machine."""
     outbound = settings.outbound
     proxy = None if settings.mode is Mode.SANDBOX else outbound.proxy_url
-    return make_transport(max_connections, proxy=proxy, ca_file=outbound.ca_file)
+    return make_transport(proxy=proxy, ca_file=outbound.ca_file)
 
 
 def _plusofon_channels(client: PlusofonClient, callback_urls: CallbackUrls) -> dict[Channel, CallSender]:
@@ -161,7 +161,8 @@ async def _open_relays(
                 connect_timeout=relay.connect_timeout_seconds,
                 timeout=relay.timeout_seconds,
                 trace_context=tracing.outgoing if tracing else dict,
-                transport=_transport(settings, settings.plusofon.max_connections + _FOR_LOOK_UPS),
+                max_connections=settings.plusofon.max_connections + _FOR_LOOK_UPS,
+                transport=_transport(settings),
             )
         )
         for channel in relay.channels

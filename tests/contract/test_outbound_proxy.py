@@ -12,7 +12,8 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from app.outbound import NeverSent, Reason, make_transport, trust
+from app.outbound import trust
+from app.providers.http import NeverSent, Reason, make_transport
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay import wire
 from app.providers.relay.client import RelaySender
@@ -169,7 +170,7 @@ async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file:
             Channel.VOICE,
             url=f"https://{HOST}/calls",
             secret=SECRET,
-            transport=make_transport(5, proxy=proxy.url, ca_file=ca_file),
+            transport=make_transport(proxy=proxy.url, ca_file=ca_file),
         ) as relay,
     ):
         with pytest.raises(ProviderUnavailable):  # what it answers is no relay's answer

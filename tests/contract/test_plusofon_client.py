@@ -12,7 +12,7 @@ import httpx
 import pytest
 import respx
 
-from app.outbound import DEFAULT_RETRY_AFTER
+from app.providers.answer import DEFAULT_RETRY_AFTER
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable

@@ -171,11 +171,10 @@ class TestAnswers:
             Response(b'{"status": NaN}'),
             JSONResponse({"status": ["accepted"]}),
             JSONResponse({"status": "accepted"}, status_code=500),
-            Response(gzip.compress(b'{"status": "accepted"}'), headers={"Content-Encoding": "gzip"}),
             Response(gzip.compress(b" " * 50_000_000), headers={"Content-Encoding": "gzip"}),
             Response(b'{"status": "accepted"}', headers={"Content-Encoding": "x"}),
         ],
-        ids=range(12),
+        ids=range(11),
     )
     async def test_any_other_answer_leaves_a_call_that_can_be_looked_up(self, reply: Response) -> None:
         relay = Relay(reply)

@@ -25,7 +25,7 @@ from app.cli.checks import (
     check_redis,
     check_settings,
 )
-from app.outbound import make_transport
+from app.providers.http import make_transport
 from app.providers.plusofon.client import PlusofonClient
 from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.connection import connect

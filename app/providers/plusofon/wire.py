@@ -7,13 +7,13 @@ Each ``parse_…`` returns what was asked for, or raises ``ProviderError`` (it d
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Literal
 
-from app.outbound import Redactor, Unclear, json_object, printable, seconds
+from app.providers.answer import Answer, printable
+from app.providers.http import Unclear
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Placed, ProviderAccount
 from app.verification.phone import Phone
@@ -40,44 +40,11 @@ _STATUS_WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer of the provider, read as far as it can be; made by ``read_answer``.
-
-    ``text`` and ``fields`` (empty unless the body is a JSON object) are the provider's own and may hold secrets;
-    ``message`` holds none. ``retry_after`` is in seconds.
-    """
-
-    status: int
-    retry_after: int
-    message: str
-    text: str = field(repr=False)
-    fields: Mapping[str, object] = field(repr=False)
-
-    @property
-    def says_success(self) -> bool:
-        """Only JSON ``true`` is a success (seen): neither ``1`` nor ``"true"``."""
-        return self.fields.get("success") is True
-
-
-def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
-    """Read an answer of whatever shape; ``retry_after`` is the header of that name. Never raises."""
-    text = body.decode("utf-8-sig", errors="replace")
-    fields = json_object(text)
-    return Answer(
-        status=status,
-        retry_after=seconds(retry_after),
-        message=redact(_message(fields)),
-        text=text,
-        fields=fields,
-    )
-
-
-def _message(fields: Mapping[str, object]) -> str:
-    """Find the provider's own word: ``message`` (docs, seen), or ``error`` with or without one of its own (seen)."""
-    error = fields.get("error")
+def _message(answer: Answer) -> str:
+    """Return the provider's own words, redacted: ``message`` (docs, seen), ``error`` or its ``message`` (seen)."""
+    error = answer.fields.get("error")
     nested = error.get("message") if isinstance(error, dict) else error
-    return _flat(fields.get("message") or nested)
+    return answer.redact(_flat(answer.fields.get("message") or nested))
 
 
 def _flat(value: object, depth: int = 3) -> str:
@@ -96,9 +63,10 @@ def _flat(value: object, depth: int = 3) -> str:
 
 
 def _rejected(answer: Answer) -> ProviderError:
-    if _NO_MONEY.search(answer.message):
+    message = _message(answer)
+    if _NO_MONEY.search(message):
         return BalanceTooLow()
-    return ProviderRejected(answer.message or f"HTTP {answer.status}")
+    return ProviderRejected(message or f"HTTP {answer.status}")
 
 
 def _told_to_wait(answer: Answer) -> ProviderError:
@@ -120,7 +88,7 @@ _REFUSALS: tuple[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderErro
     # {"success": false, "code": 500, "message": "error find flashcall account: …"}, with status 200 or any (seen).
     (lambda answer: answer.fields.get("success") is False, _rejected),
     # {"jsonrpc": "2.0", "result": null, "error": {"code": 0, "message": "Page not found."}}: a wrong path (seen).
-    (lambda answer: answer.message.rstrip(".").lower() == "page not found", _rejected),
+    (lambda answer: _message(answer).rstrip(".").lower() == "page not found", _rejected),
     # 400 bad parameter, 401 and 403 token, 404 not found (docs); 422 is what many frameworks say for 400 (open).
     (lambda answer: answer.status in {400, 401, 403, 404, 422}, _rejected),
     # 500 "no access" (docs, quoted without a body): JSON or text, but no page, which may hold the words by chance.
@@ -130,7 +98,7 @@ _REFUSALS: tuple[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderErro
 
 def _raise_refusal(answer: Answer) -> None:
     """Raise what the table says. ``success: true`` under a refusing status contradicts itself: no refusal."""
-    if answer.says_success:
+    if answer.fields.get("success") is True:
         return
     for fits, error in _REFUSALS:
         if fits(answer):
@@ -139,7 +107,7 @@ def _raise_refusal(answer: Answer) -> None:
 
 def _require_success(answer: Answer) -> None:
     _raise_refusal(answer)
-    if answer.status != HTTPStatus.OK or not answer.says_success:
+    if answer.status != HTTPStatus.OK or answer.fields.get("success") is not True:
         raise Unclear(f"HTTP {answer.status} without a verdict")
 
 
@@ -219,14 +187,13 @@ def _dialable(value: object) -> Phone | None:
     return Phone(f"+7{match[1]}") if match else None
 
 
-def parse_call_state(answer: Answer, *, redact: Callable[[str], str] = printable) -> CallState:
+def parse_call_state(answer: Answer) -> CallState:
     """Read ``{"success": true, "data": {"status": "…"}}`` (brief).
 
-    A word that is not known means that the call is still under way (open); up to 64 characters are kept of what
-    ``redact`` leaves of it.
+    An unknown word means that the call is still under way (open); up to 64 characters of it are kept, redacted.
     """
     word = _data(answer, "status")
-    kept = redact(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
+    kept = answer.redact(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
     if not kept:
         raise Unclear("a success without a status word")
     known = _STATUS_WORDS.get(kept.lower().replace("-", "_"))

@@ -1,19 +1,18 @@
-"""What is sent to a relay and what its answers mean; the protocol is this project's own, told in ``docs/relay.md``."""
+"""What is sent to a relay and what its answers mean; the protocol is this project's own, see ``docs/relay.md``."""
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from http import HTTPStatus
 
-from app.outbound import Redactor, Unclear, json_object, seconds
+from app.providers.answer import Answer
+from app.providers.http import Unclear
 from app.verification.channel import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.ports import CallId, CallOrder
 
 _TAKEN_STATUSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
-_TAKEN_WORDS = frozenset({"accepted", "placed"})
 
 # The whole vocabulary. A word besides is no state: a relay that repeats the code in its place must not get it shown.
 _STATUS_WORDS = {
@@ -29,42 +28,6 @@ _STATUS_WORDS = {
 # Fits a path, a header and a signature as it is: no full stop, which Standard Webhooks forbids in an id that others
 # choose, and so no ".." either.
 CALL_REF = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer of the relay, read as far as it can be; made by ``read_answer``.
-
-    ``fields`` (empty unless the body is a JSON object) are the relay's own and may hold secrets; ``reason`` holds none.
-    ``retry_after`` is in seconds.
-    """
-
-    status: int
-    retry_after: int
-    reason: str
-    fields: Mapping[str, object] = field(repr=False)
-
-    @property
-    def says_taken(self) -> bool:
-        """Whether the body says that the call will be, or was, placed."""
-        return self._word in _TAKEN_WORDS
-
-    @property
-    def says_refused(self) -> bool:
-        """Whether the body says that the call was not placed, and will not be."""
-        return self._word == "refused"
-
-    @property
-    def _word(self) -> str:
-        word = self.fields.get("status")
-        return word if isinstance(word, str) else ""
-
-
-def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
-    """Read an answer of whatever shape; ``retry_after`` is the header of that name. Never raises."""
-    fields = json_object(body.decode("utf-8-sig", errors="replace"))
-    reason = fields.get("reason")
-    return Answer(status, seconds(retry_after), redact(reason) if isinstance(reason, str) else "", fields)
 
 
 def name_call(name: CallId, channel: Channel) -> str:
@@ -90,9 +53,15 @@ def _told_to_wait(answer: Answer) -> ProviderError:
 
 
 def _rejected(answer: Answer) -> ProviderError:
-    if answer.fields.get("reason") == "balance_too_low":
+    reason = answer.fields.get("reason")
+    if reason == "balance_too_low":
         return BalanceTooLow()
-    return ProviderRejected(answer.reason or f"HTTP {answer.status}")
+    shown = answer.redact(reason) if isinstance(reason, str) else ""
+    return ProviderRejected(shown or f"HTTP {answer.status}")
+
+
+def _says_refused(answer: Answer) -> bool:
+    return answer.fields.get("status") == "refused"
 
 
 def _may_say_refused(status: int) -> bool:
@@ -108,9 +77,9 @@ _REFUSALS: tuple[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderErro
     (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, _told_to_wait),
     # 503 with {"status": "refused"}: the relay is there and cannot now. Without the word it may be a proxy that lost
     # the relay half-way, so it is unclear, with Retry-After or not.
-    (lambda answer: answer.status == HTTPStatus.SERVICE_UNAVAILABLE and answer.says_refused, _told_to_wait),
+    (lambda answer: answer.status == HTTPStatus.SERVICE_UNAVAILABLE and _says_refused(answer), _told_to_wait),
     # {"status": "refused", "reason": "…"} under 200 or any 4xx; the reason "balance_too_low" has a meaning of its own.
-    (lambda answer: answer.says_refused and _may_say_refused(answer.status), _rejected),
+    (lambda answer: _says_refused(answer) and _may_say_refused(answer.status), _rejected),
 )
 
 
@@ -125,7 +94,7 @@ def parse_placed(answer: Answer, *, call: str) -> str:
         Unclear: it may have been.
 
     """
-    if answer.says_taken:
+    if answer.fields.get("status") in ("accepted", "placed"):
         if answer.status not in _TAKEN_STATUSES:
             raise Unclear(f"HTTP {answer.status} with the word of a success")
         ref = answer.fields.get("call")
