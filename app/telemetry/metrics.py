@@ -1,8 +1,7 @@
 """What is counted and timed for Prometheus; every label is one of a few known words, whatever a caller sends."""
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
@@ -19,11 +18,8 @@ from app.verification.domain_events import (
     VerificationCanceled,
     VerificationStarted,
 )
-from app.verification.errors import ProviderError
-from app.verification.model import CallOutcome, CallState, CallStatus, Status
-from app.verification.ports import CallOrder, CallSender
+from app.verification.model import CallStatus, Status
 from app.verification.refusals import REFUSAL_KINDS, refusal_kind
-from app.verification.senders import SenderWrapper
 
 # Next to each series, the moment at which it began: twice as many series, and nobody asks.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
@@ -43,8 +39,6 @@ _CIRCUIT_STATES = ("closed", "half_open", "open")
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15)
 _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15)
 _STORE_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-
-ProviderCall = Callable[[Channel, str, str, float], None]
 
 
 class Metrics:
@@ -157,12 +151,8 @@ class Metrics:
             self._store_failures.inc()
 
     def provider_call(self, channel: Channel, operation: str, outcome: str, seconds: float) -> None:
-        """Time a request to the provider."""
+        """Time a request to a provider."""
         self._provider_time.labels(channel, operation, outcome).observe(seconds)
-
-    def timed(self, channel: Channel, sender: CallSender) -> CallSender:
-        """Wrap a sender so that its requests are timed; what stands in front of it (a circuit) is not."""
-        return TimedSender(channel, sender, self.provider_call)
 
     def set_circuits(self, states: Mapping[str, str]) -> None:
         """Show the state of each circuit of this process: ``closed``, ``half_open`` or ``open``."""
@@ -178,33 +168,3 @@ class Metrics:
         """Show how far behind each background step of this process is, in seconds."""
         for step, lag in lags.items():
             self._background.labels(step).set(lag)
-
-
-class TimedSender(SenderWrapper):
-    """A CallSender that tells how long the one behind it took, and how that ended."""
-
-    def __init__(self, channel: Channel, sender: CallSender, timed: ProviderCall) -> None:
-        super().__init__(sender)
-        self._channel = channel
-        self._timed = timed
-
-    async def place(self, order: CallOrder) -> CallOutcome:
-        """Place a call."""
-        began = time.perf_counter()
-        outcome = await super().place(order)
-        self._tell("place", type(outcome).__name__.lower(), began)  # placed, refused or unknown
-        return outcome
-
-    async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call. Raises ProviderError."""
-        began = time.perf_counter()
-        try:
-            state = await super().fetch_status(call_ref)
-        except ProviderError as error:
-            self._tell("look_up", refusal_kind(error), began)
-            raise
-        self._tell("look_up", "found" if state else "never_placed", began)
-        return state
-
-    def _tell(self, operation: str, outcome: str, began: float) -> None:
-        self._timed(self._channel, operation, outcome, time.perf_counter() - began)

@@ -4,6 +4,8 @@ Needs the extra ``tracing``, so it is imported only where traces are wanted; wit
 A span has the route, the method, the status and the names of things that the code chose: no path, no phone, no code.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from time import time_ns
 
@@ -17,11 +19,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.verification.channel import Channel
-from app.verification.errors import ProviderError
-from app.verification.model import CallOutcome, CallState, Refused
-from app.verification.ports import CallOrder, CallSender
-from app.verification.refusals import refusal_kind
-from app.verification.senders import SenderWrapper
 
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _SERVER_ERROR = 500
@@ -61,9 +58,27 @@ class Tracing:
             now
         )
 
-    def traced(self, channel: Channel, sender: CallSender) -> CallSender:
-        """Wrap a sender so that its requests are spans. The provider is a third party: it is told no context."""
-        return _TracedSender(channel, sender, self._tracer)
+    @contextmanager
+    def provider_request(
+        self, channel: Channel, provider: str, operation: str
+    ) -> Iterator[Callable[[str, str | None], None]]:
+        """Make a request to a provider a span; call what this yields with the outcome and, if it failed, the error.
+
+        The provider is a third party: no context is sent to it.
+        """
+        attributes = {"verify.channel": str(channel), "peer.service": provider}
+        with self._tracer.start_as_current_span(
+            f"provider {operation}", None, SpanKind.CLIENT, attributes,
+            record_exception=False, set_status_on_exception=False,
+        ) as span:  # fmt: skip
+
+            def end(outcome: str, error_type: str | None) -> None:
+                span.set_attribute("verify.outcome", outcome)
+                if error_type:
+                    span.set_attribute("error.type", error_type)
+                    span.set_status(Status(StatusCode.ERROR))
+
+            yield end
 
     @staticmethod
     def outgoing() -> dict[str, str]:
@@ -123,36 +138,3 @@ class _Traced:
                     span.set_attribute("http.route", route)
                 if not status or status >= _SERVER_ERROR:
                     span.set_status(Status(StatusCode.ERROR))
-
-
-class _TracedSender(SenderWrapper):
-    """A CallSender whose requests are spans."""
-
-    def __init__(self, channel: Channel, sender: CallSender, tracer: Tracer) -> None:
-        super().__init__(sender)
-        self._channel = channel
-        self._tracer = tracer
-
-    async def place(self, order: CallOrder) -> CallOutcome:
-        """Place a call."""
-        attributes = {"verify.channel": str(self._channel), "peer.service": self.provider}
-        with self._tracer.start_as_current_span("provider place", kind=SpanKind.CLIENT, attributes=attributes) as span:
-            outcome = await super().place(order)
-            span.set_attribute("verify.outcome", type(outcome).__name__.lower())
-            if isinstance(outcome, Refused):
-                span.set_attribute("error.type", refusal_kind(outcome.error))
-                span.set_status(Status(StatusCode.ERROR))
-            return outcome
-
-    async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call. Raises ProviderError."""
-        attributes = {"verify.channel": str(self._channel), "peer.service": self.provider}
-        with self._tracer.start_as_current_span(
-            "provider look_up", None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
-        ) as span:
-            try:
-                return await self._sender.fetch_status(call_ref)
-            except ProviderError as error:
-                span.set_attribute("error.type", refusal_kind(error))
-                span.set_status(Status(StatusCode.ERROR))
-                raise

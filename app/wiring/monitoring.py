@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from app.background import Background
 from app.providers.circuit import CircuitBreaker
@@ -11,17 +10,11 @@ from app.store.event_stream import RedisChanges
 from app.store.stats import RedisStats
 from app.store.webhooks import RedisOutbox
 from app.telemetry.exposition import Facts, OfProcess
-from app.telemetry.metrics import Metrics
 from app.verification.balance import Balance
-from app.verification.channel import Channel
 from app.verification.domain_events import DomainEvent, Publish
 from app.verification.errors import StoreUnavailable
 from app.verification.fraud_guard import FraudGuard
 from app.verification.policy import Allowance
-from app.verification.ports import CallSender
-
-if TYPE_CHECKING:
-    from app.telemetry.tracing import Tracing
 
 
 def tell(*observers: Publish) -> Publish:
@@ -32,14 +25,6 @@ def tell(*observers: Publish) -> Publish:
             observer(event)
 
     return observe
-
-
-def watch(
-    senders: Mapping[Channel, CallSender], metrics: Metrics, tracing: "Tracing | None"
-) -> dict[Channel, CallSender]:
-    """Time each request to a provider, and trace it where traces are wanted."""
-    timed = {channel: metrics.timed(channel, sender) for channel, sender in senders.items()}
-    return {channel: tracing.traced(channel, sender) for channel, sender in timed.items()} if tracing else timed
 
 
 def facts_of(

@@ -11,6 +11,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
 from app.providers.http import make_transport
+from app.providers.observe import ProviderObserver
 from app.providers.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
@@ -40,7 +41,7 @@ class Providers:
     poller: BalancePoller
     circuits: dict[str, CircuitBreaker]
 
-    def protect(self, settings: Settings, senders: Mapping[Channel, CallSender]) -> dict[Channel, CallSender]:
+    def protect(self, settings: Settings, observer: ProviderObserver) -> dict[Channel, CallSender]:
         """Put each provider's circuit breaker and bulkhead in front of its senders.
 
         The balance pays for Plusofon's calls alone.
@@ -49,11 +50,13 @@ class Providers:
         return {
             channel: ProtectedSender(
                 sender,
+                channel=channel,
                 circuit=self.circuits[sender.provider],
                 bulkhead=bulkheads[sender.provider],
+                observer=observer,
                 admit=self.poller.balance.require_enough if sender.provider == PLUSOFON else _admit_all,
             )
-            for channel, sender in senders.items()
+            for channel, sender in self.senders.items()
         }
 
 

@@ -11,6 +11,7 @@ from app.api.auth import ApiKeys
 from app.api.state import State
 from app.api.stopping import stop_signals
 from app.background import Background
+from app.providers.observe import ProviderObserver
 from app.sandbox import VirtualNetwork
 from app.settings import Settings, make_endpoints, make_policies
 from app.store.call_following import RedisCallQueue
@@ -29,7 +30,7 @@ from app.verification.fixed_codes import FixedCodes
 from app.verification.policy import Allowance
 from app.verification.service import VerificationService
 from app.wiring import parts
-from app.wiring.monitoring import facts_of, process_of, tell, watch
+from app.wiring.monitoring import facts_of, process_of, tell
 from app.wiring.providers import make_providers
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ async def build(
         store=RedisVerificationStore(runner, phone_key=names_key, webhook_clients=make_endpoints(settings.clients)),
         limits=RedisRateLimiter(runner, key=names_key),
         guard=guard,
-        senders=providers.protect(settings, watch(providers.senders, metrics, tracing)),
+        senders=providers.protect(
+            settings, ProviderObserver(metrics.provider_call, tracing.provider_request if tracing else None)
+        ),
         accounts=providers.plusofon,
         digester=CodeDigester(settings.secret_keys),
         policies=policies,

@@ -15,17 +15,17 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
 from app.main import create_app
+from app.providers.observe import ProviderObserver
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
 from app.telemetry.tracing import Tracing
-from app.verification.channel import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Refused
 from tests.fakes import FakeSender
 from tests.integration.conftest import run, sandbox_settings
-from tests.unit.test_metrics_series import ORDER
+from tests.unit.test_metrics_series import ORDER, observed
 
 ROOT = Path(__file__).parents[2]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -120,7 +120,7 @@ async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
     tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     sender = FakeSender()
-    traced = tracing.traced(Channel.VOICE, sender)
+    traced = observed(sender, ProviderObserver(lambda *_: None, tracing.provider_request))
     sender.outcome = Refused(ProviderUnavailable(retry_after=1))
     sender.unready = sender.state = ProviderUnavailable(retry_after=1)
 

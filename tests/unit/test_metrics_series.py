@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
+from app.providers.observe import ProviderObserver
 from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
 from app.telemetry.metrics import Metrics
 from app.verification.channel import Channel
@@ -33,7 +35,7 @@ from app.verification.errors import (
 )
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Status, Unknown
 from app.verification.phone import Phone
-from app.verification.ports import CallId, CallOrder
+from app.verification.ports import CallId, CallOrder, CallSender
 from tests.fakes import FakeSender
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,18 @@ ORDER = CallOrder(
     repeat=2,
     within=10,
 )
+
+
+def observed(sender: CallSender, observer: ProviderObserver) -> CallSender:
+    """Protect a sender as the service does, by a circuit that is closed."""
+    return ProtectedSender(
+        sender,
+        channel=Channel.VOICE,
+        circuit=CircuitBreaker("fake", failures=9, open_for=9),
+        bulkhead=Bulkhead(1),
+        observer=observer,
+        admit=lambda: None,
+    )
 
 
 def read(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -154,7 +168,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
     metrics, sender = Metrics(), FakeSender()
     sender.outcome = outcome
 
-    assert await metrics.timed(Channel.VOICE, sender).place(ORDER) is outcome
+    assert await observed(sender, ProviderObserver(metrics.provider_call)).place(ORDER) is outcome
 
     labels = {"channel": "voice", "operation": "place", "outcome": word}
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
@@ -171,7 +185,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
 async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, word: str) -> None:
     metrics, sender = Metrics(), FakeSender()
     sender.state = state
-    timed = metrics.timed(Channel.VOICE, sender)
+    timed = observed(sender, ProviderObserver(metrics.provider_call))
 
     if isinstance(state, ProviderError):
         with pytest.raises(ProviderUnavailable):
@@ -183,9 +197,9 @@ async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, w
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
 
 
-async def test_a_timed_sender_is_otherwise_the_one_behind_it() -> None:
+async def test_an_observed_sender_is_otherwise_the_one_behind_it() -> None:
     sender = FakeSender("somebody")
-    timed = Metrics().timed(Channel.VOICE, sender)
+    timed = observed(sender, ProviderObserver(Metrics().provider_call))
     sender.unready = ProviderUnavailable(retry_after=3)
 
     assert (timed.provider, timed.supports_status) == ("somebody", True)
