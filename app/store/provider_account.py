@@ -1,4 +1,4 @@
-"""The board in Redis on which one worker of the deployment writes the balance, and all others read it."""
+"""The balance cache in Redis: one worker of the deployment writes it, and all others read it."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -10,11 +10,11 @@ from app.verification.balance import CachedBalance
 READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))
 
 _KEY = "pv:{balance}"
-_MEMORY = timedelta(hours=1)  # longer than a reading is believed
+_MEMORY = timedelta(hours=1)  # longer than a reading is valid
 
 
 class RedisBalanceCache:
-    """The BalanceBoard of ``app/verification/balance.py``, on Redis.
+    """The BalanceCache of ``app/verification/balance.py``, on Redis.
 
     ``lease`` is how long a worker has for reading the balance, before another is asked to: longer than that can take.
     """
@@ -23,14 +23,14 @@ class RedisBalanceCache:
         self._runner = runner
         self._lease = lease
 
-    async def look(self, interval: timedelta) -> CachedBalance:
-        """Return the last known balance; one worker in each ``interval`` is told to read it anew."""
+    async def read(self, interval: timedelta) -> CachedBalance:
+        """Return the cached balance, and make one worker in each ``interval`` the reader."""
         arguments = [ms(interval), ms(self._lease), ms(_MEMORY)]
         rub, age, is_reader = await self._runner.run(READ, [_KEY], arguments)
         if not rub:
             return CachedBalance(is_reader=bool(is_reader))
         return CachedBalance(rub=Decimal(rub.decode()), age=timedelta(milliseconds=int(age)), is_reader=bool(is_reader))
 
-    async def post(self, rub: Decimal) -> None:
-        """Write down a balance that was just read."""
+    async def write(self, rub: Decimal) -> None:
+        """Store a balance that was just read."""
         await self._runner.run(WRITE, [_KEY], [str(rub), ms(_MEMORY)])

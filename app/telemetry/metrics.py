@@ -1,7 +1,8 @@
-"""What is counted and timed for Prometheus; every label is one of a few known words, whatever a caller sends."""
+"""Counters and timings for Prometheus; every label has few possible values, whatever a caller sends."""
 
 import os
 from collections.abc import Mapping
+from typing import Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
@@ -21,18 +22,17 @@ from app.verification.domain_events import (
 from app.verification.model import CallStatus, Status
 from app.verification.refusals import REFUSAL_KINDS, refusal_kind
 
-# Next to each series, the moment at which it began: twice as many series, and nobody asks.
+# The moment at which each series began would be twice as many series, and nobody reads it.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 
 PREFIX = "plusofon_verify_"
 SHARED_VARIABLE = "PLUSOFON_VERIFY_WORKERS_SHARE_METRICS"
 IS_SHARED = SHARED_VARIABLE in os.environ
-if not IS_SHARED:  # the library would share with whomever PROMETHEUS_MULTIPROC_DIR names; only our own workers are to
+if not IS_SHARED:  # with PROMETHEUS_MULTIPROC_DIR the library would share with other programs; only our workers may
     values.ValueClass = values.MutexValue
-UNMATCHED = "unmatched"  # the route of a path that no route has
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_MOST_WORDS = 64  # of one label whose words come from elsewhere in the code
+_MAX_LIMIT_NAMES = 64
 _CIRCUIT_STATES = ("closed", "half_open", "open")
 
 # In seconds. A check takes one round trip to Redis; a start also waits for the provider, up to 10 s.
@@ -42,11 +42,11 @@ _STORE_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 
 
 class Metrics:
-    """The series of one process. Each of its methods takes a few microseconds and raises nothing."""
+    """The series of one process. Its methods take a few microseconds and raise nothing."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        if not IS_SHARED:  # else it would be that of the one worker that happens to be asked
+        if not IS_SHARED:  # else it would be that of the one worker that is asked
             ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -54,6 +54,9 @@ class Metrics:
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(PREFIX + name, text, labels, registry=registry, buckets=buckets)
+
+        def gauge(name: str, text: str, over_workers: Literal["livesum", "livemax"], *labels: str) -> Gauge:
+            return Gauge(PREFIX + name, text, labels, registry=registry, multiprocess_mode=over_workers)
 
         self._requests = counter("requests", "Requests answered.", "method", "route", "status", "outcome")
         self._request_time = histogram(
@@ -80,19 +83,16 @@ class Metrics:
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", "limit")
         self._limit_names: set[str] = set()
 
-        # Of this process; over several workers the sum, or the worst of those that live.
+        # Of this process; with several workers the sum, or the worst of those alive.
         circuits = "Workers whose circuit to the provider is in this state."
-        self._circuits = self._gauge("circuit_state", circuits, "livesum", "circuit", "state")
-        self._listeners = self._gauge("listeners", "Open streams of events.", "livesum")
+        self._circuits = gauge("circuit_state", circuits, "livesum", "circuit", "state")
+        self._listeners = gauge("listeners", "Open streams of events.", "livesum")
         steps = "Seconds since a background step last succeeded, or should have."
-        self._background = self._gauge("background_lag_seconds", steps, "livemax", "step")
+        self._background = gauge("background_lag_seconds", steps, "livemax", "step")
         self._begin_at_zero()
 
-    def _gauge(self, name: str, text: str, over_workers: str, *labels: str) -> Gauge:
-        return Gauge(PREFIX + name, text, labels, registry=self.registry, multiprocess_mode=over_workers)  # type: ignore[arg-type] # a Literal
-
     def _begin_at_zero(self) -> None:
-        """Show what has not happened yet as 0: the rate of a series that appears with its first event misses it."""
+        """Begin each series at 0: the rate of one that appears with its first event misses that event."""
         for status in (Status.VERIFIED, Status.LOCKED, Status.CANCELED):
             self._ended.labels(status)
         for channel in Channel:
@@ -106,7 +106,7 @@ class Metrics:
                 self._over.labels(channel, final)
 
     def observe(self, event: DomainEvent) -> None:  # noqa: C901 - a table, written as a match
-        """Count what the domain tells; an ``Observe``."""
+        """Count a domain event; a ``Publish``."""
         match event:
             case CodeChecked(status):
                 if status is not Status.VERIFIED:
@@ -124,18 +124,15 @@ class Metrics:
             case CallRefused(channel, error):
                 self._refused.labels(channel, refusal_kind(error)).inc()
             case LimitHit(name):
-                self._limits.labels(self._known_limit(name)).inc()
+                if len(self._limit_names) < _MAX_LIMIT_NAMES:
+                    self._limit_names.add(name)
+                self._limits.labels(name if name in self._limit_names else "other").inc()
             case VerificationCanceled():
                 self._ended.labels(Status.CANCELED).inc()
 
-    def _known_limit(self, name: str) -> str:
-        if len(self._limit_names) < _MOST_WORDS:
-            self._limit_names.add(name)
-        return name if name in self._limit_names else "other"
-
     def request_handled(self, method: str, route: str | None, status: int, outcome: str, seconds: float) -> None:
         """Count a request by its route's template, never by its path; ``outcome`` is a problem's slug, or ``ok``."""
-        key = (method if method in _METHODS else "other", route or UNMATCHED, status, outcome)
+        key = (method if method in _METHODS else "other", route or "unmatched", status, outcome)
         series = self._request_series.get(key) or self._request_series.setdefault(key, self._series_of(*key))
         series[0].inc()
         series[1].observe(seconds)
@@ -145,7 +142,7 @@ class Metrics:
         return requests, self._request_time.labels(route)
 
     def round_trip(self, seconds: float, *, failed: bool) -> None:
-        """Time a round trip to Redis, whatever number of commands shared it."""
+        """Time a round trip to Redis; several commands may share one."""
         self._store_time.observe(seconds)
         if failed:
             self._store_failures.inc()
@@ -155,16 +152,16 @@ class Metrics:
         self._provider_time.labels(channel, operation, outcome).observe(seconds)
 
     def set_circuits(self, states: Mapping[str, str]) -> None:
-        """Show the state of each circuit of this process: ``closed``, ``half_open`` or ``open``."""
+        """Set the state of each circuit of this process: ``closed``, ``half_open`` or ``open``."""
         for circuit, state in states.items():
             for each in _CIRCUIT_STATES:
                 self._circuits.labels(circuit, each).set(each == state)
 
     def set_listeners(self, count: int) -> None:
-        """Show how many streams of events are open in this process."""
+        """Set how many event streams are open in this process."""
         self._listeners.set(count)
 
     def set_background(self, lags: Mapping[str, float]) -> None:
-        """Show how far behind each background step of this process is, in seconds."""
+        """Set how far behind each background step of this process is, in seconds."""
         for step, lag in lags.items():
             self._background.labels(step).set(lag)

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry: a request, the scripts it ran in Redis, and what it asked the provider.
+"""Traces by OpenTelemetry: a request, the scripts that it ran in Redis, and its requests to providers.
 
-Needs the extra ``tracing``, so it is imported only where traces are wanted; without them nothing of it costs anything.
-A span has the route, the method, the status and the names of things that the code chose: no path, no phone, no code.
+Needs the extra ``tracing``, so it is imported only where traces are wanted.
+A span has the route, the method, the status and names from the code: no path, no phone, no code.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ class Tracing:
         return cls(provider)
 
     def close(self) -> None:
-        """Send what was not sent yet; takes as long as the endpoint does."""
+        """Send the remaining spans; takes as long as the endpoint does."""
         self._provider.shutdown()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
@@ -50,7 +50,7 @@ class Tracing:
         return _Traced(app, self._tracer)
 
     def waited(self, script: str, seconds: float) -> None:
-        """Note that the present request waited for a script in Redis; what ``ScriptRunner`` takes as ``waited``."""
+        """Make a span of the time for which the present request waited for a script in Redis."""
         now = time_ns()
         attributes = {"db.system.name": "redis", "db.operation.name": "EVALSHA", "db.stored_procedure.name": script}
         began = now - int(seconds * 1e9)
@@ -82,7 +82,7 @@ class Tracing:
 
     @staticmethod
     def outgoing() -> dict[str, str]:
-        """Return the headers that carry the present trace on, to whoever may know of it (W3C Trace Context)."""
+        """Return the headers that continue the present trace elsewhere (W3C Trace Context)."""
         headers: dict[str, str] = {}
         _W3C.inject(headers)
         return headers
@@ -104,7 +104,7 @@ _HEADERS = _HeadersGetter()
 
 
 class _Traced:
-    """A pure ASGI middleware: each request is a span, of the caller's trace if it came with one."""
+    """A pure ASGI middleware: each request is a span, in the caller's trace if it came with one."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self.app = app

@@ -14,15 +14,15 @@ from app.verification.ports import ProviderAccounts
 
 log = logging.getLogger(__name__)
 
-# Every worker looks at the board this often. Together with the interval of reading and the time that a reading takes
+# Every worker reads the cache this often. Together with the interval of reading and the time that a reading takes
 # (10 s), all workers know of a top-up within a minute: 40 + 5 + 10 + 5 s.
-_UNTIL_NEXT_LOOK = timedelta(seconds=5)
+_CACHE_INTERVAL = timedelta(seconds=5)
 _INTERVAL = timedelta(seconds=40)
-_BELIEVED_FOR = timedelta(minutes=5)
+_VALID_FOR = timedelta(minutes=5)
 
 
 class BalanceLevel(StrEnum):
-    """What is to be thought of a balance. ``low``: no call is placed; ``unknown`` is not low."""
+    """``low``: no call is placed. ``unknown`` is not low."""
 
     OK = "ok"
     WARNING = "warning"
@@ -40,7 +40,7 @@ _EVENTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedBalance:
-    """What stands on the board: the last balance in RUB and its age, if any, and whether to read it anew now."""
+    """The last balance in RUB and its age, if any; ``is_reader`` if this worker is to read it from the provider now."""
 
     rub: Decimal | None = None
     age: timedelta = timedelta(0)
@@ -48,24 +48,24 @@ class CachedBalance:
 
 
 class BalanceCache(Protocol):
-    """What the workers share, so that one of them reads for all. Both methods raise StoreUnavailable."""
+    """Shares the balance between workers, so that one of them reads for all. Both methods raise StoreUnavailable."""
 
-    async def look(self, interval: timedelta) -> CachedBalance:
-        """Return what is known; one worker in each ``interval`` is told to read the balance.
+    async def read(self, interval: timedelta) -> CachedBalance:
+        """Return the cached balance, and make one worker in each ``interval`` the reader.
 
-        If it does not ``post`` one within a lease, another worker is told.
+        If it does not ``write`` a balance within a lease, another worker becomes the reader.
         """
         ...
 
-    async def post(self, rub: Decimal) -> None:
-        """Write down a balance that was just read."""
+    async def write(self, rub: Decimal) -> None:
+        """Store a balance that was just read."""
         ...
 
 
 class Balance:
-    """The last known balance, and what is to be thought of it now. Below ``minimum`` no call is placed.
+    """The last known balance and its level. Below ``minimum`` no call is placed.
 
-    A reading is believed for five minutes. ``clock`` counts seconds and is never set back (``time.monotonic``).
+    A reading is valid for five minutes. ``clock`` counts seconds and never goes back (``time.monotonic``).
     """
 
     def __init__(self, *, minimum: Decimal, warning: Decimal, clock: Callable[[], float]) -> None:
@@ -80,11 +80,11 @@ class Balance:
         if self._last is None:
             return None
         rub, read_at = self._last
-        return rub if self._clock() - read_at < _BELIEVED_FOR.total_seconds() else None
+        return rub if self._clock() - read_at < _VALID_FOR.total_seconds() else None
 
     @property
     def level(self) -> BalanceLevel:
-        """What is to be thought of it."""
+        """The level at this moment."""
         rub = self.rub
         if rub is None:
             return BalanceLevel.UNKNOWN
@@ -98,66 +98,60 @@ class Balance:
             raise BalanceTooLow
 
     def note(self, rub: Decimal, age: timedelta = timedelta(0)) -> None:
-        """Take down a balance that was read ``age`` ago."""
+        """Set a balance that was read ``age`` ago."""
         self._last = rub, self._clock() - age.total_seconds()
 
 
 class BalancePoller:
-    """Keeps ``balance`` up to date: one worker of a deployment asks the provider, once in each ``interval``."""
+    """Keeps ``balance`` up to date: one worker of a deployment asks the provider, once in 40 seconds."""
 
     def __init__(
         self,
         accounts: ProviderAccounts,
-        board: BalanceCache,
+        cache: BalanceCache,
         *,
         minimum: Decimal,
         warning: Decimal,
         clock: Callable[[], float],
-        interval: timedelta = _INTERVAL,
     ) -> None:
         self.balance = Balance(minimum=minimum, warning=warning, clock=clock)
         self._accounts = accounts
-        self._board = board
-        self._interval = interval
-        self._told: BalanceLevel | None = None  # none: nothing was known yet, and nobody missed it
+        self._cache = cache
+        self._logged: BalanceLevel | None = None  # none: nothing was known yet
 
     async def step(self) -> timedelta:
-        """Look at the board, and read the balance if it is for this worker to do; tell how long to wait until the next.
+        """Read the cache, and the balance if it is this worker's turn; return how long to wait until the next step.
 
-        A reading that fails changes nothing: the one before is believed until it is too old.
-
-        Raises:
-            StoreUnavailable: the other workers could not be asked, or not be told.
-
+        A reading that fails changes nothing: the one before stays valid until it is too old. Raises StoreUnavailable.
         """
         try:
-            posted = await self._board.look(self._interval)
-            if posted.rub is not None:
-                self.balance.note(posted.rub, posted.age)
-            if posted.is_reader:
+            cached = await self._cache.read(_INTERVAL)
+            if cached.rub is not None:
+                self.balance.note(cached.rub, cached.age)
+            if cached.is_reader:
                 await self._read()
         finally:
-            self._tell()
-        return _UNTIL_NEXT_LOOK * random.uniform(0.8, 1)  # noqa: S311 - spreads the workers, no secret
+            self._log_level()
+        return _CACHE_INTERVAL * random.uniform(0.8, 1)  # noqa: S311 - spreads the workers, no secret
 
     async def _read(self) -> None:
         try:
             rub = await self._accounts.get_balance()
         except ProviderError as error:
             log.warning("balance.not_read", extra={"error": repr(error)})
-            self._told = self._told or BalanceLevel.OK  # from here on it is missed
+            self._logged = self._logged or BalanceLevel.OK  # from here on an unknown balance is logged
             return
         self.balance.note(rub)
-        await self._board.post(rub)
+        await self._cache.write(rub)
 
-    def _tell(self) -> None:
-        """Log a change of level; the first one only if it is none to be glad of."""
-        level, before = self.balance.level, self._told
+    def _log_level(self) -> None:
+        """Log a change of level; of the first one, only a warning or a low one."""
+        level, before = self.balance.level, self._logged
         if level is before or (before is None and level is BalanceLevel.UNKNOWN):
             return
-        self._told = level
+        self._logged = level
         if before is None and level is BalanceLevel.OK:
             return
         rub = self.balance.rub
-        facts = {} if rub is None else {"rub": str(rub)}
-        log.log(logging.INFO if level is BalanceLevel.OK else logging.WARNING, _EVENTS[level], extra=facts)
+        fields = {} if rub is None else {"rub": str(rub)}
+        log.log(logging.INFO if level is BalanceLevel.OK else logging.WARNING, _EVENTS[level], extra=fields)

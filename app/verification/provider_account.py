@@ -1,4 +1,4 @@
-"""The account at the provider, as it is shown: its names and its balance."""
+"""The account at the provider: its names and its balance."""
 
 import asyncio
 import logging
@@ -22,29 +22,19 @@ class ProviderOverview:
 
 
 class AccountReader:
-    """Reads the provider's accounts and balance; all who ask at the same moment share one answer.
-
-    They would else take the places of calls in the pool of connections.
-    """
+    """Reads the provider's accounts and balance. Concurrent reads share one answer, and leave connections to calls."""
 
     def __init__(self, accounts: ProviderAccounts) -> None:
         self._accounts = accounts
         self._reading: asyncio.Task[ProviderOverview] | None = None
 
     async def read(self) -> ProviderOverview:
-        """Read both.
-
-        Raises:
-            ProviderError: the accounts could not be read.
-
-        """
-        if self._reading is None:
+        """Read both. Raises ProviderError if the accounts cannot be read; an unreadable balance is None."""
+        if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(self._forget)
         return await asyncio.shield(self._reading)
 
     async def _read(self) -> ProviderOverview:
-        """Read both. An unreadable balance is unknown, which is not the same as low."""
         accounts = await self._accounts.get_account()
         try:
             balance = await self._accounts.get_balance()
@@ -52,6 +42,3 @@ class AccountReader:
             log.warning("provider.balance_unknown", extra={"error": repr(error)})
             return ProviderOverview(accounts, None)
         return ProviderOverview(accounts, balance)
-
-    def _forget(self, _: object) -> None:
-        self._reading = None

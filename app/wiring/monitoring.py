@@ -9,7 +9,7 @@ from app.store.call_following import RedisCallQueue
 from app.store.event_stream import RedisChanges
 from app.store.stats import RedisStats
 from app.store.webhooks import RedisOutbox
-from app.telemetry.exposition import Facts, OfProcess
+from app.telemetry.exposition import ProcessGauges, ReadGauges
 from app.verification.balance import Balance
 from app.verification.domain_events import DomainEvent, Publish
 from app.verification.errors import StoreUnavailable
@@ -39,7 +39,7 @@ def facts_of(
     outbox: RedisOutbox,
     budget: Allowance,
     limits_key: bytes,
-) -> tuple[Facts, ...]:
+) -> tuple[ReadGauges, ...]:
     """Return what is the same whichever worker is asked."""
 
     async def store() -> Mapping[str, float]:
@@ -83,13 +83,13 @@ def facts_of(
 
 def process_of(
     circuits: Mapping[str, CircuitBreaker], changes: RedisChanges, background: Callable[[], Background]
-) -> OfProcess:
+) -> ProcessGauges:
     """Name what this process knows of itself. ``background`` is asked for late: it tells of these metrics, too."""
 
     def lags() -> dict[str, float]:
         return {name: lag.total_seconds() for name, lag in background().lag.items()}
 
-    return OfProcess(
+    return ProcessGauges(
         circuits=lambda: {name: circuit.state for name, circuit in circuits.items()},
         listeners=lambda: changes.listeners,
         background=lags,

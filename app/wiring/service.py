@@ -87,7 +87,7 @@ async def build(
     exposition = Exposition(
         metrics,
         version=version("plusofon-verify"),
-        facts=facts_of(
+        gauges=facts_of(
             ping=runner.ping,
             stats=stats,
             guard=guard,
@@ -99,7 +99,7 @@ async def build(
             budget=Allowance(policies.default.calls_per_day, "everybody"),
             limits_key=names_key,
         ),
-        of_process=process_of(providers.circuits, changes, lambda: background),
+        process=process_of(providers.circuits, changes, lambda: background),
     )
     webhooks = parts.make_webhooks(settings, runner)
     if webhooks and in_background:

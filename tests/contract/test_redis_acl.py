@@ -231,9 +231,9 @@ async def protect(redis: Redis) -> None:
     assert isinstance(claim, Claim)
     assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), HOUR)
 
-    board = RedisBalanceCache(runner)
-    assert (await board.look(HOUR)).is_reader
-    await board.post(Decimal("12.5"))
+    cache = RedisBalanceCache(runner)
+    assert (await cache.read(HOUR)).is_reader
+    await cache.write(Decimal("12.5"))
 
     queue = RedisCallQueue(runner, per_second=5, lease=HOUR)
     for number in range(2):

@@ -12,7 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped] # its stubs would be one more dependency
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.exposition import FACTS, Exposition, OfProcess
+from app.telemetry.exposition import GAUGES, Exposition, ProcessGauges
 from app.telemetry.metrics import Metrics
 from app.verification.domain_events import LimitHit
 
@@ -68,12 +68,12 @@ async def real(api: httpx.AsyncClient) -> Series:
     of_app = (await api.get("/metrics")).text
 
     async def known() -> dict[str, float]:
-        return dict.fromkeys(FACTS, 1)
+        return dict.fromkeys(GAUGES, 1)
 
-    of_process = OfProcess(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
+    process = ProcessGauges(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
     metrics = Metrics()
     metrics.observe(LimitHit("call_cooldown"))
-    told = await Exposition(metrics, version="1", facts=[known], of_process=of_process).render()
+    told = await Exposition(metrics, version="1", gauges=[known], process=process).render()
     return metrics_in(of_app, told.decode())
 
 

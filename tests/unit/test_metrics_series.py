@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
 from app.providers.observe import ProviderObserver
-from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
+from app.telemetry.exposition import Exposition, ProcessGauges, ReadGauges, shared_between_workers
 from app.telemetry.metrics import Metrics
 from app.verification.channel import Channel
 from app.verification.domain_events import (
@@ -79,8 +79,9 @@ class Seen:
         return self.series.get((name, frozenset(labels.items())))
 
 
-async def seen(metrics: Metrics, *facts: Facts, of_process: OfProcess | None = None) -> Seen:
-    return Seen(await Exposition(metrics, version="1.2.3", facts=facts, of_process=of_process).render())
+async def seen(metrics: Metrics, *gauges: ReadGauges, process: ProcessGauges | None = None) -> Seen:
+    exposition = Exposition(metrics, version="1.2.3", gauges=gauges, process=process or ProcessGauges())
+    return Seen(await exposition.render())
 
 
 async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
@@ -242,12 +243,12 @@ async def test_a_bug_in_one_source_hides_no_other_number(caplog: pytest.LogCaptu
 
 async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
     states: dict[str, str] = {"voice": "open"}
-    of_process = OfProcess(circuits=lambda: states, listeners=lambda: 4, background=lambda: {"follow": 1.5})
+    process = ProcessGauges(circuits=lambda: states, listeners=lambda: 4, background=lambda: {"follow": 1.5})
     metrics = Metrics()
 
-    before = await seen(metrics, of_process=of_process)
+    before = await seen(metrics, process=process)
     states["voice"] = "closed"
-    after = await seen(metrics, of_process=of_process)
+    after = await seen(metrics, process=process)
 
     assert (before("circuit_state", circuit="voice", state="open"), before("listeners")) == (1, 4)
     assert before("background_lag_seconds", step="follow") == 1.5
@@ -257,7 +258,7 @@ async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
 
 WORKER = """
 import asyncio, sys
-from app.telemetry.exposition import Exposition, OfProcess
+from app.telemetry.exposition import Exposition, ProcessGauges
 from app.telemetry.metrics import IS_SHARED, Metrics
 from app.verification.domain_events import CodeChecked
 from app.verification.model import Status
@@ -266,8 +267,8 @@ metrics = Metrics()
 metrics.observe(CodeChecked(Status.VERIFIED))
 metrics.request_handled("POST", "/verify/check", 200, "ok", 0.002)
 state, lag = sys.argv[1], float(sys.argv[2])
-mine = OfProcess(circuits=lambda: {"voice": state}, listeners=lambda: 2, background=lambda: {"f": lag})
-exposition = Exposition(metrics, version="1", of_process=mine)
+mine = ProcessGauges(circuits=lambda: {"voice": state}, listeners=lambda: 2, background=lambda: {"f": lag})
+exposition = Exposition(metrics, version="1", process=mine)
 asyncio.run(exposition.step())
 print("ready", flush=True)
 for _ in sys.stdin:
