@@ -1,15 +1,29 @@
-"""An HTTP answer of a provider, read as far as it can be, and what of it may be shown."""
+"""An HTTP answer of a provider: read as far as it can be, what of it may be shown, and what refuses a request."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import NoReturn
 
+from app.verification.errors import ProviderError, ProviderUnavailable
+from app.verification.model import CallStatus
+
 DEFAULT_RETRY_AFTER = 30  # seconds, where the provider sends none
 _LONGEST_RETRY_AFTER = 3600
 _LONGEST_MESSAGE = 200
+
+# The states of a call, as the relay and the sandbox name them. Plusofon's own words are open.
+CALL_STATUSES: Mapping[str, CallStatus] = {
+    "queued": CallStatus.INITIATED,
+    "ringing": CallStatus.RINGING,
+    "answered": CallStatus.ANSWERED,
+    "completed": CallStatus.COMPLETED,
+    "busy": CallStatus.BUSY,
+    "no_answer": CallStatus.NO_ANSWER,
+    "failed": CallStatus.FAILED,
+}
 
 
 class Redactor:
@@ -45,6 +59,26 @@ class Answer:
     text: str = field(repr=False)
     fields: Mapping[str, object] = field(repr=False)
     redact: Redactor = field(repr=False)
+
+
+Refusals = Sequence[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderError]]]
+"""The shapes of a provider's refusals, each with the error that it means. The first that fits wins.
+
+A refusal gives the attempt back to the person who asked, so a shape needs a reason to be in the table. An answer of no
+shape in it is unclear.
+"""
+
+
+def raise_refusal(answer: Answer, refusals: Refusals) -> None:
+    """Raise what the table says of an answer, if it has its shape."""
+    for fits, error in refusals:
+        if fits(answer):
+            raise error(answer)
+
+
+def retry_later(answer: Answer) -> ProviderUnavailable:
+    """Return the error of a provider that asks to wait."""
+    return ProviderUnavailable(retry_after=answer.retry_after)
 
 
 def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:

@@ -71,15 +71,6 @@ class Reason(StrEnum):
     OTHER = "other"
 
 
-_REASONS: Mapping[type[Exception], Reason] = {
-    aiohttp.ClientHttpProxyError: Reason.PROXY_REFUSED,
-    aiohttp.ClientProxyConnectionError: Reason.PROXY_UNREACHABLE,
-    aiohttp.ClientConnectorDNSError: Reason.DNS,
-    aiohttp.ClientConnectorCertificateError: Reason.CERTIFICATE,
-    aiohttp.ClientSSLError: Reason.TLS,
-    aiohttp.ConnectionTimeoutError: Reason.TIMEOUT,
-    httpx.ConnectTimeout: Reason.TIMEOUT,
-}
 _REASONS_BY_ERRNO: Mapping[int | None, Reason] = {
     errno.ECONNREFUSED: Reason.REFUSED,
     errno.ENETUNREACH: Reason.NO_ROUTE,
@@ -120,7 +111,7 @@ class ProviderHttp:
         connect_timeout: seconds for a place among the connections, the address, the connection and TLS, together.
         timeout: seconds for the whole of a request, its second try included; longer than ``connect_timeout``.
         max_connections: at once; a request beyond waits for a place, no longer than ``connect_timeout``.
-        transport: how requests are sent; by ``make_transport`` if left out.
+        transport: sends requests; see ``make_transport``.
 
     Raises:
         ValueError: the time-outs cannot work.
@@ -135,7 +126,7 @@ class ProviderHttp:
         connect_timeout: float,
         timeout: float,
         max_connections: int,
-        transport: httpx.AsyncBaseTransport | None,
+        transport: httpx.AsyncBaseTransport,
     ) -> None:
         # The other way round, the budget could end while connecting, and a call that never happened would look unclear.
         if not 0 < connect_timeout < timeout:
@@ -147,7 +138,7 @@ class ProviderHttp:
         # Counted here: aiohttp does not tell a lack of places from a connection that takes too long.
         self._places = asyncio.Semaphore(max_connections)
         # No httpx.AsyncClient around it: no redirects, cookies, proxies or passwords of the environment are wanted.
-        self._transport = transport or make_transport()
+        self._transport = transport
 
     async def aclose(self) -> None:
         """Close the connections. No request may be sent after this."""
@@ -233,7 +224,7 @@ class ProviderHttp:
         why = type(cause).__name__  # no message: it could name addresses or repeat headers
         if not isinstance(cause, _NEVER_CONNECTED + _NEVER_TRIED):
             return Unclear(why)
-        reason, detail = _reason(cause), _detail(cause)
+        reason, detail = _explain(cause)
         log.warning(self._not_reached, extra={"reason": reason, "error": why, "detail": detail or None})
         return NeverSent(why, is_retryable=isinstance(cause, _NEVER_CONNECTED), reason=reason, detail=detail)
 
@@ -260,26 +251,27 @@ async def _read_body(response: httpx.Response) -> bytes:
             return b""
 
 
-def _reason(error: Exception) -> Reason:
-    by_type = next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), None)
-    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
-    return by_type or _REASONS_BY_ERRNO.get(number, Reason.OTHER)
-
-
-def _detail(error: Exception) -> str:
-    """Return more on why no connection was made, if there is more: from OpenSSL, the system or the proxy's status."""
+def _explain(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - a table, written as a match
+    """Return why no connection was made, and more on it from OpenSSL, the system or the proxy, if there is more."""
     match error:
         case aiohttp.ClientHttpProxyError():
-            return f"status {error.status}"
-        case aiohttp.ClientConnectorCertificateError():
-            return str(getattr(error.certificate_error, "verify_message", ""))
-        case aiohttp.ClientSSLError():
-            return str(getattr(error.os_error, "reason", None) or "")
+            return Reason.PROXY_REFUSED, f"status {error.status}"
         case aiohttp.ClientProxyConnectionError():
             number = error.os_error.errno
-            return os.strerror(number) if number and number > 0 else error.os_error.strerror or ""
+            detail = os.strerror(number) if number and number > 0 else error.os_error.strerror
+            return Reason.PROXY_UNREACHABLE, detail or ""
+        case aiohttp.ClientConnectorDNSError():
+            return Reason.DNS, ""
+        case aiohttp.ClientConnectorCertificateError():
+            return Reason.CERTIFICATE, str(getattr(error.certificate_error, "verify_message", ""))
+        case aiohttp.ClientSSLError():
+            return Reason.TLS, str(getattr(error.os_error, "reason", None) or "")
+        case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout():
+            return Reason.TIMEOUT, ""
+        case aiohttp.ClientConnectorError():
+            return _REASONS_BY_ERRNO.get(error.os_error.errno, Reason.OTHER), ""
         case _:
-            return ""
+            return Reason.OTHER, ""
 
 
 def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> AiohttpTransport:

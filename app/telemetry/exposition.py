@@ -49,7 +49,7 @@ GAUGES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessGauges:
-    """What each worker knows of itself alone, in the shape that the ``set_…`` methods of ``Metrics`` take."""
+    """What each worker knows of itself alone; see ``Metrics.set_process``."""
 
     circuits: Callable[[], Mapping[str, str]] = dict
     listeners: Callable[[], int] = int
@@ -96,9 +96,10 @@ class Exposition:
         return _REFRESHED_EVERY
 
     def _refresh(self) -> None:
-        self._metrics.set_circuits(self._process.circuits())
-        self._metrics.set_listeners(self._process.listeners())
-        self._metrics.set_background(self._process.background())
+        process = self._process
+        self._metrics.set_process(
+            circuits=process.circuits(), listeners=process.listeners(), background=process.background()
+        )
 
 
 class _Collected(Collector):

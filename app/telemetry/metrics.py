@@ -133,13 +133,12 @@ class Metrics:
     def request_handled(self, method: str, route: str | None, status: int, outcome: str, seconds: float) -> None:
         """Count a request by its route's template, never by its path; ``outcome`` is a problem's slug, or ``ok``."""
         key = (method if method in _METHODS else "other", route or "unmatched", status, outcome)
-        series = self._request_series.get(key) or self._request_series.setdefault(key, self._series_of(*key))
-        series[0].inc()
-        series[1].observe(seconds)
-
-    def _series_of(self, method: str, route: str, status: int, outcome: str) -> tuple[Counter, Histogram]:
-        requests = self._requests.labels(method, route, f"{status // 100}xx", outcome)
-        return requests, self._request_time.labels(route)
+        if key not in self._request_series:
+            requests = self._requests.labels(*key[:2], f"{status // 100}xx", outcome)
+            self._request_series[key] = requests, self._request_time.labels(key[1])
+        requests, request_time = self._request_series[key]
+        requests.inc()
+        request_time.observe(seconds)
 
     def round_trip(self, seconds: float, *, failed: bool) -> None:
         """Time a round trip to Redis; several commands may share one."""
@@ -151,17 +150,18 @@ class Metrics:
         """Time a request to a provider."""
         self._provider_time.labels(channel, operation, outcome).observe(seconds)
 
-    def set_circuits(self, states: Mapping[str, str]) -> None:
-        """Set the state of each circuit of this process: ``closed``, ``half_open`` or ``open``."""
-        for circuit, state in states.items():
+    def set_process(self, *, circuits: Mapping[str, str], listeners: int, background: Mapping[str, float]) -> None:
+        """Set the gauges of this process.
+
+        Args:
+            circuits: the state of each circuit: ``closed``, ``half_open`` or ``open``.
+            listeners: how many event streams are open.
+            background: how many seconds each background step is behind.
+
+        """
+        for circuit, state in circuits.items():
             for each in _CIRCUIT_STATES:
                 self._circuits.labels(circuit, each).set(each == state)
-
-    def set_listeners(self, count: int) -> None:
-        """Set how many event streams are open in this process."""
-        self._listeners.set(count)
-
-    def set_background(self, lags: Mapping[str, float]) -> None:
-        """Set how far behind each background step of this process is, in seconds."""
-        for step, lag in lags.items():
+        self._listeners.set(listeners)
+        for step, lag in background.items():
             self._background.labels(step).set(lag)

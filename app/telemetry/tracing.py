@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from time import time_ns
 
-from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -88,21 +87,6 @@ class Tracing:
         return headers
 
 
-class _HeadersGetter(Getter[Headers]):
-    """Reads the context from the headers of a request."""
-
-    def get(self, carrier: Headers, key: str) -> list[str] | None:
-        """Return the values of a header."""
-        return carrier.getlist(key) or None
-
-    def keys(self, carrier: Headers) -> list[str]:
-        """Return the names of the headers."""
-        return list(carrier.keys())
-
-
-_HEADERS = _HeadersGetter()
-
-
 class _Traced:
     """A pure ASGI middleware: each request is a span, in the caller's trace if it came with one."""
 
@@ -123,7 +107,8 @@ class _Traced:
             await send(message)
 
         method = scope["method"]
-        parent = _W3C.extract(Headers(scope=scope), getter=_HEADERS)
+        headers = Headers(scope=scope)
+        parent = _W3C.extract({name: headers.getlist(name) for name in _W3C.fields})
         with self._tracer.start_as_current_span(
             method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
         ) as span:

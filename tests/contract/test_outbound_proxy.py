@@ -37,6 +37,7 @@ from tests.contract.test_plusofon_faults import (
     make_client,
     serving,
 )
+from tests.provider_options import http_options
 from tests.unit.test_webhooks_endpoint import EVENT
 
 HOST = "restapi.plusofon.test"  # a name that nobody but the proxy knows
@@ -170,7 +171,7 @@ async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file:
             Channel.VOICE,
             url=f"https://{HOST}/calls",
             secret=SECRET,
-            transport=make_transport(proxy=proxy.url, ca_file=ca_file),
+            **http_options(transport=make_transport(proxy=proxy.url, ca_file=ca_file)),
         ) as relay,
     ):
         with pytest.raises(ProviderUnavailable):  # what it answers is no relay's answer

@@ -27,6 +27,7 @@ from app.verification.model import (
     Unknown,
 )
 from app.verification.phone import Phone
+from tests.provider_options import http_options
 
 BASE_URL = "https://plusofon.test"
 USER_ID = "made-up-user"
@@ -63,9 +64,9 @@ def make_client(
         access_token=TOKEN,
         cabinet_token=cabinet_token,
         phone_prefix=phone_prefix,
-        connect_timeout=connect_timeout,
-        timeout=timeout,
-        transport=httpx.MockTransport(router.async_handler),
+        **http_options(
+            connect_timeout=connect_timeout, timeout=timeout, transport=httpx.MockTransport(router.async_handler)
+        ),
     )
 
 
@@ -587,7 +588,9 @@ class TestConstruction:
 
     async def test_it_needs_no_loop_and_no_network_to_be_made(self) -> None:
         client = await asyncio.to_thread(
-            PlusofonClient, base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN
+            lambda: PlusofonClient(
+                base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN, **http_options()
+            )
         )
         await client.aclose()
 

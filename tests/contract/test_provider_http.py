@@ -22,6 +22,7 @@ from app.verification.errors import ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder, CallSender
+from tests.provider_options import http_options
 
 ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
 TOKEN = "not-a-real-token"
@@ -54,7 +55,7 @@ class Plusofon:
     @staticmethod
     def open(line: Line, **how: Any) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - those of a client
         return PlusofonClient(
-            base_url="https://p.test", user_id="made-up-user", access_token=TOKEN, transport=line, **how
+            base_url="https://p.test", user_id="made-up-user", access_token=TOKEN, **http_options(transport=line, **how)
         )
 
     @staticmethod
@@ -74,7 +75,9 @@ class Relay:
 
     @staticmethod
     def open(line: Line, **how: Any) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - those of a client
-        return RelaySender(Channel.VOICE, url="https://r.test/verify", secret=SECRET, transport=line, **how)
+        return RelaySender(
+            Channel.VOICE, url="https://r.test/verify", secret=SECRET, **http_options(transport=line, **how)
+        )
 
     @staticmethod
     def sender(opened: Any) -> CallSender:  # noqa: ANN401 - what ``open`` gave

@@ -12,6 +12,7 @@ from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.scripts import ScriptRunner
 from app.verification.model import Status
 from tests.crashing import TOKEN, USER_ID, make_service
+from tests.provider_options import http_options
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis
     network = VirtualNetwork(pace=0)
     async with SandboxServer(create_sandbox_app(network, user_id=USER_ID, access_token=TOKEN)) as server:
         crashes = await crash_everywhere(redis_url, server.url)
-        async with PlusofonClient(base_url=server.url, user_id=USER_ID, access_token=TOKEN) as client:
+        async with PlusofonClient(base_url=server.url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
             service = make_service(ScriptRunner(redis, timeout=1), client)
             heard = 0
             for phone, *_ in crashes:

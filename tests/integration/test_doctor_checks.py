@@ -33,6 +33,7 @@ from app.store.health import RedisHealth
 from app.tokens import generate_keys
 from tests.contract.test_plusofon_faults import Conversation, NoAddress, answer_each, asking, serving, unheard_of
 from tests.integration.conftest import sandbox_settings
+from tests.provider_options import http_options
 
 TOKEN = "a-made-up-token"
 HEALTHY = RedisHealth(
@@ -67,7 +68,10 @@ async def ask_provider(
     url: str, token: str = TOKEN, transport: httpx.AsyncBaseTransport | None = None
 ) -> list[Finding]:
     client = PlusofonClient(
-        base_url=url, user_id="7", access_token=token, connect_timeout=0.2, timeout=0.5, transport=transport
+        base_url=url,
+        user_id="7",
+        access_token=token,
+        **http_options(connect_timeout=0.2, timeout=0.5, transport=transport),
     )
     async with client:
         return await check_provider(client, minimum=Decimal(10), warning=Decimal(100))

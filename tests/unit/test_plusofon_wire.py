@@ -16,6 +16,7 @@ from app.providers.plusofon.client import PlusofonClient
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
+from tests.provider_options import http_options
 
 TOKEN = "not-a-real-token"
 CABINET_TOKEN = "not-a-real-cabinet-token"
@@ -461,7 +462,7 @@ def client_answered(status: int, body: bytes) -> PlusofonClient:
         user_id=USER_ID,
         access_token=TOKEN,
         cabinet_token=CABINET_TOKEN,
-        transport=httpx.MockTransport(lambda _: httpx.Response(status, content=body)),
+        **http_options(transport=httpx.MockTransport(lambda _: httpx.Response(status, content=body))),
     )
 
 

@@ -40,10 +40,10 @@ class PlusofonClient:
         access_token: of the FlashCall account; places calls and reads their state.
         cabinet_token: for the accounts and the balance, where these take another token (seen); else ``access_token``.
         phone_prefix: how numbers begin, ``8`` (brief) or ``7`` (most public clients).
-        connect_timeout: see ``ProviderHttp``, as for the next three.
-        timeout: of a request.
-        max_connections: at once.
-        transport: how requests are sent.
+        connect_timeout: seconds; see ``ProviderHttp``.
+        timeout: seconds; see ``ProviderHttp``.
+        max_connections: see ``ProviderHttp``.
+        transport: sends requests.
 
     Raises:
         ValueError: an argument cannot work; its value is not repeated.
@@ -58,10 +58,10 @@ class PlusofonClient:
         access_token: str,
         cabinet_token: str | None = None,
         phone_prefix: PhonePrefix = "8",
-        connect_timeout: float = 3.0,
-        timeout: float = 10.0,
-        max_connections: int = 100,
-        transport: httpx.AsyncBaseTransport | None = None,
+        connect_timeout: float,
+        timeout: float,
+        max_connections: int,
+        transport: httpx.AsyncBaseTransport,
     ) -> None:
         self._base_url = check_url(base_url, "base_url")
         self._user_id = _header_value("user_id", user_id)
@@ -92,7 +92,7 @@ class PlusofonClient:
     async def initiate_call(
         self, phone: Phone, pin: str, lang: Lang, repeat: int, *, within: float | None = None
     ) -> CallOutcome:
-        """Have ``pin`` spoken to ``phone``, ``repeat`` times (brief: ``POST /api/v1/flash-call/call``).
+        """Have ``pin`` spoken to ``phone``, ``repeat`` times (brief).
 
         Never raises for what the provider or the network does. The request is written at most once, for Plusofon is not
         known to recognise a repeated one and each call is paid. ``within``: seconds left for it, if fewer than
@@ -109,7 +109,7 @@ class PlusofonClient:
         )
 
     async def send_flash_call(self, phone: Phone, pin: str | None, *, within: float | None = None) -> CallOutcome:
-        """Have ``phone`` called from a number that ends in ``pin`` (docs, seen: ``POST /api/v1/flash-call/send``).
+        """Have ``phone`` called from a number that ends in ``pin`` (docs, seen).
 
         Without a ``pin`` the provider chooses one; a pin that is not four digits is refused without a request. Else as
         ``initiate_call``.
@@ -134,7 +134,7 @@ class PlusofonClient:
         return await self._place(_FLASH_CALL, phone, body, parse, within=within)
 
     async def call_to_auth(self, phone: Phone, hook_url: str, *, within: float | None = None) -> CallOutcome:
-        """Ask for a number that ``phone`` is to dial (docs, seen: ``POST /api/v1/flash-call/call-to-auth``).
+        """Ask for a number that ``phone`` is to dial (docs, seen).
 
         Plusofon posts to ``hook_url`` when that call came in. The URL may hold a secret: it is not logged or repeated.
 
@@ -153,13 +153,9 @@ class PlusofonClient:
         return Refused(_unavailable(_REVERSE_CALL, outcome.why)) if isinstance(outcome, Unknown) else outcome
 
     async def check_call_status(self, call_id: str) -> CallState:
-        """Return the state of a call that was placed (brief: ``POST /api/v1/flash-call/status``).
+        """Return the state of a call that was placed (brief). Raises ProviderError.
 
         An unknown word reads as ``initiated`` and is kept in ``provider_status``, redacted.
-
-        Raises:
-            ProviderError: it refused (``ProviderRejected``) or did not answer sensibly (``ProviderUnavailable``).
-
         """
         state = await self._ask(wire.parse_call_state, "POST", _STATUS, self._call_token, {"call_id": call_id})
         if state.provider_status is not None:
@@ -167,21 +163,11 @@ class PlusofonClient:
         return state
 
     async def get_account(self) -> Sequence[ProviderAccount]:
-        """Return the FlashCall accounts, without the live tokens that come with them (docs: ``GET …/flash-call``).
-
-        Raises:
-            ProviderError: it refused (``ProviderRejected``) or did not answer sensibly (``ProviderUnavailable``).
-
-        """
+        """Return the FlashCall accounts, without the live tokens that come with them (docs). Raises ProviderError."""
         return await self._ask(wire.parse_accounts, "GET", _ACCOUNTS, self._cabinet_token)
 
     async def get_balance(self) -> Decimal:
-        """Return the balance in RUB (seen: ``GET /api/v1/payment/balance``).
-
-        Raises:
-            ProviderError: it refused (``ProviderRejected``) or did not answer sensibly (``ProviderUnavailable``).
-
-        """
+        """Return the balance in RUB (seen). Raises ProviderError."""
         return await self._ask(wire.parse_balance, "GET", _BALANCE, self._cabinet_token)
 
     async def _place(
@@ -203,7 +189,7 @@ class PlusofonClient:
             return Unknown(error.why)
 
     async def _ask(self, parse: Callable[[Answer], _T], method: str, path: str, token: str, body: object = None) -> _T:
-        """Ask for something that costs nothing, so an unclear answer is no worse than none."""
+        """Ask for something that costs nothing. Raises ProviderRejected, or ProviderUnavailable for no clear answer."""
         try:
             return parse(await self._send(method, path, token, body))
         except Unclear as error:

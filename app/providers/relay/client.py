@@ -26,10 +26,10 @@ class RelaySender:
         channel: ``voice`` or ``flash_call``: a relay is sent the code, so there has to be one.
         url: where orders are posted; ``{url}/{call}`` is where their state is asked for. No query.
         secret: ``whsec_…``, which signs each request as Standard Webhooks says.
-        connect_timeout: see ``ProviderHttp``, as for the next three.
-        timeout: of a request.
-        max_connections: at once.
-        transport: how requests are sent.
+        connect_timeout: seconds; see ``ProviderHttp``.
+        timeout: seconds; see ``ProviderHttp``.
+        max_connections: see ``ProviderHttp``.
+        transport: sends requests.
         now: seconds since 1970.
         trace_context: returns the headers of the present trace (W3C Trace Context).
 
@@ -47,10 +47,10 @@ class RelaySender:
         *,
         url: str,
         secret: str,
-        connect_timeout: float = 3.0,
-        timeout: float = 10.0,
-        max_connections: int = 50,
-        transport: httpx.AsyncBaseTransport | None = None,
+        connect_timeout: float,
+        timeout: float,
+        max_connections: int,
+        transport: httpx.AsyncBaseTransport,
         now: Callable[[], float] = time,
         trace_context: Callable[[], Mapping[str, str]] = dict,
     ) -> None:

@@ -1,29 +1,15 @@
-"""What is sent to a relay and what its answers mean; the protocol is this project's own, see ``docs/relay.md``."""
+"""The JSON sent to a relay, and that of its answers; the protocol is this project's own, see ``docs/relay.md``."""
 
 import json
 import re
-from collections.abc import Callable
 from http import HTTPStatus
 
-from app.providers.answer import Answer
+from app.providers.answer import CALL_STATUSES, Answer, Refusals, raise_refusal, retry_later
 from app.providers.http import Unclear
 from app.verification.channel import Channel
-from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
-from app.verification.model import CallState, CallStatus
+from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected
+from app.verification.model import CallState
 from app.verification.ports import CallId, CallOrder
-
-_TAKEN_STATUSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
-
-# The whole vocabulary. A word besides is no state: a relay that repeats the code in its place must not get it shown.
-_STATUS_WORDS = {
-    "queued": CallStatus.INITIATED,
-    "ringing": CallStatus.RINGING,
-    "answered": CallStatus.ANSWERED,
-    "completed": CallStatus.COMPLETED,
-    "busy": CallStatus.BUSY,
-    "no_answer": CallStatus.NO_ANSWER,
-    "failed": CallStatus.FAILED,
-}
 
 # Fits a path, a header and a signature as it is: no full stop, which Standard Webhooks forbids in an id that others
 # choose, and so no ".." either.
@@ -31,12 +17,12 @@ CALL_REF = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def name_call(name: CallId, channel: Channel) -> str:
-    """Name a call to the relay. The channel belongs to it: what one channel refused may go by another."""
+    """Return the relay's name of a call. The channel is part of it: a call that one refused may go by another."""
     return f"{name.verification_id}-{name.call_number}-{channel}"
 
 
 def write_order(order: CallOrder, channel: Channel, call: str) -> bytes:
-    """Write the body of the request that places a call, as it is sent and signed."""
+    """Return the body of the request that places a call, as it is sent and signed."""
     body = {
         "call": call,
         "channel": channel.value,
@@ -46,10 +32,6 @@ def write_order(order: CallOrder, channel: Channel, call: str) -> bytes:
         "repeat": order.repeat,
     }
     return json.dumps(body, separators=(",", ":")).encode()
-
-
-def _told_to_wait(answer: Answer) -> ProviderError:
-    return ProviderUnavailable(retry_after=answer.retry_after)
 
 
 def _rejected(answer: Answer) -> ProviderError:
@@ -64,30 +46,23 @@ def _says_refused(answer: Answer) -> bool:
     return answer.fields.get("status") == "refused"
 
 
-def _may_say_refused(status: int) -> bool:
-    return status == HTTPStatus.OK or HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-# What an answer to an order may be; the first row that fits wins. A refusal gives the attempt back to the person who
-# asked, so a row needs a reason to be here. What is in no row is unclear: 401, 403, 404 and 5xx without the word,
-# redirects, HTML, empty bodies, a yes under a status that says no. A proxy in between may have written those, before
-# the relay saw the request or after.
-_REFUSALS: tuple[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderError]], ...] = (
-    # 429, whatever the body: who limits a rate does so before anything is done, a proxy too.
-    (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, _told_to_wait),
+# In no row, so unclear: 401, 403, 404 and 5xx without the word, redirects, HTML, empty bodies, a success under a status
+# of failure. A proxy in between may have written those, before the relay saw the request or after.
+_REFUSALS: Refusals = (
+    # 429, whatever the body: a rate is limited before anything is done, by a proxy too.
+    (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, retry_later),
     # 503 with {"status": "refused"}: the relay is there and cannot now. Without the word it may be a proxy that lost
     # the relay half-way, so it is unclear, with Retry-After or not.
-    (lambda answer: answer.status == HTTPStatus.SERVICE_UNAVAILABLE and _says_refused(answer), _told_to_wait),
+    (lambda answer: answer.status == HTTPStatus.SERVICE_UNAVAILABLE and _says_refused(answer), retry_later),
     # {"status": "refused", "reason": "…"} under 200 or any 4xx; the reason "balance_too_low" has a meaning of its own.
-    (lambda answer: _says_refused(answer) and _may_say_refused(answer.status), _rejected),
+    (lambda answer: _says_refused(answer) and answer.status in (HTTPStatus.OK, *range(400, 500)), _rejected),
 )
 
 
 def parse_placed(answer: Answer, *, call: str) -> str:
     """Return the name by which the call is looked up: the relay's own if it gave a usable one, else ``call``.
 
-    ``{"status": "accepted"}`` or ``"placed"``, under 200, 201 or 202, is a call that was taken, with ``"call"`` or
-    without.
+    Placed is ``{"status": "accepted"}`` or ``"placed"`` under 200, 201 or 202, with ``"call"`` or without.
 
     Raises:
         ProviderError: it definitely was not placed.
@@ -95,20 +70,18 @@ def parse_placed(answer: Answer, *, call: str) -> str:
 
     """
     if answer.fields.get("status") in ("accepted", "placed"):
-        if answer.status not in _TAKEN_STATUSES:
+        if answer.status not in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED}:
             raise Unclear(f"HTTP {answer.status} with the word of a success")
         ref = answer.fields.get("call")
         return ref if isinstance(ref, str) and CALL_REF.fullmatch(ref) else call
-    for fits, error in _REFUSALS:
-        if fits(answer):
-            raise error(answer)
+    raise_refusal(answer, _REFUSALS)
     raise Unclear(f"HTTP {answer.status} without a verdict")
 
 
 def parse_state(answer: Answer) -> CallState | None:
     """Read ``{"status": "ringing"}``; none for 404 with ``{"error": "unknown_call"}``: it was never placed.
 
-    A 404 alone is a wrong path or a proxy, and proves nothing.
+    A 404 alone is a wrong path or a proxy, and proves nothing. An unknown word is not kept: it may be the code.
 
     Raises:
         ProviderUnavailable: the relay asks to wait, by 429 or 503.
@@ -116,10 +89,10 @@ def parse_state(answer: Answer) -> CallState | None:
 
     """
     word = answer.fields.get("status")
-    if answer.status == HTTPStatus.OK and isinstance(word, str) and word in _STATUS_WORDS:
-        return CallState(_STATUS_WORDS[word])
+    if answer.status == HTTPStatus.OK and isinstance(word, str) and word in CALL_STATUSES:
+        return CallState(CALL_STATUSES[word])
     if answer.status == HTTPStatus.NOT_FOUND and answer.fields.get("error") == "unknown_call":
         return None
     if answer.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-        raise ProviderUnavailable(retry_after=answer.retry_after)
+        raise retry_later(answer)
     raise Unclear(f"HTTP {answer.status} without a state")
