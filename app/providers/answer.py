@@ -98,8 +98,7 @@ def _json_object(text: str) -> Mapping[str, object]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is not JSON")
 
 
 def _seconds(retry_after: str | None) -> int:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import aiohttp
 import httpx
@@ -97,6 +97,19 @@ class Unclear(Exception):
         self.why = why
 
 
+class HttpOptions(TypedDict):
+    """What a provider's client is given for its ``ProviderHttp``."""
+
+    connect_timeout: float
+    """Seconds for a place among the connections, the address, the connection and TLS, together."""
+    timeout: float
+    """Seconds for the whole of a request, its second try included; longer than ``connect_timeout``."""
+    max_connections: int
+    """At once; a request beyond waits for a place, no longer than ``connect_timeout``."""
+    transport: httpx.AsyncBaseTransport
+    """Sends requests; see ``make_transport``."""
+
+
 class ProviderHttp:
     """Sends requests to one provider.
 
@@ -108,26 +121,15 @@ class ProviderHttp:
     Args:
         not_reached: name of the log event for each try that made no connection.
         unexpected_error: name of the log event for a bug in a library.
-        connect_timeout: seconds for a place among the connections, the address, the connection and TLS, together.
-        timeout: seconds for the whole of a request, its second try included; longer than ``connect_timeout``.
-        max_connections: at once; a request beyond waits for a place, no longer than ``connect_timeout``.
-        transport: sends requests; see ``make_transport``.
+        options: see ``HttpOptions``.
 
     Raises:
         ValueError: the time-outs cannot work.
 
     """
 
-    def __init__(
-        self,
-        *,
-        not_reached: str,
-        unexpected_error: str,
-        connect_timeout: float,
-        timeout: float,
-        max_connections: int,
-        transport: httpx.AsyncBaseTransport,
-    ) -> None:
+    def __init__(self, *, not_reached: str, unexpected_error: str, **options: Unpack[HttpOptions]) -> None:
+        connect_timeout, timeout = options["connect_timeout"], options["timeout"]
         # The other way round, the budget could end while connecting, and a call that never happened would look unclear.
         if not 0 < connect_timeout < timeout:
             raise ValueError("connect_timeout must be positive and shorter than timeout")
@@ -136,9 +138,9 @@ class ProviderHttp:
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         # Counted here: aiohttp does not tell a lack of places from a connection that takes too long.
-        self._places = asyncio.Semaphore(max_connections)
+        self._places = asyncio.Semaphore(options["max_connections"])
         # No httpx.AsyncClient around it: no redirects, cookies, proxies or passwords of the environment are wanted.
-        self._transport = transport
+        self._transport = options["transport"]
 
     async def aclose(self) -> None:
         """Close the connections. No request may be sent after this."""
@@ -149,8 +151,8 @@ class ProviderHttp:
     ) -> Answer:
         """Send a request and read its answer within the time budget, or ``within`` seconds if that is less.
 
-        A connection that was never made is tried once more, with another request of ``make_request``, if the time left
-        has room for a whole ``connect_timeout``. Half of the budget is for connecting at most.
+        Half of the budget is for connecting at most. A connection that was never made is tried once more, with another
+        request of ``make_request``, if the time left has room for a whole ``connect_timeout``.
 
         Raises:
             ProviderUnavailable: it was never written; the cause is a ``NeverSent``.
@@ -217,8 +219,8 @@ class ProviderHttp:
     def _failure(self, error: Exception) -> NeverSent | Unclear:
         """Return what one of ``_NETWORK_ERRORS`` means, and log a try that made no connection.
 
-        httpx-aiohttp 0.2 turns every ``aiohttp.ClientConnectionError`` into ``httpx.ConnectTimeout``, a connection that
-        was reset after the request was written included. So where aiohttp's own error is known, it alone decides.
+        Where aiohttp's own error is known, it alone decides: httpx-aiohttp 0.2 turns every ``ClientConnectionError``
+        into ``httpx.ConnectTimeout``, even that of a connection that was reset after the request was written.
         """
         cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
         why = type(cause).__name__  # no message: it could name addresses or repeat headers
@@ -230,9 +232,9 @@ class ProviderHttp:
 
 
 async def _read_body(response: httpx.Response) -> bytes:
-    """Read a body up to 64 KiB, both as sent and unpacked; JSON that is cut off makes no sense, which is enough.
+    """Read a body up to 64 KiB, both as sent and unpacked; JSON that is cut off is not JSON, which is enough.
 
-    None is asked for, but a compressed body is read all the same. httpx would unpack a thousand times what was sent.
+    A compressed body is read although none is asked for. httpx would unpack it to a thousand times its size.
     """
     raw = bytearray()
     async for chunk in cast("httpx.AsyncByteStream", response.stream):

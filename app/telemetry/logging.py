@@ -16,11 +16,12 @@ _QUIET = ("httpx", "uvicorn.access", "asyncio")
 def configure_logging(*, level: str, style: str) -> None:
     """Send all logs to standard error; ``style`` is ``json``, ``console``, or ``auto`` (colours in a terminal)."""
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     before: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamp,
         _drop_color_message,
     ]
     # Tracebacks without the values of local variables: one of them may be a code.
@@ -37,11 +38,7 @@ def configure_logging(*, level: str, style: str) -> None:
         )
     )
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *tail,
-        ],
+        processors=[structlog.processors.add_log_level, stamp, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -89,10 +89,8 @@ class Metrics:
         self._listeners = gauge("listeners", "Open streams of events.", "livesum")
         steps = "Seconds since a background step last succeeded, or should have."
         self._background = gauge("background_lag_seconds", steps, "livemax", "step")
-        self._begin_at_zero()
 
-    def _begin_at_zero(self) -> None:
-        """Begin each series at 0: the rate of one that appears with its first event misses that event."""
+        # Begin at 0: the rate of a series that appears with its first event misses that event.
         for status in (Status.VERIFIED, Status.LOCKED, Status.CANCELED):
             self._ended.labels(status)
         for channel in Channel:
@@ -151,14 +149,7 @@ class Metrics:
         self._provider_time.labels(channel, operation, outcome).observe(seconds)
 
     def set_process(self, *, circuits: Mapping[str, str], listeners: int, background: Mapping[str, float]) -> None:
-        """Set the gauges of this process.
-
-        Args:
-            circuits: the state of each circuit: ``closed``, ``half_open`` or ``open``.
-            listeners: how many event streams are open.
-            background: how many seconds each background step is behind.
-
-        """
+        """Set the gauges of this process: the states of its circuits, its open event streams, its lags in seconds."""
         for circuit, state in circuits.items():
             for each in _CIRCUIT_STATES:
                 self._circuits.labels(circuit, each).set(each == state)

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 from app.verification.errors import StoreUnavailable
@@ -27,8 +28,14 @@ _MOST_AT_ONCE = 256  # bounds how long the script that hands out events holds Re
 _LONGEST_BACKOFF = 10.0  # seconds between polls of a Redis that is down
 _RECORD_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # within the time after which another worker would take an event over
 
-Record = Callable[[], Awaitable[object]]
-"""Writes to the outbox what came of a delivery; may be done twice without harm."""
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """How to keep an event that was not delivered: until after ``pause``, or as a dead letter without one."""
+
+    attempts: int
+    error: str
+    pause: timedelta | None
 
 
 class WebhookDeliverer:
@@ -106,52 +113,48 @@ class WebhookDeliverer:
     async def _handle(self, delivery: Delivery) -> None:
         """Deliver one event, and record the outcome; a Redis that goes away meanwhile may come back in time."""
         try:
-            record = await self._deliver(delivery)
+            retry = await self._deliver(delivery)
         except Exception:
             log.exception("webhooks.failed", extra=_log_fields(delivery))
-            record = self._failed(delivery, Attempt(Outcome.UNREACHABLE, "failed inside the service"))
+            retry = self._failed(delivery, Attempt(Outcome.UNREACHABLE, "failed inside the service"))
         for pause in (0, *_RECORD_PAUSES):
             await asyncio.sleep(pause)
             with suppress(StoreUnavailable):
-                await record()
+                await self._record(delivery, retry)
                 return
         log.warning("webhooks.not_settled", extra=_log_fields(delivery))  # it is taken over later, and sent once more
 
-    async def _deliver(self, delivery: Delivery) -> Record:
-        """Make an attempt, and return how to record its outcome."""
+    async def _deliver(self, delivery: Delivery) -> _Retry | None:
+        """Make an attempt; return None if the event was delivered or nobody wants it."""
         endpoint = self._endpoints.get(delivery.event.client)
         if endpoint is None:  # not dropped: workers with newer settings may know it
             return self._failed(delivery, Attempt(Outcome.REJECTED, "the client has no endpoint"))
         if not endpoint.wants(delivery.event):
-            return lambda: self._outbox.done(delivery)
+            return None
         try:
             async with self._lanes[endpoint.url].slot():
                 attempt = await self._sender.send(endpoint, delivery.event)
         except LaneFull as full:  # not a failed attempt
-            return self._set_aside(delivery, delivery.attempts, delivery.error, full.pause * _jitter(0.75))
-        if attempt.outcome is Outcome.DELIVERED:
-            return lambda: self._outbox.done(delivery)
-        return self._failed(delivery, attempt)
+            return _Retry(delivery.attempts, delivery.error, full.pause * _jitter(0.75))
+        return None if attempt.outcome is Outcome.DELIVERED else self._failed(delivery, attempt)
 
-    def _failed(self, delivery: Delivery, attempt: Attempt) -> Record:
+    def _failed(self, delivery: Delivery, attempt: Attempt) -> _Retry:
         """Have it tried again after a pause, or give it up."""
         attempts = delivery.attempts + 1
-        log.info(
-            "webhooks.attempt_failed",
-            extra={**_log_fields(delivery), "attempt": attempts, "outcome": attempt.outcome.value},
-        )
+        fields = {"attempt": attempts, "outcome": attempt.outcome.value}
+        log.info("webhooks.attempt_failed", extra=_log_fields(delivery) | fields)
         pause = None
         if attempt.outcome is not Outcome.GONE and attempts <= len(self._schedule):
             pause = self._schedule[attempts - 1] * _jitter(1)
-        return self._set_aside(delivery, attempts, attempt.error, pause)
+        return _Retry(attempts, attempt.error, pause)
 
-    def _set_aside(self, delivery: Delivery, attempts: int, error: str, pause: timedelta | None) -> Record:
-        async def record() -> None:
-            again = await self._outbox.set_aside(delivery, attempts=attempts, error=error, pause=pause)
-            if not again:
-                log.warning("webhooks.given_up", extra={**_log_fields(delivery), "attempts": attempts, "error": error})
-
-        return record
+    async def _record(self, delivery: Delivery, retry: _Retry | None) -> None:
+        """Record an outcome; may be done twice without harm."""
+        if retry is None:
+            await self._outbox.done(delivery)
+        elif not await self._outbox.set_aside(delivery, attempts=retry.attempts, error=retry.error, pause=retry.pause):
+            fields = {"attempts": retry.attempts, "error": retry.error}
+            log.warning("webhooks.given_up", extra=_log_fields(delivery) | fields)
 
     async def _finish(self) -> None:
         """Let the events held be finished, and leave the rest to other workers."""
@@ -165,7 +168,7 @@ class WebhookDeliverer:
                 await asyncio.gather(*left, return_exceptions=True)
 
 
-def _log_fields(delivery: Delivery) -> dict[str, str]:
+def _log_fields(delivery: Delivery) -> dict[str, object]:
     event = delivery.event
     return {"event_id": event.id, "event_type": event.type, "client": event.client}
 

@@ -40,7 +40,13 @@ class Lane:
             raise LaneFull(self._pause())
         self._places -= 1
         try:
-            await self._acquire()
+            idle = not self._slots.locked()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._slots.acquire()
+            except TimeoutError:
+                raise LaneFull(self._pause()) from None
+            self._turned_away = 0 if idle else max(0, self._turned_away - 1)
             began = time.monotonic()
             try:
                 yield
@@ -49,15 +55,6 @@ class Lane:
                 self._slots.release()
         finally:
             self._places += 1
-
-    async def _acquire(self) -> None:
-        idle = not self._slots.locked()
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise LaneFull(self._pause()) from None
-        self._turned_away = 0 if idle else max(0, self._turned_away - 1)
 
     def _pause(self) -> timedelta:
         """Return when one more delivery will have a slot, at the present pace of the endpoint."""

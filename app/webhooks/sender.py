@@ -112,7 +112,7 @@ class WebhookSender:
                 asyncio.timeout(self._timeout),
                 self._session.post(target, data=body, headers=headers, allow_redirects=False, proxy=proxy) as response,
             ):
-                return _judge(response.status)
+                return _outcome(response.status)
         except TimeoutError:
             return Attempt(Outcome.TIMEOUT, f"no answer within {self._timeout:g} s")
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
@@ -136,7 +136,7 @@ def _verbatim(url: str) -> URL:
     return URL.build(scheme=scheme.lower(), authority=authority, path=path, encoded=True)
 
 
-def _judge(status: int) -> Attempt:
+def _outcome(status: int) -> Attempt:
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Attempt(Outcome.DELIVERED)
     if status == HTTPStatus.GONE:

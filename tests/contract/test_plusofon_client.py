@@ -592,7 +592,8 @@ class TestConstruction:
                 base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN, **http_options()
             )
         )
-        await client.aclose()
+        async with client:
+            pass
 
 
 async def test_the_words_of_a_refusal_are_logged_without_a_number(

@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -268,14 +269,9 @@ class TestTheSender:
         ids=str,
     )
     def test_what_cannot_work_is_told_at_once_without_its_value(self, wrong: dict[str, object]) -> None:
-        arguments = {
-            "channel": Channel.VOICE,
-            "url": "https://calls.example",
-            "secret": SECRET,
-            **http_options(**wrong),
-        }
+        arguments: dict[str, Any] = {"url": "https://calls.example", "secret": SECRET, **http_options(), **wrong}
         with pytest.raises(ValueError, match=r"\w") as caught:
-            RelaySender(**arguments)
+            RelaySender(**{"channel": Channel.VOICE, **arguments})
         assert "not-real" not in str(caught.value)
 
     async def test_it_is_a_call_sender_that_can_be_followed(self) -> None:

@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 import httpx
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.http import ProviderHttp, Unclear, check_url
+from app.providers.http import HttpOptions, ProviderHttp, Unclear, check_url
 from app.providers.plusofon import wire
 from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
@@ -40,10 +40,7 @@ class PlusofonClient:
         access_token: of the FlashCall account; places calls and reads their state.
         cabinet_token: for the accounts and the balance, where these take another token (seen); else ``access_token``.
         phone_prefix: how numbers begin, ``8`` (brief) or ``7`` (most public clients).
-        connect_timeout: seconds; see ``ProviderHttp``.
-        timeout: seconds; see ``ProviderHttp``.
-        max_connections: see ``ProviderHttp``.
-        transport: sends requests.
+        http: see ``HttpOptions``.
 
     Raises:
         ValueError: an argument cannot work; its value is not repeated.
@@ -58,10 +55,7 @@ class PlusofonClient:
         access_token: str,
         cabinet_token: str | None = None,
         phone_prefix: PhonePrefix = "8",
-        connect_timeout: float,
-        timeout: float,
-        max_connections: int,
-        transport: httpx.AsyncBaseTransport,
+        **http: Unpack[HttpOptions],
     ) -> None:
         self._base_url = check_url(base_url, "base_url")
         self._user_id = _header_value("user_id", user_id)
@@ -73,20 +67,13 @@ class PlusofonClient:
         self._http = ProviderHttp(
             not_reached="plusofon.not_reached",
             unexpected_error="plusofon.unexpected_error",
-            connect_timeout=connect_timeout,
-            timeout=timeout,
-            max_connections=max_connections,
-            transport=transport,
+            **http,
         )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connections. No request may be sent after this."""
         await self._http.aclose()
 
     async def initiate_call(
@@ -126,10 +113,8 @@ class PlusofonClient:
                 raise Unclear("a call whose code was not told")
             return placed
 
-        try:
-            wire.require_flash_pin(pin)
-        except ProviderRejected as error:
-            return _refused(error)
+        if pin is not None and not wire.FLASH_PIN.fullmatch(pin):
+            return _refused(ProviderRejected("not a code of four digits"))
         body = {"pin": pin} if pin is not None else {}
         return await self._place(_FLASH_CALL, phone, body, parse, within=within)
 
@@ -157,18 +142,18 @@ class PlusofonClient:
 
         An unknown word reads as ``initiated`` and is kept in ``provider_status``, redacted.
         """
-        state = await self._ask(wire.parse_call_state, "POST", _STATUS, self._call_token, {"call_id": call_id})
+        state = await self._ask(wire.parse_call_state, _STATUS, {"call_id": call_id})
         if state.provider_status is not None:
             log.warning("plusofon.unknown_call_status", extra={"word": state.provider_status})
         return state
 
     async def get_account(self) -> Sequence[ProviderAccount]:
         """Return the FlashCall accounts, without the live tokens that come with them (docs). Raises ProviderError."""
-        return await self._ask(wire.parse_accounts, "GET", _ACCOUNTS, self._cabinet_token)
+        return await self._ask(wire.parse_accounts, _ACCOUNTS)
 
     async def get_balance(self) -> Decimal:
         """Return the balance in RUB (seen). Raises ProviderError."""
-        return await self._ask(wire.parse_balance, "GET", _BALANCE, self._cabinet_token)
+        return await self._ask(wire.parse_balance, _BALANCE)
 
     async def _place(
         self,
@@ -182,29 +167,29 @@ class PlusofonClient:
     ) -> CallOutcome:
         try:
             body = {"phone": wire.format_phone(phone, self._phone_prefix), **body}
-            return parse(await self._send("POST", path, self._call_token, body, within=within, redact=redact))
+            return parse(await self._send(path, body, within=within, redact=redact))
         except ProviderError as error:
             return _refused(error)
         except Unclear as error:
             return Unknown(error.why)
 
-    async def _ask(self, parse: Callable[[Answer], _T], method: str, path: str, token: str, body: object = None) -> _T:
+    async def _ask(self, parse: Callable[[Answer], _T], path: str, body: Mapping[str, object] | None = None) -> _T:
         """Ask for something that costs nothing. Raises ProviderRejected, or ProviderUnavailable for no clear answer."""
         try:
-            return parse(await self._send(method, path, token, body))
+            return parse(await self._send(path, body))
         except Unclear as error:
             raise _unavailable(path, error.why) from error
 
     async def _send(
         self,
-        method: str,
         path: str,
-        token: str,
-        body: object,
+        body: Mapping[str, object] | None,
         *,
         within: float | None = None,
         redact: Redactor | None = None,
     ) -> Answer:
+        """Post a body with the token for calls, or get without one with the token of the cabinet."""
+        method, token = ("GET", self._cabinet_token) if body is None else ("POST", self._call_token)
         headers = {"Client": self._user_id, "Authorization": f"Bearer {token}"}
         request = partial(httpx.Request, method, self._base_url + path, headers=headers, json=body)
         return await self._http.send(request, redact=redact or self._redact, within=within)
@@ -222,12 +207,7 @@ def _unavailable(path: str, why: str) -> ProviderUnavailable:
 
 
 def _header_value(name: str, value: str) -> str:
-    """Return a value that can stand in a header: a line feed from a file of secrets is the usual mistake.
-
-    Raises:
-        ValueError: it cannot; the value is not repeated.
-
-    """
+    """Return a value that can stand in a header: a line feed from a file of secrets is the usual mistake."""
     if not re.fullmatch(r"[!-~]+", value):
         raise ValueError(f"{name} must be printable ASCII without spaces")
     return value

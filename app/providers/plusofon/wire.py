@@ -24,7 +24,7 @@ _LONGEST_NAME = 64  # of a status word or an account
 _LONGEST_IDENTIFIER = 128
 _LARGEST_EXPONENT = 12  # of a balance, either way: 1e999999999 is a fine Decimal and a gigabyte when written out
 
-_FLASH_PIN = re.compile(r"[0-9]{4}")  # a JSON number would have lost its leading zeros
+FLASH_PIN = re.compile(r"[0-9]{4}")  # the last digits of a number (docs)
 _PUNCTUATION = re.compile(r"[\s().\-\u2010-\u2015\u2212]")
 _RUSSIAN_NUMBER = re.compile(r"(?:\+?7|8)((?!80[39])[3489][0-9]{9})")
 
@@ -107,12 +107,6 @@ def parse_placed_call(answer: Answer) -> str:
     return call_id
 
 
-def require_flash_pin(pin: str | None) -> None:
-    """Return if ``pin`` can be the last four digits of a number (docs); else raise ProviderRejected."""
-    if pin is not None and not _FLASH_PIN.fullmatch(pin):
-        raise ProviderRejected("not a code of four digits")
-
-
 def parse_flash_call(answer: Answer) -> Placed:
     """Read ``{"success": true, "data": {"key": "…", "pin"?: "…", "operator"?: "…"}}`` (docs, seen).
 
@@ -125,7 +119,7 @@ def parse_flash_call(answer: Answer) -> Placed:
     if pin is None or pin == "":
         return Placed(key, operator=_operator(answer))
     code = _written(pin)
-    if code is None or not _FLASH_PIN.fullmatch(code):
+    if code is None or not FLASH_PIN.fullmatch(code):
         raise Unclear("a success with a pin that is not four digits")
     return Placed(key, code=code, operator=_operator(answer))
 

@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping
 from time import time
-from typing import Self
+from typing import Self, Unpack
 
 import httpx
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.http import ProviderHttp, Unclear, check_url
+from app.providers.http import HttpOptions, ProviderHttp, Unclear, check_url
 from app.providers.relay import wire
 from app.standard_webhooks import parse_secret, sign
 from app.verification.channel import Channel
@@ -26,12 +26,9 @@ class RelaySender:
         channel: ``voice`` or ``flash_call``: a relay is sent the code, so there has to be one.
         url: where orders are posted; ``{url}/{call}`` is where their state is asked for. No query.
         secret: ``whsec_…``, which signs each request as Standard Webhooks says.
-        connect_timeout: seconds; see ``ProviderHttp``.
-        timeout: seconds; see ``ProviderHttp``.
-        max_connections: see ``ProviderHttp``.
-        transport: sends requests.
         now: seconds since 1970.
         trace_context: returns the headers of the present trace (W3C Trace Context).
+        http: see ``HttpOptions``.
 
     Raises:
         ValueError: an argument cannot work; its value is not repeated.
@@ -47,12 +44,9 @@ class RelaySender:
         *,
         url: str,
         secret: str,
-        connect_timeout: float,
-        timeout: float,
-        max_connections: int,
-        transport: httpx.AsyncBaseTransport,
         now: Callable[[], float] = time,
         trace_context: Callable[[], Mapping[str, str]] = dict,
+        **http: Unpack[HttpOptions],
     ) -> None:
         if channel is Channel.REVERSE_CALL:
             raise ValueError("a relay takes no reverse calls")
@@ -66,10 +60,7 @@ class RelaySender:
         self._http = ProviderHttp(
             not_reached="relay.not_reached",
             unexpected_error="relay.unexpected_error",
-            connect_timeout=connect_timeout,
-            timeout=timeout,
-            max_connections=max_connections,
-            transport=transport,
+            **http,
         )
 
     async def __aenter__(self) -> Self:
