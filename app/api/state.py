@@ -9,10 +9,10 @@ from app.api.event_stream import Live
 from app.api.idempotency import Idempotency
 from app.api.middleware import RequestHandled
 from app.api.ops import Circuit, Exposition
-from app.verification.balance import Balance
 from app.verification.call_urls import CallbackUrls
 from app.verification.fraud_guard import FraudGuard
 from app.verification.ports import ProofTokens, Redemptions
+from app.verification.provider_account import Balance
 from app.verification.service import VerificationService
 
 

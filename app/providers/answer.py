@@ -14,7 +14,7 @@ DEFAULT_RETRY_AFTER = 30  # seconds, where the provider sends none
 _LONGEST_RETRY_AFTER = 3600
 _LONGEST_MESSAGE = 200
 
-# The states of a call, as the relay and the sandbox name them. Plusofon's own words are open.
+# The states of a call, as the relay and the sandbox name them. Those of Plusofon are not documented.
 CALL_STATUSES: Mapping[str, CallStatus] = {
     "queued": CallStatus.INITIATED,
     "ringing": CallStatus.RINGING,
@@ -64,8 +64,7 @@ class Answer:
 Refusals = Sequence[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderError]]]
 """The shapes of a provider's refusals, each with the error that it means. The first that fits wins.
 
-A refusal gives the attempt back to the person who asked, so a shape needs a reason to be in the table. An answer of no
-shape in it is unclear.
+A refused call is refunded, so a shape needs a reason to be in the table. An answer of any other shape is unclear.
 """
 
 

@@ -113,10 +113,10 @@ class HttpOptions(TypedDict):
 class ProviderHttp:
     """Sends requests to one provider.
 
-    Each request has a connection of its own. On a kept one, an answer that nobody asked for (a second one to an earlier
-    request) would be taken for the next request's: aiohttp 3.14 looks for such data when it puts a connection back, not
-    when it takes it out. And a kept connection that the server closes at that very moment would leave a call unknown.
-    The price is a handshake for each call.
+    Each request has a connection of its own. On a kept one, an unsolicited answer (a second one to an earlier request)
+    would be taken for the next request's: aiohttp 3.14 looks for such data when it puts a connection back, not when it
+    takes it out. And a kept connection that the server closes just then would leave a call unknown. The price is a
+    handshake for each call.
 
     Args:
         not_reached: name of the log event for each try that made no connection.
@@ -137,9 +137,9 @@ class ProviderHttp:
         self._unexpected_error = unexpected_error
         self._connect_timeout = connect_timeout
         self._timeout = timeout
-        # Counted here: aiohttp does not tell a lack of places from a connection that takes too long.
+        # Counted here: aiohttp reports a lack of places like a connection that takes too long.
         self._places = asyncio.Semaphore(options["max_connections"])
-        # No httpx.AsyncClient around it: no redirects, cookies, proxies or passwords of the environment are wanted.
+        # Without httpx.AsyncClient: no redirects, cookies, or proxies and passwords of the environment are wanted.
         self._transport = options["transport"]
 
     async def aclose(self) -> None:

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from app.store.scripts import Script, ScriptRunner
 from app.store.units import ms
-from app.verification.balance import CachedBalance
+from app.verification.provider_account import CachedBalance
 
 READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))
 
@@ -14,7 +14,7 @@ _MEMORY = timedelta(hours=1)  # longer than a reading is valid
 
 
 class RedisBalanceCache:
-    """The BalanceCache of ``app/verification/balance.py``, on Redis.
+    """The BalanceCache of ``app/verification/provider_account.py``, on Redis.
 
     ``lease`` is how long a worker has for reading the balance, before another is asked to: longer than that can take.
     """

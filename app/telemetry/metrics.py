@@ -22,7 +22,7 @@ from app.verification.domain_events import (
 from app.verification.model import CallStatus, Status
 from app.verification.refusals import REFUSAL_KINDS, refusal_kind
 
-# The moment at which each series began would be twice as many series, and nobody reads it.
+# The moment at which each series began would double the number of series.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 
 PREFIX = "plusofon_verify_"
@@ -79,7 +79,9 @@ class Metrics:
         self._placed = counter("calls_placed", "Calls that were placed, or may have been.", "channel", "status")
         self._over = counter("calls_ended", "Calls by their final state.", "channel", "status")
         self._refused = counter("calls_refused", "Calls that the provider did not place.", "channel", "kind")
-        self._unknown = counter("unknown_call_statuses", "Looks at a call that met a word not known here.", "channel")
+        self._unknown = counter(
+            "unknown_call_statuses", "Look-ups of a call that returned an unknown status.", "channel"
+        )
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", "limit")
         self._limit_names: set[str] = set()
 

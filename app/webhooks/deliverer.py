@@ -125,7 +125,7 @@ class WebhookDeliverer:
         log.warning("webhooks.not_settled", extra=_log_fields(delivery))  # it is taken over later, and sent once more
 
     async def _deliver(self, delivery: Delivery) -> _Retry | None:
-        """Make an attempt; return None if the event was delivered or nobody wants it."""
+        """Make an attempt; return None if the event was delivered, or is not wanted."""
         endpoint = self._endpoints.get(delivery.event.client)
         if endpoint is None:  # not dropped: workers with newer settings may know it
             return self._failed(delivery, Attempt(Outcome.REJECTED, "the client has no endpoint"))

@@ -10,11 +10,11 @@ from app.store.event_stream import RedisChanges
 from app.store.stats import RedisStats
 from app.store.webhooks import RedisOutbox
 from app.telemetry.exposition import ProcessGauges, ReadGauges
-from app.verification.balance import Balance
 from app.verification.domain_events import DomainEvent, Publish
 from app.verification.errors import StoreUnavailable
 from app.verification.fraud_guard import FraudGuard
 from app.verification.policy import Allowance
+from app.verification.provider_account import Balance
 
 
 def tell(*observers: Publish) -> Publish:
@@ -33,8 +33,6 @@ def facts_of(
     stats: RedisStats,
     guard: FraudGuard,
     balance: Balance,
-    minimum_rub: Decimal,
-    warning_rub: Decimal,
     queue: RedisCallQueue,
     outbox: RedisOutbox,
     budget: Allowance,
@@ -51,9 +49,7 @@ def facts_of(
 
     async def known() -> Mapping[str, float | Decimal | None]:
         return {
-            "balance_rub": balance.rub,
-            "balance_minimum_rub": minimum_rub,
-            "balance_warning_rub": warning_rub,
+            **await balance.gauges(),
             "call_budget": budget.limit.count,
         }
 

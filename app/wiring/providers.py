@@ -19,11 +19,11 @@ from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.settings import Mode, Settings, SettingsError
 from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
-from app.verification.balance import BalancePoller
 from app.verification.call_urls import CallbackUrls
 from app.verification.channel import Channel
 from app.verification.code import derive_key
 from app.verification.ports import CallSender
+from app.verification.provider_account import BalancePoller
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing

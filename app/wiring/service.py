@@ -92,8 +92,6 @@ async def build(
             stats=stats,
             guard=guard,
             balance=balance,
-            minimum_rub=settings.min_balance_rub,
-            warning_rub=settings.warn_balance_rub,
             queue=queue,
             outbox=RedisOutbox(runner),
             budget=Allowance(policies.default.calls_per_day, "everybody"),

@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from app.store.connection import connect
 from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
-from app.verification.balance import BalanceCache, CachedBalance
 from app.verification.errors import StoreUnavailable
+from app.verification.provider_account import BalanceCache, CachedBalance
 from tests.ageing import age
 
 INTERVAL, LEASE, SECOND = timedelta(seconds=60), timedelta(seconds=30), timedelta(seconds=1)

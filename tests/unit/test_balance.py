@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from app.verification.balance import Balance, BalanceLevel, BalancePoller, CachedBalance
 from app.verification.errors import BalanceTooLow, ProviderUnavailable, StoreUnavailable
+from app.verification.provider_account import Balance, BalanceLevel, BalancePoller, CachedBalance
 from tests.fakes import FakeAccounts
 
 LOW, ENOUGH, PLENTY = Decimal("9.99"), Decimal("99.99"), Decimal(500)

@@ -55,7 +55,7 @@ class FlashCallChannel(_Channel):
 
 
 class ReverseCallChannel(_Channel):
-    """The CallSender that calls nobody: it gets a number for the person to dial (docs, seen).
+    """The CallSender that gets a number for the person to dial, and places no call (docs, seen).
 
     ``hook_url`` makes the URL to which Plusofon posts when the call of that id came in; it should hold a secret, for
     the hook has no signature.

@@ -28,7 +28,7 @@ _REVERSE_CALL = "/api/v1/flash-call/call-to-auth"  # docs, seen
 _ACCOUNTS = "/api/v1/flash-call"  # docs
 _BALANCE = "/api/v1/payment/balance"  # seen
 
-_SHORTEST_SECRET = 9  # characters of a part of a URL; a shorter one is a word such as "plusofon"
+_SHORTEST_SECRET = 9  # characters of a part of a URL; a shorter one is public, such as "plusofon"
 
 
 class PlusofonClient:
@@ -123,7 +123,7 @@ class PlusofonClient:
 
         Plusofon posts to ``hook_url`` when that call came in. The URL may hold a secret: it is not logged or repeated.
 
-        Nobody is called by this, and without an answer no number is dialled. So an unclear answer is ``Refused``, never
+        This places no call, and without an answer no number is dialled: so an unclear answer is ``Refused``, never
         ``Unknown``. Whether an unused number costs anything is open; the request is written at most once all the same.
 
         Returns:
@@ -140,7 +140,7 @@ class PlusofonClient:
     async def check_call_status(self, call_id: str) -> CallState:
         """Return the state of a call that was placed (brief). Raises ProviderError.
 
-        An unknown word reads as ``initiated`` and is kept in ``provider_status``, redacted.
+        An unknown status reads as ``initiated`` and is kept in ``provider_status``, redacted.
         """
         state = await self._ask(wire.parse_call_state, _STATUS, {"call_id": call_id})
         if state.provider_status is not None:

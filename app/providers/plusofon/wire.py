@@ -1,4 +1,4 @@
-"""Plusofon's JSON: its successes, the shapes of its refusals, and its spelling of phones.
+"""Plusofon's JSON: its successes, the shapes of its refusals, and the format of phones.
 
 Every fact carries its source: *brief* (asked for by the project's user), *docs* (help.plusofon.ru), *seen* (read in
 several public clients) or *open* (not known; it is handled so that a wrong guess costs no call and no money).
@@ -20,7 +20,7 @@ from app.verification.phone import Phone
 
 PhonePrefix = Literal["8", "7"]
 
-_LONGEST_NAME = 64  # of a status word or an account
+_LONGEST_NAME = 64  # of a status, an account or an operator
 _LONGEST_IDENTIFIER = 128
 _LARGEST_EXPONENT = 12  # of a balance, either way: 1e999999999 is a fine Decimal and a gigabyte when written out
 
@@ -128,7 +128,7 @@ def parse_reverse_call(answer: Answer) -> Placed:
     """Read ``{"success": true, "data": {"key": "…", "phone": "number to dial"}}`` (docs, seen).
 
     A success without a number to dial, or without a key that identifies the call when it comes in, is a refusal: it is
-    of no use, and nobody was called.
+    of no use, and no call was placed.
     """
     key, number = _identifier(_data(answer, "key")), _dialable(_data(answer, "phone"))
     if key is None:
@@ -156,16 +156,16 @@ def _dialable(value: object) -> Phone | None:
 
 
 def parse_call_state(answer: Answer) -> CallState:
-    """Read ``{"success": true, "data": {"status": "…"}}`` (brief); the words are open, so their spelling is lenient.
+    """Read ``{"success": true, "data": {"status": "…"}}`` (brief); the values are open, so they are read leniently.
 
-    An unknown word means that the call is still under way (open); up to 64 characters of it are kept, redacted.
+    An unknown status means that the call is still under way (open); up to 64 characters of it are kept, redacted.
     """
-    word = _data(answer, "status")
-    kept = answer.redact(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
-    if not kept:
-        raise Unclear("a success without a status word")
-    known = CALL_STATUSES.get(kept.lower().replace("-", "_"))
-    return CallState(known) if known else CallState(CallStatus.INITIATED, provider_status=kept)
+    status = _data(answer, "status")
+    shown = answer.redact(status).strip()[:_LONGEST_NAME] if isinstance(status, str) else ""
+    if not shown:
+        raise Unclear("a success without a status")
+    known = CALL_STATUSES.get(shown.lower().replace("-", "_"))
+    return CallState(known) if known else CallState(CallStatus.INITIATED, provider_status=shown)
 
 
 def parse_accounts(answer: Answer) -> list[ProviderAccount]:

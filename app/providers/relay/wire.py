@@ -46,13 +46,13 @@ def _says_refused(answer: Answer) -> bool:
     return answer.fields.get("status") == "refused"
 
 
-# In no row, so unclear: 401, 403, 404 and 5xx without the word, redirects, HTML, empty bodies, a success under a status
-# of failure. A proxy in between may have written those, before the relay saw the request or after.
+# In no row, so unclear: 401, 403, 404 and 5xx without "refused", redirects, HTML, empty bodies, a success under the
+# status of a failure. A proxy in between may have written those, before the relay saw the request or after.
 _REFUSALS: Refusals = (
     # 429, whatever the body: a rate is limited before anything is done, by a proxy too.
     (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, retry_later),
-    # 503 with {"status": "refused"}: the relay is there and cannot now. Without the word it may be a proxy that lost
-    # the relay half-way, so it is unclear, with Retry-After or not.
+    # 503 with {"status": "refused"}: the relay is there and cannot now. Without "refused" it may be a proxy that
+    # lost the relay half-way, so it is unclear, with Retry-After or not.
     (lambda answer: answer.status == HTTPStatus.SERVICE_UNAVAILABLE and _says_refused(answer), retry_later),
     # {"status": "refused", "reason": "…"} under 200 or any 4xx; the reason "balance_too_low" has a meaning of its own.
     (lambda answer: _says_refused(answer) and answer.status in (HTTPStatus.OK, *range(400, 500)), _rejected),
@@ -71,7 +71,7 @@ def parse_placed(answer: Answer, *, call: str) -> str:
     """
     if answer.fields.get("status") in ("accepted", "placed"):
         if answer.status not in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED}:
-            raise Unclear(f"HTTP {answer.status} with the word of a success")
+            raise Unclear(f"HTTP {answer.status} with the status of a success")
         ref = answer.fields.get("call")
         return ref if isinstance(ref, str) and CALL_REF.fullmatch(ref) else call
     raise_refusal(answer, _REFUSALS)
@@ -81,16 +81,16 @@ def parse_placed(answer: Answer, *, call: str) -> str:
 def parse_state(answer: Answer) -> CallState | None:
     """Read ``{"status": "ringing"}``; none for 404 with ``{"error": "unknown_call"}``: it was never placed.
 
-    A 404 alone is a wrong path or a proxy, and proves nothing. An unknown word is not kept: it may be the code.
+    A 404 alone is a wrong path or a proxy, and proves nothing. An unknown status is not kept: it may be the code.
 
     Raises:
         ProviderUnavailable: the relay asks to wait, by 429 or 503.
         Unclear: neither.
 
     """
-    word = answer.fields.get("status")
-    if answer.status == HTTPStatus.OK and isinstance(word, str) and word in CALL_STATUSES:
-        return CallState(CALL_STATUSES[word])
+    status = answer.fields.get("status")
+    if answer.status == HTTPStatus.OK and isinstance(status, str) and status in CALL_STATUSES:
+        return CallState(CALL_STATUSES[status])
     if answer.status == HTTPStatus.NOT_FOUND and answer.fields.get("error") == "unknown_call":
         return None
     if answer.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
