@@ -28,7 +28,7 @@ class ProviderRequest:
 class ProviderObserver:
     """Times requests by ``record_time``, and makes spans by ``open_span``."""
 
-    def __init__(self, record_time: RecordTime, open_span: OpenSpan | None = None) -> None:
+    def __init__(self, *, record_time: RecordTime, open_span: OpenSpan | None = None) -> None:
         self._record_time = record_time
         self._open_span = open_span or (lambda *_: nullcontext(lambda *_: None))
 

@@ -65,7 +65,10 @@ async def build(
         limits=RedisRateLimiter(runner, key=names_key),
         guard=guard,
         senders=providers.protect(
-            settings, ProviderObserver(metrics.provider_call, tracing.provider_request if tracing else None)
+            settings,
+            ProviderObserver(
+                record_time=metrics.provider_call, open_span=tracing.provider_request if tracing else None
+            ),
         ),
         accounts=providers.plusofon,
         digester=CodeDigester(settings.secret_keys),

@@ -120,7 +120,7 @@ async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
     tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     sender = FakeSender()
-    traced = observed(sender, ProviderObserver(lambda *_: None, tracing.provider_request))
+    traced = observed(sender, ProviderObserver(record_time=lambda *_: None, open_span=tracing.provider_request))
     sender.outcome = Refused(ProviderUnavailable(retry_after=1))
     sender.unready = sender.state = ProviderUnavailable(retry_after=1)
 

@@ -89,7 +89,7 @@ class Setup:
             channel=Channel.VOICE,
             circuit=self.circuit,
             bulkhead=self.bulkhead,
-            observer=ProviderObserver(self.record_time),
+            observer=ProviderObserver(record_time=self.record_time),
             admit=self.admit,
         )
 

@@ -169,7 +169,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
     metrics, sender = Metrics(), FakeSender()
     sender.outcome = outcome
 
-    assert await observed(sender, ProviderObserver(metrics.provider_call)).place(ORDER) is outcome
+    assert await observed(sender, ProviderObserver(record_time=metrics.provider_call)).place(ORDER) is outcome
 
     labels = {"channel": "voice", "operation": "place", "outcome": word}
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
@@ -186,7 +186,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
 async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, word: str) -> None:
     metrics, sender = Metrics(), FakeSender()
     sender.state = state
-    timed = observed(sender, ProviderObserver(metrics.provider_call))
+    timed = observed(sender, ProviderObserver(record_time=metrics.provider_call))
 
     if isinstance(state, ProviderError):
         with pytest.raises(ProviderUnavailable):
@@ -200,7 +200,7 @@ async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, w
 
 async def test_an_observed_sender_is_otherwise_the_one_behind_it() -> None:
     sender = FakeSender("somebody")
-    timed = observed(sender, ProviderObserver(Metrics().provider_call))
+    timed = observed(sender, ProviderObserver(record_time=Metrics().provider_call))
     sender.unready = ProviderUnavailable(retry_after=3)
 
     assert (timed.provider, timed.supports_status) == ("somebody", True)
