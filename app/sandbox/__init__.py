@@ -1,20 +1,21 @@
-"""A stand-in for Plusofon: its wire protocol over real HTTP on loopback, answered by a virtual telephone network."""
+"""The sandbox: Plusofon's HTTP API on loopback, in front of a virtual telephone network."""
 
-from app.sandbox.api import ACCOUNT_TOKEN, create_sandbox_app
 from app.sandbox.calls import NetworkStatus, VirtualCall
-from app.sandbox.errors import (
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import (
     CallRefused,
     CallUnknown,
+    FlashCall,
     NetworkError,
     NoAccess,
-    NobodyWaits,
+    NoCallWaiting,
     NoReply,
+    VirtualNetwork,
     WrongNumber,
 )
-from app.sandbox.faults import Fault, Faults
-from app.sandbox.network import FlashCall, VirtualNetwork
 from app.sandbox.numbers import MagicNumber
-from app.sandbox.phones import sandbox_router
+from app.sandbox.plusofon_api import ACCOUNT_TOKEN, create_sandbox_app
+from app.sandbox.routes import sandbox_router
 from app.sandbox.server import SandboxServer
 
 __all__ = [
@@ -28,8 +29,8 @@ __all__ = [
     "NetworkError",
     "NetworkStatus",
     "NoAccess",
+    "NoCallWaiting",
     "NoReply",
-    "NobodyWaits",
     "SandboxServer",
     "VirtualCall",
     "VirtualNetwork",

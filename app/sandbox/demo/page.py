@@ -1,42 +1,34 @@
-"""Serves the demo page: files of this package, with nothing in them that is made on the way."""
+"""Serves the demo page from the static files of this package."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from http import HTTPStatus
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
-# CSP Level 3, strict: nothing inline, nothing from elsewhere, and no string ever becomes code or markup.
+# CSP Level 3, strict: nothing inline, nothing from other origins, and no string ever becomes code or markup.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
     " form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
 )
-_HEADERS = {"Content-Security-Policy": _POLICY}
 _MEDIA_TYPES = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
-_EVENTS = "/verify/{verification_id}/events"
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    content: bytes
-    media_type: str
-
-    def response(self) -> Response:
-        return Response(self.content, headers=_HEADERS, media_type=self.media_type)
+_EVENT_STREAM = "/verify/{verification_id}/events"
+_STATIC = Path(__file__).with_name("static")
 
 
 def demo_router(*, channels: Sequence[str]) -> APIRouter:
-    """Build the routes of the page, which offers ``channels`` in this order; for the sandbox only."""
-    pages = _load()
+    """Return the routes of the page, which offers ``channels`` in this order; for sandbox mode only."""
+    files = {
+        path.relative_to(_STATIC).as_posix(): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
+        for path in _STATIC.rglob("*.*")
+    }
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
@@ -45,34 +37,19 @@ def demo_router(*, channels: Sequence[str]) -> APIRouter:
 
     @router.get("/demo")
     async def page() -> Response:
-        return pages["index.html"].response()
+        return await asset("index.html")
 
     @router.get("/demo/config.json")
     async def config(request: Request) -> Response:
-        """Tell the page what this service can do."""
+        """Return what the page can offer."""
         paths = {getattr(route, "path", None) for route in request.app.routes}
-        return JSONResponse({"channels": list(channels), "events": _EVENTS in paths})
+        return JSONResponse({"channels": list(channels), "events": _EVENT_STREAM in paths})
 
     @router.get("/demo/{name:path}")
     async def asset(name: str) -> Response:
-        if name not in pages:
+        if name not in files:
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        return pages[name].response()
+        content, media_type = files[name]
+        return Response(content, headers={"Content-Security-Policy": _POLICY}, media_type=media_type)
 
     return router
-
-
-def _load() -> Mapping[str, _File]:
-    """Read all files of the page, by their path: they are few, small, and known when the service starts."""
-    return {
-        name: _File(entry.read_bytes(), _MEDIA_TYPES[name.rpartition(".")[2]])
-        for name, entry in _walk(files(__package__) / "static")
-    }
-
-
-def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _walk(entry, f"{prefix}{entry.name}/")
-        else:
-            yield f"{prefix}{entry.name}", entry
