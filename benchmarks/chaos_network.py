@@ -3,7 +3,8 @@
 import random
 from decimal import Decimal
 
-from app.sandbox import Faults, FlashCall, VirtualNetwork
+from app.sandbox import Faults, VirtualNetwork
+from app.sandbox.network import FlashCall
 
 FAULTS = 0.3  # share of the requests that place a call
 PACE = 0.2  # seconds of a phase of a call

@@ -1,13 +1,4 @@
-"""The virtual telephone network: places calls, charges the account, and answers what each phone heard.
-
-NetworkError
-├── CallRefused     with a message of the provider
-├── NoAccess        the "no access" of Plusofon's documentation
-├── NoReply         no response; the call may have been placed
-├── CallUnknown     no such call, or it was dropped
-├── NoCallWaiting   a phone dialled, and no reverse call waits for it
-└── WrongNumber     a phone dialled, but not the number of its reverse call
-"""
+"""The virtual telephone network: places calls, charges the account, and answers what each phone heard."""
 
 import logging
 import secrets
@@ -34,38 +25,31 @@ CALLS_KEPT_PER_PHONE = 20
 CALLS_KEPT = 10_000
 NO_BALANCE = "Недостаточно средств на балансе"  # a guess: Plusofon's own message is not known
 REFUSAL = "error find flashcall account: not found"
+NO_SUCH_CALL = "error find call: not found"
 _FLASH_CALLER = "+7495000"  # no subscriber's number in Moscow begins with a zero
 
 
-class NetworkError(Exception):
-    """Base of the errors of the network."""
+class CallRefused(Exception):
+    """The call was not placed; the text is a message of the provider."""
 
 
-class CallRefused(NetworkError):
-    """The call was not placed; ``message`` is the reason."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class NoAccess(NetworkError):
+class NoAccess(Exception):
     """The call was not placed, because the account lacks a right."""
 
 
-class NoReply(NetworkError):
+class NoReply(Exception):
     """The request gets no response, whether or not the call was placed."""
 
 
-class CallUnknown(NetworkError):
-    """There is no such call, or it was dropped."""
+class CallUnknown(Exception):
+    """There is no such call, or it was dropped; the text is a message of the provider."""
 
 
-class NoCallWaiting(NetworkError):
+class NoCallWaiting(Exception):
     """No reverse call waits for this phone: there was none, it was dialled, or its five minutes are over."""
 
 
-class WrongNumber(NetworkError):
+class WrongNumber(Exception):
     """A reverse call waits for this phone, at another number than the dialled one."""
 
 
@@ -166,7 +150,7 @@ class VirtualNetwork:
         """
         record = self._records.get(call_id)
         if record is None or record.channel is not Channel.FLASH_CALL:
-            raise CallUnknown(call_id)
+            raise CallUnknown(NO_SUCH_CALL)
         return record.pin == pin
 
     def place_reverse_call(self, *, phone: str, callback_url: str) -> VirtualCall:
@@ -216,7 +200,7 @@ class VirtualNetwork:
 
         """
         if call_id not in self._records:
-            raise CallUnknown(call_id)
+            raise CallUnknown(NO_SUCH_CALL)
         return self._state(self._records[call_id])
 
     def calls_of(self, phone: str) -> list[VirtualCall]:

@@ -16,14 +16,13 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from app.sandbox.faults import Fault
-from app.sandbox.network import CallRefused, CallUnknown, NoAccess, NoReply, VirtualNetwork
+from app.sandbox.network import NO_SUCH_CALL, CallRefused, CallUnknown, NoAccess, NoReply, VirtualNetwork
 from app.sandbox.provider_callbacks import CallbackSender
 from app.sandbox.server import HANG_UP
 from app.verification.channel import Channel
 from app.verification.model import Lang
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own
-_NO_SUCH_CALL = "error find call: not found"
 _PAGE_NOT_FOUND = {"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}}
 _ERROR_PAGE = "<!doctype html><title>500</title><h1>Internal Server Error</h1>"
 
@@ -65,7 +64,13 @@ def create_sandbox_app(
             Route("/api/v1/flash-call", api.accounts, methods=["GET"]),
             Route("/api/v1/payment/balance", api.balance, methods=["GET"]),
         ],
-        exception_handlers={404: _page_not_found, 405: _page_not_found, HTTPException: _explain},
+        exception_handlers={
+            **dict.fromkeys((404, 405), _page_not_found),
+            **dict.fromkeys((CallRefused, CallUnknown), _refuse),
+            HTTPException: _explain,
+            NoAccess: _no_access,
+            NoReply: api.hold,
+        },
         lifespan=send_callbacks,
     )
     app.router.redirect_slashes = False  # a path with an additional slash is unknown
@@ -165,20 +170,14 @@ class _Api:
     async def status(self, request: Request) -> Response:
         """Return the status of a voice call; Plusofon documents none for other calls."""
         body = await self._read(request, _StatusBody)
-        try:
-            call = self.network.status(body.call_id)
-        except CallUnknown:
-            return _refusal(_NO_SUCH_CALL)
+        call = self.network.status(body.call_id)
         if call.channel is not Channel.VOICE:
-            return _refusal(_NO_SUCH_CALL)
+            raise CallUnknown(NO_SUCH_CALL)
         return _success({"status": call.status, "message": f"call {call.status.replace('_', ' ')}"})
 
     async def check(self, request: Request) -> Response:
         body = await self._read(request, _CheckBody)
-        try:
-            is_right = self.network.is_pin(body.key, body.pin)
-        except CallUnknown:
-            return _refusal(_NO_SUCH_CALL)
+        is_right = self.network.is_pin(body.key, body.pin)
         return JSONResponse({"success": True}) if is_right else _refusal("wrong pin")
 
     async def accounts(self, request: Request) -> Response:
@@ -210,38 +209,27 @@ class _Api:
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"{where}: {message}") from None
 
     async def _place(self, request: Request, place: Callable[[], object]) -> Response:
-        """Return the data that ``place`` returns, unless it refuses or the request meets a fault."""
+        """Respond with the data that ``place`` returns, unless the request meets a fault."""
         fault = self.network.faults.draw()
         if fault and not fault.placed:
             return _NOT_PLACED[fault]() if fault in _NOT_PLACED else await self._hang_up(request)
-        try:
-            response = _success(place())
-        except CallRefused as refusal:
-            return _refusal(refusal.message)
-        except NoAccess:
-            return PlainTextResponse("no access", HTTPStatus.INTERNAL_SERVER_ERROR)
-        except NoReply:
-            return await self._hold(request)
-        return await self._spoil(response, fault, request)
-
-    async def _spoil(self, response: Response, fault: Fault | None, request: Request) -> Response:
-        """Return what a fault makes of the response to a placed call."""
+        response = _success(place())
         match fault:
             case Fault.DELAYED:
                 await asyncio.sleep(self.network.faults.delay)
             case Fault.MALFORMED:
                 return Response(bytes(response.body)[:-2], media_type="application/json")
             case Fault.STALLED:
-                return await self._hold(request)
+                return await self.hold(request)
             case Fault.CLOSED_AFTER:
                 return await self._hang_up(request)
         return response
 
     async def _hang_up(self, request: Request) -> Response:
         request.scope["extensions"][HANG_UP]()
-        return await self._hold(request)  # until the connection is closed
+        return await self.hold(request)  # until the connection is closed
 
-    async def _hold(self, request: Request) -> Response:
+    async def hold(self, request: Request, _error: Exception | None = None) -> Response:
         """Hold the request until the client disconnects, or ``stall`` seconds are over."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.stall):
@@ -273,6 +261,14 @@ _NOT_PLACED: Mapping[Fault, Callable[[], Response]] = {
 async def _explain(_request: Request, error: Exception) -> Response:
     problem = cast("HTTPException", error)  # this handler is registered for it only
     return _failure(problem.status_code, problem.status_code, problem.detail)
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    return _refusal(str(error))
+
+
+async def _no_access(_request: Request, _error: Exception) -> Response:
+    return PlainTextResponse("no access", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 async def _page_not_found(_request: Request, _error: Exception) -> Response:

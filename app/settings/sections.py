@@ -10,30 +10,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from app.settings.validators import (
-    AnyCase,
-    ApiKeys,
-    CertificatesFile,
-    CommaSeparated,
-    Count,
-    HeaderToken,
-    HttpsOrigin,
-    Networks,
-    Prefixes,
-    ProxyUrl,
-    Purpose,
-    ReadableFile,
-    RedisUrl,
-    RelayUrl,
-    Rub,
-    SecretKey,
-    TestNumbers,
-    Timeout,
-    TokenKeys,
-    TracesUrl,
-    UserId,
-    WebhookSecret,
-)
+from app.settings import validators
 from app.settings.webhooks import WebhookFields
 from app.verification.channel import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
@@ -47,8 +24,8 @@ class _Section(BaseModel):
 class TlsSettings(_Section):
     """HTTPS served without a proxy in front."""
 
-    cert_file: ReadableFile | None = None
-    key_file: ReadableFile | None = None
+    cert_file: validators.ReadableFile | None = None
+    key_file: validators.ReadableFile | None = None
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """Return the mistakes that involve both fields, as the name of a field and a message."""
@@ -68,14 +45,14 @@ class TlsSettings(_Section):
 class ProxySettings(_Section):
     """The trusted reverse proxies: what they say about a client's address and scheme is used."""
 
-    addresses: Networks = []
+    addresses: validators.Networks = []
 
 
 class OutboundSettings(_Section):
     """How requests to Plusofon, a relay and webhooks are sent."""
 
-    proxy: ProxyUrl | None = None
-    ca_file: CertificatesFile | None = None
+    proxy: validators.ProxyUrl | None = None
+    ca_file: validators.CertificatesFile | None = None
 
     @property
     def proxy_url(self) -> str | None:
@@ -105,61 +82,61 @@ def _exceeds_connect_timeout(section: str) -> AfterValidator:
 class PlusofonSettings(_Section):
     """The provider."""
 
-    user_id: UserId = ""
-    access_token: HeaderToken = SecretStr("")
-    cabinet_token: HeaderToken | None = None
-    base_url: HttpsOrigin = "https://restapi.plusofon.ru"
+    user_id: validators.UserId = ""
+    access_token: validators.HeaderToken = SecretStr("")
+    cabinet_token: validators.HeaderToken | None = None
+    base_url: validators.HttpsOrigin = "https://restapi.plusofon.ru"
     phone_prefix: Literal["7", "8"] = "8"
-    connect_timeout_seconds: Timeout = 3
-    timeout_seconds: Annotated[Timeout, _exceeds_connect_timeout("PLUSOFON")] = 10
+    connect_timeout_seconds: validators.Timeout = 3
+    timeout_seconds: Annotated[validators.Timeout, _exceeds_connect_timeout("PLUSOFON")] = 10
     max_connections: int = Field(100, ge=1, le=1000)
     circuit_failures: int = Field(5, ge=1, le=1000)
     circuit_seconds: int = Field(15, ge=1, le=3600)
-    hook_addresses: Networks = []
+    hook_addresses: validators.Networks = []
     hook_delay_seconds: Annotated[float, Field(ge=0, le=60)] = 2
 
 
 class RelaySettings(_Section):
     """The operator's own HTTP service, which places the calls of ``channels`` in place of Plusofon."""
 
-    url: RelayUrl | None = None  # secret, as its path often is the credential
-    secret: WebhookSecret | None = None
-    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], CommaSeparated] = []
-    connect_timeout_seconds: Timeout = 3
-    timeout_seconds: Annotated[Timeout, _exceeds_connect_timeout("RELAY")] = 10
+    url: validators.RelayUrl | None = None  # secret, as its path often is the credential
+    secret: validators.WebhookSecret | None = None
+    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], validators.CommaSeparated] = []
+    connect_timeout_seconds: validators.Timeout = 3
+    timeout_seconds: Annotated[validators.Timeout, _exceeds_connect_timeout("RELAY")] = 10
 
 
 class SecretSettings(_Section):
     """The key of all digests and its predecessors, and the key of names in Redis, which does not rotate."""
 
-    key: SecretKey | None = None
-    names_key: SecretKey | None = None
-    previous_keys: Annotated[list[SecretKey], CommaSeparated] = []
+    key: validators.SecretKey | None = None
+    names_key: validators.SecretKey | None = None
+    previous_keys: Annotated[list[validators.SecretKey], validators.CommaSeparated] = []
 
 
 class ApiSettings(_Section):
     """The keys of clients."""
 
-    keys: ApiKeys = []
+    keys: validators.ApiKeys = []
 
 
 class AdminSettings(_Section):
     """The keys that may list and lift the blocks of the fraud guard."""
 
-    keys: ApiKeys = []
+    keys: validators.ApiKeys = []
 
 
 class RedisSettings(_Section):
     """Where verifications are stored."""
 
-    url: RedisUrl | None = None
-    timeout_seconds: Timeout = 1
+    url: validators.RedisUrl | None = None
+    timeout_seconds: validators.Timeout = 1
 
 
 class TokenSettings(_Section):
     """The signed token that a correct code yields. The first key signs, all of them verify."""
 
-    keys: TokenKeys | None = None
+    keys: validators.TokenKeys | None = None
     issuer: str = Field("plusofon-verify", min_length=1, max_length=255)
     lifetime_seconds: int = Field(600, ge=30, le=3600)
 
@@ -178,7 +155,7 @@ class CallSettings(_Section):
     limit: int = Field(3, ge=1, le=10)
     price_rub: Annotated[Decimal, Field(ge=0, le=1000, decimal_places=2)] = Decimal(3)
     cooldowns_seconds: Annotated[
-        list[Annotated[int, Field(ge=0, le=3600)]], CommaSeparated, Field(min_length=1, max_length=10)
+        list[Annotated[int, Field(ge=0, le=3600)]], validators.CommaSeparated, Field(min_length=1, max_length=10)
     ] = [60, 120, 300]
 
 
@@ -192,30 +169,30 @@ class CheckSettings(_Section):
 class PhoneSettings(_Section):
     """Prefixes that are never called, and prefixes that the fraud guard ignores."""
 
-    denied_prefixes: Prefixes = ["+7940", "+7998"]
-    allowed_prefixes: Prefixes = []
+    denied_prefixes: validators.Prefixes = ["+7940", "+7998"]
+    allowed_prefixes: validators.Prefixes = []
 
 
 class LimitSettings(_Section):
     """Rate limits; ``make_policies`` has the period of each."""
 
-    calls_per_phone_hour: Count = 5
-    calls_per_phone_day: Count = 10
-    calls_per_address: Count = 10
-    calls_per_range: Count = 30
-    calls_per_client: Count = 600
-    calls_per_day: Count = 1000
-    failed_checks_per_phone: Count | None = None
-    failed_checks_per_address: Count = 100
-    failed_checks_per_client: Count = 1000
-    test_starts_per_client: Count = 120
+    calls_per_phone_hour: validators.Count = 5
+    calls_per_phone_day: validators.Count = 10
+    calls_per_address: validators.Count = 10
+    calls_per_range: validators.Count = 30
+    calls_per_client: validators.Count = 600
+    calls_per_day: validators.Count = 1000
+    failed_checks_per_phone: validators.Count | None = None
+    failed_checks_per_address: validators.Count = 100
+    failed_checks_per_client: validators.Count = 1000
+    test_starts_per_client: validators.Count = 120
 
 
 class GuardSettings(_Section):
     """When calls to a range of numbers are taken for artificial traffic."""
 
     enabled: bool = True
-    min_calls: Count = 20
+    min_calls: validators.Count = 20
     min_conversion_percent: int = Field(10, ge=0, le=100)
 
     def rules(self, allowed_prefixes: Iterable[str]) -> GuardRules:
@@ -237,7 +214,7 @@ class EventsSettings(_Section):
 class TestSettings(_Section):
     """Test numbers: no call is placed, and the code is fixed."""
 
-    numbers: TestNumbers = []
+    numbers: validators.TestNumbers = []
 
 
 class ClientSettings(WebhookFields):
@@ -245,24 +222,24 @@ class ClientSettings(WebhookFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    purposes: list[Purpose] | None = None
+    purposes: list[validators.Purpose] | None = None
     channels: list[Channel] | None = None
-    calls_per_minute: Count | None = None
-    calls_per_day: Count | None = None
-    failed_checks: Count | None = None
+    calls_per_minute: validators.Count | None = None
+    calls_per_day: validators.Count | None = None
+    failed_checks: validators.Count | None = None
 
 
 class MetricsSettings(_Section):
     """Who may read the metrics, beside the holders of ``ADMIN_KEYS``: they show what was spent."""
 
-    keys: ApiKeys = []
+    keys: validators.ApiKeys = []
     open: bool = False
 
 
 class TracingSettings(_Section):
     """Where traces are sent."""
 
-    endpoint: TracesUrl | None = None
+    endpoint: validators.TracesUrl | None = None
 
 
 class WatchSettings(_Section):
@@ -274,13 +251,13 @@ class WatchSettings(_Section):
 class LogSettings(_Section):
     """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
-    format: Annotated[Literal["auto", "json", "console"], AnyCase] = "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], validators.AnyCase] = "info"
+    format: Annotated[Literal["auto", "json", "console"], validators.AnyCase] = "auto"
 
 
 class SandboxSettings(_Section):
     """The virtual telephone network: its account, the access token it accepts, and the seconds of a call's phase."""
 
-    balance_rub: Rub = Decimal(10_000)
-    access_token: HeaderToken | None = None
+    balance_rub: validators.Rub = Decimal(10_000)
+    access_token: validators.HeaderToken | None = None
     pace_seconds: Annotated[float, Field(gt=0, le=60)] = 1

@@ -14,21 +14,10 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.settings import sections
+from app.settings import sections, validators
 from app.settings.environment import read_environment
 from app.settings.error_messages import message_for, sentence, setting_at
 from app.settings.names import Setting, names_of
-from app.settings.validators import (
-    MIN_SECRET_BYTES,
-    AnyCase,
-    CommaSeparated,
-    FromJson,
-    Host,
-    OperatorChannels,
-    PublicUrl,
-    Purpose,
-    Rub,
-)
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 
@@ -73,21 +62,21 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True)
 
-    mode: Annotated[Mode, AnyCase] = Mode.PRODUCTION
-    host: Host = "127.0.0.1"
+    mode: Annotated[Mode, validators.AnyCase] = Mode.PRODUCTION
+    host: validators.Host = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
     keep_alive_seconds: int = Field(75, ge=1, le=3600)
-    purposes: Annotated[list[Purpose], CommaSeparated, Field(min_length=1)] = [
+    purposes: Annotated[list[validators.Purpose], validators.CommaSeparated, Field(min_length=1)] = [
         "phone_verification",
         "password_reset",
         "login",
     ]
-    public_url: PublicUrl | None = None
-    channels: Annotated[list[Channel], CommaSeparated, Field(min_length=1)] | None = None
-    operator_channels: OperatorChannels = []
-    min_balance_rub: Rub = Decimal(10)
-    warn_balance_rub: Rub = Decimal(100)
+    public_url: validators.PublicUrl | None = None
+    channels: Annotated[list[Channel], validators.CommaSeparated, Field(min_length=1)] | None = None
+    operator_channels: validators.OperatorChannels = []
+    min_balance_rub: validators.Rub = Decimal(10)
+    warn_balance_rub: validators.Rub = Decimal(100)
     tls: sections.TlsSettings = sections.TlsSettings()
     proxy: sections.ProxySettings = sections.ProxySettings()
     outbound: sections.OutboundSettings = sections.OutboundSettings()
@@ -111,7 +100,7 @@ class Settings(BaseSettings):
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     tracing: sections.TracingSettings = sections.TracingSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
-    clients: Annotated[dict[str, sections.ClientSettings], FromJson] = {}
+    clients: Annotated[dict[str, sections.ClientSettings], validators.FromJson] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -241,7 +230,7 @@ class Settings(BaseSettings):
         """The secret keys, newest first; in sandbox mode the default is a random key, kept by this process alone."""
         if self.secret.key is None:
             self.require_sandbox("SECRET_KEY")
-        newest = self.secret.key.get_secret_value() if self.secret.key else secrets.token_hex(MIN_SECRET_BYTES)
+        newest = self.secret.key.get_secret_value() if self.secret.key else secrets.token_hex(32)
         return [newest.encode(), *(key.get_secret_value().encode() for key in self.secret.previous_keys)]
 
     @cached_property

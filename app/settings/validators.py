@@ -23,7 +23,7 @@ from app.verification.fixed_codes import FixedCode
 from app.verification.phone import Phone, parse_phone
 
 CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-MIN_SECRET_BYTES = 32
+_MIN_SECRET_BYTES = 32
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
 _TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
 _MAPPED_PREFIX = 96  # bits of an IPv4-mapped IPv6 address that come before the IPv4 address
@@ -81,7 +81,7 @@ def _parse_json(value: object) -> object:
 
 
 def _check_secret_length(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+    if len(value.get_secret_value().encode()) < _MIN_SECRET_BYTES:
         raise PydanticCustomError("short", "must have at least 32 bytes; `plusofon-verify keygen` makes one")
     return value
 
