@@ -18,7 +18,7 @@ class ChoosingNetwork(VirtualNetwork):
     def __init__(self) -> None:
         faults = Faults(share=FAULTS, seed=42, delay=DELAY)
         balance = Decimal(10_000_000)
-        super().__init__(pace=PACE, balance=balance, calls_kept=1_000_000, faults=faults, tells_pin=True)
+        super().__init__(pace=PACE, balance=balance, calls_kept=1_000_000, faults=faults, returns_pin=True)
         self.chosen: set[str] = set()
 
     def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:

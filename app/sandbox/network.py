@@ -4,8 +4,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -62,17 +61,13 @@ class FlashCall:
     operator: str | None = None
 
 
-def _drop_callback(_callback: ProviderCallback) -> None:
-    log.warning("sandbox.hook_dropped", extra={"attempts": 0})
-
-
 class VirtualNetwork:
     """Places virtual calls. A call is answered after two phases of ``pace`` seconds, and completed after five.
 
     The state of a call follows from the ``monotonic`` clock; there are no background tasks. The last 20 calls of a
-    phone and the last ``calls_kept`` in all are kept. A call costs ``price`` of the ``balance``, in roubles.
-    ``tells_pin`` is an option of the account: whether the code and the operator of a flash call are returned. Requests
-    over HTTP that place a call meet ``faults``. Balance and faults can be set at any time.
+    phone and the last ``calls_kept`` in all are kept. A call costs ``price`` of the ``balance``, in roubles. With
+    ``returns_pin`` the account returns the code and the operator of each flash call. Requests over HTTP that place a
+    call meet ``faults``. Balance and faults can be set at any time.
     """
 
     def __init__(
@@ -81,7 +76,7 @@ class VirtualNetwork:
         pace: float = 1.0,
         balance: Decimal = Decimal("10000.00"),
         price: Decimal = Decimal("3.00"),
-        tells_pin: bool = False,
+        returns_pin: bool = False,
         faults: Faults | None = None,
         calls_kept: int = CALLS_KEPT,
         monotonic: Callable[[], float] = time.monotonic,
@@ -91,7 +86,7 @@ class VirtualNetwork:
         self.balance = balance
         self.price = price
         self.faults = faults or Faults()
-        self._tells_pin = tells_pin
+        self._returns_pin = returns_pin
         self._calls_kept = calls_kept
         self._monotonic = monotonic
         self._now = now
@@ -99,16 +94,7 @@ class VirtualNetwork:
         self._of_phone: dict[str, deque[str]] = {}  # call ids, each oldest first
         self._dial_numbers = cycle(DIAL_NUMBERS)
         self._as_form = cycle((False, True))
-        self._send: Callable[[ProviderCallback], None] = _drop_callback
-
-    @contextmanager
-    def sending_callbacks(self, send: Callable[[ProviderCallback], None]) -> Iterator[None]:
-        """Pass callbacks to ``send`` while the context is open; otherwise they are dropped."""
-        self._send = send
-        try:
-            yield
-        finally:
-            self._send = _drop_callback
+        self.send_callback: Callable[[ProviderCallback], None] | None = None  # without it, callbacks are dropped
 
     def place(self, *, phone: str, pin: str, lang: Lang, repeat: int) -> VirtualCall:
         """Call ``phone``, a number in E.164, and speak ``pin``.
@@ -137,7 +123,7 @@ class VirtualNetwork:
             pin = f"{(int(pin) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
         record = self._charge(phone, Channel.FLASH_CALL)
         call = self._add(replace(record, pin=pin, caller=_FLASH_CALLER + pin))
-        if not (self._tells_pin or ignores_pin):
+        if not (self._returns_pin or ignores_pin):
             return FlashCall(call=call)
         return FlashCall(call=call, pin=pin, operator=operator_of(phone))
 
@@ -166,7 +152,7 @@ class VirtualNetwork:
             callback_url=callback_url,
             callbacks_as_form=next(self._as_form) or phone == MagicNumber.CALLBACK_AS_FORM,
         )
-        self._send_callback(record, record.dial or "")
+        self._notify(record, record.dial or "")
         return self._add(record)
 
     def dial(self, *, phone: str, number: str) -> VirtualCall:
@@ -189,7 +175,7 @@ class VirtualNetwork:
         caller = phone.replace("+7", "8", 1)  # as Plusofon writes it
         if phone == MagicNumber.CALLBACK_OF_ANOTHER:
             caller = f"{caller[:-1]}{(int(caller[-1]) + 1) % 10}"
-        self._send_callback(record, caller)
+        self._notify(record, caller)
         return self._state(record)
 
     def status(self, call_id: str) -> VirtualCall:
@@ -246,14 +232,17 @@ class VirtualNetwork:
         if not of_phone:
             del self._of_phone[phone]
 
-    def _send_callback(self, record: CallRecord, number: str) -> None:
+    def _notify(self, record: CallRecord, number: str) -> None:
         callback = ProviderCallback(
             url=record.callback_url,
             body={"key": record.call_id, "phone": number},
             as_form=record.callbacks_as_form,
         )
         for _ in range(2 if record.phone == MagicNumber.CALLBACK_TWICE else 1):
-            self._send(callback)
+            if self.send_callback:
+                self.send_callback(callback)
+            else:
+                log.warning("sandbox.hook_dropped", extra={"attempts": 0})
 
     def _state(self, record: CallRecord) -> VirtualCall:
         return record.state(at=self._monotonic(), pace=self.pace)

@@ -29,27 +29,21 @@ class MagicNumber(StrEnum):
     REFUSED = "+79000000003", "The provider refuses every channel: HTTP 200 with success: false."
     NO_BALANCE = "+79000000004", "The account cannot pay for a call, on any channel: HTTP 200 with success: false."
     NO_ACCESS = "+79000000005", "The provider answers HTTP 500 with the text 'no access', on every channel."
-    NO_REPLY_PLACED = (
-        "+79000000006",
-        "The call is placed and heard, but the provider's answer never comes, on any channel.",
-    )
-    NO_REPLY_NOT_PLACED = "+79000000007", "Nothing is placed, and the provider's answer never comes, on any channel."
+    NO_REPLY_PLACED = "+79000000006", "The call is placed and heard, but the provider never answers, on any channel."
+    NO_REPLY_NOT_PLACED = "+79000000007", "No call is placed, and the provider never answers, on any channel."
     FAILED = "+79000000008", "The call is placed and fails in the network; the code is never heard."
     ODD_STATUS = "+79000000009", "The call passes through the undocumented status 'rerouted' before it completes."
     VOICE_REFUSED = (
         "+79000000010",
-        "The provider refuses to speak a code, with HTTP 200 and success: false; the other channels work.",
+        "The provider refuses voice calls alone: HTTP 200 with success: false.",
     )
     OTHER_PIN = (
         "+79000000011",
-        "For a flash call the provider ignores the requested code and returns another, which is what the phone sees.",
+        "A flash call ignores the requested code: the provider uses and returns another.",
     )
     CALLBACK_TWICE = "+79000000012", "Each callback of a reverse call is sent twice, both at the same moment."
     CALLBACK_OF_ANOTHER = "+79000000013", "The confirming callback of a reverse call has another caller's number."
-    CALLBACK_AS_FORM = (
-        "+79000000014",
-        "The callbacks of a reverse call are form fields; for other numbers JSON and form fields alternate.",
-    )
+    CALLBACK_AS_FORM = "+79000000014", "Callbacks are form fields; for other numbers JSON and form fields alternate."
 
 
 def operator_of(phone: str) -> str | None:

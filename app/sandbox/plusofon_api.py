@@ -23,7 +23,6 @@ from app.verification.channel import Channel
 from app.verification.model import Lang
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own
-_PAGE_NOT_FOUND = {"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}}
 _ERROR_PAGE = "<!doctype html><title>500</title><h1>Internal Server Error</h1>"
 
 
@@ -51,8 +50,11 @@ def create_sandbox_app(
     @asynccontextmanager
     async def send_callbacks(_: Starlette) -> AsyncIterator[None]:
         async with CallbackSender(pause=network.pace) as sender:
-            with network.sending_callbacks(sender.send):
+            network.send_callback = sender.send
+            try:
                 yield
+            finally:
+                network.send_callback = None
 
     app = Starlette(
         routes=[
@@ -85,11 +87,8 @@ _BodyT = TypeVar("_BodyT", bound=_Body)
 
 
 class _PhoneBody(_Body):
-    phone: Annotated[str, Field(pattern=r"^[78][0-9]{10}$")]
-
-    @property
-    def e164(self) -> str:
-        return f"+7{self.phone[1:]}"
+    # Converted to E.164.
+    phone: Annotated[str, Field(pattern=r"^[78][0-9]{10}$"), AfterValidator(lambda phone: f"+7{phone[1:]}")]
 
 
 _FlashPin = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
@@ -143,7 +142,7 @@ class _Api:
         body = await self._read(request, _CallBody)
 
         def place() -> object:
-            call = self.network.place(phone=body.e164, pin=body.pin, lang=body.lang, repeat=body.repeat)
+            call = self.network.place(phone=body.phone, pin=body.pin, lang=body.lang, repeat=body.repeat)
             return {"call_id": call.call_id}
 
         return await self._place(request, place)
@@ -152,7 +151,7 @@ class _Api:
         body = await self._read(request, _SendBody)
 
         def place() -> object:
-            placed = self.network.place_flash_call(phone=body.e164, pin=body.pin)
+            placed = self.network.place_flash_call(phone=body.phone, pin=body.pin)
             data = {"key": placed.call.call_id, "pin": placed.pin, "operator": placed.operator}
             return {name: value for name, value in data.items() if value is not None}
 
@@ -162,7 +161,7 @@ class _Api:
         body = await self._read(request, _CallToAuthBody)
 
         def place() -> object:
-            call = self.network.place_reverse_call(phone=body.e164, callback_url=body.hook_url)
+            call = self.network.place_reverse_call(phone=body.phone, callback_url=body.hook_url)
             return {"key": call.call_id, "phone": call.dial}
 
         return await self._place(request, place)
@@ -272,4 +271,4 @@ async def _no_access(_request: Request, _error: Exception) -> Response:
 
 
 async def _page_not_found(_request: Request, _error: Exception) -> Response:
-    return JSONResponse(_PAGE_NOT_FOUND)
+    return JSONResponse({"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}})

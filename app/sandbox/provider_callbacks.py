@@ -25,7 +25,7 @@ class ProviderCallback:
 
 
 class CallbackSender:
-    """Sends each callback in a task of its own while the context is open; on exit the tasks are cancelled.
+    """Sends each callback in a separate task while the context is open; on exit the tasks are cancelled.
 
     ``timeout`` is for one attempt, in seconds; ``pause`` is before the second attempt, and doubles before the third.
     """

@@ -189,7 +189,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
 
 
 def _problem(request: Request, status: HTTPStatus, detail: str) -> JSONResponse:
-    """Return a problem without a type of its own (RFC 9457, section 4.2.1), with the id of the request."""
+    """Return a problem of the type ``about:blank`` (RFC 9457, section 4.2.1), with the id of the request."""
     body = {
         "type": "about:blank",
         "title": status.phrase,

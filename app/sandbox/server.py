@@ -1,8 +1,8 @@
 """Serves an app on a loopback port in the running event loop, so that the sandbox is reached over real HTTP."""
 
 import socket
-from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Self
 
 import uvicorn
@@ -18,7 +18,7 @@ class SandboxServer:
     The lifespan of a Starlette app encloses the serving. A request can close its connection with ``HANG_UP``.
     """
 
-    _url: str
+    url: str  # http://127.0.0.1:port, set on entering
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,11 +38,6 @@ class SandboxServer:
             )
         )
 
-    @property
-    def url(self) -> str:
-        """The URL of the server, as ``http://127.0.0.1:port``."""
-        return self._url
-
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             # uvicorn would end the process if the lifespan failed.
@@ -52,7 +47,7 @@ class SandboxServer:
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             stack.callback(listener.close)
             listener.bind(("127.0.0.1", 0))
-            self._url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             # Not uvicorn's serve(), which also takes the signals of the process.
             self._server.config.load()
             self._server.lifespan = self._server.config.lifespan_class(self._server.config)
@@ -71,13 +66,10 @@ class SandboxServer:
         await self._server.shutdown()
 
     async def _serve_one(self, scope: Scope, receive: Receive, send: Send) -> None:
-        extensions = {**scope.get("extensions", {}), HANG_UP: self._hang_up_on(scope["client"])}
+        extensions = {**scope.get("extensions", {}), HANG_UP: partial(self._hang_up, scope["client"])}
         await self._app({**scope, "extensions": extensions}, receive, send)
 
-    def _hang_up_on(self, client: tuple[str, int]) -> Callable[[], None]:
-        def hang_up() -> None:
-            for connection in self._server.server_state.connections:
-                if connection.transport.get_extra_info("peername") == client:
-                    connection.transport.close()
-
-        return hang_up
+    def _hang_up(self, client: tuple[str, int]) -> None:
+        for connection in self._server.server_state.connections:
+            if connection.transport.get_extra_info("peername") == client:
+                connection.transport.close()

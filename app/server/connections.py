@@ -71,7 +71,7 @@ class Connections:
         if len(self.waiting) > self.limits.max_waiting or len(self.all) > self._max:
             next(iter(self.waiting)).drop("limit")
         if not self._timer:
-            self._set_timer()
+            self._timer = asyncio.get_running_loop().call_later(self.limits.check_seconds, self._check)
 
     def remove(self, connection: "HttpProtocol") -> None:
         """Remove a closed connection."""
@@ -83,17 +83,14 @@ class Connections:
         self._unreported[event, reason] += 1
         self._log_reports(asyncio.get_running_loop().time())
 
-    def _set_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self.limits.check_seconds, self._check)
-
     def _check(self) -> None:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for connection in list(self.all):
             connection.check_deadlines(now)
         self._log_reports(now)
-        self._timer = None
-        if self.all or self._unreported:
-            self._set_timer()
+        has_work = self.all or self._unreported
+        self._timer = loop.call_later(self.limits.check_seconds, self._check) if has_work else None
 
     def _log_reports(self, now: float) -> None:
         for (event, reason), count in list(self._unreported.items()):

@@ -218,12 +218,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._close()
             return
         self._data = self._data + data if self._data else data
-        if not self._request:
-            self._read_request()
-        elif self._request.is_whole:
+        if self._request and self._request.is_whole:
             self._pause_reading()
         else:
-            self._read_body(self._request)
+            self._read()
 
     def _pause_reading(self) -> None:
         if not self._read_paused and not self.transport.is_closing():
@@ -237,8 +235,18 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
+    def _read(self) -> None:
+        """Read a request, or more of its body, from the data; refuse what is invalid."""
+        try:
+            if self._request:
+                self._read_body(self._request)
+            else:
+                self._read_request()
+        except HttpError as error:
+            self._refuse(error.status)
+
     def _read_request(self) -> None:
-        """Begin the request at the start of the data, if its head is complete."""
+        """Begin the request at the start of the data, if its head is complete. Raise HttpError."""
         if not self._skipped_crlf and self._data.startswith(CRLF):
             self._skipped_crlf = True  # one is ignored before a request (RFC 9112, section 2.2)
             self._data = self._data[2:]
@@ -248,28 +256,23 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._begun = True
             self._set_deadline(self._limits.request_seconds)
         end = self._data.find(HEAD_END, max(0, self._searched - 3))
-        try:
-            if (end if end >= 0 else len(self._data)) > self._limits.head_bytes:
-                raise HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)  # noqa: TRY301 - handled with those of the parser
-            if end < 0:
-                if NEVER_IN_HEAD.search(self._data, max(0, self._searched - 1)):
-                    raise HttpError(HTTPStatus.BAD_REQUEST)  # noqa: TRY301 - likewise
-                self._searched = len(self._data)
-                return
-            head = parse_head(self._data[: end + 2], max_trailer_bytes=self._limits.head_bytes)
-        except HttpError as error:
-            self._refuse(error.status)
+        if (end if end >= 0 else len(self._data)) > self._limits.head_bytes:
+            raise HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if end < 0:
+            if NEVER_IN_HEAD.search(self._data, max(0, self._searched - 1)):
+                raise HttpError(HTTPStatus.BAD_REQUEST)
+            self._searched = len(self._data)
             return
+        head = parse_head(self._data[: end + 2], max_trailer_bytes=self._limits.head_bytes)
         self._data = self._data[end + 4 :]
         self._searched = 0
         self._request = request = HttpRequest(self, head, self._scope_of(head))
         if self._is_stopping:
             request.keep_alive = False
         self._read_body(request)
-        if request is self._request:  # and was not refused for its body
-            task = self.loop.create_task(request.run(self._app))
-            self.state.tasks.add(task)
-            task.add_done_callback(self.state.tasks.discard)
+        task = self.loop.create_task(request.run(self._app))
+        self.state.tasks.add(task)
+        task.add_done_callback(self.state.tasks.discard)
 
     def _scope_of(self, head: RequestHead) -> Scope:
         path = head.path.decode("ascii")
@@ -285,11 +288,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         }
 
     def _read_body(self, request: HttpRequest) -> None:
-        try:
-            body, self._data = request.head.body.read(self._data)
-        except HttpError as error:
-            self._refuse(error.status)
-            return
+        body, self._data = request.head.body.read(self._data)
         request.add_body(body)
         if request.is_whole:
             self._deadline = None
@@ -341,7 +340,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.connections.waiting[self] = None
             self._set_deadline(self._keep_alive_seconds)
             if self._data:
-                self._read_request()
+                self._read()
             if not self._request:
                 if self.eof:
                     self._close()

@@ -1,6 +1,6 @@
 """The names of the settings in the environment."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, SecretStr
@@ -19,20 +19,17 @@ class Setting(NamedTuple):
     is_secret: bool
 
 
-def names_of(model: type[BaseModel]) -> Mapping[str, Setting]:
+def names_of(model: type[BaseModel], section: tuple[str, ...] = ()) -> Mapping[str, Setting]:
     """Return all settings of a model by name; ``PLUSOFON_USER_ID`` has the path ``("plusofon", "user_id")``."""
-    return {
-        (name := "_".join(path).upper()): Setting(path, name in _ALSO_SECRET or _has_secret(annotation))
-        for path, annotation in _walk(model)
-    }
-
-
-def _walk(model: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, field in model.model_fields.items():
+    settings: dict[str, Setting] = {}
+    for field_name, field in model.model_fields.items():
+        path = (*section, field_name)
         if isinstance(field.default, BaseModel):
-            yield from (((name, *path), annotation) for path, annotation in _walk(type(field.default)))
+            settings |= names_of(type(field.default), path)
         else:
-            yield (name,), field.annotation
+            name = "_".join(path).upper()
+            settings[name] = Setting(path, name in _ALSO_SECRET or _has_secret(field.annotation))
+    return settings
 
 
 def _has_secret(annotation: Any) -> bool:  # noqa: ANN401 - any type annotation

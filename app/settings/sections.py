@@ -115,13 +115,7 @@ class SecretSettings(_Section):
 
 
 class ApiSettings(_Section):
-    """The keys of clients."""
-
-    keys: validators.ApiKeys = []
-
-
-class AdminSettings(_Section):
-    """The keys that may list and lift the blocks of the fraud guard."""
+    """API keys: ``API_KEYS`` of clients, and ``ADMIN_KEYS`` to list and lift the blocks of the fraud guard."""
 
     keys: validators.ApiKeys = []
 
@@ -229,10 +223,9 @@ class ClientSettings(WebhookFields):
     failed_checks: validators.Count | None = None
 
 
-class MetricsSettings(_Section):
+class MetricsSettings(ApiSettings):
     """Who may read the metrics, beside the holders of ``ADMIN_KEYS``: they show what was spent."""
 
-    keys: validators.ApiKeys = []
     open: bool = False
 
 

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     relay: sections.RelaySettings = sections.RelaySettings()
     secret: sections.SecretSettings = sections.SecretSettings()
     api: sections.ApiSettings = sections.ApiSettings()
-    admin: sections.AdminSettings = sections.AdminSettings()
+    admin: sections.ApiSettings = sections.ApiSettings()
     redis: sections.RedisSettings = sections.RedisSettings()
     token: sections.TokenSettings = sections.TokenSettings()
     code: sections.CodeSettings = sections.CodeSettings()
@@ -144,7 +144,7 @@ class Settings(BaseSettings):
         yield from self._contradictions_of_clients()
         is_public = self.public_url is not None and self.public_url.startswith("https://")
         if self.mode is Mode.PRODUCTION and Channel.REVERSE_CALL in self.used_channels and not is_public:
-            yield _mistake(("public_url",), "must be https://…, for the provider tells there of reverse calls")
+            yield _mistake(("public_url",), "must be https://…, where the provider reports reverse calls")
         yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()

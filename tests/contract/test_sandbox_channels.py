@@ -98,7 +98,7 @@ async def test_a_code_in_the_answer_is_what_the_phone_sees_whatever_was_asked(sa
 
 
 async def test_an_account_set_so_answers_code_and_operator() -> None:
-    network = VirtualNetwork(tells_pin=True)
+    network = VirtualNetwork(returns_pin=True)
     app = create_sandbox_app(network, user_id="0", access_token="calls")
     async with SandboxServer(app) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
         data = (await http.post(SEND, json={"phone": "79101234567", "pin": "0123"})).json()["data"]

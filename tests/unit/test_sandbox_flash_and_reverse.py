@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox import MagicNumber, VirtualNetwork, create_sandbox_app
 from app.sandbox.network import CallRefused, CallUnknown, NoAccess, NoCallWaiting, NoReply, WrongNumber
 from app.sandbox.numbers import DIAL_NUMBERS, operator_of
 from app.sandbox.provider_callbacks import ProviderCallback
@@ -105,7 +105,7 @@ def test_a_code_is_made_up_if_none_was_asked_for(network: VirtualNetwork, clock:
 
 
 def test_only_an_account_set_so_tells_the_code_and_the_operator(network: VirtualNetwork) -> None:
-    told = VirtualNetwork(tells_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
+    told = VirtualNetwork(returns_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
     kept = network.place_flash_call(phone=OF_MTS, pin=PIN)
     assert (told.pin, told.operator) == (PIN, "mts")
     assert (kept.pin, kept.operator) == (None, None)
@@ -207,32 +207,36 @@ def test_the_number_to_dial_is_announced_and_the_caller_confirmed(
     network: VirtualNetwork, phone: str, announced: int, confirmed: list[str]
 ) -> None:
     callbacks: list[ProviderCallback] = []
-    with network.sending_callbacks(callbacks.append):
-        dial = reverse(network, phone)
-        assert [callback.body["phone"] for callback in callbacks] == [dial] * announced
-        call = network.dial(phone=phone, number=dial)
+    network.send_callback = callbacks.append
+    dial = reverse(network, phone)
+    assert [callback.body["phone"] for callback in callbacks] == [dial] * announced
+    call = network.dial(phone=phone, number=dial)
     assert [callback.body["phone"] for callback in callbacks[announced:]] == confirmed
     assert {(callback.url, callback.body["key"]) for callback in callbacks} == {(HOOK_URL, call.call_id)}
 
 
 def test_callbacks_alternate_between_json_and_form_fields_but_for_the_magic_number(network: VirtualNetwork) -> None:
     callbacks: list[ProviderCallback] = []
-    with network.sending_callbacks(callbacks.append):
-        for phone in (PHONE, PHONE, MagicNumber.CALLBACK_AS_FORM, MagicNumber.CALLBACK_AS_FORM):
-            network.dial(phone=phone, number=reverse(network, phone))
+    network.send_callback = callbacks.append
+    for phone in (PHONE, PHONE, MagicNumber.CALLBACK_AS_FORM, MagicNumber.CALLBACK_AS_FORM):
+        network.dial(phone=phone, number=reverse(network, phone))
     assert [callback.as_form for callback in callbacks] == [False, False, True, True, True, True, True, True]
 
 
-def test_without_a_sender_callbacks_are_dropped(network: VirtualNetwork) -> None:
-    with network.sending_callbacks(lambda _: pytest.fail("its time is over")):
-        pass
+async def test_callbacks_are_dropped_once_the_api_has_stopped(
+    network: VirtualNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_sandbox_app(network, user_id="0", access_token="calls")
+    async with app.router.lifespan_context(app):
+        assert network.send_callback
     network.dial(phone=PHONE, number=reverse(network))
+    assert caplog.messages == ["sandbox.hook_dropped"] * 2
 
 
 def test_the_repr_of_a_callback_has_no_secret_and_no_number(network: VirtualNetwork) -> None:
     callbacks: list[ProviderCallback] = []
-    with network.sending_callbacks(callbacks.append):
-        network.dial(phone=PHONE, number=reverse(network))
+    network.send_callback = callbacks.append
+    network.dial(phone=PHONE, number=reverse(network))
     printed = repr(callbacks) + repr(network._records)
     assert "made-up" not in printed
     assert PHONE[2:] not in printed
