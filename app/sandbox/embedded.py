@@ -55,28 +55,22 @@ class EmbeddedServer:
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for the service, which still needs its Redis to drain
         )
-        try:
-            self._wait_until_ready()
-        except EmbeddedServerUnavailable:
-            self.__exit__()
-            raise
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not _is_ready(self._folder / "s"):
+            if time.monotonic() > deadline:
+                log = self._folder / "log"
+                said = log.read_text(errors="replace")[-500:] if log.exists() else ""
+                self.__exit__()
+                raise EmbeddedServerUnavailable(
+                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {said}"
+                )
+            time.sleep(0.005)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._supervisor and self._supervisor.stdin:
             self._supervisor.stdin.close()
             self._supervisor.wait()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT
-        while not _is_ready(self._folder / "s"):
-            if time.monotonic() > deadline:
-                log = self._folder / "log"
-                said = log.read_text(errors="replace")[-500:] if log.exists() else ""
-                raise EmbeddedServerUnavailable(
-                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {said}"
-                )
-            time.sleep(0.005)
 
 
 def _find_binary() -> str:

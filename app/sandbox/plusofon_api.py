@@ -23,7 +23,6 @@ from app.verification.channel import Channel
 from app.verification.model import Lang
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own
-_ERROR_PAGE = "<!doctype html><title>500</title><h1>Internal Server Error</h1>"
 
 
 def create_sandbox_app(
@@ -252,7 +251,7 @@ def _failure(status: int, code: int, message: str, headers: Mapping[str, str] | 
 _NOT_PLACED: Mapping[Fault, Callable[[], Response]] = {
     Fault.REFUSED: lambda: _refusal("error find flashcall account: try later"),
     Fault.TOO_MANY_REQUESTS: lambda: _failure(429, 429, "Too Many Attempts.", {"Retry-After": "1"}),
-    Fault.SERVER_ERROR: lambda: HTMLResponse(_ERROR_PAGE, HTTPStatus.INTERNAL_SERVER_ERROR),
+    Fault.SERVER_ERROR: lambda: HTMLResponse("<!doctype html><title>500</title><h1>Internal Server Error</h1>", 500),
     Fault.BAD_GATEWAY: lambda: Response(status_code=HTTPStatus.BAD_GATEWAY),
 }
 

@@ -119,7 +119,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Keep the connection if a complete request is being answered."""
         self.eof = True
-        if self._request and self._request.is_whole:
+        if self._request and self._request.is_complete:
             self._request.wake()
             return True
         return False
@@ -218,7 +218,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._close()
             return
         self._data = self._data + data if self._data else data
-        if self._request and self._request.is_whole:
+        if self._request and self._request.is_complete:
             self._pause_reading()
         else:
             self._read()
@@ -290,7 +290,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _read_body(self, request: HttpRequest) -> None:
         body, self._data = request.head.body.read(self._data)
         request.add_body(body)
-        if request.is_whole:
+        if request.is_complete:
             self._deadline = None
             self.connections.waiting.pop(self, None)
             if self._data:
@@ -320,7 +320,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.write_paused = False
         request = self._request
         if request:
-            if request.is_whole:
+            if request.is_complete:
                 self.connections.waiting.pop(self, None)
             request.wake()
             if request.is_answered:
@@ -331,7 +331,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if request is not self._request or self.write_paused:
             return  # if paused, resume_writing calls this again
         self._request = None
-        if not request.is_whole or (self._read_paused and not request.keep_alive):
+        if not request.is_complete or (self._read_paused and not request.keep_alive):
             self._linger()
         elif not request.keep_alive:
             self._close()
