@@ -3,7 +3,8 @@
 import random
 from decimal import Decimal
 
-from app.sandbox import Faults, FlashCall, VirtualNetwork
+from app.sandbox import Faults, VirtualNetwork
+from app.sandbox.network import FlashCall
 
 FAULTS = 0.3  # share of the requests that place a call
 PACE = 0.2  # seconds of a phase of a call
@@ -17,7 +18,7 @@ class ChoosingNetwork(VirtualNetwork):
     def __init__(self) -> None:
         faults = Faults(share=FAULTS, seed=42, delay=DELAY)
         balance = Decimal(10_000_000)
-        super().__init__(pace=PACE, balance=balance, calls_kept=1_000_000, faults=faults, tells_pin=True)
+        super().__init__(pace=PACE, balance=balance, calls_kept=1_000_000, faults=faults, returns_pin=True)
         self.chosen: set[str] = set()
 
     def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:

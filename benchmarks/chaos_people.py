@@ -13,7 +13,7 @@ from http import HTTPStatus
 from itertools import count
 from typing import Any
 
-from app.sandbox import VirtualCall
+from app.sandbox.calls import VirtualCall
 from app.verification.channel import Channel
 from benchmarks.chaos_client import Answer, Client
 from benchmarks.chaos_ledger import Ledger, Right

@@ -18,7 +18,7 @@ from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay import wire
 from app.providers.relay.client import RelaySender
 from app.settings import load_settings
-from app.settings.serving import OutboundSettings
+from app.settings.sections import OutboundSettings
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 from app.verification.errors import ProviderUnavailable

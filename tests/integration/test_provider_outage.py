@@ -94,6 +94,6 @@ async def test_below_the_minimum_no_call_is_placed_until_somebody_pays(
         assert (await api.get("/readyz")).status_code == 200  # codes can still be checked
         assert not await redis.keys("pv:{l:*")  # nothing was taken
 
-        network.top_up(Decimal(500))
+        network.balance += 500
         await until(is_paid)
         assert (await start(api, PHONE)).status_code == 201

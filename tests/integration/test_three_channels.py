@@ -126,7 +126,7 @@ async def test_a_code_that_the_provider_chose_counts(world: World) -> None:
     assert (await world.check(started, code=code))["verified"] is True
 
 
-@pytest.mark.parametrize("phone", [BEELINE, MagicNumber.HOOK_AS_FORM.value, MagicNumber.HOOK_TWICE.value])
+@pytest.mark.parametrize("phone", [BEELINE, MagicNumber.CALLBACK_AS_FORM.value, MagicNumber.CALLBACK_TWICE.value])
 async def test_a_reverse_call_is_verified_when_the_person_has_called(world: World, phone: str) -> None:
     """The announcing hook has come long before: it verifies nothing."""
     started = await world.start(phone, channel="reverse_call")
@@ -189,8 +189,8 @@ async def test_a_second_reverse_call_has_to_wait_for_the_first(redis: Redis, red
 
 
 async def test_the_call_of_another_phone_verifies_nothing(world: World) -> None:
-    started = await world.start(MagicNumber.HOOK_OF_ANOTHER, channel="reverse_call")
-    await world.dial(MagicNumber.HOOK_OF_ANOTHER, started["dial"])
+    started = await world.start(MagicNumber.CALLBACK_OF_ANOTHER, channel="reverse_call")
+    await world.dial(MagicNumber.CALLBACK_OF_ANOTHER, started["dial"])
     await asyncio.sleep(5 * PACE)
 
     assert (await world.check(started))["status"] == "pending"

@@ -1,4 +1,4 @@
-"""The hooks of the sandbox's reverse calls, as they arrive at a server that listens for them."""
+"""The callbacks of the sandbox's reverse calls, as a server receives them."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
-from app.sandbox.hooks import Hook, HookPoster
+from app.sandbox.provider_callbacks import CallbackSender, ProviderCallback
 
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 HEADERS = {"Client": "0", "Authorization": "Bearer calls"}
@@ -27,7 +27,7 @@ FORM = "application/x-www-form-urlencoded"
 
 @dataclass
 class Listener:
-    """Writes down what is posted to it, each hook as its type of content and its fields."""
+    """Records what is posted to it: the content type and the fields of each callback."""
 
     statuses: list[int] = field(default_factory=list)  # of the next answers; 200 once they are used up
     hang: bool = False
@@ -39,7 +39,7 @@ class Listener:
         kind, body = request.headers["Content-Type"].partition(";")[0], (await request.body()).decode()
         self.posted.append((kind, json.loads(body) if kind == JSON else dict(parse_qsl(body))))
         if self.hang:
-            await request.receive()  # until the poster leaves
+            await request.receive()  # until the sender disconnects
         status = self.statuses.pop(0) if self.statuses else 200
         return RedirectResponse("/followed", status) if status == 307 else Response(status_code=status)
 
@@ -121,30 +121,30 @@ async def test_every_other_reverse_call_posts_form_fields(sandbox: Sandbox, list
 
 
 async def test_one_number_always_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
-    asked = [await sandbox.ask(listener.url, MagicNumber.HOOK_AS_FORM) for _ in range(2)]
+    asked = [await sandbox.ask(listener.url, MagicNumber.CALLBACK_AS_FORM) for _ in range(2)]
     await listener.hears(2)
     assert sorted(body["key"] for _, body in listener.posted) == sorted(data["key"] for data in asked)
     assert {kind for kind, _ in listener.posted} == {FORM}
 
 
-async def test_the_hooks_of_one_number_come_twice(sandbox: Sandbox, listener: Listener) -> None:
-    asked = await sandbox.ask(listener.url, MagicNumber.HOOK_TWICE)
+async def test_the_callbacks_of_one_number_are_sent_twice(sandbox: Sandbox, listener: Listener) -> None:
+    asked = await sandbox.ask(listener.url, MagicNumber.CALLBACK_TWICE)
     await listener.hears(2)
-    sandbox.network.dial(phone=MagicNumber.HOOK_TWICE, number=asked["phone"])
+    sandbox.network.dial(phone=MagicNumber.CALLBACK_TWICE, number=asked["phone"])
     await listener.hears(4)
     assert listener.phones == [asked["phone"]] * 2 + ["89000000012"] * 2
 
 
-async def test_the_confirming_hook_of_one_number_names_another_caller(sandbox: Sandbox, listener: Listener) -> None:
-    asked = await sandbox.ask(listener.url, MagicNumber.HOOK_OF_ANOTHER)
+async def test_the_confirming_callback_of_one_number_has_another_caller(sandbox: Sandbox, listener: Listener) -> None:
+    asked = await sandbox.ask(listener.url, MagicNumber.CALLBACK_OF_ANOTHER)
     await listener.hears(1)
-    sandbox.network.dial(phone=MagicNumber.HOOK_OF_ANOTHER, number=asked["phone"])
+    sandbox.network.dial(phone=MagicNumber.CALLBACK_OF_ANOTHER, number=asked["phone"])
     await listener.hears(2)
     assert listener.phones == [asked["phone"], "89000000014"]
 
 
 @pytest.mark.parametrize("statuses", [[500], [404, 503], [307, 307]], ids=str)
-async def test_a_hook_that_was_not_taken_is_posted_again(
+async def test_a_callback_that_was_not_accepted_is_sent_again(
     sandbox: Sandbox, listener: Listener, statuses: list[int]
 ) -> None:
     listener.statuses = [*statuses]
@@ -154,7 +154,7 @@ async def test_a_hook_that_was_not_taken_is_posted_again(
     assert listener.followed == 0
 
 
-async def test_a_hook_is_dropped_after_three_attempts(
+async def test_a_callback_is_dropped_after_three_attempts(
     sandbox: Sandbox, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener.statuses = [500] * 10
@@ -171,7 +171,7 @@ async def test_where_nobody_listens_the_call_is_placed_all_the_same(
     asked = await sandbox.ask(f"{host}/made-up-secret")
     await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
     assert sandbox.network.dial(phone=PHONE, number=asked["phone"]).status == "completed"
-    told = [vars(record) for record in caplog.records if record.name == "app.sandbox.hooks"]
+    told = [vars(record) for record in caplog.records if record.name == "app.sandbox.provider_callbacks"]
     assert told
     assert "made-up-secret" not in str(told)
     assert "1234567" not in str(told)
@@ -181,13 +181,13 @@ async def test_a_listener_that_does_not_answer_costs_three_attempts_of_limited_t
     listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener.hang = True
-    async with HookPoster(timeout=0.05, pause=0.0) as poster:
-        poster.post(Hook(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
+    async with CallbackSender(timeout=0.05, pause=0.0) as sender:
+        sender.send(ProviderCallback(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
         await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
     assert len(listener.posted) == 3
 
 
-async def test_a_sandbox_goes_at_once_and_leaves_no_task_while_hooks_are_under_way(listener: Listener) -> None:
+async def test_a_sandbox_stops_at_once_and_leaves_no_task_while_callbacks_are_being_sent(listener: Listener) -> None:
     listener.hang = True
     tasks = asyncio.all_tasks()
     began = asyncio.get_running_loop().time()
@@ -200,7 +200,7 @@ async def test_a_sandbox_goes_at_once_and_leaves_no_task_while_hooks_are_under_w
     await eventually(lambda: asyncio.all_tasks() == tasks)  # the listener's own end when their clients are gone
 
 
-async def test_a_lifespan_that_fails_is_told_and_nothing_is_served() -> None:
+async def test_a_failing_lifespan_is_raised_and_nothing_is_served() -> None:
     def fail(_: Starlette) -> contextlib.AbstractAsyncContextManager[None]:
         raise OSError("no room")
 
