@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verify
+from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
 from app.api.docs import install_docs
 from app.api.middleware import RequestMiddleware
 from app.api.path_prefix import PathPrefix
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
 _ROUTERS = (
-    verify.router,
+    verification.router,
     event_stream.router,
     tokens.router,
     provider_account.router,

@@ -14,7 +14,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.api import schemas
 from app.api.dependencies import Client, Service
-from app.api.docs import Answers, answers, example_of
+from app.api.responses import Answers, answers, example_of
 from app.verification.errors import StoreUnavailable, VerificationNotFound
 from app.verification.event_stream import Changes, Feed
 from app.verification.model import Call, Status, Verification

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
-from app.api.docs import Answers, answers, example_of, plain_answer, respond
 from app.api.problems import plain_problem
+from app.api.responses import Answers, answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
 router = APIRouter(prefix="/admin", tags=["admin"])

@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 
 from app.api.auth import authenticate
 from app.api.dependencies import Service
-from app.api.docs import answers, plain_answer, respond
 from app.api.problems import PROBLEM_TYPES, detail_of
+from app.api.responses import answers, plain_answer, respond
 from app.api.schemas import Liveness, ProblemType, Readiness
 from app.verification.errors import StoreUnavailable
 

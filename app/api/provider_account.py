@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response, Security
 
 from app.api.auth import admin_key
 from app.api.dependencies import Service
-from app.api.docs import answers, respond
+from app.api.responses import answers, respond
 from app.api.schemas import ProviderAccount, ProviderOverview
 
 Reader = Annotated[str, Security(admin_key("account_keys"))]

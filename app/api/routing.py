@@ -1,8 +1,9 @@
-"""How the routes of a verification are served: described by FastAPI, but read without its general machinery."""
+"""The route class of verifications: described by FastAPI, but read without its general machinery."""
 
+import inspect
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -10,25 +11,30 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from app.api.auth import authenticate
+from app.api.dependencies import Client, Service
 
+_PARAMETERS = {"http": Request, "client": Client, "service": Service}  # what handle passes, beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
 class JsonRoute(APIRoute):
-    """A route whose endpoint takes ``body``, ``http``, ``client`` and ``service``; one without a body, as any other.
+    """A route whose endpoint takes exactly ``body`` (one model), ``http``, ``client`` and ``service``.
 
     FastAPI describes it from its signature. Finding these four on each request (solving dependencies, parsing the media
     type as an e-mail, the body as JSON and then as a model) would cost as much as the rest of a check, so that is done
-    here: first the key, then the body, straight from its bytes.
+    here: first the key, then the body, straight from its bytes. A route without a body is served as any other.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Make the function that answers; FastAPI's documented place to step in."""
+        """Return the function that answers a request.
+
+        Raises:
+            TypeError: the route declares something that would be described, but not passed to its endpoint.
+
+        """
         if self.body_field is None:
             return super().get_route_handler()
-        endpoint, model = self.endpoint, self.body_field.field_info.annotation
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            raise TypeError(f"the body of {self.path} is no model")
+        endpoint, model = self.endpoint, self._require_supported(self.body_field.field_info.annotation)
 
         async def handle(http: Request) -> Response:
             client = authenticate(http)
@@ -37,6 +43,21 @@ class JsonRoute(APIRoute):
             return response
 
         return handle
+
+    def _require_supported(self, described: object) -> type[BaseModel]:
+        """Return the model of the body. Raises TypeError."""
+        declared = inspect.signature(self.endpoint, eval_str=True).parameters.values()
+        parameters = {parameter.name: parameter.annotation for parameter in declared}
+        body = parameters.pop("body", None)
+        model = next(iter(get_args(body)), body)
+        # A body that is embedded has a model of its own, which FastAPI makes.
+        if not (inspect.isclass(model) and issubclass(model, BaseModel) and described is model):
+            raise TypeError(f"{self.path}: the body of a JsonRoute is one model, `body`")
+        if wrong := {name for name in parameters | _PARAMETERS if parameters.get(name) != _PARAMETERS.get(name)}:
+            raise TypeError(f"{self.path}: a JsonRoute takes body, http, client and service; not so: {sorted(wrong)}")
+        if self.dependencies:
+            raise TypeError(f"{self.path}: a JsonRoute solves no further dependencies")
+        return model
 
 
 async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
@@ -47,7 +68,7 @@ async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
     if is_json and content[0] >= _BYTE_ORDER_MARK:
         content = content.decode(json.detect_encoding(content), errors="replace").encode()
     try:
-        # Bytes under another name are no model: the error says what to send.
+        # Bytes under another media type fit no model: the error says what to send.
         return model.model_validate_json(content) if is_json else model.model_validate(content)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)

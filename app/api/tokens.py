@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import Client, RedeemedTokens, Tokens
-from app.api.docs import answers, respond
+from app.api.responses import answers, respond
 from app.api.schemas import Purpose, TestFlag
 from app.verification.model import Proof
 from app.verification.proof import redeem

@@ -1,5 +1,6 @@
 """The routes of a verification: request → service → response."""
 
+from dataclasses import dataclass, field
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated
@@ -9,9 +10,8 @@ from starlette.exceptions import HTTPException
 
 from app.api.client_address import count_address
 from app.api.dependencies import Client, Service
-from app.api.docs import answers, respond
-from app.api.idempotency import IDEMPOTENCY_KEY, AnsweredBefore, StartJournal, once, repeatable
-from app.api.limits import quota_headers
+from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest, idempotent
+from app.api.responses import answers, quota_headers, respond
 from app.api.routing import JsonRoute
 from app.api.schemas import (
     CHECK_EXAMPLES,
@@ -26,6 +26,7 @@ from app.api.schemas import (
     view_check,
 )
 from app.verification.model import Started
+from app.verification.ports import CallId
 from app.verification.service import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
@@ -51,7 +52,7 @@ _KEEP_CHECK = timedelta(minutes=5)
             "verification-not-found", "balance-too-low", "provider-rejected", "provider-unavailable",
             "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
         ),
-        headers=("Location", "RateLimit", "RateLimit-Policy"),
+        headers=("Location", "RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
     ),
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
@@ -80,26 +81,34 @@ async def start(
         lang=body.lang,
         address=count_address(body.client_ip),
     )
-    repeated = repeatable(http, await http.body())
-    if repeated is None:
-        return _started(await service.start(wanted))
-    journal = StartJournal(repeated, answer=_started, keep_for=_keep_start)
-    try:
-        started = await service.start(wanted, journal=journal)
-    except AnsweredBefore as before:
-        return before.response
-    return journal.response or _started(started)
-
-
-def _keep_start(started: Started) -> timedelta:
-    """Return how long to keep an answer: that of a test number, of which there may be many, not for a day."""
-    return _KEEP_CHECK if started.verification.test else _KEEP_START
+    journal = _Journal.of(http)
+    started = await service.start(wanted, journal=journal)
+    return (journal.response if journal else None) or _started(started)
 
 
 def _started(started: Started) -> Response:
     verification = started.verification
     headers = {"Location": f"/verify/{verification.id}", **quota_headers(started.quotas)}
     return respond(Verification.of(verification), HTTPStatus.CREATED, headers)
+
+
+@dataclass(slots=True)
+class _Journal(KeyedRequest):
+    """The StartJournal of a start with an ``Idempotency-Key``. ``response`` is set once it is being kept."""
+
+    response: Response | None = field(default=None, init=False)
+
+    async def claim(self) -> CallId | None:
+        begun = (await self.claim_request()).begun
+        return CallId.parse(begun) if begun else None
+
+    async def abandon(self) -> None:
+        await self.release(keep_note=True)
+
+    async def keep(self, started: Started) -> None:
+        self.response = _started(started)
+        # A test number may be started very often, so its responses are not kept for a day.
+        await self.keep_response(self.response, _KEEP_CHECK if started.verification.test else _KEEP_START)
 
 
 @router.post(
@@ -119,7 +128,7 @@ def _started(started: Started) -> Response:
             "store-unavailable",
             "idempotency-key-reused", "idempotency-in-progress",
         ),
-        headers=("RateLimit", "RateLimit-Policy"),
+        headers=("RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
     ),
     openapi_extra=IDEMPOTENCY_KEY,
 )  # fmt: skip
@@ -141,8 +150,7 @@ async def check(
     Of a `reverse_call` there is no code: leave it out, and the answer is `pending`, at no cost, until the person has
     called.
     """
-
-    async def evaluate(retry_digest: str | None) -> Response:
+    async with idempotent(http, keep_for=_KEEP_CHECK) as exchange:
         address = count_address(body.client_ip)
         if body.verification_id is not None:
             result = await service.check_by_id(
@@ -150,7 +158,7 @@ async def check(
                 verification_id=body.verification_id,
                 code=body.code,
                 address=address,
-                retry_digest=retry_digest,
+                retry_digest=exchange.fingerprint,
             )
         else:
             result = await service.check_by_phone(
@@ -159,11 +167,11 @@ async def check(
                 purpose=body.purpose or "phone_verification",
                 code=body.code,
                 address=address,
-                retry_digest=retry_digest,
+                retry_digest=exchange.fingerprint,
             )
-        return respond(view_check(result, client, http.state.tokens), headers=quota_headers(result.quotas))
-
-    return await once(http, evaluate, keep_for=_KEEP_CHECK)
+        headers = quota_headers(result.quotas)
+        exchange.response = respond(view_check(result, client, http.state.tokens), headers=headers)
+    return exchange.response
 
 
 @router.get("/start", include_in_schema=False)
