@@ -1,6 +1,7 @@
-"""The routes of an operator: which ranges of numbers the fraud guard has blocked, and how to lift a block."""
+"""The operator's routes of the fraud guard: list the blocked ranges of numbers, and lift a block."""
 
 import asyncio
+from dataclasses import asdict
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
@@ -10,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
 from app.api.problems import plain_problem
-from app.api.responses import Answers, answers, example_of, plain_answer, respond
+from app.api.responses import answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -28,7 +29,7 @@ Guard = Annotated[FraudGuard, Depends(_guard)]
 
 
 class BlockedRange(BaseModel):
-    """A range of a thousand numbers that is not called."""
+    """A blocked range of a thousand numbers."""
 
     range: Annotated[str, Field(description="what its numbers begin with", examples=[_RANGE_EXAMPLE])]
     since: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
@@ -39,15 +40,9 @@ class BlockedRange(BaseModel):
 
     @classmethod
     def of(cls, block: Block) -> Self:
-        """Show a block."""
-        return cls(
-            range=block.range,
-            since=block.since,
-            until=block.until,
-            level=block.level,
-            calls=block.evidence.calls,
-            successes=block.evidence.successes,
-        )
+        """Return the wire model of a block."""
+        evidence = asdict(block.evidence)
+        return cls(range=block.range, since=block.since, until=block.until, level=block.level, **evidence)
 
 
 class SuspectClient(BaseModel):
@@ -61,14 +56,8 @@ class SuspectClient(BaseModel):
 
     @classmethod
     def of(cls, suspect: Suspect) -> Self:
-        """Show a suspect."""
-        return cls(
-            client=suspect.client,
-            since=suspect.since,
-            until=suspect.until,
-            calls=suspect.evidence.calls,
-            successes=suspect.evidence.successes,
-        )
+        """Return the wire model of a suspect."""
+        return cls(client=suspect.client, since=suspect.since, until=suspect.until, **asdict(suspect.evidence))
 
 
 class FraudGuardReport(BaseModel):
@@ -81,7 +70,7 @@ class FraudGuardReport(BaseModel):
 
     @classmethod
     async def of(cls, guard: FraudGuard) -> Self:
-        """Show what the guard has found. Raises StoreUnavailable."""
+        """Return what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
         return cls(
             blocks=[BlockedRange.of(block) for block in blocks],
@@ -89,23 +78,15 @@ class FraudGuardReport(BaseModel):
         )
 
 
-_PROBLEMS = ("unauthorized", "store-unavailable")
-_LISTED = answers(HTTPStatus.OK, FraudGuardReport, problems=_PROBLEMS)
-_LIFTED: Answers = {
-    **{status: answer for status, answer in _LISTED.items() if status != HTTPStatus.OK},
-    HTTPStatus.NOT_FOUND.value: plain_answer(HTTPStatus.NOT_FOUND),
-}
-
-
 @router.get(
     "/guard",
     response_model=FraudGuardReport,
     operation_id="getFraudGuardReport",
     summary="List what the fraud guard has found",
-    responses=_LISTED,
+    responses=answers(HTTPStatus.OK, FraudGuardReport, problems=("unauthorized", "store-unavailable")),
 )
-async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
-    """Return the ranges that are blocked now, and the clients whose calls convert badly (those are not blocked)."""
+async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG001 - declared for its authentication
+    """Return the blocked ranges, and the clients with a low conversion rate (those are not blocked)."""
     return respond(await FraudGuardReport.of(guard))
 
 
@@ -115,17 +96,18 @@ async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG
     response_class=Response,
     operation_id="unblockRange",
     summary="Lift the block of a range",
-    responses=_LIFTED,
+    responses={
+        **answers(HTTPStatus.NO_CONTENT, problems=("unauthorized", "store-unavailable")),
+        HTTPStatus.NOT_FOUND.value: plain_answer(HTTPStatus.NOT_FOUND),
+    },
 )
 async def lift(
-    number_range: Annotated[
-        str, Path(alias="range", description="a range, as the list tells it", examples=[_RANGE_EXAMPLE])
-    ],
-    operator: Operator,  # noqa: ARG001 - asked for, so that only operators do it
+    number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
+    operator: Operator,  # noqa: ARG001 - declared for its authentication
     guard: Guard,
     http: Request,
 ) -> Response:
-    """Call the range again, at once; its next block is a first one again. 404 where it is not blocked."""
+    """Allow calls to the range at once; its next block has level 1 again. 404 if it is not blocked."""
     if not await guard.lift(number_range):
         return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from app.api.webhooks import describe_webhooks
 
@@ -33,10 +32,7 @@ _SCHEMAS: Mapping[str, Any] = {
             "type": {"type": "string", "format": "uri-reference"},
             "title": {"type": "string"},
             "status": {"type": "integer"},
-            "detail": {
-                "type": "string",
-                "description": "what happened, and what can be done about it, for a developer",
-            },
+            "detail": {"type": "string", "description": "what happened, and what a developer can do about it"},
             "instance": {"type": "string", "description": "the id of the request, as in `X-Request-ID`"},
             "errors": {
                 "type": "array",
@@ -46,10 +42,7 @@ _SCHEMAS: Mapping[str, Any] = {
             "reason": {"type": "string", "description": "of `phone-not-callable`"},
             "limit": {"type": "string", "description": "of `rate-limited`: the name of the limit"},
             "retry_after": {"type": "integer", "description": "seconds, as in the header `Retry-After`"},
-            "verification_id": {
-                "type": ["string", "null"],
-                "description": "of `call-cooldown`: the pending verification",
-            },
+            "verification_id": {"type": ["string", "null"], "description": "of `call-cooldown`: the pending one"},
         },
     },
     "InvalidField": {
@@ -66,15 +59,7 @@ _SCHEMAS: Mapping[str, Any] = {
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI 3.1 description."""
-    schema = get_openapi(
-        title=app.title,
-        version=app.version,
-        summary=app.summary,
-        description=app.description,
-        license_info=app.license_info,
-        servers=app.servers,
-        routes=app.routes,
-    )
+    schema = FastAPI.openapi(app)
     operations = [operation for item in schema["paths"].values() for operation in item.values()]
     for operation in operations:
         operation.setdefault("security", [])  # public on purpose

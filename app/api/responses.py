@@ -64,8 +64,9 @@ def answers(
 
     ``headers`` are those of a success, beside the ones that every response has.
     """
-    examples = {model.__name__: {"summary": _summary(model), "value": example_of(model)} for model in models}
-    described: Answers = {status.value: {"content": {"application/json": {"examples": examples}}}}
+    summaries = {model: str(model.__doc__).partition("\n")[0] for model in models}
+    examples = {model.__name__: {"summary": summaries[model], "value": example_of(model)} for model in models}
+    described: Answers = {status.value: {"content": {"application/json": {"examples": examples}}} if models else {}}
     if headers:
         described[status.value]["headers"] = {name: _HEADERS[name] for name in headers}
     for kind in (PROBLEM_TYPES[slug] for slug in problems):
@@ -98,7 +99,3 @@ def example_of(model: type[BaseModel]) -> dict[str, Any]:
         if not (field.exclude_if and field.exclude_if(value)):
             example[name] = value
     return example
-
-
-def _summary(model: type[BaseModel]) -> str:
-    return (model.__doc__ or "").strip().partition("\n")[0]

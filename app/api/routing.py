@@ -71,5 +71,10 @@ async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
         # Bytes under another media type fit no model: the error says what to send.
         return model.model_validate_json(content) if is_json else model.model_validate(content)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from None
+        raise invalid_body(error) from None
+
+
+def invalid_body(error: ValidationError) -> RequestValidationError:
+    """Return the error of FastAPI for a body that is not valid, without the input."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found])

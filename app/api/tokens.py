@@ -1,4 +1,4 @@
-"""The routes of a proof: the keys that verify a token, and its redemption."""
+"""The routes of tokens: the public keys that verify them, and their redemption."""
 
 from http import HTTPStatus
 from typing import Annotated, Literal
@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.dependencies import Client, RedeemedTokens, Tokens
 from app.api.responses import answers, respond
 from app.api.schemas import Purpose, TestFlag
-from app.verification.model import Proof
 from app.verification.proof import redeem
 
 router = APIRouter(tags=["tokens"])
@@ -42,13 +41,13 @@ class Jwk(BaseModel):
 
 
 class JwkSet(BaseModel):
-    """The public keys; the first one signs, the others are those before it and the one to come."""
+    """The public keys: first the one that signs now, then earlier ones and the next."""
 
     keys: Annotated[list[Jwk], Field(examples=[[_JWK]])]
 
 
 class RedeemTokenRequest(BaseModel):
-    """The token, and what it is to prove."""
+    """The token, and the purpose that it has to prove."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,28 +56,18 @@ class RedeemTokenRequest(BaseModel):
 
 
 REDEEM_EXAMPLES: dict[str, Example] = {
-    "password": {
-        "summary": "Before a new password is set",
-        "value": {"token": _TOKEN, "purpose": "password_reset"},
-    },
+    "password": {"summary": "Before a new password is set", "value": {"token": _TOKEN, "purpose": "password_reset"}},
 }
 
 
 class RedeemedToken(BaseModel):
-    """The token was good, and this was its only redemption."""
+    """The token was valid, and is redeemed now."""
 
     redeemed: Literal[True] = True
     verification_id: Annotated[str, Field(examples=[_ID])]
     phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
     purpose: Annotated[str, Field(examples=["password_reset"])]
     test: TestFlag = False
-
-    @classmethod
-    def of(cls, proof: Proof) -> "RedeemedToken":
-        """Show what a token proved."""
-        return cls(
-            verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
-        )
 
 
 @router.get(
@@ -89,10 +78,10 @@ class RedeemedToken(BaseModel):
     responses=answers(HTTPStatus.OK, JwkSet),
 )
 async def jwks(tokens: Tokens) -> Response:
-    """Publish the keys: with them a backend believes a token without asking again.
+    """Publish the keys, with which a backend verifies a token by itself.
 
-    It must accept `ES256` alone, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
-    seconds of leeway, for no two clocks are the same) and `purpose` (RFC 8725). Who wants a token to work once asks
+    It must accept only `ES256`, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
+    seconds of leeway for clock skew) and `purpose` (RFC 8725). To accept a token only once, use
     `POST /verify/token/redeem` instead.
     """
     return JSONResponse(tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
@@ -103,7 +92,7 @@ async def jwks(tokens: Tokens) -> Response:
     response_model=RedeemedToken,
     operation_id="redeemToken",
     summary="Accept a token, once",
-    response_description="The token was good, and it is used up now.",
+    response_description="The token was valid, and is redeemed now.",
     responses=answers(
         HTTPStatus.OK,
         RedeemedToken,
@@ -119,10 +108,13 @@ async def redeem_token(
     tokens: Tokens,
     redemptions: RedeemedTokens,
 ) -> Response:
-    """Verify a token and use it up, in one step: of any number of requests with it, one is answered with 200.
+    """Verify a token and redeem it, in one step: of any number of requests with it, exactly one is answered with 200.
 
-    For what a proof must do only once, such as setting a new password. A token of another client, or for another
-    `purpose`, is as invalid as a forged one, and is not used up by the attempt.
+    For what a proof may do only once, such as setting a new password. A token of another client, or for another
+    `purpose`, is invalid like a forged one, and is not redeemed by the attempt.
     """
     proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
-    return respond(RedeemedToken.of(proof))
+    redeemed = RedeemedToken(
+        verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
+    )
+    return respond(redeemed)
