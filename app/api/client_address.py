@@ -58,11 +58,9 @@ def _read_one(text: str) -> Address | None:
 def _validate(value: object) -> Address | None:
     if value is None:
         return None
-    try:
-        if isinstance(value, str) and len(value) <= _MAX_LENGTH:
+    if isinstance(value, str) and len(value) <= _MAX_LENGTH:
+        with suppress(ValueError):
             return read_address(value)
-    except ValueError:
-        pass
     raise PydanticCustomError("client_ip", "must be an IPv4 or IPv6 address, as text")
 
 

@@ -66,8 +66,8 @@ class EventStream:
             if event:
                 yield event
                 heartbeat = time.monotonic() + self.live.heartbeat
-            if is_final(self.verification):
-                return
+            if self.verification.status is not Status.PENDING:
+                return  # it cannot change any more, but only expire
             await self._wait(until=expiry if time.monotonic() < expiry < heartbeat else heartbeat)
             if self.live.stopping.is_set():
                 return
@@ -105,11 +105,6 @@ class EventStream:
         finally:
             for wait in waits:
                 wait.cancel()
-
-
-def is_final(verification: Verification) -> bool:
-    """Return whether a verification cannot change any more, but only expire."""
-    return verification.status is not Status.PENDING
 
 
 def _event(version: str, data: str) -> bytes:
@@ -188,7 +183,7 @@ async def follow(
     A browser's `EventSource` sends no API key: let your backend pass the stream on.
     """
     verification = await service.read(client=client, verification_id=verification_id)
-    if is_final(verification) and last_event_id == str(verification.version):
+    if verification.status is not Status.PENDING and last_event_id == str(verification.version):
         return Response(status_code=HTTPStatus.NO_CONTENT)  # on which EventSource gives up
     stream = EventStream(service=service, live=live, feed=feed, verification=verification, last_id=last_event_id)
     return EventStreamResponse(stream.events(), headers=_HEADERS)

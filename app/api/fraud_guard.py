@@ -35,8 +35,8 @@ class BlockedRange(BaseModel):
     since: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     until: Annotated[datetime, Field(examples=["2026-01-31T10:00:00Z"])]
     level: Annotated[int, Field(description="1 for its first block; each is twice as long", examples=[1])]
-    calls: Annotated[int, Field(description="calls it was judged by", examples=[24])]
-    successes: Annotated[int, Field(description="verifications of it that succeeded", examples=[1])]
+    calls: Annotated[int, Field(description="calls that were counted", examples=[24])]
+    successes: Annotated[int, Field(description="verifications that succeeded", examples=[1])]
 
     @classmethod
     def of(cls, block: Block) -> Self:
@@ -46,13 +46,13 @@ class BlockedRange(BaseModel):
 
 
 class SuspectClient(BaseModel):
-    """A client of whose calls too few end in a verified code. It is not blocked."""
+    """A client with a low conversion rate. It is not blocked."""
 
     client: Annotated[str, Field(examples=["shop"])]
     since: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     until: Annotated[datetime, Field(description="not reported anew before", examples=["2026-01-31T10:00:00Z"])]
-    calls: Annotated[int, Field(description="calls it was judged by", examples=[200])]
-    successes: Annotated[int, Field(description="verifications of it that succeeded", examples=[8])]
+    calls: Annotated[int, Field(description="calls that were counted", examples=[200])]
+    successes: Annotated[int, Field(description="verifications that succeeded", examples=[8])]
 
     @classmethod
     def of(cls, suspect: Suspect) -> Self:

@@ -86,12 +86,9 @@ class KeyedRequest:
         return cls(http, given[0], http.state.idempotency)
 
     async def claim_request(self) -> Claim:
-        """Claim the request.
+        """Claim the request. Raises IdempotencyKeyReused, IdempotencyInProgress or StoreUnavailable.
 
-        Raises:
-            AnsweredBefore: it is a repetition, and the kept response is to be sent.
-            IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable: it must not be processed.
-
+        Raises AnsweredBefore for a repetition; ``install_problems`` has its response sent.
         """
         client, route, body = self.http.state.client, self.http.scope["path"], await self.http.body()
         request = IdempotentRequest(client=client, route=route, key=self.key, body=body)
@@ -104,10 +101,8 @@ class KeyedRequest:
     async def begin(self, call_id: CallId) -> None:
         """Store which call is about to be placed, for the repetition to read if this process dies.
 
-        Raises:
-            IdempotencyInProgress: another process has claimed the request since.
-            StoreUnavailable: the call must not be placed, for a repetition would not know of it.
-
+        Raises IdempotencyInProgress (another process has claimed the request since) or StoreUnavailable: then the call
+        must not be placed.
         """
         assert self.claimed  # noqa: S101 - only a claimed request is processed
         if not await self.idempotency.store.begin(self.claimed, str(call_id)):
@@ -135,19 +130,16 @@ class KeyedRequest:
 
 @dataclass(slots=True)
 class Exchange:
-    """A request, as a keyed digest if it has a key, and the response to it, which the route sets."""
+    """A keyed digest of the request, if it has a key, and the response, which the route sets."""
 
     fingerprint: str | None = None
     response: Response = field(init=False)
 
 
 def idempotent(http: Request, *, keep_for: timedelta) -> AbstractAsyncContextManager[Exchange]:
-    """Answer a request in a block, which is skipped for a repetition. If the block raises, nothing is kept.
+    """Answer a request in a block, whose response is kept if the request has a key, but not if the block raises.
 
-    Raises:
-        AnsweredBefore: the request is a repetition; the application sends the kept response.
-        InvalidIdempotencyKey, IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable: nothing was done.
-
+    Raises InvalidIdempotencyKey, and on entering what ``KeyedRequest.claim_request`` does: then the block is not run.
     """
     request = KeyedRequest.of(http)
     return _claimed(request, keep_for) if request else nullcontext(Exchange())

@@ -10,7 +10,7 @@ from app.api.webhooks import describe_webhooks
 # In the order in which they are needed.
 _TAGS: Mapping[str, str] = {
     "verify": "**The job**: start calls a phone, check proves that a person holds it.",
-    "tokens": "**The proof**: what a right code gives, which a backend believes without asking, or accepts once.",
+    "tokens": "**The proof**: the token of a correct code, which a backend verifies by itself, or redeems once.",
     "provider": "**The telephone company**: the account that pays for the calls.",
     "operations": "**For the operator**: health, metrics, and what a problem means.",
     "admin": "**For the operator alone**, with a key of its own: what the fraud guard has blocked.",

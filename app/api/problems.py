@@ -23,7 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """A kind of problem, and the error that it reports.
+    """A type of problem, and the error that it reports.
 
     ``detail`` is a format string over the error, or one for each ``reason`` of it; so is each of the ``headers``.
     ``members`` are the attributes of the error that the problem carries, each with an example. ``also`` are further
@@ -50,10 +50,10 @@ class ProblemType:
         members = {"errors": [{"pointer": "#", "detail": self.also[status]}]} if status in self.also else self.members
         return self.body(self.meaning, "5f0c7a1e9b2d4c68", members, status)
 
-    def body(self, detail: str, instance: str, members: Mapping[str, Any], status: int) -> dict[str, Any]:
+    def body(self, detail: str, instance: str, members: Mapping[str, Any], status: int = 0) -> dict[str, Any]:
         """Return the JSON of an occurrence; ``instance`` is the id of the request."""
-        head = {"type": self.uri, "title": self.title, "status": status, "detail": detail, "instance": instance}
-        return {**head, **members}
+        head = {"type": self.uri, "title": self.title, "status": status or self.status}
+        return {**head, "detail": detail, "instance": instance, **members}
 
 
 # A table: slug, status, title and error stand in one line, then the meaning, then the detail.
@@ -262,7 +262,9 @@ async def _handle(request: Request, error: Exception) -> Response:
     members = {name: getattr(error, name) for name in kind.members}
     if "retry_after" in members:
         headers["Retry-After"] = str(members["retry_after"])
-    return _problem(request, kind, detail_of(error), members, headers=headers)
+    request.state.outcome = kind.slug  # for the log and the metrics
+    body = kind.body(detail_of(error), request.state.request_id, members)
+    return JSONResponse(body, kind.status, headers, MEDIA_TYPE)
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
@@ -289,29 +291,16 @@ def _malformed(request: Request, status: int) -> Response:
     return _invalid(request, [("#", VALIDATION_FAILED.also[status])], status)
 
 
-def _invalid(request: Request, found: Sequence[tuple[str, str]], status: int | None = None) -> Response:
+def _invalid(request: Request, found: Sequence[tuple[str, str]], status: int = VALIDATION_FAILED.status) -> Response:
     """Report the fields that are wrong, each as its pointer and what is wrong with it."""
+    request.state.outcome = VALIDATION_FAILED.slug
     members = {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in found]}
-    return _problem(request, VALIDATION_FAILED, _join(found), members, status=status)
+    body = VALIDATION_FAILED.body(_join(found), request.state.request_id, members, status)
+    return JSONResponse(body, status, media_type=MEDIA_TYPE)
 
 
 def _join(found: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{pointer.lstrip('#/')}: {detail}".lstrip(": ") for pointer, detail in found)
-
-
-def _problem(
-    request: Request,
-    kind: ProblemType,
-    detail: str,
-    members: Mapping[str, Any],
-    *,
-    status: int | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """Answer with a problem, and note its slug for the log and the metrics."""
-    request.state.outcome = kind.slug
-    body = kind.body(detail, request.state.request_id, members, status or kind.status)
-    return JSONResponse(body, body["status"], headers, MEDIA_TYPE)
 
 
 def _escape(step: str | int) -> str:
@@ -322,6 +311,6 @@ def _escape(step: str | int) -> str:
 
 
 def _message(item: Mapping[str, Any]) -> str:
-    """Say what is wrong without repeating the input: it may be a code or a phone number."""
+    """Return what is wrong, without the input: it may be a code or a phone number."""
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return _MESSAGES.get(item["type"]) or message

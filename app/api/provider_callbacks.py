@@ -2,7 +2,10 @@
 
 import json
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -37,11 +40,12 @@ async def plusofon_hook(secret: str, request: Request, service: Service) -> Resp
 
     A callback is not signed, so its URL is a secret that belongs to one call. The first callback may only repeat the
     number to dial (open): one confirms only if it has the key of the call and the phone of the person, and comes no
-    sooner than anybody can dial. Any valid one is answered alike, for the provider can do nothing about it.
+    sooner than a person can dial. The response is the same in any case, for the provider can do nothing about it.
     """
     name = request.state.callback_urls.read(secret)
-    if name is None or not _is_allowed(request):
-        log.warning("hook.refused", extra={"known": name is not None, "address": _address(request)})
+    address = request.client.host if request.client else ""
+    if name is None or not _is_allowed(address, request.state.callback_networks):
+        log.warning("hook.refused", extra={"known": name is not None, "address": address})
         raise HTTPException(HTTPStatus.NOT_FOUND)
     try:
         hook = _Hook.model_validate(_fields(await request.body()))
@@ -55,18 +59,13 @@ async def plusofon_hook(secret: str, request: Request, service: Service) -> Resp
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _is_allowed(request: Request) -> bool:
-    """Return whether callbacks are accepted from the address of a request: from any, if no networks are set."""
-    networks = request.state.callback_networks
+def _is_allowed(text: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Return whether callbacks are accepted from an address: from any, if no networks are set."""
     try:
-        address = read_address(_address(request))
-        return not networks or any(address in network for network in networks if address)
+        address = read_address(text)
     except ValueError:
         return False
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+    return not networks or any(address in network for network in networks if address)
 
 
 def _fields(content: bytes) -> Any:  # noqa: ANN401 - any JSON
@@ -74,8 +73,6 @@ def _fields(content: bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        pass
-    try:
-        return dict(parse_qsl(content.decode(errors="replace"), max_num_fields=20))
-    except ValueError:  # more fields than that
+        with suppress(ValueError):  # too many fields
+            return dict(parse_qsl(content.decode(errors="replace"), max_num_fields=20))
         return {}

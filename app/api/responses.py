@@ -74,11 +74,8 @@ def answers(
         for problem_status in (kind.status, *kind.also):
             answer = described.setdefault(problem_status, plain_answer(HTTPStatus(problem_status)))
             answer["description"] += f"\n\n`{kind.slug}`: {kind.meaning}"
-            content = answer["content"][MEDIA_TYPE]
-            content.setdefault("examples", {})[kind.slug] = {
-                "summary": kind.title,
-                "value": kind.example(problem_status),
-            }
+            example = {"summary": kind.title, "value": kind.example(problem_status)}
+            answer["content"][MEDIA_TYPE].setdefault("examples", {})[kind.slug] = example
             answer.setdefault("headers", {}).update((name, _PROBLEM_HEADERS[name]) for name in names)
     return described
 

@@ -20,18 +20,13 @@ _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a 
 class JsonRoute(APIRoute):
     """A route whose endpoint takes exactly ``body`` (one model), ``http``, ``client`` and ``service``.
 
-    FastAPI describes it from its signature. Finding these four on each request (solving dependencies, parsing the media
-    type as an e-mail, the body as JSON and then as a model) would cost as much as the rest of a check, so that is done
-    here: first the key, then the body, straight from its bytes. A route without a body is served as any other.
+    FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
+    and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
+    the body, straight from its bytes. A route without a body is served by FastAPI.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the function that answers a request.
-
-        Raises:
-            TypeError: the route declares something that would be described, but not passed to its endpoint.
-
-        """
+        """Return the request handler. Raises TypeError if the route declares what would be described but ignored."""
         if self.body_field is None:
             return super().get_route_handler()
         endpoint, model = self.endpoint, self._require_supported(self.body_field.field_info.annotation)
@@ -53,10 +48,11 @@ class JsonRoute(APIRoute):
         # A body that is embedded has a model of its own, which FastAPI makes.
         if not (inspect.isclass(model) and issubclass(model, BaseModel) and described is model):
             raise TypeError(f"{self.path}: the body of a JsonRoute is one model, `body`")
-        if wrong := {name for name in parameters | _PARAMETERS if parameters.get(name) != _PARAMETERS.get(name)}:
-            raise TypeError(f"{self.path}: a JsonRoute takes body, http, client and service; not so: {sorted(wrong)}")
+        wrong = {name for name in parameters | _PARAMETERS if parameters.get(name) != _PARAMETERS.get(name)}
         if self.dependencies:
-            raise TypeError(f"{self.path}: a JsonRoute solves no further dependencies")
+            wrong.add("dependencies")
+        if wrong:
+            raise TypeError(f"{self.path}: a JsonRoute takes body, {', '.join(_PARAMETERS)}; wrong: {sorted(wrong)}")
         return model
 
 

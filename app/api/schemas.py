@@ -126,14 +126,14 @@ _CheckPurpose = Annotated[Purpose | None, Field(description="`phone_verification
 
 
 class CheckById(_Check):
-    """The code that the person typed, and the id of the verification that it is for."""
+    """The typed code, and the id of its verification."""
 
     verification_id: _VerificationId
     client_ip: ClientAddress = None
 
 
 class CheckByPhone(_Check):
-    """The code that the person typed, and the phone and purpose that it is for."""
+    """The typed code, and the phone and purpose of its verification."""
 
     phone: PhoneText
     purpose: _CheckPurpose = None
@@ -141,10 +141,10 @@ class CheckByPhone(_Check):
 
 
 class CheckVerificationRequest(_Check):
-    """The code that the person typed, and the verification it is for: by its id, or by phone and purpose.
+    """The typed code, and its verification: by id, or by phone and purpose.
 
-    Published as the union of ``CheckById`` and ``CheckByPhone``, which generators of clients make classes of. Read as
-    one model, so that an error points at the field that was sent: a union reports every field of each of its members.
+    Described as the union of ``CheckById`` and ``CheckByPhone``, for generated clients. Parsed as one model, because a
+    union reports errors for the fields of both.
     """
 
     verification_id: _VerificationId | None = None
@@ -162,27 +162,28 @@ class CheckVerificationRequest(_Check):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Describe the union. ``oneOf``: no body fits both, as neither allows the other's fields."""
+        """Return the schema of the union; ``oneOf``, because neither model allows the fields of the other."""
         return {"oneOf": handler(TypeAdapter(CheckById | CheckByPhone).core_schema)["anyOf"]}
 
 
-def _example(summary: str, **value: str) -> Example:
+def example(summary: str, **value: str) -> Example:
+    """Return an example of a request body."""
     return {"summary": summary, "value": value}
 
 
 # Each start has a phone of its own, for the same phone could not be called again before its cooldown.
 START_EXAMPLES = {
-    "sign-up": _example("Sign-up: call and speak Russian", phone="8 (900) 123-45-67"),
-    "resend": _example("Call again for a pending verification", phone="8 (900) 123-45-67", verification_id=_ID),
-    "password": _example("Password recovery, in English", phone="+79004567890", purpose="password_reset", lang="en"),
-    "flash-call": _example(
+    "sign-up": example("Sign-up: call and speak Russian", phone="8 (900) 123-45-67"),
+    "resend": example("Call again for a pending verification", phone="8 (900) 123-45-67", verification_id=_ID),
+    "password": example("Password recovery, in English", phone="+79004567890", purpose="password_reset", lang="en"),
+    "flash-call": example(
         "Flash call: the code is in the number that calls", phone="+79002345678", channel="flash_call"
     ),
-    "reverse-call": _example("Reverse call: the person dials a number", phone="+79003456789", channel="reverse_call"),
+    "reverse-call": example("Reverse call: the person dials a number", phone="+79003456789", channel="reverse_call"),
 }
 CHECK_EXAMPLES = {
-    "by-id": _example("By the id that start returned", verification_id=_ID, code="123 456"),
-    "by-phone": _example("By phone and purpose", phone="+79004567890", purpose="password_reset", code="123456"),
+    "by-id": example("By the id that start returned", verification_id=_ID, code="123 456"),
+    "by-phone": example("By phone and purpose", phone="+79004567890", purpose="password_reset", code="123456"),
 }
 
 
@@ -201,14 +202,14 @@ class Call(BaseModel):
 
 
 class Verification(_Answer):
-    """A verification, as far as its caller may see it."""
+    """A verification."""
 
     verification_id: Annotated[str, Field(examples=[_ID])]
     status: Annotated[
         Status,
         Field(
             description="`pending` until it is `verified`, `locked` by wrong codes or `canceled`; `failed` as long as"
-            " every call of it has failed: start again, by another channel if you can",
+            " all its calls have failed: start again, by another channel if you can",
             examples=["pending"],
         ),
     ]
@@ -218,26 +219,21 @@ class Verification(_Answer):
     code_length: Annotated[int | None, Field(description="null where no code is needed", examples=[6])]
     calls_placed: Annotated[int, Field(examples=[1])]
     calls_left: Annotated[
-        int, Field(description="how many more of this verification; a `reverse_call` is its only one", examples=[2])
+        int, Field(description="further calls that it may place; a `reverse_call` is the only one", examples=[2])
     ]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
     test: TestFlag = False
     dial: Annotated[
         str | None,
-        Field(
-            description="the number that the person is to call, such as `+78005550100`; only for a `reverse_call`",
-            exclude_if=_is_none,
-        ),
+        Field(description="the number to call, such as `+78005550100`; only for a `reverse_call`", exclude_if=_is_none),
     ] = None
     call: Annotated[Call | None, Field(description="the latest", examples=[{"status": "initiated"}])]
     created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
-    expires_at: Annotated[
-        datetime, Field(description="when the last code given expires", examples=["2026-01-31T09:05:00Z"])
-    ]
+    expires_at: Annotated[datetime, Field(description="when its last code expires", examples=["2026-01-31T09:05:00Z"])]
     expires_in: Annotated[int, Field(description="the same, in seconds from now", examples=[300])]
     resend_in: Annotated[
         int | None,
-        Field(description="seconds until a `start` that names it may call again; null: never", examples=[60]),
+        Field(description="seconds until a `start` may call again for it; null: never", examples=[60]),
     ]
 
     @classmethod
@@ -265,7 +261,7 @@ class Verification(_Answer):
 
 
 class Verified(_Answer):
-    """The code was right: the person holds the phone."""
+    """The code was correct: the person holds the phone."""
 
     verified: Literal[True] = True
     status: Literal[Status.VERIFIED] = Status.VERIFIED
@@ -284,7 +280,7 @@ class Verified(_Answer):
 
 
 class NotVerified(_Answer):
-    """The code was wrong, and more may be tried; or, of a `reverse_call`, the person has not called yet."""
+    """The code was wrong, and further checks are left; or, for a `reverse_call`, the person has not called yet."""
 
     verified: Literal[False] = False
     status: Literal[Status.PENDING] = Status.PENDING
@@ -293,7 +289,7 @@ class NotVerified(_Answer):
 
 
 class Locked(_Answer):
-    """The code was wrong, and it was the last that could be tried."""
+    """The code was wrong, and no check is left."""
 
     verified: Literal[False] = False
     status: Literal[Status.LOCKED] = Status.LOCKED

@@ -4,19 +4,19 @@ from http import HTTPStatus
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Response
-from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import Client, RedeemedTokens, Tokens
 from app.api.responses import answers, respond
-from app.api.schemas import Purpose, TestFlag
+from app.api.schemas import Purpose, TestFlag, example
 from app.verification.proof import redeem
 
 router = APIRouter(tags=["tokens"])
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _TOKEN = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFUzI1NiIsImtpZCI6IuKApiJ9.eyJzdWIiOiIrNzkwMDEyMzQ1NjcifQ.c2lnbmF0dXJl"  # noqa: S105 - an example
+_EXAMPLE = example("Before a new password is set", token=_TOKEN, purpose="password_reset")
 _JWK = {
     "kty": "EC",
     "crv": "P-256",
@@ -53,11 +53,6 @@ class RedeemTokenRequest(BaseModel):
 
     token: Annotated[str, Field(min_length=1, max_length=4096, description="as `check` returned it", examples=[_TOKEN])]
     purpose: Purpose
-
-
-REDEEM_EXAMPLES: dict[str, Example] = {
-    "password": {"summary": "Before a new password is set", "value": {"token": _TOKEN, "purpose": "password_reset"}},
-}
 
 
 class RedeemedToken(BaseModel):
@@ -103,7 +98,7 @@ async def jwks(tokens: Tokens) -> Response:
     ),
 )  # fmt: skip
 async def redeem_token(
-    request: Annotated[RedeemTokenRequest, Body(openapi_examples=REDEEM_EXAMPLES)],
+    request: Annotated[RedeemTokenRequest, Body(openapi_examples={"password": _EXAMPLE})],
     client: Client,
     tokens: Tokens,
     redemptions: RedeemedTokens,

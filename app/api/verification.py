@@ -1,4 +1,4 @@
-"""The routes of a verification: request → service → response."""
+"""The routes of a verification."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,7 +31,7 @@ from app.verification.service import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
 
-# How long an answer is kept for a repetition of its request: a check's as long as a code can live.
+# How long a response is kept for a repetition of its request: that of a check as long as a code can live.
 _KEEP_START = timedelta(days=1)
 _KEEP_CHECK = timedelta(minutes=5)
 
@@ -44,13 +44,11 @@ _KEEP_CHECK = timedelta(minutes=5)
     summary="Start a verification: place the call",
     response_description="The call was placed, or may have been (`call.status` is then `unconfirmed`).",
     responses=answers(
-        HTTPStatus.CREATED,
-        Verification,
+        HTTPStatus.CREATED, Verification,
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "call-cooldown", "rate-limited",
-            "call-budget-exhausted",
-            "verification-not-found", "balance-too-low", "provider-rejected", "provider-unavailable",
-            "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
+            "call-budget-exhausted", "verification-not-found", "balance-too-low", "provider-rejected",
+            "provider-unavailable", "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
         ),
         headers=("Location", "RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
     ),
@@ -64,13 +62,13 @@ async def start(
 ) -> Response:
     """Place a call that gives a code to a Russian mobile number.
 
-    The answer names the channel used: `voice` says the code; of a `flash_call` the code is the last four digits
-    of the number that calls; for a `reverse_call` there is none, and the person calls the number `dial`.
+    The answer has the channel used: `voice` says the code; for a `flash_call` the code is the last four digits of the
+    number that calls; for a `reverse_call` there is no code, and the person calls the number `dial`.
 
-    Every start is a verification of its own, with its own id, code and checks. To call again for one that is pending (a
-    **resend**) send its `verification_id`: another call with another code, after a cooldown that grows. Every code of
-    it stays good for its own five minutes, all on one budget of checks. A `reverse_call` always is a verification of
-    its own, so take the id from each answer.
+    Every start is a new verification, with its own id, code and checks. To call again for a pending one (a **resend**)
+    send its `verification_id`: another call with another code, after a cooldown that grows. Each code stays valid for
+    five minutes; all share one budget of checks. A `reverse_call` is always a new verification, so take the id from
+    each answer.
     """
     wanted = StartRequest(
         client=client,
@@ -116,17 +114,13 @@ class _Journal(KeyedRequest):
     response_model=CheckView,
     operation_id="checkVerification",
     summary="Check what the person typed",
-    response_description="The code was evaluated; `verified` tells how.",
+    response_description="The code was checked; `verified` is the result.",
     responses=answers(
-        HTTPStatus.OK,
-        Verified,
-        NotVerified,
-        Locked,
+        HTTPStatus.OK, Verified, NotVerified, Locked,
         problems=(
             "validation-failed", "unauthorized", "phone-not-callable", "verification-not-found",
             "verification-already-used", "verification-canceled", "verification-locked", "rate-limited",
-            "store-unavailable",
-            "idempotency-key-reused", "idempotency-in-progress",
+            "store-unavailable", "idempotency-key-reused", "idempotency-in-progress",
         ),
         headers=("RateLimit", "RateLimit-Policy", "Idempotent-Replayed"),
     ),
@@ -143,12 +137,11 @@ async def check(
     By `phone` the code is compared with those of all your pending verifications of that phone and purpose; a wrong one
     counts against the latest.
 
-    A right code verifies exactly once. The answer then has a `token`: with it a browser or another service can show
-    your backend that the phone was verified, without the backend asking again. Repeated with its `Idempotency-Key`, a
-    right check gives the proof again, even if its answer was lost.
+    A correct code verifies exactly once. The answer then has a `token`, which proves to your backend that the phone was
+    verified, without another request to this service. Repeated with its `Idempotency-Key`, a check that verified gives
+    a token again, even if its answer was lost.
 
-    Of a `reverse_call` there is no code: leave it out, and the answer is `pending`, at no cost, until the person has
-    called.
+    For a `reverse_call` leave the code out: the answer is `pending`, and no check is used, until the person has called.
     """
     async with idempotent(http, keep_for=_KEEP_CHECK) as exchange:
         address = count_address(body.client_ip)
@@ -177,7 +170,7 @@ async def check(
 @router.get("/start", include_in_schema=False)
 @router.get("/check", include_in_schema=False)
 async def only_post() -> Response:
-    """Refuse the likeliest mistake for what it is: these are no ids."""
+    """Answer a likely mistake with 405: ``start`` and ``check`` are not ids."""
     raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "POST"})
 
 
@@ -191,9 +184,9 @@ async def only_post() -> Response:
     ),
 )
 async def read(verification_id: str, client: Client, service: Service) -> Response:
-    """Return the present state. Costs no check, and asks nobody: calls are followed in the background.
+    """Return the present state. No check is used, and the provider is not asked: calls are followed in the background.
 
-    `verified` here says that somebody has typed the code, not who: the proof is the answer to a check, or its token.
+    `verified` says that a correct code was checked, not for whom: the proof is the answer to that check, or its token.
     """
     return respond(Verification.of(await service.read(client=client, verification_id=verification_id)))
 
@@ -202,10 +195,9 @@ async def read(verification_id: str, client: Client, service: Service) -> Respon
     "/{verification_id}/cancel",
     response_model=Verification,
     operation_id="cancelVerification",
-    summary="Call a verification off",
+    summary="Cancel a verification",
     responses=answers(
-        HTTPStatus.OK,
-        Verification,
+        HTTPStatus.OK, Verification,
         problems=(
             "unauthorized", "verification-not-found", "verification-already-used", "verification-locked",
             "store-unavailable",
@@ -213,5 +205,5 @@ async def read(verification_id: str, client: Client, service: Service) -> Respon
     ),
 )  # fmt: skip
 async def cancel(verification_id: str, client: Client, service: Service) -> Response:
-    """Make a pending verification `canceled`: no code of it verifies any more. Canceling again changes nothing."""
+    """Cancel a pending verification: no code of it verifies any more. Canceling again changes nothing."""
     return respond(Verification.of(await service.cancel(client=client, verification_id=verification_id)))
