@@ -55,7 +55,7 @@ def test_every_domain_error_has_a_handler() -> None:
 async def test_an_error_is_answered_with_its_problem(error: errors.VerificationError, status: int, slug: str) -> None:
     request, response = await handle(error)
 
-    problem = json.loads(response.body)
+    problem = json.loads(bytes(response.body))
     kind = PROBLEM_TYPES[slug]
     assert (response.status_code, response.headers["Content-Type"]) == (status, MEDIA_TYPE)
     assert [problem.pop(name) for name in ("type", "title", "status", "instance")] == [
@@ -84,7 +84,7 @@ def test_a_message_of_the_provider_is_not_read_as_a_format() -> None:
 async def test_an_error_of_one_field_is_a_failed_validation_that_points_at_it(error: Exception, pointer: str) -> None:
     _, response = await handle(error)
 
-    problem = json.loads(response.body)
+    problem = json.loads(bytes(response.body))
     assert (response.status_code, problem["type"]) == (422, "/problems/validation-failed")
     assert [item["pointer"] for item in problem["errors"]] == [pointer]
     assert problem["detail"] == detail_of(error)
