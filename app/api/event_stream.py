@@ -137,7 +137,7 @@ _EXAMPLE = (
     + KEEPALIVE_COMMENT
     + _expired(_STATE["verification_id"])
 ).decode()
-_STREAM = {"summary": "A call rings, and the code is not checked", "value": _EXAMPLE}
+_EXAMPLES = {"stream": {"summary": "A call rings, and the code is not checked", "value": _EXAMPLE}}
 
 
 @router.get(
@@ -152,9 +152,7 @@ _STREAM = {"summary": "A call rings, and the code is not checked", "value": _EXA
         ),
         HTTPStatus.OK.value: {
             "description": "Events, as they happen.",
-            "content": {
-                EventStreamResponse.media_type: {"schema": {"type": "string"}, "examples": {"stream": _STREAM}}
-            },
+            "content": {EventStreamResponse.media_type: {"schema": {"type": "string"}, "examples": _EXAMPLES}},
         },
         HTTPStatus.NO_CONTENT.value: {
             "description": "The last event that you have (`Last-Event-ID`) was the last of all: do not connect again."

@@ -82,10 +82,8 @@ def answers(
 
 def plain_answer(status: HTTPStatus) -> dict[str, Any]:
     """Describe a problem that its status explains."""
-    return {
-        "description": status.phrase,
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {"description": status.phrase, "content": content}
 
 
 def example_of(model: type[BaseModel]) -> dict[str, Any]:
