@@ -5,10 +5,11 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Path, Request, Response, Security
+from fastapi import APIRouter, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
+from app.api.dependencies import ContainerDep
 from app.api.docs import Answers, answers, example_of, plain_answer, respond
 from app.api.problems import plain_problem
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
@@ -18,13 +19,7 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 _RANGE_EXAMPLE = "+79001234"
 
 
-async def _guard(request: Request) -> FraudGuard:
-    guard: FraudGuard = request.state.guard
-    return guard
-
-
-Operator = Annotated[str, Security(admin_key("admin_keys"))]
-Guard = Annotated[FraudGuard, Depends(_guard)]
+Operator = Annotated[str, Security(admin_key(lambda container: container.keys.admins))]
 
 
 class BlockedRange(BaseModel):
@@ -104,9 +99,9 @@ _LIFTED: Answers = {
     summary="List what the fraud guard has found",
     responses=_LISTED,
 )
-async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
+async def list_guard(operator: Operator, container: ContainerDep) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
     """Return the ranges that are blocked now, and the clients whose calls convert badly (those are not blocked)."""
-    return respond(await FraudGuardReport.of(guard))
+    return respond(await FraudGuardReport.of(container.stores.fraud_guard))
 
 
 @router.delete(
@@ -122,10 +117,10 @@ async def lift(
         str, Path(alias="range", description="a range, as the list tells it", examples=[_RANGE_EXAMPLE])
     ],
     operator: Operator,  # noqa: ARG001 - asked for, so that only operators do it
-    guard: Guard,
+    container: ContainerDep,
     http: Request,
 ) -> Response:
     """Call the range again, at once; its next block is a first one again. 404 where it is not blocked."""
-    if not await guard.lift(number_range):
+    if not await container.stores.fraud_guard.lift(number_range):
         return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -14,9 +14,10 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from app.verification.deferred import DeferredWrites, store_deadline
+from app.api.dependencies import container_of
+from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
-from app.verification.idempotency import Claim, IdempotencyInProgress, IdempotencyStore, IdempotentRequest, KeptAnswer
+from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
 from app.verification.model import Started
 from app.verification.ports import CallId
 
@@ -54,15 +55,6 @@ class AnsweredBefore(Exception):
     def __init__(self, response: Response) -> None:
         super().__init__()
         self.response = response
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Idempotency:
-    """What repeatable requests need. ``store_timeout`` (seconds) bounds all waits for the store before an answer."""
-
-    store: IdempotencyStore
-    deferred: DeferredWrites
-    store_timeout: float
 
 
 @dataclass(slots=True)
@@ -113,7 +105,7 @@ def repeatable(http: Request, body: bytes) -> RepeatableRequest | None:
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
         raise InvalidIdempotencyKey
     request = IdempotentRequest(client=http.state.client, route=http.scope["path"], key=given[0], body=body)
-    return RepeatableRequest(http.state.idempotency, request)
+    return RepeatableRequest(container_of(http).idempotency, request)
 
 
 async def once(http: Request, act: Callable[[str | None], Awaitable[Response]], *, keep_for: timedelta) -> Response:

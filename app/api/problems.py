@@ -11,9 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.api.auth import Unauthorized
 from app.api.idempotency import InvalidIdempotencyKey
 from app.api.limits import used_up_header
+from app.api_keys import Unauthorized
 from app.verification import errors, event_stream, idempotency
 from app.verification.code import MIN_LENGTH
 

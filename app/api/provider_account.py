@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response, Security
 
 from app.api.auth import admin_key
-from app.api.dependencies import Service
+from app.api.dependencies import ContainerDep
 from app.api.docs import answers, respond
 from app.api.schemas import ProviderAccount, ProviderOverview
 
-Reader = Annotated[str, Security(admin_key("account_keys"))]
+Reader = Annotated[str, Security(admin_key(lambda container: container.keys.account))]
 
 router = APIRouter(prefix="/provider", tags=["provider"])
 
@@ -24,12 +24,12 @@ router = APIRouter(prefix="/provider", tags=["provider"])
         HTTPStatus.OK, ProviderOverview, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
-async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
+async def account(reader: Reader, container: ContainerDep) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
     """Return the accounts, without their tokens, and the balance in RUB.
 
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
-    overview = await service.provider_overview()
+    overview = await container.service.provider_overview()
     balance = overview.balance_rub
     return respond(
         ProviderOverview(

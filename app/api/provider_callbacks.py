@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from app.api.client_address import read_address
-from app.api.dependencies import Service
+from app.api.dependencies import ContainerDep
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import Phone, parse_phone
 from app.verification.ports import Confirmation
@@ -32,29 +34,28 @@ class _Hook(BaseModel):
 
 
 @router.post("/plusofon/{secret}")
-async def plusofon_hook(secret: str, request: Request, service: Service) -> Response:
+async def plusofon_hook(secret: str, request: Request, container: ContainerDep) -> Response:
     """Take the provider's word that a person dialled.
 
     No signature comes with a hook, so its URL is a secret that belongs to one call. A first hook may come that only
     repeats the number to dial (open): a hook confirms only if it names the call and the phone of the person, and comes
     no sooner than anybody can dial. Whatever it says it is answered alike, for the provider can do nothing about it.
     """
-    name = request.state.callback_urls.read(secret)
-    if name is None or not _is_allowed(request):
+    name = container.providers.callback_urls.read(secret)
+    if name is None or not _is_allowed(request, container.callback_networks):
         log.warning("hook.refused", extra={"known": name is not None, "address": _address(request)})
         raise HTTPException(HTTPStatus.NOT_FOUND)
     hook = _read(await request.body())
     caller = _phone(hook.phone)
     confirmation = Confirmation.NOT_THE_CALLER
     if caller:
-        confirmation = await service.confirm_reverse_call(name, ref=hook.key, caller=caller)
+        confirmation = await container.service.confirm_reverse_call(name, ref=hook.key, caller=caller)
     log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _is_allowed(request: Request) -> bool:
+def _is_allowed(request: Request, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
     """Return whether a hook comes from where hooks may come from; anywhere, if nothing is said about it."""
-    networks = request.state.callback_networks
     try:
         address = read_address(_address(request))
         return not networks or any(address in network for network in networks if address)

@@ -10,12 +10,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from app.api.auth import authenticate
+from app.api.dependencies import container_of
 
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
 class JsonRoute(APIRoute):
-    """A route whose endpoint takes ``body``, ``http``, ``client`` and ``service``; one without a body, as any other.
+    """A route whose endpoint takes ``body``, ``http``, ``client`` and ``container``; one without a body, as any other.
 
     FastAPI describes it from its signature. Finding these four on each request (solving dependencies, parsing the media
     type as an e-mail, the body as JSON and then as a model) would cost as much as the rest of a check, so that is done
@@ -31,9 +32,10 @@ class JsonRoute(APIRoute):
             raise TypeError(f"the body of {self.path} is no model")
 
         async def handle(http: Request) -> Response:
-            client = authenticate(http)
+            container = container_of(http)
+            client = authenticate(http, container.keys.clients)
             body = await _read(http, model)
-            response: Response = await endpoint(body=body, http=http, client=client, service=http.state.service)
+            response: Response = await endpoint(body=body, http=http, client=client, container=container)
             return response
 
         return handle

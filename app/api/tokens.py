@@ -8,7 +8,8 @@ from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import Client, RedeemedTokens, Tokens
+from app.api.auth import Client
+from app.api.dependencies import ContainerDep
 from app.api.docs import answers, respond
 from app.api.schemas import Purpose, TestFlag
 from app.verification.model import Proof
@@ -88,14 +89,14 @@ class RedeemedToken(BaseModel):
     summary="The public keys that verify tokens",
     responses=answers(HTTPStatus.OK, JwkSet),
 )
-async def jwks(tokens: Tokens) -> Response:
+async def jwks(container: ContainerDep) -> Response:
     """Publish the keys: with them a backend believes a token without asking again.
 
     It must accept `ES256` alone, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
     seconds of leeway, for no two clocks are the same) and `purpose` (RFC 8725). Who wants a token to work once asks
     `POST /verify/token/redeem` instead.
     """
-    return JSONResponse(tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
+    return JSONResponse(container.tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
 
 
 @router.post(
@@ -116,13 +117,18 @@ async def jwks(tokens: Tokens) -> Response:
 async def redeem_token(
     request: Annotated[RedeemTokenRequest, Body(openapi_examples=REDEEM_EXAMPLES)],
     client: Client,
-    tokens: Tokens,
-    redemptions: RedeemedTokens,
+    container: ContainerDep,
 ) -> Response:
     """Verify a token and use it up, in one step: of any number of requests with it, one is answered with 200.
 
     For what a proof must do only once, such as setting a new password. A token of another client, or for another
     `purpose`, is as invalid as a forged one, and is not used up by the attempt.
     """
-    proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
+    proof = await redeem(
+        container.tokens,
+        container.stores.redemptions,
+        client=client,
+        token=request.token,
+        purpose=request.purpose,
+    )
     return respond(RedeemedToken.of(proof))

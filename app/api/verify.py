@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.api.auth import Client
 from app.api.client_address import count_address
-from app.api.dependencies import Client, Service
+from app.api.dependencies import ContainerDep
 from app.api.docs import answers, respond
 from app.api.idempotency import IDEMPOTENCY_KEY, AnsweredBefore, StartJournal, once, repeatable
 from app.api.limits import quota_headers
@@ -59,7 +60,7 @@ async def start(
     body: Annotated[StartVerificationRequest, Body(openapi_examples=START_EXAMPLES)],
     http: Request,
     client: Client,
-    service: Service,
+    container: ContainerDep,
 ) -> Response:
     """Place a call that gives a code to a Russian mobile number.
 
@@ -82,10 +83,10 @@ async def start(
     )
     repeated = repeatable(http, await http.body())
     if repeated is None:
-        return _started(await service.start(wanted))
+        return _started(await container.service.start(wanted))
     journal = StartJournal(repeated, answer=_started, keep_for=_keep_start)
     try:
-        started = await service.start(wanted, journal=journal)
+        started = await container.service.start(wanted, journal=journal)
     except AnsweredBefore as before:
         return before.response
     return journal.response or _started(started)
@@ -127,7 +128,7 @@ async def check(
     body: Annotated[CheckVerificationRequest, Body(openapi_examples=CHECK_EXAMPLES)],
     http: Request,
     client: Client,
-    service: Service,
+    container: ContainerDep,
 ) -> Response:
     """Check a code, by `verification_id` or by `phone` and `purpose`.
 
@@ -145,7 +146,7 @@ async def check(
     async def evaluate(retry_digest: str | None) -> Response:
         address = count_address(body.client_ip)
         if body.verification_id is not None:
-            result = await service.check_by_id(
+            result = await container.service.check_by_id(
                 client=client,
                 verification_id=body.verification_id,
                 code=body.code,
@@ -153,7 +154,7 @@ async def check(
                 retry_digest=retry_digest,
             )
         else:
-            result = await service.check_by_phone(
+            result = await container.service.check_by_phone(
                 client=client,
                 phone=body.phone or "",
                 purpose=body.purpose or "phone_verification",
@@ -161,7 +162,7 @@ async def check(
                 address=address,
                 retry_digest=retry_digest,
             )
-        return respond(view_check(result, client, http.state.tokens), headers=quota_headers(result.quotas))
+        return respond(view_check(result, client, container.tokens), headers=quota_headers(result.quotas))
 
     return await once(http, evaluate, keep_for=_KEEP_CHECK)
 
@@ -182,12 +183,12 @@ async def only_post() -> Response:
         HTTPStatus.OK, Verification, problems=("unauthorized", "verification-not-found", "store-unavailable")
     ),
 )
-async def read(verification_id: str, client: Client, service: Service) -> Response:
+async def read(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Return the present state. Costs no check, and asks nobody: calls are followed in the background.
 
     `verified` here says that somebody has typed the code, not who: the proof is the answer to a check, or its token.
     """
-    return respond(Verification.of(await service.read(client=client, verification_id=verification_id)))
+    return respond(Verification.of(await container.service.read(client=client, verification_id=verification_id)))
 
 
 @router.post(
@@ -204,6 +205,6 @@ async def read(verification_id: str, client: Client, service: Service) -> Respon
         ),
     ),
 )  # fmt: skip
-async def cancel(verification_id: str, client: Client, service: Service) -> Response:
+async def cancel(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Make a pending verification `canceled`: no code of it verifies any more. Canceling again changes nothing."""
-    return respond(Verification.of(await service.cancel(client=client, verification_id=verification_id)))
+    return respond(Verification.of(await container.service.cancel(client=client, verification_id=verification_id)))

@@ -17,17 +17,17 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.cli.common import settings_with
-from app.cli.worker import make_app_of
+from app.main import open_tracing
 from app.server.connections import HttpLimits
 from app.server.http_protocol import HttpServer
+from app.server.worker import make_app_of
 from app.settings import Mode, Settings, SettingsError, misspelt_settings, redacted_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
-from app.wiring import open_tracing
 
 log = logging.getLogger(__name__)
 
-_WORKER = "app.cli.worker:make_app"
+_WORKER = "app.server.worker:make_app"
 _NOT_HERE = "HOST must be an address of this machine."
 _LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top

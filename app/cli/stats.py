@@ -1,4 +1,4 @@
-"""``stats``: what happened on a day, over all processes and machines."""
+"""``stats``: the calls and verifications of a day, over all processes and machines."""
 
 import json
 from collections.abc import Iterator
@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import AsJson, ask_redis
+from app.cli.common import AsJson, run_with_container
 from app.store.stats import DayStats
 from app.verification.model import CallStatus
-from app.wiring import open_stats
 
 _DAYS_KEPT = 8  # today among them
 
@@ -38,7 +37,7 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Print a day's calls, conversion, refusals and spend. Test numbers are not counted."""
-    found = ask_redis(open_stats, lambda reader: reader.read(day))
+    found = run_with_container(lambda container: container.stores.stats.read(day))
     typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
 
 

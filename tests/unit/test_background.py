@@ -158,14 +158,14 @@ async def test_an_error_inside_passes_through_and_ends_the_steps() -> None:
 async def test_the_lag_is_the_time_since_a_step_last_succeeded() -> None:
     fine, failing = Steps(), Steps(*(ZeroDivisionError() for _ in range(1000)))
     background = Background({"fine": fine, "failing": failing}, first_pause=MOMENT, longest_pause=MOMENT)
-    assert background.lag == {}
+    assert background.gauges() == {}
 
     async with background:
-        await until(lambda: background.lag["failing"] > timedelta(milliseconds=50) > background.lag["fine"])
+        await until(lambda: background.gauges()["failing"] > 0.05 > background.gauges()["fine"])
         failing.failures.clear()
-        await until(lambda: background.lag["failing"] < timedelta(milliseconds=50))
+        await until(lambda: background.gauges()["failing"] < 0.05)
 
 
 async def test_nothing_to_do_is_fine() -> None:
     async with Background({}) as background:
-        assert background.lag == {}
+        assert background.gauges() == {}
