@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -17,7 +17,7 @@ Step = Callable[[], Awaitable[timedelta]]
 
 
 class Background:
-    """Calls each of the named ``steps`` repeatedly while the context is open.
+    """Calls each added step repeatedly while the context is open.
 
     A step that fails is called again after ``first_pause``, which doubles with each failure up to ``longest_pause``,
     less a random share. When the context is closed, running steps are canceled and have ``grace`` to end.
@@ -25,13 +25,12 @@ class Background:
 
     def __init__(
         self,
-        steps: Mapping[str, Step] | None = None,
         *,
         first_pause: timedelta = timedelta(seconds=1),
         longest_pause: timedelta = timedelta(seconds=30),
         grace: timedelta = timedelta(seconds=3),
     ) -> None:
-        self._steps = dict(steps or {})
+        self._steps: dict[str, Step] = {}
         self._first_pause = first_pause
         self._longest_pause = longest_pause
         self._grace = grace

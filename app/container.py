@@ -132,17 +132,10 @@ async def open_container(
     tracing: "Tracing | None" = None,
     in_background: bool = False,
 ) -> AsyncIterator[Container]:
-    """Build all objects; close them with the context.
+    """Build all objects, and close them with the context. Raises SettingsError.
 
-    Args:
-        settings: what to build.
-        network: the telephone network of the sandbox, in place of Plusofon.
-        tracing: where spans go, if they are wanted.
-        in_background: whether to follow calls, deliver webhooks, read the balance and write statistics meanwhile.
-
-    Raises:
-        SettingsError: outside sandbox mode, a required setting is missing or a ``network`` is given.
-
+    In sandbox mode calls go to ``network`` in place of Plusofon. Without ``in_background`` nothing runs beside what the
+    caller asks for: no calls are followed and no webhooks delivered.
     """
     async with AsyncExitStack() as stack:
         builder = Builder(settings, stack, tracing)
@@ -166,14 +159,8 @@ async def open_container(
             stores=stores,
             providers=providers,
             keys=make_keys(settings),
-            tokens=TokenSigner(
-                settings.token_keys,
-                issuer=settings.token.issuer,
-                lifetime=timedelta(seconds=settings.token.lifetime_seconds),
-            ),
-            idempotency=Idempotency(
-                store=stores.idempotency, deferred=deferred, store_timeout=settings.redis.timeout_seconds
-            ),
+            tokens=builder.make_tokens(),
+            idempotency=Idempotency(store=stores.idempotency, deferred=deferred, store_timeout=stores.runner.timeout),
             callback_networks=settings.plusofon.hook_addresses,
             metrics=builder.metrics,
             exposition=exposition,
@@ -299,11 +286,7 @@ class Builder:
                 admit=poller.balance.require_enough if sender.provider == PLUSOFON else _admit_all,
             )
         return Providers(
-            senders=senders,
-            circuits=circuits,
-            accounts=plusofon,
-            balance_poller=poller,
-            callback_urls=callback_urls,
+            senders=senders, circuits=circuits, accounts=plusofon, balance_poller=poller, callback_urls=callback_urls
         )
 
     async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
@@ -377,10 +360,16 @@ class Builder:
             policies=make_policies(settings),
             fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
             queue=stores.call_queue,
-            observe=_publish_to(self.metrics.observe, stores.stats.observe),
+            observe=_to_each(self.metrics.observe, stores.stats.observe),
             deferred=deferred,
-            store_timeout=settings.redis.timeout_seconds,
+            store_timeout=stores.runner.timeout,
         )
+
+    def make_tokens(self) -> TokenSigner:
+        """Make what signs and verifies tokens."""
+        token = self.settings.token
+        lifetime = timedelta(seconds=token.lifetime_seconds)
+        return TokenSigner(self.settings.token_keys, issuer=token.issuer, lifetime=lifetime)
 
     def make_exposition(self, stores: Stores, providers: Providers, background: Background) -> Exposition:
         """Collect the gauges of all components."""
@@ -424,7 +413,7 @@ def _admit_all() -> None:
     """Admit a call that costs nothing here."""
 
 
-def _publish_to(*subscribers: Publish) -> Publish:
+def _to_each(*subscribers: Publish) -> Publish:
     def publish(event: DomainEvent) -> None:
         for subscriber in subscribers:
             subscriber(event)

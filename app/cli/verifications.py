@@ -10,7 +10,7 @@ from app.cli.common import AsJson, examples, fail, moment, run_with_container, s
 from app.container import Container
 from app.settings import make_policies
 from app.verification.errors import VerificationNotFound
-from app.verification.model import Call, Status, Verification
+from app.verification.model import Status, Verification
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 
@@ -57,18 +57,17 @@ def _facts(found: Verification) -> dict[str, Any]:
         "expires_in": found.expires_in,
         "resend_in": found.resend_in,
         "test": found.test,
-        "calls": [_call_facts(call) for call in found.calls],
-    }
-
-
-def _call_facts(call: Call) -> dict[str, Any]:
-    return {
-        "serial": call.call_number,
-        "channel": call.channel,
-        "status": call.state.status,
-        "provider_status": call.state.provider_status,
-        "dial": call.dial.e164 if call.dial else None,
-        "expires_at": moment(call.expires_at) if call.expires_at else None,
+        "calls": [
+            {
+                "serial": call.call_number,
+                "channel": call.channel,
+                "status": call.state.status,
+                "provider_status": call.state.provider_status,
+                "dial": call.dial.e164 if call.dial else None,
+                "expires_at": moment(call.expires_at) if call.expires_at else None,
+            }
+            for call in found.calls
+        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""What each process that serves begins with: its logs, the application, and a garbage collector out of the way."""
+"""The start of each process that serves: its logs, the application, and the garbage collector."""
 
 import gc
 import logging
@@ -14,29 +14,26 @@ log = logging.getLogger(__name__)
 
 
 def make_app() -> FastAPI:
-    """Make the application of one worker of several, from the environment.
+    """Return the application of one of several workers, from the environment.
 
-    The settings were right when the service started. Where they are not any more, a worker ends at once. On SIGHUP the
-    workers there were go on, and no other is tried; in place of one that died others are, until the settings are right.
+    The settings were valid when the service started. If they no longer are, the worker ends at once: after SIGHUP the
+    old workers go on, and none of them is replaced; in place of a worker that died, others are started until they are.
     """
     try:
         return make_app_of(load_settings())
     except SettingsError as error:
-        _configure_logging(LogSettings())  # what the settings say of logs is not known
+        default = LogSettings()  # what the settings say of logs is not known
+        configure_logging(level=default.level, style=default.format)
         log.error("service.settings_wrong", extra={"sentences": error.sentences})
         raise SystemExit(1) from None
 
 
 def make_app_of(settings: Settings) -> FastAPI:
-    """Make the application of a process that serves it."""
-    _configure_logging(settings.log)
+    """Return the application of this process, with logs configured and the garbage collector tuned for serving."""
+    configure_logging(level=settings.log.level, style=settings.log.format)
     app = create_app(settings)
-    # What exists now stays: out of the collector's sight, which else walks it all on the hot path.
+    # The objects of now live as long as the process: frozen, the collector does not walk them while requests wait.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     return app
-
-
-def _configure_logging(wanted: LogSettings) -> None:
-    configure_logging(level=wanted.level, style=wanted.format)
