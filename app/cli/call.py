@@ -14,7 +14,7 @@ from app.settings import Mode, Settings, load_settings
 from app.verification.channel import Channel
 from app.verification.code import normalize_code
 from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
-from app.verification.model import Call, CallStatus, Lang, Status, Verification
+from app.verification.model import CallStatus, Lang, Status, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from app.verification.service import StartRequest, VerificationService
@@ -84,7 +84,9 @@ async def _follow(
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
         placed = latest.latest_call
-        state = _describe(placed)
+        state = "not placed"
+        if placed:
+            state = placed.state.provider_status or placed.state.status.replace("_", " ")
         if state != shown:
             typer.echo(f"  {state}")
             shown = state
@@ -103,12 +105,6 @@ async def _refresh(service: VerificationService, verification: Verification, cal
         return await service.read(client=_CLIENT, verification_id=verification.id)
     except VerificationNotFound:
         raise fail("The provider says that the call was never placed; nothing was counted.") from None
-
-
-def _describe(latest: Call | None) -> str:
-    if latest is None:
-        return "not placed"
-    return latest.state.provider_status or latest.state.status.replace("_", " ")
 
 
 async def _hear(network: VirtualNetwork | None, verification: Verification) -> str | None:

@@ -27,7 +27,6 @@ from app.telemetry.logging import configure_logging
 
 log = logging.getLogger(__name__)
 
-_WORKER = "app.server.worker:make_app"
 _FOREIGN_HOST = "HOST must be an address of this machine."
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top
@@ -87,16 +86,23 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         log.warning("service.settings_unknown", extra={"names": list(unknown)})
     # Uvicorn handles the signal while it serves, and then raises it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    options = uvicorn_options(settings)
-    if settings.workers == 1:
-        if not sys.stderr.isatty():  # a terminal that is closed sends it too
-            signal.signal(signal.SIGHUP, _ignore_reload)
-        server = _Server(uvicorn.Config(make_app_of(settings), **options))
-        with suppress(KeyboardInterrupt):
-            server.run(sockets)
-        if not server.started:
-            sys.exit(STARTUP_FAILURE)
-        return
+    started = _serve_alone(settings, sockets) if settings.workers == 1 else _serve_by_workers(settings, sockets)
+    if not started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _serve_alone(settings: Settings, sockets: list[socket.socket]) -> bool:
+    """Serve in this process; return whether it could start."""
+    if not sys.stderr.isatty():  # a terminal that is closed sends it too
+        signal.signal(signal.SIGHUP, _ignore_reload)
+    server = _Server(uvicorn.Config(make_app_of(settings), **uvicorn_options(settings)))
+    with suppress(KeyboardInterrupt):
+        server.run(sockets)
+    return server.started
+
+
+def _serve_by_workers(settings: Settings, sockets: list[socket.socket]) -> bool:
+    """Serve in several processes; return whether all could start. Raises SettingsError."""
     with ExitStack() as stack:
         try:
             stack.enter_context(shared_between_workers())
@@ -106,10 +112,10 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         if tracing := open_tracing(settings):  # checked here: otherwise one worker after the other would fail
             tracing.close()
         # Given by name, because each worker makes an application of its own, from the environment.
-        workers = Multiprocess(uvicorn.Config(_WORKER, factory=True, **options), sockets=sockets)
-        workers.run()
-    if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):  # uvicorn has ended them all
-        sys.exit(STARTUP_FAILURE)
+        config = uvicorn.Config("app.server.worker:make_app", factory=True, **uvicorn_options(settings))
+        workers = Multiprocess(config, sockets=sockets)
+        workers.run()  # ends all workers when one could not start
+    return not any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)
 
 
 def _ignore_reload(*_: object) -> None:
