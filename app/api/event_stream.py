@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.api import schemas
-from app.api.dependencies import Client, Service
+from app.api.auth import Client
+from app.api.dependencies import ContainerDep
 from app.api.responses import answers, example_of
 from app.verification.errors import StoreUnavailable, VerificationNotFound
 from app.verification.event_stream import Changes, Feed
@@ -39,7 +40,7 @@ class Live:
 
     changes: Changes
     stopping: asyncio.Event
-    heartbeat: float = 15
+    heartbeat: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,9 +117,8 @@ def _expired(verification_id: str) -> bytes:
     return format_sse_event(event="expired", data_str=json.dumps(data, separators=(",", ":")))
 
 
-async def _live(request: Request) -> Live:
-    live: Live = request.state.live
-    return live
+async def _live(container: ContainerDep) -> Live:
+    return Live(changes=container.stores.changes, stopping=container.stopping, heartbeat=container.stream_heartbeat)
 
 
 Streams = Annotated[Live, Depends(_live)]
@@ -163,7 +163,7 @@ async def follow(
     *,
     verification_id: str,
     client: Client,
-    service: Service,
+    container: ContainerDep,
     live: Streams,
     feed: Annotated[Feed, Depends(_listen)],
     last_event_id: Annotated[
@@ -180,8 +180,10 @@ async def follow(
 
     A browser's `EventSource` sends no API key: let your backend pass the stream on.
     """
-    verification = await service.read(client=client, verification_id=verification_id)
+    verification = await container.service.read(client=client, verification_id=verification_id)
     if verification.status is not Status.PENDING and last_event_id == str(verification.version):
         return Response(status_code=HTTPStatus.NO_CONTENT)  # on which EventSource gives up
-    stream = EventStream(service=service, live=live, feed=feed, verification=verification, last_id=last_event_id)
+    stream = EventStream(
+        service=container.service, live=live, feed=feed, verification=verification, last_id=last_event_id
+    )
     return EventStreamResponse(stream.events(), headers=_HEADERS)

@@ -6,10 +6,11 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Path, Request, Response, Security
+from fastapi import APIRouter, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
+from app.api.dependencies import ContainerDep
 from app.api.problems import plain_problem
 from app.api.responses import answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
@@ -19,13 +20,7 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 _RANGE_EXAMPLE = "+79001234"
 
 
-async def _guard(request: Request) -> FraudGuard:
-    guard: FraudGuard = request.state.guard
-    return guard
-
-
-Operator = Annotated[str, Security(admin_key("admin_keys"))]
-Guard = Annotated[FraudGuard, Depends(_guard)]
+Operator = Annotated[str, Security(admin_key(lambda container: container.keys.admins))]
 
 
 class BlockedRange(BaseModel):
@@ -85,9 +80,9 @@ class FraudGuardReport(BaseModel):
     summary="List what the fraud guard has found",
     responses=answers(HTTPStatus.OK, FraudGuardReport, problems=("unauthorized", "store-unavailable")),
 )
-async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG001 - declared for its authentication
+async def list_guard(operator: Operator, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
     """Return the blocked ranges, and the clients with a low conversion rate (those are not blocked)."""
-    return respond(await FraudGuardReport.of(guard))
+    return respond(await FraudGuardReport.of(container.stores.fraud_guard))
 
 
 @router.delete(
@@ -104,10 +99,10 @@ async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG
 async def lift(
     number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
     operator: Operator,  # noqa: ARG001 - declared for its authentication
-    guard: Guard,
+    container: ContainerDep,
     http: Request,
 ) -> Response:
     """Allow calls to the range at once; its next block has level 1 again. 404 if it is not blocked."""
-    if not await guard.lift(number_range):
+    if not await container.stores.fraud_guard.lift(number_range):
         return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -16,9 +16,10 @@ from typing import Any, Self
 
 from fastapi import Request, Response
 
-from app.verification.deferred import DeferredWrites, store_deadline
+from app.api.dependencies import container_of
+from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
-from app.verification.idempotency import Claim, IdempotencyInProgress, IdempotencyStore, IdempotentRequest, KeptAnswer
+from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
 from app.verification.ports import CallId
 
 log = logging.getLogger(__name__)
@@ -53,15 +54,6 @@ class AnsweredBefore(Exception):
         self.response = response
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Idempotency:
-    """What repeatable requests need. ``store_timeout`` (seconds) bounds all waits for the store before an answer."""
-
-    store: IdempotencyStore
-    deferred: DeferredWrites
-    store_timeout: float
-
-
 @dataclass(slots=True)
 class KeyedRequest:
     """An authenticated request with an ``Idempotency-Key``: it is claimed, then released or kept with its response."""
@@ -79,7 +71,7 @@ class KeyedRequest:
             return None
         if len(given) > 1 or not _KEY.fullmatch(given[0]):
             raise InvalidIdempotencyKey
-        return cls(http, given[0], http.state.idempotency)
+        return cls(http, given[0], container_of(http).idempotency)
 
     async def claim_request(self) -> Claim:
         """Claim the request. Raises IdempotencyKeyReused, IdempotencyInProgress or StoreUnavailable.

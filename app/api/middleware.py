@@ -4,7 +4,6 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 
 import structlog
@@ -14,12 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import plain_problem
+from app.container import Container
 
 log = logging.getLogger(__name__)
 requests = structlog.get_logger()  # past the standard library, by which a line would cost four times as much
-
-RequestHandled = Callable[[str, str | None, int, str, float], None]
-"""Called for each request, as ``request.state.request_handled``: method, route, status, outcome, seconds to answer."""
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds
 _CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
@@ -123,9 +120,9 @@ def _log_request(scope: Scope, status: int, answered_after: float, seconds: floa
     if not outcome:
         is_answered = status not in {0, _CLIENT_CLOSED_REQUEST}
         outcome = ("ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}") if is_answered else "broken-off"
-    handled: RequestHandled | None = state.get("request_handled")
-    if handled:
-        handled(scope["method"], route, status, outcome, answered_after)
+    container: Container | None = state.get("container")
+    if container:
+        container.metrics.request_handled(scope["method"], route, status, outcome, answered_after)
     trace = {"trace_id": state["trace_id"]} if "trace_id" in state else {}
     requests.log(
         logging.DEBUG if route in _PROBES and status != HTTPStatus.UNAUTHORIZED else logging.INFO,

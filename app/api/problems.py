@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.api.auth import Unauthorized
 from app.api.idempotency import AnsweredBefore, InvalidIdempotencyKey
+from app.api_keys import Unauthorized
 from app.verification import errors
 from app.verification.code import MIN_LENGTH
 from app.verification.errors import PhoneReason, StoreFailure

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Response, Security
 from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
-from app.api.dependencies import Service
+from app.api.dependencies import ContainerDep
 from app.api.responses import answers, respond
 
-Reader = Annotated[str, Security(admin_key("account_keys"))]
+Reader = Annotated[str, Security(admin_key(lambda container: container.keys.account))]
 
 router = APIRouter(prefix="/provider", tags=["provider"])
 
@@ -38,9 +38,9 @@ class ProviderOverview(BaseModel):
         HTTPStatus.OK, ProviderOverview, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
-async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001 - declared for its authentication
+async def account(reader: Reader, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
     """Return the accounts, without their tokens, and the balance in RUB.
 
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
-    return respond(ProviderOverview.model_validate(await service.provider_overview(), from_attributes=True))
+    return respond(ProviderOverview.model_validate(await container.service.provider_overview(), from_attributes=True))

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from app.api.client_address import read_address
-from app.api.dependencies import Service
+from app.api.dependencies import ContainerDep
 from app.api.routing import invalid_body
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import parse_phone
@@ -35,16 +35,16 @@ class _Hook(BaseModel):
 
 
 @router.post("/plusofon/{secret}")
-async def plusofon_hook(secret: str, request: Request, service: Service) -> Response:
+async def plusofon_hook(secret: str, request: Request, container: ContainerDep) -> Response:
     """Confirm a reverse call, because the provider reports that the person dialled.
 
     A callback is not signed, so its URL is a secret that belongs to one call. The first callback may only repeat the
     number to dial (open): one confirms only if it has the key of the call and the phone of the person, and comes no
     sooner than a person can dial. The response is the same in any case, for the provider can do nothing about it.
     """
-    name = request.state.callback_urls.read(secret)
+    name = container.providers.callback_urls.read(secret)
     address = request.client.host if request.client else ""
-    if name is None or not _is_allowed(address, request.state.callback_networks):
+    if name is None or not _is_allowed(address, container.callback_networks):
         log.warning("hook.refused", extra={"known": name is not None, "address": address})
         raise HTTPException(HTTPStatus.NOT_FOUND)
     try:
@@ -52,7 +52,7 @@ async def plusofon_hook(secret: str, request: Request, service: Service) -> Resp
     except ValidationError as error:
         raise invalid_body(error) from None
     try:
-        confirmation = await service.confirm_reverse_call(name, ref=hook.key, caller=parse_phone(hook.phone))
+        confirmation = await container.service.confirm_reverse_call(name, ref=hook.key, caller=parse_phone(hook.phone))
     except PhoneNotCallable:
         confirmation = Confirmation.NOT_THE_CALLER
     log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})

@@ -10,15 +10,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from app.api.auth import authenticate
-from app.api.dependencies import Client, Service
+from app.api.auth import Client, authenticate
+from app.api.dependencies import ContainerDep, container_of
 
-_PARAMETERS = {"http": Request, "client": Client, "service": Service}  # what handle passes, beside the body
+_PARAMETERS = {"http": Request, "client": Client, "container": ContainerDep}  # what handle passes, beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
 class JsonRoute(APIRoute):
-    """A route whose endpoint takes exactly ``body`` (one model), ``http``, ``client`` and ``service``.
+    """A route whose endpoint takes exactly ``body`` (one model), ``http``, ``client`` and ``container``.
 
     FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
@@ -32,9 +32,10 @@ class JsonRoute(APIRoute):
         endpoint, model = self.endpoint, self._require_supported(self.body_field.field_info.annotation)
 
         async def handle(http: Request) -> Response:
-            client = authenticate(http)
+            container = container_of(http)
+            client = authenticate(http, container.keys.clients)
             body = await _read(http, model)
-            response: Response = await endpoint(body=body, http=http, client=client, service=http.state.service)
+            response: Response = await endpoint(body=body, http=http, client=client, container=container)
             return response
 
         return handle

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Body, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import Client, RedeemedTokens, Tokens
+from app.api.auth import Client
+from app.api.dependencies import ContainerDep
 from app.api.responses import answers, respond
 from app.api.schemas import Purpose, TestFlag, example
 from app.verification.proof import redeem
@@ -72,14 +73,14 @@ class RedeemedToken(BaseModel):
     summary="The public keys that verify tokens",
     responses=answers(HTTPStatus.OK, JwkSet),
 )
-async def jwks(tokens: Tokens) -> Response:
+async def jwks(container: ContainerDep) -> Response:
     """Publish the keys, with which a backend verifies a token by itself.
 
     It must accept only `ES256`, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
     seconds of leeway for clock skew) and `purpose` (RFC 8725). To accept a token only once, use
     `POST /verify/token/redeem` instead.
     """
-    return JSONResponse(tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
+    return JSONResponse(container.tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
 
 
 @router.post(
@@ -100,14 +101,14 @@ async def jwks(tokens: Tokens) -> Response:
 async def redeem_token(
     request: Annotated[RedeemTokenRequest, Body(openapi_examples={"password": _EXAMPLE})],
     client: Client,
-    tokens: Tokens,
-    redemptions: RedeemedTokens,
+    container: ContainerDep,
 ) -> Response:
     """Verify a token and redeem it, in one step: of any number of requests with it, exactly one is answered with 200.
 
     For what a proof may do only once, such as setting a new password. A token of another client, or for another
     `purpose`, is invalid like a forged one, and is not redeemed by the attempt.
     """
+    tokens, redemptions = container.tokens, container.stores.redemptions
     proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
     redeemed = RedeemedToken(
         verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test

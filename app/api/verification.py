@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.api.auth import Client
 from app.api.client_address import count_address
-from app.api.dependencies import Client, Service
+from app.api.dependencies import ContainerDep
 from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest, idempotent
 from app.api.responses import answers, quota_headers, respond
 from app.api.routing import JsonRoute
@@ -58,7 +59,7 @@ async def start(
     body: Annotated[StartVerificationRequest, Body(openapi_examples=START_EXAMPLES)],
     http: Request,
     client: Client,
-    service: Service,
+    container: ContainerDep,
 ) -> Response:
     """Place a call that gives a code to a Russian mobile number.
 
@@ -80,7 +81,7 @@ async def start(
         address=count_address(body.client_ip),
     )
     journal = _Journal.of(http)
-    started = await service.start(wanted, journal=journal)
+    started = await container.service.start(wanted, journal=journal)
     return (journal.response if journal else None) or _started(started)
 
 
@@ -130,7 +131,7 @@ async def check(
     body: Annotated[CheckVerificationRequest, Body(openapi_examples=CHECK_EXAMPLES)],
     http: Request,
     client: Client,
-    service: Service,
+    container: ContainerDep,
 ) -> Response:
     """Check a code, by `verification_id` or by `phone` and `purpose`.
 
@@ -146,7 +147,7 @@ async def check(
     async with idempotent(http, keep_for=_KEEP_CHECK) as exchange:
         address = count_address(body.client_ip)
         if body.verification_id is not None:
-            result = await service.check_by_id(
+            result = await container.service.check_by_id(
                 client=client,
                 verification_id=body.verification_id,
                 code=body.code,
@@ -154,7 +155,7 @@ async def check(
                 retry_digest=exchange.fingerprint,
             )
         else:
-            result = await service.check_by_phone(
+            result = await container.service.check_by_phone(
                 client=client,
                 phone=body.phone or "",
                 purpose=body.purpose or "phone_verification",
@@ -163,7 +164,7 @@ async def check(
                 retry_digest=exchange.fingerprint,
             )
         headers = quota_headers(result.quotas)
-        exchange.response = respond(view_check(result, client, http.state.tokens), headers=headers)
+        exchange.response = respond(view_check(result, client, container.tokens), headers=headers)
     return exchange.response
 
 
@@ -183,12 +184,12 @@ async def only_post() -> Response:
         HTTPStatus.OK, Verification, problems=("unauthorized", "verification-not-found", "store-unavailable")
     ),
 )
-async def read(verification_id: str, client: Client, service: Service) -> Response:
+async def read(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Return the present state. No check is used, and the provider is not asked: calls are followed in the background.
 
     `verified` says that a correct code was checked, not for whom: the proof is the answer to that check, or its token.
     """
-    return respond(Verification.of(await service.read(client=client, verification_id=verification_id)))
+    return respond(Verification.of(await container.service.read(client=client, verification_id=verification_id)))
 
 
 @router.post(
@@ -204,6 +205,6 @@ async def read(verification_id: str, client: Client, service: Service) -> Respon
         ),
     ),
 )  # fmt: skip
-async def cancel(verification_id: str, client: Client, service: Service) -> Response:
+async def cancel(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Cancel a pending verification: no code of it verifies any more. Canceling again changes nothing."""
-    return respond(Verification.of(await service.cancel(client=client, verification_id=verification_id)))
+    return respond(Verification.of(await container.service.cancel(client=client, verification_id=verification_id)))

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -96,6 +96,10 @@ class Balance:
         """Return unless the balance is known to be too low for a call. Raises BalanceTooLow."""
         if self.level is BalanceLevel.LOW:
             raise BalanceTooLow
+
+    async def gauges(self) -> Mapping[str, Decimal | None]:
+        """Return the balance and its thresholds in RUB, for the metrics."""
+        return {"balance_rub": self.rub, "balance_minimum_rub": self._minimum, "balance_warning_rub": self._warning}
 
     def note(self, rub: Decimal, age: timedelta = timedelta(0)) -> None:
         """Take down a balance that was read ``age`` ago."""

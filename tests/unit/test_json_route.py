@@ -7,7 +7,8 @@ import pytest
 from fastapi import APIRouter, Body, Depends, Header, Request
 from pydantic import BaseModel
 
-from app.api.dependencies import Client, Service, Tokens
+from app.api.auth import Client
+from app.api.dependencies import ContainerDep
 from app.api.routing import JsonRoute
 
 
@@ -17,45 +18,51 @@ class Order(BaseModel):
     item: str
 
 
-async def supported(body: Order, http: Request, client: Client, service: Service) -> None: ...
+async def supported(body: Order, http: Request, client: Client, container: ContainerDep) -> None: ...
 
 
 async def described(
-    body: Annotated[Order, Body(openapi_examples={})], http: Request, client: Client, service: Service
+    body: Annotated[Order, Body(openapi_examples={})], http: Request, client: Client, container: ContainerDep
 ) -> None: ...
 
 
-async def query_parameter(body: Order, http: Request, client: Client, service: Service, page: int = 1) -> None: ...
+async def query_parameter(
+    body: Order, http: Request, client: Client, container: ContainerDep, page: int = 1
+) -> None: ...
 
 
 async def header_parameter(
-    body: Order, http: Request, client: Client, service: Service, trace: Annotated[str | None, Header()] = None
+    body: Order, http: Request, client: Client, container: ContainerDep, trace: Annotated[str | None, Header()] = None
 ) -> None: ...
 
 
-async def unknown_dependency(body: Order, http: Request, client: Client, service: Service, tokens: Tokens) -> None: ...
+async def unknown_dependency(
+    body: Order, http: Request, client: Client, container: ContainerDep, tokens: Annotated[str, Depends(lambda: "")]
+) -> None: ...
 
 
 async def other_dependency_of_a_known_name(
-    body: Order, http: Request, client: Annotated[str, Depends(lambda: "anybody")], service: Service
+    body: Order, http: Request, client: Annotated[str, Depends(lambda: "anybody")], container: ContainerDep
 ) -> None: ...
 
 
-async def missing_client(body: Order, http: Request, service: Service) -> None: ...
+async def missing_client(body: Order, http: Request, container: ContainerDep) -> None: ...
 
 
-async def two_bodies(body: Order, http: Request, client: Client, service: Service, other: Order) -> None: ...
+async def two_bodies(body: Order, http: Request, client: Client, container: ContainerDep, other: Order) -> None: ...
 
 
-async def body_of_another_name(order: Order, http: Request, client: Client, service: Service) -> None: ...
+async def body_of_another_name(order: Order, http: Request, client: Client, container: ContainerDep) -> None: ...
 
 
 async def embedded_body(
-    body: Annotated[Order, Body(embed=True)], http: Request, client: Client, service: Service
+    body: Annotated[Order, Body(embed=True)], http: Request, client: Client, container: ContainerDep
 ) -> None: ...
 
 
-async def body_without_a_model(body: dict[str, str], http: Request, client: Client, service: Service) -> None: ...
+async def body_without_a_model(
+    body: dict[str, str], http: Request, client: Client, container: ContainerDep
+) -> None: ...
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_a_route_with_the_supported_parameters_is_registered(router: APIRouter, 
 
 
 def test_a_route_without_a_body_takes_any_parameter(router: APIRouter) -> None:
-    async def read(order_id: str, tokens: Tokens, page: int = 1) -> None: ...
+    async def read(order_id: str, tokens: Annotated[str, Depends(lambda: "")], page: int = 1) -> None: ...
 
     router.get("/orders/{order_id}")(read)
 
@@ -98,7 +105,7 @@ def test_a_parameter_that_would_be_ignored_is_refused(
 
 
 def test_a_path_parameter_is_refused(router: APIRouter) -> None:
-    async def replace(order_id: str, body: Order, http: Request, client: Client, service: Service) -> None: ...
+    async def replace(order_id: str, body: Order, http: Request, client: Client, container: ContainerDep) -> None: ...
 
     with pytest.raises(TypeError, match="order_id"):
         router.put("/orders/{order_id}")(replace)
