@@ -16,10 +16,10 @@ from app.api import schemas
 from app.api.auth import Client
 from app.api.dependencies import ContainerDep
 from app.api.responses import answers, example_of
+from app.container import Container
 from app.verification.errors import StoreUnavailable, VerificationNotFound
-from app.verification.event_stream import Changes, Feed
+from app.verification.event_stream import Feed
 from app.verification.model import Call, Status, Verification
-from app.verification.service import VerificationService
 
 router = APIRouter(prefix="/verify", tags=["verify"])
 
@@ -34,15 +34,6 @@ class EventStreamResponse(StreamingResponse):
     media_type = "text/event-stream"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
-    """What all streams share; ``stopping`` ends them, ``heartbeat`` is the longest silence in seconds."""
-
-    changes: Changes
-    stopping: asyncio.Event
-    heartbeat: float
-
-
 @dataclass(slots=True, kw_only=True)
 class EventStream:
     """The events of one verification for one client.
@@ -51,8 +42,7 @@ class EventStream:
     refund changes them without a new version, for a start that was refused leaves no trace.
     """
 
-    service: VerificationService
-    live: Live
+    container: Container
     feed: Feed
     verification: Verification
     last_id: str | None = None
@@ -61,19 +51,19 @@ class EventStream:
     async def events(self) -> AsyncIterator[bytes]:
         """Return the present state, then each newer one, until it is final or expired or the service stops."""
         yield format_sse_event(retry=_RECONNECT_MS)
-        expiry, heartbeat = self._expiry(), time.monotonic() + self.live.heartbeat
+        expiry, heartbeat = self._expiry(), time.monotonic() + self.container.stream_heartbeat
         while True:
             event = self._changed() or (KEEPALIVE_COMMENT if heartbeat <= time.monotonic() else None)
             if event:
                 yield event
-                heartbeat = time.monotonic() + self.live.heartbeat
+                heartbeat = time.monotonic() + self.container.stream_heartbeat
             if self.verification.status is not Status.PENDING:
                 return  # it cannot change any more, but only expire
             await self._wait(until=expiry if time.monotonic() < expiry < heartbeat else heartbeat)
-            if self.live.stopping.is_set():
+            if self.container.stopping.is_set():
                 return
             try:
-                self.verification = await self.service.read(
+                self.verification = await self.container.service.read(
                     client=self.verification.client, verification_id=self.verification.id
                 )
                 expiry = self._expiry()
@@ -100,7 +90,7 @@ class EventStream:
     async def _wait(self, *, until: float) -> None:
         """Wait for a change, or until the time is over or the service stops."""
         seconds = max(0, until - time.monotonic())
-        waits = [asyncio.create_task(self.feed.changed(seconds)), asyncio.create_task(self.live.stopping.wait())]
+        waits = [asyncio.create_task(self.feed.changed(seconds)), asyncio.create_task(self.container.stopping.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -117,16 +107,9 @@ def _expired(verification_id: str) -> bytes:
     return format_sse_event(event="expired", data_str=json.dumps(data, separators=(",", ":")))
 
 
-async def _live(container: ContainerDep) -> Live:
-    return Live(changes=container.stores.changes, stopping=container.stopping, heartbeat=container.stream_heartbeat)
-
-
-Streams = Annotated[Live, Depends(_live)]
-
-
-async def _listen(verification_id: str, client: Client, live: Streams) -> AsyncIterator[Feed]:
+async def _listen(verification_id: str, client: Client, container: ContainerDep) -> AsyncIterator[Feed]:
     """Listen until the response has been sent, or the client has disconnected."""
-    async with live.changes.listen(verification_id, client=client) as feed:
+    async with container.stores.changes.listen(verification_id, client=client) as feed:
         yield feed
 
 
@@ -164,7 +147,6 @@ async def follow(
     verification_id: str,
     client: Client,
     container: ContainerDep,
-    live: Streams,
     feed: Annotated[Feed, Depends(_listen)],
     last_event_id: Annotated[
         str | None,
@@ -183,7 +165,5 @@ async def follow(
     verification = await container.service.read(client=client, verification_id=verification_id)
     if verification.status is not Status.PENDING and last_event_id == str(verification.version):
         return Response(status_code=HTTPStatus.NO_CONTENT)  # on which EventSource gives up
-    stream = EventStream(
-        service=container.service, live=live, feed=feed, verification=verification, last_id=last_event_id
-    )
+    stream = EventStream(container=container, feed=feed, verification=verification, last_id=last_event_id)
     return EventStreamResponse(stream.events(), headers=_HEADERS)
