@@ -1,18 +1,48 @@
 """The routes for operations: liveness, readiness, metrics, and the meaning of each problem type."""
 
 from http import HTTPStatus
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.api.auth import authenticate
 from app.api.dependencies import ContainerDep, container_of
 from app.api.problems import PROBLEM_TYPES, detail_of
 from app.api.responses import answers, plain_answer, respond
-from app.api.schemas import Liveness, ProblemType, Readiness
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
+
+
+class Liveness(BaseModel):
+    """The process answers."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether the service can do its work; if not, `reasons` say why."""
+
+    status: Annotated[Literal["ok", "degraded", "unavailable"], Field(examples=["ok"])]
+    reasons: Annotated[list[str], Field(examples=[[]])]
+    circuits: Annotated[
+        dict[str, str],
+        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
+    ]
+    balance: Annotated[str, Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"])]
+
+
+class ProblemType(BaseModel):
+    """What a problem's `type` means."""
+
+    type: Annotated[str, Field(examples=["/problems/call-cooldown"])]
+    title: Annotated[str, Field(examples=["This phone was called a moment ago"])]
+    status: Annotated[int, Field(examples=[429])]
+    meaning: Annotated[str, Field(examples=["Wait `retry_after` seconds before the next call."])]
 
 
 @router.get(

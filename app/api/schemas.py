@@ -1,4 +1,4 @@
-"""The wire models: the JSON of requests and responses."""
+"""The wire models of a verification: the JSON of its requests and responses."""
 
 from datetime import datetime
 from functools import partial
@@ -321,30 +321,3 @@ def view_check(result: CheckResult, client: str, tokens: ProofTokens) -> CheckVi
     if result.retry_after is not None:
         return Locked(verification_id=result.verification_id, retry_after=result.retry_after)
     return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)
-
-
-class Liveness(_Answer):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(_Answer):
-    """Whether the service can do its work; where not, `reasons` say why."""
-
-    status: Annotated[Literal["ok", "degraded", "unavailable"], Field(examples=["ok"])]
-    reasons: Annotated[list[str], Field(examples=[[]])]
-    circuits: Annotated[
-        dict[str, str],
-        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
-    ]
-    balance: Annotated[str, Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"])]
-
-
-class ProblemType(BaseModel):
-    """What a problem's `type` means."""
-
-    type: Annotated[str, Field(examples=["/problems/call-cooldown"])]
-    title: Annotated[str, Field(examples=["This phone was called a moment ago"])]
-    status: Annotated[int, Field(examples=[429])]
-    meaning: Annotated[str, Field(examples=["Wait `retry_after` seconds before the next call."])]
