@@ -9,17 +9,16 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.state import State
 from app.cli.serving import uvicorn_options
+from app.container import Container, open_container
 from app.main import create_api
 from app.settings import Mode, Settings, load_settings
 from app.telemetry.logging import configure_logging
-from app.wiring import build
 
 PROVIDER_URL = "CHAOS_PROVIDER_URL"
 
@@ -32,9 +31,9 @@ def _settings() -> Settings:
 
 def _make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with AsyncExitStack() as stack:
-            yield await build(settings, None, stack)
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
+        async with open_container(settings, in_background=True) as container:
+            yield {"container": container}
 
     return create_api(lifespan)
 

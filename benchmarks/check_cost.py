@@ -25,7 +25,8 @@ from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channel import Channel
-from app.verification.code import CodeDigester, derive_key
+from app.verification.code import CodeDigester
+from app.verification.keys import derive_key
 from app.verification.model import Verification
 from app.verification.phone import Phone
 from app.verification.policy import Policy

@@ -1,7 +1,7 @@
 """The fraud guard in Redis. All that it keeps lies in one slot, so that one script judges, blocks and counts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -88,6 +88,10 @@ class RedisFraudGuard:
         if lifted:
             log.warning("guard.lifted", extra={"range": number_range})
         return lifted
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Return how many ranges are blocked, for the metrics. Raises StoreUnavailable."""
+        return {"fraud_blocks": len(await self.blocks())}
 
     async def _listed(self, kind: str) -> list[tuple[str, list[bytes]]]:
         """List names of one kind, without what tells the kind, and their facts, the oldest first."""

@@ -1,6 +1,6 @@
 """Limits over addresses, ranges of numbers, clients and everybody: exact in any window, whoever fires in parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -8,7 +8,7 @@ from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
 from app.verification.policy import Allowance, Limit, Quota
 
-ROOM, ACQUIRE, REFUND = (Script("limits", name) for name in ("room", "acquire", "refund"))
+ROOM, ACQUIRE, REFUND, USED = (Script("limits", name) for name in ("room", "acquire", "refund", "used"))
 
 
 class RedisRateLimiter:
@@ -46,6 +46,14 @@ class RedisRateLimiter:
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Take the event back from each."""
         await self._runner.run_each(REFUND, [([self._name(allowance)], [token]) for allowance in allowances])
+
+    async def used(self, allowance: Allowance) -> int:
+        """Return how many events count against a limit now. Raises StoreUnavailable."""
+        return int(await self._runner.run(USED, [self._name(allowance)], [ms(allowance.limit.period)]))
+
+    async def gauges(self, budget: Allowance) -> Mapping[str, float]:
+        """Return how much of the call budget is used, for the metrics. Raises StoreUnavailable."""
+        return {"call_budget_used": await self.used(budget)}
 
     def _name(self, allowance: Allowance) -> str:
         return name_limit(self._key, allowance)

@@ -10,7 +10,6 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Self
 
-from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
 from app.verification.channel import Channel
@@ -26,12 +25,11 @@ from app.verification.domain_events import (
 )
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallStatus, Status
-from app.verification.policy import Allowance
 from app.verification.refusals import refusal_kind
 
 log = logging.getLogger(__name__)
 
-ADD, READ, USED = (Script("stats", name) for name in ("add", "read", "used"))
+ADD, READ = (Script("stats", name) for name in ("add", "read"))
 
 _SLOT = "pv:{stats}"
 _KEEP_DAY = timedelta(days=8)
@@ -190,7 +188,7 @@ class RedisStats:
         counts = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
         return DayStats.of(_FIRST_DAY + timedelta(days=int(told)), counts)
 
-    async def used(self, allowance: Allowance, *, key: bytes) -> int:
-        """Return how much of a limit is used; ``key`` is that of the limits. Raises StoreUnavailable."""
-        used = await self._runner.run(USED, [name_limit(key, allowance)], [ms(allowance.limit.period)])
-        return int(used)
+    async def gauges(self) -> Mapping[str, float | Decimal]:
+        """Return today's calls and what they cost, for the metrics. Raises StoreUnavailable."""
+        today = await self.read()
+        return {"calls_today": today.calls, "spend_today_rub": today.spend_rub}

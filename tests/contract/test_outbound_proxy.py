@@ -12,6 +12,7 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
+from app.container import open_container
 from app.outbound import trust
 from app.providers.http import NeverSent, Reason, make_transport
 from app.providers.plusofon.client import PlusofonClient
@@ -26,7 +27,6 @@ from app.verification.model import CallOutcome, Lang, Placed, Unknown
 from app.verification.ports import CallId
 from app.webhooks import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
-from app.wiring import open_accounts
 from tests.contract.test_plusofon_faults import (
     PHONE,
     PIN,
@@ -329,6 +329,6 @@ async def test_the_settings_lead_there(tls: ssl.SSLContext, ca_file: Path) -> No
             outbound={"proxy": proxy.url, "ca_file": ca_file},
             _env_file=None,
         )
-        async with open_accounts(settings) as found:
-            assert [account.name for account in await found.get_account()] == ["Shop"]
+        async with open_container(settings) as container:
+            assert [account.name for account in await container.providers.accounts.get_account()] == ["Shop"]
     assert len(proxy.heads) == 1

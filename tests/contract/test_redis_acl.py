@@ -247,7 +247,7 @@ async def protect(redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.flush()
     assert (await stats.read()).canceled == 1
-    assert await stats.used(allowances[0], key=KEY) == 0
+    assert await limits.used(allowances[0]) == 0
 
 
 async def deliver(redis: Redis) -> None:

@@ -201,7 +201,7 @@ def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
 def test_each_worker_keeps_the_garbage_collector_off_the_hot_path(tmp_path: Path) -> None:
     program = """
 import gc
-from app.cli.worker import make_app
+from app.server.worker import make_app
 make_app()
 print(gc.get_threshold()[0], gc.get_freeze_count())
 """

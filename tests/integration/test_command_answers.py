@@ -14,14 +14,14 @@ from redis.asyncio import Redis as AsyncRedis
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
-from app.cli.call import _ask, _follow
+from app.cli.call import _check, _follow
+from app.container import open_container
 from app.sandbox import VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
 from app.tokens import generate_keys
 from app.verification.channel import Channel
 from app.verification.model import CallStatus
 from app.verification.service import StartRequest
-from app.wiring import open_service
 from tests.integration.conftest import sandbox_settings
 
 PHONE = "+79001234567"
@@ -222,15 +222,16 @@ async def test_what_was_heard_is_held_against_the_code(
 ) -> None:
     network = VirtualNetwork(pace=0.01)
     request = StartRequest(client="command-line", phone=PHONE, purpose="login", channels=(Channel.VOICE,))
-    async with open_service(sandbox_settings(redis_url), network) as service:
+    async with open_container(sandbox_settings(redis_url), network) as container:
+        service = container.service
         placed = (await service.start(request)).verification
-        last = await _follow(service, placed, patience=5, every=0.01)
+        last = await _follow(service, placed, timeout=5, interval=0.01)
         assert last.latest_call
         assert last.latest_call.state.status is CallStatus.COMPLETED
         for heard in (None, "no idea", str((int(network.calls_of(PHONE)[-1].heard or "") + 1) % 1_000_000).zfill(6)):
             with pytest.raises(typer.Exit):
-                await _ask(service, last, heard)
-        await _ask(service, last, network.calls_of(PHONE)[-1].heard)
+                await _check(service, last, heard)
+        await _check(service, last, network.calls_of(PHONE)[-1].heard)
 
     told = capsys.readouterr()
     assert told.err.splitlines() == [

@@ -14,7 +14,7 @@ from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.keys import PhoneName
 from app.store.scripts import ScriptRunner
 from app.store.webhooks import GROUP, RETRY, RedisOutbox
-from app.verification.code import derive_key
+from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings

@@ -39,8 +39,8 @@ async def serve(settings: Settings, network: VirtualNetwork, heartbeat: float = 
 
     async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            live = replace(scope["state"]["live"], heartbeat=heartbeat)
-            scope = {**scope, "state": {**scope["state"], "live": live}}
+            container = replace(scope["state"]["container"], stream_heartbeat=heartbeat)
+            scope = {**scope, "state": {**scope["state"], "container": container}}
         await app(scope, receive, send)
 
     async with (

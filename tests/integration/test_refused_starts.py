@@ -5,7 +5,7 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from app.api.state import State
+from app.container import Container, open_container
 from app.main import create_api, create_app
 from app.sandbox import Fault, Faults, VirtualNetwork
 from app.settings import Settings
@@ -27,9 +27,8 @@ from app.settings.policies import make_policies
 from app.store.keys import name_limit
 from app.store.webhooks import STREAM
 from app.verification.fraud_guard import range_of
+from app.verification.keys import derive_key
 from app.verification.phone import Phone
-from app.wiring import build
-from app.wiring.parts import make_names_key
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 from tests.integration.test_verify import PHONE, wrong
@@ -58,7 +57,7 @@ class World:
     redis: Redis
     settings: Settings
     network: VirtualNetwork
-    state: State
+    container: Container
 
     async def post(self, path: str, client: str = SHOP, **body: str) -> Answer:
         return await self.api.post(path, json=body, headers={"Authorization": f"Bearer {KEYS[client]}"})
@@ -108,7 +107,7 @@ class World:
         policy = make_policies(self.settings).for_client(client)
         allowances = policy.for_calls(client=client, phone=Phone(PHONE), address=STRANGE)
         (allowance,) = (allowance for allowance in allowances if allowance.limit.name == limit)
-        name, moment = name_limit(make_names_key(self.settings), allowance), time.time() * 1000
+        name, moment = name_limit(derive_key(self.settings.names_secret, "phone"), allowance), time.time() * 1000
         tokens = {f"taken-{number}": moment for number in range(allowance.limit.count)}
         await self.redis.zadd(name, tokens)
         await self.redis.pexpire(name, allowance.limit.period)
@@ -125,9 +124,9 @@ class World:
 
     @asynccontextmanager
     async def _poor(self) -> AsyncIterator[None]:
-        self.state["balance"].note(Decimal(0))
+        self.container.providers.balance.note(Decimal(0))
         yield
-        self.state["balance"].note(Decimal(10_000))
+        self.container.providers.balance.note(Decimal(10_000))
 
     @asynccontextmanager
     async def _refused_by_provider(self, fault: Fault) -> AsyncIterator[None]:
@@ -146,16 +145,15 @@ async def world(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncI
         plusofon={"circuit_failures": 1000},  # a flood of refusals is not to open it for the person
         min_balance_rub=3,
     )
-    states: list[State] = []
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with AsyncExitStack() as stack:
-            states.append(await build(settings, network, stack, in_background=False))
-            yield states[0]
+    async with open_container(settings, network) as container:
 
-    async with run(create_api(lifespan)) as api:
-        yield World(api=api, redis=redis, settings=settings, network=network, state=states[0])
+        @asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
+            yield {"container": container}
+
+        async with run(create_api(lifespan)) as api:
+            yield World(api=api, redis=redis, settings=settings, network=network, container=container)
 
 
 async def flood(world: World, **named: str) -> list[Answer]:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,14 +16,16 @@ from joserfc import jwt
 from joserfc.jwk import KeySet
 from redis.asyncio import Redis
 
-from app.api.auth import ApiKeys
+from app.api_keys import ApiKeys
+from app.container import Container, open_container
 from app.main import create_api
+from app.sandbox import VirtualNetwork
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.tokens import RedisRedemptions
 from app.tokens import TokenSigner, generate_keys
 from app.verification.phone import Phone
-from tests.integration.conftest import run
+from tests.integration.conftest import run, sandbox_settings
 from tests.integration.test_verify import check, hear, start, wrong
 
 PHONE = "+79001234567"
@@ -147,10 +150,13 @@ def tokens(clock: Clock) -> TokenSigner:
 @asynccontextmanager
 async def serve(tokens: TokenSigner, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
         keys = [(client, hashlib.sha256(key.encode()).digest()) for client, key in API_KEYS.items()]
         redemptions = RedisRedemptions(ScriptRunner(redis, timeout=0.2))
-        yield {"tokens": tokens, "redemptions": redemptions, "api_keys": ApiKeys(keys)}
+        async with open_container(sandbox_settings("redis://127.0.0.1:1"), VirtualNetwork()) as container:
+            stores = replace(container.stores, redemptions=redemptions)
+            clients = replace(container.keys, clients=ApiKeys(keys))
+            yield {"container": replace(container, tokens=tokens, stores=stores, keys=clients)}
 
     async with run(create_api(lifespan)) as client:
         client.headers["Authorization"] = f"Bearer {API_KEYS['shop']}"
