@@ -27,6 +27,7 @@ from app.telemetry.logging import configure_logging
 
 log = logging.getLogger(__name__)
 
+_WORKER = "app.server.worker:make_app"
 _FOREIGN_HOST = "HOST must be an address of this machine."
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top
@@ -112,7 +113,7 @@ def _serve_by_workers(settings: Settings, sockets: list[socket.socket]) -> bool:
         if tracing := open_tracing(settings):  # checked here: otherwise one worker after the other would fail
             tracing.close()
         # Given by name, because each worker makes an application of its own, from the environment.
-        config = uvicorn.Config("app.server.worker:make_app", factory=True, **uvicorn_options(settings))
+        config = uvicorn.Config(_WORKER, factory=True, **uvicorn_options(settings))
         workers = Multiprocess(config, sockets=sockets)
         workers.run()  # ends all workers when one could not start
     return not any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)
