@@ -1,6 +1,6 @@
-"""Every fault of a provider, played over sockets through the whole service: what the caller gets, and what is true.
+"""Every fault of a provider, simulated over sockets with the whole service: the caller's response and the facts.
 
-The table that comes of it is ``docs/faults.md``; a test holds the two together.
+The resulting table is ``docs/faults.md``; a test compares the two.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ BUDGET = 3.0  # seconds for a request: room for two connections on a machine tha
 SLOW = 0.2  # seconds between two parts of an answer that comes in time
 DATABASES = range(1, 9)  # of one Redis; as many faults are played at once
 
-# What a caller can be told. A refusal leaves no trace, anything else a code that verifies.
+# The possible responses. A refusal leaves no trace, anything else a code that verifies.
 PLACED_CALL = "201 initiated"
 UNCONFIRMED = "201 unconfirmed"
 REJECTED = "502 provider-rejected"
@@ -65,7 +65,7 @@ HTML = "Content-Type: text/html\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault, and what has to come of it: what the caller is told, calls placed, and requests read by the provider."""
+    """A fault and what is expected: the caller's response, calls placed, and requests read by the provider."""
 
     name: str
     provider: Playing
@@ -83,7 +83,7 @@ def refusal(name: str, body: bytes, status: str, told: str = REJECTED, headers: 
 
 
 def unclear(name: str, script: faulty.Script) -> Fault:
-    """Make a fault in which the call is placed, and the answer does not say so."""
+    """Return a fault in which the call is placed but the response does not confirm it."""
     return Fault(name, listening(script), UNCONFIRMED, calls=1)
 
 
@@ -123,7 +123,7 @@ FAULTS = (
     ),
     refusal("429 HTML", PAGE, "429 Too Many Requests", UNAVAILABLE, HTML),
     refusal('500 "no access"', b'{"message": "no access"}', "500 Internal Server Error"),
-    # Nobody can tell from the answer whether there is a call. Where the request was read, there is one.
+    # The response does not say whether there is a call. If the request was read, there is one.
     Fault("reset before the request is read", listening(unread=faulty.resets), UNCONFIRMED, calls=0, requests=0),
     Fault("accepted and never read", listening(unread=says_nothing), UNCONFIRMED, calls=0, requests=0),
     unclear("read and never answered", rings_and_sends(then=says_nothing)),
@@ -156,7 +156,7 @@ FAULTS = (
     unclear("100 Continue for ever", rings_and_sends(then=sends_for_ever(b"HTTP/1.1 100 Continue\r\n\r\n"))),
     unclear("101 Switching Protocols", rings_and_sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")),
     unclear("garbage in place of a status line", rings_and_sends(b"220 mail.example ESMTP\r\n\r\n")),
-    # Odd, and clear all the same.
+    # Unusual, but unambiguous.
     placed("100 Continue, then an answer", rings_and_sends(b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + PLACED)),
     placed("headers slow, but in time", rings_and_sends(HEAD[:20], HEAD[20:] + PLACED, pause=SLOW)),
     placed("body slow, but in time", rings_and_sends(HEAD, PLACED[:20], PLACED[20:], pause=SLOW)),
@@ -166,7 +166,7 @@ FAULTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a fault. ``again``: what the same start got at once after it; ``requests_of_both``: in all."""
+    """What happened. ``again``: the response to the same start repeated at once; ``requests_of_both``: their total."""
 
     told: str
     again: str
@@ -205,7 +205,7 @@ def production_settings(redis_url: str, provider_url: str) -> Settings:
 
 
 def describe(answer: httpx.Response) -> str:
-    """Say what a caller was told, and hold a problem to its form."""
+    """Return the response in short, and check the form of a problem."""
     body = answer.json()
     if answer.is_success:
         return f"{answer.status_code} {body['call']['status']}"
@@ -223,7 +223,7 @@ async def keys_of(redis: Redis) -> list[str]:
 
 
 async def traces_in(redis: Redis) -> frozenset[str]:
-    """Tell the keys that still say something of a call: no balance, no statistics, no counters back at zero."""
+    """Return the keys that still hold data of a call: not the balance, the statistics or counters that are zero."""
     others = ("pv:{balance}", "pv:{stats}")
     found = {key for key in await keys_of(redis) if not key.startswith(others)}
     for key in [key for key in found if key.startswith("pv:{guard}:n:")]:
@@ -234,7 +234,7 @@ async def traces_in(redis: Redis) -> frozenset[str]:
 
 
 async def play(fault: Fault, redis: Redis, redis_url: str) -> Outcome:
-    """Start a verification at a provider that has this fault, check what was heard, and start again at once."""
+    """Start a verification with this fault of the provider, check the code that was heard, and start again at once."""
     await redis.flushdb()
     async with (
         fault.provider() as provider,
@@ -267,7 +267,7 @@ Outcomes = Mapping[str, Outcome]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def outcomes(redis_url: str) -> AsyncIterator[Outcomes]:
-    """Play all faults, some at once: each has an application, a provider and a database of Redis of its own."""
+    """Run all faults, several at once: each has its own application, provider and Redis database."""
     free: asyncio.Queue[int] = asyncio.Queue()
     for number in DATABASES:
         free.put_nowait(number)
@@ -287,7 +287,7 @@ async def outcomes(redis_url: str) -> AsyncIterator[Outcomes]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_caller_is_told_the_truth_and_every_code_that_was_heard_verifies(fault: Fault, outcomes: Outcomes) -> None:
+def test_the_response_is_true_and_every_code_that_was_heard_verifies(fault: Fault, outcomes: Outcomes) -> None:
     outcome = outcomes[fault.name]
 
     assert (outcome.told, outcome.calls, outcome.requests) == (fault.told, fault.calls, fault.requests)
@@ -296,7 +296,9 @@ def test_the_caller_is_told_the_truth_and_every_code_that_was_heard_verifies(fau
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_refusal_leaves_no_trace_and_anything_else_a_cooldown(fault: Fault, outcomes: Outcomes) -> None:
+def test_a_refused_call_leaves_no_trace_and_any_other_outcome_starts_a_cooldown(
+    fault: Fault, outcomes: Outcomes
+) -> None:
     outcome = outcomes[fault.name]
 
     if outcome.is_refusal:
@@ -311,7 +313,7 @@ def test_a_refusal_leaves_no_trace_and_anything_else_a_cooldown(fault: Fault, ou
     assert outcome.immortal == frozenset()
 
 
-def test_the_table_of_the_documentation_is_true(outcomes: Outcomes) -> None:
+def test_the_documented_fault_table_matches_the_results(outcomes: Outcomes) -> None:
     table = [*TABLE_HEAD, *(outcomes[fault.name].row(fault) for fault in FAULTS)]
     if path := os.environ.get("FAULT_TABLE"):
         Path(path).write_text("\n".join(table) + "\n", encoding="utf-8")
