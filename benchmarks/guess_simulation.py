@@ -347,7 +347,7 @@ async def main() -> int:
     days = parser.parse_args().days
     configure_logging(level="error", style="console")
     print(
-        f"Python {platform.python_version()}; {days} days of each; time is compressed (timestamps in Redis are moved back)"
+        f"Python {platform.python_version()}; {days} days of each; time is compressed (timestamps in Redis move back)"
     )
     failures = []
     for codes in CODES:
