@@ -1,8 +1,6 @@
 """A verification through HTTP, Redis and the provider: a call is placed, the code is heard and checked."""
 
 import asyncio
-import contextlib
-import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +13,6 @@ from redis.asyncio import Redis
 
 from app.main import create_app
 from app.sandbox import MagicNumber, VirtualNetwork
-from app.settings import Settings
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 
@@ -188,57 +185,6 @@ async def test_a_canceled_verification_cannot_be_verified(api: httpx.AsyncClient
     assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")
     checked = await check(api, verification_id, code)
     assert (checked.status_code, checked.json()["type"]) == (409, "/problems/verification-canceled")
-
-
-async def test_call_following_updates_the_state_of_the_call(api: httpx.AsyncClient, redis: Redis) -> None:
-    verification_id = (await start(api)).json()["verification_id"]
-    await hear(api)
-    await asyncio.sleep(PACE * 6)
-
-    assert await wait_for_new_call_state(api, redis, verification_id) == {"status": "completed"}
-
-
-@pytest.mark.parametrize(
-    ("number", "state"),
-    [
-        (MagicNumber.BUSY, {"status": "busy"}),
-        (MagicNumber.NO_ANSWER, {"status": "no_answer"}),
-        (MagicNumber.FAILED, {"status": "failed"}),
-    ],
-)
-async def test_call_following_reports_why_a_call_failed(
-    api: httpx.AsyncClient, redis: Redis, number: MagicNumber, state: dict[str, str]
-) -> None:
-    verification_id = (await start(api, number)).json()["verification_id"]
-    await asyncio.sleep(PACE * 6)
-
-    assert await wait_for_new_call_state(api, redis, verification_id) == state
-
-
-async def test_an_unknown_provider_status_is_passed_on_and_the_call_is_still_followed(
-    redis: Redis, redis_url: str, settings: Settings
-) -> None:
-    async with run(create_app(settings, VirtualNetwork(pace=0.5))) as api:
-        verification_id = (await start(api, MagicNumber.ODD_STATUS)).json()["verification_id"]
-        await asyncio.sleep(0.6)
-        odd = await wait_for_new_call_state(api, redis, verification_id)
-        assert odd == {"status": "initiated", "provider_status": "rerouted"}
-
-        await asyncio.sleep(2)
-        assert await wait_for_new_call_state(api, redis, verification_id) == {"status": "completed"}
-
-
-async def wait_for_new_call_state(api: httpx.AsyncClient, redis: Redis, verification_id: str) -> dict[str, str]:
-    """Wait until call following has updated the call once more, and return its state; Redis time is moved forward."""
-    before = (await api.get(f"/verify/{verification_id}")).json()["call"]
-    call = before
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(3):
-            while call == before:
-                await age(redis, timedelta(seconds=15))
-                await asyncio.sleep(0.05)
-                call = (await api.get(f"/verify/{verification_id}")).json()["call"]
-    return dict(call)
 
 
 @pytest.mark.parametrize(
@@ -432,30 +378,3 @@ async def test_the_code_length_is_configurable(redis: Redis, redis_url: str, net
         checked = await check(api, started["verification_id"], code)
 
     assert (started["code_length"], len(code), checked.json()["verified"]) == (4, 4, True)
-
-
-async def test_the_provider_account_requires_an_admin_key(
-    redis: Redis, redis_url: str, network: VirtualNetwork
-) -> None:
-    def keys(name: str) -> str:
-        return f"{name}:{hashlib.sha256(name.encode()).hexdigest()}"
-
-    async def statuses(**settings: object) -> list[int]:
-        headers: list[dict[str, str]] = [{}, *({"Authorization": f"Bearer {name}"} for name in ("shop", "ops"))]
-        async with run(create_app(sandbox_settings(redis_url, **settings), network)) as api:
-            return [(await api.get("/provider/account", headers=header)).status_code for header in headers]
-
-    api_keys, admin_keys = {"keys": keys("shop")}, {"keys": keys("ops")}
-    assert await statuses(api=api_keys, admin=admin_keys) == [401, 401, 200]
-    assert await statuses(api=api_keys) == [401, 401, 401]
-    assert await statuses(admin=admin_keys) == [401, 401, 200]
-    assert await statuses() == [200, 200, 200]  # a sandbox without keys
-
-
-async def test_the_provider_account_shows_names_and_balance_but_no_token(
-    api: httpx.AsyncClient, settings: Settings
-) -> None:
-    answer = await api.get("/provider/account")
-
-    assert answer.json() == {"accounts": [{"id": "7", "name": "Sandbox"}], "balance_rub": 10000.0}
-    assert "token" not in answer.text
