@@ -11,7 +11,7 @@ from tests.e2e.conftest import running
 expect.set_options(timeout=TIMEOUT_MS)
 
 FLASH = re.compile("^Caller.s number$")
-# A call is looked at now and then, so on a busy machine none of its states is sure to be seen but the last.
+# The state of a call is polled, so on a busy machine only the last state is certain to be seen.
 MOVED_ON = re.compile("Your phone is ringing|The call got through|The call was made")
 ID = "/verify/vrf_[0-9a-f]+"
 

@@ -73,7 +73,7 @@ def httpx_reaches(url: str) -> bool:
 
 
 def run_curl(demo: Demo, folder: Path) -> None:
-    script = "".join(blocks("curl", "sh"))  # the second goes on in the shell of the first
+    script = "".join(blocks("curl", "sh"))  # the second continues in the shell of the first
     called, caller = "+79004567890", "+79005678901"
 
     done = subprocess.run(
@@ -140,7 +140,7 @@ def run_javascript(demo: Demo, folder: Path) -> None:
             assert events.headers["content-type"].startswith("text/event-stream")
             lines = events.iter_lines()
             assert '"status":"pending"' in next(line for line in lines if line.startswith("data:"))
-            with ThreadPoolExecutor(4) as pool:  # a form that is sent four times at once, as by impatient fingers
+            with ThreadPoolExecutor(4) as pool:  # the form is submitted four times at once, as by repeated clicks
                 sent = [pool.submit(browser.post, "/sign-up", json={"code": code}) for _ in range(4)]
             assert [answer.result().json() for answer in sent] == [{"say": "Welcome!"}] * 4
             assert '"status":"verified"' in next(line for line in lines if line.startswith("data:"))

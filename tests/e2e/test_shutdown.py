@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import Demo, running
 
 PHONE = "+79001234567"
-STALLS = "+79000000006"  # the call is placed, but the provider's answer never comes
+STALLS = "+79000000006"  # the call is placed, but the provider never responds
 PROVIDER_TIMEOUT = 3
 
 

@@ -33,7 +33,7 @@ from tests.faulty import (
 from tests.integration.conftest import SECRET_KEY, run
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
-STALE = """docs/faults.md is not true any more. If the change is meant, put the table in anew that this writes:
+STALE = """docs/faults.md is out of date. If the change is intended, replace the table with the output of:
 FAULT_TABLE=/tmp/table.md python -m pytest tests/integration/test_fault_table.py"""
 TABLE_HEAD = (
     "| fault | the caller got | calls placed | heard codes that verify | requests that were read |",
@@ -44,8 +44,8 @@ KEY = "not-a-real-api-key"
 PHONE = "+79001234567"
 CONNECT = 0.5  # seconds for a connection
 BUDGET = 3.0  # seconds for a request: room for two connections on a machine that is busy
-SLOW = 0.2  # seconds between two parts of an answer that comes in time
-DATABASES = range(1, 9)  # of one Redis; as many faults are played at once
+SLOW = 0.2  # seconds between two parts of a response within the timeout
+DATABASES = range(1, 9)  # of one Redis; the number of concurrent faults
 
 # The possible responses. A refusal leaves no trace, anything else a code that verifies.
 PLACED_CALL = "201 initiated"
@@ -95,7 +95,7 @@ FAULTS = (
     # The request was never written.
     never_written("connection refused", faulty.refusing),
     never_written("connection not accepted", faulty.unaccepting),
-    never_written("name without an address", faulty.nameless),
+    never_written("DNS name without an address", faulty.nameless),
     never_written("certificate of an unknown authority", listening(tls=True)),
     never_written("TLS handshake that hangs", faulty.no_tls(says_nothing)),
     never_written("reset during the TLS handshake", faulty.no_tls(faulty.resets)),
@@ -105,7 +105,7 @@ FAULTS = (
         PLACED_CALL,
         calls=1,
     ),
-    # The answer is a no.
+    # The response is a refusal.
     refusal("200 `success: false`", REFUSAL, "200 OK"),
     refusal("200 `success: false`, no money", NO_MONEY, "200 OK", TOO_LOW),
     refusal("200 JSON-RPC error", RPC_ERROR, "200 OK"),
@@ -129,10 +129,10 @@ FAULTS = (
     unclear("read and never answered", rings_and_sends(then=says_nothing)),
     unclear("reset after the call is placed", rings_and_sends(then=faulty.resets)),
     unclear("closed after the call is placed", rings_and_sends()),
-    unclear("headers beyond the time", rings_and_sends(HEAD[:20], then=says_nothing)),
-    unclear("headers that drip for ever", rings_and_sends(b"HTTP/1.1 200 OK\r\nX: ", then=sends_for_ever(b"x"))),
-    unclear("body beyond the time", rings_and_sends(HEAD, then=says_nothing)),
-    unclear("body that drips for ever", rings_and_sends(b"HTTP/1.1 200 OK\r\n\r\n", then=sends_for_ever(b" "))),
+    unclear("headers after the timeout", rings_and_sends(HEAD[:20], then=says_nothing)),
+    unclear("endless headers, byte by byte", rings_and_sends(b"HTTP/1.1 200 OK\r\nX: ", then=sends_for_ever(b"x"))),
+    unclear("body after the timeout", rings_and_sends(HEAD, then=says_nothing)),
+    unclear("endless body, byte by byte", rings_and_sends(b"HTTP/1.1 200 OK\r\n\r\n", then=sends_for_ever(b" "))),
     unclear("half a body, then closed", rings_and_sends(HEAD + PLACED[:20])),
     unclear("half a body, then reset", rings_and_sends(HEAD + PLACED[:20], then=faulty.resets)),
     unclear("200 with an empty body", rings_and_says(b"")),
@@ -144,7 +144,7 @@ FAULTS = (
     unclear("200 HTML", rings_and_says(PAGE, headers=HTML)),
     unclear("200 with a body of 1 MB", rings_and_says(PLACED[:-1] + b" " * 1_000_000 + b"}")),
     unclear("200 with a gzip bomb", rings_and_says(BOMB, headers="Content-Encoding: gzip\r\n")),
-    unclear("200 that claims gzip and is none", rings_and_says(PLACED, headers="Content-Encoding: gzip\r\n")),
+    unclear("200 with a false `Content-Encoding: gzip`", rings_and_says(PLACED, headers="Content-Encoding: gzip\r\n")),
     unclear("302", rings_and_says(b"", "302 Found", "Location: /elsewhere\r\n")),
     unclear("307", rings_and_says(b"", "307 Temporary Redirect", "Location: /api/v1/flash-call/call\r\n")),
     unclear("400 `success: true`", rings_and_says(PLACED, "400 Bad Request")),
@@ -153,14 +153,14 @@ FAULTS = (
     unclear("502 HTML", rings_and_says(PAGE, "502 Bad Gateway", HTML)),
     unclear("503 with `Retry-After: 17`", rings_and_says(PAGE, "503 Service Unavailable", "Retry-After: 17\r\n")),
     unclear("504 HTML", rings_and_says(PAGE, "504 Gateway Timeout", HTML)),
-    unclear("100 Continue for ever", rings_and_sends(then=sends_for_ever(b"HTTP/1.1 100 Continue\r\n\r\n"))),
+    unclear("endless 100 Continue", rings_and_sends(then=sends_for_ever(b"HTTP/1.1 100 Continue\r\n\r\n"))),
     unclear("101 Switching Protocols", rings_and_sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")),
-    unclear("garbage in place of a status line", rings_and_sends(b"220 mail.example ESMTP\r\n\r\n")),
+    unclear("garbage instead of a status line", rings_and_sends(b"220 mail.example ESMTP\r\n\r\n")),
     # Unusual, but unambiguous.
-    placed("100 Continue, then an answer", rings_and_sends(b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + PLACED)),
-    placed("headers slow, but in time", rings_and_sends(HEAD[:20], HEAD[20:] + PLACED, pause=SLOW)),
-    placed("body slow, but in time", rings_and_sends(HEAD, PLACED[:20], PLACED[20:], pause=SLOW)),
-    placed("two answers to one request", rings_and_sends(HEAD + PLACED, HEAD + PLACED.replace(b"-1", b"-2"))),
+    placed("100 Continue, then a response", rings_and_sends(b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + PLACED)),
+    placed("slow headers within the timeout", rings_and_sends(HEAD[:20], HEAD[20:] + PLACED, pause=SLOW)),
+    placed("slow body within the timeout", rings_and_sends(HEAD, PLACED[:20], PLACED[20:], pause=SLOW)),
+    placed("two responses to one request", rings_and_sends(HEAD + PLACED, HEAD + PLACED.replace(b"-1", b"-2"))),
 )
 
 
@@ -199,7 +199,7 @@ def production_settings(redis_url: str, provider_url: str) -> Settings:
         redis={"url": redis_url},
         token={"keys": generate_keys()},
     )
-    # Afterwards, for production demands https, and with it a certificate that no server of a test can have.
+    # Set after validation: production requires https, and with it a certificate that a test server cannot have.
     plusofon = settings.plusofon.model_copy(update={"base_url": provider_url})
     return settings.model_copy(update={"plusofon": plusofon})
 
@@ -213,7 +213,7 @@ def describe(answer: httpx.Response) -> str:
     assert body["status"] == answer.status_code
     wait = answer.headers.get("retry-after")
     slug = body["type"].removeprefix("/problems/")
-    if slug == "call-cooldown":  # what remains of it depends on the moment
+    if slug == "call-cooldown":  # the remaining time varies
         return f"{answer.status_code} {slug}"
     return f"{answer.status_code} {slug}" + (f", Retry-After {wait}" if wait else "")
 

@@ -65,7 +65,7 @@ async def test_trailers_over_the_limit_are_refused(trailers: list[bytes]) -> Non
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
-        await asyncio.sleep(0.05)  # else they come with the body, in one read
+        await asyncio.sleep(0.05)  # otherwise they arrive with the body, in one read
         for part in trailers:
             writer.write(part)
         async with asyncio.timeout(SOON):
@@ -79,7 +79,7 @@ async def test_a_body_in_many_small_chunks_is_accepted() -> None:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
         for _ in range(20):
-            writer.write(b"1\r\nx\r\n" * 200)  # in all more than a head may have
+            writer.write(b"1\r\nx\r\n" * 200)  # in total more than the limit of a head
             await writer.drain()
             await asyncio.sleep(0.002)
         writer.write(b"0\r\n\r\n")
@@ -225,7 +225,7 @@ async def test_a_peer_that_does_not_read_its_responses_is_dropped(tmp_path: Path
         await reader.read(10)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await it.until_none_is_open()
-        assert len(echo.asked) <= 2  # the others wait until these answers are taken
+        assert len(echo.asked) <= 2  # the others wait until these responses are read
         writer.transport.abort()
 
 
@@ -332,7 +332,7 @@ async def test_data_after_tls_close_notify_takes_no_memory(tmp_path: Path) -> No
         tls.write(WHOLE)
         with suppress(ssl.SSLWantReadError):
             tls.unwrap()
-        writer.transport.pause_reading()  # type: ignore[attr-defined] # the answer is not taken, so that it lasts
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # the response is not read, so that sending it lasts
         writer.write(outgoing.read())
         before = resident_bytes()
         async with asyncio.timeout(SOON):
@@ -389,7 +389,7 @@ async def test_new_connections_do_not_close_one_with_a_request_in_progress() -> 
         reader, writer = await it.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
         await asyncio.sleep(0.05)
-        writer.write(b"body")  # whole: from now on it is the server's turn
+        writer.write(b"body")  # the request is complete: now the server must respond
         for _ in range(6):
             await it.connect()
         async with asyncio.timeout(SOON):
@@ -443,7 +443,7 @@ async def test_the_rest_of_a_body_is_not_read_after_a_refusal(
                     writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                     await writer.drain()
                     sent += 65536
-        assert sent < 20_000_000  # what the kernels and TLS had room for
+        assert sent < 20_000_000  # the buffers of the kernels and of TLS
         await it.until_none_is_open()
         with suppress(ConnectionError):
             answer = await reader.read()
@@ -489,7 +489,7 @@ async def test_a_disconnect_during_a_request_body_logs_no_application_error(
         tls.write(half)
         with suppress(ssl.SSLWantReadError):
             tls.unwrap()
-        writer.write(outgoing.read())  # in one packet with the goodbye
+        writer.write(outgoing.read())  # in one packet with close_notify
         async with asyncio.timeout(SOON):
             await reader.read()
         await it.until_none_is_open()

@@ -305,7 +305,7 @@ async def test_a_client_that_sent_close_notify_gets_its_response(tmp_path: Path)
             assert await exchange()
         tls.write(INNER)
         with suppress(ssl.SSLWantReadError):
-            tls.unwrap()  # nothing more is sent, but read
+            tls.unwrap()  # closes only the sending side
         while await exchange():
             pass
         assert statuses(tls.read(65536)) == [200]

@@ -15,7 +15,7 @@ PERSIAN = str.maketrans("0123456789", "\u06f0\u06f1\u06f2\u06f3\u06f4\u06f5\u06f
     "text",
     [
         "\u202a+7 900 123-45-67\u202c",
-        "\u2068\u200e\ufe0f".join(["", *PHONE]),  # more marks than the text may be long
+        "\u2068\u200e\ufe0f".join(["", *PHONE]),  # more marks than the maximum length of the text
         f"\u00ad{PHONE}".translate(FULLWIDTH),
         PHONE.translate(PERSIAN),
         "+8 900 123-45-67",

@@ -177,7 +177,7 @@ async def test_the_trace_context_is_passed_to_outgoing_requests(
 async def test_background_work_has_its_own_trace(
     redis: Redis, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
-    await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # as good
+    await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # same interface
 
     (span,) = exporter.get_finished_spans()
     assert (span.name, span.parent) == ("redis stats.read", None)

@@ -378,7 +378,7 @@ async def test_delivery_continues_after_redis_was_flushed(redis: Redis, receiver
     async with delivering(redis, {"shop": endpoint(url)}):
         for number in range(1, 4):
             await add(redis)
-            await until(lambda number=number: len(receiver.events) == number)  # type: ignore[misc] # mypy knows no such default
+            await until(lambda number=number: len(receiver.events) == number)  # type: ignore[misc] # mypy does not infer the default
             await redis.flushall()
 
 
