@@ -1,4 +1,4 @@
-"""The provider under chaos: slow, failing, and at times choosing the codes of flash calls itself."""
+"""The provider of the chaos test: slow, failing, and choosing the codes of some flash calls itself."""
 
 import random
 from decimal import Decimal
@@ -8,12 +8,12 @@ from app.sandbox.network import FlashCall
 
 FAULTS = 0.3  # share of the requests that place a call
 PACE = 0.2  # seconds of a phase of a call
-DELAY = 1.0  # seconds by which an answer of the provider is late
-CHOSEN = 0.5  # share of flash calls of which the provider chooses the code, whatever was asked for
+DELAY = 1.0  # seconds by which a late response of the provider is delayed
+CHOSEN = 0.5  # share of flash calls whose code the provider chooses, instead of the requested one
 
 
 class ChoosingNetwork(VirtualNetwork):
-    """A network that tells the code of each flash call, and chooses many itself: ``chosen`` are the ids of those."""
+    """A network that returns the code of each flash call and chooses some itself; ``chosen`` holds the ids of those."""
 
     def __init__(self) -> None:
         faults = Faults(share=FAULTS, seed=42, delay=DELAY)

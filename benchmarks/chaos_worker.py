@@ -1,8 +1,8 @@
-"""One worker of the service under chaos: the application as it is composed, but with the provider of another process.
+"""One worker of the service in the chaos test: the real application, with a provider in another process.
 
-In sandbox mode a worker brings a provider of its own, and in production mode it reaches one by HTTPS alone. Here all
-workers share one on loopback, so its address is put into the settings after they were validated; everything else is
-what ``plusofon-verify serve`` would run. Ends when its standard input does: with whoever started it.
+In sandbox mode a worker runs its own provider, and in production mode it requires HTTPS. Here all workers share one
+provider on loopback, so its URL is set after the settings were validated; everything else is what
+``plusofon-verify serve`` would run. The worker ends when its standard input ends, that is, with its parent.
 """
 
 import os
@@ -44,7 +44,7 @@ def _leave_with_the_parent() -> None:
 
 
 def main() -> None:
-    """Serve until killed, told to stop, or left alone."""
+    """Serve until a signal, or until the parent process ends."""
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     settings = _settings()
     configure_logging(level=settings.log.level, style=settings.log.format)

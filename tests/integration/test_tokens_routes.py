@@ -1,4 +1,4 @@
-"""The proof through HTTP: a right check gives a token, anybody can verify it, and it is redeemed once."""
+"""Verification tokens over HTTP: a right check returns a token, anyone can verify it, and it is redeemed once."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ from app.store.tokens import RedisRedemptions
 from app.tokens import TokenSigner, generate_keys
 from app.verification.phone import Phone
 from tests.integration.conftest import run, sandbox_settings
-from tests.integration.test_verify import check, hear, start, wrong
+from tests.integration.test_verification import check, hear, start, wrong
 
 PHONE = "+79001234567"
 VERIFICATION_ID = "vrf_0a11b22c33d44e55f667788"
@@ -35,7 +35,7 @@ API_KEYS = {"shop": "not-a-real-key", "bank": "nor-is-this"}
 
 
 async def verify(api: httpx.AsyncClient, purpose: str = "password_reset") -> dict[str, Any]:
-    """Have a phone called and type what it hears; return the answer to the right check."""
+    """Start a verification and check the code that the phone heard; return the response."""
     verification_id = (await start(api, PHONE, purpose=purpose)).json()["verification_id"]
     answer: dict[str, Any] = (await check(api, verification_id, await hear(api, PHONE))).json()
     return answer
@@ -45,7 +45,7 @@ async def redeem(api: httpx.AsyncClient, token: str, purpose: str = "password_re
     return await api.post("/verify/token/redeem", json={"token": token, "purpose": purpose})
 
 
-def told(answer: httpx.Response) -> tuple[int, str]:
+def status_and_slug(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["type"].removeprefix("/problems/")
 
 
@@ -65,10 +65,10 @@ async def test_a_right_check_gives_a_token_that_is_redeemed_once(api: httpx.Asyn
         "phone": PHONE,
         "purpose": "password_reset",
     }
-    assert told(second) == (409, "token-already-redeemed")
+    assert status_and_slug(second) == (409, "token-already-redeemed")
 
 
-async def test_of_fifty_redemptions_at_once_one_succeeds(api: httpx.AsyncClient) -> None:
+async def test_of_fifty_concurrent_redemptions_one_succeeds(api: httpx.AsyncClient) -> None:
     token = (await verify(api))["token"]
 
     answers = await asyncio.gather(*[redeem(api, token) for _ in range(50)])
@@ -85,14 +85,14 @@ async def test_a_wrong_check_gives_no_token(api: httpx.AsyncClient) -> None:
     assert "token" not in (await api.get(f"/verify/{verification_id}")).json()
 
 
-async def test_another_purpose_is_invalid_and_does_not_use_the_token_up(api: httpx.AsyncClient) -> None:
+async def test_redeeming_with_another_purpose_fails_and_does_not_consume_the_token(api: httpx.AsyncClient) -> None:
     token = (await verify(api, "password_reset"))["token"]
 
-    assert told(await redeem(api, token, "login")) == (422, "token-invalid")
+    assert status_and_slug(await redeem(api, token, "login")) == (422, "token-invalid")
     assert (await redeem(api, token, "password_reset")).status_code == 200
 
 
-async def test_a_third_party_verifies_a_token_with_the_published_keys_alone(api: httpx.AsyncClient) -> None:
+async def test_a_third_party_can_verify_a_token_with_the_published_keys_alone(api: httpx.AsyncClient) -> None:
     checked = await verify(api)
 
     published = KeySet.import_key_set((await api.get("/.well-known/jwks.json")).json())
@@ -109,7 +109,7 @@ async def test_a_third_party_verifies_a_token_with_the_published_keys_alone(api:
     assert token.claims["exp"] - token.claims["iat"] == checked["token_expires_in"]
 
 
-async def test_the_published_keys_are_public_and_may_be_kept_for_a_while(api: httpx.AsyncClient) -> None:
+async def test_the_published_keys_are_public_keys_and_can_be_cached(api: httpx.AsyncClient) -> None:
     answer = await api.get("/.well-known/jwks.json")
 
     assert answer.status_code == 200
@@ -120,14 +120,14 @@ async def test_the_published_keys_are_public_and_may_be_kept_for_a_while(api: ht
     }
 
 
-async def test_what_a_redemption_leaves_in_redis_expires(api: httpx.AsyncClient, redis: Redis) -> None:
+async def test_the_redis_key_of_a_redemption_expires(api: httpx.AsyncClient, redis: Redis) -> None:
     await redeem(api, (await verify(api))["token"])
 
     (key,) = [key for key in await redis.keys() if b":t:" in key]
     assert 600_000 < await redis.pttl(key) <= 660_000
 
 
-# The routes, with clients, keys and a clock of our own
+# The routes, with given clients, keys and clock
 
 
 class Clock:
@@ -173,7 +173,7 @@ def sign(tokens: TokenSigner, client: str = "shop") -> str:
     return tokens.sign(phone=Phone(PHONE), purpose="password_reset", verification_id=VERIFICATION_ID, client=client)
 
 
-async def test_forged_foreign_and_meant_for_another_purpose_look_the_same(
+async def test_all_invalid_tokens_get_the_same_response(
     routes: httpx.AsyncClient, tokens: TokenSigner, redis: Redis
 ) -> None:
     attempts = [
@@ -189,34 +189,32 @@ async def test_forged_foreign_and_meant_for_another_purpose_look_the_same(
 
     bodies = [{**answer.json(), "instance": ""} for answer in answers]
     assert bodies == [bodies[0]] * len(attempts)
-    assert told(answers[0]) == (422, "token-invalid")
+    assert status_and_slug(answers[0]) == (422, "token-invalid")
     assert await redis.keys() == []
 
 
-async def test_an_expired_token_is_gone(routes: httpx.AsyncClient, tokens: TokenSigner, clock: Clock) -> None:
+async def test_an_expired_token_is_a_410(routes: httpx.AsyncClient, tokens: TokenSigner, clock: Clock) -> None:
     token = sign(tokens)
     clock.ahead = 3600
 
-    assert told(await redeem(routes, token)) == (410, "token-expired")
+    assert status_and_slug(await redeem(routes, token)) == (410, "token-expired")
 
 
-async def test_of_a_token_that_was_redeemed_and_expired_it_is_told_that_it_expired(
+async def test_a_redeemed_token_that_has_expired_is_reported_as_expired(
     routes: httpx.AsyncClient, tokens: TokenSigner, clock: Clock
 ) -> None:
     token = sign(tokens)
     assert (await redeem(routes, token)).status_code == 200
     clock.ahead = 3600
 
-    assert told(await redeem(routes, token)) == (410, "token-expired")
+    assert status_and_slug(await redeem(routes, token)) == (410, "token-expired")
 
 
-async def test_without_a_known_key_nothing_is_redeemed(
-    routes: httpx.AsyncClient, tokens: TokenSigner, redis: Redis
-) -> None:
+async def test_redeeming_requires_a_valid_api_key(routes: httpx.AsyncClient, tokens: TokenSigner, redis: Redis) -> None:
     token = sign(tokens)
     routes.headers["Authorization"] = "Bearer unknown"
 
-    assert told(await redeem(routes, token)) == (401, "unauthorized")
+    assert status_and_slug(await redeem(routes, token)) == (401, "unauthorized")
     assert await redis.keys() == []
     assert (await routes.get("/.well-known/jwks.json")).status_code == 200
 
@@ -234,21 +232,21 @@ async def test_without_a_known_key_nothing_is_redeemed(
     ],
     ids=range(7),
 )
-async def test_a_request_that_is_not_valid_names_the_field_and_repeats_nothing(
+async def test_a_validation_error_points_at_the_field_and_does_not_repeat_the_input(
     routes: httpx.AsyncClient, fields: dict[str, Any], pointer: str
 ) -> None:
     body = {"token": "secret", "purpose": "login", **fields}
 
     answer = await routes.post("/verify/token/redeem", json=body)
 
-    assert told(answer) == (422, "validation-failed")
+    assert status_and_slug(answer) == (422, "validation-failed")
     assert answer.json()["errors"][0]["pointer"] == pointer
     assert "secret" not in answer.text
     assert "xxx" not in answer.text
 
 
 @pytest.mark.parametrize("missing", ["token", "purpose"])
-async def test_both_fields_are_needed(routes: httpx.AsyncClient, missing: str) -> None:
+async def test_both_fields_are_required(routes: httpx.AsyncClient, missing: str) -> None:
     body = {"token": "x", "purpose": "login"}
     del body[missing]
 
@@ -257,11 +255,11 @@ async def test_both_fields_are_needed(routes: httpx.AsyncClient, missing: str) -
     assert answer.json()["errors"] == [{"pointer": f"#/{missing}", "detail": "is required"}]
 
 
-async def test_without_redis_nothing_is_redeemed(tokens: TokenSigner) -> None:
+async def test_a_redis_outage_is_a_503_and_redeems_nothing(tokens: TokenSigner) -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
 
     async with serve(tokens, nowhere) as routes:
-        assert told(await redeem(routes, sign(tokens))) == (503, "store-unavailable")
-        assert told(await redeem(routes, "garbage")) == (422, "token-invalid")
+        assert status_and_slug(await redeem(routes, sign(tokens))) == (503, "store-unavailable")
+        assert status_and_slug(await redeem(routes, "garbage")) == (422, "token-invalid")
         assert (await routes.get("/.well-known/jwks.json")).status_code == 200
     await nowhere.aclose()

@@ -1,4 +1,4 @@
-"""Whose word is taken on where a request comes from: that of the proxies of the settings, and nobody else's."""
+"""``X-Forwarded-For`` is trusted only from the proxies of ``PROXY_ADDRESSES``."""
 
 from collections.abc import AsyncIterator
 
@@ -24,7 +24,7 @@ SECRET_PATH = CallbackUrls(derive_key(SECRET_KEY.encode(), "hooks"), prefix="/ho
 
 
 def served(settings: Settings) -> ASGIApp:
-    """Make the application with what uvicorn puts around it."""
+    """Return the application wrapped in the middleware of uvicorn."""
     options = {**uvicorn_options(settings), "log_config": None, "ssl_certfile": None}
     config = uvicorn.Config(create_app(settings), **options)
     config.load()
@@ -33,7 +33,7 @@ def served(settings: Settings) -> ASGIApp:
 
 
 async def post_hook(app: ASGIApp, *, peer: str, forwarded_for: str | None) -> int:
-    """Post a hook of a call that nobody knows; tells the status. A hook from an address that may not is a 404."""
+    """Post a provider callback of an unknown call; return the status, 404 if the address is not allowed."""
     headers = {"X-Forwarded-For": forwarded_for} if forwarded_for else {}
     transport = httpx.ASGITransport(app=app, client=(peer, 4711))
     async with httpx.AsyncClient(transport=transport, base_url="http://verify") as client:
@@ -62,11 +62,11 @@ async def by_itself(redis: Redis, redis_url: str) -> AsyncIterator[ASGIApp]:
         (PROXY, PROVIDER, 204),
         ("172.16.0.1", PROVIDER, 204),
         (PROXY, STRANGER, 404),
-        (PROXY, f"{PROVIDER}, {STRANGER}", 404),  # what the caller wrote itself comes first, and is not believed
+        (PROXY, f"{PROVIDER}, {STRANGER}", 404),  # the caller wrote the first address itself, so it is not trusted
         (STRANGER, PROVIDER, 404),
         (PROVIDER, STRANGER, 204),
         (PROXY, None, 404),
-        (f"::ffff:{PROXY}", PROVIDER, 204),  # as a socket that takes IPv4 and IPv6 tells it
+        (f"::ffff:{PROXY}", PROVIDER, 204),  # the form of a dual-stack socket
         (f"::FFFF:{PROXY}", f"::ffff:{PROVIDER}", 204),
         ("::ffff:172.16.0.1", f"{PROVIDER}, ::ffff:10.0.0.7", 204),
         ("::ffff:a01:203", PROVIDER, 204),
@@ -78,13 +78,13 @@ async def by_itself(redis: Redis, redis_url: str) -> AsyncIterator[ASGIApp]:
         ("::ffff:172.16.0.2", PROVIDER, 404),
     ],
 )
-async def test_only_a_proxy_of_the_settings_is_believed(
+async def test_forwarded_for_is_trusted_only_from_a_configured_proxy(
     behind_proxy: ASGIApp, peer: str, forwarded_for: str | None, status: int
 ) -> None:
     assert await post_hook(behind_proxy, peer=peer, forwarded_for=forwarded_for) == status
 
 
-async def test_lists_may_be_written_in_the_mapped_form(redis: Redis, redis_url: str) -> None:
+async def test_addresses_may_be_configured_in_ipv4_mapped_form(redis: Redis, redis_url: str) -> None:
     settings = sandbox_settings(
         redis_url,
         plusofon={"hook_addresses": f"::ffff:{PROVIDER}"},
@@ -97,6 +97,6 @@ async def test_lists_may_be_written_in_the_mapped_form(redis: Redis, redis_url: 
 
 
 @pytest.mark.parametrize("peer", [PROXY, STRANGER, "127.0.0.1"])
-async def test_without_that_setting_nobody_is(by_itself: ASGIApp, peer: str) -> None:
+async def test_without_configured_proxies_forwarded_for_is_ignored(by_itself: ASGIApp, peer: str) -> None:
     assert await post_hook(by_itself, peer=peer, forwarded_for=PROVIDER) == 404
     assert await post_hook(by_itself, peer=PROVIDER, forwarded_for=STRANGER) == 204

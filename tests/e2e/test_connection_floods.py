@@ -1,4 +1,4 @@
-"""Strangers without a key take neither the descriptors nor the memory of the service, and keep nobody out."""
+"""Floods of connections without an API key exhaust neither file descriptors nor memory, and block no other client."""
 
 import contextlib
 import resource
@@ -21,7 +21,7 @@ HALF = b"POST /verify/start HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
 
 @contextlib.contextmanager
 def few_descriptors() -> Iterator[None]:
-    """Let processes that start meanwhile have few."""
+    """Limit the file descriptors of processes started within the context."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
     try:
@@ -49,17 +49,17 @@ def connect(served: Serving) -> socket.socket:
     return socket.create_connection(("127.0.0.1", int(served.base_url.rpartition(":")[2])), timeout=5)
 
 
-def test_connections_that_are_held_keep_nobody_out(service: Serving) -> None:
+def test_held_connections_do_not_block_other_clients(service: Serving) -> None:
     before = Usage.of(service.process.pid)
     with contextlib.ExitStack() as stack:
         for number in range(300):
             peer = stack.enter_context(connect(service))
-            with contextlib.suppress(OSError):  # it may be closed for a newer one already
+            with contextlib.suppress(OSError):  # it may already be closed in favour of a newer one
                 peer.sendall((b"", b"\r\n", b"\x16", HALF, ASK)[number % 5])
             if number % 50 == 0:
                 assert service.get("/livez").status_code == 200
         during = Usage.of(service.process.pid)
-        assert service.get("/readyz").status_code == 200  # which needs Redis, and so a descriptor perhaps
+        assert service.get("/readyz").status_code == 200  # needs Redis, and so possibly a new descriptor
 
     assert during.descriptors < DESCRIPTORS
     deadline = time.monotonic() + 10
@@ -72,7 +72,7 @@ def test_connections_that_are_held_keep_nobody_out(service: Serving) -> None:
     assert "Traceback" not in service.log.read_text()
 
 
-def test_requests_sent_ahead_and_answers_not_taken_take_no_memory(service: Serving) -> None:
+def test_pipelined_requests_with_unread_responses_take_no_memory(service: Serving) -> None:
     before = Usage.of(service.process.pid)
     with contextlib.ExitStack() as stack:
         for _ in range(40):
@@ -81,7 +81,7 @@ def test_requests_sent_ahead_and_answers_not_taken_take_no_memory(service: Servi
                 peer = service.tls.wrap_socket(peer, server_hostname="127.0.0.1")
             stack.enter_context(peer)
             peer.setblocking(False)  # noqa: FBT003 - the standard library has it so
-            with contextlib.suppress(OSError):  # as much as it takes
+            with contextlib.suppress(OSError):  # send until the buffers are full
                 for _ in range(40):
                     peer.send(ASK * 500)
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""Redis goes away and comes back: the service refuses at once, places no call, and needs no restart."""
+"""Redis fails and recovers: the service answers 503 at once, places no call, and needs no restart."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ async def api(server: EmbeddedServer, network: VirtualNetwork) -> AsyncIterator[
 
 
 async def refused_everywhere(api: httpx.AsyncClient, verification_id: str) -> float:
-    """Ask for everything at once; return how long the slowest refusal took."""
+    """Send every kind of request at once; return how long the slowest refusal took."""
     began = time.monotonic()
     answers = await asyncio.gather(
         api.post("/verify/start", json={"phone": "+79007654321"}),
@@ -54,7 +54,7 @@ async def refused_everywhere(api: httpx.AsyncClient, verification_id: str) -> fl
     return took
 
 
-async def test_a_killed_redis_is_a_503_and_its_successor_is_used(
+async def test_a_killed_redis_is_a_503_until_it_is_restarted(
     api: httpx.AsyncClient, server_pid: int, network: VirtualNetwork
 ) -> None:
     verification_id = (await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"]
@@ -73,7 +73,7 @@ async def test_a_killed_redis_is_a_503_and_its_successor_is_used(
     assert (await api.post("/verify/start", json={"phone": PHONE})).status_code == 201
 
 
-async def test_a_redis_that_hangs_is_a_503_within_its_time_budget(
+async def test_a_redis_that_hangs_is_a_503_within_its_timeout(
     api: httpx.AsyncClient, server_pid: int, network: VirtualNetwork
 ) -> None:
     verification_id = (await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"]
@@ -89,9 +89,7 @@ async def test_a_redis_that_hangs_is_a_503_within_its_time_budget(
     assert network.calls_of("+79007654321") == []
 
 
-async def test_scripts_that_redis_forgot_are_loaded_again_without_a_word(
-    api: httpx.AsyncClient, server: EmbeddedServer
-) -> None:
+async def test_scripts_missing_in_redis_are_loaded_again(api: httpx.AsyncClient, server: EmbeddedServer) -> None:
     redis = connect(server.url, timeout=1)
     verification_id = (await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"]
     await redis.script_flush()
@@ -104,7 +102,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again_without_a_word(
 
 
 async def test_a_redis_that_refuses_to_write_is_a_503(api: httpx.AsyncClient, server: EmbeddedServer) -> None:
-    """Out of memory under noeviction, read-only after a failover: the command was refused, no call is placed."""
+    """Out of memory with noeviction, for example: Redis refused the command, so no call is placed."""
     redis = connect(server.url, timeout=1)
     await redis.config_set("maxmemory", "1")
     answer = await api.post("/verify/start", json={"phone": PHONE})

@@ -1,4 +1,4 @@
-"""What the commands ask before they cost or erase something, and what a script reads of them; in this process."""
+"""The commands, run in this process: confirmation prompts, output for people, JSON output and error messages."""
 
 import json
 import logging
@@ -36,8 +36,8 @@ PRODUCTION = {
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Commands switch logs off for their process, which is this one here."""
+def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Switch logs on again: a command switches them off for its process, which here is the test's."""
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     yield
     logging.disable(logging.NOTSET)
@@ -47,7 +47,7 @@ def run(*arguments: str, answer: str = "", **environment: str) -> Result:
     return CliRunner().invoke(cli, arguments, input=answer, env=environment)
 
 
-def test_a_call_that_costs_money_is_asked_for_with_its_price(redis_url: str) -> None:
+def test_call_asks_for_confirmation_and_shows_the_price(redis_url: str) -> None:
     done = run("call", PHONE, answer="n\n", REDIS_URL=redis_url, CALL_PRICE_RUB="4.50", **PRODUCTION)
 
     assert done.exit_code == 1
@@ -55,13 +55,13 @@ def test_a_call_that_costs_money_is_asked_for_with_its_price(redis_url: str) -> 
     assert "Nobody was called." in done.output
 
 
-def test_a_call_that_the_provider_does_not_take_is_told(redis_url: str) -> None:
+def test_call_reports_that_the_provider_cannot_be_reached(redis_url: str) -> None:
     done = run("call", PHONE, "--yes", REDIS_URL=redis_url, **PRODUCTION)
 
     assert (done.exit_code, done.output) == (1, "The provider could not be reached.\n")
 
 
-def test_nothing_is_erased_before_it_is_asked(redis_url: str) -> None:
+def test_forget_asks_for_confirmation_before_it_erases(redis_url: str) -> None:
     done = run("forget", PHONE, answer="n\n", REDIS_URL=redis_url, **PRODUCTION)
 
     assert done.exit_code == 1
@@ -69,19 +69,19 @@ def test_nothing_is_erased_before_it_is_asked(redis_url: str) -> None:
     assert "Nothing was erased." in done.output
 
 
-def test_erasing_is_told_to_a_script(redis_url: str) -> None:
+def test_forget_reports_what_it_erased_as_json(redis_url: str) -> None:
     done = run("forget", "+79031112233", "--yes", "--json", REDIS_URL=redis_url, **PRODUCTION)
 
     assert json.loads(done.stdout) == {"phone": False, "verifications": 0, "calls": 0, "events": 0, "answers": 0}
 
 
-def test_nobody_can_be_forgotten_without_the_key_of_names(redis_url: str) -> None:
+def test_forget_requires_secret_key(redis_url: str) -> None:
     done = run("forget", PHONE, "--yes", MODE="sandbox", REDIS_URL=redis_url)
 
     assert "SECRET_KEY is missing" in str(done.exception)
 
 
-def test_the_doctor_speaks_json(redis_url: str) -> None:
+def test_doctor_prints_json(redis_url: str) -> None:
     done = run("doctor", "--json", MODE="sandbox", REDIS_URL=redis_url, SANDBOX_BALANCE_RUB="50")
     told = json.loads(done.stdout)
 
@@ -96,7 +96,7 @@ def test_the_doctor_speaks_json(redis_url: str) -> None:
     ]
 
 
-def test_the_doctor_tells_wrong_settings_before_it_asks_anybody() -> None:
+def test_doctor_reports_only_the_settings_when_they_are_wrong() -> None:
     done = run("doctor", "--json")
     told = json.loads(done.stdout)
 
@@ -105,7 +105,7 @@ def test_the_doctor_tells_wrong_settings_before_it_asks_anybody() -> None:
     assert len(told["checks"]) == 6
 
 
-def test_a_days_statistics_are_a_table(redis_url: str) -> None:
+def test_stats_prints_a_table(redis_url: str) -> None:
     done = run("stats", MODE="sandbox", REDIS_URL=redis_url)
 
     assert done.exit_code == 0
@@ -122,14 +122,14 @@ def test_a_days_statistics_are_a_table(redis_url: str) -> None:
         ("2999-01-01", "only the last 8 days are kept"),
     ],
 )
-def test_a_day_that_nobody_remembers_is_not_told_as_one_without_calls(redis_url: str, day: str, told: str) -> None:
+def test_stats_rejects_a_day_that_is_not_kept(redis_url: str, day: str, told: str) -> None:
     done = run("stats", "--day", day, MODE="sandbox", REDIS_URL=redis_url)
 
     assert done.exit_code == 2
     assert told in done.output
 
 
-def test_a_day_that_is_remembered_is_told(redis_url: str) -> None:
+def test_stats_shows_an_earlier_day(redis_url: str) -> None:
     day = str(datetime.now(UTC).date() - timedelta(days=2))
 
     done = run("stats", "--day", day, "--json", MODE="sandbox", REDIS_URL=redis_url)
@@ -142,7 +142,7 @@ def test_a_day_that_is_remembered_is_told(redis_url: str) -> None:
     [("call", "123", "--yes"), ("forget", "12", "--yes"), ("guard", "lift", "+7900"), ("guard", "lift", "+78001234")],
     ids=" ".join,
 )
-def test_what_is_no_phone_and_no_range_is_a_wrong_argument(redis_url: str, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_phone_or_range_is_a_usage_error(redis_url: str, arguments: tuple[str, ...]) -> None:
     done = run(*arguments, MODE="sandbox", REDIS_URL=redis_url)
 
     assert done.exit_code == 2
@@ -150,7 +150,7 @@ def test_what_is_no_phone_and_no_range_is_a_wrong_argument(redis_url: str, argum
 
 
 @pytest.mark.parametrize("spelling", ["+79161234", "79161234", "9161234", "8 (916) 123-4", "+7 916 123-45-67"])
-def test_a_range_may_be_spelled_as_a_phone_may(redis_url: str, spelling: str) -> None:
+def test_a_range_is_accepted_in_any_spelling_of_a_phone_number(redis_url: str, spelling: str) -> None:
     done = run("guard", "lift", spelling, MODE="sandbox", REDIS_URL=redis_url)
 
     assert (done.exit_code, done.output) == (1, "The range +79161234 is not blocked.\n")
@@ -158,13 +158,13 @@ def test_a_range_may_be_spelled_as_a_phone_may(redis_url: str, spelling: str) ->
 
 @pytest.fixture
 def silent_redis() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever said."""
+    """Return the URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("command", [("stats",), ("call", PHONE)], ids=" ".join)
-def test_what_is_wrong_with_redis_is_told_as_the_doctor_tells_it(
+def test_a_command_explains_why_redis_does_not_work(
     redis_url: str, silent_redis: str, command: tuple[str, ...]
 ) -> None:
     told = {
@@ -181,7 +181,7 @@ def test_what_is_wrong_with_redis_is_told_as_the_doctor_tells_it(
         assert "made-up" not in done.output
 
 
-def test_a_replica_is_told_as_one(redis_url: str) -> None:
+def test_a_command_explains_that_redis_is_a_replica(redis_url: str) -> None:
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
         redis.replicaof("127.0.0.1", "1")
         done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
@@ -190,7 +190,7 @@ def test_a_replica_is_told_as_one(redis_url: str) -> None:
     assert "Let REDIS_URL name the primary." in done.output
 
 
-def test_a_full_redis_is_told_as_one() -> None:
+def test_a_command_explains_that_redis_is_out_of_memory() -> None:
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
         redis.config_set("maxmemory", "1")
         done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
@@ -198,7 +198,7 @@ def test_a_full_redis_is_told_as_one() -> None:
     assert (done.exit_code, done.output) == (1, "Redis is out of memory.\n")
 
 
-def test_a_right_that_is_missing_inside_a_script_is_told_as_one() -> None:
+def test_a_command_explains_that_the_redis_user_lacks_a_permission_inside_a_script() -> None:
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
         redis.acl_setuser("default", enabled=True, nopass=True, commands=["-hset"])
         done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
@@ -207,7 +207,7 @@ def test_a_right_that_is_missing_inside_a_script_is_told_as_one() -> None:
     assert done.output.startswith("Redis refused: its user lacks a right.")
 
 
-def test_the_doctor_tells_a_name_that_nothing_reads(redis_url: str) -> None:
+def test_doctor_warns_of_an_unknown_setting(redis_url: str) -> None:
     Path(".env").write_text("LIMIT_CALLS_PER_DY=5\n", encoding="utf-8")
 
     done = run("doctor", MODE="sandbox", REDIS_URL=redis_url)
@@ -217,7 +217,7 @@ def test_the_doctor_tells_a_name_that_nothing_reads(redis_url: str) -> None:
     assert "→ Write LIMIT_CALLS_PER_DAY, if that is meant." in done.output
 
 
-async def test_what_was_heard_is_held_against_the_code(
+async def test_call_compares_what_was_heard_with_the_code(
     redis: AsyncRedis, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = VirtualNetwork(pace=0.01)

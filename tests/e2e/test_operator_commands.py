@@ -1,4 +1,4 @@
-"""What whoever runs the service does with single phones and days, as processes of their own."""
+"""The operator's commands for single phones and days, as separate processes."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def sandbox(redis_url: str) -> dict[str, str]:
     return {"MODE": "sandbox", "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY, "SANDBOX_PACE_SECONDS": "0.05"}
 
 
-async def test_a_call_is_placed_followed_shown_counted_and_forgotten(
+async def test_a_call_can_be_placed_followed_shown_counted_and_erased(
     redis: Redis, sandbox: dict[str, str], tmp_path: Path
 ) -> None:
     called = run("call", PHONE, cwd=tmp_path, **sandbox)
@@ -42,7 +42,9 @@ async def test_a_call_is_placed_followed_shown_counted_and_forgotten(
     assert not [key async for key in redis.scan_iter("pv:{???}:*")]
 
 
-async def test_a_call_that_nobody_answers_fails(redis: Redis, sandbox: dict[str, str], tmp_path: Path) -> None:
+async def test_the_call_command_fails_if_the_call_is_not_answered(
+    redis: Redis, sandbox: dict[str, str], tmp_path: Path
+) -> None:
     busy = run("call", "+79000000001", cwd=tmp_path, **sandbox)
 
     assert (busy.returncode, busy.stderr) == (1, "No code was heard.\n")
