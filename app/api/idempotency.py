@@ -148,7 +148,7 @@ async def once(http: Request, act: Callable[[str | None], Awaitable[Response]], 
 
 
 class StartJournal:
-    """The StartJournal of ``app/verification/start.py``: a start and the answer to it, written once and kept."""
+    """The StartJournal of ``app/verification/idempotency.py``: a start and the answer to it, written once and kept."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class StartJournal:
         begun = (await self._request.claim()).begun
         return CallId.parse(begun) if begun else None
 
-    async def begin(self, name: CallId) -> None:
+    async def begin(self, call_id: CallId) -> None:
         """Note the call that is about to be placed.
 
         Raises:
@@ -176,7 +176,7 @@ class StartJournal:
 
         """
         assert self._request.claimed  # noqa: S101 - only what was claimed is begun
-        if not await self._request.idempotency.store.begin(self._request.claimed, str(name)):
+        if not await self._request.idempotency.store.begin(self._request.claimed, str(call_id)):
             log.error("idempotency.taken_over", extra={"claim": self._request.claimed.name})
             raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
 

@@ -286,7 +286,7 @@ _OF_ERROR: Mapping[type[Exception], Callable[[Any], Problem]] = {
     errors.VerificationAlreadyUsed: lambda _: Problem(
         "verification-already-used", "This verification succeeded before. Start a new one."
     ),
-    errors.VerificationCanceled: lambda _: Problem("verification-canceled", "It was canceled. Start a new one."),
+    errors.VerificationAlreadyCanceled: lambda _: Problem("verification-canceled", "It was canceled. Start a new one."),
     errors.CodeRequired: lambda _: _invalid([("#/code", "is required, but for a reverse_call by its id")]),
     errors.CodeNotExpected: lambda _: _invalid([("#/code", "leave it out: of a reverse_call the person calls `dial`")]),
     errors.CodeTooShortOrLong: lambda e: _invalid([("#/code", f"must have {_one_of(e.lengths)} digits")]),

@@ -3,10 +3,9 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Response, Security
+from fastapi import APIRouter, Request, Response, Security
 
 from app.api.auth import admin_key
-from app.api.dependencies import Service
 from app.api.docs import answers, respond
 from app.api.schemas import ProviderAccount, ProviderOverview
 
@@ -24,12 +23,12 @@ router = APIRouter(prefix="/provider", tags=["provider"])
         HTTPStatus.OK, ProviderOverview, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
-async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
+async def account(reader: Reader, request: Request) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
     """Return the accounts, without their tokens, and the balance in RUB.
 
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
-    overview = await service.provider_overview()
+    overview = await request.state.accounts.read()
     balance = overview.balance_rub
     return respond(
         ProviderOverview(

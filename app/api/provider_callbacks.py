@@ -47,7 +47,7 @@ async def plusofon_hook(secret: str, request: Request, service: Service) -> Resp
     caller = _phone(hook.phone)
     confirmation = Confirmation.NOT_THE_CALLER
     if caller:
-        confirmation = await service.confirm_reverse_call(name, ref=hook.key, caller=caller)
+        confirmation = await service.calls.confirm_reverse_call(name, ref=hook.key, caller=caller)
     log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

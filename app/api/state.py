@@ -13,6 +13,7 @@ from app.verification.balance import Balance
 from app.verification.call_urls import CallbackUrls
 from app.verification.fraud_guard import FraudGuard
 from app.verification.ports import ProofTokens, Redemptions
+from app.verification.provider_account import AccountReader
 from app.verification.service import VerificationService
 
 
@@ -22,6 +23,7 @@ class State(TypedDict):
     service: VerificationService
     idempotency: Idempotency
     tokens: ProofTokens
+    accounts: AccountReader
     redemptions: Redemptions
     guard: FraudGuard
     live: Live

@@ -26,7 +26,7 @@ from app.api.schemas import (
     view_check,
 )
 from app.verification.model import Started
-from app.verification.service import StartRequest
+from app.verification.start import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
 
@@ -145,7 +145,7 @@ async def check(
     async def evaluate(retry_digest: str | None) -> Response:
         address = count_address(body.client_ip)
         if body.verification_id is not None:
-            result = await service.check_by_id(
+            result = await service.check.by_id(
                 client=client,
                 verification_id=body.verification_id,
                 code=body.code,
@@ -153,7 +153,7 @@ async def check(
                 retry_digest=retry_digest,
             )
         else:
-            result = await service.check_by_phone(
+            result = await service.check.by_phone(
                 client=client,
                 phone=body.phone or "",
                 purpose=body.purpose or "phone_verification",
@@ -161,7 +161,7 @@ async def check(
                 address=address,
                 retry_digest=retry_digest,
             )
-        return respond(view_check(result, client, http.state.tokens), headers=quota_headers(result.quotas))
+        return respond(view_check(result), headers=quota_headers(result.quotas))
 
     return await once(http, evaluate, keep_for=_KEEP_CHECK)
 

@@ -16,7 +16,8 @@ from app.verification.errors import ProviderError, StoreUnavailable, Verificatio
 from app.verification.model import CallStatus, Lang, Status, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId
-from app.verification.service import StartRequest, VerificationService
+from app.verification.service import VerificationService
+from app.verification.start import StartRequest
 from app.wiring import make_network, open_service
 
 _CLIENT = "command-line"  # whom the verification belongs to, in the statistics of the fraud guard too
@@ -94,7 +95,7 @@ async def _follow(
 
 async def _look(service: VerificationService, verification: Verification, call_number: int) -> Verification:
     try:
-        await service.follow(CallId(verification.id, call_number))
+        await service.calls.follow(CallId(verification.id, call_number))
     except ProviderError:
         typer.echo("  (the provider does not say how the call goes)")
     try:
@@ -137,7 +138,7 @@ async def _ask(service: VerificationService, verification: Verification, heard: 
         code = normalize_code(heard)
     except ValueError as error:
         raise fail(f"That is no code: {error}.") from None
-    result = await service.check_by_id(client=_CLIENT, verification_id=verification.id, code=code)
+    result = await service.check.by_id(client=_CLIENT, verification_id=verification.id, code=code)
     if result.status is not Status.VERIFIED:
         raise fail("That is not the code that was to be spoken.")
     typer.echo("That is the code: calls arrive, and what is heard verifies.")

@@ -34,7 +34,7 @@ def show(
     async def read(store: RedisVerificationStore) -> Verification:
         found = await store.read(verification_id, client=None)
         policy = policies.for_client(found.client)
-        return found.without_lost_calls(lifetime=policy.lifetime, patience=policy.patience)
+        return found.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
 
     try:
         found = ask_redis(open_verifications, read, settings=settings)

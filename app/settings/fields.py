@@ -16,8 +16,8 @@ from app.standard_webhooks import parse_secret
 from app.tokens import TokenSigner
 from app.verification.channel import Channel
 from app.verification.errors import PhoneNotCallable
-from app.verification.fixed_codes import FixedCode
 from app.verification.phone import Phone, parse_phone
+from app.verification.test_numbers import TestNumber
 
 CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
@@ -43,7 +43,7 @@ class FixedCodeSetting(NamedTuple):
     """A phone and its fixed code."""
 
     phone: Phone
-    fixed_code: FixedCode
+    fixed_code: TestNumber
 
 
 def _split(value: object) -> object:
@@ -140,7 +140,7 @@ def parse_test_number(value: object) -> FixedCodeSetting:
         raise mistake
     phone, code, until = match.groups()
     try:
-        return FixedCodeSetting(parse_phone(phone), FixedCode(code, date.fromisoformat(until) if until else None))
+        return FixedCodeSetting(parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None))
     except (ValueError, PhoneNotCallable):
         raise mistake from None
 

@@ -25,9 +25,10 @@ from app.telemetry.metrics import Metrics
 from app.verification.call_following import CallWatcher
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
-from app.verification.fixed_codes import FixedCodes
 from app.verification.policy import Allowance
+from app.verification.provider_account import AccountReader
 from app.verification.service import VerificationService
+from app.verification.test_numbers import TestNumbers
 from app.wiring import parts
 from app.wiring.monitoring import facts_of, process_of, tell, watch
 from app.wiring.providers import make_providers
@@ -57,6 +58,7 @@ async def build(
     guard = parts.make_guard(settings, runner)
     providers = await make_providers(settings, runner, sandbox, stack, tracing)
     deferred = DeferredWrites()
+    tokens = parts.make_tokens(settings)
     # Longer than a look-up can take.
     queue = RedisCallQueue(runner, per_second=settings.watch.per_second, lease=2 * settings.longest_request)
     service = VerificationService(
@@ -64,12 +66,12 @@ async def build(
         limits=RedisRateLimiter(runner, key=names_key),
         guard=guard,
         senders=providers.protect(settings, watch(providers.senders, metrics, tracing)),
-        accounts=providers.plusofon,
         digester=CodeDigester(settings.secret_keys),
         policies=policies,
-        fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
-        queue=queue,
-        observe=tell(metrics.observe, stats.observe),
+        tokens=tokens,
+        test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+        schedule=queue,
+        publish=tell(metrics.observe, stats.observe),
         deferred=deferred,
         store_timeout=settings.redis.timeout_seconds,
     )
@@ -101,13 +103,14 @@ async def build(
     webhooks = parts.make_webhooks(settings, runner)
     if webhooks and in_background:
         stack.push_async_callback(_stop, asyncio.create_task(webhooks.run()))
-    watcher = CallWatcher(queue, service.follow, within=1.5 * settings.longest_request)
+    watcher = CallWatcher(queue, service.calls.follow, within=1.5 * settings.longest_request)
     steps = {"calls": watcher.step, "balance": providers.poller.step, "stats": stats.step, "metrics": exposition.step}
     background = await stack.enter_async_context(Background(steps if in_background else {}))
     return State(
         service=service,
         idempotency=parts.make_idempotency(settings, runner, deferred),
-        tokens=parts.make_tokens(settings),
+        tokens=tokens,
+        accounts=AccountReader(providers.plusofon),
         redemptions=RedisRedemptions(runner),
         guard=guard,
         live=event_stream.Live(changes=changes, stopping=stack.enter_context(stop_signals())),

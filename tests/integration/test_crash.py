@@ -37,7 +37,7 @@ async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis
                 calls = network.calls_of(phone)
                 assert len(calls) <= 1, phone
                 for call in calls:
-                    result = await service.check_by_phone(
+                    result = await service.check.by_phone(
                         client="shop", phone=phone, purpose="login", code=call.heard or ""
                     )
                     assert result.status is Status.VERIFIED, phone

@@ -25,7 +25,7 @@ class VoiceChannel:
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the code spoken."""
         return await self._client.initiate_call(
-            order.phone, order.code or "", order.lang, order.repeat, within=order.within
+            order.phone, order.code or "", order.lang, order.repeat, within=order.timeout
         )
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
@@ -58,7 +58,7 @@ class FlashCallChannel(_Unfollowed):
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the phone called. The ``code`` of the outcome counts, where there is one."""
-        return await self._client.send_flash_call(order.phone, order.code, within=order.within)
+        return await self._client.send_flash_call(order.phone, order.code, within=order.timeout)
 
 
 class ReverseCallChannel(_Unfollowed):
@@ -74,4 +74,4 @@ class ReverseCallChannel(_Unfollowed):
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
-        return await self._client.call_to_auth(order.phone, self._hook_url(order.name), within=order.within)
+        return await self._client.call_to_auth(order.phone, self._hook_url(order.call_id), within=order.timeout)

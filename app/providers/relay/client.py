@@ -116,10 +116,10 @@ class RelaySender:
         """
         if order.code is None:  # never so in practice: the channels that have no code are not taken
             return Refused(ProviderRejected("a relay needs a code"))
-        call = wire.name_call(order.name, self._channel)
+        call = wire.name_call(order.call_id, self._channel)
         try:
             answer = await self._send(
-                "POST", self._url, call, wire.write_order(order, self._channel, call), order.within
+                "POST", self._url, call, wire.write_order(order, self._channel, call), order.timeout
             )
             return Placed(wire.parse_placed(answer, call=call))
         except ProviderError as error:
