@@ -25,6 +25,7 @@ from app.api.schemas import (
     Verified,
     view_check,
 )
+from app.verification.check import CheckRequest
 from app.verification.model import Started
 from app.verification.start import StartRequest
 
@@ -143,24 +144,13 @@ async def check(
     """
 
     async def evaluate(retry_digest: str | None) -> Response:
-        address = count_address(body.client_ip)
+        request = CheckRequest(
+            client=client, code=body.code, address=count_address(body.client_ip), retry_digest=retry_digest
+        )
         if body.verification_id is not None:
-            result = await service.check.by_id(
-                client=client,
-                verification_id=body.verification_id,
-                code=body.code,
-                address=address,
-                retry_digest=retry_digest,
-            )
+            result = await service.check.by_id(request, body.verification_id)
         else:
-            result = await service.check.by_phone(
-                client=client,
-                phone=body.phone or "",
-                purpose=body.purpose or "phone_verification",
-                code=body.code,
-                address=address,
-                retry_digest=retry_digest,
-            )
+            result = await service.check.by_phone(request, body.phone or "", body.purpose or "phone_verification")
         return respond(view_check(result), headers=quota_headers(result.quotas))
 
     return await once(http, evaluate, keep_for=_KEEP_CHECK)

@@ -11,6 +11,7 @@ from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_faile
 from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
 from app.verification.channel import Channel
+from app.verification.check import CheckRequest
 from app.verification.code import normalize_code
 from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
 from app.verification.model import CallStatus, Lang, Status, Verification
@@ -138,7 +139,7 @@ async def _ask(service: VerificationService, verification: Verification, heard: 
         code = normalize_code(heard)
     except ValueError as error:
         raise fail(f"That is no code: {error}.") from None
-    result = await service.check.by_id(client=_CLIENT, verification_id=verification.id, code=code)
+    result = await service.check.by_id(CheckRequest(client=_CLIENT, code=code), verification.id)
     if result.status is not Status.VERIFIED:
         raise fail("That is not the code that was to be spoken.")
     typer.echo("That is the code: calls arrive, and what is heard verifies.")

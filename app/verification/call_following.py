@@ -45,7 +45,6 @@ class CallQueue(Protocol):
 
     async def schedule(self, name: CallId, delay: timedelta) -> None:
         """Have a call looked up after ``delay`` (minutes at most), as if it had never been; again: moves it."""
-        ...
 
     async def claim(self, most: int) -> Sequence[DueCall]:
         """Take up to ``most`` calls that are due, the longest due first, and no more than all may look up in a second.
@@ -53,15 +52,12 @@ class CallQueue(Protocol):
         Each is the claimer's alone for a lease; if by then it is neither ``done`` nor to be looked up again
         (``retry``), it is due anew.
         """
-        ...
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
         """Have a claimed call looked up again after ``delay``; nothing happens if the claim is over."""
-        ...
 
     async def done(self, name: CallId) -> None:
         """Look a call up no more. Harmless when repeated."""
-        ...
 
 
 class CallWatcher:

@@ -8,18 +8,28 @@ from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import CodeChecked, LimitHit, Publish
 from app.verification.errors import CodeRequired, RateLimited
 from app.verification.fraud_guard import FraudGuard
-from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Verified, Waiting
+from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
 from app.verification.policy import Policies
 from app.verification.ports import CodeCheck, ProofTokens, VerificationStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckVerification:
-    """Checks codes, by the id of a verification or by phone and purpose.
+class CheckRequest:
+    """A client's request to check a code, which is digits only; None for a reverse call.
 
-    ``code`` is digits only, or None for a reverse call. With a ``retry_digest``, which only the same request has, a
-    check that passed passes again.
+    ``address`` is the end user's. With a ``retry_digest``, which only the same request has, a check that passed passes
+    again.
     """
+
+    client: str
+    code: str | None
+    address: str | None = None
+    retry_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckVerification:
+    """Checks codes, by the id of a verification or by phone and purpose."""
 
     store: VerificationStore
     guard: FraudGuard
@@ -29,15 +39,7 @@ class CheckVerification:
     publish: Publish
     deferred: DeferredWrites
 
-    async def by_id(
-        self,
-        *,
-        client: str,
-        verification_id: str,
-        code: str | None,
-        address: str | None = None,
-        retry_digest: str | None = None,
-    ) -> CheckResult:
+    async def by_id(self, request: CheckRequest, verification_id: str) -> CheckResult:
         """Compare a code with all valid codes of a verification.
 
         Raises:
@@ -48,20 +50,10 @@ class CheckVerification:
             StoreUnavailable: the result is unknown; the code may be tried again.
 
         """
-        policy = self.policies.for_client(client)
-        check = self._code_check(client, code, address, retry_digest)
-        return await self._finish(client, self.store.check_by_id(verification_id, check, policy))
+        policy = self.policies.for_client(request.client)
+        return await self._finish(request, self.store.check_by_id(verification_id, self._code_check(request), policy))
 
-    async def by_phone(
-        self,
-        *,
-        client: str,
-        phone: str,
-        purpose: str,
-        code: str | None,
-        address: str | None = None,
-        retry_digest: str | None = None,
-    ) -> CheckResult:
+    async def by_phone(self, request: CheckRequest, phone: str, purpose: str) -> CheckResult:
         """Compare a code with all valid codes of a phone and purpose. Raise as ``by_id`` does, and the following.
 
         Raises:
@@ -69,21 +61,24 @@ class CheckVerification:
             CodeRequired: a check without a code needs the id, which only the one who started the call has.
 
         """
-        if code is None:
+        if request.code is None:
             raise CodeRequired
-        policy = self.policies.for_client(client)
+        policy = self.policies.for_client(request.client)
         policy.require_allowed(purpose)
-        number = policy.parse_phone(phone)
-        check = self._code_check(client, code, address, retry_digest)
-        return await self._finish(client, self.store.check_by_phone(number, purpose, check, policy))
+        number, check = policy.parse_phone(phone), self._code_check(request)
+        return await self._finish(request, self.store.check_by_phone(number, purpose, check, policy))
 
-    def _code_check(self, client: str, code: str | None, address: str | None, retry_digest: str | None) -> CodeCheck:
-        candidates = self.digester.candidates(client, code) if code else ()
+    def _code_check(self, request: CheckRequest) -> CodeCheck:
+        code = request.code or ""
         return CodeCheck(
-            client=client, candidates=candidates, length=len(code or ""), address=address, retry_digest=retry_digest
+            client=request.client,
+            candidates=self.digester.candidates(request.client, code) if code else (),
+            length=len(code),
+            address=request.address,
+            retry_digest=request.retry_digest,
         )
 
-    async def _finish(self, client: str, checking: Awaitable[CheckOutcome]) -> CheckResult:
+    async def _finish(self, request: CheckRequest, checking: Awaitable[CheckOutcome]) -> CheckResult:
         """Await the outcome, publish it, and sign the proof of a check that passed."""
         try:
             outcome = await checking
@@ -93,30 +88,23 @@ class CheckVerification:
         match outcome:
             case Waiting():
                 return outcome
-            case CheckPassed():
-                if not (outcome.test or outcome.is_repeated):
-                    self.publish(CodeChecked(outcome.status))
-                    # Counted in the background, so that the person does not wait for it.
-                    self.deferred.start(best_effort(self.guard.succeeded(outcome.phone, client)))
-                return self._verified(client, outcome)
-            case _:
+            case WrongCode() | Locked():
                 self.publish(CodeChecked(outcome.status))
                 return outcome
-
-    def _verified(self, client: str, passed: CheckPassed) -> Verified:
-        token = self.tokens.sign(
-            phone=passed.phone,
-            purpose=passed.purpose,
-            verification_id=passed.verification_id,
-            client=client,
-            test=passed.test,
-        )
-        return Verified(
-            verification_id=passed.verification_id,
-            phone=passed.phone,
-            purpose=passed.purpose,
-            token=token,
-            token_lifetime=self.tokens.lifetime,
-            test=passed.test,
-            quotas=passed.quotas,
-        )
+            case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
+                if not (test or outcome.is_repeated):
+                    self.publish(CodeChecked(outcome.status))
+                    # Counted in the background, so that the person does not wait for it.
+                    self.deferred.start(best_effort(self.guard.succeeded(phone, request.client)))
+                token = self.tokens.sign(
+                    phone=phone, purpose=purpose, verification_id=verification_id, client=request.client, test=test
+                )
+                return Verified(
+                    verification_id=verification_id,
+                    phone=phone,
+                    purpose=purpose,
+                    token=token,
+                    token_lifetime=self.tokens.lifetime,
+                    test=test,
+                    quotas=outcome.quotas,
+                )

@@ -3,22 +3,23 @@
 VerificationError
 ├── PhoneNotCallable             the number is not one that this service calls
 ├── NotAllowed                   a well-formed value that the settings do not allow
-├── CallCooldown                 too soon after the last call to this phone
-├── RateLimited                  a limit, by its name
-├── CallBudgetExhausted          the calls of a day, of all clients together, are used up
 ├── VerificationNotFound         unknown, expired, or another client's: deliberately one error
 ├── VerificationAlreadyUsed      it has succeeded before
 ├── VerificationAlreadyCanceled  it was canceled before
-├── VerificationLocked           too many wrong codes
 ├── CodeRequired                 a check without a code, by phone or of a verification that has one
 ├── CodeNotExpected              a check with a code, of a verification that has none
 ├── CodeTooShortOrLong           a check with a code of another length
-├── IdempotencyKeyReused         the key came before with another body      (idempotency.py)
-├── IdempotencyInProgress        the first request with the key is running  (idempotency.py)
-├── TooManyListeners             no event stream is free                    (event_stream.py)
+├── IdempotencyKeyReused         the key came before with another body (in idempotency.py)
+├── RetryLater                   refused for ``retry_after`` seconds
+│   ├── CallCooldown             too soon after the last call to this phone
+│   ├── RateLimited              a limit, by its name
+│   ├── CallBudgetExhausted      the calls of a day, of all clients together, are used up
+│   ├── VerificationLocked       too many wrong codes
+│   ├── IdempotencyInProgress    the first request with the key is in progress (in idempotency.py)
+│   └── TooManyListeners         no event stream is free (in event_stream.py)
 ├── ProviderError                the provider did not place a call, or gave no data
 │   ├── ProviderRejected         it refused the request
-│   ├── ProviderUnavailable      it was not reached, or its answer was unreadable
+│   ├── ProviderUnavailable      it was not reached, or its answer was unreadable; also a RetryLater
 │   └── BalanceTooLow            the account cannot pay for the call
 ├── TokenInvalid                 not a token of this service for this client and purpose
 ├── TokenExpired                 the token has expired
@@ -31,6 +32,14 @@ from enum import StrEnum
 
 class VerificationError(Exception):
     """Base of all errors that a caller can act on."""
+
+
+class RetryLater(VerificationError):
+    """Base of the errors that end in ``retry_after`` seconds."""
+
+    def __init__(self, *facts: object, retry_after: int) -> None:
+        super().__init__(*(facts or (retry_after,)))
+        self.retry_after = retry_after
 
 
 class PhoneReason(StrEnum):
@@ -59,37 +68,28 @@ class NotAllowed(VerificationError):
         self.allowed = allowed
 
 
-class CallCooldown(VerificationError):
-    """The phone was called less than a cooldown ago; ``retry_after`` is in seconds.
-
-    ``verification_id`` is that of the request, if it is a resend.
-    """
+class CallCooldown(RetryLater):
+    """The phone was called less than a cooldown ago. ``verification_id`` is that of the request, if it is a resend."""
 
     limit = "call_cooldown"
 
     def __init__(self, *, retry_after: int, verification_id: str | None) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+        super().__init__(retry_after=retry_after)
         self.verification_id = verification_id
 
 
-class RateLimited(VerificationError):
-    """The limit named ``limit`` is used up; ``retry_after`` is in seconds."""
+class RateLimited(RetryLater):
+    """The limit named ``limit`` is used up."""
 
     def __init__(self, *, limit: str, retry_after: int) -> None:
-        super().__init__(limit)
+        super().__init__(limit, retry_after=retry_after)
         self.limit = limit
-        self.retry_after = retry_after
 
 
-class CallBudgetExhausted(VerificationError):
-    """The calls of a day, of all clients together, are used up; ``retry_after`` is in seconds."""
+class CallBudgetExhausted(RetryLater):
+    """The calls of a day, of all clients together, are used up."""
 
     limit = "calls_per_day"
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
 
 
 class VerificationNotFound(VerificationError):
@@ -120,12 +120,8 @@ class CodeTooShortOrLong(VerificationError):
         self.lengths = lengths
 
 
-class VerificationLocked(VerificationError):
-    """No check is left; ``retry_after`` seconds until a new verification can be started."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+class VerificationLocked(RetryLater):
+    """No check is left. A new verification can be started after ``retry_after`` seconds."""
 
 
 class ProviderError(VerificationError):
@@ -140,12 +136,8 @@ class ProviderRejected(ProviderError):
         self.message = message
 
 
-class ProviderUnavailable(ProviderError):
-    """The provider was not reached, or its answer was unreadable; retry in ``retry_after`` seconds."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+class ProviderUnavailable(ProviderError, RetryLater):
+    """The provider was not reached, or its answer was unreadable."""
 
 
 class BalanceTooLow(ProviderError):

@@ -3,15 +3,11 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from app.verification.errors import VerificationError
+from app.verification.errors import RetryLater
 
 
-class TooManyListeners(VerificationError):
+class TooManyListeners(RetryLater):
     """As many listen as may, to one verification, for one client or in all; try again in ``retry_after`` s."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
 
 
 class Feed(Protocol):
@@ -23,7 +19,6 @@ class Feed(Protocol):
         True may be told without a change (messages may have been lost), false with one (the store may be away): only
         reading tells.
         """
-        ...
 
 
 class Changes(Protocol):
@@ -34,4 +29,3 @@ class Changes(Protocol):
 
         Raises TooManyListeners on entering.
         """
-        ...

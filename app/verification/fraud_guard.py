@@ -93,28 +93,21 @@ class FraudGuard(Protocol):
 
     async def require_open(self, phone: Phone, client: str) -> None:
         """Return if ``admit`` would; count nothing. Raises RateLimited (``fraud_guard``)."""
-        ...
 
     async def admit(self, phone: Phone, client: str) -> None:
         """Count a call that is about to be placed. Raises RateLimited (``fraud_guard``): it is blocked, not counted."""
-        ...
 
     async def refund(self, phone: Phone, client: str) -> None:
         """Give an admitted call back that did not happen; once for each."""
-        ...
 
     async def succeeded(self, phone: Phone, client: str) -> None:
         """Count a verification that succeeded."""
-        ...
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now, the oldest block first."""
-        ...
 
     async def suspects(self) -> list[Suspect]:
         """List the clients that are reported now, the oldest report first."""
-        ...
 
     async def lift(self, number_range: str) -> bool:
         """End a block and forget that it was. Tells whether there was one."""
-        ...

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from app.verification.errors import VerificationError
+from app.verification.errors import RetryLater, VerificationError
 from app.verification.model import Started
 from app.verification.ports import CallId
 
@@ -14,12 +14,8 @@ class IdempotencyKeyReused(VerificationError):
     """The key was used before, with another body."""
 
 
-class IdempotencyInProgress(VerificationError):
+class IdempotencyInProgress(RetryLater):
     """The first request with this key is still in progress; retry in ``retry_after`` seconds."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +61,18 @@ class IdempotencyStore(Protocol):
 
     async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
         """Claim a request, or return its stored answer. Raise IdempotencyKeyReused or IdempotencyInProgress."""
-        ...
 
     async def begin(self, claim: Claim, note: str) -> bool:
         """Store a note of what is about to be done, for the next holder if this process dies, and extend the claim.
 
         Return False if another request has taken the claim over: then it must not be done.
         """
-        ...
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
         """Store the answer to a claimed request. Return False, and store nothing, if the claim was lost."""
-        ...
 
     async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
         """Give up a claim, so that the request may be repeated. Keep the note if what it names may have been done."""
-        ...
 
 
 class StartJournal(Protocol):
@@ -91,26 +83,21 @@ class StartJournal(Protocol):
 
         Raise IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable, or an error with the stored answer.
         """
-        ...
 
     async def begin(self, call_id: CallId) -> None:
         """Note the call that is about to be placed; it must not be placed without the note.
 
         Raise StoreUnavailable, or IdempotencyInProgress if another request has taken the claim over.
         """
-        ...
 
     async def release(self) -> None:
         """Let the request be repeated: no call was placed. Idempotent. Raise StoreUnavailable."""
-        ...
 
     async def abandon(self) -> None:
         """Let the request be repeated, and resume the call that was noted. Raise StoreUnavailable."""
-        ...
 
     async def keep(self, started: Started) -> None:
         """Store the answer. Raise nothing."""
-        ...
 
 
 class NoJournal:

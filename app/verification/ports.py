@@ -133,7 +133,6 @@ class VerificationStore(Protocol):
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         """Return what ``start`` would do, and change nothing. Raise as it does."""
-        ...
 
     async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store a call about to be placed, by the id from ``preview_start``, and count it in the limits of the phone.
@@ -145,17 +144,14 @@ class VerificationStore(Protocol):
         its code could not be checked) or VerificationNotFound (``resend_of`` is not pending, or not of this client,
         phone and purpose).
         """
-        ...
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
         """Write the state of a call, which never goes back to an earlier one. Raise VerificationNotFound."""
-        ...
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
         """Record that ``caller`` has dialled the number of a reverse call. Idempotent."""
-        ...
 
     async def refund(
         self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
@@ -164,7 +160,6 @@ class VerificationStore(Protocol):
 
         With a ``token`` only the call of that start is deleted, and only before it is recorded as placed.
         """
-        ...
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Compare a code with those of a verification, and count it if it is wrong.
@@ -175,7 +170,6 @@ class VerificationStore(Protocol):
         Raise VerificationNotFound, VerificationAlreadyUsed, VerificationAlreadyCanceled, VerificationLocked,
         RateLimited, CodeRequired, CodeNotExpected or CodeTooShortOrLong.
         """
-        ...
 
     async def check_by_phone(self, phone: Phone, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Compare a code with those of all pending verifications of the phone and purpose.
@@ -183,22 +177,18 @@ class VerificationStore(Protocol):
         A right code verifies the one that it belongs to; a wrong one counts against the latest, and for the phone once
         for each code that it was compared with. Raise as ``check_by_id`` does.
         """
-        ...
 
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
         """Return a verification of a client, or of any client without one. Raise VerificationNotFound."""
-        ...
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification; a canceled one stays as it is.
 
         Raise VerificationNotFound, VerificationAlreadyUsed or VerificationLocked.
         """
-        ...
 
     async def ping(self) -> None:
         """Return if the store answers."""
-        ...
 
 
 class RateLimiter(Protocol):
@@ -206,18 +196,15 @@ class RateLimiter(Protocol):
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
-        ...
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
         """Count one event, named by ``token``, against each.
 
         Raise RateLimited or CallBudgetExhausted if one is used up; ``refund`` frees the others.
         """
-        ...
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Uncount the event. Idempotent, also for an event that was never counted."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +228,6 @@ class CallSchedule(Protocol):
 
     async def schedule(self, call_id: CallId, delay: timedelta) -> None:
         """Follow a call from ``delay`` on until it has ended. Raise StoreUnavailable."""
-        ...
 
 
 class CallSender(Protocol):
@@ -250,24 +236,19 @@ class CallSender(Protocol):
     @property
     def provider(self) -> str:
         """The name of the provider."""
-        ...
 
     @property
     def supports_status(self) -> bool:
         """Whether the status of a call can be fetched."""
-        ...
 
     def require_ready(self) -> None:
         """Return if a call may be placed now, as far as is known without a request. Raise ProviderError if not."""
-        ...
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Place a call, once. Failures of the provider or the network are outcomes, not errors."""
-        ...
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
         """Return the state of a call, or None if it was never placed. Raise ProviderError."""
-        ...
 
 
 class ProviderAccounts(Protocol):
@@ -275,11 +256,9 @@ class ProviderAccounts(Protocol):
 
     async def get_account(self) -> Sequence[ProviderAccount]:
         """Return the accounts, without their tokens. Raise ProviderError."""
-        ...
 
     async def get_balance(self) -> Decimal:
         """Return the balance in RUB. Raise ProviderError."""
-        ...
 
 
 class ProofTokens(Protocol):
@@ -288,20 +267,16 @@ class ProofTokens(Protocol):
     @property
     def lifetime(self) -> timedelta:
         """How long a new token is valid."""
-        ...
 
     @property
     def jwks(self) -> dict[str, Any]:
         """The public keys, as a JWK Set (RFC 7517, section 5)."""
-        ...
 
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
         """Return the token for ``client`` of a verification that succeeded."""
-        ...
 
     def verify(self, token: str, *, client: str) -> Proof:
         """Return the proof in a token. Raise TokenInvalid or TokenExpired."""
-        ...
 
 
 class Redemptions(Protocol):
@@ -313,4 +288,3 @@ class Redemptions(Protocol):
         Raise TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable (the token may have
         been redeemed).
         """
-        ...

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from typing import TypeVar
 
 from app.verification.channel import Channel
@@ -373,7 +372,10 @@ class _Start:
         """
         verification, ports = started.verification, self.ports
         call_id = _latest_call(started)
-        record = partial(ports.store.record_call, verification, call_id.call_number, update)
+
+        async def record() -> None:
+            await ports.store.record_call(verification, call_id.call_number, update)
+
         writes: list[Write] = [record]
         if update.code_digest:
             try:
@@ -385,7 +387,7 @@ class _Start:
                 raise StoreUnavailable from error
             writes = []
         if follow and update.ref:
-            writes.append(partial(ports.schedule.schedule, call_id, FIRST_STATUS_DELAY))
+            writes.append(lambda: ports.schedule.schedule(call_id, FIRST_STATUS_DELAY))
         started = replace(started, verification=verification.with_latest_call(update.state, update.ref, update.dial))
         if not await best_effort(*(write() for write in writes), self.journal.keep(started)):
             ports.deferred.write_later(*writes)  # the client's webhook and the following of the call depend on them

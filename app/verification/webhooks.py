@@ -81,22 +81,18 @@ class Outbox(Protocol):
 
     async def take(self, count: int) -> Sequence[Delivery]:
         """Take up to ``count`` events that are to be delivered now."""
-        ...
 
     async def done(self, delivery: Delivery) -> None:
         """Forget an event that was delivered, or that nobody wants."""
-        ...
 
     async def set_aside(self, delivery: Delivery, *, attempts: int, error: str, pause: timedelta | None) -> bool:
         """Keep an event until after ``pause``; without one, among the dead letters.
 
         Returns whether it will be tried again: it may be dead all the same, where too many wait already.
         """
-        ...
 
     async def backlog(self) -> Backlog:
         """Return how delivery stands; cheap."""
-        ...
 
 
 class DeadLetters(Protocol):
@@ -104,12 +100,9 @@ class DeadLetters(Protocol):
 
     async def dead_letters(self) -> Sequence[DeadLetter]:
         """List them, the oldest first."""
-        ...
 
     async def resend(self, event_id: str) -> bool:
         """Have one delivered again, with all attempts before it; false where there is none of that id."""
-        ...
 
     async def resend_all(self) -> int:
         """Have all delivered again that are there now; tell how many."""
-        ...

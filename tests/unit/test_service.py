@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.verification.channel import Channel
+from app.verification.check import CheckRequest
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.domain_events import (
@@ -151,7 +152,7 @@ async def test_the_code_that_was_spoken_verifies(world: World) -> None:
     verification = await world.start()
 
     result = await world.service.check.by_id(
-        client="shop", verification_id=verification.id, code=spoken(world.sender.calls[0])
+        CheckRequest(client="shop", code=spoken(world.sender.calls[0])), verification.id
     )
 
     assert result.status is Status.VERIFIED
@@ -162,7 +163,7 @@ async def test_a_check_by_phone_reads_any_spelling(world: World) -> None:
     await world.start()
 
     result = await world.service.check.by_phone(
-        client="shop", phone="+7 900 1234567", purpose="login", code=spoken(world.sender.calls[0])
+        CheckRequest(client="shop", code=spoken(world.sender.calls[0])), "+7 900 1234567", "login"
     )
 
     assert result.status is Status.VERIFIED
@@ -181,7 +182,7 @@ async def test_the_digest_is_stored_before_the_call_is_placed(world: World) -> N
 
     class Impatient(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
-            result = await world.service.check.by_phone(client="shop", phone=PHONE, purpose="login", code=spoken(order))
+            result = await world.service.check.by_phone(CheckRequest(client="shop", code=spoken(order)), PHONE, "login")
             seen.append(result.status)
             return Placed("ref")
 
@@ -214,7 +215,7 @@ async def test_a_purpose_that_is_not_allowed_is_refused(world: World) -> None:
     assert caught.value.field == "purpose"
 
     with pytest.raises(NotAllowed):
-        await world.service.check.by_phone(client="shop", phone=PHONE, purpose="lottery", code="123456")
+        await world.service.check.by_phone(CheckRequest(client="shop", code="123456"), PHONE, "lottery")
     assert world.sender.calls == []
 
 
@@ -235,7 +236,7 @@ async def test_a_call_of_unknown_outcome_counts_and_its_code_verifies(world: Wor
     with pytest.raises(CallCooldown):
         await world.start()
     result = await world.service.check.by_id(
-        client="shop", verification_id=verification.id, code=spoken(world.sender.calls[0])
+        CheckRequest(client="shop", code=spoken(world.sender.calls[0])), verification.id
     )
     assert result.status is Status.VERIFIED
 
@@ -278,7 +279,7 @@ async def test_a_call_is_told_even_if_it_cannot_be_recorded(
 
     world.store.available = True
     result = await world.service.check.by_id(
-        client="shop", verification_id=verification.id, code=spoken(provider.calls[0])
+        CheckRequest(client="shop", code=spoken(provider.calls[0])), verification.id
     )
     assert result.status is Status.VERIFIED
 
@@ -345,7 +346,7 @@ async def test_a_call_that_its_server_did_not_live_to_record_is_unconfirmed(worl
     world.store.advance(make_policy().call_timeout + timedelta(seconds=1))
 
     assert await call_status(world, name) is CallStatus.UNCONFIRMED
-    result = await world.service.check.by_id(client="shop", verification_id=name, code=spoken(sender.calls[0]))
+    result = await world.service.check.by_id(CheckRequest(client="shop", code=spoken(sender.calls[0])), name)
     assert result.status is Status.VERIFIED
 
 
@@ -429,7 +430,7 @@ async def test_a_call_that_was_placed_is_not_given_back_by_a_provider_that_does_
     assert await world.service.calls.follow(CallId(verification.id, 1))
 
     code = spoken(world.sender.calls[0])
-    result = await world.service.check.by_id(client="shop", verification_id=verification.id, code=code)
+    result = await world.service.check.by_id(CheckRequest(client="shop", code=code), verification.id)
     assert result.status is Status.VERIFIED
 
 
@@ -549,7 +550,7 @@ async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: Wo
     for _ in range(3):
         verification = await world.start(TEST_PHONE.e164)
         assert (verification.test, verification.code_length) == (True, 4)
-        result = await world.service.check.by_id(client="shop", verification_id=verification.id, code="1234")
+        result = await world.service.check.by_id(CheckRequest(client="shop", code="1234"), verification.id)
         assert expect(Verified, result).test
 
     assert world.sender.calls == []
@@ -568,8 +569,8 @@ async def test_after_its_last_day_a_test_number_is_called_no_more_than_before(wo
 async def test_the_guard_hears_of_calls_and_successes_and_of_nothing_that_did_not_happen(world: World) -> None:
     verification = await world.start()
     code = spoken(world.sender.calls[0])
-    await world.service.check.by_id(client="shop", verification_id=verification.id, code=wrong(code))
-    await world.service.check.by_id(client="shop", verification_id=verification.id, code=code)
+    await world.service.check.by_id(CheckRequest(client="shop", code=wrong(code)), verification.id)
+    await world.service.check.by_id(CheckRequest(client="shop", code=code), verification.id)
     with pytest.raises(CallCooldown):
         await world.start()
     world.sender.outcome = Refused(ProviderRejected("no"))
@@ -622,8 +623,8 @@ async def test_the_next_channel_is_tried_when_one_refuses() -> None:
     assert world.placed == (1, 1, 0)
     refused, spoken_last = spoken(world.sender.calls[0]), spoken(world.flash.calls[0])
     with pytest.raises(CodeTooShortOrLong):
-        await world.service.check.by_id(client="shop", verification_id=verification.id, code=refused)
-    right = await world.service.check.by_id(client="shop", verification_id=verification.id, code=spoken_last)
+        await world.service.check.by_id(CheckRequest(client="shop", code=refused), verification.id)
+    right = await world.service.check.by_id(CheckRequest(client="shop", code=spoken_last), verification.id)
     assert right.status is Status.VERIFIED
     assert world.published[:2] == [
         CallRefused(Channel.VOICE, world.sender.outcome.error),
@@ -742,7 +743,7 @@ async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: Worl
     code = spoken(world.sender.calls[0])
 
     results = [
-        await world.service.check.by_id(client="shop", verification_id=verification.id, code=code, retry_digest="d1")
+        await world.service.check.by_id(CheckRequest(client="shop", code=code, retry_digest="d1"), verification.id)
         for _ in range(3)
     ]
 
@@ -868,7 +869,7 @@ async def test_a_code_that_the_provider_chose_is_the_one_that_counts() -> None:
     world.flash.outcome = Placed("ref", code="7391")
     verification = await world.start(channels=(Channel.FLASH_CALL,))
 
-    result = await world.service.check.by_id(client="shop", verification_id=verification.id, code="7391")
+    result = await world.service.check.by_id(CheckRequest(client="shop", code="7391"), verification.id)
 
     assert result.status is Status.VERIFIED
 
@@ -898,7 +899,7 @@ async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None
     assert world.reverse.calls[0].code is None
 
     async def check() -> Status:
-        return (await world.service.check.by_id(client="shop", verification_id=verification.id, code=None)).status
+        return (await world.service.check.by_id(CheckRequest(client="shop", code=None), verification.id)).status
 
     assert await check() is Status.PENDING
     stranger = await world.service.calls.confirm_reverse_call(name, ref="key-1", caller=Phone("+79031234567"))
