@@ -103,7 +103,7 @@ async def build(
     webhooks = parts.make_webhooks(settings, runner)
     if webhooks and in_background:
         stack.push_async_callback(_stop, asyncio.create_task(webhooks.run()))
-    watcher = CallWatcher(queue, service.calls.follow, within=1.5 * settings.longest_request)
+    watcher = CallWatcher(queue, service.calls.follow, timeout=1.5 * settings.longest_request)
     steps = {"calls": watcher.step, "balance": providers.poller.step, "stats": stats.step, "metrics": exposition.step}
     background = await stack.enter_async_context(Background(steps if in_background else {}))
     return State(

@@ -242,7 +242,7 @@ async def protect(redis: Redis) -> None:
     first, second = await queue.claim(2)
     await queue.retry(first, timedelta(0))
     await queue.lag()
-    await queue.done(second.name)
+    await queue.done(second.call_id)
 
     stats = RedisStats(runner, call_price_rub=Decimal(3))
     stats.observe(VerificationCanceled())
