@@ -12,7 +12,7 @@ from app.api.dependencies import Client, RedeemedTokens, Tokens
 from app.api.docs import answers, respond
 from app.api.schemas import Purpose, TestFlag
 from app.verification.model import Proof
-from app.verification.proof import redeem
+from app.verification.tokens import redeem
 
 router = APIRouter(tags=["tokens"])
 

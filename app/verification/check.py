@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import CodeChecked, LimitHit, Publish
-from app.verification.errors import CodeRequired, RateLimited
+from app.verification.errors import CodeRequired, LimitReached
 from app.verification.fraud_guard import FraudGuard
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
 from app.verification.policy import Policies
@@ -27,7 +27,7 @@ class CheckRequest:
     retry_digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CheckVerification:
     """Checks codes, by the id of a verification or by phone and purpose."""
 
@@ -82,7 +82,7 @@ class CheckVerification:
         """Await the outcome, publish it, and sign the proof of a check that passed."""
         try:
             outcome = await checking
-        except RateLimited as error:
+        except LimitReached as error:
             self.publish(LimitHit(error.limit))
             raise
         match outcome:

@@ -11,9 +11,10 @@ VerificationError
 ├── CodeTooShortOrLong           a check with a code of another length
 ├── IdempotencyKeyReused         the key came before with another body (in idempotency.py)
 ├── RetryLater                   refused for ``retry_after`` seconds
-│   ├── CallCooldown             too soon after the last call to this phone
-│   ├── RateLimited              a limit, by its name
-│   ├── CallBudgetExhausted      the calls of a day, of all clients together, are used up
+│   ├── LimitReached             a limit, by its name
+│   │   ├── CallCooldown         too soon after the last call to this phone
+│   │   ├── CallBudgetExhausted  the calls of a day, of all clients together, are used up
+│   │   └── RateLimited          any other limit
 │   ├── VerificationLocked       too many wrong codes
 │   ├── IdempotencyInProgress    the first request with the key is in progress (in idempotency.py)
 │   └── TooManyListeners         no event stream is free (in event_stream.py)
@@ -68,7 +69,13 @@ class NotAllowed(VerificationError):
         self.allowed = allowed
 
 
-class CallCooldown(RetryLater):
+class LimitReached(RetryLater):
+    """Base of the errors of limits; ``limit`` is the name."""
+
+    limit: str
+
+
+class CallCooldown(LimitReached):
     """The phone was called less than a cooldown ago. ``verification_id`` is that of the request, if it is a resend."""
 
     limit = "call_cooldown"
@@ -78,7 +85,7 @@ class CallCooldown(RetryLater):
         self.verification_id = verification_id
 
 
-class RateLimited(RetryLater):
+class RateLimited(LimitReached):
     """The limit named ``limit`` is used up."""
 
     def __init__(self, *, limit: str, retry_after: int) -> None:
@@ -86,7 +93,7 @@ class RateLimited(RetryLater):
         self.limit = limit
 
 
-class CallBudgetExhausted(RetryLater):
+class CallBudgetExhausted(LimitReached):
     """The calls of a day, of all clients together, are used up."""
 
     limit = "calls_per_day"

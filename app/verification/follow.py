@@ -17,7 +17,7 @@ from app.verification.ports import CallId, CallSender, CallUpdate, Confirmation,
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FollowCalls:
     """Follows calls to their end. ``call_following.py`` decides when."""
 

@@ -103,17 +103,6 @@ class StartJournal(Protocol):
 class NoJournal:
     """The journal of a start without an idempotency key."""
 
-    async def claim(self) -> None:
-        """Do nothing."""
+    async def _do_nothing(self, *_: object) -> None: ...
 
-    async def begin(self, call_id: CallId) -> None:
-        """Do nothing."""
-
-    async def release(self) -> None:
-        """Do nothing."""
-
-    async def abandon(self) -> None:
-        """Do nothing."""
-
-    async def keep(self, started: Started) -> None:
-        """Do nothing."""
+    claim = begin = release = abandon = keep = _do_nothing

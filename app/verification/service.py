@@ -39,30 +39,10 @@ class VerificationService:
         self._policies = policies
         self._publish = publish
         self.start = StartVerification(
-            store=store,
-            limits=limits,
-            guard=guard,
-            senders=senders,
-            schedule=schedule,
-            digester=digester,
-            policies=policies,
-            test_numbers=test_numbers,
-            publish=publish,
-            deferred=deferred,
-            store_timeout=store_timeout,
+            store, limits, guard, senders, schedule, digester, policies, test_numbers, publish, deferred, store_timeout
         )
-        self.check = CheckVerification(
-            store=store,
-            guard=guard,
-            digester=digester,
-            policies=policies,
-            tokens=tokens,
-            publish=publish,
-            deferred=deferred,
-        )
-        self.calls = FollowCalls(
-            store=store, limits=limits, guard=guard, senders=senders, policies=policies, publish=publish
-        )
+        self.check = CheckVerification(store, guard, digester, policies, tokens, publish, deferred)
+        self.calls = FollowCalls(store, limits, guard, senders, policies, publish)
 
     async def read(self, *, client: str, verification_id: str) -> Verification:
         """Return a verification and its calls as last recorded. Raise VerificationNotFound or StoreUnavailable."""

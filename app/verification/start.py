@@ -18,11 +18,9 @@ from app.verification.code import CodeDigester, make_code
 from app.verification.deferred import DeferredWrites, Write, best_effort, store_deadline
 from app.verification.domain_events import CallPlaced, CallRefused, LimitHit, Publish, VerificationStarted
 from app.verification.errors import (
-    CallBudgetExhausted,
-    CallCooldown,
+    LimitReached,
     ProviderError,
     ProviderRejected,
-    RateLimited,
     StoreUnavailable,
     VerificationError,
     VerificationNotFound,
@@ -72,7 +70,7 @@ class StartRequest:
     address: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StartVerification:
     """Places a call for a new verification, or another one for a pending verification (a resend).
 
@@ -103,14 +101,14 @@ class StartVerification:
         Raises:
             PhoneNotCallable, NotAllowed: the rules do not allow the request.
             VerificationNotFound: a resend of a verification that is not pending, or of another phone or purpose.
-            CallCooldown, RateLimited, CallBudgetExhausted: a limit refuses the start; nothing was changed.
+            LimitReached: a limit refuses the start; nothing was changed.
             ProviderError: no call was placed; what was counted is refunded.
             StoreUnavailable: no call was placed; or one was, whose code the provider chose and that is not stored yet.
 
         """
         try:
             return await _Start(self, request, journal or NoJournal()).run()
-        except (CallCooldown, RateLimited, CallBudgetExhausted) as error:
+        except LimitReached as error:
             self.publish(LimitHit(error.limit))
             raise
 
@@ -311,8 +309,16 @@ class _Start:
                 except BaseException:
                     ports.deferred.write_later(*self._refunds())
                     raise
+            order = CallOrder(
+                call_id=_latest_call(started),
+                phone=self.phone,
+                code=code,
+                lang=self.request.lang,
+                repeat=self.policy.repeat,
+                timeout=deadline - clock(),
+            )
             # From here on the call may have been placed, unless the outcome is a refusal.
-            outcome = await sender.place(self._order(started, code, timeout=deadline - clock()))
+            outcome = await sender.place(order)
             if not isinstance(outcome, Refused):
                 return await self._record_outcome(started, channel, outcome)
             error, provider = outcome.error, sender.provider
@@ -320,11 +326,6 @@ class _Start:
         await ports.deferred.write(*self._refunds())
         assert error  # noqa: S101 - every call that was tried was refused
         raise error
-
-    def _order(self, started: Started, code: str | None, timeout: float) -> CallOrder:
-        call_id = _latest_call(started)
-        lang, repeat = self.request.lang, self.policy.repeat
-        return CallOrder(call_id=call_id, phone=self.phone, code=code, lang=lang, repeat=repeat, timeout=timeout)
 
     async def _replace(self, started: Started, channel: Channel, code: str | None) -> Started:
         """Refund a call that was refused, and store another, which may be of another verification.

@@ -41,6 +41,7 @@ from app.verification.model import (
     CallState,
     CallStatus,
     Lang,
+    Locked,
     Placed,
     Refused,
     Started,
@@ -48,6 +49,7 @@ from app.verification.model import (
     Unknown,
     Verification,
     Verified,
+    WrongCode,
 )
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
@@ -157,6 +159,26 @@ async def test_the_code_that_was_spoken_verifies(world: World) -> None:
 
     assert result.status is Status.VERIFIED
     assert expect(Verified, result).phone == Phone("+79001234567")
+
+
+async def test_a_right_code_gives_a_token_for_the_client_that_checks_it(world: World) -> None:
+    verification = await world.start()
+    request = CheckRequest(client="shop", code=spoken(world.sender.calls[0]))
+
+    result = expect(Verified, await world.service.check.by_id(request, verification.id))
+
+    assert result.token == f"shop +79001234567 login {verification.id} False"
+    assert result.token_lifetime == FakeTokens.lifetime
+
+
+async def test_a_wrong_code_and_the_last_wrong_code_tell_what_is_left(world: World) -> None:
+    verification = await world.start()
+    request = CheckRequest(client="shop", code=wrong(spoken(world.sender.calls[0])))
+
+    results = [await world.service.check.by_id(request, verification.id) for _ in range(5)]
+
+    assert [expect(WrongCode, result).checks_left for result in results[:4]] == [4, 3, 2, 1]
+    assert expect(Locked, results[4]).retry_after == 60
 
 
 async def test_a_check_by_phone_reads_any_spelling(world: World) -> None:

@@ -19,7 +19,7 @@ from app.tokens import TokenSigner, generate_keys
 from app.verification.errors import TokenAlreadyRedeemed, TokenExpired, TokenInvalid
 from app.verification.model import Proof
 from app.verification.phone import Phone
-from app.verification.proof import redeem
+from app.verification.tokens import redeem
 
 PHONE = Phone("+79001234567")
 VERIFICATION_ID = "vrf_0a11b22c33d44e55f667788"
