@@ -9,15 +9,12 @@ from datetime import timedelta
 from typing import Protocol
 
 from app.verification.errors import ProviderError, StoreUnavailable
-from app.verification.ports import CallId
+from app.verification.ports import CallId, CallSchedule
 
 log = logging.getLogger(__name__)
 
 Follow = Callable[[CallId], Awaitable[bool]]
-"""``FollowCalls.follow``: fetches and records the status of a call; True if it needs no more following.
-
-Raises ProviderError or StoreUnavailable.
-"""
+"""``FollowCalls.follow``: returns True if a call needs no more following."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=15)
 _PAUSE_AFTER_ERROR = timedelta(seconds=30)  # no load on a provider that fails
@@ -37,11 +34,8 @@ class DueCall:
     attempt: int
 
 
-class CallQueue(Protocol):
+class CallQueue(CallSchedule, Protocol):
     """The calls to follow, of all workers; none is stored for longer than an hour. All raise StoreUnavailable."""
-
-    async def schedule(self, call_id: CallId, delay: timedelta) -> None:
-        """Make a call due after ``delay`` (minutes at most), with no attempt made yet; replaces an earlier schedule."""
 
     async def claim(self, most: int) -> Sequence[DueCall]:
         """Claim up to ``most`` due calls, the longest due first, within the rate limit of all workers together.

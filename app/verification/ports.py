@@ -27,9 +27,9 @@ from app.verification.policy import Allowance, Policy, Quota
 class NewCall:
     """A call about to be placed.
 
-    ``resend_of`` is the id of the verification of a resend; without it the call is of a new one. ``checks`` is the
-    number of checks that the verification allows by this channel. ``address`` is the end user's. ``token`` is that of
-    the start, for ``refund``. ``test``: the phone is a test number, without cooldown and limits of the phone.
+    ``resend_of`` is the id of the verification of a resend. ``checks`` is the number of checks that this channel
+    allows. ``address`` is the end user's. ``token`` identifies the start, for ``refund``. ``test``: the phone is a test
+    number, without cooldown and limits.
     """
 
     client: str
@@ -137,8 +137,7 @@ class VerificationStore(Protocol):
     async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store a call about to be placed, by the id from ``preview_start``, and count it in the limits of the phone.
 
-        A reverse call always belongs to a new verification, which ``check_by_phone`` does not find; a phone has one at
-        a time.
+        A reverse call belongs to a new verification, which ``check_by_phone`` does not find; a phone has one at a time.
 
         Raise CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or ``failed_checks_per_…``:
         its code could not be checked) or VerificationNotFound (``resend_of`` is not pending, or not of this client,
@@ -198,13 +197,10 @@ class RateLimiter(Protocol):
         """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
-        """Count one event, named by ``token``, against each.
-
-        Raise RateLimited or CallBudgetExhausted if one is used up; ``refund`` frees the others.
-        """
+        """Count one event, identified by ``token``, in each. If one is full, raise LimitReached; then ``refund``."""
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
-        """Uncount the event. Idempotent, also for an event that was never counted."""
+        """Uncount the event. Idempotent, also if it was never counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +220,10 @@ class CallOrder:
 
 
 class CallSchedule(Protocol):
-    """Schedules the following of calls."""
+    """Schedules the following of calls. Raises StoreUnavailable."""
 
     async def schedule(self, call_id: CallId, delay: timedelta) -> None:
-        """Follow a call from ``delay`` on until it has ended. Raise StoreUnavailable."""
+        """Follow a call after ``delay`` (minutes at most) until it has ended; replaces an earlier schedule."""
 
 
 class CallSender(Protocol):

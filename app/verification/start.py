@@ -122,6 +122,8 @@ class _Start:
         phone = policy.parse_phone(request.phone)
         self.ports, self.request, self.journal, self.policy, self.phone = ports, request, journal, policy, phone
         self.channels = request.channels or policy.channels
+        # The first channel of each kind, since their rules differ; the key is True for a reverse call.
+        self.kinds = {channel is Channel.REVERSE_CALL: channel for channel in reversed(self.channels)}
         self.test_code = ports.test_numbers.code_of(phone)
         self.is_test = self.test_code is not None
         self.allowances = policy.for_calls(
@@ -172,25 +174,20 @@ class _Start:
         return await self._resume(begun) or await asyncio.gather(*self._previews(), return_exceptions=True)
 
     def _previews(self) -> list[Awaitable[object]]:
-        """Ask the store, once for each kind of channel (their rules differ), the limits and the guard."""
+        """Ask the store, once for each kind of channel, the limits and the guard."""
         ports = self.ports
         previews: list[Awaitable[object]] = [
-            ports.store.preview_start(self._new_call(channel), self.policy) for channel in self._kinds.values()
+            ports.store.preview_start(self._new_call(channel), self.policy) for channel in self.kinds.values()
         ]
         previews.append(ports.limits.require_room(self.allowances))
         if not self.is_test:
             previews.append(ports.guard.require_open(self.phone, self.request.client))
         return previews
 
-    @property
-    def _kinds(self) -> dict[bool, Channel]:
-        """The first channel of each kind; the key is True for a reverse call."""
-        return {channel is Channel.REVERSE_CALL: channel for channel in reversed(self.channels)}
-
     def _choose(self, answers: Sequence[object]) -> tuple[CallId, tuple[Channel, ...]]:
         """Return the id of the call, and the channels to try. Raise what refuses the start."""
         channels = self.channels
-        previews = dict(zip(self._kinds, answers, strict=False))
+        previews = dict(zip(self.kinds, answers, strict=False))
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
             channels = self._ready_channels(accepted)
