@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
-from app.tokens import TokenSigner
+from app.tokens import read_keys
 from app.verification.channel import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import Phone, parse_phone
@@ -165,7 +165,7 @@ def is_webhook_secret(value: SecretStr) -> SecretStr:
 def is_token_keys(value: SecretStr) -> SecretStr:
     """Let keys through that sign tokens."""
     try:
-        TokenSigner(value.get_secret_value())
+        read_keys(value.get_secret_value())
     except ValueError as error:
         raise PydanticCustomError("token_keys", "{message}", {"message": str(error)}) from None
     return value

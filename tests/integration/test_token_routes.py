@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -139,9 +140,15 @@ def clock() -> Clock:
     return Clock()
 
 
+def make_signer(
+    keys: str = KEYS, *, issuer: str = "plusofon-verify", now: Callable[[], float] = time.time
+) -> TokenSigner:
+    return TokenSigner(keys, issuer=issuer, lifetime=timedelta(minutes=10), now=now)
+
+
 @pytest.fixture
 def tokens(clock: Clock) -> TokenSigner:
-    return TokenSigner(KEYS, now=clock)
+    return make_signer(now=clock)
 
 
 @asynccontextmanager
@@ -171,8 +178,8 @@ async def test_forged_foreign_and_meant_for_another_purpose_look_the_same(
     routes: httpx.AsyncClient, tokens: TokenSigner, redis: Redis
 ) -> None:
     attempts = [
-        (sign(TokenSigner(generate_keys())), "password_reset"),
-        (sign(TokenSigner(KEYS, issuer="staging")), "password_reset"),
+        (sign(make_signer(generate_keys())), "password_reset"),
+        (sign(make_signer(issuer="staging")), "password_reset"),
         (sign(tokens, client="bank"), "password_reset"),
         (sign(tokens), "login"),
         ("garbage", "password_reset"),
