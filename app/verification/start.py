@@ -141,7 +141,7 @@ class _Start:
                 previewed = await self._preview()
                 if isinstance(previewed, Started):
                     return previewed
-                call_id, channels = self._choose(previewed)
+                call_id, channels = previewed
                 code = self._make_code(channels[0])
                 started = await self._reserve(call_id, channels[0], code)
         except (StoreUnavailable, asyncio.CancelledError):
@@ -160,18 +160,30 @@ class _Start:
             deferred.write_later(self.journal.abandon)
             raise
 
-    async def _preview(self) -> Sequence[object] | Started:
-        """Claim the request and read what would refuse the start, in one round trip.
+    async def _preview(self) -> tuple[CallId, tuple[Channel, ...]] | Started:
+        """Claim the request and read what would refuse the start, in one round trip. Raise what refuses it.
 
-        Return the answers; or, if an earlier request began the call and died, the verification with that call.
+        Return the id of the call and the channels to try; or, if an earlier request began the call and died, the
+        verification with that call.
         """
         claim = asyncio.ensure_future(self.journal.claim())
         _, *answers = await asyncio.gather(claim, *self._previews(), return_exceptions=True)
-        begun = claim.result()
-        if begun is None:
-            return answers
-        # The answers above have counted the call that was begun.
-        return await self._resume(begun) or await asyncio.gather(*self._previews(), return_exceptions=True)
+        if begun := claim.result():
+            if resumed := await self._resume(begun):
+                return resumed
+            answers = await asyncio.gather(
+                *self._previews(), return_exceptions=True
+            )  # the first have counted that call
+        channels, previews = self.channels, dict(zip(self.kinds, answers, strict=False))
+        accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
+        if accepted and not self.is_test:
+            channels = self._ready_channels(accepted)
+        preview = previews[channels[0] is Channel.REVERSE_CALL]
+        for answer in (preview, *answers[len(previews) :]):
+            if isinstance(answer, BaseException):
+                raise answer
+        assert isinstance(preview, StartPreview)  # noqa: S101 - mypy cannot know that no exception is left
+        return preview.call_id, channels
 
     def _previews(self) -> list[Awaitable[object]]:
         """Ask the store, once for each kind of channel, the limits and the guard."""
@@ -183,20 +195,6 @@ class _Start:
         if not self.is_test:
             previews.append(ports.guard.require_open(self.phone, self.request.client))
         return previews
-
-    def _choose(self, answers: Sequence[object]) -> tuple[CallId, tuple[Channel, ...]]:
-        """Return the id of the call, and the channels to try. Raise what refuses the start."""
-        channels = self.channels
-        previews = dict(zip(self.kinds, answers, strict=False))
-        accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
-        if accepted and not self.is_test:
-            channels = self._ready_channels(accepted)
-        preview = previews[channels[0] is Channel.REVERSE_CALL]
-        for answer in (preview, *answers[len(previews) :]):
-            if isinstance(answer, BaseException):
-                raise answer
-        assert isinstance(preview, StartPreview)  # noqa: S101 - mypy cannot know that no exception is left
-        return preview.call_id, channels
 
     def _ready_channels(self, preview: StartPreview) -> tuple[Channel, ...]:
         """Return the channels in the order to try, without those whose provider is unavailable. Raise ProviderError."""
