@@ -142,19 +142,18 @@ class Verification:
 
         The process that was placing such a call has died, before or after the provider was asked.
         """
-
-        def is_lost(call: Call) -> bool:
-            return (
-                call.state.status is CallStatus.INITIATED
-                and call.ref is None
-                and call.expires_at is not None
-                and call.expires_at - self.observed_at < lifetime - call_timeout
-            )
-
         unconfirmed = CallState(CallStatus.UNCONFIRMED)
-        return replace(
-            self, calls=tuple(replace(call, state=unconfirmed) if is_lost(call) else call for call in self.calls)
+        newest_lost = self.observed_at + lifetime - call_timeout  # by the expiry of its code
+        calls = (
+            replace(call, state=unconfirmed)
+            if call.state.status is CallStatus.INITIATED
+            and call.ref is None
+            and call.expires_at is not None
+            and call.expires_at < newest_lost
+            else call
+            for call in self.calls
         )
+        return replace(self, calls=tuple(calls))
 
     def _seconds_until(self, moment: datetime) -> int:
         return max(0, ceil((moment - self.observed_at).total_seconds()))
