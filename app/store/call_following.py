@@ -45,7 +45,7 @@ class RedisCallQueue:
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
         """Have a claimed call looked up again after ``delay``, unless the claim is over."""
-        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.name), call.attempt, ms(delay), ms(_MEMORY)])
+        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.call_id), call.attempt, ms(delay), ms(_MEMORY)])
 
     async def done(self, name: CallId) -> None:
         """Look a call up no more. Harmless when repeated."""
