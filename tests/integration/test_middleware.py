@@ -1,5 +1,6 @@
 """What applies to every route: API keys, errors, request ids, headers."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
