@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, PydanticUseDefault
 
 from app.api.client_address import ClientAddress
 from app.verification import model
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, CheckResult, Lang, Status
 from app.verification.ports import ProofTokens

@@ -10,7 +10,7 @@ from app.api.problems import detail_of
 from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_failed
 from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import normalize_code
 from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
 from app.verification.model import CallStatus, Lang, Status, Verification

@@ -17,7 +17,7 @@ from app.sandbox.answers import Mishap, failure, keep_silent, refused, success
 from app.sandbox.errors import CallRefused, CallUnknown, NoAccess, NoReply
 from app.sandbox.hooks import HookPoster, check_hook_url
 from app.sandbox.network import VirtualNetwork
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - told by the accounts route, as the vendor's tells its own

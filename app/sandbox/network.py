@@ -25,7 +25,7 @@ from app.sandbox.numbers import (
     operator_of,
     same_line,
 )
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from app.sandbox.controls import add_controls
 from app.sandbox.errors import NobodyWaits, WrongNumber
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
 from app.tokens import TokenSigner
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.fixed_codes import FixedCode
 from app.verification.phone import Phone, parse_phone

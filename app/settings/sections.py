@@ -39,7 +39,7 @@ from app.settings.fields import (
     parse_test_number,
 )
 from app.settings.webhooks import WebhookFields
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.fraud_guard import GuardRules
 

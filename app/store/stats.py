@@ -13,7 +13,7 @@ from typing import Self
 from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,

@@ -12,7 +12,7 @@ from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,

@@ -16,7 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallOutcome, CallState, Refused
 from app.verification.ports import CallOrder, CallSender

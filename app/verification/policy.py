@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone
 
-FLASH_CALL_DIGITS = 4
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -90,12 +89,12 @@ class Policy:
         return Limit("failed_checks_per_phone_and_address", min(whole.count, share), whole.period)
 
     def code_length_of(self, channel: Channel) -> int | None:
-        """Return how long a code is; the last digits of a calling number are four, and whoever dials has none."""
-        return {Channel.VOICE: self.code_length, Channel.FLASH_CALL: FLASH_CALL_DIGITS}.get(channel)
+        """Return how many digits a code has; none if the channel has no code."""
+        return (channel.rules.code_length or self.code_length) if channel.rules.has_code else None
 
     def checks_of(self, channel: Channel) -> int:
-        """Return how many guesses a verification has."""
-        return min(self.checks, self.flash_call_checks) if channel is Channel.FLASH_CALL else self.checks
+        """Return how many checks a verification has."""
+        return min(self.checks, self.flash_call_checks) if channel.rules.is_easily_guessed else self.checks
 
     def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:
         """List what a call is counted against, beside the phone itself."""

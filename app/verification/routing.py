@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from phonenumbers import carrier, parse
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.phone import Phone
 from app.verification.ports import CallHistory
 
@@ -28,7 +28,7 @@ def route(
     """Order the channels that may be used: the operator's first, and last those that were tried without an answer."""
     operator = history.operator or (operator_of(phone) if operator_channels else None)
     first = operator_channels.get(operator or "")
-    # A reverse call that is told was not made, whatever its state: the person would be verified by now.
-    unanswered = {it for it, status in history.calls if status.is_unanswered or it is Channel.REVERSE_CALL}
+    # Of a number that is shown to be dialled nothing else is known: the person would be verified by now.
+    unanswered = {it for it, status in history.calls if status.is_unanswered or not it.rules.has_code}
     # False sorts before True, and what is equal stays in its order.
     return tuple(sorted(channels, key=lambda channel: (channel in unanswered, channel is not first)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import (
@@ -258,7 +258,7 @@ class VerificationService:
         policy = self._policies.for_client(verification.client)
         confirmation = await self._store.confirm(verification, name.call_number, ref=ref, caller=caller, policy=policy)
         if confirmation is Confirmation.CONFIRMED:
-            self._observe(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED))
+            self._observe(CallEnded(verification.channel, CallStatus.COMPLETED))
         return confirmation
 
     async def provider_overview(self) -> ProviderOverview:

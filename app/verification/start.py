@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Protocol
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import CodeDigester, make_code
 from app.verification.deferred import DeferredWrites, Write, best_effort, store_deadline
 from app.verification.domain_events import CallPlaced, CallRefused, Publish, VerificationStarted
@@ -238,7 +238,7 @@ class CallPlacement:
     def _questions(self) -> list[Awaitable[object]]:
         """Ask the phone, the limits and the guard what they would say, without changing anything.
 
-        A reverse call meets other rules than those that give a code, so where both are wanted both are asked after.
+        A channel without a code meets other rules than one with a code, so where both are wanted both are asked after.
         """
         wish, tools = self._wish, self._tools
         questions: list[Awaitable[object]] = [
@@ -251,8 +251,8 @@ class CallPlacement:
 
     @property
     def _kinds(self) -> dict[bool, Channel]:
-        """The first channel of each kind that is wanted; the key says whether it is a reverse call."""
-        return {channel is Channel.REVERSE_CALL: channel for channel in reversed(self._wish.channels)}
+        """The first channel of each kind that is wanted; the key says whether it has a code."""
+        return {channel.rules.has_code: channel for channel in reversed(self._wish.channels)}
 
     def _choose(self, answers: Sequence[object]) -> tuple[StartPreview, tuple[Channel, ...]]:
         """Return the channels to try, and the preview of the first. Raises what refuses the start."""
@@ -261,7 +261,7 @@ class CallPlacement:
         known = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if known and self._wish.test_code is None:
             channels = self._route(known)
-        preview = previews[channels[0] is Channel.REVERSE_CALL]
+        preview = previews[channels[0].rules.has_code]
         for answer in (preview, *answers[len(previews) :]):
             if isinstance(answer, BaseException):
                 raise answer
@@ -301,7 +301,7 @@ class CallPlacement:
             if call is None:
                 return None
             # Nobody was called, or told whom to call. Its place in the limits is not known here, and stays taken.
-            if call.channel is Channel.REVERSE_CALL and call.dial is None:
+            if not call.channel.rules.has_code and call.dial is None:
                 await tools.never_placed(None, name, self._wish.policy)
                 return None
             if call.ref is None and call.state.status is CallStatus.INITIATED:

@@ -13,7 +13,7 @@ from app.store.webhooks import RedisOutbox
 from app.telemetry.exposition import Facts, OfProcess
 from app.telemetry.metrics import Metrics
 from app.verification.balance import Balance
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import DomainEvent, Publish
 from app.verification.errors import StoreUnavailable
 from app.verification.fraud_guard import FraudGuard

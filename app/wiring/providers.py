@@ -20,7 +20,7 @@ from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
 from app.verification.balance import BalancePoller
 from app.verification.call_urls import CallbackUrls
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import derive_key
 from app.verification.ports import CallSender
 

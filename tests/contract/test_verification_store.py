@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,

@@ -18,7 +18,7 @@ from app.cli.call import _ask, _follow
 from app.sandbox import VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
 from app.tokens import generate_keys
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.service import StartRequest
 from app.wiring import open_service

@@ -20,7 +20,7 @@ from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
 from app.telemetry.tracing import Tracing
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Refused
 from tests.fakes import FakeSender

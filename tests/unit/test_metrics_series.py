@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
 from app.telemetry.metrics import Metrics
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,

@@ -19,7 +19,7 @@ from app.sandbox import (
 )
 from app.sandbox.hooks import Hook
 from app.sandbox.numbers import DIAL_NUMBERS, operator_of
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
 from app.verification.phone import parse_phone

@@ -24,7 +24,7 @@ from app.outbound import (
 from app.providers.relay import wire
 from app.providers.relay.wire import Answer
 from app.standard_webhooks import parse_secret, sign
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Placed, Refused, Unknown
 from app.verification.ports import CallOrder
@@ -67,7 +67,7 @@ class RelaySender:
         now: Callable[[], float] = time,
         trace_context: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        if channel is Channel.REVERSE_CALL:
+        if not channel.rules.has_code:
             raise ValueError("a relay takes no reverse calls")
         # The other way round, the budget could end while connecting, and a call that never happened would look unclear.
         if not 0 < connect_timeout < timeout:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from app.outbound import Redactor, Unclear, json_object, seconds
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.ports import CallId, CallOrder
