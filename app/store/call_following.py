@@ -10,9 +10,8 @@ from app.verification.ports import CallId
 
 log = logging.getLogger(__name__)
 
-SCHEDULE, CLAIM, RETRY, DONE, LAG = (
-    Script("call_following", name) for name in ("schedule", "claim", "retry", "done", "lag")
-)
+SCHEDULE, RETRY, DONE, LAG = (Script("call_following", name) for name in ("schedule", "retry", "done", "lag"))
+CLAIM = Script("call_following", "claim", after=["limits/window"])
 
 _DUE, _ATTEMPTS, _LOOKS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "looks"))
 _MEMORY = timedelta(hours=1)  # far longer than a verification lives: what is older is of use to nobody

@@ -22,7 +22,8 @@ from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD, PHONE, ANSWER = (Script("erasure", name) for name in ("record", "phone", "answer"))
+RECORD = Script("erasure", "record", after=["verification/record"])
+PHONE, ANSWER = (Script("erasure", name) for name in ("phone", "answer"))
 EXPIRIES, SET_ASIDE, EVENTS = (Script("erasure", name) for name in ("expiry", "letters", "events"))
 
 _STEP = 1000  # how many entries one script, or one SCAN, looks at: bounds how long it holds Redis up

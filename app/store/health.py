@@ -12,10 +12,9 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from app.store.event_stream import CHANNEL
 from app.store.failures import name_of, reason_of
-from app.store.scripts import Script
+from app.store.verifications import READ
 from app.verification.errors import StoreFailure
 
-_PROBE = Script("verification", "read")  # reads a key that nobody writes
 _PROBED_KEY = "pv:{000}:doctor"
 _NOBODY = b"doctor"  # no verification has this id, so nobody who listens is woken
 _PINGS = 5
@@ -131,10 +130,10 @@ async def _refused(redis: Redis) -> tuple[str, ...]:
 
 async def _run_probe(redis: Redis) -> None:
     try:
-        await _ask(redis, "EVALSHA", _PROBE.sha, 1, _PROBED_KEY, "")
+        await _ask(redis, "EVALSHA", READ.sha, 1, _PROBED_KEY, "")
     except NoScriptError:
-        await _ask(redis, "SCRIPT LOAD", _PROBE.source)
-        await _ask(redis, "EVALSHA", _PROBE.sha, 1, _PROBED_KEY, "")
+        await _ask(redis, "SCRIPT LOAD", READ.source)
+        await _ask(redis, "EVALSHA", READ.sha, 1, _PROBED_KEY, "")
 
 
 def _ask(redis: Redis, *command: str | bytes | int) -> Awaitable[Any]:

@@ -8,7 +8,8 @@ from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
 from app.verification.policy import Allowance, Limit, Quota
 
-ROOM, ACQUIRE, REFUND = (Script("limits", name) for name in ("room", "acquire", "refund"))
+ROOM, REFUND = (Script("limits", name) for name in ("room", "refund"))
+ACQUIRE = Script("limits", "acquire", after=["limits/window"])
 
 
 class RedisRateLimiter:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from app.store.fields import CallField, RecordField
 from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
@@ -47,9 +48,15 @@ from app.verification.ports import (
     StartPreview,
 )
 
-PREVIEW, START = (Script("verification", name, shares="start_rules") for name in ("start_preview", "start"))
-CHECK, CANCEL, CONFIRM = (Script("verification", name) for name in ("check", "cancel", "confirm"))
-READ, RECORD_CALL, REFUND = (Script("verification", name) for name in ("read", "record_call", "refund"))
+_RECORD, _LOG = "verification/record", "verification/log"
+READ, CANCEL, CONFIRM, RECORD_CALL, REFUND = (
+    Script("verification", name, after=[_RECORD]) for name in ("read", "cancel", "confirm", "record_call", "refund")
+)
+CHECK = Script("verification", "check", after=[_RECORD, _LOG, "limits/window"])
+PREVIEW, START = (
+    Script("verification", name, after=[_RECORD, _LOG, "verification/start_rules"])
+    for name in ("start_preview", "start")
+)
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
@@ -84,7 +91,7 @@ class RedisVerificationStore:
         phone, record = self._name(call.phone), _record(name.verification_id)
         keys = [phone.key, record.key, *self._events(call.client)]
         arguments = self._start_arguments(phone, call, name.call_number, policy)
-        *stored, checks_left, calls_left = _accepted(await self._runner.run(START, keys, arguments), call)
+        checks_left, calls_left, *stored = _accepted(await self._runner.run(START, keys, arguments), call)
         verification = replace(_verification(record, *stored), checks_left=checks_left)
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
@@ -158,14 +165,14 @@ class RedisVerificationStore:
             raise VerificationNotFound  # it is another phone's
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         cooldowns = [timedelta()] if call.test else policy.cooldowns
-        limits = _phone_limits(call, policy)
         return [
-            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length or 0),
-            *(call.code_digest or "", named.rest if named else "", number, ms(policy.lifetime)),
-            *(policy.calls, call.checks, int(call.test), call.token, self._address(call.address)),
+            *(call.client, call.purpose, _digits(call.phone), call.channel),
+            *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
+            *(named.rest if named else "", number, ms(policy.lifetime), policy.calls, call.checks, call.token),
+            self._address(call.address),
             *(failed.count, share.count, ms(failed.period)),
-            *(len(cooldowns), *map(ms, cooldowns)),
-            *(len(limits), *_written(limits)),
+            " ".join(str(ms(cooldown)) for cooldown in cooldowns),
+            _limit_list(_phone_limits(call, policy)),
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
@@ -178,7 +185,7 @@ class RedisVerificationStore:
             *(guess.client, purpose, secrets.token_hex(6), len(events)),
             *(guess.retry_digest or "", self._address(guess.address)),
             *(failed.count, share.count, ms(failed.period)),
-            *(guess.length, len(guess.candidates), *guess.candidates, *_written(limits[1:])),
+            *(guess.length, _limit_list(limits[1:]), *guess.candidates),
         ]
         outcome, *facts = await self._runner.run(CHECK, keys, arguments)
         if outcome not in {b"verified", b"verified_again", b"wrong", b"waiting", b"exhausted"}:
@@ -209,7 +216,7 @@ def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], qu
                 verification_id=verification_id,
                 status=Status.VERIFIED,
                 purpose=purpose.decode(),
-                phone=_phone(digits),
+                phone=_phone(digits.decode()),
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
@@ -276,51 +283,48 @@ def _record(verification_id: str) -> RecordName:
 
 
 def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[bytes]) -> Verification:
-    """Read a record; ``app/store/lua/common.lua`` lists its fields."""
     fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
     calls = tuple(_calls(fields))
     latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
-    resend_at = fields.get("r")
+    resend_at = fields.get(RecordField.RESEND_AT)
     return Verification(
         id=name.verification_id,
-        client=fields["c"],
-        purpose=fields["u"],
-        channel=Channel(fields[f"h{latest}"]),
-        phone=_phone(fields["p"].encode()),
-        code_length=int(fields[f"l{latest}"]) or None,
-        stored_status=Status(fields.get("s", Status.PENDING)),
+        client=fields[RecordField.CLIENT],
+        purpose=fields[RecordField.PURPOSE],
+        channel=Channel(fields[f"{RecordField.CHANNEL}{latest}"]),
+        phone=_phone(fields[RecordField.PHONE]),
+        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest}"]) or None,
+        stored_status=Status(fields.get(RecordField.STATUS, Status.PENDING)),
         calls_placed=len(calls),
-        calls_left=int(fields["m"]),
-        checks_left=int(fields["g"]) - int(fields.get("b", 0)),
+        calls_left=int(fields[RecordField.CALLS_LEFT]),
+        checks_left=int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0)),
         calls=calls,
-        created_at=from_ms(fields["a"]),
+        created_at=from_ms(fields[RecordField.CREATED_AT]),
         expires_at=from_ms(expires),
         resend_at=from_ms(resend_at) if resend_at else None,
         observed_at=from_ms(now),
-        version=int(fields.get("v", 0)),
-        test="z" in fields,
+        version=int(fields.get(RecordField.VERSION, 0)),
+        test=RecordField.IS_TEST in fields,
     )
 
 
-def _calls(fields: dict[str, str]) -> Iterable[Call]:
-    for call_number in range(1, int(fields["n"]) + 1):
-        if status := fields.get(f"t{call_number}"):
-            state = CallState(CallStatus(status), fields.get(f"w{call_number}"))
-            dial, expires = fields.get(f"i{call_number}"), fields.get(f"x{call_number}")
+def _calls(fields: Mapping[str, str]) -> Iterable[Call]:
+    for call_number in range(1, int(fields[RecordField.LAST_CALL]) + 1):
+        if status := fields.get(f"{CallField.CALL_STATUS}{call_number}"):
+            dial = fields.get(f"{CallField.NUMBER_TO_DIAL}{call_number}")
             yield Call(
                 call_number,
-                state,
-                ref=fields.get(f"f{call_number}"),
-                channel=Channel(fields[f"h{call_number}"]),
-                dial=_phone(dial.encode()) if dial else None,
-                expires_at=from_ms(expires) if expires else None,
-                limits_token=fields.get(f"y{call_number}"),
+                CallState(CallStatus(status), fields.get(f"{CallField.UNKNOWN_STATUS}{call_number}")),
+                ref=fields.get(f"{CallField.CALL_REF}{call_number}"),
+                channel=Channel(fields[f"{RecordField.CHANNEL}{call_number}"]),
+                dial=_phone(dial) if dial else None,
+                expires_at=from_ms(fields[f"{CallField.EXPIRES_AT}{call_number}"]),
+                limits_token=fields.get(f"{CallField.LIMITS_TOKEN}{call_number}"),
             )
 
 
-def _written(limits: Iterable[Limit]) -> Iterable[Argument]:
-    for limit in limits:
-        yield from (limit.name, limit.count, ms(limit.period))
+def _limit_list(limits: Iterable[Limit]) -> str:
+    return ",".join(f"{limit.name} {limit.count} {ms(limit.period)}" for limit in limits)
 
 
 def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:
@@ -332,5 +336,5 @@ def _digits(phone: Phone) -> str:
     return phone.e164.removeprefix("+")
 
 
-def _phone(digits: bytes) -> Phone:
-    return Phone(f"+{digits.decode()}")
+def _phone(digits: str) -> Phone:
+    return Phone(f"+{digits}")
