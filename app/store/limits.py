@@ -8,8 +8,8 @@ from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
 from app.verification.policy import Allowance, Limit, Quota
 
-ROOM, REFUND = (Script("limits", name) for name in ("room", "refund"))
-ACQUIRE = Script("limits", "acquire", after=["limits/window"])
+ROOM, ACQUIRE = (Script("limits", name, after=["limits/window"]) for name in ("room", "acquire"))
+REFUND = Script("limits", "refund")
 
 
 class RedisRateLimiter:
@@ -27,7 +27,7 @@ class RedisRateLimiter:
         runs: list[tuple[list[str], list[Argument]]] = [
             ([self._name(allowance)], [allowance.limit.count, ms(allowance.limit.period)]) for allowance in allowances
         ]
-        for allowance, wait in zip(allowances, await self._runner.run_each(ROOM, runs), strict=True):
+        for allowance, (_, wait) in zip(allowances, await self._runner.run_each(ROOM, runs), strict=True):
             if wait:
                 raise _refusal(allowance.limit, wait)
 

@@ -1,6 +1,7 @@
 """What happened on each day, over all processes and machines: counted here, written to Redis once a second."""
 
 import asyncio
+import json
 import logging
 import secrets
 from collections import Counter
@@ -11,6 +12,7 @@ from decimal import Decimal
 from typing import Self
 
 from app.store.keys import name_limit
+from app.store.limits import ROOM
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
 from app.verification.channels import Channel
@@ -31,7 +33,7 @@ from app.verification.refusals import refusal_kind
 
 log = logging.getLogger(__name__)
 
-ADD, READ, USED = (Script("stats", name) for name in ("add", "read", "used"))
+ADD, READ = (Script("stats", name) for name in ("add", "read"))
 
 _SLOT = "pv:{stats}"
 _KEEP_DAY = timedelta(days=8)
@@ -166,9 +168,7 @@ class RedisStats:
                     return
                 self._batch, self._counts = self._counts, Counter()
                 self._serial += 1
-            arguments: list[Argument] = [self._serial, ms(_KEEP_SERIAL), ms(_KEEP_DAY)]
-            for name, count in self._batch.items():
-                arguments += (name, count)
+            arguments: list[Argument] = [self._serial, ms(_KEEP_SERIAL), ms(_KEEP_DAY), json.dumps(self._batch)]
             await self._runner.run(ADD, [self._key], arguments)
             self._batch = Counter()
 
@@ -192,5 +192,6 @@ class RedisStats:
 
     async def used(self, allowance: Allowance, *, key: bytes) -> int:
         """Return how much of a limit is used; ``key`` is that of the limits. Raises StoreUnavailable."""
-        used = await self._runner.run(USED, [name_limit(key, allowance)], [ms(allowance.limit.period)])
+        limit = allowance.limit
+        used, _ = await self._runner.run(ROOM, [name_limit(key, allowance)], [limit.count, ms(limit.period)])
         return int(used)

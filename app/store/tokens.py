@@ -30,7 +30,7 @@ class RedisRedemptions:
         name = RecordName.from_id(verification_id)
         if name is None:
             raise TokenInvalid
-        (outcome,) = await self._runner.run(REDEEM, [_key(name)], [to_ms(expires_at + _CLOCK_SKEW)])
+        outcome = await self._runner.run(REDEEM, [_key(name)], [to_ms(expires_at + _CLOCK_SKEW)])
         match outcome:
             case b"redeemed":
                 return True

@@ -185,7 +185,9 @@ class RedisVerificationStore:
             *(guess.client, purpose, secrets.token_hex(6), len(events)),
             *(guess.retry_digest or "", self._address(guess.address)),
             *(failed.count, share.count, ms(failed.period)),
-            *(guess.length, _limit_list(limits[1:]), *guess.candidates),
+            guess.length,
+            _limit_list(limits[1:]),
+            *guess.candidates,
         ]
         outcome, *facts = await self._runner.run(CHECK, keys, arguments)
         if outcome not in {b"verified", b"verified_again", b"wrong", b"waiting", b"exhausted"}:

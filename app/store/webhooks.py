@@ -75,7 +75,7 @@ class RedisOutbox:
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""
         found = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_LETTERS_KEPT)])
-        return [_dead_letter(died_at, _pairs(json.loads(letter))) for _, died_at, letter in found]
+        return [_dead_letter(died_at, _pairs(json.loads(letter))) for died_at, letter in found]
 
     async def resend(self, event_id: str) -> bool:
         """Have one delivered again."""
