@@ -1,4 +1,4 @@
-"""The fraud guard in Redis. All that it keeps lies in one slot, so that one script judges, blocks and counts."""
+"""The fraud guard in Redis: in one slot, so that one script judges, blocks and counts."""
 
 import logging
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ ADMIT, REFUND, SUCCEED, LIST, LIFT = (
 
 _SLOT = "pv:{guard}"
 _LIST = f"{_SLOT}:list"
-_RANGE, _CLIENT = "range:", "client:"  # what the names of both kinds begin with
+_RANGE, _CLIENT = "range:", "client:"  # prefixes of the names of both kinds
 _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
 
 
 class RedisFraudGuard:
-    """The FraudGuard of ``app/verification/fraud_guard.py``, on Redis."""
+    """The ``FraudGuard`` of ``app/verification/fraud_guard.py``, in Redis."""
 
     def __init__(self, runner: ScriptRunner, rules: GuardRules) -> None:
         self._runner = runner
@@ -56,14 +56,16 @@ class RedisFraudGuard:
             raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(wait))
 
     async def refund(self, phone: Phone, client: str) -> None:
-        """Give an admitted call back that did not happen."""
-        if self._rules.watches(phone):
-            await self._runner.run(REFUND, [_buckets(name) for name in _names(phone, client)], [])
+        """Refund an admitted call that did not happen."""
+        await self._count(REFUND, phone, client)
 
     async def succeeded(self, phone: Phone, client: str) -> None:
         """Count a verification that succeeded."""
+        await self._count(SUCCEED, phone, client)
+
+    async def _count(self, script: Script, phone: Phone, client: str) -> None:
         if self._rules.watches(phone):
-            await self._runner.run(SUCCEED, [_buckets(name) for name in _names(phone, client)], [])
+            await self._runner.run(script, [_buckets(name) for name in _names(phone, client)], [])
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""
@@ -90,7 +92,7 @@ class RedisFraudGuard:
         return lifted
 
     async def _listed(self, kind: str) -> list[tuple[str, list[bytes]]]:
-        """List names of one kind, without what tells the kind, and their facts, the oldest first."""
+        """Return the names of one kind, without its prefix, and their facts, the oldest first."""
         if not self._rules.enabled:
             return []
         found = sorted(await self._runner.run(LIST, [_LIST], []), key=lambda item: int(item[1]))
@@ -116,7 +118,7 @@ def _evidence(counts: Sequence[bytes | int]) -> Evidence:
 
 
 def _log_verdict(event: str, verdict: Sequence[int], **facts: str | int) -> None:
-    """Log a verdict: the script tells it to one of those that fired in parallel."""
+    """Log a verdict, which the script returns to one of the calls that came in parallel."""
     level, *counts = verdict
     evidence = _evidence(counts)
     log.warning(

@@ -1,4 +1,4 @@
-"""The board in Redis on which one worker of the deployment writes the balance, and all others read it."""
+"""The balance in Redis, which one worker of the deployment reads for all."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -10,13 +10,13 @@ from app.verification.balance import CachedBalance
 READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))
 
 _KEY = "pv:{balance}"
-_MEMORY = timedelta(hours=1)  # longer than a reading is believed
+_MEMORY = timedelta(hours=1)  # longer than a balance is trusted
 
 
 class RedisBalanceCache:
-    """The BalanceBoard of ``app/verification/balance.py``, on Redis.
+    """The ``BalanceCache`` of ``app/verification/balance.py``, in Redis.
 
-    ``lease`` is how long a worker has for reading the balance, before another is asked to: longer than that can take.
+    ``lease`` is how long a worker has for reading the balance before another one is asked to: longer than it can take.
     """
 
     def __init__(self, runner: ScriptRunner, *, lease: timedelta = timedelta(seconds=30)) -> None:
@@ -24,7 +24,7 @@ class RedisBalanceCache:
         self._lease = lease
 
     async def look(self, interval: timedelta) -> CachedBalance:
-        """Return the last known balance; one worker in each ``interval`` is told to read it anew."""
+        """Return the last known balance; one worker in each ``interval`` is to read it."""
         arguments = [ms(interval), ms(self._lease), ms(_MEMORY)]
         rub, age, is_reader = await self._runner.run(READ, [_KEY], arguments)
         if not rub:
@@ -32,5 +32,5 @@ class RedisBalanceCache:
         return CachedBalance(rub=Decimal(rub.decode()), age=timedelta(milliseconds=int(age)), is_reader=bool(is_reader))
 
     async def post(self, rub: Decimal) -> None:
-        """Write down a balance that was just read."""
+        """Store a balance that was just read."""
         await self._runner.run(WRITE, [_KEY], [str(rub), ms(_MEMORY)])

@@ -48,13 +48,14 @@ from app.verification.ports import (
     StartPreview,
 )
 
-_RECORD, _LOG = "verification/record", "verification/log"
+_RECORD = ("webhooks/stream", "verification/record")
+_LOG = "verification/log"
 READ, CANCEL, CONFIRM, RECORD_CALL, REFUND = (
-    Script("verification", name, after=[_RECORD]) for name in ("read", "cancel", "confirm", "record_call", "refund")
+    Script("verification", name, after=_RECORD) for name in ("read", "cancel", "confirm", "record_call", "refund")
 )
-CHECK = Script("verification", "check", after=[_RECORD, _LOG, "limits/window"])
+CHECK = Script("verification", "check", after=[*_RECORD, _LOG, "limits/window"])
 PREVIEW, START = (
-    Script("verification", name, after=[_RECORD, _LOG, "verification/start_rules"])
+    Script("verification", name, after=[*_RECORD, _LOG, "verification/start_rules"])
     for name in ("start_preview", "start")
 )
 

@@ -3,9 +3,6 @@
 -- Moments are ms of the server's clock, durations are ms. Names in capitals, such as CALL_STATUS, are those of fields in
 -- app/store/fields.py; their letters are put in their place before Redis gets the script.
 
--- Of the stream of events: beyond about so many the oldest are dropped; all of them, so long after the last one.
-local EVENTS_KEPT, EVENTS_KEPT_MS = 100000, 3 * 24 * 3600 * 1000
-
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)

@@ -4,7 +4,6 @@
 -- ARGV    1 how many at most   2 how many all workers may claim in a second   3 lease
 --         4 for how long a call is kept that nobody claims
 -- RETURN  {how many were kept too long and are dropped, {{id, how often it was claimed, with this claim}, …}}
-
 local due, attempts, looks = unpack(KEYS)
 local most, per_second, lease, memory = unpack(ARGV)
 

@@ -3,8 +3,6 @@
 --
 -- KEYS    1 due   2 attempts
 -- ARGV    1 id of the call
--- RETURN  nothing
-
 local due, attempts = unpack(KEYS)
 local call = ARGV[1]
 

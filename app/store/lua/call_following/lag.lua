@@ -2,9 +2,7 @@
 -- Return how long the call that is longest due has waited to be claimed. schedule.lua describes the key.
 --
 -- KEYS    1 due
--- ARGV    none
 -- RETURN  ms; 0 if none is due
-
 local due = KEYS[1]
 
 local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')

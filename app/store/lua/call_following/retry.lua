@@ -4,8 +4,6 @@
 -- KEYS    1 due   2 attempts
 -- ARGV    1 id of the call   2 how often it was claimed, as the claim said   3 delay
 --         4 for how long a call is kept that nobody claims
--- RETURN  nothing
-
 local due, attempts = unpack(KEYS)
 local call, attempt, delay, memory = unpack(ARGV)
 

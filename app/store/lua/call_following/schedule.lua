@@ -6,8 +6,6 @@
 --
 -- KEYS    1 due   2 attempts
 -- ARGV    1 id of the call   2 delay   3 for how long a call is kept that nobody claims
--- RETURN  nothing
-
 local due, attempts = unpack(KEYS)
 local call, delay, memory = unpack(ARGV)
 

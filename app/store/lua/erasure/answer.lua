@@ -4,7 +4,6 @@
 -- KEYS    1 request
 -- ARGV    the texts
 -- RETURN  1 if it was erased, else 0
-
 local key, texts = KEYS[1], ARGV
 
 local request = load(key)

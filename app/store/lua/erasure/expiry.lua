@@ -4,7 +4,6 @@
 -- KEYS    1 expiry
 -- ARGV    1 phone   2 cursor, '0' at first   3 about how many to look at
 -- RETURN  {cursor of the next step, '0' after the last, how many were erased}
-
 local expiry = KEYS[1]
 local phone, cursor, count = unpack(ARGV)
 

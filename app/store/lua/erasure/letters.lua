@@ -5,20 +5,17 @@
 -- KEYS    1 letters   2 retry   3 dead
 -- ARGV    1 phone   2 cursor, '0' at first   3 about how many to look at
 -- RETURN  {cursor of the next step, '0' after the last, how many were erased}
-
 local letters, retry, dead = unpack(KEYS)
 local phone, cursor, count = unpack(ARGV)
 
 local next_cursor, found = unpack(redis.call('HSCAN', letters, cursor, 'COUNT', count))
 local erased = 0
 for i = 1, #found, 2 do
-  local event, fields = found[i], cjson.decode(found[i + 1])
-  for field = 1, #fields, 2 do
-    if fields[field] == 'phone' and fields[field + 1] == phone then
-      redis.call('ZREM', retry, event)
-      redis.call('ZREM', dead, event)
-      erased = erased + redis.call('HDEL', letters, event)
-    end
+  local event = found[i]
+  if cjson.decode(found[i + 1]).phone == phone then
+    redis.call('ZREM', retry, event)
+    redis.call('ZREM', dead, event)
+    erased = erased + redis.call('HDEL', letters, event)
   end
 end
 return {next_cursor, erased}

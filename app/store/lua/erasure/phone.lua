@@ -2,9 +2,7 @@
 -- Erase a phone: the ids of its verifications, its calls, its failed checks, its operator. Its limits begin anew.
 --
 -- KEYS    1 phone
--- ARGV    none
 -- RETURN  1 if there was anything, else 0
-
 local key = KEYS[1]
 
 return redis.call('DEL', key)

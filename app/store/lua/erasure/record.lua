@@ -4,13 +4,10 @@
 -- KEYS    1 record
 -- ARGV    1 phone digest
 -- RETURN  the numbers of its calls, or nothing if it is not of the phone
-
 local key, phone_digest = KEYS[1], ARGV[1]
 
 local record = load(key)
-if record[PHONE_DIGEST] ~= phone_digest then
-  return nil
-end
+if record[PHONE_DIGEST] ~= phone_digest then return nil end
 local calls = {}
 for number = 1, record[LAST_CALL] do
   if record[CALL_STATUS .. number] then

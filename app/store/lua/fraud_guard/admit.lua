@@ -13,7 +13,6 @@
 -- RETURN  {ms to wait, or 0,
 --          {level, calls, successes} if this has blocked the range, else {},
 --          {level, calls, successes} if this has reported the client, else {}}
-
 local list, range_buckets, range_block, client_buckets, client_report = unpack(KEYS)
 local range, client, window, bucket_length, maturity, min_calls, min_conversion, first_block, longest_block, memory,
   counts = unpack(ARGV)
@@ -42,13 +41,9 @@ end
 local function judge(name, key, entry_key)
   local entry = load(entry_key)
   local wait = (entry['until'] or 0) - now
-  if wait > 0 then
-    return wait, {}
-  end
+  if wait > 0 then return wait, {} end
   local calls, successes = tally(key)
-  if calls < min_calls or successes / calls >= min_conversion then
-    return 0, {}
-  end
+  if calls < min_calls or successes / calls >= min_conversion then return 0, {} end
   local level = (entry.level or 0) + 1
   local length = math.min(first_block * 2 ^ (level - 1), longest_block)
   redis.call('HSET', entry_key, 'since', int(now), 'until', int(now + length), 'level', level, 'calls', calls,

@@ -3,9 +3,7 @@
 -- the keys.
 --
 -- KEYS    1 list
--- ARGV    none
 -- RETURN  {{name, since, until, level, calls, successes}…}
-
 local list = KEYS[1]
 
 local now, found = now_ms(), {}

@@ -2,8 +2,6 @@
 -- Refund a call that did not happen: in the last bucket that has one, and never below zero. admit.lua describes the keys.
 --
 -- KEYS    1… buckets of the range and of the client
--- ARGV    none
--- RETURN  nothing
 
 for _, key in ipairs(KEYS) do
   for number = redis.call('HGET', key, 'last') or 0, 1, -1 do

@@ -2,8 +2,6 @@
 -- older. Without any call left there is nothing to judge. admit.lua describes the keys.
 --
 -- KEYS    1… buckets of the range and of the client
--- ARGV    none
--- RETURN  nothing
 
 for _, key in ipairs(KEYS) do
   local number = redis.call('HGET', key, 'last')

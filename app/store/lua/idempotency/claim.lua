@@ -12,7 +12,6 @@
 --         {'in_progress'}                    claimed by another request
 --         {'reused'}                         for another body
 --         {'done', status, headers, body}    the answer
-
 local request_key, begun_key = unpack(KEYS)
 local fingerprint, token, lifetime = unpack(ARGV)
 

@@ -3,8 +3,6 @@
 --
 -- KEYS    1 request   2 what was begun; without it the note stays, for a repetition of the request
 -- ARGV    1 token
--- RETURN  nothing
-
 local request_key, token = KEYS[1], ARGV[1]
 
 if redis.call('HGET', request_key, 'token') == token then

@@ -3,8 +3,6 @@
 --
 -- KEYS    1 sorted set of the limit
 -- ARGV    1 token of the event
--- RETURN  nothing
-
 local key, token = KEYS[1], ARGV[1]
 
 redis.call('ZREM', key, token)

@@ -4,7 +4,6 @@
 -- KEYS    1 sorted set of the limit
 -- ARGV    1 count   2 period
 -- RETURN  {events in the last period, ms until there is room for another, or 0}
-
 local key = KEYS[1]
 local count, period = unpack(ARGV)
 

@@ -5,9 +5,7 @@
 -- Return how many events there are in the last `period`, and how long until there is room for another among `count`.
 local function used_of_set(key, now, count, period)
   local inside = redis.call('ZCOUNT', key, '(' .. int(now - period), '+inf')
-  if inside < count then
-    return inside, 0
-  end
+  if inside < count then return inside, 0 end
   local oldest = redis.call('ZRANGE', key, -count, -count, 'WITHSCORES')
   return inside, oldest[2] + period - now
 end

@@ -5,7 +5,6 @@
 -- KEYS    1 probe
 -- ARGV    1 for how long it is kept
 -- RETURN  1, or an error NOPERM
-
 local key, kept = KEYS[1], ARGV[1]
 
 -- Without those that only erasure/ needs, for the user of the command line.

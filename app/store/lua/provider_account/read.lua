@@ -5,7 +5,6 @@
 -- KEYS    1 balance
 -- ARGV    1 age at which it is read again   2 lease of the reader   3 for how long all this is kept
 -- RETURN  {balance, or '' if unknown; its age in ms; 1 for the one who is to read it, else 0}
-
 local key = KEYS[1]
 local interval, lease, memory = unpack(ARGV)
 

@@ -2,8 +2,6 @@
 --
 -- KEYS    1 balance
 -- ARGV    1 balance in RUB   2 for how long it is kept
--- RETURN  nothing
-
 local key = KEYS[1]
 local value, memory = unpack(ARGV)
 

@@ -7,13 +7,10 @@
 -- ARGV    1 serial number of this batch   2 for how long it is kept   3 for how long a day is kept
 --         4 the counts, as a JSON object
 -- RETURN  1 if it was added, 0 if it had been before
-
 local key = KEYS[1]
 local serial, keep_serial, keep_day, counts = unpack(ARGV)
 
-if tonumber(serial) <= tonumber(redis.call('GET', key) or 0) then
-  return 0
-end
+if tonumber(serial) <= tonumber(redis.call('GET', key) or 0) then return 0 end
 redis.call('SET', key, serial, 'PX', keep_serial)
 local day = 'pv:{stats}:' .. int(math.floor(now_ms() / 86400000))
 for name, count in pairs(cjson.decode(counts)) do

@@ -4,7 +4,6 @@
 -- KEYS    1 any key of the slot
 -- ARGV    1 the day, in days since 1970, or '' for today by the server's clock
 -- RETURN  {day, name, count …}
-
 local day = ARGV[1]
 
 day = day ~= '' and day or int(math.floor(now_ms() / 86400000))

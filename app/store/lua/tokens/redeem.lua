@@ -6,10 +6,7 @@
 -- KEYS    1 redemption
 -- ARGV    1 moment until which it is remembered
 -- RETURN  'redeemed' | 'redeemed_before' | 'expired'
-
 local key, expires = KEYS[1], ARGV[1]
 
-if tonumber(expires) <= now_ms() then
-  return 'expired'
-end
+if tonumber(expires) <= now_ms() then return 'expired' end
 return redis.call('SET', key, '1', 'NX', 'PXAT', expires) and 'redeemed' or 'redeemed_before'

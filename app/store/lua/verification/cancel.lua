@@ -5,7 +5,6 @@
 -- RETURN  {'canceled', now, expires, record}   by this or before
 --         {'locked', ms to wait}
 --         {'not_found' | 'verified_before'}
-
 local key, events = unpack(KEYS)
 local client = ARGV[1]
 

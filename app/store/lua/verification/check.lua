@@ -21,7 +21,6 @@
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
 --         {'not_found' | 'verified_before' | 'canceled_before'}
-
 local first_key, limit_keys = KEYS[1], {select(2, unpack(KEYS))}
 local client, purpose, token, has_webhook, retry_digest, address, failed_allowed, failed_share, failed_period, code_length,
   limit_list = unpack(ARGV)
@@ -86,9 +85,7 @@ elseif #candidates == 0 and not record[IS_DIALLED] then
   return {'code_needed'}
 elseif #candidates == 0 then
   local number = record[LAST_CALL]
-  if record[HAS_DIALLED .. number] and is_live(latest, number) then
-    return verify(latest, {})
-  end
+  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}) end
   return {'waiting', rest_of_id(key), {}, tonumber(record[CHECKS_ALLOWED])}
 end
 
@@ -104,9 +101,7 @@ for _, it in ipairs(pending) do
     end
   end
 end
-if #live > 0 and not is_as_long then
-  return {'other_length', lengths}
-end
+if #live > 0 and not is_as_long then return {'other_length', lengths} end
 
 -- Against the phone it counts once for each code: else three codes made before guessing would make it three times as
 -- likely to guess one on the same budget.
@@ -115,21 +110,15 @@ local phone_key, failed, left = phone_key_of(key, record), nil, {}
 if not record[IS_TEST] then
   failed = recent(redis.call('HGET', phone_key, FAILED_LOG), now, failed_period)
   local inside, wait = used(failed, now, math.max(1, failed_allowed - comparisons + 1), failed_period)
-  if wait > 0 then
-    return {'limited', 'failed_checks_per_phone', wait}
-  end
+  if wait > 0 then return {'limited', 'failed_checks_per_phone', wait} end
   left[1] = failed_allowed - inside
   if address ~= '' then
     inside, wait = used(failed, now, math.max(1, failed_share - comparisons + 1), failed_period, address)
-    if wait > 0 then
-      return {'limited', 'failed_checks_per_phone_and_address', wait}
-    end
+    if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
   for i, limit in ipairs(limits) do
     inside, wait = used_of_set(limit_keys[i], now, limit.count, limit.period)
-    if wait > 0 then
-      return {'limited', limit.name, wait}
-    end
+    if wait > 0 then return {'limited', limit.name, wait} end
     left[#left + 1] = limit.count - inside
   end
 end

@@ -6,7 +6,6 @@
 --         5 time after the start before which nobody can have dialled
 -- RETURN  'confirmed' | 'confirmed_before' | 'not_found' | 'too_early'
 --         'not_the_caller'   another phone called, or the callback only announces the number
-
 local key, events = unpack(KEYS)
 local number, ref, caller, lifetime, earliest = unpack(ARGV)
 

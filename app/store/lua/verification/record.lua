@@ -57,19 +57,16 @@ local function add_event(key, record, event, status, events)
   while last > 0 and not record[CALL_STATUS .. last] do
     last = last - 1 -- it was refunded
   end
-  redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', event, 'client', record[CLIENT],
-    'id', verification_id(key), 'purpose', record[PURPOSE], 'channel', record[CHANNEL], 'phone', record[PHONE],
-    'status', status, 'call', record[CALL_STATUS .. last] or '', 'at', int(now_ms()))
-  redis.call('PEXPIRE', events, EVENTS_KEPT_MS)
+  add_to_stream(events, {type = event, client = record[CLIENT], id = verification_id(key), purpose = record[PURPOSE],
+    channel = record[CHANNEL], phone = record[PHONE], status = status, call = record[CALL_STATUS .. last] or '',
+    at = int(now_ms())})
 end
 
 -- Notify those who listen of a change, and if `events` is the stream, the client's webhook of `event`, if there is one.
 local function publish(key, event, events)
   redis.call('HINCRBY', key, VERSION, 1)
   redis.call('PUBLISH', 'pv:changes', verification_id(key))
-  if not events then
-    return
-  end
+  if not events then return end
   local record = load(key)
   if event and not record[IS_ANNOUNCED] then
     -- The first event of a verification is that it was created: the call may not have been recorded, or not yet.

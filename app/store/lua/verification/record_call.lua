@@ -6,14 +6,11 @@
 --         8 operator, or ''   9 token in the limits, if the call may be refunded later, or ''
 -- RETURN  {'recorded', 1 if this has ended the call, else 0, now, expires, record}
 --         {'not_found'}
-
 local key, events = unpack(KEYS)
 local number, status, ref, unknown_status, code_digest, code_length, dial, operator, limits_token = unpack(ARGV)
 
 local record = load(key)
-if not record[CLIENT] then
-  return {'not_found'}
-end
+if not record[CLIENT] then return {'not_found'} end
 
 local before = record[CALL_STATUS .. number]
 if not before or STAGE[before] == LAST_STAGE or STAGE[status] < STAGE[before] then

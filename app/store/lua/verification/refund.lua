@@ -6,15 +6,12 @@
 -- ARGV    1 number of the call   2 lifetime of a call   3 token of the start that stored it, or '' for any: of two starts
 --         that name the same verification one is refused, and must not refund the call of the other
 -- RETURN  1 if this has refunded it, else 0
-
 local phone_key, key, events = unpack(KEYS)
 local number, lifetime, token = unpack(ARGV)
 
 local record, phone = load(key), load(phone_key)
 local reservation = record[RESERVATION .. number] or ''
-if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then
-  return 0
-end
+if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then return 0 end
 local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
 
 -- Remove an entry from a list of the phone, once.

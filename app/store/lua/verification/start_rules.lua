@@ -8,7 +8,6 @@
 --         14 token of the start, '' in a preview   15 digest of the address, or ''
 --         16 failed checks of a phone allowed, 17 from one address, 18 in which period
 --         19 cooldowns '<duration> …'   20 limits of calls to a phone '<name> <count> <period>,…'
-
 local phone_key, new_key, events = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, call_number,
   lifetime, calls_allowed, checks_allowed, token, address, failed_allowed, failed_share, failed_period,
@@ -76,22 +75,16 @@ local function refusal()
     return {'limited', 'failed_checks_per_phone', wait}
   elseif address ~= '' then
     _, wait = used(failed, now, tonumber(failed_share), failed_period, address)
-    if wait > 0 then
-      return {'limited', 'failed_checks_per_phone_and_address', wait}
-    end
+    if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
 
   for i, limit in ipairs(limits) do
     local inside, wait_for_call = used(placed, now, limit.count, limit.period)
-    if wait_for_call > 0 then
-      return {'limited', limit.name, wait_for_call}
-    end
+    if wait_for_call > 0 then return {'limited', limit.name, wait_for_call} end
     calls_left[i] = limit.count - inside - 1
   end
 end
 
 local refused = refusal()
-if refused then
-  return refused
-end
+if refused then return refused end
 local next_number = is_resend and named[LAST_CALL] + 1 or 1

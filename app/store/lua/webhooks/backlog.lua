@@ -4,7 +4,6 @@
 -- KEYS    1 stream   2 expiry   3 retry   4 dead
 -- ARGV    1 for how long letters are kept
 -- RETURN  {how long the oldest event has waited beyond its time, how many are in the stream, wait for a retry, are dead}
-
 local stream, expiry, retry, dead = unpack(KEYS)
 local kept = ARGV[1]
 

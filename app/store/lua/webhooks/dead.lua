@@ -3,8 +3,7 @@
 --
 -- KEYS    1 dead   2 letters
 -- ARGV    1 for how long letters are kept
--- RETURN  {{when it was given up, its fields as a flat JSON array}…}
-
+-- RETURN  {{when it was given up, its fields as a JSON object}…}
 local dead, letters = unpack(KEYS)
 local kept = ARGV[1]
 

@@ -3,8 +3,6 @@
 --
 -- KEYS    1 stream
 -- ARGV    1 group   2 entry
--- RETURN  nothing
-
 local stream = KEYS[1]
 local group, entry = unpack(ARGV)
 

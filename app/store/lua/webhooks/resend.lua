@@ -5,7 +5,6 @@
 -- ARGV    1 event, or '' for the oldest   2 how many at most   3 only those given up by this moment, or '' for now
 --         4 for how long letters are kept
 -- RETURN  {how many are no longer dead, the moment}
-
 local stream, dead, letters = unpack(KEYS)
 local event, most, moment, kept = unpack(ARGV)
 
@@ -24,13 +23,8 @@ for _, id in ipairs(events) do
     redis.call('HDEL', letters, id)
     if letter then
       local fields = cjson.decode(letter)
-      for i = 1, #fields, 2 do
-        if fields[i] == 'attempts' then
-          fields[i + 1] = '0'
-        end
-      end
-      redis.call('XADD', stream, '*', unpack(fields))
-      redis.call('PEXPIRE', stream, EVENTS_KEPT_MS)
+      fields.attempts = '0'
+      add_to_stream(stream, fields)
     end
   end
 end

@@ -8,31 +8,20 @@
 --         8 for how long letters are kept
 -- RETURN  'retry' | 'dead'    where it is now
 --         'gone'              another worker settled it
-
 local stream, retry, dead, letters = unpack(KEYS)
 local group, entry, pause, attempts, last_error, most_retries, most_dead, kept = unpack(ARGV)
 
 local now = now_ms()
 local found = redis.call('XRANGE', stream, entry, entry)[1]
-if not found or redis.call('XACK', stream, group, entry) == 0 then
-  return 'gone'
-end
+if not found or redis.call('XACK', stream, group, entry) == 0 then return 'gone' end
 redis.call('XDEL', stream, entry)
 
-local _, fields = unpack(found)
-local id, letter = entry, {}
+local letter, fields = {event = entry}, found[2]
 for i = 1, #fields, 2 do
-  local field, value = fields[i], fields[i + 1]
-  if field == 'event' then
-    id = value
-  elseif field ~= 'attempts' and field ~= 'error' then
-    letter[#letter + 1] = field
-    letter[#letter + 1] = value
-  end
+  letter[fields[i]] = fields[i + 1]
 end
-for _, part in ipairs({'event', id, 'attempts', attempts, 'error', last_error}) do
-  letter[#letter + 1] = part
-end
+letter.attempts, letter.error = attempts, last_error
+local id = letter.event
 redis.call('HSET', letters, id, cjson.encode(letter))
 redis.call('PEXPIRE', letters, kept)
 

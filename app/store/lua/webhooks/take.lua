@@ -8,12 +8,11 @@
 -- pv:{events}:expiry     sorted set: <client>|<verification id>|<purpose>|<channel>|<phone> → when it expires
 -- pv:{events}:retry      sorted set: event → when it is tried again
 -- pv:{events}:dead       sorted set: event → when it was given up
--- pv:{events}:letters    hash: event of the two sets before → its fields, as a flat JSON array
+-- pv:{events}:letters    hash: event of the two sets before → its fields, as a JSON object
 --
 -- KEYS    1 stream   2 expiry   3 retry   4 letters
 -- ARGV    1 group   2 how many at most   3 time after which an entry is given to another worker
 -- RETURN  {{taken over: {entry id, {field, value…}}…}, {new: the same…}, how many were trimmed before they were settled}
-
 local stream, expiry, retry, letters = unpack(KEYS)
 local group, most, claim_after = unpack(ARGV)
 
@@ -42,9 +41,8 @@ local expired = pop_due(expiry, '(' .. now) -- in the millisecond of its expiry 
 for i = 1, #expired, 2 do
   local client, id, purpose, channel, phone = expired[i]:match('^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
   if client then
-    redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', 'verification.expired', 'client', client,
-      'id', id, 'purpose', purpose, 'channel', channel, 'phone', phone, 'status', 'expired', 'call', '',
-      'at', int(tonumber(expired[i + 1])))
+    add_to_stream(stream, {type = 'verification.expired', client = client, id = id, purpose = purpose, channel = channel,
+      phone = phone, status = 'expired', call = '', at = int(tonumber(expired[i + 1]))})
   end
 end
 
@@ -52,16 +50,10 @@ local again = pop_due(retry, now)
 for i = 1, #again, 2 do
   local letter = redis.call('HGET', letters, again[i])
   redis.call('HDEL', letters, again[i])
-  if letter then
-    redis.call('XADD', stream, '*', unpack(cjson.decode(letter)))
-  end
+  if letter then add_to_stream(stream, cjson.decode(letter)) end
 end
 
-if #expired + #again > 0 then
-  redis.call('PEXPIRE', stream, EVENTS_KEPT_MS)
-elseif redis.call('EXISTS', stream) == 0 then
-  return {{}, {}, 0}
-end
+if redis.call('EXISTS', stream) == 0 then return {{}, {}, 0} end
 
 -- All workers read under one name: an entry is given out once whatever the name, and no name is left behind.
 local _, claimed, trimmed = unpack(in_group('XAUTOCLAIM', stream, group, 'worker', claim_after, '0-0', 'COUNT', most))
