@@ -218,3 +218,21 @@ async def test_without_redis_nothing_is_claimed() -> None:
     with pytest.raises(StoreUnavailable):
         await queue.claim(1)
     await nowhere.aclose()
+
+
+async def test_a_call_that_is_retried_a_hundred_times_at_once_is_claimed_once(redis: Redis, queue: CallQueue) -> None:
+    await queue.schedule(CALL, NOW)
+    (claimed,) = await queue.claim(1)
+
+    await asyncio.gather(*(queue.retry(claimed, NOW) for _ in range(100)))
+
+    assert await queue.claim(100) == [DueCall(CALL, 2)]
+
+
+async def test_a_hundred_calls_that_are_done_at_once_are_claimed_no_more(queue: CallQueue) -> None:
+    names = calls(100)
+    await schedule(queue, names)
+
+    await asyncio.gather(*(queue.done(name) for name in names))
+
+    assert await queue.claim(100) == []

@@ -64,26 +64,22 @@ for _, it in ipairs(found) do
   end
 end
 
-local now = now_ms()
-if not latest then
-  return {'not_found'}
-elseif #pending == 0 and latest.record[STATUS] == 'locked' then
-  return {'locked', until_next_call(latest.key, latest.record, now)}
-elseif #pending == 0 then
-  return {latest.record[STATUS] .. '_before'}
+if not latest then return {'not_found'} end
+latest = pending[1] or latest
+local now, key, record = now_ms(), latest.key, latest.record
+if record[STATUS] == 'locked' then
+  return {'locked', until_next_call(key, record, now)}
+elseif record[STATUS] then
+  return {record[STATUS] .. '_before'}
 end
-latest = pending[1]
-local key, record = latest.key, latest.record
 
 local function is_live(it, number)
   return tonumber(it.record[EXPIRES_AT .. number] or 0) > now
 end
 
-if #candidates > 0 and record[IS_DIALLED] then
-  return {'no_code_needed'}
-elseif #candidates == 0 and not record[IS_DIALLED] then
-  return {'code_needed'}
-elseif #candidates == 0 then
+if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
+if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
+if #candidates == 0 then
   local number = record[LAST_CALL]
   if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}) end
   return {'waiting', rest_of_id(key), {}, tonumber(record[CHECKS_ALLOWED])}

@@ -27,7 +27,7 @@ local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)
 end
 
--- Return the moment, when a record expires, and its fields: the end of a reply that shows a verification.
+-- Return what ends a reply that shows a verification: the moment, when the record expires, and its fields.
 local function snapshot(key, now)
   return int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)
 end
@@ -41,7 +41,7 @@ local function in_expiry(key, record)
   return table.concat({record[CLIENT], verification_id(key), record[PURPOSE], record[CHANNEL], record[PHONE]}, '|')
 end
 
--- Have the client's webhook told when a verification expires, unless it is final.
+-- Schedule the webhook event of a verification that expires, unless it is final.
 local function schedule_expiry(key, record, events)
   local expiry = events .. ':expiry'
   if record[STATUS] or not record[IS_ANNOUNCED] then
@@ -62,7 +62,7 @@ local function add_event(key, record, event, status, events)
     at = int(now_ms())})
 end
 
--- Notify those who listen of a change, and if `events` is the stream, the client's webhook of `event`, if there is one.
+-- Publish a change to listeners, and add `event`, if there is one, to the stream `events` of a client with a webhook.
 local function publish(key, event, events)
   redis.call('HINCRBY', key, VERSION, 1)
   redis.call('PUBLISH', 'pv:changes', verification_id(key))

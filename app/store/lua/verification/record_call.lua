@@ -59,15 +59,11 @@ if status ~= 'unconfirmed' then
   redis.call('HDEL', key, RESERVATION .. number)
 end
 
-local event = 'call.status_changed'
-if events and not record[IS_ANNOUNCED] then
-  change(IS_ANNOUNCED, 1)
-  event = 'verification.created'
-end
 redis.call('HSET', key, unpack(changes))
 local is_new_ref = ref ~= '' and ref ~= record[CALL_REF .. number]
 local is_new_word = unknown_status ~= (record[UNKNOWN_STATUS .. number] or '')
-if before ~= status or is_new_ref or is_new_word or is_first or event == 'verification.created' then
-  publish(key, event, events)
+local is_created = events and not record[IS_ANNOUNCED]
+if before ~= status or is_new_ref or is_new_word or is_first or is_created then
+  publish(key, is_created and 'verification.created' or 'call.status_changed', events)
 end
 return {'recorded', STAGE[status] == LAST_STAGE and 1 or 0, snapshot(key, now_ms())}

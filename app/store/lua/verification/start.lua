@@ -7,7 +7,6 @@
 
 local IDS_KEPT = 20 -- of a client and purpose; the limits of a phone let fewer live at a time
 
-local number = call_number
 if tonumber(number) ~= next_number then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end

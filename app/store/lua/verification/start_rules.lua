@@ -1,5 +1,4 @@
--- The rules of a start, put in front of start_preview.lua, which asks them, and of start.lua, which asks again and stores
--- the call.
+-- The rules of a start, put in front of start_preview.lua and of start.lua, which stores the call.
 --
 -- KEYS    1 phone   2 record of a new verification   3 stream of events, if the client has a webhook
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
@@ -9,7 +8,7 @@
 --         16 failed checks of a phone allowed, 17 from one address, 18 in which period
 --         19 cooldowns '<duration> …'   20 limits of calls to a phone '<name> <count> <period>,…'
 local phone_key, new_key, events = unpack(KEYS)
-local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, call_number,
+local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number,
   lifetime, calls_allowed, checks_allowed, token, address, failed_allowed, failed_share, failed_period,
   cooldown_list, limit_list = unpack(ARGV)
 local is_test = test == '1'
@@ -37,10 +36,10 @@ local LONGEST_REQUEST = 15000 -- a provider is not waited for longer, unless the
 -- there will be one, so the wait is short.
 local function cooldown()
   local wait = next_call - now
-  local rest, number = (phone[ASKED_CALL] or ''):match('^(%x+):(%d+)$')
+  local rest, asked_number = (phone[ASKED_CALL] or ''):match('^(%x+):(%d+)$')
   local asked = rest and load(record_key(phone_key, rest)) or {}
-  if asked[CLIENT] and asked[CALL_STATUS .. number] == 'initiated' and not asked[CALL_REF .. number]
-      and asked[EXPIRES_AT .. number] - lifetime + LONGEST_REQUEST > now then
+  if asked[CLIENT] and asked[CALL_STATUS .. asked_number] == 'initiated' and not asked[CALL_REF .. asked_number]
+      and asked[EXPIRES_AT .. asked_number] - lifetime + LONGEST_REQUEST > now then
     return math.min(wait, 1000)
   end
   return wait
