@@ -41,7 +41,7 @@ class RoundTrip(Protocol):
 class Script:
     """A Lua script, ``app/store/lua/<feature>/<name>.lua``, behind ``common.lua`` and those that it stands ``after``.
 
-    Names of fields are replaced by their letters: Lua 5.1 has no constants, and as locals they make a check 8 % slower.
+    Names of fields are replaced by their letters: Lua 5.1 has no constants, and as locals they make a check 5 % slower.
 
     Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
     has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that

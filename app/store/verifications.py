@@ -1,4 +1,4 @@
-"""Verifications in Redis: one script for each use case, one round trip for each script."""
+"""Verifications in Redis: one script and one round trip for each use case."""
 
 import hashlib
 import hmac
@@ -26,17 +26,9 @@ from app.verification.errors import (
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.model import (
-    Call,
-    CallState,
-    CallStatus,
-    CheckResult,
-    Started,
-    Status,
-    Verification,
-)
+from app.verification.model import Call, CallState, CallStatus, CheckResult, Started, Status, Verification
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Limit, Policy, Quota
+from app.verification.policy import Limit, Policy, Quota
 from app.verification.ports import (
     CallHistory,
     CallId,
@@ -63,10 +55,10 @@ _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are som
 
 
 class RedisVerificationStore:
-    """The VerificationStore of ``app/verification/ports.py``, on Redis.
+    """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
-    The events of ``webhook_clients`` are written in the same step as the change that they report. Their stream lies in
-    a slot of its own, so webhooks do not work on a Redis Cluster.
+    The events of ``webhook_clients`` are written in the same script as the change. Their stream is in a slot of its
+    own, so webhooks do not work on a Redis Cluster.
     """
 
     def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
@@ -75,13 +67,12 @@ class RedisVerificationStore:
         self._webhook_clients = frozenset(webhook_clients)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
-        """Return what a start would meet."""
+        """Return what a start would do."""
         phone = self._name(call.phone)
         new = phone.new_record()
         arguments = self._start_arguments(phone, call, 0, policy)
         reply = await self._runner.run(PREVIEW, [phone.key, new.key], arguments)
         number, operator, calls = _accepted(reply, call)
-        # A second call of a verification is one of that which the request names; a first one begins another.
         verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
         words = [word.decode() for word in calls]
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
@@ -97,7 +88,7 @@ class RedisVerificationStore:
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Write what became of a call."""
+        """Record what happened to a call."""
         name, state = _record(verification.id), update.state
         arguments: list[Argument] = [
             *(call_number, state.status, update.ref or "", state.provider_status or ""),
@@ -114,7 +105,7 @@ class RedisVerificationStore:
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
-        """Write that the person dialled the number of a reverse call."""
+        """Record that the person dialled the number of a reverse call."""
         keys = [_record(verification.id).key, *self._events(verification.client)]
         arguments: list[Argument] = [call_number, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
         return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
@@ -127,12 +118,12 @@ class RedisVerificationStore:
         return bool(await self._runner.run(REFUND, keys, [name.call_number, ms(policy.lifetime), token or ""]))
 
     async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
-        """Count the check, compare, consume."""
+        """Count the check, compare the code and consume it."""
         record = _record(verification_id)
         return await self._check(record.key, record.bucket, "", guess, policy)
 
     async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
-        """Do so for the latest verification of a phone and purpose."""
+        """Do so for all pending verifications of a phone and purpose."""
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, guess, policy)
 
@@ -145,7 +136,7 @@ class RedisVerificationStore:
         return _verification(name, *facts)
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
-        """Make a pending verification canceled."""
+        """Cancel a pending verification."""
         name = _record(verification_id)
         outcome, *facts = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
         if outcome != b"canceled":
@@ -160,10 +151,10 @@ class RedisVerificationStore:
         return PhoneName.from_phone(self._phone_key, phone)
 
     def _start_arguments(self, phone: PhoneName, call: NewCall, number: int, policy: Policy) -> list[Argument]:
-        """Write the arguments that ``start_rules.lua`` lists. Raises VerificationNotFound."""
+        """Return the arguments that ``start_rules.lua`` lists. Raises VerificationNotFound."""
         named = _record(call.resend_of) if call.resend_of is not None else None
         if named and named.bucket != phone.bucket:
-            raise VerificationNotFound  # it is another phone's
+            raise VerificationNotFound  # it is of another phone
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         cooldowns = [timedelta()] if call.test else policy.cooldowns
         return [
@@ -181,7 +172,7 @@ class RedisVerificationStore:
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *(allowance.limit for allowance in further)]
         events = self._events(guess.client)
-        keys = [key, *self._limit_keys(further), *events]
+        keys = [key, *(name_limit(self._phone_key, allowance) for allowance in further), *events]
         arguments: list[Argument] = [
             *(guess.client, purpose, secrets.token_hex(6), len(events)),
             *(guess.retry_digest or "", self._address(guess.address)),
@@ -198,17 +189,14 @@ class RedisVerificationStore:
         return _check_result(outcome, RecordName(bucket, rest.decode()).verification_id, facts, _quotas(limits, left))
 
     def _address(self, address: str | None) -> str:
-        """Digest an address for the log of failed checks; nothing without one."""
+        """Return the digest of an address for the log of failed checks, or '' without one."""
         if not address:
             return ""
         return hmac.digest(self._phone_key, f"address\0{address}".encode(), hashlib.sha256).hex()[:_ADDRESS_DIGITS]
 
     def _events(self, client: str) -> list[str]:
-        """Return the key of the stream, if a client is told of events."""
+        """Return the key of the stream, if the client has a webhook."""
         return [STREAM] if client in self._webhook_clients else []
-
-    def _limit_keys(self, allowances: Iterable[Allowance]) -> list[str]:
-        return [name_limit(self._phone_key, allowance) for allowance in allowances]
 
 
 def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], quotas: tuple[Quota, ...]) -> CheckResult:
@@ -247,7 +235,7 @@ _REFUSALS: Mapping[bytes, type[VerificationError]] = {
 
 
 def _accepted(reply: Sequence[Any], call: NewCall) -> Sequence[Any]:
-    """Return what a script tells of a start that it does not refuse. Raises what it is refused for."""
+    """Return the reply of a start without its outcome, or raise what refuses it."""
     outcome, *facts = reply
     match outcome:
         case b"ready" | b"started":
@@ -261,7 +249,7 @@ def _accepted(reply: Sequence[Any], call: NewCall) -> Sequence[Any]:
 
 
 def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
-    """Make the error of a script's refusal; the words are those in the RETURN comments of the scripts."""
+    """Return the error of a script's refusal, as the RETURN comments of the scripts list them."""
     match outcome:
         case b"locked":
             return VerificationLocked(retry_after=seconds(facts[0]))
@@ -335,7 +323,7 @@ def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:
 
 
 def _digits(phone: Phone) -> str:
-    """Write a phone without its plus sign: Redis keeps digits alone in half the bytes."""
+    """Return a phone without its plus sign: Redis stores digits alone in half the bytes."""
     return phone.e164.removeprefix("+")
 
 
