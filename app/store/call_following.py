@@ -1,4 +1,4 @@
-"""The queue of calls to look up, in Redis, of all workers: in one slot, so that one script claims and counts."""
+"""The queue of calls whose status is polled, in Redis, for all workers: in one slot, so that one script does all."""
 
 import logging
 from datetime import timedelta
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 SCHEDULE, RETRY, DONE, LAG = (Script("call_following", name) for name in ("schedule", "retry", "done", "lag"))
 CLAIM = Script("call_following", "claim", after=["limits/window"])
 
-_DUE, _ATTEMPTS, _LOOKS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "looks"))
+_DUE, _ATTEMPTS, _POLLS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "polls"))
 _MEMORY = timedelta(hours=1)  # far longer than a verification lives
 
 
 class RedisCallQueue:
     """The ``CallQueue`` of ``app/verification/call_following.py``, in Redis.
 
-    ``lease`` is how long a claim lasts: longer than a look-up can take. ``per_second`` is how many calls all workers
+    ``lease`` is how long a claim lasts: longer than a poll can take. ``per_second`` is how many calls all workers
     together claim in any second.
     """
 
@@ -30,19 +30,19 @@ class RedisCallQueue:
         self._lease = lease
 
     async def schedule(self, name: CallId, delay: timedelta) -> None:
-        """Schedule a look-up of a call after ``delay``, as if it were the first."""
+        """Schedule the first poll of a call after ``delay``."""
         await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(name), ms(delay), ms(_MEMORY)])
 
     async def claim(self, most: int) -> list[DueCall]:
         """Claim up to ``most`` calls that are due, the longest due first."""
         arguments = [most, self._per_second, ms(self._lease), ms(_MEMORY)]
-        dropped, claimed = await self._runner.run(CLAIM, [_DUE, _ATTEMPTS, _LOOKS], arguments)
+        dropped, claimed = await self._runner.run(CLAIM, [_DUE, _ATTEMPTS, _POLLS], arguments)
         if dropped:
             log.warning("call_queue.dropped", extra={"calls": dropped})
         return [DueCall(CallId.parse(member.decode()), attempt) for member, attempt in claimed]
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
-        """Schedule another look-up of a claimed call after ``delay``, unless the claim is over."""
+        """Schedule another poll of a claimed call after ``delay``, unless the claim is over."""
         await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.name), call.attempt, ms(delay), ms(_MEMORY)])
 
     async def done(self, name: CallId) -> None:

@@ -27,7 +27,7 @@ PHONE, ANSWER, EXPIRIES, SET_ASIDE, EVENTS = (
     Script("erasure", name) for name in ("phone", "answer", "expiry", "letters", "events")
 )
 
-_STEP = 1000  # how many entries one script, or one SCAN, looks at: bounds how long it blocks Redis
+_STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class RedisPhoneEraser:
         )
 
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:
-        """Look at all keys of the phone's bucket: the phone's key lists only the latest verifications."""
+        """Examine all keys of the phone's bucket: the phone's key lists only the latest verifications."""
         found, calls = [], 0
         async for key in self._scan(f"pv:{{{name.bucket}}}:*"):
             record = RecordName.from_id(f"vrf_{name.bucket}{key.rpartition(':')[2]}")

@@ -44,7 +44,7 @@ class RedisIdempotency:
         named = f"{request.client}\0{request.route}\0{request.key}"
         name, token = f"pv:{{i:{_digest(self._name_key, named.encode())}}}", secrets.token_hex(_TOKEN_BYTES)
         # Byte by byte, so JSON that is spaced in another way is another body. The meaning of a body changes when a new
-        # version of the service gives a field a default; a repetition across that must not look like another request.
+        # version of the service gives a field a default; a repetition across that must not be refused as another.
         fingerprint = _digest(self._body_key, name.encode() + request.body)
         outcome, *answer = await self._runner.run(CLAIM, _keys(name), [fingerprint, token, ms(_CLAIM_FOR)])
         match outcome:

@@ -67,7 +67,7 @@ class RedisOutbox:
         return bool(place != b"dead")
 
     async def backlog(self) -> Backlog:
-        """Return how delivery stands."""
+        """Return the state of delivery."""
         lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_LETTERS_KEPT)])
         return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
 

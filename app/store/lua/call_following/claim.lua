@@ -1,10 +1,10 @@
 -- Claim calls that are due, the longest due first. A claim ends with its lease. schedule.lua describes the keys.
 --
--- KEYS    1 due   2 attempts   3 looks
+-- KEYS    1 due   2 attempts   3 polls
 -- ARGV    1 how many at most   2 how many all workers may claim in a second   3 lease
---         4 for how long a call is kept that nobody claims
+--         4 for how long an unclaimed call is kept
 -- RETURN  {how many were kept too long and are dropped, {{id, how often it was claimed, with this claim}, …}}
-local due, attempts, looks = unpack(KEYS)
+local due, attempts, polls = unpack(KEYS)
 local most, per_second, lease, memory = unpack(ARGV)
 
 local now = now_ms()
@@ -14,11 +14,11 @@ for _, call in ipairs(kept_too_long) do
   redis.call('HDEL', attempts, call)
 end
 
-local room = math.max(0, per_second - used_of_set(looks, now, tonumber(per_second), 1000))
+local room = math.max(0, per_second - used_of_set(polls, now, tonumber(per_second), 1000))
 local claimed = {}
 for _, call in ipairs(redis.call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', 0, math.min(most, room))) do
   redis.call('ZADD', due, int(now + lease), call)
-  count_in_set(looks, now, int(now) .. ':' .. call, 1000)
+  count_in_set(polls, now, int(now) .. ':' .. call, 1000)
   claimed[#claimed + 1] = {call, redis.call('HINCRBY', attempts, call, 1)}
 end
 if #claimed > 0 then

@@ -1,11 +1,11 @@
--- Schedule a look-up of a call as if it were the first.
+-- Schedule the first poll of a call's status.
 --
--- pv:{queue}:due         sorted set: the calls to look up: id → when, or until when it is claimed
+-- pv:{queue}:due         sorted set: the calls to poll: id → when, or until when it is claimed
 -- pv:{queue}:attempts    hash: id → how often it was claimed
--- pv:{queue}:looks       sorted set: the claims of the last second, of all workers
+-- pv:{queue}:polls       sorted set: the claims of the last second, of all workers
 --
 -- KEYS    1 due   2 attempts
--- ARGV    1 id of the call   2 delay   3 for how long a call is kept that nobody claims
+-- ARGV    1 id of the call   2 delay   3 for how long an unclaimed call is kept
 local due, attempts = unpack(KEYS)
 local call, delay, memory = unpack(ARGV)
 

@@ -3,7 +3,7 @@
 -- its event settled. webhooks/take.lua describes the key.
 --
 -- KEYS    1 stream
--- ARGV    1 phone   2 entry to begin with, '-' at first   3 how many to look at   4 group
+-- ARGV    1 phone   2 entry to begin with, '-' at first   3 how many to examine   4 group
 -- RETURN  {entry to begin the next step with, or '' after the last, how many were erased}
 local stream = KEYS[1]
 local phone, first, count, group = unpack(ARGV)

@@ -3,7 +3,7 @@
 -- describes the keys.
 --
 -- KEYS    1 letters   2 retry   3 dead
--- ARGV    1 phone   2 cursor, '0' at first   3 about how many to look at
+-- ARGV    1 phone   2 cursor, '0' at first   3 about how many to examine
 -- RETURN  {cursor of the next step, '0' after the last, how many were erased}
 local letters, retry, dead = unpack(KEYS)
 local phone, cursor, count = unpack(ARGV)

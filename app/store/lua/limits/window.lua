@@ -1,6 +1,6 @@
 -- Sorted sets of moments: exactly how many events a sliding window has.
 --
--- pv:{l:<digest>}    sorted set: a limit over an address, a range of numbers, a client or everybody: token → moment
+-- pv:{l:<digest>}    sorted set: a limit over an address, a range of numbers, a client or all: token → moment
 
 -- Return how many events there are in the last `period`, and how long until there is room for another among `count`.
 local function used_of_set(key, now, count, period)

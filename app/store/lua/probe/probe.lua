@@ -29,7 +29,7 @@ end
 
 local denied = require_right('PUBLISH', 'pv:changes', '') or require_right('XGROUP', 'CREATE', key, '', '')
 for _, command in ipairs(COMMANDS) do
-  -- More arguments than some take: only where keys may stand is looked at.
+  -- More arguments than some take: only the positions of keys are checked.
   denied = denied or require_right(command, key, key, key, key)
 end
 return denied or 1

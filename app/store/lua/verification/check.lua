@@ -99,8 +99,8 @@ for _, it in ipairs(pending) do
 end
 if #live > 0 and not is_as_long then return {'other_length', lengths} end
 
--- Against the phone it counts once for each code: else three codes made before guessing would make it three times as
--- likely to guess one on the same budget.
+-- Against the phone a wrong code counts once for each live code. Else requesting three codes before guessing would make a
+-- right guess three times as likely on the same budget.
 local comparisons = math.max(1, #live)
 local phone_key, failed, left = phone_key_of(key, record), nil, {}
 if not record[IS_TEST] then
@@ -123,7 +123,7 @@ for _, candidate in ipairs(candidates) do
   for _, code in ipairs(live) do
     local it, status_field = code.of, CALL_STATUS .. code.number
     if held_digest(it.key, candidate) == code.digest then
-      -- Who knows the code has heard it, whatever the provider has reported of the call so far.
+      -- A right code was heard, even if the provider has not reported yet that the call was answered.
       if STAGE[it.record[status_field]] < STAGE.answered then
         redis.call('HSET', it.key, status_field, 'answered')
       end

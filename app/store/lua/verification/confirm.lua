@@ -3,7 +3,7 @@
 --
 -- KEYS    1 record   2 stream of events, if the client has a webhook
 -- ARGV    1 number of the call   2 provider's reference   3 phone that called   4 lifetime of a call
---         5 time after the start before which nobody can have dialled
+--         5 time after the start before which dialling is impossible
 -- RETURN  'confirmed' | 'confirmed_before' | 'not_found' | 'too_early'
 --         'not_the_caller'   another phone called, or the callback only announces the number
 local key, events = unpack(KEYS)

@@ -22,7 +22,7 @@ local function verification_id(key)
 end
 
 -- Bind a digest to its verification, which the service cannot do: asked by phone, it does not know the id. SHA-1 is
--- enough, because its input is a keyed digest of 256 bits that nobody can guess or choose.
+-- enough, because its input is a keyed digest of 256 bits that cannot be guessed or chosen.
 local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)
 end

@@ -1,6 +1,6 @@
 -- Store the digest of a call about to be placed: of a new verification, or of the one that is called again. The record's
 -- channel, code length and checks change only once the call is recorded, so that a refund leaves what was there before.
--- start_rules.lua, which stands before this, lists KEYS and ARGV and returns what refuses the start.
+-- start_rules.lua precedes it: it lists KEYS and ARGV, and returns what refuses the start.
 --
 -- RETURN  {'started', checks left once the call is placed, {calls left of each limit…}, now, expires, record}
 --         {'cooldown' | 'calls_exhausted', ms to wait} | {'limited', name of the limit, ms to wait} | {'not_found'}

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Return what a start would meet, and what was tried with the phone before, without changing anything. start_rules.lua,
--- which stands before this, lists KEYS and ARGV and returns what refuses the start.
+-- Return what a start would meet, and what was tried with the phone before, without changing anything. start_rules.lua
+-- precedes it: it lists KEYS and ARGV, and returns what refuses the start.
 --
 -- RETURN  {'ready', number of the call in its verification, operator or '', {channel, status, … of each call of the
 --          client's pending verifications of this purpose, and of one without a code}}

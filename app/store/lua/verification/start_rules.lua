@@ -1,4 +1,4 @@
--- The rules of a start, put in front of start_preview.lua and of start.lua, which stores the call.
+-- The rules of a start, which precede start_preview.lua and start.lua, which stores the call.
 --
 -- KEYS    1 phone   2 record of a new verification   3 stream of events, if the client has a webhook
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
@@ -29,8 +29,8 @@ for _, limit in ipairs(limits) do
 end
 local placed, calls_left = recent(phone[CALL_LOG], now, longest_period), {}
 
-local MOST_CALLS = 100 -- to one verification, those that the provider refused among them: scripts look at each
-local LONGEST_REQUEST = 15000 -- a provider is not waited for longer, unless the process that waits has died
+local MOST_CALLS = 100 -- of one verification, with those that the provider refused: scripts loop over them
+local LONGEST_REQUEST = 15000 -- to a provider; after that the process that waits has died
 
 -- Return how long until the phone may be called. While the provider is being asked for a call it is not known whether
 -- there will be one, so the wait is short.
@@ -67,7 +67,7 @@ local function refusal()
     end
   end
 
-  -- A code that nobody may check is not worth a call.
+  -- A code that cannot be checked is not worth a call.
   local failed = recent(phone[FAILED_LOG], now, failed_period)
   local _, wait = used(failed, now, tonumber(failed_allowed), failed_period)
   if wait > 0 then

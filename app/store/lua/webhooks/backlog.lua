@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Return how delivery stands, at the same small cost however many events there are. take.lua describes the keys.
+-- Return the state of delivery, in constant time. take.lua describes the keys.
 --
 -- KEYS    1 stream   2 expiry   3 retry   4 dead
 -- ARGV    1 for how long letters are kept

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Remove an event that was delivered, or that nobody wants. take.lua describes the key.
+-- Remove an event that was delivered, or that no endpoint wants. take.lua describes the key.
 --
 -- KEYS    1 stream
 -- ARGV    1 group   2 entry

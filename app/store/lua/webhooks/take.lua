@@ -55,7 +55,7 @@ end
 
 if redis.call('EXISTS', stream) == 0 then return {{}, {}, 0} end
 
--- All workers read under one name: an entry is given out once whatever the name, and no name is left behind.
+-- All workers use one consumer name: an entry is given out once all the same, and no unused name remains.
 local _, claimed, trimmed = unpack(in_group('XAUTOCLAIM', stream, group, 'worker', claim_after, '0-0', 'COUNT', most))
 local fresh = {}
 if #claimed < tonumber(most) then
