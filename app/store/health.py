@@ -26,11 +26,7 @@ _WHY = {
 
 
 class RedisUnreachable(Exception):
-    """Redis cannot be used at all; ``why`` ends a sentence that begins with its name, and contains no secret."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    """Redis cannot be used; the message ends a sentence that begins with its name, and contains no secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ class RedisVerificationStore:
         new = phone.new_record()
         arguments = self._start_arguments(phone, call, 0, policy)
         reply = await self._runner.run(PREVIEW, [phone.key, new.key], arguments)
-        number, operator, calls = _accepted(reply, call)
+        number, operator, calls = _facts(reply, call.resend_of)
         verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
         words = [word.decode() for word in calls]
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
@@ -83,7 +83,7 @@ class RedisVerificationStore:
         phone, record = self._name(call.phone), _record(name.verification_id)
         keys = [phone.key, record.key, *self._events(call.client)]
         arguments = self._start_arguments(phone, call, name.call_number, policy)
-        checks_left, calls_left, *stored = _accepted(await self._runner.run(START, keys, arguments), call)
+        checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = replace(_verification(record, *stored), checks_left=checks_left)
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
@@ -96,10 +96,7 @@ class RedisVerificationStore:
             *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
         keys = [name.key, *self._events(verification.client)]
-        outcome, *facts = await self._runner.run(RECORD_CALL, keys, arguments)
-        if outcome != b"recorded":
-            raise _refusal(outcome, facts)
-        ended, *record = facts
+        ended, *record = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
         return Recorded(_verification(name, *record), bool(ended))
 
     async def confirm(
@@ -130,18 +127,13 @@ class RedisVerificationStore:
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
         """Read a verification."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(READ, [name.key], [client or ""])
-        if outcome != b"found":
-            raise _refusal(outcome, facts)
-        return _verification(name, *facts)
+        return _verification(name, *_facts(await self._runner.run(READ, [name.key], [client or ""])))
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
-        if outcome != b"canceled":
-            raise _refusal(outcome, facts)
-        return _verification(name, *facts)
+        reply = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
+        return _verification(name, *_facts(reply))
 
     async def ping(self) -> None:
         """Return if Redis answers."""
@@ -181,12 +173,10 @@ class RedisVerificationStore:
             _limit_list(limits[1:]),
             *guess.candidates,
         ]
-        outcome, *facts = await self._runner.run(CHECK, keys, arguments)
-        if outcome not in {b"verified", b"verified_again", b"wrong", b"waiting", b"exhausted"}:
-            raise _refusal(outcome, facts)
-        rest, left, *facts = facts
-        limits = limits[: len(left)]
-        return _check_result(outcome, RecordName(bucket, rest.decode()).verification_id, facts, _quotas(limits, left))
+        reply = await self._runner.run(CHECK, keys, arguments)
+        rest, left, *facts = _facts(reply)
+        quotas = _quotas(limits[: len(left)], left)
+        return _check_result(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
 
     def _address(self, address: str | None) -> str:
         """Return the digest of an address for the log of failed checks, or '' without one."""
@@ -234,32 +224,25 @@ _REFUSALS: Mapping[bytes, type[VerificationError]] = {
 }
 
 
-def _accepted(reply: Sequence[Any], call: NewCall) -> Sequence[Any]:
-    """Return the reply of a start without its outcome, or raise what refuses it."""
+def _facts(reply: Sequence[Any], resend_of: str | None = None) -> Sequence[Any]:
+    """Return what follows the outcome in a script's reply, or raise the error of a refusal (see its RETURN comment)."""
     outcome, *facts = reply
     match outcome:
-        case b"ready" | b"started":
-            return facts
         case b"cooldown":
-            raise CallCooldown(retry_after=seconds(facts[0]), verification_id=call.resend_of)
+            raise CallCooldown(retry_after=seconds(facts[0]), verification_id=resend_of)
         case b"calls_exhausted":
             raise RateLimited(limit="calls_per_verification", retry_after=seconds(facts[0]))
-        case _:
-            raise _refusal(outcome, facts)
-
-
-def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
-    """Return the error of a script's refusal, as the RETURN comments of the scripts list them."""
-    match outcome:
         case b"locked":
-            return VerificationLocked(retry_after=seconds(facts[0]))
+            raise VerificationLocked(retry_after=seconds(facts[0]))
         case b"limited":
             name, wait = facts
-            return RateLimited(limit=name.decode(), retry_after=seconds(wait))
+            raise RateLimited(limit=name.decode(), retry_after=seconds(wait))
         case b"other_length":
-            return CodeTooShortOrLong(frozenset(facts[0]))
+            raise CodeTooShortOrLong(frozenset(facts[0]))
+        case _ if outcome in _REFUSALS:
+            raise _REFUSALS[outcome]
         case _:
-            return _REFUSALS[outcome]()
+            return facts
 
 
 def _phone_limits(call: NewCall, policy: Policy) -> Sequence[Limit]:
