@@ -1,9 +1,9 @@
-"""What runs beside the requests for as long as the service does."""
+"""Repeated work beside the requests, for as long as the service runs."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -13,26 +13,24 @@ from app.verification.errors import StoreUnavailable
 log = logging.getLogger(__name__)
 
 Step = Callable[[], Awaitable[timedelta]]
-"""Does a little work, and tells how long to wait until it is called again."""
+"""Does some work, and returns how long to wait until the next call."""
 
 
 class Background:
-    """Calls each of the named ``steps`` again and again, for as long as it is open.
+    """Calls each added step repeatedly while the context is open.
 
-    A step that fails is called again after a pause: ``first_pause`` at first, then twice as long each time up to
-    ``longest_pause``, less a random share. When it is closed, whatever is under way is canceled and has ``grace`` to
-    end.
+    A step that fails is called again after ``first_pause``, which doubles with each failure up to ``longest_pause``,
+    less a random share. When the context is closed, running steps are canceled and have ``grace`` to end.
     """
 
     def __init__(
         self,
-        steps: Mapping[str, Step],
         *,
         first_pause: timedelta = timedelta(seconds=1),
         longest_pause: timedelta = timedelta(seconds=30),
         grace: timedelta = timedelta(seconds=3),
     ) -> None:
-        self._steps = dict(steps)
+        self._steps: dict[str, Step] = {}
         self._first_pause = first_pause
         self._longest_pause = longest_pause
         self._grace = grace
@@ -40,8 +38,11 @@ class Background:
         self._last_success: dict[str, float] = {}
         self._is_open = False
 
+    def add(self, name: str, step: Step) -> None:
+        """Add a step, before the context is opened."""
+        self._steps[name] = step
+
     async def __aenter__(self) -> Self:
-        """Begin."""
         self._is_open = True
         now = asyncio.get_running_loop().time()
         self._last_success = dict.fromkeys(self._steps, now)
@@ -54,7 +55,6 @@ class Background:
     async def __aexit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Cancel what is under way, and wait until it has ended."""
         self._is_open = False
         for task in self._tasks:
             task.cancel()
@@ -64,11 +64,10 @@ class Background:
         if stuck:
             log.error("background.stuck", extra={"steps": sorted(self._tasks[task] for task in stuck)})
 
-    @property
-    def lag(self) -> dict[str, timedelta]:
-        """How long ago each step last succeeded; before it ever did, how long ago this was opened."""
+    def gauges(self) -> dict[str, float]:
+        """Return the seconds since each step last succeeded; before its first success, since the context was opened."""
         now = asyncio.get_running_loop().time()
-        return {name: timedelta(seconds=now - moment) for name, moment in self._last_success.items()}
+        return {name: now - moment for name, moment in self._last_success.items()}
 
     async def _repeat(self, name: str, step: Step) -> None:
         failures, is_store_missed = 0, False
@@ -95,12 +94,12 @@ class Background:
                 await asyncio.sleep(pause.total_seconds())
 
     def _pause_after(self, failures: int) -> timedelta:
-        """Twice as long each time; the exponent is bounded, for a float is."""
+        """Double the pause with each failure; the exponent is bounded, so that the float does not overflow."""
         longest = min(self._first_pause * 2.0 ** min(failures - 1, 16), self._longest_pause)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads the workers, no secret
 
 
 def _is_canceled() -> bool:
-    """Return whether it is this task that somebody wants to end, and not something that its step waited for."""
+    """Return whether this task is canceled, and not just something that its step waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,6 +1,7 @@
-"""The application: its routes, and what is opened when it starts. What it is built of: ``app/wiring``."""
+"""The application: its routes, and the objects that are opened when it starts (``app/container.py``)."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -9,22 +10,22 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verify
+from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
 from app.api.docs import install_docs
 from app.api.middleware import RequestMiddleware
 from app.api.path_prefix import PathPrefix
 from app.api.problems import install_problems
-from app.api.state import State
+from app.container import Container, make_network, open_container
 from app.sandbox import VirtualNetwork, sandbox_router
 from app.sandbox.demo import demo_router
-from app.settings import Mode, Settings
-from app.wiring import build, make_network, open_tracing
+from app.server.shutdown import stop_signals
+from app.settings import Mode, Settings, SettingsError
 
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
 _ROUTERS = (
-    verify.router,
+    verification.router,
     event_stream.router,
     tokens.router,
     provider_account.router,
@@ -44,20 +45,24 @@ Keep the `verification_id` of the answer: check by it, and send it to `start` to
 def create_app(
     settings: Settings, network: VirtualNetwork | None = None, *, tracing: "Tracing | None" = None
 ) -> FastAPI:
-    """Make the application; all that holds a connection is built when it starts and closed when it stops.
+    """Return the application; its objects are built when it starts and closed when it stops.
 
-    In sandbox mode ``network`` is the virtual telephone network, so that a test can look into it. ``tracing`` is what
-    traces, where that is not for the settings to say.
+    Tests pass the sandbox's telephone ``network``, and their own ``tracing`` in place of that of the settings.
+    Raises SettingsError: traces are wanted and cannot be sent.
     """
     tracing = tracing or open_tracing(settings)
     sandbox = (network or make_network(settings)) if settings.mode is Mode.SANDBOX else None
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
         async with AsyncExitStack() as stack:
             if tracing:
                 stack.push_async_callback(asyncio.to_thread, tracing.close)
-            yield await build(settings, sandbox, stack, tracing)
+            container = await stack.enter_async_context(
+                open_container(settings, sandbox, tracing=tracing, in_background=True)
+            )
+            stack.enter_context(stop_signals(container.stopping))
+            yield {"container": container}
 
     app = create_api(lifespan, server=settings.path_prefix or "/")
     if tracing:
@@ -71,9 +76,9 @@ def create_app(
 
 
 def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") -> FastAPI:
-    """Make the routes alone, as production has them: enough to describe the API, too little to serve it.
+    """Return an application with the routes of production; without a ``lifespan``, just enough to describe the API.
 
-    ``server`` is the URL that the description names, relative to the description's own.
+    ``server`` is the URL of the API, relative to that of its description.
     """
     app = FastAPI(
         title="Plusofon Verify",
@@ -87,12 +92,27 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         openapi_url=None,  # install_docs serves it
         redoc_url=None,
         redirect_slashes=False,
-        # What a failed validation says may be a code, and nothing of FastAPI's own is exported anywhere.
+        # The error of a failed validation may contain a code.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        # As they are: the routes of a router that is included are matched twice, on every request.
+        # Not by include_router, whose routes are matched twice on every request.
         routes=[route for router in _ROUTERS for route in router.routes],
     )
     app.add_middleware(RequestMiddleware)
     install_problems(app)
     install_docs(app)
     return app
+
+
+def open_tracing(settings: Settings) -> "Tracing | None":
+    """Return the tracing of TRACING_ENDPOINT, or None without it. Raises SettingsError."""
+    if not settings.tracing.endpoint:
+        return None
+    try:
+        from app.telemetry.tracing import Tracing  # noqa: PLC0415 - of an optional extra
+
+        return Tracing.to(settings.tracing.endpoint, version=version("plusofon-verify"))
+    except ModuleNotFoundError:
+        raise SettingsError(["TRACING_ENDPOINT needs the extra `tracing` of the package."]) from None
+    except ValueError:  # its text may repeat a value
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
+        raise SettingsError([f"TRACING_ENDPOINT cannot be used: OpenTelemetry refuses one of {names}."]) from None

@@ -1,5 +1,6 @@
-"""Signs messages that go out, as the Standard Webhooks specification says.
+"""Signs outgoing messages as the Standard Webhooks specification says.
 
+Its library (``standardwebhooks``) checks the signatures in the tests, and is not needed for these lines here.
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
@@ -12,12 +13,7 @@ _SHORTEST, _LONGEST = 24, 64  # bytes of a secret, by the specification
 
 
 def parse_secret(text: str) -> bytes:
-    """Read a secret written as ``whsec_`` and base64.
-
-    Raises:
-        ValueError: it is none; its value is not repeated.
-
-    """
+    """Read a secret written as ``whsec_`` and base64. Raises ValueError, which does not repeat the value."""
     try:
         secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
     except ValueError:  # binascii.Error is one, and so is what is not ASCII
@@ -28,7 +24,7 @@ def parse_secret(text: str) -> bytes:
 
 
 def sign(secret: bytes, *, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Make the three headers of a message; ``timestamp`` is in seconds since 1970, that of this attempt."""
+    """Return the three headers of a message; ``timestamp`` is that of this attempt, in seconds since 1970."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     signature = base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
     return {

@@ -1,11 +1,11 @@
-"""Mixed load for minutes, on a provider that fails and on workers that are killed; then it is counted what was lost.
+"""Chaos test: mixed load with a failing provider and killed workers; at the end, everything that was lost is counted.
 
 Three workers of the service share one Redis and one sandbox provider, which fails 30 % of the requests that place
-calls, each in a way drawn at random, and chooses the code of every other flash call itself. In turn a worker gets
-SIGKILL, SIGTERM, or SIGINT twice, and is started again; now and then Redis stands still for 1.5 s. People verify,
-mistype, ask again with the id and without, call off, forget, and repeat what they sent with its Idempotency-Key; a
-receiver takes webhooks, and fails at times. In the end what clients were told is held against the network's list of
-calls, the events that were delivered, and the keys in Redis. Ends with 1 unless all counts of faults are zero.
+calls, each in a random way, and chooses the code of every other flash call itself. In turn a worker gets
+SIGKILL, SIGTERM, or SIGINT twice, and is started again; from time to time Redis is paused for 1.5 s. Users verify,
+mistype, ask again with the id and without, cancel, give up, and repeat requests with their Idempotency-Key; a
+receiver accepts webhooks, and sometimes fails. At the end the responses to clients are compared with the network's
+list of calls, the delivered events, and the keys in Redis. Exits with 1 unless all counts of faults are zero.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from redis.asyncio import Redis
 from benchmarks.chaos_network import FAULTS
 from benchmarks.chaos_scene import CLAIM, LIFETIME, WORK, WORKERS, Scene, open_scene
 
-AT_ONCE = 400  # people, at most
-PEOPLE_END_WITHIN, OUTBOX_EMPTY_WITHIN = 90.0, 150.0  # seconds
+AT_ONCE = 400  # maximum number of concurrent users
+PEOPLE_END_WITHIN, OUTBOX_EMPTY_WITHIN = 90.0, 150.0  # timeouts in seconds
 REDIS_STANDS_STILL = 1.5  # seconds; longer than the service waits for it
-SHOWN = 10  # pieces of evidence of a kind
+SHOWN = 10  # pieces of evidence shown per kind of fault
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """For how many ``seconds`` how many people come a second; every how many seconds a worker ends, or Redis pauses."""
+    """The duration (s), the ``rate`` of users per second, and the intervals (s) of worker ends and Redis pauses."""
 
     seconds: float
     rate: float
@@ -41,7 +41,7 @@ class Plan:
 
 
 async def play(scene: Scene, plan: Plan) -> None:
-    """Let people come, and workers die; then let everybody finish, with all workers alive."""
+    """Run the load while workers are ended; then let all users finish, with all workers running."""
     disturbances = [
         asyncio.create_task(scene.workers.end_one_every(plan.end_every, scene.ledger.note_disturbance)),
         asyncio.create_task(_pause_redis(scene, plan.pause_every)),
@@ -52,7 +52,7 @@ async def play(scene: Scene, plan: Plan) -> None:
     def left(person: asyncio.Task[None]) -> None:
         people.discard(person)
         if not person.cancelled() and (error := person.exception()):
-            scene.ledger.stuck.append(f"a person who met what nobody expects: {error!r}")
+            scene.ledger.stuck.append(f"a user failed with an unexpected error: {error!r}")
 
     ends_at = time.monotonic() + plan.seconds
     try:
@@ -79,7 +79,7 @@ async def play(scene: Scene, plan: Plan) -> None:
 
 
 async def _pause_redis(scene: Scene, every: float) -> None:
-    """Have the server stand still now and then, as one does whose machine is moved, or writes to a slow disk."""
+    """Pause the server from time to time, like a live migration of its machine or a slow disk does."""
     pid: int = (await scene.redis.info("server"))["process_id"]
     while True:
         await asyncio.sleep(random.uniform(0.5, 1.5) * every)  # noqa: S311 - no secret
@@ -110,8 +110,8 @@ async def _find_keys_without_ttl(scene: Scene) -> None:
 
 
 async def settle(scene: Scene) -> None:
-    """Wait until everything has expired and is delivered, and hold what is left against what was told."""
-    print("The load is over; waiting for what is left to expire and to be delivered …", flush=True)
+    """Wait until everything has expired and is delivered, and compare the rest with the responses."""
+    print("The load is over; waiting for expiry and deliveries …", flush=True)
     await asyncio.sleep(LIFETIME + 2)
     deadline = time.monotonic() + OUTBOX_EMPTY_WITHIN
     while (left := await _left(scene.redis)) and time.monotonic() < deadline:  # noqa: ASYNC110 - others empty it
@@ -123,7 +123,7 @@ async def settle(scene: Scene) -> None:
 
 
 async def _left(redis: Redis) -> dict[str, int]:
-    """Tell what waits for something, by its key."""
+    """Return the number of waiting items per key."""
     pipeline = redis.pipeline(transaction=False)
     pipeline.xlen("pv:{events}")
     sets = [*(f"pv:{{events}}:{name}" for name in ("expiry", "retry", "dead")), "pv:{queue}:due"]
@@ -135,7 +135,7 @@ async def _left(redis: Redis) -> dict[str, int]:
 
 
 async def _read_all(scene: Scene) -> None:
-    """Ask for every verification that anybody was told of: by now none is there."""
+    """Read every verification that a client knows: by now none should exist."""
     ids = iter(list(scene.ledger.told))
 
     async def read() -> None:
@@ -150,7 +150,7 @@ async def _read_all(scene: Scene) -> None:
 
 
 def report(scene: Scene) -> bool:
-    """Print the numbers, and tell whether those that must be are zero."""
+    """Print the numbers; return whether all fault counts are zero."""
     ledger, counts = scene.ledger, scene.ledger.counts
     logged = scene.workers.logged()
     lost = [*ledger.lost_webhooks(), *scene.receiver.forged]
@@ -161,22 +161,22 @@ def report(scene: Scene) -> bool:
     answered = sum(many for name, many in counts.items() if name.startswith("people: "))
     unanswered = sum(many for name, many in counts.items() if name.startswith("unanswered: "))
     rows = {
-        "people": f"{len(scene.people.phones):,}, of whom {answered:,} got a verification",
-        "requests": f"{counts['requests']:,}, of which {unanswered:,} reached a dead worker or died with one",
+        "users": f"{len(scene.people.phones):,}, of whom {answered:,} got a verification",
+        "requests": f"{counts['requests']:,}, of which {unanswered:,} got no response from a killed worker",
         "starts": f"{counts['starts']:,}: {_listed(outcomes)}",
         "faults of the provider": _listed({fault.value: many for fault, many in scene.network.faults.met.items()}),
         "calls that rang": f"{sum(len(scene.people.calls(phone)) for phone in scene.people.phones):,}",
         "codes heard, numbers dialled": f"{counts['codes heard']:,}, {counts['numbers dialled']:,}",
         "told": _listed({name.removeprefix("told "): n for name, n in counts.items() if name.startswith("told ")}),
         "workers ended": f"{_listed(scene.workers.ended)}; {scene.workers.restarts} started again",
-        "longest that a key was in progress with nobody at work": f"{ledger.longest_held:.1f} s",
-        "events delivered": f"{len(ledger.events):,}, and {delivered - len(ledger.events):,} of them again;"
+        "longest time of a key in progress without a request": f"{ledger.longest_held:.1f} s",
+        "events delivered": f"{len(ledger.events):,}, and {delivered - len(ledger.events):,} of them repeatedly;"
         f" the receiver failed {scene.receiver.failures:,} times",
-        "starts that nobody was answered": f"{len(scene.people.unanswered):,}",
+        "starts without a response": f"{len(scene.people.unanswered):,}",
         "logged by the workers": _listed(logged),
     }
     shown = (
-        *("starts that", "events of", "verified without", "not verified, excused", "nothing heard", "refused, and"),
+        *("starts without", "events of", "verified without", "not verified, excused", "nothing heard", "refused, and"),
         *("people turned", "told a cooldown", "answered starts", "right c", "pauses of", "too late or", "again after"),
         "409 idempotency",
     )
@@ -184,8 +184,8 @@ def report(scene: Scene) -> bool:
     zeros = {
         "calls placed twice": ledger.placed_twice,
         "codes verified twice": ledger.verified_twice,
-        "proofs lost although the key was repeated": ledger.lost_proofs,
-        "keys in progress with nobody at work": held,
+        "tokens lost although the request was repeated": ledger.lost_proofs,
+        "keys in progress without a request": held,
         "heard codes that did not verify": ledger.not_verified,
         "verifications stuck": ledger.stuck,
         "keys without TTL": sorted(ledger.without_ttl),
@@ -208,10 +208,10 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 async def main(plan: Plan) -> int:
-    """Play it, print what came of it, and tell whether nothing was lost."""
-    print(f"{WORKERS} workers on {os.cpu_count()} cores, {plan.seconds:g} s, {plan.rate:g} people a second,", end=" ")
-    print(f"{FAULTS:.0%} of placing requests fail, a worker ends every {plan.end_every:g} s,", end=" ")
-    print(f"Redis stands still for {REDIS_STANDS_STILL} s about every {plan.pause_every:g} s", flush=True)
+    """Run the test, print the results, and return the exit code."""
+    print(f"{WORKERS} workers on {os.cpu_count()} cores, {plan.seconds:g} s, {plan.rate:g} users a second,", end=" ")
+    print(f"{FAULTS:.0%} of the provider requests fail, a worker ends every {plan.end_every:g} s,", end=" ")
+    print(f"Redis is paused for {REDIS_STANDS_STILL} s about every {plan.pause_every:g} s", flush=True)
     async with open_scene() as scene:
         await play(scene, plan)
         await settle(scene)
@@ -221,9 +221,9 @@ async def main(plan: Plan) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--rate", type=float, default=15, help="people a second")
-    parser.add_argument("--end-every", type=float, default=10, help="seconds from the end of one worker to the next")
-    parser.add_argument("--pause-every", type=float, default=15, help="seconds from one pause of Redis to the next")
+    parser.add_argument("--rate", type=float, default=15, help="users a second")
+    parser.add_argument("--end-every", type=float, default=10, help="seconds between two ends of workers")
+    parser.add_argument("--pause-every", type=float, default=15, help="seconds between two pauses of Redis")
     with suppress(KeyboardInterrupt):
         sys.exit(uvloop.run(main(Plan(**vars(parser.parse_args())))))
     sys.exit(130)

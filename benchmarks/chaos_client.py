@@ -1,4 +1,4 @@
-"""A client as a careful backend writes it: it repeats what was not answered, with the same Idempotency-Key."""
+"""A client like that of a careful backend: it retries a request without a response, with the same Idempotency-Key."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import aiohttp
 
 from benchmarks.chaos_ledger import Attempt, Ledger
 
-_GIVES_UP_AFTER = 25.0  # seconds; longer than the claim of a request lasts whose worker died
+_GIVES_UP_AFTER = 25.0  # seconds; longer than the claim of a request whose worker was killed
 _PAUSE = 0.2
 _IN_PROGRESS = "idempotency-in-progress"
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, json.JSONDecodeError)
@@ -21,9 +21,9 @@ _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, json.JSONDecodeError)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer; ``status`` 0: none came.
+    """A response; ``status`` is 0 if none came.
 
-    ``attempts`` counts the requests that may have been evaluated; ``was_cut_off``: one of them got no answer.
+    ``attempts`` counts the requests that may have been evaluated; ``was_cut_off``: one of them got no response.
     """
 
     status: int
@@ -33,17 +33,17 @@ class Answer:
 
     @property
     def problem(self) -> str:
-        """The slug of the problem, if it is one."""
+        """The slug of the problem, or an empty string."""
         return str(self.body.get("type", "")).removeprefix("/problems/")
 
     @property
     def word(self) -> str:
-        """What it says, in a few words."""
+        """A short description of the response."""
         return f"{self.status} {self.problem or self.body.get('status', '')} {self.body.get('limit', '')}".strip()
 
 
 class Client:
-    """Sends requests to one of the workers, whichever; a worker that does not answer is followed by another."""
+    """Sends requests to a random worker; a retry may use another one."""
 
     def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str], api_key: str, ledger: Ledger) -> None:
         self._http = http
@@ -55,7 +55,7 @@ class Client:
     async def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None
     ) -> Answer:
-        """Send a request until it is answered; a repetition is the same to the byte."""
+        """Send a request until it gets a response; a repetition is byte-identical."""
         content = json.dumps(body).encode() if body is not None else None
         headers = {**self._headers, "Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
         deadline = time.monotonic() + _GIVES_UP_AFTER
@@ -70,7 +70,7 @@ class Client:
                     answer = Answer(response.status, await response.json(content_type=None), cut_off, attempts)
             except _FAILURES as error:
                 self._counts[f"unanswered: {type(error).__name__}"] += 1
-                # A connection that was refused carried nothing; one that broke may have.
+                # A refused connection carried no request; a broken one may have.
                 if isinstance(error, aiohttp.ClientConnectorError):
                     attempts -= 1
                 else:

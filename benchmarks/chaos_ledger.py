@@ -1,4 +1,4 @@
-"""What was told, heard and delivered under chaos, and which of it does not add up."""
+"""The records of the chaos test: responses, calls and webhook deliveries, and the contradictions between them."""
 
 import time
 from collections import Counter, defaultdict
@@ -11,10 +11,10 @@ TERMINAL = {"verified", "locked", "canceled", "expired"}
 
 @dataclass(slots=True, kw_only=True)
 class Told:
-    """What clients were told of one verification: that it was ``created`` (a 201), and how it ended, if they know.
+    """What clients know of one verification: whether it was ``created`` (a 201), and how it ended.
 
-    ``created_at`` is when that 201 came at last (seconds). ``is_unsure``: the answer that would have told how it ended
-    never came.
+    ``created_at`` is the time of the last such 201 (seconds). ``is_unsure``: the response that would have reported the
+    end was lost.
     """
 
     phone: str
@@ -26,7 +26,7 @@ class Told:
 
 @dataclass(slots=True)
 class Delivered:
-    """One event, by its webhook-id: what it says, and how often it was taken."""
+    """The content of one webhook event, and how often it was accepted."""
 
     type: str
     verification_id: str
@@ -36,11 +36,11 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Right:
-    """A right code, or a dialled number, that was checked in one request, with all its repetitions.
+    """A check of a right code, or of a reverse call that was made, with all its repetitions.
 
-    ``answer`` is the last one in a few words. ``has_key``: the request had an ``Idempotency-Key``. ``is_unsure``: at
-    least one answer to it was lost or was a 503, so an evaluation of it may have gone unseen. ``excused`` says why it
-    need not verify, if it need not.
+    ``answer`` is the last response in short. ``has_key``: the request had an ``Idempotency-Key``. ``is_unsure``: at
+    least one response was lost or was a 503, so the check may have been evaluated. ``excused`` is the reason why it
+    need not verify, if there is one.
     """
 
     verification_id: str
@@ -55,9 +55,9 @@ class Right:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One request with an ``Idempotency-Key``: when it was sent and when it ended (seconds), and how, in a few words.
+    """One request with an ``Idempotency-Key``: when it was sent and when it ended (seconds), and the result in short.
 
-    ``is_held``: it was refused, because another one was said to be in progress.
+    ``is_held``: it was refused because another one was reported as in progress.
     """
 
     began: float
@@ -69,7 +69,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts everything, and keeps the evidence for what must not happen."""
+    """Counts everything, and keeps the evidence of faults."""
 
     counts: Counter[str] = field(default_factory=Counter)
     placed_twice: list[str] = field(default_factory=list)
@@ -84,26 +84,26 @@ class Ledger:
     events: dict[str, Delivered] = field(default_factory=dict)
     attributed: Counter[str] = field(default_factory=Counter)  # calls, by phone
     disturbances: list[tuple[float, str]] = field(default_factory=list)
-    longest_held: float = 0.0  # seconds for which a key was in progress with nobody at work
+    longest_held: float = 0.0  # seconds for which a key was in progress without a request
 
     def note_start(self, phone: str, outcome: str, calls: int) -> None:
-        """Write down one start, with all its repetitions: what was answered, and how many calls came of it."""
+        """Record one start with all its repetitions: the outcome, and the number of calls."""
         self.counts["starts"] += 1
         self.counts[f"start {outcome}"] += 1
         self.attributed[phone] += calls
         if calls > 1:
             self.placed_twice.append(f"{phone}: {calls} calls for one request, answered '{outcome}'")
         if calls and outcome == "refused":
-            self.not_verified.append(f"{phone}: refused, and called all the same")
+            self.not_verified.append(f"{phone}: refused, but called")
 
     def note_repeated_start(self, phone: str, first_id: str, again_id: str | None) -> None:
-        """Write down what a repetition of an answered start was told: the same verification, or evidence."""
+        """Record the verification that a repetition of an answered start returned; another one is a fault."""
         self.counts["answered starts repeated"] += 1
         if again_id != first_id:
             self.placed_twice.append(f"{phone}: repeated, answered with {again_id} in place of {first_id}")
 
     def note_right(self, right: Right) -> None:
-        """Write down the answer to a right code: it verifies, once, and its proof can be asked for again."""
+        """Record the response to a right code: it must verify, once, and a repetition must return the token again."""
         if right.verified_id:
             if right.verified_id != right.verification_id:
                 self.not_verified.append(f"{right.phone}: verified {right.verified_id}, not {right.verification_id}")
@@ -118,11 +118,11 @@ class Ledger:
         if was_used and right.verification_id in self.verified_by:
             self.counts["right codes refused because they had been used"] += 1
         elif was_used and right.is_unsure:
-            self.note_end(right.verification_id, right.phone, "verified")  # the answer that said so was lost
+            self.note_end(right.verification_id, right.phone, "verified")  # the response with the success was lost
             if right.has_key:
                 self.lost_proofs.append(evidence)
             else:
-                self.counts["verified without a key, and the proof lost"] += 1
+                self.counts["verified without a key, and the token lost"] += 1
         elif right.excused:
             self.of(right.verification_id, right.phone).is_unsure = True
             self.counts[f"not verified, excused: {right.excused}"] += 1
@@ -130,10 +130,11 @@ class Ledger:
             self.not_verified.append(evidence)
 
     def held_claims(self, *, after_answer: float, after_silence: float) -> Iterator[str]:
-        """Find keys that were refused as in progress although nobody was at work any more.
+        """Yield keys that were refused as in progress although no request was being processed.
 
-        Nobody is at work once all requests with the key have ended that were not refused so. A key may be in progress
-        for so many seconds after the last of them, or after the last that was not answered.
+        No request is being processed once all requests with the key have ended, except those refused as in progress. A
+        key may be in progress for ``after_answer`` seconds after the last of them, or for ``after_silence`` seconds
+        after the last one without a response.
         """
         for (path, key), attempts in self.attempts.items():
             for held in (attempt for attempt in attempts if attempt.is_held):
@@ -148,36 +149,36 @@ class Ledger:
                     yield f"{path} {key}: in progress {since_work:.1f} s after the last request ended: {story}"
 
     def note_created(self, verification_id: str, phone: str) -> None:
-        """Write down a 201."""
+        """Record a 201."""
         told = self.of(verification_id, phone)
         told.created, told.created_at = True, time.monotonic()
 
     def note_end(self, verification_id: str, phone: str, end: str) -> None:
-        """Write down how a verification ended, as a client was told."""
+        """Record how a verification ended, according to a response."""
         self.of(verification_id, phone).end = end
         self.counts[f"told {end}"] += 1
 
     def note_disturbance(self, what: str) -> None:
-        """Write down what is done to the service now."""
+        """Record a disturbance of the service, with the current time."""
         self.disturbances.append((time.monotonic(), what))
 
     def disturbances_near(self, moment: float) -> str:
-        """List what was done to the service around a moment."""
+        """Return the disturbances near a moment, as text."""
         near = ((at - moment, what) for at, what in self.disturbances if abs(at - moment) < _NEAR)
         return ", ".join(f"{what} {after:+.1f} s" for after, what in near) or "nothing"
 
     def of(self, verification_id: str, phone: str) -> Told:
-        """Return what is known of a verification."""
+        """Return the record of a verification."""
         return self.told.setdefault(verification_id, Told(phone=phone))
 
     def note_calls(self, calls: Mapping[str, int]) -> None:
-        """Compare with the network's own list in the end: a call that came later belongs to no request."""
+        """Compare with the network's own list of calls at the end: a later call belongs to no request."""
         for phone, count in calls.items():
             if count != self.attributed[phone]:
                 self.placed_twice.append(f"{phone}: {count} calls in the end, {self.attributed[phone]} attributed")
 
     def events_of(self) -> Mapping[str, Counter[str]]:
-        """Count the events of each verification by type; a call's states are many, and are left out."""
+        """Count the events of each verification by type, without those of call states."""
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for event in self.events.values():
             kind, _, what = event.type.partition(".")
@@ -186,7 +187,7 @@ class Ledger:
         return found
 
     def lost_webhooks(self) -> Iterator[str]:
-        """Compare what was delivered with what was told."""
+        """Yield contradictions between the delivered events and the responses."""
         events = self.events_of()
         for verification_id, told in self.told.items():
             found = events.get(verification_id, Counter())
@@ -200,12 +201,12 @@ class Ledger:
                 yield f"{verification_id}: ended more than once {dict(found)}"
 
     def unexplained_events(self, unanswered: set[str]) -> Iterator[str]:
-        """Find events of verifications that nobody was told of, and count those of starts that nobody was answered."""
+        """Yield events of unknown verifications, and count those of starts without a response."""
         for event in self.events.values():
             if event.verification_id in self.told:
                 continue
             if event.phone in unanswered:
-                self.counts["events of starts that nobody was answered"] += 1
+                self.counts["events of starts without a response"] += 1
             else:
                 yield f"{event.type} of {event.verification_id}, which nobody started"
 

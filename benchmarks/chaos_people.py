@@ -1,6 +1,6 @@
-"""People under chaos: they start, hear, dial, type, mistype, ask again, call off, or forget about it.
+"""Users of the chaos test: they start, hear, dial, type, mistype, ask again, cancel, or give up.
 
-What they send with an ``Idempotency-Key`` they send again: after a 503, after a connection that broke, and at random.
+They repeat requests with an ``Idempotency-Key``: after a 503, after a broken connection, and at random.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from http import HTTPStatus
 from itertools import count
 from typing import Any
 
-from app.sandbox import VirtualCall
+from app.sandbox.calls import VirtualCall
 from app.verification.channels import Channel
 from benchmarks.chaos_client import Answer, Client
 from benchmarks.chaos_ledger import Ledger, Right
 from benchmarks.chaos_network import ChoosingNetwork
 
-# Random magic numbers and those of MTS, which no flash call reaches, are left out: chaos comes from elsewhere here.
+# This prefix contains no magic numbers and no numbers of MTS, which flash calls do not reach.
 _PREFIX = "+7902"
 _PURPOSES = ("phone_verification", "login")
 _CHANNELS = {Channel.VOICE: 40, Channel.FLASH_CALL: 20, Channel.REVERSE_CALL: 15, None: 25}
@@ -34,23 +34,23 @@ _MANNERS = {
     "forget": 12,
 }
 _SENT_TWICE = 0.1  # share of starts that are sent twice at once, with the same key
-_SENT_AGAIN = 0.3  # share of those that were answered and are sent again all the same
+_SENT_AGAIN = 0.3  # share of answered requests that are sent again
 _WITH_KEY = 0.7  # share of checks
 _CHECKS_AT_ONCE = 3
 _HEARD_WITHIN = 4.0  # seconds
 _DIALS_AFTER = 1.2  # seconds; longer than PLUSOFON_HOOK_DELAY_SECONDS
-_CONFIRMED_WITHIN = 8.0  # the provider repeats a hook after 1 s and 2 s more
+_CONFIRMED_WITHIN = 8.0  # the provider repeats a callback after 1 s and 2 s more
 _MOST_GUESSES = 8
-_INSISTS_FOR = 15.0  # seconds in which a start is sent again
+_INSISTS_FOR = 15.0  # seconds for which a start is retried
 _STORE_UNAVAILABLE = "store-unavailable"
 
 
 @dataclass(slots=True, kw_only=True)
 class Pending:
-    """A verification that a person is in.
+    """A pending verification of a user.
 
-    ``good_until``: what they heard first verifies until then at least. ``calls``: the ids of those that rang, and the
-    state that the client was told of each. ``wrong_attempts``: wrong codes that were sent, of ``checks`` allowed.
+    ``good_until``: the first code is valid at least until then. ``calls``: the ids of the calls that rang, with the
+    last known state of each. ``wrong_attempts``: wrong codes that were sent, of ``checks`` allowed.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Pending:
 
 
 class People:
-    """All people, who share nothing but the service and the network."""
+    """All users, who share only the service and the network."""
 
     def __init__(
         self, client: Client, network: ChoosingNetwork, ledger: Ledger, *, lifetime: float, cooldown: float
@@ -76,12 +76,12 @@ class People:
         self._lifetime = lifetime
         self._cooldown = cooldown
         self._numbers = count(1_000_000)
-        self._random = random.Random(7)  # noqa: S311 - the same people each time
+        self._random = random.Random(7)  # noqa: S311 - the same users each time
         self.phones: set[str] = set()
         self.unanswered: set[str] = set()
 
     async def verify_one(self) -> None:
-        """Have one person with a new phone go through a verification, in a manner of their own."""
+        """Run one user with a new phone through a verification, in a random manner."""
         phone = f"{_PREFIX}{next(self._numbers):07}"
         self.phones.add(phone)
         channel = _draw(self._random, _CHANNELS)
@@ -108,11 +108,11 @@ class People:
                 await self._finish(pending, mistypes=manner == "mistyped")
 
     def calls(self, phone: str) -> list[VirtualCall]:
-        """List the calls that rang a phone. A reverse call rings nobody: it is a number that waits to be dialled."""
+        """Return the calls that rang a phone. A reverse call rings no phone: it is a number to be called."""
         return [call for call in self._network.calls_of(phone) if call.channel is not Channel.REVERSE_CALL]
 
     async def _start(self, body: Mapping[str, Any]) -> Pending | None:
-        """Start, with one key for one wish: repeated where it was refused, got no answer, or at random."""
+        """Start with one key: repeated after a refusal, without a response, or at random."""
         phone, key = body["phone"], str(uuid.uuid4())
         before, began = len(self.calls(phone)), time.monotonic()
 
@@ -149,7 +149,7 @@ class People:
         )
 
     async def _insist(self, answer: Answer, send: Callable[[], Awaitable[Answer]], *, until: float) -> Answer:
-        """Send a request again while Redis is away, and once more after any other refusal that may pass."""
+        """Retry a request during a Redis outage, and once more after any other temporary refusal."""
         was_unsure, refusals = answer.was_cut_off, 0
         while time.monotonic() < until:
             if answer.problem == _STORE_UNAVAILABLE:
@@ -168,7 +168,7 @@ class People:
         return replace(answer, was_cut_off=was_unsure)
 
     async def _call_again(self, pending: Pending, body: Mapping[str, Any]) -> Pending:
-        """Ask for another call of the same verification. A reverse call has no other: it is called anew."""
+        """Resend: another call of the same verification. A reverse call has no resend: it is started again."""
         await asyncio.sleep(self._cooldown + 0.1)
         again = await self._start({**body, "channel": Channel.VOICE, "verification_id": pending.id})
         if again is None:
@@ -180,7 +180,7 @@ class People:
         return replace(again, good_until=pending.good_until, calls={**pending.calls, **again.calls})
 
     async def _have_two(self, first: Pending, body: Mapping[str, Any]) -> None:
-        """Start another verification of the same phone and purpose. Each has a code, and both verify."""
+        """Start another verification of the same phone and purpose. Each has its own code, and both verify."""
         await asyncio.sleep(self._cooldown + 0.1)
         second = await self._start({**body, "channel": Channel.VOICE})
         if second and second.id == first.id:
@@ -189,7 +189,7 @@ class People:
             await self._finish(pending, mistypes=False)
 
     async def _check_at_once(self, pending: Pending) -> None:
-        """Send the right code in several requests at once: one of them verifies, and its repetitions."""
+        """Send the right code in several concurrent requests: only one of them verifies, with its repetitions."""
         heard = await self._hear(pending) if pending.channel != Channel.REVERSE_CALL else None
         if heard is None:
             return
@@ -199,7 +199,7 @@ class People:
             self._ledger.note_right(right)
 
     async def _finish(self, pending: Pending, *, mistypes: bool) -> None:
-        """Do what it takes to be verified."""
+        """Check the right code, or make the reverse call."""
         if pending.channel == Channel.REVERSE_CALL and pending.dial:
             await self._dial(pending, pending.dial)
             return
@@ -212,7 +212,7 @@ class People:
             _, _, answer = await self._check(pending, _another(code), insists=False)
             pending.wrong_attempts += answer.attempts
             self._ledger.counts[f"mistyped: {answer.word}"] += 1
-        # Any code of this verification that is still good, the first as well as the last.
+        # Any valid code of this verification, the first as well as the last.
         body, key, answer = await self._check(pending, code)
         self._ledger.note_right(self._right(pending, heard, body, key, answer))
         if answer.body.get("verified"):
@@ -221,7 +221,7 @@ class People:
     async def _check_again(
         self, pending: Pending, heard: VirtualCall, body: Mapping[str, Any], key: str | None
     ) -> None:
-        """Repeat a check that verified, with its key and with another one: the first alone gives the proof again."""
+        """Repeat a successful check, with its key and with another one: only the first returns the token again."""
         if key and self._random.random() < _SENT_AGAIN:
             await asyncio.sleep(self._random.uniform(0, 1))
             answer = await self._send_check(body, key, until=pending.good_until)
@@ -255,7 +255,7 @@ class People:
         self._ledger.note_right(self._right(pending, None, {}, key, answer))
 
     async def _guess(self, pending: Pending) -> None:
-        """Type wrong codes until it is locked; of a reverse call there is nothing to guess."""
+        """Send wrong codes until the verification is locked; a reverse call has no code to guess."""
         if pending.channel == Channel.REVERSE_CALL:
             return
         heard = await self._hear(pending)
@@ -288,9 +288,9 @@ class People:
         by_phone: bool | None = None,
         insists: bool = True,
     ) -> tuple[Mapping[str, Any], str | None, Answer]:
-        """Check by id or by phone, with a key or without; returns what was sent, and the last answer to it."""
+        """Check by id or by phone, with a key or without; return the request and the last response."""
         if by_phone is None:
-            by_phone = code is not None and self._random.random() < 1 / 3  # without a code, only the id is a proof
+            by_phone = code is not None and self._random.random() < 1 / 3  # without a code, only the id is proof
         which = {"phone": pending.phone, "purpose": pending.purpose} if by_phone else {"verification_id": pending.id}
         key = key or (str(uuid.uuid4()) if self._random.random() < _WITH_KEY else None)
         self._ledger.counts["checks"] += 1
@@ -306,7 +306,7 @@ class People:
     def _right(
         self, pending: Pending, heard: VirtualCall | None, body: Mapping[str, Any], key: str | None, answer: Answer
     ) -> Right:
-        """Describe the answer to a right code, or to a number that was dialled."""
+        """Return the record of the response to a right code, or to a reverse call that was made."""
         is_verified = answer.body.get("verified") is True
         return Right(
             verification_id=pending.id,
@@ -322,7 +322,7 @@ class People:
     def _excuse(
         self, pending: Pending, heard: VirtualCall | None, answer: Answer, *, can_be_repeated: bool
     ) -> str | None:
-        """Say why a right code need not verify, if it need not."""
+        """Return why a right code need not verify, or None."""
         if not answer.status:
             return "no answer"
         if self._is_late(pending):
@@ -331,7 +331,9 @@ class People:
             return "the provider chose the code, and its answer was lost"
         if answer.problem == "verification-locked" and pending.wrong_attempts >= pending.checks:
             return "locked by wrong codes whose answers were lost"
-        if answer.was_cut_off and not can_be_repeated:  # it may have verified, and then another one is asked for
+        if (
+            answer.was_cut_off and not can_be_repeated
+        ):  # it may have verified, and a repetition is compared with other codes
             return "by phone and without a key, and an answer was lost"
         return None
 
@@ -363,5 +365,5 @@ def _another(code: str) -> str:
     return f"{(int(code) + 1) % 10 ** len(code):0{len(code)}}"
 
 
-def _draw(source: random.Random, weights: Mapping[Any, int]) -> Any:  # noqa: ANN401 - whatever is weighted
+def _draw(source: random.Random, weights: Mapping[Any, int]) -> Any:  # noqa: ANN401 - any weighted value
     return source.choices(list(weights), list(weights.values()))[0]

@@ -1,4 +1,4 @@
-"""What a client of the service runs under chaos: a receiver of webhooks that fails at times, and the way for hooks."""
+"""The client's server in the chaos test: a webhook receiver that sometimes fails, and a proxy for callbacks."""
 
 import random
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from starlette.routing import Route
 from benchmarks.chaos_ledger import Delivered, Ledger
 
 _FAILS = 0.1  # share of events whose first delivery is answered with a 500
-_TAKEN = 0.3  # share of those that were taken before that
+_TAKEN = 0.3  # share of those that are accepted before the 500
 
 
 class Receiver:
-    """Takes events, and hands hooks of the provider on to any worker that lives, as a load balancer does.
+    """Accepts webhook events, and passes provider callbacks on to a running worker, as a load balancer does.
 
-    An event fails at most once: after a second failure it would be tried again no sooner than in five minutes.
+    An event fails at most once: the retry after a second failure would come only after five minutes.
     """
 
     def __init__(self, secret: str, ledger: Ledger, http: aiohttp.ClientSession) -> None:
@@ -38,7 +38,7 @@ class Receiver:
 
     @property
     def failures(self) -> int:
-        """How many deliveries it answered with a 500."""
+        """The number of deliveries answered with a 500."""
         return len(self._failed)
 
     async def _take(self, request: Request) -> Response:

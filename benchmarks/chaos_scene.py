@@ -1,4 +1,4 @@
-"""Everything that takes part in chaos, built up around one Redis and one provider, and nothing left of it behind."""
+"""Builds the parts of the chaos test around one Redis and one provider, and removes them afterwards."""
 
 import base64
 import hashlib
@@ -28,11 +28,11 @@ from benchmarks.chaos_workers import Workers
 CLIENT = "shop"
 USER_ID, PROVIDER_TOKEN = "chaos", "chaos-access-token"
 WORKERS = 3
-LIFETIME = 30  # seconds; as short as can be, so that codes expire while it runs
-COOLDOWN = 1  # seconds; so short that it is no help against a second call for a start that is repeated
+LIFETIME = 30  # seconds; as short as possible, so that codes expire during the test
+COOLDOWN = 1  # seconds; so short that it does not hide a second call of a repeated start
 
-# For how long a key is in progress at most, in seconds, when whoever was at work died: before its call was noted, and
-# after that, which is twice the longest request (the time-outs below, and Redis before and after).
+# How long a key may be in progress after its worker was killed, in seconds: before the call was recorded in the
+# journal, and after that, which is twice the longest request (the timeouts below, and Redis before and after).
 CLAIM, WORK = 3.0, 8.0
 
 MANY = "10000000"
@@ -56,7 +56,7 @@ SERVICE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """Everything that takes part."""
+    """The parts of the chaos test."""
 
     ledger: Ledger
     network: ChoosingNetwork
@@ -69,7 +69,7 @@ class Scene:
 
 @asynccontextmanager
 async def open_scene() -> AsyncIterator[Scene]:
-    """Build it all up, and leave nothing behind."""
+    """Build all parts, and remove them at the end."""
     ledger = Ledger()
     network = ChoosingNetwork()
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()

@@ -1,25 +1,24 @@
-"""One worker of the service under chaos: the application as it is composed, but with the provider of another process.
+"""One worker of the service in the chaos test: the real application, with a provider in another process.
 
-In sandbox mode a worker brings a provider of its own, and in production mode it reaches one by HTTPS alone. Here all
-workers share one on loopback, so its address is put into the settings after they were validated; everything else is
-what ``plusofon-verify serve`` would run. Ends when its standard input does: with whoever started it.
+In sandbox mode a worker runs its own provider, and in production mode it requires HTTPS. Here all workers share one
+provider on loopback, so its URL is set after the settings were validated; everything else is what
+``plusofon-verify serve`` would run. The worker ends when its standard input ends, that is, with its parent.
 """
 
 import os
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.state import State
 from app.cli.serving import uvicorn_options
+from app.container import Container, open_container
 from app.main import create_api
 from app.settings import Mode, Settings, load_settings
 from app.telemetry.logging import configure_logging
-from app.wiring import build
 
 PROVIDER_URL = "CHAOS_PROVIDER_URL"
 
@@ -32,9 +31,9 @@ def _settings() -> Settings:
 
 def _make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with AsyncExitStack() as stack:
-            yield await build(settings, None, stack)
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
+        async with open_container(settings, in_background=True) as container:
+            yield {"container": container}
 
     return create_api(lifespan)
 
@@ -45,7 +44,7 @@ def _leave_with_the_parent() -> None:
 
 
 def main() -> None:
-    """Serve until killed, told to stop, or left alone."""
+    """Serve until a signal, or until the parent process ends."""
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     settings = _settings()
     configure_logging(level=settings.log.level, style=settings.log.format)

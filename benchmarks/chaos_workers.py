@@ -1,4 +1,4 @@
-"""The workers under chaos: started, killed one after the other, and started again at the same address."""
+"""The worker processes of the chaos test: started, ended one by one, and started again on the same port."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ _BETWEEN_INTERRUPTS = 0.2
 
 _BROKEN_OFF = re.compile(r"KeyboardInterrupt|CancelledError")
 
-# How a worker ends: as a machine that loses its power, as a deployment ends it, as somebody who presses Ctrl-C twice.
+# How a worker ends: like a power failure, like a deployment, like a developer who presses Ctrl-C twice.
 ENDS: Mapping[str, Sequence[signal.Signals]] = {
     "SIGKILL": (signal.SIGKILL,),
     "SIGTERM": (signal.SIGTERM,),
@@ -38,7 +38,7 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """One process of the service on a port of its own, which stays the same when it is started again."""
+    """One process of the service; it keeps its port when it is started again."""
 
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
         self.port = _free_port()
@@ -50,26 +50,26 @@ class Worker:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the worker."""
         return f"http://{HOST}:{self.port}"
 
     async def start(self) -> None:
-        """Start it, and wait until it listens. Raises WorkerFailed."""
+        """Start the process, and wait until it listens. Raise WorkerFailed if it does not."""
         self._is_ending = False
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "benchmarks.chaos_worker"),
                 cwd=self._folder,
                 env=self._environment,
-                stdin=asyncio.subprocess.PIPE,  # ends with this process, however that ends
+                stdin=asyncio.subprocess.PIPE,  # closes when this process ends for any reason
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for this process, which then ends the workers by itself
+                start_new_session=True,  # Ctrl-C goes only to this process, which then ends the workers
             )
         await self._wait_until_ready(self._process)
 
     async def revive(self) -> None:
-        """Start it if it is dead, or about to be; return when it listens. Raises WorkerFailed."""
+        """Start the process if it has ended or is ending; return when it listens. Raise WorkerFailed if it does not."""
         if self._is_ending:
             await self.end(())
         if self._process and self._process.returncode is None:
@@ -85,7 +85,7 @@ class Worker:
             await asyncio.sleep(0.05)
 
     async def end(self, signals: Sequence[signal.Signals]) -> bool:
-        """Send the signals, and wait until it has ended; kill it, and return False, where it does not."""
+        """Send the signals and wait for the process to end. Return False if it had to be killed."""
         process = self._process
         if process is None:
             return True
@@ -112,7 +112,7 @@ class Worker:
 
 
 class Workers:
-    """Several workers, as an async context manager that leaves none behind."""
+    """Several workers, as an async context manager that ends all of them."""
 
     def __init__(self, count: int, environment: Mapping[str, str], folder: Path) -> None:
         self.all: Sequence[Worker] = [Worker(environment, folder) for _ in range(count)]
@@ -133,23 +133,23 @@ class Workers:
         await self._stop()
 
     async def end_one_every(self, seconds: float, note: Callable[[str], None]) -> None:
-        """End one after the other, each time in another way, and start each again, until canceled; ``note`` each."""
+        """End workers one by one, in alternating ways, and restart them, until canceled; call ``note`` each time."""
         began = time.monotonic()
         for turn, (name, signals) in enumerate(cycle(ENDS.items()), start=1):
             await asyncio.sleep(began + turn * seconds - time.monotonic())
             worker = self.all[random.randrange(len(self.all))]  # noqa: S311 - no secret
             note(name)
             has_ended = await worker.end(signals)
-            self.ended[name if has_ended else f"{name}, and SIGKILL in the end"] += 1
+            self.ended[name if has_ended else f"{name}, finally SIGKILL"] += 1
             await worker.start()
             self.restarts += 1
 
     async def revive(self) -> None:
-        """Have all of them alive, whatever happened to them."""
+        """Start all workers that are not running."""
         await asyncio.gather(*(worker.revive() for worker in self.all))
 
     def logged(self) -> Counter[str]:
-        """Count what the workers logged, by event."""
+        """Count the log lines of the workers by event."""
         found: Counter[str] = Counter()
         for line in "".join(worker.log.read_text(errors="replace") for worker in self.all).splitlines():
             _, named, rest = line.partition('"event":"')
@@ -158,9 +158,9 @@ class Workers:
         return found
 
     def tracebacks(self) -> list[str]:
-        """List the ends of all tracebacks that the workers logged, each of which is a bug.
+        """Return the ends of all logged tracebacks, each of which is a bug.
 
-        Those are left out with which uvicorn tells of what a second SIGINT breaks off.
+        Tracebacks that uvicorn logs for requests cut off by a second SIGINT are excluded.
         """
         lines = (line for worker in self.all for line in worker.log.read_text(errors="replace").splitlines())
         return [line[-1500:] for line in lines if "Traceback" in line and not _BROKEN_OFF.search(line)]
@@ -170,7 +170,7 @@ class Workers:
 
 
 def _free_port() -> int:
-    """Find a port that stays free while its worker is dead: one that no outgoing connection is given by itself."""
+    """Return a port that stays free while its worker is not running: outside the range of ephemeral ports."""
     while True:
         port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
         with suppress(OSError), socket.socket() as probe:

@@ -1,7 +1,7 @@
-"""What a check costs: processor time per ``POST /verify/check``, next to the floor that a plain service stands on.
+"""The cost of a check: CPU time per ``POST /verify/check``, compared with the floor of a plain FastAPI service.
 
-Only the ratio of the two says something about the code; the times say as much about the machine. So it is printed,
-and nothing here passes or fails by it. ``benchmarks/README.md`` tells how to read it.
+Only the ratio of the two depends on the code alone; the times depend on the machine as well. It is printed,
+and nothing here passes or fails by it. ``benchmarks/README.md`` explains the results.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
-from app.verification.code import CodeDigester, derive_key
+from app.verification.code import CodeDigester
+from app.verification.keys import derive_key
 from app.verification.model import Verification
 from app.verification.phone import Phone
 from app.verification.policy import Policy
@@ -39,7 +40,7 @@ CLIENT = "bench"
 SECRET_KEY = "a secret key of the benchmark, known to all"  # noqa: S105 - it keeps nothing secret
 PURPOSE = "login"
 RIGHT, WRONG = "123456", "654321"
-GUESSES = (WRONG, WRONG, WRONG, WRONG, RIGHT)  # what is sent for each verification: as many as the policy allows
+GUESSES = (WRONG, WRONG, WRONG, WRONG, RIGHT)  # the codes sent for each verification: as many as the policy allows
 
 CONNECTIONS = 32
 SEEDED_AT_ONCE = 200
@@ -47,7 +48,7 @@ SEEDED_AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: ``sessions`` of five requests a round, cut short after ``seconds``."""
+    """The extent of the measurement: ``sessions`` of five requests per round, for at most ``seconds``."""
 
     rounds: int
     sessions: int
@@ -56,20 +57,20 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round measured."""
+    """The results of one round."""
 
     cpu_us: float
     latencies_ms: Sequence[float]
     requests_per_second: float
 
     def percentile(self, percent: int) -> float:
-        """Tell the latency that this share of the requests stayed below."""
+        """Return the latency of this quantile of the requests."""
         return statistics.quantiles(self.latencies_ms, n=100)[percent - 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Something that is measured: requests to a server, held ``against`` another subject."""
+    """The subject of a measurement: requests to a server, compared with the subject ``against``."""
 
     name: str
     server: Server
@@ -79,7 +80,7 @@ class Subject:
     rounds: list[Round] = field(default_factory=list)
 
     async def measure(self, sessions: int, seconds: float) -> Round:
-        """Put one round of load on the server. Raises UnexpectedAnswer unless every answer is the right one."""
+        """Put one round of load on the server. Raise UnexpectedAnswer unless every response is correct."""
         prepared = await self.prepare(sessions)
         async with connections(self.server.port, CONNECTIONS) as opened:
             before = self.server.cpu_seconds()
@@ -94,12 +95,12 @@ class Subject:
         )
 
     def median(self, figure: Callable[[Round], float]) -> float:
-        """Tell the median of a figure over the rounds."""
+        """Return the median of a figure over the rounds."""
         return statistics.median(map(figure, self.rounds))
 
 
 def _verify(name: str, load: Load) -> None:
-    """Make sure that the work was done: each verification took its wrong codes and then, once, the right one."""
+    """Check that each verification got its wrong codes and then, once, the right one."""
     found = [sum(word in body for body in load.bodies) for word in (b'"verified":true', b'"verified":false')]
     expected = [load.sessions * GUESSES.count(code) for code in (RIGHT, WRONG)]
     if found != expected:
@@ -108,7 +109,7 @@ def _verify(name: str, load: Load) -> None:
 
 
 class Seeds:
-    """Makes what the checks are about: verifications as ``POST /verify/start`` leaves them, each of another phone."""
+    """Creates verifications in the state that ``POST /verify/start`` leaves, each for another phone."""
 
     def __init__(self, redis: Redis) -> None:
         secret = SECRET_KEY.encode()
@@ -118,11 +119,11 @@ class Seeds:
         self._serials = itertools.count()
 
     async def checks_by_id(self, count: int) -> list[Session]:
-        """Prepare checks that name their verification by its id."""
+        """Prepare checks by verification id."""
         return [_checks("/verify/check", verification_id=seed.id) for seed in await self._start(count)]
 
     async def checks_by_phone(self, count: int) -> list[Session]:
-        """Prepare checks that name it by the phone."""
+        """Prepare checks by phone."""
         started = await self._start(count)
         return [_checks("/verify/check", phone=seed.phone.e164, purpose=PURPOSE) for seed in started]
 
@@ -188,7 +189,7 @@ def _floor(redis_url: str) -> Server:
 
 
 def _subjects(redis_url: str, seeds: Seeds, stack: ExitStack) -> Iterator[Subject]:
-    """Start the servers and tell what is asked of them; the floor comes first."""
+    """Start the servers and return the subjects; the floor comes first."""
     floor = stack.enter_context(_floor(redis_url))
     service = stack.enter_context(_service(redis_url))
     quiet = stack.enter_context(_service(redis_url, LOG_LEVEL="warning"))
@@ -202,7 +203,7 @@ def _subjects(redis_url: str, seeds: Seeds, stack: ExitStack) -> Iterator[Subjec
 
 
 async def measure(effort: Effort) -> list[Subject]:
-    """Warm every subject up, then measure them in turns: what the machine does meanwhile then troubles all alike."""
+    """Warm up every subject, then measure them in turns, so that other load of the machine affects all alike."""
     with ExitStack() as stack:
         redis_url = stack.enter_context(EmbeddedServer()).url
         async with connect(redis_url, timeout=5) as redis:
@@ -218,7 +219,7 @@ async def measure(effort: Effort) -> list[Subject]:
 
 
 def report(subjects: Sequence[Subject]) -> str:
-    """Lay the medians out as a table."""
+    """Return the medians as a table."""
     costs = {subject.name: [found.cpu_us for found in subject.rounds] for subject in subjects}
     lines = [f"{'':32}{'CPU µs':>8}{'ratio':>8}{'p50 ms':>8}{'p99 ms':>8}{'req/s':>8}"]
     for subject in subjects:
@@ -230,7 +231,7 @@ def report(subjects: Sequence[Subject]) -> str:
                 lambda found: found.requests_per_second,
             )
         )
-        # Round by round, for the machine is not the same from one to the next.
+        # Per round, because the machine changes from one round to the next.
         ratio = statistics.median(
             mine / other for mine, other in zip(costs[subject.name], costs[subject.against], strict=True)
         )
@@ -240,10 +241,10 @@ def report(subjects: Sequence[Subject]) -> str:
 
 
 def main() -> None:
-    """Measure as much as the command line asks for, and print the table."""
+    """Measure with the options of the command line, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="rounds, of which the medians are shown")
-    parser.add_argument("--quick", action="store_true", help="one short round: a look, not a measurement")
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds; medians are shown")
+    parser.add_argument("--quick", action="store_true", help="short rounds: a quick look, not a measurement")
     options = parser.parse_args()
     if not Path("/proc/self/stat").exists():
         sys.exit("The processor time of a server is read from /proc: this benchmark needs Linux.")

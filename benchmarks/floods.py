@@ -1,7 +1,8 @@
-"""What strangers without a key can take: memory and descriptors of the service over floods of connections.
+"""Memory and file descriptors of the service during floods of connections without an API key.
 
-Each flood plays for some seconds against the service as a process of its own with 512 descriptors, while a well-behaved
-client asks ``GET /livez`` on new connections. Nothing passes or fails here; the tests of ``tests/integration`` do that.
+Each flood runs for some seconds against a separate process of the service with 512 descriptors, while a well-behaved
+client sends ``GET /livez`` on new connections. Nothing passes or fails here;
+``tests/integration`` has the tests.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import trustme
 from benchmarks.load import HOST
 from benchmarks.server import Server
 
-DESCRIPTORS = 512  # of the service: few, so that they would soon be taken
+DESCRIPTORS = 512  # of the service: few, so that they would soon be used up
 PROBE_SECONDS = 1.0
 API_KEY_DIGEST = hashlib.sha256(b"a key that nobody has").hexdigest()
 
@@ -36,7 +37,7 @@ LONG_BODY = b"POST /verify/start HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process holds: resident memory in MB, and open descriptors."""
+    """The resources of a process: resident memory in MB, and open descriptors."""
 
     memory: int
     descriptors: int
@@ -51,7 +52,7 @@ class Usage:
 
 @dataclass(slots=True)
 class Course:
-    """What was seen over a flood: usage at times, and how the well-behaved client fared."""
+    """The results of a flood: usage over time, and the success of the well-behaved client."""
 
     usages: list[Usage] = field(default_factory=list)
     answered: int = 0
@@ -64,7 +65,7 @@ async def send_only(peer: socket.socket, data: bytes) -> None:
 
 
 async def send_and_read(peer: socket.socket, data: bytes) -> None:
-    """Send again and again, and read what comes."""
+    """Send repeatedly, and read the responses slowly."""
     loop = asyncio.get_running_loop()
 
     async def read() -> None:
@@ -88,7 +89,7 @@ async def send_now_and_then(peer: socket.socket, data: bytes) -> None:
 
 
 async def send_without_end(peer: socket.socket, data: bytes) -> None:
-    """Send, and go on with the body for as long as it is taken."""
+    """Send, and continue with the body as long as it is read."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(peer, data)
     while True:
@@ -96,14 +97,14 @@ async def send_without_end(peer: socket.socket, data: bytes) -> None:
 
 
 async def send_and_disconnect(peer: socket.socket, data: bytes) -> None:
-    """Send, and be gone with a reset."""
+    """Send, and disconnect with a reset."""
     await asyncio.get_running_loop().sock_sendall(peer, data)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flood:
-    """So many connections that each send something; one that ends is made again, if ``again``."""
+    """A number of connections that each send something; with ``again``, a closed one is made again."""
 
     name: str
     connections: int
@@ -113,7 +114,7 @@ class Flood:
     over_tls: bool = False
 
     async def run(self, port: int) -> None:
-        """Play until it is cancelled; what was connected stays so until then."""
+        """Run until cancelled; connections stay open until then."""
         with ExitStack() as stack:
             await asyncio.gather(*(self._connect(port, stack) for _ in range(self.connections)))
             await asyncio.Event().wait()
@@ -151,7 +152,7 @@ FLOODS = (
 
 
 def _probe(port: int, tls: ssl.SSLContext | None) -> bool:
-    """Ask as a client would."""
+    """Send a request as a client would."""
     with contextlib.suppress(OSError), ExitStack() as stack:
         peer = stack.enter_context(socket.create_connection((HOST, port), timeout=2))
         if tls:
@@ -162,7 +163,7 @@ def _probe(port: int, tls: ssl.SSLContext | None) -> bool:
 
 
 async def watch(flood: Flood, server: Server, tls: ssl.SSLContext | None, seconds: float) -> Course:
-    """Play a flood, and look ten times a second."""
+    """Run a flood, and measure ten times a second."""
     course = Course([Usage.of(server.pid)])
     flooding = asyncio.create_task(flood.run(server.port))
     began = probed = time.monotonic()
@@ -181,7 +182,7 @@ async def watch(flood: Flood, server: Server, tls: ssl.SSLContext | None, second
 
 
 def row(name: str, course: Course) -> str:
-    """Lay it out: start, peak, the end of the flood and after it."""
+    """Return a table row: start, peak, the end of the flood and after it."""
     *during, after = course.usages
     cells = [f"{name:38}"]
     for figure in ("memory", "descriptors"):
@@ -192,7 +193,7 @@ def row(name: str, course: Course) -> str:
 
 @contextlib.contextmanager
 def few_descriptors() -> Iterator[None]:
-    """Let processes that start meanwhile have few."""
+    """Limit the file descriptors of processes started within the context."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
     try:
@@ -202,7 +203,7 @@ def few_descriptors() -> Iterator[None]:
 
 
 def main() -> None:
-    """Play all floods, each against a service of its own, and print the table."""
+    """Run all floods, each against a separate service, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=18, help="how long each flood lasts")
     seconds = parser.parse_args().seconds

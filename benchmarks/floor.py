@@ -1,7 +1,7 @@
-"""The floor: what a plain service pays before it does anything of its own. Started by ``check_cost.py``.
+"""The floor: the cost of a plain service without any features. Started by ``check_cost.py``.
 
-FastAPI with a pydantic body and response, and one script in Redis through redis-py as it comes. No authentication, no
-request id, no security headers, no log, no time-out of its own, no digest: all above this is the service's doing.
+FastAPI with a pydantic body and response, and one script in Redis through unmodified redis-py. No authentication, no
+request id, no security headers, no log, no timeout, no digest: everything above this is the cost of the service.
 """
 
 import os
@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-# Two commands on one hash: the least that can compare a code and count the attempt in one step.
+# Two commands on one hash: the minimum to compare a code and count the check in one step.
 SCRIPT = """
 local right = redis.call('HGET', KEYS[1], 'code') == ARGV[1]
 return {right and 1 or 0, redis.call('HINCRBY', KEYS[1], 'checks', 1)}
@@ -21,21 +21,21 @@ return {right and 1 or 0, redis.call('HINCRBY', KEYS[1], 'checks', 1)}
 
 
 class Check(BaseModel):
-    """The code that the person typed."""
+    """The code that the user typed."""
 
     verification_id: str
     code: str
 
 
 class Checked(BaseModel):
-    """Whether it was right, and how many were tried."""
+    """Whether the code was right, and the number of checks."""
 
     verified: bool
     checks: int
 
 
 class Health(BaseModel):
-    """What ``/livez`` of the service answers, too."""
+    """The same response as that of ``/livez`` of the service."""
 
     status: str
 
@@ -58,5 +58,5 @@ async def check(body: Check, request: Request) -> Checked:
 
 @app.get("/bare")
 async def bare() -> Health:
-    """Answer without Redis: what the framework alone costs."""
+    """Respond without Redis: the cost of the framework alone."""
     return Health(status="ok")

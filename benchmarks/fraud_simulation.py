@@ -1,9 +1,9 @@
-"""Honest people and three attacks at the same time, against the running service: what is paid, saved, and refused.
+"""Simulate honest users and three attacks at the same time: calls paid, money saved, and users refused.
 
-The service runs as a process of its own in sandbox mode, on a real Redis, and everything goes over HTTP. First an
-attack in real time, then a day of the most lucrative one: nobody waits for that, everything in Redis is made older
-by half an hour, 48 times. Without the fraud guard the same day is played again, to see what the guard adds to the
-limits. Ends with 1 if an honest person was refused, if too much of the pumping went through, or if the guard added too
+The service runs as a separate process in sandbox mode, with a real Redis, and everything goes over HTTP. First an
+attack in real time, then a day of the most lucrative one, in compressed time: the timestamps in Redis are moved back
+by half an hour, 48 times. The same day is repeated without the fraud guard, to measure what the guard adds to the
+limits. Exits with 1 if an honest user was refused, if too much of the pumping went through, or if the guard added too
 little.
 """
 
@@ -30,7 +30,7 @@ from benchmarks.load import HOST
 from benchmarks.server import Server
 from tests.ageing import age
 
-# The budget of everybody is set out of the way: it would stop every attack, and every honest person with it.
+# The total budget is raised: it would stop every attack, but honest users as well.
 SERVICE = {"MODE": "sandbox", "LOG_LEVEL": "warning", "LIMIT_CALLS_PER_DAY": "100000"}
 WITHOUT_GUARD = {"GUARD_ENABLED": "false"}
 
@@ -42,7 +42,10 @@ HONEST, MISTYPING = 200, 0.1
 PUMPED, BOMBED, GUESSED = 2_000, 500, 500
 GUESSING_ADDRESSES = 5
 CALLS_PER_HOUR = 5  # to one phone
-FREE_OF_CHARGE, STOPPED_OF_THE_REST = 50, 0.95  # pumped calls that may go through; share of all others that may not
+FREE_OF_CHARGE, STOPPED_OF_THE_REST = (
+    50,
+    0.95,
+)  # pumped calls that may go through; share of the others that must be stopped
 AT_ONCE = 24
 HEARD_WITHIN = 20  # seconds; a call of the sandbox is answered after two
 
@@ -53,7 +56,7 @@ HONEST_EVERY, HONEST_PER_TIME = 6, 12  # steps; people
 
 @dataclass(slots=True)
 class Played:
-    """What became of one kind of traffic. ``paid`` is counted at the sandbox, not believed from answers."""
+    """The results of one kind of traffic. ``paid`` is counted at the sandbox, not taken from responses."""
 
     name: str
     asked: int = 0
@@ -64,7 +67,7 @@ class Played:
 
     @property
     def saved_rub(self) -> int:
-        """What the calls that were not placed would have cost."""
+        """The cost of the calls that were not placed."""
         return (self.asked - self.paid) * PRICE_RUB
 
     @property
@@ -75,25 +78,25 @@ class Played:
 
 
 class Town:
-    """Everybody who uses the service, the honest and the others."""
+    """All users of the service, honest ones and attackers."""
 
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
-        self._random = random.Random(2024)  # noqa: S311 - the same town each time; nothing here is secret
-        # Of 198.18.0.0/15, for benchmarks (RFC 2544): a private address is no end user's, and is not limited.
+        self._random = random.Random(2024)  # noqa: S311 - the same run each time; nothing here is secret
+        # From 198.18.0.0/15, for benchmarks (RFC 2544): private addresses are not limited.
         self._addresses = map(str, map(IPv4Address, itertools.count(int(IPv4Address("198.18.0.1")))))
 
     async def verify_honestly(self, people: int, played: Played) -> None:
-        """Have people verify their phones, each from home; some mistype the code once."""
+        """Let users verify their phones, each from their own address; some mistype the code once."""
         await _all(self._verify(phone, played) for phone in self._new_phones(people, played))
 
     async def pump(self, calls: int, played: Played) -> None:
-        """Have numbers of one range called again and again, from as many addresses as there are calls."""
+        """Have numbers of one range called repeatedly, each call from another address."""
         phones = [f"{PUMPED_RANGE}{self._random.randrange(1000):03}" for _ in range(calls)]
         await _all(self._call(phone, played) for phone in phones)
 
     async def bomb(self, calls: int, played: Played) -> None:
-        """Have one phone called again and again, from as many addresses; half of the starts are resends."""
+        """Have one phone called repeatedly, each call from another address; half of the starts are resends."""
         told: list[str] = []
 
         async def call(number: int) -> None:
@@ -109,7 +112,7 @@ class Town:
         await _all(self._guess_once(phone, next(addresses), played) for phone in self._new_phones(phones, played))
 
     async def count_paid(self, played: Played) -> None:
-        """Pick up every phone that was to be called, and count the calls that came in."""
+        """Answer every phone that should be called, and count the calls."""
 
         async def count(phone: str) -> None:
             calls = await self._calls_of(phone)
@@ -118,12 +121,12 @@ class Town:
         await _all(count(phone) for phone in played.phones)
 
     async def balance(self) -> float:
-        """Tell what is left of the provider's account, in RUB."""
+        """Return the balance of the provider account in RUB."""
         balance: float = (await self._api.get("/provider/account")).json()["balance_rub"]
         return balance
 
     def _new_phones(self, count: int, played: Played) -> Sequence[str]:
-        """Draw phones that nobody has yet, of many ranges."""
+        """Return new phones, from many ranges."""
         phones = {f"{self._random.choice(PREFIXES)}{self._random.randrange(10**7):07}" for _ in range(count)}
         return sorted(phones - played.phones)
 
@@ -148,7 +151,7 @@ class Town:
         await self._start(phone, next(self._addresses), played)
 
     async def _start(self, phone: str, address: str, played: Played, named: str | None = None) -> str | None:
-        """Ask for a call, or for another of the named verification. Returns its id, or nothing where it was refused."""
+        """Start a verification, or a resend of the given one. Return its id, or None if it was refused."""
         played.asked += 1
         played.phones.add(phone)
         resend = {"verification_id": named} if named else {}
@@ -169,7 +172,7 @@ class Town:
         return answer
 
     async def _hear(self, phone: str) -> str:
-        """Pick the phone up and listen."""
+        """Answer the phone and return the code."""
         async with asyncio.timeout(HEARD_WITHIN):
             while True:
                 await asyncio.sleep(0.5)
@@ -183,12 +186,12 @@ class Town:
 
 
 def _other(code: str) -> str:
-    """Mistype the last digit."""
+    """Return the code with a wrong last digit."""
     return f"{code[:-1]}{(int(code[-1]) + 1) % 10}"
 
 
 async def _all(doings: Iterable[Awaitable[None]]) -> None:
-    """Do everything, some of it at once; ``doings`` are made when it is their turn."""
+    """Run all actions, several concurrently; each of ``doings`` is created when it is its turn."""
     left = iter(doings)
 
     async def work() -> None:
@@ -200,7 +203,7 @@ async def _all(doings: Iterable[Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def _running(environment: dict[str, str]) -> AsyncIterator[tuple[Town, Redis]]:
-    """Start the service on a Redis of its own."""
+    """Start the service with its own Redis."""
     with (
         EmbeddedServer() as server,
         Server(["app", "serve"], {**SERVICE, **environment, "REDIS_URL": server.url}) as service,
@@ -215,7 +218,7 @@ async def _running(environment: dict[str, str]) -> AsyncIterator[tuple[Town, Red
 
 
 async def play_attacks() -> Sequence[Played]:
-    """Play everything at once, in real time."""
+    """Run everything at once, in real time."""
     honest, pump, bomb, guess = scenes = (
         Played("honest people"),
         Played("pumping one range"),
@@ -237,7 +240,7 @@ async def play_attacks() -> Sequence[Played]:
 
 
 async def play_day(*, guard: bool) -> Sequence[Played]:
-    """Play a day of pumping, with honest people every now and then."""
+    """Simulate a day of pumping, with some honest users."""
     name = "with the guard" if guard else "with limits alone"
     pump, honest = scenes = Played(f"a day of pumping, {name}"), Played(f"honest people, {name}")
     async with _running({} if guard else WITHOUT_GUARD) as (town, redis):
@@ -254,14 +257,14 @@ async def play_day(*, guard: bool) -> Sequence[Played]:
 
 
 def _compare_with_balance(scenes: Sequence[Played], spent: float) -> None:
-    """Make sure that no call was overlooked: the account must have paid for exactly those that were counted."""
+    """Check that no call was overlooked: the account must have paid for exactly the counted calls."""
     counted = sum(played.paid for played in scenes) * PRICE_RUB
     if counted != spent:
         sys.exit(f"{counted} RUB of calls were counted, and {spent} RUB were paid: the simulation is wrong.")
 
 
 def report(scenes: Sequence[Played]) -> str:
-    """Lay the scenes out as a table."""
+    """Return the scenes as a table."""
     head = f"{'':36}{'calls asked':>12}{'paid':>7}{'RUB paid':>10}{'RUB saved':>11}{'refused':>9}  by"
     lines = [head]
     for played in scenes:
@@ -275,24 +278,26 @@ def report(scenes: Sequence[Played]) -> str:
 
 
 async def main() -> int:
-    """Play it, print what came of it, and tell whether it is good enough."""
+    """Run the simulation, print the results, and return the exit code."""
     attacks = await play_attacks()
     print(
         f"All at once, in real time, {os.cpu_count()} cores; a call costs {PRICE_RUB} RUB\n{report(attacks)}\n",
         flush=True,
     )
     days = [*await play_day(guard=True), *await play_day(guard=False)]
-    print(f"A day, not waited for: everything in Redis was made {STEP} older {STEPS} times\n{report(days)}\n")
+    print(
+        f"A day in compressed time: the timestamps in Redis were moved back by {STEP}, {STEPS} times\n{report(days)}\n"
+    )
 
     honest = [played for played in (*attacks, *days) if played.name.startswith("honest")]
     refused = sum(played.refused_people for played in honest)
     stopped = attacks[1].stopped
-    print(f"Honest people refused: {refused} of {sum(played.asked for played in honest)}")
+    print(f"Honest users refused: {refused} of {sum(played.asked for played in honest)}")
     print(f"Pumped calls stopped after the first {FREE_OF_CHARGE}: {stopped:.1%} (at least {STOPPED_OF_THE_REST:.0%})")
     print(f"Calls to the bombed phone: {attacks[2].paid} (at most {CALLS_PER_HOUR} an hour)")
     with_guard, alone = days[0].paid, days[-1].paid
     print(f"Pumped calls of a day with the guard: {with_guard}, of {alone} with limits alone (at most half)")
-    print("Not shown: whoever holds a number of a pumped range is refused with it, until the block ends or is lifted.")
+    print("Not shown: honest users with a number in a pumped range are refused, until the block ends or is lifted.")
     is_guarded = with_guard <= alone / 2
     kept = refused == 0 and stopped >= STOPPED_OF_THE_REST and attacks[2].paid <= CALLS_PER_HOUR and is_guarded
     return int(not kept)

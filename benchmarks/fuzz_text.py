@@ -1,4 +1,4 @@
-"""Fuzz how phone numbers and codes are read: what is no number must not become one, and no number another one.
+"""Fuzz the parsers of phone numbers and codes: no other text may be read as a number, and no number as another one.
 
 Run ``python benchmarks/fuzz_text.py --rounds 200000``; the exit code is 1 if a rule was broken.
 """
@@ -28,7 +28,7 @@ _ALIKE = {digit: [char for char, value in _VALUE.items() if value == digit] for 
 
 
 def _disguise(draw: random.Random, number: str) -> str:
-    """Write a number in the digits of any scripts, with characters between them that mean nothing."""
+    """Return a number with digits of random scripts, with ignored characters between them."""
 
     def noise() -> str:
         return "".join(draw.choices(_DROPPED, k=draw.randrange(3)))
@@ -37,12 +37,12 @@ def _disguise(draw: random.Random, number: str) -> str:
 
 
 def _digits(text: str) -> str:
-    """Return the decimal digits of a text by Unicode's own table, whatever stands between them."""
+    """Return the decimal digits of a text by Unicode's own table, without all other characters."""
     return "".join(_VALUE.get(char, "") for char in text)
 
 
 def _read(text: str) -> tuple[str | None, str | None, str | None]:
-    """Return what the digits, the phone and the code of a text are; none where it is refused."""
+    """Return the digits, the phone and the code of a text; None for each that is refused."""
     results: list[str | None] = []
     for read in (read_digits, lambda text: parse_phone(text).e164, normalize_code):
         try:
@@ -57,7 +57,7 @@ def _national(phone: str) -> str:
 
 
 def _play(draw: random.Random, rounds: int) -> Counter[str]:
-    """Count how texts were read, and what broke a rule under a name that begins with ``WRONG``."""
+    """Count how texts were read; names of broken rules begin with ``WRONG``."""
     counts: Counter[str] = Counter()
     for _ in range(rounds):
         plain = draw.choice(["+79", "89", "79", "9", "+", "+8", ""])
@@ -81,7 +81,7 @@ def _play(draw: random.Random, rounds: int) -> Counter[str]:
         spoilt.insert(draw.randrange(len(spoilt) + 1), draw.choice(_OTHERS))
         digits, phone, code = _read("".join(spoilt))
         counts["numbers with one foreign character, refused"] += digits is None
-        # What is accepted all the same is punctuation that the list above does not have: no digit may come or go.
+        # An accepted text contains punctuation missing in the list above; no digit may be added or lost.
         counts["WRONG: a foreign character became a digit"] += digits is not None and digits.strip("+") != plain.strip(
             "+"
         )
@@ -104,7 +104,7 @@ def _play(draw: random.Random, rounds: int) -> Counter[str]:
 
 
 def main() -> int:
-    """Play, print the counts, and return the exit code."""
+    """Run, print the counts, and return the exit code."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=100_000)
     options.add_argument("--seed", type=int, default=1)

@@ -1,12 +1,13 @@
-"""Strangers against one phone, played out: how lucky their guesses can be, and what its owner still gets.
+"""Simulate attackers who guess codes of one phone: the odds of a right guess, and the effect on the owner.
 
-The strangers know the number, have one address, some, or a new one for each request, and a backend that does for them
-whatever the API allows: start with the ``verification_id`` and without it, check by id and by phone. They wait as long
-as they are told, fire their guesses at once, and repeat none. The owner of the phone verifies several times a day, and
-the strangers guess just before that and between the call and the typing. A guess counts with each live code that it is
-compared with. The service is the whole application on a real Redis; time is compressed by making all in Redis older.
+The attackers know the number, have one address, some, or a new one for each request, and a backend that sends
+whatever the API allows: start with the ``verification_id`` and without it, check by id and by phone. They respect
+``retry_after``, send their guesses concurrently, and repeat none. The owner of the phone verifies several times a day,
+and the attackers guess just before that and between the call and the check. A guess counts once for each valid code
+that it is compared with. The service is the whole application with a real Redis; time is compressed by moving the
+timestamps in Redis back.
 
-Ends with 1 if a promise of ``docs/limits.md`` is broken.
+Exits with 1 if a promise of ``docs/limits.md`` is broken.
 """
 
 import argparse
@@ -42,8 +43,8 @@ from tests.ageing import age
 PHONE, PURPOSE = "+79001234567", "login"
 HOME = "192.0.2.7"  # the owner's address
 ACCEPTED_ODDS = 0.002  # a day
-AT_ONCE = 20  # guesses fired together; a verification takes five
-LONGEST_WAIT = 600.0  # seconds; whoever is told to wait for longer gives up for now
+AT_ONCE = 20  # concurrent guesses; a verification allows five
+LONGEST_WAIT = 600.0  # seconds; a longer retry_after means giving up for now
 MISTYPES = 0.1
 MANY = 1_000_000
 
@@ -68,9 +69,9 @@ CODES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """How strangers come to codes to guess at: by so many ``calls``, which are or are not resends of one verification.
+    """How attackers get codes to guess: by a number of ``calls``, with ``resends`` all of one verification.
 
-    ``by_phone``: their checks name the phone, and so meet the codes of all its verifications.
+    ``by_phone``: they check by phone, and so against the codes of all its verifications.
     """
 
     name: str
@@ -91,7 +92,7 @@ ADDRESSES = {"1": 1, "4": 4, "many": MANY}
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A code that was given out: for which verification, and until when (seconds since the beginning)."""
+    """A code: its verification, and its expiry (seconds since the beginning)."""
 
     verification_id: str
     until: float
@@ -99,7 +100,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A guess that was compared: when, and with how many live codes."""
+    """A guess that was compared: when, and with how many valid codes."""
 
     at: float
     live: int
@@ -107,7 +108,7 @@ class Evaluated:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What became of it all."""
+    """The results of a run."""
 
     digits: int
     sent: int = 0
@@ -115,13 +116,13 @@ class Outcome:
     evaluated: list[Evaluated] = field(default_factory=list)
     called_at: list[float] = field(default_factory=list)
     sessions: int = 0  # of the owner
-    called: int = 0  # sessions in which he got a call
+    called: int = 0  # sessions with a call
     verified: int = 0
     refusals: Counter[str] = field(default_factory=Counter)  # of the owner
 
     @property
     def odds(self) -> float:
-        """The probability that at least one guess was right, in those 24 hours in which that was likeliest."""
+        """The probability of at least one right guess in the worst 24 hours."""
         days = (
             [guess for guess in self.evaluated[first:] if guess.at < self.evaluated[first].at + DAY.total_seconds()]
             for first in range(len(self.evaluated))
@@ -129,7 +130,7 @@ class Outcome:
         return max((1 - prod(1 - guess.live / 10**self.digits for guess in day) for day in days), default=0.0)
 
     def most_calls(self, period: timedelta) -> int:
-        """Count the calls placed to the phone in the worst window of a length."""
+        """Return the number of calls to the phone in the worst window of a given length."""
         return max(
             (sum(first <= at < first + period.total_seconds() for at in self.called_at) for first in self.called_at),
             default=0,
@@ -137,7 +138,7 @@ class Outcome:
 
 
 class Town:
-    """The phone, its owner, and the strangers."""
+    """The phone, its owner, and the attackers."""
 
     def __init__(self, api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, outcome: Outcome) -> None:
         self._api = api
@@ -152,11 +153,11 @@ class Town:
 
     @property
     def now(self) -> float:
-        """Seconds since it began, those that were skipped included."""
+        """Seconds since the beginning, including skipped time."""
         return self._slept + time.monotonic() - self._began
 
     async def live(self, strategy: Strategy, addresses: int, *, days: int, sessions: int, rounds: int) -> None:
-        """Live through some days, with so many sessions of the owner and rounds of guessing between them in each."""
+        """Simulate some days, each with a number of sessions of the owner and rounds of guessing in between."""
         homes = itertools.cycle(str(IPv4Address("198.18.0.1") + number) for number in range(addresses))
         pause = DAY.total_seconds() / sessions / rounds
         for _ in range(days * sessions):
@@ -170,7 +171,7 @@ class Town:
             await self._sleep(max(0.0, pause - (self.now - session_began)))
 
     async def _attack(self, strategy: Strategy, homes: "itertools.cycle[str]") -> None:
-        """Have codes made, and guess at them until nothing is evaluated any more."""
+        """Start verifications, and guess until no guess is evaluated any more."""
         own: list[str] = []
         for _ in range(strategy.calls):
             named = own[0] if own and strategy.resends else None
@@ -184,12 +185,12 @@ class Town:
             await self._fire({"verification_id": verification_id}, homes)
 
     async def _guess_by_phone(self, homes: "itertools.cycle[str]") -> None:
-        """Guess as long as there is something to guess at, each time at what is left."""
+        """Guess as long as there are pending verifications."""
         while await self._fire({"phone": PHONE, "purpose": PURPOSE}, homes):
             pass
 
     async def _fire(self, which: dict[str, str], homes: "itertools.cycle[str]") -> int:
-        """Fire guesses, and return how many were evaluated. None of them is sent twice in one volley."""
+        """Send guesses concurrently, without repetitions; return how many were evaluated."""
         codes = self._random.sample(range(10**self._outcome.digits), AT_ONCE)
 
         async def guess(code: int) -> httpx.Response:
@@ -207,7 +208,7 @@ class Town:
         return len(evaluated)
 
     async def _verify(self, strategy: Strategy, homes: "itertools.cycle[str]") -> None:
-        """Let the owner verify, as he does it: by the id, once more if it did not work, and with slips."""
+        """Let the owner verify: by id, with a retry after a failure, and with typing errors."""
         outcome = self._outcome
         outcome.sessions += 1
         for attempt in range(2):
@@ -235,7 +236,7 @@ class Town:
         return bool(found.get("verified"))
 
     async def _start(self, address: str, named: str | None, refusals: Counter[str] | None = None) -> str | None:
-        """Have the phone called, and wait for that as long as is told, within reason."""
+        """Have the phone called; wait for ``retry_after``, up to a limit."""
         body = {"phone": PHONE, "purpose": PURPOSE, "client_ip": address} | (
             {"verification_id": named} if named else {}
         )
@@ -259,7 +260,7 @@ class Town:
         return heard
 
     def _live(self, verification_id: str | None) -> int:
-        """Count the codes that a guess is compared with: those of one verification, or of all that are pending."""
+        """Return the number of codes that a guess is compared with: of one verification, or of all pending ones."""
         return sum(
             given.until > self.now
             and given.verification_id not in self._ended
@@ -293,9 +294,9 @@ async def _service(settings: Settings, network: VirtualNetwork) -> AsyncIterator
 
 
 async def play(codes: Codes, strategy: Strategy, addresses: int, *, days: int) -> Outcome:
-    """Play some days on a service and a Redis of its own."""
+    """Simulate some days with a separate service and Redis."""
     outcome = Outcome(digits=codes.digits)
-    network = VirtualNetwork(pace=0.001, price=Decimal(0))  # money is not what is to stop them
+    network = VirtualNetwork(pace=0.001, price=Decimal(0))  # money must not be the limit
     with EmbeddedServer() as server:
         settings = _settings(codes, redis={"url": server.url})
         async with connect(server.url, timeout=5) as redis, _service(settings, network) as api:
@@ -304,7 +305,7 @@ async def play(codes: Codes, strategy: Strategy, addresses: int, *, days: int) -
 
 
 def broken_promises(outcome: Outcome, policy: Policy, strategy: Strategy, addresses: int) -> list[str]:
-    """List what ``docs/limits.md`` promises and this run has not kept."""
+    """Return the promises of ``docs/limits.md`` that this run has broken."""
     broken = []
     if outcome.odds >= ACCEPTED_ODDS:
         broken.append(f"the odds of a day are {outcome.odds:.3%}")
@@ -319,7 +320,7 @@ def broken_promises(outcome: Outcome, policy: Policy, strategy: Strategy, addres
 
 
 def _leaves_some(policy: Policy) -> bool:
-    """Tell whether one address cannot use up all failed checks of a phone: one verification may cost as much."""
+    """Return whether one address cannot use up all failed checks of a phone; one verification may cost as much."""
     return policy.failed_checks_per_phone_and_address.count < policy.failed_checks_per_phone.count
 
 
@@ -330,7 +331,7 @@ HEAD = (
 
 
 def row(outcome: Outcome, strategy: Strategy, addresses: str) -> str:
-    """Lay one run out as a line of the table."""
+    """Return one run as a table row."""
     why = ", ".join(f"{reason} {count}" for reason, count in outcome.refusals.most_common())
     called = f"{outcome.called} of {outcome.sessions}"
     return (
@@ -340,12 +341,14 @@ def row(outcome: Outcome, strategy: Strategy, addresses: str) -> str:
 
 
 async def main() -> int:
-    """Play every strategy, print what came of it, and return 1 if a promise was broken."""
+    """Run every strategy, print the results, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--days", type=int, default=2, help="days that are played of each strategy")
+    parser.add_argument("--days", type=int, default=2, help="simulated days per strategy")
     days = parser.parse_args().days
     configure_logging(level="error", style="console")
-    print(f"Python {platform.python_version()}; {days} days of each; time is compressed by making all in Redis older")
+    print(
+        f"Python {platform.python_version()}; {days} days of each; time is compressed (timestamps in Redis move back)"
+    )
     failures = []
     for codes in CODES:
         policy = make_policies(_settings(codes)).default
@@ -361,8 +364,10 @@ async def main() -> int:
                 for promise in broken_promises(outcome, policy, strategy, addresses)
             ]
     print(f"\nPromises broken: {len(failures)} (odds of a day below {ACCEPTED_ODDS:.1%} everywhere; calls to the phone")
-    print("within its limits; one address that guesses by id alone keeps no owner who was called from being verified,")
-    print("where it cannot use up the failed checks of the phone)")
+    print(
+        "within its limits; one address that guesses by id cannot prevent an owner who was called from being verified,"
+    )
+    print("if it cannot use up the failed checks of the phone)")
     for failure in failures:
         print(f"    {failure}")
     return int(bool(failures))

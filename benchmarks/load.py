@@ -1,4 +1,4 @@
-"""A load of keep-alive HTTP/1.1 connections, from a client so small that it leaves the processor to the server."""
+"""Load over keep-alive HTTP/1.1 connections, with a client that needs little CPU."""
 
 import asyncio
 import json
@@ -10,15 +10,15 @@ from typing import Self
 
 HOST = "127.0.0.1"
 
-Session = Sequence[bytes]  # requests that go one after the other over the same connection
+Session = Sequence[bytes]  # requests sent one after the other over the same connection
 
 
 class UnexpectedAnswer(Exception):
-    """An answer that no correct server gives; a measurement over it would mean nothing."""
+    """A response that a correct server would not send; it invalidates the measurement."""
 
 
 def request(method: str, path: str, *, body: Mapping[str, str] | None = None, api_key: str) -> bytes:
-    """Write a request down the way a caller's HTTP client does."""
+    """Return a request as the HTTP client of a caller would send it."""
     content = json.dumps(body).encode() if body else b""
     head = [
         f"{method} {path} HTTP/1.1",
@@ -44,7 +44,7 @@ class Connection:
         return cls(*await asyncio.open_connection(HOST, port))
 
     async def send(self, payload: bytes) -> bytes:
-        """Send a request and return the body of its answer. Raises UnexpectedAnswer unless that is a 200."""
+        """Send a request and return the response body. Raise UnexpectedAnswer unless the status is 200."""
         self._writer.write(payload)
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         _, _, length = head.partition(b"\r\ncontent-length: ")
@@ -54,7 +54,7 @@ class Connection:
         return body
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._writer.close()
         await self._writer.wait_closed()
 
@@ -72,7 +72,7 @@ async def connections(port: int, count: int) -> AsyncIterator[Sequence[Connectio
 
 @dataclass(slots=True)
 class Load:
-    """What a load met: the number of whole sessions, every answer's body, and how long each took (seconds)."""
+    """The results of a load: complete sessions, all response bodies, and the latencies (seconds)."""
 
     sessions: int = 0
     bodies: list[bytes] = field(default_factory=list)
@@ -81,9 +81,9 @@ class Load:
 
 
 async def drive(opened: Sequence[Connection], sessions: Iterable[Session], *, within: float) -> Load:
-    """Put ``sessions`` through all connections at once; after ``within`` seconds, begin no other.
+    """Run ``sessions`` over all connections concurrently; after ``within`` seconds, start no other.
 
-    Each connection sends its next request when it has the answer to the last, so the server is always busy, and the
+    Each connection sends its next request when it has the response to the last, so the server is always busy, and the
     latency is mostly the time that a request waits for the others.
     """
     load = Load()

@@ -27,6 +27,7 @@ from app.verification.fraud_guard import GuardRules
 from app.verification.policy import Policies, Policy
 from app.verification.service import StartRequest, VerificationService
 from tests.fakes import FakeQueue
+from tests.provider_options import http_options
 
 KEY = b"a key of the crashing tests only"
 USER_ID, TOKEN = "crash-user", "crash-token"
@@ -72,7 +73,7 @@ class Killed:
 
 async def start(redis_url: str, provider_url: str, phone: str, at: int, *, late: bool) -> None:
     redis = connect(redis_url, timeout=1)
-    async with PlusofonClient(base_url=provider_url, user_id=USER_ID, access_token=TOKEN) as client:
+    async with PlusofonClient(base_url=provider_url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
         service = make_service(ScriptRunner(redis, timeout=1), client)
         await Killed(service.start(StartRequest(client="shop", phone=phone, purpose="login")), at, late=late)
     await redis.aclose()

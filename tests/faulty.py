@@ -197,7 +197,7 @@ def opening_after_one_refusal(script: Script) -> Playing:
                 if record.msg == "plusofon.not_reached" and asking.get() is provider and not opened:
                     opened.append(asyncio.create_task(asyncio.start_server(stage.accept, sock=bound)))
 
-        opener, told = Opener(), logging.getLogger("app.providers.plusofon.exchange")
+        opener, told = Opener(), logging.getLogger("app.providers.http")
         told.addHandler(opener)
         try:
             yield provider

@@ -1,4 +1,4 @@
-"""The end user's address: how callers write it, and what it counts as for the limits per address."""
+"""The end user's IP address: the spellings that are accepted, and its form for the limits per address."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 Address = IPv4Address | IPv6Address
 
-_MAX_LENGTH = 1024  # characters; of a chain of proxies
+_MAX_LENGTH = 1024  # characters: it may be a chain of proxies
 _WITH_PORT = re.compile(r"\[(?P<bracketed>[^\]]*)\](?::[0-9]{1,5})?|(?P<v4>[0-9.]+):[0-9]{1,5}")
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052
 # Not ``is_private``, which has the addresses of documentation and more. 100.64.0.0/10 is inside a carrier (RFC 6598).
@@ -25,15 +25,11 @@ _THIS_NETWORK = ip_network("0.0.0.0/8")
 
 
 def read_address(text: str) -> Address | None:
-    """Read an address as servers and proxies write it: alone, with a port, in brackets, with a zone, or in a chain.
+    """Parse an address as servers and proxies write it: alone, with a port, in brackets, with a zone, or in a chain.
 
-    Of a chain the first address counts, as in ``X-Forwarded-For``: the client's; where that is private or the word
-    ``unknown``, the first public one. ``unknown`` alone reads as None. An IPv4 address inside an IPv6 one (mapped,
-    6to4, NAT64) is that IPv4 address.
-
-    Raises:
-        ValueError: it is no address.
-
+    In a chain as of ``X-Forwarded-For`` the first address counts, the client's; if it is private or ``unknown``, the
+    first public one. ``unknown`` alone is None. An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is that IPv4
+    address. Raises ValueError.
     """
     first, *further = [part for part in map(str.strip, text.split(",")) if part] or [""]
     address = _read_one(first)
@@ -52,23 +48,19 @@ def _read_one(text: str) -> Address | None:
     written = _WITH_PORT.fullmatch(text)
     bare = (written["bracketed"] or written["v4"] or "") if written else text
     address = ip_address(bare.partition("%")[0])
-    return (_embedded(address) or address) if isinstance(address, IPv6Address) else address
-
-
-def _embedded(address: IPv6Address) -> IPv4Address | None:
+    if isinstance(address, IPv4Address):
+        return address
     if address in _NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _validate(value: object) -> Address | None:
     if value is None:
         return None
-    try:
-        if isinstance(value, str) and len(value) <= _MAX_LENGTH:
+    if isinstance(value, str) and len(value) <= _MAX_LENGTH:
+        with suppress(ValueError):
             return read_address(value)
-    except ValueError:
-        pass
     raise PydanticCustomError("client_ip", "must be an IPv4 or IPv6 address, as text")
 
 
@@ -77,20 +69,20 @@ ClientAddress = Annotated[
     PlainValidator(_validate),
     WithJsonSchema({"anyOf": [{"type": "string", "maxLength": _MAX_LENGTH}, {"type": "null"}]}),
     Field(
-        description="the end user's address as your backend saw it, for the limits per address. A port, brackets and a"
-        " zone are ignored; of a chain as in `X-Forwarded-For` the first public address counts. A private or loopback"
-        " one is no end user's and is not limited",
+        description="the end user's IP address as your backend saw it, for the limits per address. A port, brackets and"
+        " a zone are ignored; in a chain as of `X-Forwarded-For` the first public address counts. A private or loopback"
+        " address is not limited",
         examples=["203.0.113.7"],
     ),
 ]
 
 
 def count_address(address: Address | None) -> str | None:
-    """Return what an address counts as: itself, or its /64, the least that an IPv6 customer has (RFC 6177).
+    """Return the key of an address for the limits: itself, or the /64 of an IPv6 one.
 
-    Who has a /56 has 256 of them; to count by that would count others' neighbours together, and the limits over the
-    phone, its range and the day hold all the same. None where it is no end user's: a backend that passes the address of
-    its own proxy would else share one limit among all of its people.
+    A /64 is the smallest network that a customer gets (RFC 6177). One with a /56 has 256 of them; to count by /56 would
+    count neighbours together, and the limits by phone, range and day still hold. None if the address is not public: all
+    end users of a backend that passes the address of its own proxy would share one limit.
     """
     if address is None:
         return None
@@ -101,7 +93,7 @@ def count_address(address: Address | None) -> str | None:
 
 
 def _not_public(address: Address) -> str:
-    """Return why an address cannot be an end user's; empty where it can."""
+    """Return why an address is not public; empty if it is."""
     if address.is_unspecified or address in _THIS_NETWORK:
         return "unspecified"
     if address.is_loopback:
@@ -113,5 +105,5 @@ def _not_public(address: Address) -> str:
 
 @cache
 def _warn_once(kind: str) -> None:
-    """Log that addresses of a kind come as ``client_ip``; once in each process, for every request would say it."""
+    """Log once per process that addresses of a kind come as ``client_ip``: every request would repeat it."""
     log.warning("client_ip.not_public", extra={"kind": kind, "effect": "it is not limited by address"})

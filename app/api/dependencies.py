@@ -1,39 +1,20 @@
-"""What routes are given: the service, the tokens, and the client that calls."""
+"""How a route gets the container, with every object of the service."""
 
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request
 
-from app.api.auth import Authenticate
-from app.verification.ports import ProofTokens, Redemptions
-from app.verification.service import VerificationService
+from app.container import Container
 
 
-async def _service(request: Request) -> VerificationService:
-    service: VerificationService = request.state.service
-    return service
+def container_of(request: Request) -> Container:
+    """Return the container that was opened when the application started."""
+    container: Container = request.state.container
+    return container
 
 
-async def _tokens(request: Request) -> ProofTokens:
-    tokens: ProofTokens = request.state.tokens
-    return tokens
+async def _container(request: Request) -> Container:  # FastAPI would run a plain function in a thread
+    return container_of(request)
 
 
-async def _redemptions(request: Request) -> Redemptions:
-    redemptions: Redemptions = request.state.redemptions
-    return redemptions
-
-
-Service = Annotated[VerificationService, Depends(_service)]
-Tokens = Annotated[ProofTokens, Depends(_tokens)]
-RedeemedTokens = Annotated[Redemptions, Depends(_redemptions)]
-Client = Annotated[
-    str,
-    Security(
-        Authenticate(
-            "api_keys",
-            scheme_name="ApiKey",
-            description="`plusofon-verify keygen` makes one. In sandbox mode none is needed.",
-        )
-    ),
-]
+ContainerDep = Annotated[Container, Depends(_container)]

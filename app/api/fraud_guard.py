@@ -1,16 +1,18 @@
-"""The routes of an operator: which ranges of numbers the fraud guard has blocked, and how to lift a block."""
+"""The operator's routes of the fraud guard: list the blocked ranges of numbers, and lift a block."""
 
 import asyncio
+from dataclasses import asdict
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Path, Request, Response, Security
+from fastapi import APIRouter, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
-from app.api.docs import Answers, answers, example_of, plain_answer, respond
+from app.api.dependencies import ContainerDep
 from app.api.problems import plain_problem
+from app.api.responses import answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -18,57 +20,39 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 _RANGE_EXAMPLE = "+79001234"
 
 
-async def _guard(request: Request) -> FraudGuard:
-    guard: FraudGuard = request.state.guard
-    return guard
-
-
-Operator = Annotated[str, Security(admin_key("admin_keys"))]
-Guard = Annotated[FraudGuard, Depends(_guard)]
+Operator = Annotated[str, Security(admin_key(lambda container: container.keys.admins))]
 
 
 class BlockedRange(BaseModel):
-    """A range of a thousand numbers that is not called."""
+    """A blocked range of a thousand numbers."""
 
     range: Annotated[str, Field(description="what its numbers begin with", examples=[_RANGE_EXAMPLE])]
     since: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     until: Annotated[datetime, Field(examples=["2026-01-31T10:00:00Z"])]
     level: Annotated[int, Field(description="1 for its first block; each is twice as long", examples=[1])]
-    calls: Annotated[int, Field(description="calls it was judged by", examples=[24])]
-    successes: Annotated[int, Field(description="verifications of it that succeeded", examples=[1])]
+    calls: Annotated[int, Field(description="calls that were counted", examples=[24])]
+    successes: Annotated[int, Field(description="verifications that succeeded", examples=[1])]
 
     @classmethod
     def of(cls, block: Block) -> Self:
-        """Show a block."""
-        return cls(
-            range=block.range,
-            since=block.since,
-            until=block.until,
-            level=block.level,
-            calls=block.evidence.calls,
-            successes=block.evidence.successes,
-        )
+        """Return the wire model of a block."""
+        evidence = asdict(block.evidence)
+        return cls(range=block.range, since=block.since, until=block.until, level=block.level, **evidence)
 
 
 class SuspectClient(BaseModel):
-    """A client of whose calls too few end in a verified code. It is not blocked."""
+    """A client with a low conversion rate. It is not blocked."""
 
     client: Annotated[str, Field(examples=["shop"])]
     since: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     until: Annotated[datetime, Field(description="not reported anew before", examples=["2026-01-31T10:00:00Z"])]
-    calls: Annotated[int, Field(description="calls it was judged by", examples=[200])]
-    successes: Annotated[int, Field(description="verifications of it that succeeded", examples=[8])]
+    calls: Annotated[int, Field(description="calls that were counted", examples=[200])]
+    successes: Annotated[int, Field(description="verifications that succeeded", examples=[8])]
 
     @classmethod
     def of(cls, suspect: Suspect) -> Self:
-        """Show a suspect."""
-        return cls(
-            client=suspect.client,
-            since=suspect.since,
-            until=suspect.until,
-            calls=suspect.evidence.calls,
-            successes=suspect.evidence.successes,
-        )
+        """Return the wire model of a suspect."""
+        return cls(client=suspect.client, since=suspect.since, until=suspect.until, **asdict(suspect.evidence))
 
 
 class FraudGuardReport(BaseModel):
@@ -81,7 +65,7 @@ class FraudGuardReport(BaseModel):
 
     @classmethod
     async def of(cls, guard: FraudGuard) -> Self:
-        """Show what the guard has found. Raises StoreUnavailable."""
+        """Return what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
         return cls(
             blocks=[BlockedRange.of(block) for block in blocks],
@@ -89,24 +73,16 @@ class FraudGuardReport(BaseModel):
         )
 
 
-_PROBLEMS = ("unauthorized", "store-unavailable")
-_LISTED = answers(HTTPStatus.OK, FraudGuardReport, problems=_PROBLEMS)
-_LIFTED: Answers = {
-    **{status: answer for status, answer in _LISTED.items() if status != HTTPStatus.OK},
-    HTTPStatus.NOT_FOUND.value: plain_answer(HTTPStatus.NOT_FOUND),
-}
-
-
 @router.get(
     "/guard",
     response_model=FraudGuardReport,
     operation_id="getFraudGuardReport",
     summary="List what the fraud guard has found",
-    responses=_LISTED,
+    responses=answers(HTTPStatus.OK, FraudGuardReport, problems=("unauthorized", "store-unavailable")),
 )
-async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
-    """Return the ranges that are blocked now, and the clients whose calls convert badly (those are not blocked)."""
-    return respond(await FraudGuardReport.of(guard))
+async def list_guard(operator: Operator, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
+    """Return the blocked ranges, and the clients with a low conversion rate (those are not blocked)."""
+    return respond(await FraudGuardReport.of(container.stores.fraud_guard))
 
 
 @router.delete(
@@ -115,17 +91,18 @@ async def list_guard(operator: Operator, guard: Guard) -> Response:  # noqa: ARG
     response_class=Response,
     operation_id="unblockRange",
     summary="Lift the block of a range",
-    responses=_LIFTED,
+    responses={
+        **answers(HTTPStatus.NO_CONTENT, problems=("unauthorized", "store-unavailable")),
+        HTTPStatus.NOT_FOUND.value: plain_answer(HTTPStatus.NOT_FOUND),
+    },
 )
 async def lift(
-    number_range: Annotated[
-        str, Path(alias="range", description="a range, as the list tells it", examples=[_RANGE_EXAMPLE])
-    ],
-    operator: Operator,  # noqa: ARG001 - asked for, so that only operators do it
-    guard: Guard,
+    number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
+    operator: Operator,  # noqa: ARG001 - declared for its authentication
+    container: ContainerDep,
     http: Request,
 ) -> Response:
-    """Call the range again, at once; its next block is a first one again. 404 where it is not blocked."""
-    if not await guard.lift(number_range):
+    """Allow calls to the range at once; its next block has level 1 again. 404 if it is not blocked."""
+    if not await container.stores.fraud_guard.lift(number_range):
         return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -1,10 +1,9 @@
-"""What surrounds every request: its id, a limit of its body, security headers, the last catch, and a log line."""
+"""The middleware of every request: its id, a limit of its body, security headers, the answer 500, and a log line."""
 
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 
 import structlog
@@ -14,19 +13,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import plain_problem
+from app.container import Container
 
 log = logging.getLogger(__name__)
-requests = structlog.get_logger()  # one line each, past the standard library, whose way there costs four times as much
-
-RequestHandled = Callable[[str, str | None, int, str, float], None]
-"""Is told of each request, as ``request.state.request_handled``: method, route, status, outcome, seconds to answer."""
+requests = structlog.get_logger()  # past the standard library, by which a line would cost four times as much
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds
 _CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
 _MAX_BODY_BYTES = 16 * 1024
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a caller; another one may not go into a log
 
-# OWASP REST Security Cheat Sheet; a page that needs more says so itself.
+# OWASP REST Security Cheat Sheet; a page that needs more sets its own.
 _SECURITY_HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -49,7 +46,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = _request_id(Headers(scope=scope))
+        given_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}  # not all servers make a copy for each
         status, answered = 0, 0.0
         method = scope["method"]
@@ -60,16 +58,19 @@ class RequestMiddleware:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = int(message["status"]), time.perf_counter()
-                _add_headers(message, request_id)
+                headers = message["headers"]
+                present = {name for name, _ in headers}
+                headers.append((b"x-request-id", request_id.encode()))
+                headers.extend(header for header in _SECURITY_HEADERS if header[0] not in present)
             await send(message)
 
         try:
             await self.app(scope, _limited(receive), send_with_headers)
         except ClientDisconnect:
-            status = status or _CLIENT_CLOSED_REQUEST  # nobody is there to be answered
+            status = status or _CLIENT_CLOSED_REQUEST
         except Exception:
             log.exception("request.failed", extra={"request_id": request_id})
-            if status:  # the answer had begun: all that is left is to break it off
+            if status:  # the response has begun: the server breaks it off
                 raise
             problem = plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, request_id)
             await problem(scope, receive, send_with_headers)
@@ -77,12 +78,6 @@ class RequestMiddleware:
             ended = time.perf_counter()
             scope["method"] = method
             _log_request(scope, status, (answered or ended) - began, ended - began)
-
-
-def _request_id(headers: Headers) -> str:
-    """Take the caller's ``X-Request-ID`` if it is one that can go into a log, else make one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 def _limited(receive: Receive) -> Receive:
@@ -101,7 +96,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _without_body(send: Send) -> Send:
-    """Send the head of an answer alone: it ends with the first part of a body, even of a stream without an end."""
+    """Send only the head of a response, and end it at the first part of its body: a stream may have no end."""
     is_sent = False
 
     async def send_head(message: Message) -> None:
@@ -115,23 +110,19 @@ def _without_body(send: Send) -> Send:
     return send_head
 
 
-def _add_headers(message: Message, request_id: str) -> None:
-    headers = message["headers"]
-    given = {name for name, _ in headers}
-    headers.append((b"x-request-id", request_id.encode()))
-    headers.extend(header for header in _SECURITY_HEADERS if header[0] not in given)
-
-
 def _log_request(scope: Scope, status: int, answered_after: float, seconds: float) -> None:
-    """Have the request counted, and write one line: the route's template, not its path, which may hold a number.
+    """Count the request, and log it with the template of its route: its path may have a phone number.
 
-    What is counted is the time until the answer began: a stream of events has no end that would say anything.
+    ``answered_after`` is the time until the response began, which is counted: that of an event stream has no meaning.
     """
     state, route = scope["state"], getattr(scope.get("route"), "path", None)
-    outcome = state.get("outcome") or _outcome(status)
-    handled: RequestHandled | None = state.get("request_handled")
-    if handled:
-        handled(scope["method"], route, status, outcome, answered_after)
+    outcome = state.get("outcome")  # the slug of a problem
+    if not outcome:
+        is_answered = status not in {0, _CLIENT_CLOSED_REQUEST}
+        outcome = ("ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}") if is_answered else "broken-off"
+    container: Container | None = state.get("container")
+    if container:
+        container.metrics.request_handled(scope["method"], route, status, outcome, answered_after)
     trace = {"trace_id": state["trace_id"]} if "trace_id" in state else {}
     requests.log(
         logging.DEBUG if route in _PROBES and status != HTTPStatus.UNAUTHORIZED else logging.INFO,
@@ -146,10 +137,3 @@ def _log_request(scope: Scope, status: int, answered_after: float, seconds: floa
         duration_ms=round(seconds * 1000, 1),
         **trace,
     )
-
-
-def _outcome(status: int) -> str:
-    """Say what became of a request that met no problem of the table."""
-    if status in {0, _CLIENT_CLOSED_REQUEST}:
-        return "broken-off"
-    return "ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}"

@@ -1,39 +1,48 @@
-"""The routes for whoever runs the service: is it alive, can it work, how is it doing, what does a problem mean."""
+"""The routes for operations: liveness, readiness, metrics, and the meaning of each problem type."""
 
-from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Protocol
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.api.auth import authenticate
-from app.api.dependencies import Service
-from app.api.docs import answers, plain_answer, respond
+from app.api.dependencies import ContainerDep, container_of
 from app.api.problems import PROBLEM_TYPES, detail_of
-from app.api.schemas import Liveness, ProblemType, Readiness
+from app.api.responses import answers, plain_answer, respond
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
 
 
-class Exposition(Protocol):
-    """Writes the metrics down, in the format that ``content_type`` names."""
+class Liveness(BaseModel):
+    """The process answers."""
 
-    content_type: str
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
-    async def render(self) -> bytes:
-        """Write them."""
-        ...
+    status: Literal["ok"] = "ok"
 
 
-class Circuit(Protocol):
-    """What passes on requests to a provider, or for a while does not."""
+class Readiness(BaseModel):
+    """Whether the service can do its work; if not, `reasons` say why."""
 
-    @property
-    def state(self) -> str:
-        """``closed``, ``open`` or ``half_open``."""
-        ...
+    status: Annotated[Literal["ok", "degraded", "unavailable"], Field(examples=["ok"])]
+    reasons: Annotated[list[str], Field(examples=[[]])]
+    circuits: Annotated[
+        dict[str, str],
+        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
+    ]
+    balance: Annotated[str, Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"])]
+
+
+class ProblemType(BaseModel):
+    """What a problem's `type` means."""
+
+    type: Annotated[str, Field(examples=["/problems/call-cooldown"])]
+    title: Annotated[str, Field(examples=["This phone was called a moment ago"])]
+    status: Annotated[int, Field(examples=[429])]
+    meaning: Annotated[str, Field(examples=["Wait `retry_after` seconds before the next call."])]
 
 
 @router.get(
@@ -44,7 +53,7 @@ class Circuit(Protocol):
     responses=answers(HTTPStatus.OK, Liveness),
 )
 async def livez() -> Response:
-    """Answer. Asks nobody else: a restart would not mend them."""
+    """Answer without asking Redis or a provider: a restart would not repair those."""
     return respond(Liveness())
 
 
@@ -58,25 +67,26 @@ async def livez() -> Response:
         HTTPStatus.SERVICE_UNAVAILABLE: {"model": Readiness, "description": "Not now; `reasons` say why."},
     },
 )
-async def readyz(http: Request, service: Service) -> Response:
-    """Return whether requests should be sent here: not while Redis does not take and return what is written.
+async def readyz(container: ContainerDep) -> Response:
+    """Return whether requests should be sent here: 503 while Redis does not take and return what is written.
 
-    That is tried at most once a second, whoever asks.
+    Redis is probed at most once a second, however many requests ask.
 
-    While a provider is (its circuit is `open`) or the balance is too low, no call is placed, but codes that were given
-    can still be checked. So that is `degraded` and no 503: else every server would be taken out of service at once.
+    While a provider fails (its circuit is `open`) or the balance is too low, no call is placed, but codes that were
+    given can still be checked. So that is `degraded` and no 503, which would take every server out of service at once.
     """
-    known: Mapping[str, Circuit] = http.state.circuits
-    circuits = {name: str(circuit.state) for name, circuit in known.items()}
-    balance = str(http.state.balance.level)
+    circuits = {name: str(state) for name, state in container.providers.circuit_states().items()}
+    balance = str(container.providers.balance.level)
     reasons = [
-        f"The provider {name} fails, and is left alone for a while." for name, it in circuits.items() if it == "open"
+        f"The provider {name} fails, and is left alone for a while."
+        for name, state in circuits.items()
+        if state == "open"
     ]
     if balance == "low":
         reasons.append("The balance is too low to place calls.")
     found = Readiness(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance)
     try:
-        await service.ready()
+        await container.service.ready()
     except StoreUnavailable as error:
         found.status = "unavailable"
         found.reasons.insert(0, detail_of(error))
@@ -86,10 +96,10 @@ async def readyz(http: Request, service: Service) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(http: Request) -> Response:
-    """Return the metrics to whoever has a key of theirs: they show what was spent, and the balance."""
-    authenticate(http, "metrics_keys")
-    exposition: Exposition = http.state.metrics
-    return Response(await exposition.render(), media_type=exposition.content_type)
+    """Return the metrics. They show the balance and what was spent, so they need a key."""
+    container = container_of(http)
+    authenticate(http, container.keys.metrics)
+    return Response(await container.exposition.render(), media_type=container.exposition.content_type)
 
 
 @router.get(

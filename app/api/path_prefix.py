@@ -1,13 +1,12 @@
-"""Puts back the path prefix that a proxy has stripped, in what the service tells of its own addresses."""
+"""The middleware for a proxy that strips a path prefix: restores it in the service's own addresses."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class PathPrefix:
-    """A pure ASGI middleware for a service that others reach under ``prefix``, such as ``/verify-service``.
+    """A pure ASGI middleware that sets ``root_path``, and prefixes a ``Location`` that is a path of this service.
 
-    It sets the ``root_path`` of ASGI, which always is the beginning of ``path``, and puts it before a ``Location`` that
-    is a path of this service. A prefix in a header would have to be believed, so it is taken from the settings alone.
+    The prefix, such as ``/verify-service``, is from the settings alone: a header of the request cannot be trusted.
     """
 
     def __init__(self, app: ASGIApp, *, prefix: str) -> None:
@@ -22,12 +21,12 @@ class PathPrefix:
 
         async def send_prefixed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [(name, self._prefixed(name, value)) for name, value in message["headers"]]
+                message["headers"] = [
+                    (name, self._prefix.encode() + value if name == b"location" and value[:1] == b"/" else value)
+                    for name, value in message["headers"]
+                ]
             await send(message)
 
-        await self.app(
-            {**scope, "root_path": self._prefix, "path": self._prefix + scope["path"]}, receive, send_prefixed
-        )
-
-    def _prefixed(self, name: bytes, value: bytes) -> bytes:
-        return self._prefix.encode() + value if name == b"location" and value.startswith(b"/") else value
+        # By the ASGI specification ``path`` begins with ``root_path``.
+        scope = {**scope, "root_path": self._prefix, "path": self._prefix + scope["path"]}
+        await self.app(scope, receive, send_prefixed)

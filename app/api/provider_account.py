@@ -4,15 +4,29 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Response, Security
+from pydantic import BaseModel, Field
 
 from app.api.auth import admin_key
-from app.api.dependencies import Service
-from app.api.docs import answers, respond
-from app.api.schemas import ProviderAccount, ProviderOverview
+from app.api.dependencies import ContainerDep
+from app.api.responses import answers, respond
 
-Reader = Annotated[str, Security(admin_key("account_keys"))]
+Reader = Annotated[str, Security(admin_key(lambda container: container.keys.account))]
 
 router = APIRouter(prefix="/provider", tags=["provider"])
+
+
+class ProviderAccount(BaseModel):
+    """An account at the provider; never its token."""
+
+    id: Annotated[str, Field(examples=["7"])]
+    name: Annotated[str, Field(examples=["Sandbox"])]
+
+
+class ProviderOverview(BaseModel):
+    """The provider's accounts and the balance."""
+
+    accounts: Annotated[list[ProviderAccount], Field(examples=[[{"id": "7", "name": "Sandbox"}]])]
+    balance_rub: Annotated[float | None, Field(description="null when unknown, which is not low", examples=[120.5])]
 
 
 @router.get(
@@ -24,16 +38,9 @@ router = APIRouter(prefix="/provider", tags=["provider"])
         HTTPStatus.OK, ProviderOverview, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
-async def account(reader: Reader, service: Service) -> Response:  # noqa: ARG001 - asked for, so that only operators see it
+async def account(reader: Reader, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
     """Return the accounts, without their tokens, and the balance in RUB.
 
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
-    overview = await service.provider_overview()
-    balance = overview.balance_rub
-    return respond(
-        ProviderOverview(
-            accounts=[ProviderAccount(id=found.id, name=found.name) for found in overview.accounts],
-            balance_rub=None if balance is None else float(balance),
-        )
-    )
+    return respond(ProviderOverview.model_validate(await container.service.provider_overview(), from_attributes=True))

@@ -1,20 +1,23 @@
-"""The route at which Plusofon tells that somebody dialled the number of a reverse call."""
+"""The route for Plusofon's callbacks: the person dialled the number of a reverse call."""
 
 import json
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from app.api.client_address import read_address
-from app.api.dependencies import Service
+from app.api.dependencies import ContainerDep
+from app.api.routing import invalid_body
 from app.verification.errors import PhoneNotCallable
-from app.verification.phone import Phone, parse_phone
+from app.verification.phone import parse_phone
 from app.verification.ports import Confirmation
 
 log = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ router = APIRouter(prefix="/hooks", tags=["hooks"], include_in_schema=False)
 
 
 class _Hook(BaseModel):
-    """What handlers of public clients read (seen): the ``key`` that start was answered, and a phone."""
+    """The fields that handlers of public clients read (seen): the ``key`` that start was answered, and a phone."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True, extra="ignore")
 
@@ -32,62 +35,44 @@ class _Hook(BaseModel):
 
 
 @router.post("/plusofon/{secret}")
-async def plusofon_hook(secret: str, request: Request, service: Service) -> Response:
-    """Take the provider's word that a person dialled.
+async def plusofon_hook(secret: str, request: Request, container: ContainerDep) -> Response:
+    """Confirm a reverse call, because the provider reports that the person dialled.
 
-    No signature comes with a hook, so its URL is a secret that belongs to one call. A first hook may come that only
-    repeats the number to dial (open): a hook confirms only if it names the call and the phone of the person, and comes
-    no sooner than anybody can dial. Whatever it says it is answered alike, for the provider can do nothing about it.
+    A callback is not signed, so its URL is a secret that belongs to one call. The first callback may only repeat the
+    number to dial (open): one confirms only if it has the key of the call and the phone of the person, and comes no
+    sooner than a person can dial. The response is the same in any case, for the provider can do nothing about it.
     """
-    name = request.state.callback_urls.read(secret)
-    if name is None or not _is_allowed(request):
-        log.warning("hook.refused", extra={"known": name is not None, "address": _address(request)})
+    name = container.providers.callback_urls.read(secret)
+    address = request.client.host if request.client else ""
+    if name is None or not _is_allowed(address, container.callback_networks):
+        log.warning("hook.refused", extra={"known": name is not None, "address": address})
         raise HTTPException(HTTPStatus.NOT_FOUND)
-    hook = _read(await request.body())
-    caller = _phone(hook.phone)
-    confirmation = Confirmation.NOT_THE_CALLER
-    if caller:
-        confirmation = await service.confirm_reverse_call(name, ref=hook.key, caller=caller)
+    try:
+        hook = _Hook.model_validate(_fields(await request.body()))
+    except ValidationError as error:
+        raise invalid_body(error) from None
+    try:
+        confirmation = await container.service.confirm_reverse_call(name, ref=hook.key, caller=parse_phone(hook.phone))
+    except PhoneNotCallable:
+        confirmation = Confirmation.NOT_THE_CALLER
     log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _is_allowed(request: Request) -> bool:
-    """Return whether a hook comes from where hooks may come from; anywhere, if nothing is said about it."""
-    networks = request.state.callback_networks
+def _is_allowed(text: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Return whether callbacks are accepted from an address: from any, if no networks are set."""
     try:
-        address = read_address(_address(request))
-        return not networks or any(address in network for network in networks if address)
+        address = read_address(text)
     except ValueError:
         return False
+    return not networks or any(address in network for network in networks if address)
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
-
-
-def _read(content: bytes) -> _Hook:
+def _fields(content: bytes) -> Any:  # noqa: ANN401 - any JSON
     """Read JSON or form fields: both were seen, whatever the Content-Type said."""
-    try:
-        return _Hook.model_validate(_fields(content))
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from None
-
-
-def _fields(content: bytes) -> Any:  # noqa: ANN401 - whatever was sent
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        pass
-    try:
-        return dict(parse_qsl(content.decode(errors="replace"), max_num_fields=20))
-    except ValueError:  # more fields than that
+        with suppress(ValueError):  # too many fields
+            return dict(parse_qsl(content.decode(errors="replace"), max_num_fields=20))
         return {}
-
-
-def _phone(text: str) -> Phone | None:
-    try:
-        return parse_phone(text)
-    except PhoneNotCallable:
-        return None

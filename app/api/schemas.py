@@ -1,6 +1,8 @@
-"""The wire models: what requests may carry and what answers look like."""
+"""The wire models of a verification: the JSON of its requests and responses."""
 
 from datetime import datetime
+from functools import partial
+from operator import is_, not_
 from typing import Annotated, Literal, Self
 
 from fastapi.openapi.models import Example
@@ -25,16 +27,11 @@ from app.verification.model import CallStatus, CheckResult, Lang, Status
 from app.verification.ports import ProofTokens
 from app.verification.typed_text import drop_invisible
 
-_PHONE = "any spelling of a Russian mobile number"
 _ID = "vrf_0a11b22c33d44e55f667788"
 
-
-def _without_invisible(value: object) -> object:
-    return drop_invisible(value) if isinstance(value, str) else value
-
-
-_Typed = Annotated[str, BeforeValidator(_without_invisible)]  # marks that nobody sees do not count as length
-
+# Text that a person typed: invisible characters do not count as its length.
+_Typed = Annotated[str, BeforeValidator(lambda value: drop_invisible(value) if isinstance(value, str) else value)]
+_PHONE = "any spelling of a Russian mobile number"
 PhoneText = Annotated[_Typed, Field(min_length=1, max_length=32, description=_PHONE, examples=["8 (900) 123-45-67"])]
 Purpose = Annotated[
     str,
@@ -54,15 +51,10 @@ Code = Annotated[
     ),
     AfterValidator(normalize_code),
 ]
-
-
 TestFlag = Annotated[
-    bool,
-    Field(
-        description="only for a test number, true: nobody was called, and nothing is proved",
-        exclude_if=lambda test: not test,
-    ),
+    bool, Field(description="only for a test number, true: nobody was called, and nothing is proved", exclude_if=not_)
 ]
+_is_none = partial(is_, None)
 
 
 def _use_default_for_null(value: object) -> object:
@@ -76,7 +68,7 @@ class _Request(BaseModel):
 
 
 class StartVerificationRequest(_Request):
-    """Whom to call, and what for."""
+    """The phone to call, and the purpose of the code."""
 
     phone: PhoneText
     purpose: Annotated[Purpose, BeforeValidator(_use_default_for_null, json_schema_input_type=Purpose | None)] = (
@@ -116,13 +108,12 @@ class StartVerificationRequest(_Request):
     @model_validator(mode="after")
     def _names_channels_once(self) -> Self:
         if self.channel is not None and self.channels is not None:
-            msg = "give either channel or channels"
-            raise ValueError(msg)
+            raise ValueError("give either channel or channels")
         return self
 
     @property
     def wanted_channels(self) -> tuple[Channel, ...]:
-        """The channels in the order in which they are to be tried; none: as the settings say."""
+        """The channels in the order in which they are tried; empty for those of the settings."""
         return (self.channel,) if self.channel else tuple(dict.fromkeys(self.channels or ()))
 
 
@@ -135,14 +126,14 @@ _CheckPurpose = Annotated[Purpose | None, Field(description="`phone_verification
 
 
 class CheckById(_Check):
-    """The code that the person typed, and the id of the verification that it is for."""
+    """The typed code, and the id of its verification."""
 
     verification_id: _VerificationId
     client_ip: ClientAddress = None
 
 
 class CheckByPhone(_Check):
-    """The code that the person typed, and the phone and purpose that it is for."""
+    """The typed code, and the phone and purpose of its verification."""
 
     phone: PhoneText
     purpose: _CheckPurpose = None
@@ -150,10 +141,10 @@ class CheckByPhone(_Check):
 
 
 class CheckVerificationRequest(_Check):
-    """The code that the person typed, and the verification it is for: by its id, or by phone and purpose.
+    """The typed code, and its verification: by id, or by phone and purpose.
 
-    Published as the union of ``CheckById`` and ``CheckByPhone``, which generators of clients make classes of. Read as
-    one model, so that an error points at the field that was sent: a union reports every field of each of its members.
+    Described as the union of ``CheckById`` and ``CheckByPhone``, for generated clients. Parsed as one model, because a
+    union reports errors for the fields of both.
     """
 
     verification_id: _VerificationId | None = None
@@ -164,50 +155,40 @@ class CheckVerificationRequest(_Check):
     @model_validator(mode="after")
     def _names_one(self) -> Self:
         if (self.verification_id is None) == (self.phone is None):
-            msg = "give either verification_id or phone"
-            raise ValueError(msg)
+            raise ValueError("give either verification_id or phone")
         if self.purpose is not None and self.phone is None:
-            msg = "purpose goes with phone; a verification_id has its own"
-            raise ValueError(msg)
+            raise ValueError("purpose goes with phone; a verification_id has its own")
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Describe the union. ``oneOf``: no body fits both, as neither allows the other's fields."""
+        """Return the schema of the union; ``oneOf``, because neither model allows the fields of the other."""
         return {"oneOf": handler(TypeAdapter(CheckById | CheckByPhone).core_schema)["anyOf"]}
 
 
-# Each verification is of a phone of its own: the same one has to wait before it is called again.
-START_EXAMPLES: dict[str, Example] = {
-    "sign-up": {"summary": "Sign-up: call and speak Russian", "value": {"phone": "8 (900) 123-45-67"}},
-    "resend": {
-        "summary": "Call again for a pending verification",
-        "value": {"phone": "8 (900) 123-45-67", "verification_id": _ID},
-    },
-    "password": {
-        "summary": "Password recovery, in English",
-        "value": {"phone": "+79004567890", "purpose": "password_reset", "lang": "en"},
-    },
-    "flash-call": {
-        "summary": "Flash call: the code is in the number that calls",
-        "value": {"phone": "+79002345678", "channel": "flash_call"},
-    },
-    "reverse-call": {
-        "summary": "Reverse call: the person dials a number",
-        "value": {"phone": "+79003456789", "channel": "reverse_call"},
-    },
+def example(summary: str, **value: str) -> Example:
+    """Return an example of a request body."""
+    return {"summary": summary, "value": value}
+
+
+# Each start has a phone of its own, for the same phone could not be called again before its cooldown.
+START_EXAMPLES = {
+    "sign-up": example("Sign-up: call and speak Russian", phone="8 (900) 123-45-67"),
+    "resend": example("Call again for a pending verification", phone="8 (900) 123-45-67", verification_id=_ID),
+    "password": example("Password recovery, in English", phone="+79004567890", purpose="password_reset", lang="en"),
+    "flash-call": example(
+        "Flash call: the code is in the number that calls", phone="+79002345678", channel="flash_call"
+    ),
+    "reverse-call": example("Reverse call: the person dials a number", phone="+79003456789", channel="reverse_call"),
 }
-CHECK_EXAMPLES: dict[str, Example] = {
-    "by-id": {"summary": "By the id that start returned", "value": {"verification_id": _ID, "code": "123 456"}},
-    "by-phone": {
-        "summary": "By phone and purpose",
-        "value": {"phone": "+79004567890", "purpose": "password_reset", "code": "123456"},
-    },
+CHECK_EXAMPLES = {
+    "by-id": example("By the id that start returned", verification_id=_ID, code="123 456"),
+    "by-phone": example("By phone and purpose", phone="+79004567890", purpose="password_reset", code="123456"),
 }
 
 
 class _Answer(BaseModel):
-    # What an answer always carries is required in its description, a constant too.
+    # A member that every response carries is described as required, even if it has a default.
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
@@ -216,23 +197,19 @@ class Call(BaseModel):
 
     status: CallStatus
     provider_status: Annotated[
-        str | None,
-        Field(
-            description="the provider's own word, only where this service does not know it",
-            exclude_if=lambda word: word is None,
-        ),
+        str | None, Field(description="the provider's own word, if this service does not know it", exclude_if=_is_none)
     ] = None
 
 
 class Verification(_Answer):
-    """A verification, as far as its caller may see it."""
+    """A verification."""
 
     verification_id: Annotated[str, Field(examples=[_ID])]
     status: Annotated[
         Status,
         Field(
             description="`pending` until it is `verified`, `locked` by wrong codes or `canceled`; `failed` as long as"
-            " every call of it has failed: start again, by another channel if you can",
+            " all its calls have failed: start again, by another channel if you can",
             examples=["pending"],
         ),
     ]
@@ -242,31 +219,26 @@ class Verification(_Answer):
     code_length: Annotated[int | None, Field(description="null where no code is needed", examples=[6])]
     calls_placed: Annotated[int, Field(examples=[1])]
     calls_left: Annotated[
-        int, Field(description="how many more of this verification; a `reverse_call` is its only one", examples=[2])
+        int, Field(description="further calls that it may place; a `reverse_call` is the only one", examples=[2])
     ]
     checks_left: Annotated[int, Field(description="wrong codes left before it locks", examples=[5])]
     test: TestFlag = False
     dial: Annotated[
         str | None,
-        Field(
-            description="the number that the person is to call, such as `+78005550100`; only for a `reverse_call`",
-            exclude_if=lambda number: number is None,
-        ),
+        Field(description="the number to call, such as `+78005550100`; only for a `reverse_call`", exclude_if=_is_none),
     ] = None
     call: Annotated[Call | None, Field(description="the latest", examples=[{"status": "initiated"}])]
     created_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
-    expires_at: Annotated[
-        datetime, Field(description="when the last code given expires", examples=["2026-01-31T09:05:00Z"])
-    ]
+    expires_at: Annotated[datetime, Field(description="when its last code expires", examples=["2026-01-31T09:05:00Z"])]
     expires_in: Annotated[int, Field(description="the same, in seconds from now", examples=[300])]
     resend_in: Annotated[
         int | None,
-        Field(description="seconds until a `start` that names it may call again; null: never", examples=[60]),
+        Field(description="seconds until a `start` may call again for it; null: never", examples=[60]),
     ]
 
     @classmethod
     def of(cls, verification: model.Verification) -> Self:
-        """Show a verification."""
+        """Return the wire model of a verification."""
         call = verification.latest_call
         return cls(
             verification_id=verification.id,
@@ -289,7 +261,7 @@ class Verification(_Answer):
 
 
 class Verified(_Answer):
-    """The code was right: the person holds the phone."""
+    """The code was correct: the person holds the phone."""
 
     verified: Literal[True] = True
     status: Literal[Status.VERIFIED] = Status.VERIFIED
@@ -308,7 +280,7 @@ class Verified(_Answer):
 
 
 class NotVerified(_Answer):
-    """The code was wrong, and more may be tried; or, of a `reverse_call`, the person has not called yet."""
+    """The code was wrong, and further checks are left; or, for a `reverse_call`, the person has not called yet."""
 
     verified: Literal[False] = False
     status: Literal[Status.PENDING] = Status.PENDING
@@ -317,7 +289,7 @@ class NotVerified(_Answer):
 
 
 class Locked(_Answer):
-    """The code was wrong, and it was the last that could be tried."""
+    """The code was wrong, and no check is left."""
 
     verified: Literal[False] = False
     status: Literal[Status.LOCKED] = Status.LOCKED
@@ -349,44 +321,3 @@ def view_check(result: CheckResult, client: str, tokens: ProofTokens) -> CheckVi
     if result.retry_after is not None:
         return Locked(verification_id=result.verification_id, retry_after=result.retry_after)
     return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)
-
-
-class ProviderAccount(BaseModel):
-    """An account at the provider; never its token."""
-
-    id: Annotated[str, Field(examples=["7"])]
-    name: Annotated[str, Field(examples=["Sandbox"])]
-
-
-class ProviderOverview(_Answer):
-    """The provider's accounts and what is left on them."""
-
-    accounts: Annotated[list[ProviderAccount], Field(examples=[[{"id": "7", "name": "Sandbox"}]])]
-    balance_rub: Annotated[float | None, Field(description="null when unknown, which is not low", examples=[120.5])]
-
-
-class Liveness(_Answer):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(_Answer):
-    """Whether the service can do its work; where not, `reasons` say why."""
-
-    status: Annotated[Literal["ok", "degraded", "unavailable"], Field(examples=["ok"])]
-    reasons: Annotated[list[str], Field(examples=[[]])]
-    circuits: Annotated[
-        dict[str, str],
-        Field(description="of each provider: `closed`, `open` or `half_open`", examples=[{"plusofon": "closed"}]),
-    ]
-    balance: Annotated[str, Field(description="`ok`, `warning`, `low` or `unknown`", examples=["ok"])]
-
-
-class ProblemType(BaseModel):
-    """What a problem's `type` means."""
-
-    type: Annotated[str, Field(examples=["/problems/call-cooldown"])]
-    title: Annotated[str, Field(examples=["This phone was called a moment ago"])]
-    status: Annotated[int, Field(examples=[429])]
-    meaning: Annotated[str, Field(examples=["Wait `retry_after` seconds before the next call."])]

@@ -1,23 +1,23 @@
-"""The routes of a proof: the keys that verify a token, and its redemption."""
+"""The routes of tokens: the public keys that verify them, and their redemption."""
 
 from http import HTTPStatus
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Response
-from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import Client, RedeemedTokens, Tokens
-from app.api.docs import answers, respond
-from app.api.schemas import Purpose, TestFlag
-from app.verification.model import Proof
+from app.api.auth import Client
+from app.api.dependencies import ContainerDep
+from app.api.responses import answers, respond
+from app.api.schemas import Purpose, TestFlag, example
 from app.verification.proof import redeem
 
 router = APIRouter(tags=["tokens"])
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _TOKEN = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFUzI1NiIsImtpZCI6IuKApiJ9.eyJzdWIiOiIrNzkwMDEyMzQ1NjcifQ.c2lnbmF0dXJl"  # noqa: S105 - an example
+_EXAMPLE = example("Before a new password is set", token=_TOKEN, purpose="password_reset")
 _JWK = {
     "kty": "EC",
     "crv": "P-256",
@@ -42,13 +42,13 @@ class Jwk(BaseModel):
 
 
 class JwkSet(BaseModel):
-    """The public keys; the first one signs, the others are those before it and the one to come."""
+    """The public keys: first the one that signs now, then earlier ones and the next."""
 
     keys: Annotated[list[Jwk], Field(examples=[[_JWK]])]
 
 
 class RedeemTokenRequest(BaseModel):
-    """The token, and what it is to prove."""
+    """The token, and the purpose that it has to prove."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,29 +56,14 @@ class RedeemTokenRequest(BaseModel):
     purpose: Purpose
 
 
-REDEEM_EXAMPLES: dict[str, Example] = {
-    "password": {
-        "summary": "Before a new password is set",
-        "value": {"token": _TOKEN, "purpose": "password_reset"},
-    },
-}
-
-
 class RedeemedToken(BaseModel):
-    """The token was good, and this was its only redemption."""
+    """The token was valid, and is redeemed now."""
 
     redeemed: Literal[True] = True
     verification_id: Annotated[str, Field(examples=[_ID])]
     phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
     purpose: Annotated[str, Field(examples=["password_reset"])]
     test: TestFlag = False
-
-    @classmethod
-    def of(cls, proof: Proof) -> "RedeemedToken":
-        """Show what a token proved."""
-        return cls(
-            verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
-        )
 
 
 @router.get(
@@ -88,14 +73,14 @@ class RedeemedToken(BaseModel):
     summary="The public keys that verify tokens",
     responses=answers(HTTPStatus.OK, JwkSet),
 )
-async def jwks(tokens: Tokens) -> Response:
-    """Publish the keys: with them a backend believes a token without asking again.
+async def jwks(container: ContainerDep) -> Response:
+    """Publish the keys, with which a backend verifies a token by itself.
 
-    It must accept `ES256` alone, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
-    seconds of leeway, for no two clocks are the same) and `purpose` (RFC 8725). Who wants a token to work once asks
+    It must accept only `ES256`, find the key by `kid`, and check `iss`, `aud` (its own client name), `exp` (with 30
+    seconds of leeway for clock skew) and `purpose` (RFC 8725). To accept a token only once, use
     `POST /verify/token/redeem` instead.
     """
-    return JSONResponse(tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
+    return JSONResponse(container.tokens.jwks, headers={"Cache-Control": "public, max-age=300"})
 
 
 @router.post(
@@ -103,7 +88,7 @@ async def jwks(tokens: Tokens) -> Response:
     response_model=RedeemedToken,
     operation_id="redeemToken",
     summary="Accept a token, once",
-    response_description="The token was good, and it is used up now.",
+    response_description="The token was valid, and is redeemed now.",
     responses=answers(
         HTTPStatus.OK,
         RedeemedToken,
@@ -114,15 +99,18 @@ async def jwks(tokens: Tokens) -> Response:
     ),
 )  # fmt: skip
 async def redeem_token(
-    request: Annotated[RedeemTokenRequest, Body(openapi_examples=REDEEM_EXAMPLES)],
+    request: Annotated[RedeemTokenRequest, Body(openapi_examples={"password": _EXAMPLE})],
     client: Client,
-    tokens: Tokens,
-    redemptions: RedeemedTokens,
+    container: ContainerDep,
 ) -> Response:
-    """Verify a token and use it up, in one step: of any number of requests with it, one is answered with 200.
+    """Verify a token and redeem it, in one step: of any number of requests with it, exactly one is answered with 200.
 
-    For what a proof must do only once, such as setting a new password. A token of another client, or for another
-    `purpose`, is as invalid as a forged one, and is not used up by the attempt.
+    For what a proof may do only once, such as setting a new password. A token of another client, or for another
+    `purpose`, is invalid like a forged one, and is not redeemed by the attempt.
     """
+    tokens, redemptions = container.tokens, container.stores.redemptions
     proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
-    return respond(RedeemedToken.of(proof))
+    redeemed = RedeemedToken(
+        verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
+    )
+    return respond(redeemed)

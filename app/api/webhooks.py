@@ -1,4 +1,4 @@
-"""The description of the webhooks: what clients are sent (``app/webhooks`` sends it), and what they may answer."""
+"""The description of the webhooks, which ``app/webhooks`` sends: their requests, and the responses of a client."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -26,7 +26,7 @@ class WebhookEventData(BaseModel):
     channel: Channel
     phone: Annotated[str, Field(description="masked, or in E.164 with `webhook_full_phone`")]
     status: Literal["pending", "verified", "locked", "canceled", "expired"]
-    call: Annotated[WebhookCall | None, Field(description="null where there is none to tell of")]
+    call: Annotated[WebhookCall | None, Field(description="null if there is none")]
 
 
 class WebhookEvent(BaseModel):
@@ -37,44 +37,46 @@ class WebhookEvent(BaseModel):
     data: WebhookEventData
 
 
-# By type: the operation's id, its summary, and the status of the verification and of its call in the example.
+# The operation's id and summary, and the status of the verification and of its call in the example.
+# fmt: off
 _EVENTS: Mapping[EventType, tuple[str, str, str, str | None]] = {
     EventType.CREATED: (
-        "verificationCreated",
-        "The first call of a verification was placed, or may have been",
-        "pending",
-        "initiated",
+        "verificationCreated", "The first call of a verification was placed, or may have been", "pending", "initiated",
     ),
     EventType.CALL_STATUS_CHANGED: (
-        "callStatusChanged",
-        "A call rings, is answered or ends, or another one was placed",
-        "pending",
-        "ringing",
+        "callStatusChanged", "A call rings, is answered or ends, or another one was placed", "pending", "ringing",
     ),
-    EventType.VERIFIED: ("verificationVerified", "The right code came", "verified", "completed"),
-    EventType.LOCKED: ("verificationLocked", "The last wrong code came", "locked", "completed"),
+    EventType.VERIFIED: ("verificationVerified", "The right code was checked", "verified", "completed"),
+    EventType.LOCKED: ("verificationLocked", "The last wrong code was checked", "locked", "completed"),
     EventType.CANCELED: ("verificationCanceled", "The client canceled the verification", "canceled", "ringing"),
-    EventType.EXPIRED: (
-        "verificationExpired",
-        "The time of a verification ran out while it was pending",
-        "expired",
-        None,
-    ),
+    EventType.EXPIRED: ("verificationExpired", "The verification expired while it was pending", "expired", None),
 }
+# fmt: on
 _DESCRIPTION = (
     "Posted to the `webhook_url` of the client, signed as [Standard Webhooks](https://www.standardwebhooks.com)"
     " specifies.\n\n"
     "An event may come twice, and after a later one. Any 2xx accepts it. After anything else, a redirect included, or"
     " no answer within 10 seconds, it is sent again later."
 )
-_HEADERS: Mapping[str, tuple[str, str]] = {  # by name: description, example
-    "webhook-id": ("the id of the event, the same in every attempt", "msg_1769850000123-0"),
-    "webhook-timestamp": ("when this attempt was made, in seconds since 1970", "1769850000"),
-    "webhook-signature": (
-        "one signature by each of the client's secrets, separated by spaces",
-        "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
-    ),
-}
+_HEADERS = [
+    {
+        "name": name,
+        "in": "header",
+        "required": True,
+        "description": text,
+        "schema": {"type": "string"},
+        "example": value,
+    }
+    for name, text, value in (
+        ("webhook-id", "the id of the event, the same in every attempt", "msg_1769850000123-0"),
+        ("webhook-timestamp", "when this attempt was made, in seconds since 1970", "1769850000"),
+        (
+            "webhook-signature",
+            "one signature by each of the client's secrets, separated by spaces",
+            "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
+        ),
+    )
+]
 
 
 def describe_webhooks() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -88,40 +90,23 @@ def describe_webhooks() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _operation(kind: EventType) -> dict[str, Any]:
     operation_id, summary, status, call_status = _EVENTS[kind]
-    example = {
-        "type": kind.value,
-        "timestamp": "2026-01-31T09:00:00.123Z",
-        "data": {
-            "verification_id": "vrf_0a11b22c33d44e55f667788",
-            "purpose": "login",
-            "channel": "voice",
-            "phone": "+7900•••4567",
-            "status": status,
-            "call": {"status": call_status} if call_status else None,
-        },
+    data = {
+        "verification_id": "vrf_0a11b22c33d44e55f667788",
+        "purpose": "login",
+        "channel": "voice",
+        "phone": "+7900•••4567",
+        "status": status,
+        "call": {"status": call_status} if call_status else None,
     }
+    example = {"type": kind.value, "timestamp": "2026-01-31T09:00:00.123Z", "data": data}
+    media_type = {"schema": {"$ref": "#/components/schemas/WebhookEvent"}, "example": example}
     return {
         "operationId": operation_id,
         "summary": summary,
         "description": _DESCRIPTION,
         "security": [],
-        "parameters": [
-            {
-                "name": name,
-                "in": "header",
-                "required": True,
-                "description": description,
-                "schema": {"type": "string"},
-                "example": example,
-            }
-            for name, (description, example) in _HEADERS.items()
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/WebhookEvent"}, "example": example}
-            },
-        },
+        "parameters": _HEADERS,
+        "requestBody": {"required": True, "content": {"application/json": media_type}},
         "responses": {
             "2XX": {"description": "The event was received."},
             "410": {"description": "The event is not sent again."},

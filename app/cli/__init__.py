@@ -33,7 +33,7 @@ cli = typer.Typer(
 )
 
 
-def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - as the library calls it
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as the library calls it
     if wanted:
         typer.echo(version("plusofon-verify"))
         raise typer.Exit
@@ -44,7 +44,7 @@ def _options(
     *,
     _: Annotated[
         bool,
-        typer.Option("--version", help="Print the version.", callback=_tell_version, is_eager=True),
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Take the options that belong to no command."""
@@ -64,7 +64,7 @@ cli.add_typer(events_cli, name="events")
 
 
 def main() -> None:
-    """Run the command line; wrong settings are told in sentences, with exit code 2."""
+    """Run the command line; print what is wrong with the settings, with exit code 2."""
     if isinstance(sys.stdout, TextIOWrapper):  # in KOI8-R or CP1251 there is no ✓
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -1,13 +1,14 @@
-"""``call``: one real call with a spoken code, to see with one's own ear that everything works."""
+"""``call``: one real call with a spoken code, to hear that everything works."""
 
 import asyncio
 import logging
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from app.api.problems import detail_of
 from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_failed
+from app.container import make_network, open_container
 from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
 from app.verification.channels import Channel
@@ -17,13 +18,12 @@ from app.verification.model import CallStatus, Lang, Status, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from app.verification.service import StartRequest, VerificationService
-from app.wiring import make_network, open_service
 
-_CLIENT = "command-line"  # whom the verification belongs to, in the statistics of the fraud guard too
-_LOOK_EVERY = 1.0  # seconds
-_PATIENCE = 90.0  # seconds in which a call has rung, was answered, and has ended
+_CLIENT = "command-line"  # the client of the verification, in the statistics of the fraud guard too
+_INTERVAL = 1.0  # seconds between status requests
+_TIMEOUT = 90.0  # seconds in which a call has rung, was answered, and has ended
 
-_HEARD = frozenset({CallStatus.ANSWERED, CallStatus.COMPLETED})
+_ANSWERED = frozenset({CallStatus.ANSWERED, CallStatus.COMPLETED})
 
 
 def call(
@@ -43,56 +43,60 @@ def call(
         price = f"about {settings.call.price_rub} RUB (CALL_PRICE_RUB)"
         if not typer.confirm(f"Call {number.masked} for {price}?", err=True):
             raise fail("Nobody was called.")
-    logging.disable()  # whatever happens, the command itself tells it
-    network = make_network(settings) if settings.mode is Mode.SANDBOX else None
+    logging.disable()  # the command itself reports failures
     try:
-        asyncio.run(_call(settings, network, number, lang, check=check))
+        asyncio.run(_call(settings, number, lang, check=check))
     except StoreUnavailable as error:
         raise fail(why_redis_failed(settings, error)) from None
     except VerificationError as error:
         raise fail(detail_of(error)) from None
 
 
-async def _call(settings: Settings, network: VirtualNetwork | None, phone: Phone, lang: Lang, *, check: bool) -> None:
-    async with open_service(settings, network) as service:
+async def _call(settings: Settings, phone: Phone, lang: Lang, *, check: bool) -> None:
+    network = make_network(settings)
+    interval = min(_INTERVAL, settings.sandbox.pace_seconds) if network else _INTERVAL
+    timeout = _TIMEOUT if Channel.VOICE not in settings.relay.channels else 0  # a relay may have no status to ask for
+    async with open_container(settings, network) as container:
+        service = container.service
         request = StartRequest(
             client=_CLIENT, phone=phone.e164, purpose=settings.purposes[0], channels=(Channel.VOICE,), lang=lang
         )
         placed = (await service.start(request)).verification
         typer.echo(f"{placed.id}: {placed.phone.masked} is called.")
-        followed = Channel.VOICE not in settings.relay.channels  # a relay may not be able to tell how a call goes
-        last = await _follow(service, placed, patience=_PATIENCE if followed else 0, every=_pause(settings))
+        last = await _follow(service, placed, timeout=timeout, interval=interval)
         if last.test:
             typer.echo("This is one of TEST_NUMBERS: nobody was called.")
-        elif not check:
-            _judge_call(last)
-        else:
-            await _ask(service, last, await _hear(network, last))
-
-
-def _pause(settings: Settings) -> float:
-    return min(_LOOK_EVERY, settings.sandbox.pace_seconds) if settings.mode is Mode.SANDBOX else _LOOK_EVERY
+        elif check:
+            await _check(service, last, await _hear(network, last))
+        elif last.latest_call is None or last.latest_call.state.status not in _ANSWERED:
+            raise fail("The call was not answered, as far as is known.")
 
 
 async def _follow(
-    service: VerificationService, verification: Verification, *, patience: float, every: float
+    service: VerificationService,
+    verification: Verification,
+    *,
+    timeout: float,  # noqa: ASYNC109 - the last state is returned, not an error raised
+    interval: float,
 ) -> Verification:
-    """Show each state of the call until its end, or until it has taken too long."""
+    """Print each state of the call until it ends or ``timeout`` (seconds) is over; return the last one."""
     latest, shown = verification, ""
-    deadline = asyncio.get_running_loop().time() + patience
+    deadline = asyncio.get_running_loop().time() + timeout
     while True:
-        word = _word(latest)
-        if word != shown:
-            typer.echo(f"  {word}")
-            shown = word
-        state = latest.latest_call
-        if state is None or state.state.status.is_final or asyncio.get_running_loop().time() > deadline:
+        placed = latest.latest_call
+        state = "not placed"
+        if placed:
+            state = placed.state.provider_status or placed.state.status.replace("_", " ")
+        if state != shown:
+            typer.echo(f"  {state}")
+            shown = state
+        if placed is None or placed.state.status.is_final or asyncio.get_running_loop().time() > deadline:
             return latest
-        await asyncio.sleep(every)
-        latest = await _look(service, latest, state.call_number)
+        await asyncio.sleep(interval)
+        latest = await _refresh(service, latest, placed.call_number)
 
 
-async def _look(service: VerificationService, verification: Verification, call_number: int) -> Verification:
+async def _refresh(service: VerificationService, verification: Verification, call_number: int) -> Verification:
     try:
         await service.follow(CallId(verification.id, call_number))
     except ProviderError:
@@ -103,21 +107,8 @@ async def _look(service: VerificationService, verification: Verification, call_n
         raise fail("The provider says that the call was never placed; nothing was counted.") from None
 
 
-def _word(verification: Verification) -> str:
-    latest = verification.latest_call
-    if latest is None:
-        return "not placed"
-    return latest.state.provider_status or latest.state.status.replace("_", " ")
-
-
-def _judge_call(verification: Verification) -> None:
-    latest = verification.latest_call
-    if latest is None or latest.state.status not in _HEARD:
-        raise fail("The call was not answered, as far as is known.")
-
-
 async def _hear(network: VirtualNetwork | None, verification: Verification) -> str | None:
-    """Return what was heard: by whoever is at the terminal, or by the phone of the sandbox."""
+    """Return the code that was heard, as typed at the terminal or by the virtual phone of the sandbox."""
     latest = verification.latest_call
     if latest is None or latest.state.status.is_unanswered:
         return None
@@ -130,9 +121,9 @@ async def _hear(network: VirtualNetwork | None, verification: Verification) -> s
     return heard or None
 
 
-async def _ask(service: VerificationService, verification: Verification, heard: str | None) -> None:
+async def _check(service: VerificationService, verification: Verification, heard: str | None) -> None:
     if heard is None:
-        _fail_unheard()
+        raise fail("No code was heard.")
     try:
         code = normalize_code(heard)
     except ValueError as error:
@@ -141,7 +132,3 @@ async def _ask(service: VerificationService, verification: Verification, heard: 
     if result.status is not Status.VERIFIED:
         raise fail("That is not the code that was to be spoken.")
     typer.echo("That is the code: calls arrive, and what is heard verifies.")
-
-
-def _fail_unheard() -> NoReturn:
-    raise fail("No code was heard.")

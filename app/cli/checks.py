@@ -1,4 +1,4 @@
-"""What ``doctor`` looks at: each check is a function that tells what it found, and changes nothing."""
+"""The checks of ``doctor``: each is a function that returns what it found, and changes nothing."""
 
 import resource
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from enum import StrEnum
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from app.outbound import NeverSent, Reason, Unclear
+from app.providers.http import NeverSent, Reason, Unclear
 from app.settings import Mode, Settings, misspelt_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
 from app.tokens import TokenSigner
@@ -24,7 +24,7 @@ _CLOCK_DRIFTS = timedelta(seconds=2)
 _CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
 _OTHER_FILES = 100  # the process's own, and connections to Redis
 _RIGHTS = "Give its user the rights of docs/operations.md, section Redis."
-_MADE_UP = Phone("+79001234567")  # nothing is done with it but signing
+_MADE_UP = Phone("+79001234567")  # only to sign a token
 
 _OUTBOUND_PROXY = "Check OUTBOUND_PROXY, and that this machine may use that proxy."
 _NOT_REACHED = {
@@ -62,7 +62,7 @@ _NOT_REACHED = {
 
 
 class Result(StrEnum):
-    """What came of a check: all is well, it works but not as it should, or it does not work."""
+    """The result of a check: it works, it works but not as it should, or it does not work."""
 
     FINE = "ok"
     DOUBTFUL = "warning"
@@ -71,7 +71,7 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, and what to do about it; neither holds a secret."""
+    """What one check found (``told``), and what to do about it; neither contains a secret."""
 
     check: str
     result: Result
@@ -80,22 +80,22 @@ class Finding:
 
 
 def fine(check: str, told: str) -> Finding:
-    """Report that all is well."""
+    """Return the finding that something works."""
     return Finding(check, Result.FINE, told)
 
 
 def doubtful(check: str, told: str, advice: str) -> Finding:
-    """Report that something works, but not as it should."""
+    """Return the finding that something works, but not as it should."""
     return Finding(check, Result.DOUBTFUL, told, advice)
 
 
 def wrong(check: str, told: str, advice: str) -> Finding:
-    """Report that something does not work."""
+    """Return the finding that something does not work."""
     return Finding(check, Result.WRONG, told, advice)
 
 
 async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
-    """Check that Redis is reached, is new enough, keeps what it is given, and lets the service do its work."""
+    """Check how Redis is reached and configured. ``within`` bounds the waits, in seconds."""
     try:
         health = await examine(redis, within=within)
     except RedisUnreachable as error:
@@ -115,7 +115,7 @@ async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
 
 
 def _lacks_a_right(error: BaseException | None) -> bool:
-    """Look through what an error comes of: the library wraps what is refused while it connects."""
+    """Return whether a missing right is among the causes: the library wraps errors of the connection."""
     while error and not isinstance(error, NoPermissionError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -182,7 +182,7 @@ def _clock(health: RedisHealth) -> Finding:
 
 
 async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:
-    """Check that the provider is reached, takes the token, and can be paid. Reading costs nothing."""
+    """Check that the provider is reached and accepts the token, and that the balance pays for calls. Costs nothing."""
     try:
         found = await accounts.get_account()
     except ProviderRejected as error:
@@ -197,7 +197,7 @@ async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warnin
 
 
 def _no_answer(cause: BaseException | None) -> Finding:
-    """Return how far a request to the provider got, by the error of the network behind the provider's."""
+    """Return how far a request to the provider got, by the network error that caused its failure."""
     match cause:
         case NeverSent():
             told, advice = _NOT_REACHED[cause.reason]
@@ -228,7 +228,7 @@ async def _balance(accounts: ProviderAccounts, minimum: Decimal, warning: Decima
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Check what can be told from the settings and this process alone. That they are complete is known by now."""
+    """Check what follows from valid settings and from this process."""
     yield fine("settings", f"complete, for {settings.mode} mode")
     if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
         told = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
@@ -241,7 +241,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
 
 
 def check_names() -> Iterator[Finding]:
-    """Check that what looks like a setting is one."""
+    """Check that names in the environment that look like settings are settings."""
     for name, meant in misspelt_settings().items():
         advice = f"Write {meant}, if that is meant." if meant else "Look for its name in .env.example."
         yield doubtful("settings", f"{name} is no setting, and nothing reads it", advice)

@@ -1,10 +1,9 @@
-"""What the commands share: exit codes, options, and the way to what lies in Redis."""
+"""What the commands share: exit codes, options, and access to the objects of the service."""
 
 import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Annotated, TypeVar
 
@@ -13,10 +12,10 @@ from redis.exceptions import ResponseError
 
 from app.api.problems import detail_of
 from app.cli.checks import Result, check_redis
+from app.container import Container, make_network, open_container
 from app.settings import Settings, SettingsError, load_settings
 from app.verification.errors import PhoneNotCallable, StoreFailure, StoreUnavailable
 from app.verification.phone import Phone, parse_phone
-from app.wiring import open_redis
 
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
@@ -31,33 +30,27 @@ _EMBEDDED = (
 )
 
 _T = TypeVar("_T")
-_Asked = TypeVar("_Asked")
 
 
 def examples(*commands: str) -> str:
-    """Write examples for the end of a command's help, each on a line of its own."""
+    """Return the examples at the end of a command's help, each on a line of its own."""
     return "\n\n".join(["Examples:", *(f"plusofon-verify {command}" for command in commands)])
 
 
 def fail(message: str) -> typer.Exit:
-    """Say why a command fails; what is returned is to be raised."""
+    """Print why a command fails, and return the exception to raise."""
     typer.echo(message, err=True)
     return typer.Exit(EXIT_FAILED)
 
 
 def settings_with(**options: object) -> Settings:
-    """Read the settings; options that are given come before the environment, for processes started from here too.
-
-    Raises:
-        SettingsError: something is missing or wrong.
-
-    """
+    """Return the settings; ``options`` override the environment, also of worker processes. Raises SettingsError."""
     os.environ.update({name: str(value) for name, value in options.items() if value is not None})
     return load_settings()
 
 
 def read_phone(text: str) -> Phone:
-    """Read the phone that a command is about, or end the command: it is a wrong argument."""
+    """Return the phone of an argument. Raises BadParameter."""
     try:
         return parse_phone(text)
     except PhoneNotCallable as error:
@@ -65,12 +58,12 @@ def read_phone(text: str) -> Phone:
 
 
 def moment(at: datetime) -> str:
-    """Write a moment in UTC as the API does."""
+    """Return a moment in UTC as the API writes it."""
     return at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def settings_with_redis() -> Settings:
-    """Read the settings for a command that looks into the Redis of a service. Raises SettingsError."""
+    """Return the settings of a command that needs the Redis of a service. Raises SettingsError."""
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -82,34 +75,32 @@ def settings_with_redis() -> Settings:
     return settings
 
 
-def ask_redis(
-    reach: Callable[[Settings], AbstractAsyncContextManager[_Asked]],
-    question: Callable[[_Asked], Awaitable[_T]],
-    *,
-    settings: Settings | None = None,
-) -> _T:
-    """Ask something that lies in the Redis of the settings, or end the command where that fails."""
-    logging.disable()  # whatever happens, the command itself tells it
-    found = settings or settings_with_redis()
+def run_with_container(use: Callable[[Container], Awaitable[_T]], settings: Settings | None = None) -> _T:
+    """Return the result of ``use``, or end the command with what is wrong with Redis.
 
-    async def ask() -> _T:
-        async with reach(found) as asked:
-            return await question(asked)
+    Without ``settings``, those of the environment, which must have a Redis. Raises SettingsError.
+    """
+    logging.disable()  # the command itself reports failures
+    settings = settings or settings_with_redis()
+
+    async def run() -> _T:
+        async with open_container(settings, make_network(settings)) as container:
+            return await use(container)
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(run())
     except StoreUnavailable as error:
-        raise fail(why_redis_failed(found, error)) from None
+        raise fail(why_redis_failed(settings, error)) from None
 
 
 def why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
-    """Look as ``doctor`` does for what is wrong with Redis, after it failed, and say it in its words."""
+    """Return what ``doctor`` finds wrong with Redis after an error, or else the text of the error."""
 
-    async def look() -> str:
-        async with open_redis(settings) as redis:
-            found = await check_redis(redis, within=settings.redis.timeout_seconds)
+    async def check() -> str:
+        async with open_container(settings, make_network(settings)) as container:
+            found = await check_redis(container.stores.redis, within=settings.redis.timeout_seconds)
         return "\n".join(f"{one.told}. {one.advice}" for one in found if one.result is Result.WRONG)
 
     if error.reason is StoreFailure.ACCESS_DENIED and isinstance(error.__cause__, ResponseError):
         return "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
-    return asyncio.run(look()) or detail_of(error)
+    return asyncio.run(check()) or detail_of(error)

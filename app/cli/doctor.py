@@ -1,18 +1,17 @@
-"""``doctor``: says what is right and what is not with an installation, and what to do about it."""
+"""``doctor``: checks an installation, and prints what is wrong and what to do about it."""
 
 import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import asdict
 
 import typer
 
 from app.cli.checks import Finding, Result, check_names, check_provider, check_redis, check_settings, wrong
 from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson
+from app.container import make_network, open_container
 from app.settings import Settings, SettingsError, load_settings
-from app.wiring import open_accounts, open_redis
 
 _MARKS = {
     Result.FINE: typer.style("✓", fg="green"),
@@ -27,7 +26,7 @@ def doctor(*, as_json: AsJson = False) -> None:
     ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the provider is the sandbox's own, and
     without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings are wrong.
     """
-    logging.disable()  # whatever happens, the command itself tells it
+    logging.disable()  # the command itself reports failures
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -41,12 +40,12 @@ def doctor(*, as_json: AsJson = False) -> None:
 
 
 async def _examine(settings: Settings) -> list[Finding]:
-    async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(open_redis(settings))
-        accounts = await stack.enter_async_context(open_accounts(settings))
+    async with open_container(settings, make_network(settings)) as container:
         of_redis, of_provider = await asyncio.gather(
-            check_redis(redis, within=5 * settings.redis.timeout_seconds),
-            check_provider(accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub),
+            check_redis(container.stores.redis, within=5 * settings.redis.timeout_seconds),
+            check_provider(
+                container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
+            ),
         )
     return [*check_settings(settings), *check_names(), *of_redis, *of_provider]
 

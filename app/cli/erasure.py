@@ -1,14 +1,12 @@
-"""``forget``: erases what is stored about a phone, when a person asks for that."""
+"""``forget``: erases what is stored about a phone."""
 
 import json
 from dataclasses import asdict
 
 import typer
 
-from app.cli.common import AsJson, PhoneArgument, Yes, ask_redis, fail, read_phone, settings_with_redis
+from app.cli.common import AsJson, PhoneArgument, Yes, fail, read_phone, run_with_container, settings_with_redis
 from app.settings import SettingsError
-from app.store.erasure import Erased
-from app.wiring import open_phone_eraser
 
 
 def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -> None:
@@ -24,14 +22,13 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
         raise SettingsError(["SECRET_KEY is missing: without it nobody knows under which names a phone is stored."])
     if not yes and not typer.confirm(f"Erase all that is stored about {number.masked}?", err=True):
         raise fail("Nothing was erased.")
-    done = ask_redis(open_phone_eraser, lambda eraser: eraser.forget(number), settings=settings)
-    typer.echo(json.dumps(asdict(done)) if as_json else _told(done))
-
-
-def _told(done: Erased) -> str:
-    if not done:
-        return "Nothing is stored under the keys of these settings (SECRET_KEY, SECRET_NAMES_KEY)."
-    return (
-        f"Erased: {done.verifications} verifications with {done.calls} calls, {done.events} events that were not"
-        f" delivered, {done.answers} kept answers{', and what the phone was remembered by' if done.phone else ''}."
-    )
+    done = run_with_container(lambda container: container.stores.phone_eraser.forget(number), settings)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+    elif not done:
+        typer.echo("Nothing is stored under the keys of these settings (SECRET_KEY, SECRET_NAMES_KEY).")
+    else:
+        typer.echo(
+            f"Erased: {done.verifications} verifications with {done.calls} calls, {done.events} events that were not"
+            f" delivered, {done.answers} kept answers{', and what the phone was remembered by' if done.phone else ''}."
+        )

@@ -1,17 +1,12 @@
-"""``guard list`` and ``guard lift``: what the fraud guard has blocked."""
+"""``guard list`` and ``guard lift``: the blocks of the fraud guard."""
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from app.api.fraud_guard import FraudGuardReport
-from app.cli.common import AsJson, ask_redis, examples, fail
-from app.verification.fraud_guard import FraudGuard
-from app.wiring import open_guard
-
-_T = TypeVar("_T")
+from app.cli.common import AsJson, examples, fail, run_with_container
 
 _PUNCTUATION = re.compile(r"[\s().-]")
 _RANGE = re.compile(r"(?:\+?7|8)?(9\d{6})(?:\d{3})?")  # a whole phone lies in one too
@@ -25,7 +20,7 @@ def list_guard(*, as_json: AsJson = False) -> None:
 
     The JSON is that of GET /admin/guard.
     """
-    found = _ask_guard(FraudGuardReport.of)
+    found = run_with_container(lambda container: FraudGuardReport.of(container.stores.fraud_guard))
     typer.echo(found.model_dump_json(indent=2) if as_json else _table(found))
 
 
@@ -33,7 +28,7 @@ def list_guard(*, as_json: AsJson = False) -> None:
 def lift(number_range: Annotated[str, typer.Argument(metavar="RANGE", help="Such as +79001234.")]) -> None:
     """Lift the block of a range: it is called again at once."""
     wanted = _read_range(number_range)
-    if not _ask_guard(lambda guard: guard.lift(wanted)):
+    if not run_with_container(lambda container: container.stores.fraud_guard.lift(wanted)):
         raise fail(f"The range {wanted} is not blocked.")
     typer.echo(f"The range {wanted} is called again.")
 
@@ -43,10 +38,6 @@ def _read_range(text: str) -> str:
     if not match:
         raise typer.BadParameter("a range is +7 and the next seven digits of its numbers, such as +79001234")
     return f"+7{match[1]}"
-
-
-def _ask_guard(question: Callable[[FraudGuard], Awaitable[_T]]) -> _T:
-    return ask_redis(open_guard, question)
 
 
 def _table(found: FraudGuardReport) -> str:

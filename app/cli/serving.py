@@ -1,4 +1,4 @@
-"""``serve`` and ``demo``: the service as one process or several, until it is told to stop."""
+"""``serve`` and ``demo``: the service as one process or several, until a signal stops it."""
 
 import errno
 import logging
@@ -17,19 +17,19 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.cli.common import settings_with
-from app.cli.worker import make_app_of
+from app.main import open_tracing
 from app.server.connections import HttpLimits
 from app.server.http_protocol import HttpServer
+from app.server.worker import make_app_of
 from app.settings import Mode, Settings, SettingsError, misspelt_settings, redacted_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
-from app.wiring import open_tracing
 
 log = logging.getLogger(__name__)
 
-_WORKER = "app.cli.worker:make_app"
-_NOT_HERE = "HOST must be an address of this machine."
-_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_WORKER = "app.server.worker:make_app"
+_FOREIGN_HOST = "HOST must be an address of this machine."
+_NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
@@ -59,21 +59,16 @@ def demo(host: Host = None, port: Port = None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does; where sockets are given, uvicorn itself leaves that out."""
+    """Logs the address once it listens, which uvicorn does not do for sockets that are given."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say where."""
+        """Start to serve."""
         await super().startup(sockets)
         self._log_started_message(sockets or [])
 
 
 def _serve(settings: Settings, *, banner: str = "") -> None:
-    """Serve until told to stop; requests in progress are finished.
-
-    Raises:
-        SettingsError: nobody can listen on the address of the settings.
-
-    """
+    """Serve until a signal stops it; requests in progress are finished. Raises SettingsError."""
     sockets = _listen(settings.host, settings.port)
     if banner:
         typer.echo(banner)
@@ -92,31 +87,36 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         log.warning("service.settings_unknown", extra={"names": list(unknown)})
     # Uvicorn handles the signal while it serves, and then raises it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    options = uvicorn_options(settings)
-    if settings.workers == 1:
-        if not sys.stderr.isatty():  # a terminal that is closed sends it too
-            signal.signal(signal.SIGHUP, _ignore_reload)
-        server = _Server(uvicorn.Config(make_app_of(settings), **options))
-        with suppress(KeyboardInterrupt):
-            server.run(sockets)
-        if not server.started:
-            sys.exit(STARTUP_FAILURE)
-        return
+    started = _serve_alone(settings, sockets) if settings.workers == 1 else _serve_by_workers(settings, sockets)
+    if not started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _serve_alone(settings: Settings, sockets: list[socket.socket]) -> bool:
+    """Serve in this process; return whether it could start."""
+    if not sys.stderr.isatty():  # a terminal that is closed sends it too
+        signal.signal(signal.SIGHUP, _ignore_reload)
+    server = _Server(uvicorn.Config(make_app_of(settings), **uvicorn_options(settings)))
+    with suppress(KeyboardInterrupt):
+        server.run(sockets)
+    return server.started
+
+
+def _serve_by_workers(settings: Settings, sockets: list[socket.socket]) -> bool:
+    """Serve in several processes; return whether all could start. Raises SettingsError."""
     with ExitStack() as stack:
         try:
             stack.enter_context(shared_between_workers())
         except OSError as error:
             mistake = f"{FOLDER_VARIABLE} must name a folder that the service may write to: {error.strerror}."
             raise SettingsError([mistake]) from None
-        if tracing := open_tracing(settings):  # what is wrong with it would end one worker after the other
+        if tracing := open_tracing(settings):  # checked here: otherwise one worker after the other would fail
             tracing.close()
-        # By name: each worker makes an application of its own, from the environment.
-        workers = Multiprocess(uvicorn.Config(_WORKER, factory=True, **options), sockets=sockets)
-        workers.run()
-    if any(
-        worker.exitcode == STARTUP_FAILURE for worker in workers.processes
-    ):  # then uvicorn ends them all, and returns
-        sys.exit(STARTUP_FAILURE)
+        # Given by name, because each worker makes an application of its own, from the environment.
+        config = uvicorn.Config(_WORKER, factory=True, **uvicorn_options(settings))
+        workers = Multiprocess(config, sockets=sockets)
+        workers.run()  # ends all workers when one could not start
+    return not any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)
 
 
 def _ignore_reload(*_: object) -> None:
@@ -127,8 +127,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     """Open the sockets to serve on, the same for one worker and for several. Raises SettingsError."""
     try:
         found = set(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))
-    except (OSError, UnicodeError):  # the latter for what is no name at all
-        raise SettingsError([_NOT_HERE]) from None
+    except (OSError, UnicodeError):  # UnicodeError: not a valid host name
+        raise SettingsError([_FOREIGN_HOST]) from None
     opened: list[socket.socket] = []
     failures: list[OSError] = []
     for family, kind, protocol, _, address in found:
@@ -136,12 +136,12 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             opened.append(_bind(socket.socket(family, kind, protocol), address, alone=len(found) == 1))
         except OSError as error:
             failures.append(error)
-    # A name may have an address that this machine has not: localhost where IPv6 is switched off.
-    serious = [error for error in failures if not opened or error.errno not in _LACKING]
+    # A name may have addresses that this machine does not have: localhost without IPv6.
+    serious = [error for error in failures if not opened or error.errno not in _NO_ADDRESS]
     if serious:
         for listener in opened:
             listener.close()
-        raise SettingsError([_why_not(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serious[0])])
+        raise SettingsError([_why_bind_failed(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", serious[0])])
     return opened
 
 
@@ -157,17 +157,17 @@ def _bind(listener: socket.socket, address: tuple[Any, ...], *, alone: bool) -> 
     return listener
 
 
-def _why_not(where: str, error: OSError) -> str:
-    if error.errno in _LACKING:
-        return _NOT_HERE
+def _why_bind_failed(where: str, error: OSError) -> str:
+    if error.errno in _NO_ADDRESS:
+        return _FOREIGN_HOST
     if error.errno == errno.EADDRINUSE:
         return f"{where} is in use; choose another with --port (make run PORT=8001)."
     return f"{where} cannot be listened on: {os.strerror(error.errno or 0)}."
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """Return how uvicorn is to serve. What it would else read from the environment is set: the settings decide."""
-    # A socket that takes IPv4 and IPv6 tells an IPv4 peer as ::ffff:a.b.c.d.
+    """Return the options of uvicorn, also those that it would otherwise read from the environment."""
+    # A socket for IPv4 and IPv6 reports an IPv4 peer as ::ffff:a.b.c.d.
     mapped = [
         f"::ffff:{network.network_address}/{96 + network.prefixlen}"
         for network in settings.proxy.addresses

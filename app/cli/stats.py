@@ -1,16 +1,17 @@
-"""``stats``: what happened on a day, over all processes and machines."""
+"""``stats``: the calls and verifications of a day, over all processes and machines."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import AsJson, ask_redis
-from app.store.stats import DayStats
+from app.cli.common import AsJson, run_with_container
+from app.store.stats import DayStats, PlacedCalls
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
-from app.wiring import open_stats
 
 _DAYS_KEPT = 8  # today among them
 
@@ -38,14 +39,14 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Print a day's calls, conversion, refusals and spend. Test numbers are not counted."""
-    found = ask_redis(open_stats, lambda reader: reader.read(day))
+    found = run_with_container(lambda container: container.stores.stats.read(day))
     typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
 
 
 def _facts(found: DayStats) -> dict[str, Any]:
     return {
         "day": found.day.isoformat(),
-        "started": _by_channel(found.started),
+        "started": dict(found.started),
         "placed": _by_channel(found.placed),
         "ended": _by_channel(found.ended),
         "refused": _by_channel(found.refused),
@@ -60,27 +61,26 @@ def _facts(found: DayStats) -> dict[str, Any]:
     }
 
 
-def _by_channel(counts: Any) -> dict[str, Any]:  # noqa: ANN401 - by channel, or by channel and a word
-    told: dict[str, Any] = {}
-    for key, count in counts.items():
-        if isinstance(key, tuple):
-            channel, word = key
-            told.setdefault(str(channel), {})[str(word)] = count
-        else:
-            told[str(key)] = count
-    return told
+def _by_channel(counts: PlacedCalls | Mapping[tuple[Channel, str], int]) -> dict[str, dict[str, int]]:
+    grouped: dict[str, dict[str, int]] = {}
+    for (channel, kind), count in counts.items():
+        grouped.setdefault(channel, {})[kind] = count
+    return grouped
 
 
 def _table(found: DayStats) -> Iterator[str]:
     begun, ended = sum(found.started.values()), sum(found.ended.values())
     answered = sum(count for (_, status), count in found.ended.items() if status is CallStatus.COMPLETED)
     unconfirmed = sum(count for (_, status), count in found.placed.items() if status is CallStatus.UNCONFIRMED)
+    refusals = Counter[str]()
+    for (_, kind), count in found.refused.items():
+        refusals[kind] += count
     yield f"{found.day} (UTC)"
     yield f"verifications  {begun:>7}   verified {found.verified} ({_share(found.verified, begun)})"
     yield f"calls placed   {found.calls:>7}   unconfirmed {unconfirmed}"
     yield f"calls ended    {ended:>7}   answered {answered} ({_share(answered, ended)})"
-    yield f"calls refused  {sum(found.refused.values()):>7}   {_words(_refusals(found))}"
-    yield f"limits hit     {sum(found.limits.values()):>7}   {_words(found.limits)}"
+    yield f"calls refused  {refusals.total():>7}   {_list(refusals)}"
+    yield f"limits hit     {sum(found.limits.values()):>7}   {_list(found.limits)}"
     yield f"wrong codes    {found.wrong:>7}   locked {found.locked}, canceled {found.canceled}"
     yield f"spend          {found.spend_rub:>7}   RUB, each call at CALL_PRICE_RUB"
 
@@ -89,12 +89,5 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
-def _refusals(found: DayStats) -> dict[str, int]:
-    told: dict[str, int] = {}
-    for (_, kind), count in found.refused.items():
-        told[kind] = told.get(kind, 0) + count
-    return told
-
-
-def _words(counts: Any) -> str:  # noqa: ANN401 - any mapping of words
+def _list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""``verifications show``: one verification as the service sees it, whichever client's it is."""
+"""``verifications show``: one verification of any client."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import AsJson, ask_redis, examples, fail, moment, settings_with_redis
+from app.cli.common import AsJson, examples, fail, moment, run_with_container, settings_with_redis
+from app.container import Container
 from app.settings import make_policies
-from app.store.verifications import RedisVerificationStore
 from app.verification.errors import VerificationNotFound
-from app.verification.model import Call, Status, Verification
-from app.wiring import open_verifications
+from app.verification.model import Status, Verification
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 
@@ -31,13 +30,13 @@ def show(
     settings = settings_with_redis()
     policies = make_policies(settings)
 
-    async def read(store: RedisVerificationStore) -> Verification:
-        found = await store.read(verification_id, client=None)
+    async def read(container: Container) -> Verification:
+        found = await container.stores.verifications.read(verification_id, client=None)
         policy = policies.for_client(found.client)
         return found.without_lost_calls(lifetime=policy.lifetime, patience=policy.patience)
 
     try:
-        found = ask_redis(open_verifications, read, settings=settings)
+        found = run_with_container(read, settings)
     except VerificationNotFound:
         raise fail("There is no such verification: it never was, or it expired.") from None
     typer.echo(json.dumps(_facts(found), indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(found)))
@@ -58,18 +57,17 @@ def _facts(found: Verification) -> dict[str, Any]:
         "expires_in": found.expires_in,
         "resend_in": found.resend_in,
         "test": found.test,
-        "calls": [_call_facts(call) for call in found.calls],
-    }
-
-
-def _call_facts(call: Call) -> dict[str, Any]:
-    return {
-        "serial": call.call_number,
-        "channel": call.channel,
-        "status": call.state.status,
-        "provider_status": call.state.provider_status,
-        "dial": call.dial.e164 if call.dial else None,
-        "expires_at": moment(call.expires_at) if call.expires_at else None,
+        "calls": [
+            {
+                "serial": call.call_number,
+                "channel": call.channel,
+                "status": call.state.status,
+                "provider_status": call.state.provider_status,
+                "dial": call.dial.e164 if call.dial else None,
+                "expires_at": moment(call.expires_at) if call.expires_at else None,
+            }
+            for call in found.calls
+        ],
     }
 
 

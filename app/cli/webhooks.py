@@ -1,16 +1,13 @@
 """``events failed`` and ``events resend``: the webhooks that could not be delivered."""
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from app.cli.common import AsJson, ask_redis, examples, fail, moment
-from app.verification.webhooks import DeadLetter, DeadLetters
-from app.wiring import open_dead_letters
-
-_T = TypeVar("_T")
+from app.cli.common import AsJson, examples, fail, moment, run_with_container
+from app.verification.webhooks import DeadLetter
 
 events_cli = typer.Typer(help="See which events could not be delivered, and send them again.", no_args_is_help=True)
 
@@ -18,7 +15,7 @@ events_cli = typer.Typer(help="See which events could not be delivered, and send
 @events_cli.command(epilog=examples("events failed", "events failed --json"))
 def failed(*, as_json: AsJson = False) -> None:
     """List the events that were given up, the oldest first."""
-    letters = _ask_dead_letters(lambda dead: dead.dead_letters())
+    letters = run_with_container(lambda container: container.stores.webhooks.dead_letters())
     typer.echo(json.dumps([_facts(letter) for letter in letters], indent=2) if as_json else _table(letters))
 
 
@@ -32,20 +29,16 @@ def resend(
     if everything == (event_id is not None):
         raise typer.BadParameter("give either an ID or --all")
     if event_id is None:
-        count = _ask_dead_letters(lambda dead: dead.resend_all())
+        count = run_with_container(lambda container: container.stores.webhooks.resend_all())
         typer.echo(f"{count} events are sent again." if count != 1 else "1 event is sent again.")
-    elif _ask_dead_letters(lambda dead: dead.resend(event_id)):
+    elif run_with_container(lambda container: container.stores.webhooks.resend(event_id)):
         typer.echo(f"The event {event_id} is sent again.")
     else:
         raise fail(f"There is no event {event_id} that was given up.")
 
 
-def _ask_dead_letters(question: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
-    return ask_redis(open_dead_letters, question)
-
-
 def _facts(letter: DeadLetter) -> dict[str, str | int]:
-    """Return what an operator needs; who was called is not part of that."""
+    """Return what an operator needs, without the phone."""
     event = letter.event
     return {
         "id": event.id,

@@ -1,1 +1,1 @@
-"""The providers that place calls, and what protects the service from them."""
+"""The providers that place calls, and what protects the service from their failures."""

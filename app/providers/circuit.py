@@ -1,7 +1,7 @@
-"""What keeps a failing provider from taking the service with it: a circuit breaker and a bulkhead.
+"""Keeps a failing provider from taking the service with it: a circuit breaker and a bulkhead in front of its senders.
 
-No library: those count exceptions, and what becomes of a call comes by value (``Placed``, ``Refused``, ``Unknown``).
-Both are shared by nothing but the process, and take no lock: nothing here waits between reading a state and writing it.
+No library: those count exceptions, and the outcome of a call is a value (``Placed``, ``Refused``, ``Unknown``).
+Both live in one process and take no lock: nothing here waits between reading a state and writing it.
 """
 
 import logging
@@ -11,10 +11,11 @@ from enum import StrEnum
 from math import ceil
 from time import monotonic
 
+from app.providers.observe import ProviderObserver
+from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Refused, Unknown
 from app.verification.ports import CallOrder, CallSender
-from app.verification.senders import SenderWrapper
 
 log = logging.getLogger(__name__)
 
@@ -22,34 +23,27 @@ _SOON = 1  # seconds after which to try again, where a place may be free at any 
 
 
 class CircuitState(StrEnum):
-    """``closed``: all may pass. ``open``: nobody may. ``half_open``: one at a time may, to see if it works again."""
+    """``closed``: all calls pass. ``open``: none does. ``half_open``: one at a time, to see if the provider works."""
 
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
 
 
-class Trial:
-    """One attempt that a circuit let pass. Say how it went at most once; one that says nothing counts as neither."""
+class Attempt:
+    """An attempt that a circuit let pass. Set ``failed`` to its outcome; one without an outcome is not counted."""
 
     failed: bool | None = None
 
-    def __init__(self, subject: Hashable) -> None:
-        self.subject = subject
-
-    def settle(self, *, failed: bool) -> None:
-        """Return the outcome."""
-        self.failed = failed
-
 
 class CircuitBreaker:
-    """Opens after ``failures`` in a row, and after ``open_for`` seconds lets one attempt at a time try again.
+    """Opens after ``failures`` in a row, and after ``open_for`` seconds lets one attempt at a time (a probe) pass.
 
-    Failures over the same subject (a phone) count once in such a row: what fails for one alone, whoever asks for it
-    again and again, must not close the door to everybody.
+    Failures over the same subject (a phone) count once in such a row: what fails for one phone alone, however often it
+    is tried, must not open the circuit for all.
 
-    The success of such a probe closes it, its failure opens it anew. What was begun before the circuit last changed
-    says nothing about the time since, and is not counted.
+    A probe that succeeds closes the circuit, one that fails opens it again. An attempt that began before the circuit
+    last changed says nothing about the time since, and is not counted.
 
     Args:
         name: for the log.
@@ -63,12 +57,12 @@ class CircuitBreaker:
         if failures < 1 or open_for <= 0:
             raise ValueError("failures must be at least 1, and open_for more than zero")
         self._name = name
-        self._most_failures = failures
+        self._max_failures = failures
         self._open_for = open_for
         self._clock = clock
         self._failing: set[Hashable] = set()
         self._open_until: float | None = None
-        self._probe: Trial | None = None
+        self._probe: Attempt | None = None
         self._changes = 0
 
     @property
@@ -89,54 +83,42 @@ class CircuitBreaker:
             raise ProviderUnavailable(retry_after=_SOON)
 
     @contextmanager
-    def attempt(self, subject: Hashable) -> Iterator[Trial]:
-        """Let one attempt pass, over a subject.
-
-        Left without a word, by a cancellation say, it frees its place and changes nothing.
-
-        Raises:
-            ProviderUnavailable: it may not.
-
-        """
+    def attempt(self, subject: Hashable) -> Iterator[Attempt]:
+        """Let one attempt pass, over a subject. Raises ProviderUnavailable if it may not."""
         self.require_passable()
-        trial, begun_at = Trial(subject), self._changes
+        attempt, changes = Attempt(), self._changes
         if self._open_until is not None:
-            self._probe = trial
+            self._probe = attempt
         try:
-            yield trial
+            yield attempt
         finally:
-            if self._probe is trial:
+            if self._probe is attempt:
                 self._probe = None
-            if begun_at == self._changes and trial.failed is not None:
-                self._count(trial, failed=trial.failed)
+            if changes == self._changes and attempt.failed is not None:
+                self._count(subject, failed=attempt.failed)
 
-    def _count(self, trial: Trial, *, failed: bool) -> None:
-        """Count on where a probe fails: the failures in a row go on, and are more than enough."""
+    def _count(self, subject: Hashable, *, failed: bool) -> None:
+        """Count an outcome. Failures stay counted while the circuit is open, so one failing probe opens it again."""
         if failed:
-            self._failing.add(trial.subject)
+            self._failing.add(subject)
         else:
             self._failing.clear()
-        if len(self._failing) >= self._most_failures:
-            self._open()
+        failures = len(self._failing)
+        if failures >= self._max_failures:
+            self._open_until = self._clock() + self._open_for
+            self._changes += 1
+            log.warning(
+                "circuit.opened",
+                extra={"circuit": self._name, "failures": failures, "open_for_seconds": self._open_for},
+            )
         elif self._open_until is not None:
-            self._close()
-
-    def _open(self) -> None:
-        self._open_until = self._clock() + self._open_for
-        self._changes += 1
-        log.warning(
-            "circuit.opened",
-            extra={"circuit": self._name, "failures": len(self._failing), "open_for_seconds": self._open_for},
-        )
-
-    def _close(self) -> None:
-        self._open_until = None
-        self._changes += 1
-        log.info("circuit.closed", extra={"circuit": self._name})
+            self._open_until = None
+            self._changes += 1
+            log.info("circuit.closed", extra={"circuit": self._name})
 
 
 class Bulkhead:
-    """Holds ``most`` at once, and has no queue: a call that had to wait would be late for the person who asked."""
+    """Allows ``most`` calls at once. It has no queue: a call that waited would be late for the person who asked."""
 
     def __init__(self, most: int) -> None:
         if most < 1:
@@ -151,7 +133,7 @@ class Bulkhead:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Take one of the places. Raises ProviderUnavailable if none is free."""
+        """Hold one of the places. Raises ProviderUnavailable if none is free."""
         self.require_room()
         self.in_flight += 1
         try:
@@ -160,60 +142,69 @@ class Bulkhead:
             self.in_flight -= 1
 
 
-class ProtectedSender(SenderWrapper):
-    """A CallSender that keeps another from being asked when that is of no use, or too many ask at once.
+class ProtectedSender:
+    """The CallSender of ``channel``: asks ``sender`` unless that is of no use or too many calls are under way.
 
-    Senders that reach the same machines should share one ``circuit`` and one ``bulkhead``.
-
-    ``admit`` returns if the account can pay for a call, and raises BalanceTooLow if not; it asks nobody.
+    Senders of one provider should share one ``circuit`` and one ``bulkhead``. The ``observer`` sees the requests that
+    pass. ``admit`` returns if the account can pay for a call as far as is known here, or raises BalanceTooLow.
     """
 
     def __init__(
-        self, sender: CallSender, *, circuit: CircuitBreaker, bulkhead: Bulkhead, admit: Callable[[], None]
+        self,
+        sender: CallSender,
+        *,
+        channel: Channel,
+        circuit: CircuitBreaker,
+        bulkhead: Bulkhead,
+        observer: ProviderObserver,
+        admit: Callable[[], None],
     ) -> None:
-        super().__init__(sender)
+        self.provider = sender.provider
+        self.supports_status = sender.supports_status
+        self._sender = sender
+        self._channel = channel
         self._circuit = circuit
         self._bulkhead = bulkhead
+        self._observer = observer
         self._admit = admit
 
     def require_ready(self) -> None:
         """Return if a call may be placed now. It takes no place: between this and ``place`` others may.
 
         Raises:
-            BalanceTooLow: says ``admit``.
-            ProviderUnavailable: the circuit is open, or there is no place in the bulkhead.
+            BalanceTooLow: by ``admit``.
+            ProviderUnavailable: the circuit is open, or the bulkhead is full.
 
         """
         self._admit()
         self._circuit.require_passable()
         self._bulkhead.require_room()
-        super().require_ready()
+        self._sender.require_ready()
 
     async def place(self, order: CallOrder) -> CallOutcome:
-        """Place a call, and count whether the provider answered; refuse it where ``require_ready`` would by now.
+        """Place a call, and count whether the provider answered; refuse it where the circuit or the bulkhead does.
 
-        With a half-open circuit, this is the probe. The balance is not asked after again: a call that it does not pay
-        for, the provider refuses.
+        With a half-open circuit, this is the probe. The balance is not asked again: the provider refuses a call
+        that it does not pay for.
         """
         try:
-            with self._bulkhead.hold(), self._circuit.attempt(order.phone) as trial:
-                outcome = await super().place(order)
-                trial.settle(failed=_is_failure(outcome))
+            with self._bulkhead.hold(), self._circuit.attempt(order.phone) as attempt:
+                with self._observer.request(self._channel, self.provider, "place") as request:
+                    outcome = await self._sender.place(order)
+                    request.outcome = type(outcome).__name__.lower()  # placed, refused or unknown
+                    request.error = outcome.error if isinstance(outcome, Refused) else None
+                # A refusal with a reason is an answer, and so no failure.
+                attempt.failed = isinstance(outcome, Unknown) or isinstance(request.error, ProviderUnavailable)
                 return outcome
         except ProviderUnavailable as refusal:
             return Refused(refusal)
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call, whatever the state of the circuit: a look-up costs nothing, and settles a call.
+        """Return the state of a call, whatever the state of the circuit. Raises ProviderError.
 
-        It is not counted either. Calls may work where look-ups do not, and their failures must not keep calls back.
-        Raises ProviderError.
+        Look-ups cost nothing and settle calls. They are not counted: calls may work where look-ups do not.
         """
-        return await super().fetch_status(call_ref)
-
-
-def _is_failure(outcome: CallOutcome) -> bool:
-    """Return whether the provider did not do its part. A refusal with a reason is an answer, and so no failure."""
-    return isinstance(outcome, Unknown) or (
-        isinstance(outcome, Refused) and isinstance(outcome.error, ProviderUnavailable)
-    )
+        with self._observer.request(self._channel, self.provider, "look_up") as request:
+            state = await self._sender.fetch_status(call_ref)
+            request.outcome = "found" if state else "never_placed"
+            return state

@@ -1,4 +1,4 @@
-"""What becomes of a call of the virtual telephone network: a matter of its channel, its number and the time alone."""
+"""Calls of the virtual telephone network: their state follows from the channel, the number and the time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from app.sandbox.numbers import MTS, MagicNumber, operator_of
 from app.verification.channels import Channel
 from app.verification.model import Lang
 
-REVERSE_CALL_WAITS = 300.0  # seconds
+REVERSE_CALL_SECONDS = 300.0  # how long a reverse call may be dialled
 
 
 class NetworkStatus(StrEnum):
-    """The network's word on a call. ``rerouted`` is there for clients to meet a word that they do not know."""
+    """The status of a call. ``rerouted`` is a status that Plusofon does not document, to test clients with."""
 
     QUEUED = "queued"
     RINGING = "ringing"
@@ -27,11 +27,10 @@ class NetworkStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualCall:
-    """A call as it stands at this moment.
+    """The state of a call at one moment.
 
-    ``heard`` is its code from the moment it was answered; for a flash call from the moment it rang, and with it
-    ``caller``, the number that called. ``dial`` is the number that a reverse call waits for the phone to dial. Nothing
-    is spoken but in a voice call: the others have neither ``lang`` nor ``repeat``.
+    ``heard`` is its code once it was answered; for a flash call once it rang, together with ``caller``, the calling
+    number. ``dial`` is the number to dial while a reverse call waits. Only voice calls have ``lang`` and ``repeat``.
     """
 
     call_id: str
@@ -45,18 +44,18 @@ class VirtualCall:
     placed_at: datetime
 
 
-# What a call passes through: each status with the number of phases after which it begins.
-_Journey = tuple[tuple[int, NetworkStatus], ...]
-_SPOKEN: _Journey = (
+# The statuses of a call, each with the number of phases after which it begins.
+_Timeline = tuple[tuple[int, NetworkStatus], ...]
+_VOICE_CALL: _Timeline = (
     (0, NetworkStatus.QUEUED),
     (1, NetworkStatus.RINGING),
     (2, NetworkStatus.ANSWERED),
     (5, NetworkStatus.COMPLETED),
 )
-_FLASHED: _Journey = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (2, NetworkStatus.COMPLETED))
-_NEVER_ARRIVED: _Journey = ((0, NetworkStatus.QUEUED), (5, NetworkStatus.NO_ANSWER))
-_NO_ANSWER: _Journey = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (5, NetworkStatus.NO_ANSWER))
-_MAGIC: Mapping[str, _Journey] = {
+_FLASH_CALL: _Timeline = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (2, NetworkStatus.COMPLETED))
+_NOT_RUNG: _Timeline = ((0, NetworkStatus.QUEUED), (5, NetworkStatus.NO_ANSWER))
+_NO_ANSWER: _Timeline = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (5, NetworkStatus.NO_ANSWER))
+_MAGIC: Mapping[str, _Timeline] = {
     MagicNumber.BUSY: ((0, NetworkStatus.QUEUED), (1, NetworkStatus.BUSY)),
     MagicNumber.FAILED: ((0, NetworkStatus.QUEUED), (1, NetworkStatus.FAILED)),
     MagicNumber.ODD_STATUS: ((0, NetworkStatus.QUEUED), (1, NetworkStatus.REROUTED), (5, NetworkStatus.COMPLETED)),
@@ -70,9 +69,9 @@ _HEARD: Mapping[Channel, frozenset[NetworkStatus]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """What is kept of a call; its state follows from the time since ``began``, and whether it was ``dialled``.
+    """A stored call. ``began`` is a time of the monotonic clock, in seconds.
 
-    Voice and flash calls have a ``pin``, reverse calls a ``dial`` and a ``hook_url``.
+    Voice and flash calls have a ``pin``; reverse calls have a ``dial`` and a ``callback_url``.
     """
 
     call_id: str
@@ -85,12 +84,12 @@ class CallRecord:
     repeat: int | None = None
     caller: str | None = field(default=None, repr=False)
     dial: str | None = None
-    hook_url: str = field(default="", repr=False)  # it holds a secret of whoever gave it
-    hooks_as_form: bool = False
+    callback_url: str = field(default="", repr=False)  # it holds a secret
+    callbacks_as_form: bool = False
     dialled: bool = False
 
-    def seen(self, *, at: float, pace: float) -> VirtualCall:
-        """Return how the call stands at the moment ``at``, if each phase takes ``pace`` seconds."""
+    def state(self, *, at: float, pace: float) -> VirtualCall:
+        """Return the state of the call at a time of the monotonic clock; a phase takes ``pace`` seconds."""
         status = self._status(at - self.began, pace)
         heard = status in _HEARD[self.channel]
         waiting = self.channel is Channel.REVERSE_CALL and status is NetworkStatus.QUEUED
@@ -108,16 +107,15 @@ class CallRecord:
 
     def _status(self, age: float, pace: float) -> NetworkStatus:
         if self.channel is not Channel.REVERSE_CALL:
-            return [status for phases, status in self._journey if phases * pace <= age][-1]
+            return [status for phases, status in self._timeline() if phases * pace <= age][-1]
         if self.dialled:
             return NetworkStatus.COMPLETED
-        return NetworkStatus.QUEUED if age < REVERSE_CALL_WAITS else NetworkStatus.NO_ANSWER
+        return NetworkStatus.QUEUED if age < REVERSE_CALL_SECONDS else NetworkStatus.NO_ANSWER
 
-    @property
-    def _journey(self) -> _Journey:
+    def _timeline(self) -> _Timeline:
         flash = self.channel is Channel.FLASH_CALL
-        if flash and operator_of(self.phone) == MTS:  # docs: flash calls may not reach subscribers of MTS
-            return _NEVER_ARRIVED
-        if self.phone == MagicNumber.NO_ANSWER:  # where the code is in the ringing, the phone must not ring
-            return _NEVER_ARRIVED if flash else _NO_ANSWER
-        return _MAGIC.get(self.phone, _FLASHED if flash else _SPOKEN)
+        if flash and operator_of(self.phone) == MTS:  # Plusofon: flash calls may not reach subscribers of MTS
+            return _NOT_RUNG
+        if self.phone == MagicNumber.NO_ANSWER:  # a flash call gives its code away when it rings
+            return _NOT_RUNG if flash else _NO_ANSWER
+        return _MAGIC.get(self.phone, _FLASH_CALL if flash else _VOICE_CALL)

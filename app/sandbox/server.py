@@ -1,133 +1,75 @@
-"""Serves an app on a loopback port, inside the running event loop: how the stand-in is reached over real HTTP."""
+"""Serves an app on a loopback port in the running event loop, so that the sandbox is reached over real HTTP."""
 
-import asyncio
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
-from itertools import count
-from types import TracebackType
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Self
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-HANG_UP = "sandbox.hang_up"  # an ASGI extension: closes the connection that a request came by
+HANG_UP = "sandbox.hang_up"  # an ASGI extension: a callable that closes the connection of a request
 
 
 class SandboxServer:
-    """Serves an app on a free port of 127.0.0.1, inside the running event loop, while the context is open.
+    """Serves an app on a free port of 127.0.0.1 while the context is open.
 
-    The lifespan of a Starlette app goes around the serving. Each request can hang up on its client: ``HANG_UP``.
+    The lifespan of a Starlette app encloses the serving. A request can close its connection with ``HANG_UP``.
     """
 
-    _url: str
-    _server: "_QuietServer"
-    _serving: asyncio.Task[None]
+    url: str  # http://127.0.0.1:port, set on entering
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._stack = AsyncExitStack()
-
-    @property
-    def url(self) -> str:
-        """Where it listens, as ``http://127.0.0.1:port``."""
-        return self._url
-
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            # Not by uvicorn: where a lifespan fails to start, uvicorn ends the process.
-            if isinstance(self._app, Starlette):
-                await stack.enter_async_context(self._app.router.lifespan_context(self._app))
-            await self._start()
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        async with self._stack:
-            self._server.leave()
-            await self._serving
-
-    async def _start(self) -> None:
-        listener = _listen()
-        self._url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = _QuietServer(self._app)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        self._serving.add_done_callback(lambda _: self._server.settled.set())
-        await self._server.settled.wait()
-        if not self._server.started:
-            listener.close()
-            await self._serving  # raises what kept it from starting
-
-
-def _listen() -> socket.socket:
-    # asyncio switches Nagle's algorithm off only where the protocol is named; with it each answer takes 40 ms longer.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    return listener
-
-
-class _QuietServer(uvicorn.Server):
-    """A uvicorn that leaves the process alone: it takes no signals, and hangs up on everybody when it goes."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        super().__init__(
+        self._server = uvicorn.Server(
             uvicorn.Config(
                 self._serve_one,
                 interface="asgi3",
                 ws="none",
                 lifespan="off",
                 workers=1,  # whatever WEB_CONCURRENCY says, which is not about this server
-                proxy_headers=False,  # nor does FORWARDED_ALLOW_IPS
+                proxy_headers=False,  # nor is FORWARDED_ALLOW_IPS
+                date_header=False,  # it would be updated by uvicorn's main loop only
                 log_config=None,
-                access_log=False,  # for the whole process: uvicorn keeps one access logger, and the app logs for itself
+                access_log=False,  # for the whole process: uvicorn has one access logger, and the app logs requests
                 timeout_graceful_shutdown=1,
             )
         )
-        self.settled = asyncio.Event()
-        self._leaving = asyncio.Event()
 
-    def leave(self) -> None:
-        """Stop serving, now: uvicorn by itself would notice within a tenth of a second."""
-        self.should_exit = True
-        self._leaving.set()
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            # uvicorn would end the process if the lifespan failed.
+            if isinstance(self._app, Starlette):
+                await stack.enter_async_context(self._app.router.lifespan_context(self._app))
+            # asyncio turns off Nagle's algorithm only if the protocol is given; with it each answer takes 40 ms more.
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            stack.callback(listener.close)
+            listener.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            # Not uvicorn's serve(), which also takes the signals of the process.
+            self._server.config.load()
+            self._server.lifespan = self._server.config.lifespan_class(self._server.config)
+            await self._server.startup(sockets=[listener])
+            stack.push_async_callback(self._stop)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _stop(self) -> None:
+        # First, as uvicorn would wait for stalled requests.
+        for connection in list(self._server.server_state.connections):
+            connection.transport.close()
+        await self._server.shutdown()
 
     async def _serve_one(self, scope: Scope, receive: Receive, send: Send) -> None:
-        extensions = {**scope.get("extensions", {}), HANG_UP: self._hang_up_on(scope["client"])}
+        extensions = {**scope.get("extensions", {}), HANG_UP: partial(self._hang_up, scope["client"])}
         await self._app({**scope, "extensions": extensions}, receive, send)
 
-    def _hang_up_on(self, client: tuple[str, int]) -> Callable[[], None]:
-        def hang_up() -> None:
-            for connection in self.server_state.connections:
-                if connection.transport.get_extra_info("peername") == client:
-                    connection.transport.close()
-
-        return hang_up
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take none: they belong to the server in whose event loop this one runs."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and tell whoever waits for it."""
-        await super().startup(sockets)
-        self.settled.set()
-
-    async def main_loop(self) -> None:
-        """Tick ten times a second, as uvicorn's own does, until it is time to leave."""
-        for tick in count():
-            await self.on_tick(tick)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await self._leaving.wait()
-                    return
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Hang up first: requests that are stalled on purpose would keep uvicorn waiting for them."""
-        for connection in list(self.server_state.connections):
-            connection.transport.close()
-        await super().shutdown(sockets)
+    def _hang_up(self, client: tuple[str, int]) -> None:
+        for connection in self._server.server_state.connections:
+            if connection.transport.get_extra_info("peername") == client:
+                connection.transport.close()

@@ -6,7 +6,10 @@ import math
 import resource
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.server.http_protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -15,13 +18,12 @@ _REPORT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpLimits:
-    """What a peer may take, in bytes, seconds and connections.
+    """Limits on what a peer may use, in bytes, seconds and connections.
 
-    A request is whole within ``request_seconds``, and so is a TLS handshake. A peer that takes less than
-    ``min_write_bytes`` of its answer in ``write_seconds`` is dropped. After a refusal ``linger_bytes`` are read for
-    ``linger_seconds`` at most; so long an idle connection is kept when the service stops. ``max_waiting`` is the number
-    of connections that wait for their peer, ``reserved_descriptors`` that of the files and connections that are no
-    client's.
+    A request, and a TLS handshake, must be complete within ``request_seconds``. A peer that accepts less than
+    ``min_write_bytes`` of an answer in ``write_seconds`` is dropped. After a refusal at most ``linger_bytes`` are read,
+    for ``linger_seconds``, which is also how long an idle connection is kept when the service stops. At most
+    ``max_waiting`` connections wait for their peer. ``reserved_descriptors`` are for other files and connections.
     """
 
     head_bytes: int = 64 * 1024
@@ -36,76 +38,63 @@ class HttpLimits:
     reserved_descriptors: int = 100
 
 
-class Connection(Protocol):
-    """What is known of a connection here."""
-
-    def check(self, now: float) -> None:
-        """Act on a deadline that has passed."""
-
-    def drop(self, reason: str) -> None:
-        """Close it at once."""
-
-
 class Connections:
-    """All connections, in the order in which they began to wait for their peer.
+    """All connections, and those that wait for their peer, in the order in which they began to wait.
 
-    A connection waits for its peer while a request has not come whole, and while an answer is not taken. What waits is
-    bounded by ``max_waiting``, and all of them by the descriptors of the process; beyond either bound the one that has
-    waited longest is closed, so that strangers who hold connections cannot keep others out. Nor can those who ask all
-    the time: when connections are scarce, each is closed with its next answer.
+    A connection waits for its peer until a request is complete, and until an answer is accepted. ``max_waiting`` bounds
+    those, and the file descriptors of the process bound all. Beyond a bound the connection that has waited longest is
+    closed, so a stranger who holds connections loses his own. When connections are scarce, each is closed after its
+    answer, so constant requests do not hold one either.
     """
 
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
-        self.waiting: dict[Connection, None] = {}
-        self.all: set[Connection] = set()
+        self.waiting: dict[HttpProtocol, None] = {}
+        self.all: set[HttpProtocol] = set()
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._max = math.inf
         if descriptors != resource.RLIM_INFINITY:
             self._max = descriptors - min(limits.reserved_descriptors, descriptors // 2)
-        self._checks: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._unreported: Counter[tuple[str, str]] = Counter()
-        self._reported_at: dict[tuple[str, str], float] = {}
+        self._next_report_at: dict[tuple[str, str], float] = {}
 
     @property
     def are_scarce(self) -> bool:
-        """Whether more than half of all that are possible are being served, so that each should be given up soon."""
+        """Whether more than half of the possible connections are being served."""
         return len(self.all) - len(self.waiting) > self._max / 2
 
-    def add(self, connection: Connection) -> None:
-        """Take a new connection, which waits for its peer, and close the one that waits longest if that is too many."""
+    def add(self, connection: "HttpProtocol") -> None:
+        """Add a connection, which waits for its peer; beyond a bound, drop the one that has waited longest."""
         self.all.add(connection)
         self.waiting[connection] = None
         if len(self.waiting) > self.limits.max_waiting or len(self.all) > self._max:
             next(iter(self.waiting)).drop("limit")
-        if not self._checks:
-            self._check_later()
+        if not self._timer:
+            self._timer = asyncio.get_running_loop().call_later(self.limits.check_seconds, self._check)
 
-    def remove(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
+    def remove(self, connection: "HttpProtocol") -> None:
+        """Remove a closed connection."""
         self.all.discard(connection)
         self.waiting.pop(connection, None)
 
     def report(self, event: str, reason: str) -> None:
-        """Log an expected failure: one event for each kind in ten seconds, with how many there were since the last."""
+        """Log an expected failure: each kind once in ten seconds, with the count since the last time."""
         self._unreported[event, reason] += 1
         self._log_reports(asyncio.get_running_loop().time())
 
-    def _check_later(self) -> None:
-        self._checks = asyncio.get_running_loop().call_later(self.limits.check_seconds, self._check)
-
     def _check(self) -> None:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for connection in list(self.all):
-            connection.check(now)
+            connection.check_deadlines(now)
         self._log_reports(now)
-        self._checks = None
-        if self.all or self._unreported:
-            self._check_later()
+        has_work = self.all or self._unreported
+        self._timer = loop.call_later(self.limits.check_seconds, self._check) if has_work else None
 
     def _log_reports(self, now: float) -> None:
         for (event, reason), count in list(self._unreported.items()):
-            if now >= self._reported_at.get((event, reason), now):
+            if now >= self._next_report_at.get((event, reason), now):
                 log.info(event, extra={"reason": reason, "count": count})
-                self._reported_at[event, reason] = now + _REPORT_SECONDS
+                self._next_report_at[event, reason] = now + _REPORT_SECONDS
                 del self._unreported[event, reason]

@@ -1,4 +1,4 @@
-"""Parses HTTP/1.1 requests (RFC 9112) strictly: what two parsers could read differently is refused, not repaired."""
+"""A strict parser of HTTP/1.1 requests (RFC 9112): what two parsers could read differently is refused."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,23 @@ _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"host", b"tr
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
-# The third group takes what is no field, obs-fold and a bare CR or LF among it, so that nothing is skipped. White space
-# is in both classes before it: without possessive quantifiers (``*+``) a field of n spaces would be tried in n² ways.
+# The third group matches anything that is not a field line (RFC 9112, section 5), such as obs-fold or a bare CR or LF,
+# so that nothing is skipped. As both classes before it match white space, the quantifiers are possessive (``*+``):
+# otherwise a field of n spaces would be tried in n² ways.
 _FIELDS = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n|(.+)", re.DOTALL)
 _TARGET = re.compile(rb"(?:(?i:https?)://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]{0,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
-# Control characters, LF without CR and CR without LF: never part of a head, so no use in waiting for its end.
-_NEVER_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)")
+# Control characters, LF without CR, CR without LF (RFC 9112, section 2.2): a head is refused before it is complete.
+NEVER_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)")
 
-_CHUNK_LINE_BYTES = 1024  # of a chunk's size and its extensions, which are read and ignored
+_CHUNK_LINE_BYTES = 1024  # for the size of a chunk and its extensions, which are ignored (RFC 9112, section 7.1.1)
 
 
 class HttpError(Exception):
-    """A request that is refused before the application sees it; the connection cannot be used any further."""
+    """The request is refused before the application sees it, and the connection must be closed."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -37,17 +38,17 @@ class HttpError(Exception):
 
 @dataclass(slots=True)
 class LengthBody:
-    """A body of a known length; ``left`` is how many bytes of it have not come."""
+    """A body of known length; ``left`` is the number of bytes still to come."""
 
     left: int
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it has come."""
+        """Whether the whole body was read."""
         return not self.left
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the part of the data that belongs to the body, and what follows it."""
+        """Return the part of the data that belongs to the body, and the rest."""
         body = data[: self.left]
         self.left -= len(body)
         return body, data[len(body) :]
@@ -55,10 +56,7 @@ class LengthBody:
 
 @dataclass(slots=True)
 class ChunkedBody:
-    """A body in chunks (RFC 9112, section 7.1); the trailers are checked, counted and dropped.
-
-    ``read`` returns a piece of a line that has not come whole as part of the rest: give it back with what follows.
-    """
+    """A body in chunks (RFC 9112, section 7.1); the trailers are checked, limited in size, and dropped."""
 
     max_trailer_bytes: int
     is_complete: bool = False
@@ -68,7 +66,7 @@ class ChunkedBody:
     _trailer_bytes: int = 0
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the decoded body in the data, and what is not read yet. Raise HttpError."""
+        """Return the decoded body in the data, and the rest, to be passed again with the next data. Raise HttpError."""
         body = []
         position = 0
         while not self.is_complete:
@@ -120,7 +118,7 @@ class ChunkedBody:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """The request line and the header fields, and what they say about the body and the connection."""
+    """The request line and the header fields, with what they mean for the body and the connection."""
 
     method: str
     path: bytes
@@ -132,20 +130,13 @@ class RequestHead:
     expects_continue: bool
 
 
-def check_unfinished_head(data: bytes, start: int) -> None:
-    """Raise HttpError for what cannot become a head any more, looking at the data from ``start``."""
-    if _NEVER_IN_HEAD.search(data, start):
-        raise HttpError(HTTPStatus.BAD_REQUEST)
-
-
 def parse_head(data: bytes, *, max_trailer_bytes: int) -> RequestHead:
-    """Parse a head, from the request line to the CRLF of the last field.
+    """Return the head in the data, from the request line to the CRLF of the last field.
 
-    An ``Upgrade`` is one field among others: none is supported, so the request is served as if it was not there
-    (RFC 9110, section 7.8).
+    ``Upgrade`` is ignored, as the server supports none (RFC 9110, section 7.8).
 
     Raises:
-        HttpError: 400; 501 for a method and 505 for a version that is not known here.
+        HttpError: 400; 501 for an unknown method, 505 for an unknown version.
 
     """
     line = _REQUEST_LINE.match(data)
@@ -168,7 +159,7 @@ def parse_head(data: bytes, *, max_trailer_bytes: int) -> RequestHead:
         raise HttpError(HTTPStatus.NOT_IMPLEMENTED)
     is_http_1_0 = minor == b"0"
     hosts = framing.get(b"host", [])
-    if len(hosts) != 1 and not (is_http_1_0 and not hosts):
+    if len(hosts) != 1 and not (is_http_1_0 and not hosts):  # RFC 9112, section 3.2
         raise HttpError(HTTPStatus.BAD_REQUEST)
     authority, path, query = _parse_target(method, raw_target)
     if authority:
@@ -190,7 +181,10 @@ def parse_head(data: bytes, *, max_trailer_bytes: int) -> RequestHead:
 
 
 def _parse_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the authority (of the absolute form alone), the path and the query. Raise HttpError."""
+    """Return the authority, path and query of a request target (RFC 9112, section 3.2). Raise HttpError.
+
+    Only the absolute form has an authority.
+    """
     if method == "OPTIONS" and target == b"*":
         return b"", target, b""
     found = _TARGET.fullmatch(target)
@@ -205,7 +199,7 @@ def _parse_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
 def _body(
     framing: Mapping[bytes, Sequence[bytes]], *, is_http_1_0: bool, max_trailer_bytes: int
 ) -> LengthBody | ChunkedBody:
-    """Return what reads the body (RFC 9112, section 6.3). Raise HttpError where its length is not certain."""
+    """Return a reader of the body (RFC 9112, sections 6.1 and 6.3). Raise HttpError if its length is ambiguous."""
     codings, lengths = framing.get(b"transfer-encoding"), framing.get(b"content-length")
     if codings:
         if lengths or is_http_1_0 or len(codings) > 1 or codings[0].lower() != b"chunked":

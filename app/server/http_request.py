@@ -1,4 +1,4 @@
-"""A request and its answer, as the application receives and sends them (ASGI), and as they go over a connection."""
+"""One request and its response, between the application (ASGI) and the connection."""
 
 import asyncio
 import logging
@@ -21,15 +21,15 @@ _DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class HttpRequest:
-    """One request, from its head to the end of its answer.
+    """One request, from its head to the end of its response.
 
-    ``is_whole``: its body has come. ``is_started``, ``is_answered``: the application began its answer, and ended it.
+    ``is_complete``: the body has been received. ``is_started``, ``is_answered``: the response was begun, and ended.
     """
 
     def __init__(self, protocol: "HttpProtocol", head: RequestHead, scope: Scope) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
-        self.is_whole = False
+        self.is_complete = False
         self.is_started = False
         self.is_answered = False
         self.unread = b""
@@ -37,26 +37,26 @@ class HttpRequest:
         self._scope = scope
         self._is_delivered = False
         self._is_disconnected = False
-        self._owes_continue = head.expects_continue
-        self._changed: asyncio.Event | None = None  # made for the first that waits: most never do
+        self._must_send_continue = head.expects_continue
+        self._changed: asyncio.Event | None = None  # made by the first wait, as it costs 2 µs and few requests wait
         self._unsent_head = b""
         self._has_body = True
         self._is_chunked = False
-        self._left: int | None = None  # bytes of the answer's body to come, where it said how many there are
+        self._left: int | None = None  # bytes of the response still to come, if it has a Content-Length
 
     def add_body(self, body: bytes) -> None:
-        """Take more of the body."""
+        """Add received data to the body."""
         self.unread = self.unread + body if self.unread else body
-        self.is_whole = self.head.body.is_complete
+        self.is_complete = self.head.body.is_complete
         self.wake()
 
     def disconnect(self) -> None:
-        """Tell the application that nobody waits for its answer any more."""
+        """Notify the application that the client has gone."""
         self._is_disconnected = True
         self.wake()
 
     def wake(self) -> None:
-        """Have the application look again at what it waits for."""
+        """Wake the application if it waits for a change."""
         if self._changed:
             self._changed.set()
 
@@ -66,7 +66,7 @@ class HttpRequest:
         await self._changed.wait()
 
     async def run(self, app: ASGIApp) -> None:
-        """Run the application, and break the connection off where it leaves without a whole answer."""
+        """Run the application; without a complete response the connection fails."""
         try:
             await app(self._scope, self.receive, self.send)
         except Exception:
@@ -77,27 +77,27 @@ class HttpRequest:
                 self._protocol.fail(self)
 
     async def receive(self) -> Message:
-        """Return the next part of the body, and once it is whole, when that happens, that the client has gone."""
+        """Return the next part of the body; after the last one, wait until the client disconnects."""
         while not self._is_disconnected and not self.is_answered:
-            if self.unread or (self.is_whole and not self._is_delivered):
+            if self.unread or (self.is_complete and not self._is_delivered):
                 body, self.unread = self.unread, b""
-                self._is_delivered = self.is_whole
-                if not self.is_whole:
+                self._is_delivered = self.is_complete
+                if not self.is_complete:
                     self._protocol.resume_reading()
-                return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+                return {"type": "http.request", "body": body, "more_body": not self.is_complete}
             if self._protocol.eof:
                 break
-            if self._owes_continue and not self.is_whole and not self.is_started:
-                self._owes_continue = False
+            if self._must_send_continue and not self.is_complete and not self.is_started:
+                self._must_send_continue = False
                 self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await self._change()
         return _DISCONNECT
 
     async def send(self, message: Message) -> None:
-        """Send the next part of the answer, once the peer has taken what was sent before.
+        """Send the next part of the response, once the peer has accepted what was sent before.
 
         Raises:
-            RuntimeError: the messages are no answer, or not the one that their headers promise.
+            RuntimeError: the messages violate ASGI, or do not match the headers.
 
         """
         while self._protocol.write_paused and not self._is_disconnected:
@@ -112,7 +112,7 @@ class HttpRequest:
             self._start(message["status"], message.get("headers", ()))
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Make the head, which is sent together with the first part of the body."""
+        """Make the head, which is sent with the first part of the body."""
         self.is_started = True
         self._has_body = self.head.method != "HEAD" and status not in _WITHOUT_BODY
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
@@ -125,12 +125,12 @@ class HttpRequest:
                     continue
             lines.append(b"%b: %b\r\n" % (name, value))
         if self._has_body and self._left is None:
-            if self.head.is_http_1_0:  # which knows no chunks: the end of the connection is that of the body
+            if self.head.is_http_1_0:  # without chunks, so the end of the connection ends the body
                 self.keep_alive = False
             else:
                 self._is_chunked = True
                 lines.append(b"transfer-encoding: chunked\r\n")
-        self.keep_alive = self.keep_alive and self.is_whole and not self._protocol.connections.are_scarce
+        self.keep_alive = self.keep_alive and self.is_complete and not self._protocol.connections.are_scarce
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         self._unsent_head = b"".join(lines) + CRLF
@@ -148,7 +148,7 @@ class HttpRequest:
             if self._left is not None:
                 self._left -= len(body)
                 if self._left < 0 or (self._left and not more):
-                    raise RuntimeError("the body has another length than Content-Length says")
+                    raise RuntimeError("the body does not have the length of Content-Length")
             data += body
         if data:
             self._protocol.write(data)

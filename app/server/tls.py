@@ -7,25 +7,24 @@ _RECORD_BYTES = 16 * 1024
 
 
 class TlsError(Exception):
-    """What came is no TLS, or none that is spoken here."""
+    """The data is not TLS, or the handshake failed."""
 
 
 class TlsCodec:
-    """The server's side of TLS: what comes is decrypted, what goes is encrypted, and nothing waits for anything.
+    """The server's side of TLS, which decrypts and encrypts without I/O.
 
-    The event loops' own TLS is a transport that hides the socket: its handshake, what it has not sent, and the end of
-    what the peer sends.
+    The event loops' own TLS transport hides the socket: its handshake, its unsent data, and the peer's end of data.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
-        self.is_ready = False  # the handshake is done
-        self.eof = False  # the peer has said that it sends nothing more
+        self.is_ready = False  # the handshake is complete
+        self.eof = False  # the peer has sent close_notify
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     def decrypt(self, data: bytes) -> bytes:
-        """Return what the data says, which may be nothing yet. Raise TlsError. ``pending`` has what to answer."""
-        if self.eof:  # what follows is ignored (RFC 8446, section 6.1); OpenSSL would keep it and never read it
+        """Return the decrypted data, which may be empty; then send ``pending``. Raise TlsError."""
+        if self.eof:  # data after close_notify is ignored (RFC 8446, section 6.1); OpenSSL would buffer it
             return b""
         self._incoming.write(data)
         parts = []
@@ -45,17 +44,17 @@ class TlsCodec:
         return b"".join(parts)
 
     def encrypt(self, data: bytes) -> bytes:
-        """Return the data as it goes to the peer."""
+        """Return the encrypted data."""
         self._tls.write(data)
         return self._outgoing.read()
 
     def pending(self) -> bytes:
-        """Return what is to be sent for TLS itself: of its handshake, or why it failed."""
+        """Return what TLS itself has to send: a part of the handshake, or an alert."""
         return self._outgoing.read()
 
-    def goodbye(self) -> bytes:
-        """Return the alert that nothing more is sent (RFC 8446, section 6.1); the peer's own is not waited for."""
+    def close_notify(self) -> bytes:
+        """Return the alert that ends the data (RFC 8446, section 6.1); the peer's own is not awaited."""
         if self.is_ready:
-            with suppress(ssl.SSLError):  # which says that the peer's did not come
+            with suppress(ssl.SSLError):  # raised because the peer's alert has not come
                 self._tls.unwrap()
         return self._outgoing.read()

@@ -35,7 +35,7 @@ def _policy(settings: Settings) -> Policy:
         repeat=settings.code.repeat,
         flash_call_checks=settings.check.flash_call_limit,
         earliest_dial=timedelta(seconds=settings.plusofon.hook_delay_seconds),
-        patience=settings.patience,
+        patience=settings.provider_timeout,
         calls_per_phone=(
             Limit("calls_per_phone_hour", limit.calls_per_phone_hour, HOUR),
             Limit("calls_per_phone_day", limit.calls_per_phone_day, DAY),

@@ -1,4 +1,4 @@
-"""How settings are shown to whoever runs the service: as the environment names them, without a secret."""
+"""The settings as shown in logs and by commands: without secrets."""
 
 from decimal import Decimal
 from functools import reduce
@@ -17,33 +17,22 @@ _PLAIN = (str, int, float, Decimal, Path, IPv4Network, IPv6Network)
 def redacted_settings(settings: Settings) -> dict[str, str]:
     """Return the settings that differ from their defaults, with ``***`` in place of what is or may be secret."""
     defaults = Settings.model_construct()
-    shown = {}
+    redacted = {}
     for name, setting in setting_names().items():
         value = reduce(getattr, setting.path, settings)
         if value != reduce(getattr, setting.path, defaults):
-            shown[name] = _shown(name, value, is_secret=setting.is_secret)
-    return shown
+            redacted[name] = _redact(name, value, is_secret=setting.is_secret)
+    return redacted
 
 
-def _shown(name: str, value: object, *, is_secret: bool) -> str:
+def _redact(name: str, value: object, *, is_secret: bool) -> str:
     if name == "REDIS_URL" and isinstance(value, SecretStr):
-        return _without_credentials(value.get_secret_value())
-    if isinstance(value, dict):  # the settings of single clients
+        url = urlsplit(value.get_secret_value())
+        credentials, _, location = url.netloc.rpartition("@")
+        return f"{url.scheme}://{_HIDDEN + '@' if credentials else ''}{location}{url.path}"
+    if isinstance(value, dict):  # CLIENTS: the names alone
         return ",".join(value)
-    return _HIDDEN if is_secret else _written(value)
-
-
-def _written(value: object) -> str:
-    match value:
-        case str() | int() | float() | Decimal() | Path() | IPv4Network() | IPv6Network():
-            return str(value)
-        case list() if all(isinstance(item, _PLAIN) for item in value):
-            return ",".join(map(str, value))
-        case _:
-            return _HIDDEN
-
-
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{_HIDDEN + '@' if place[1] else ''}{place[2]}{parts.path}"
+    items = value if isinstance(value, list) else [value]
+    if is_secret or not all(isinstance(item, _PLAIN) for item in items):
+        return _HIDDEN
+    return ",".join(map(str, items))

@@ -1,43 +1,16 @@
 """The sections of the settings, with their defaults: ``REDIS_URL`` is ``url`` of ``RedisSettings``."""
 
 import re
-from collections.abc import Iterable
+import ssl
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Annotated, Literal
+from urllib.parse import quote
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from app.settings.fields import (
-    AnyCase,
-    ApiKey,
-    CommaSeparated,
-    Count,
-    FixedCodeSetting,
-    HttpsOrigin,
-    Networks,
-    Prefix,
-    Purpose,
-    SecretKey,
-    Timeout,
-    TracesUrl,
-    UserId,
-    fits_a_header,
-    is_redis_url,
-    is_token_keys,
-    is_webhook_secret,
-    parse_api_key,
-    parse_test_number,
-)
+from app.settings import validators
 from app.settings.webhooks import WebhookFields
 from app.verification.channels import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
@@ -48,88 +21,116 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class TlsSettings(_Section):
+    """HTTPS served without a proxy in front."""
+
+    cert_file: validators.ReadableFile | None = None
+    key_file: validators.ReadableFile | None = None
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """Return the mistakes that involve both fields, as the name of a field and a message."""
+        if self.cert_file is None or self.key_file is None:
+            if self.cert_file or self.key_file:
+                given, missing = ("cert", "key") if self.cert_file else ("key", "cert")
+                yield f"{missing}_file", f"is missing, beside TLS_{given.upper()}_FILE"
+            return
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            # Without a password to try, OpenSSL would ask for one at the terminal.
+            context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
+        except (ssl.SSLError, OSError):
+            yield "cert_file", "must be a certificate in PEM, and TLS_KEY_FILE its private key without a password"
+
+
+class ProxySettings(_Section):
+    """The trusted reverse proxies: what they say about a client's address and scheme is used."""
+
+    addresses: validators.Networks = []
+
+
+class OutboundSettings(_Section):
+    """How requests to Plusofon, a relay and webhooks are sent."""
+
+    proxy: validators.ProxyUrl | None = None
+    ca_file: validators.CertificatesFile | None = None
+
+    @property
+    def proxy_url(self) -> str | None:
+        """The URL of the proxy, with its password.
+
+        aiohttp encodes user and password in Latin-1, while proxies, as curl and browsers, expect UTF-8 (RFC 7617). So
+        each byte beyond ASCII is written as the character that Latin-1 has for it.
+        """
+        if self.proxy is None:
+            return None
+        url = re.sub("[^\x00-\x7f]", lambda character: quote(character[0]), self.proxy.get_secret_value())
+        return re.sub("%([89A-Fa-f][0-9A-Fa-f])", lambda byte: quote(chr(int(byte[1], 16))), url)
+
+
+def _exceeds_connect_timeout(section: str) -> AfterValidator:
+    """Return a validator for ``timeout_seconds``; ``connect_timeout_seconds`` must come before it in its section."""
+
+    def check(value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("connect_timeout_seconds", 0):
+            name = f"{section}_CONNECT_TIMEOUT_SECONDS"
+            raise PydanticCustomError("timeout", "must be more than {name}", {"name": name})
+        return value
+
+    return AfterValidator(check)
+
+
 class PlusofonSettings(_Section):
     """The provider."""
 
-    user_id: UserId = ""
-    access_token: Annotated[SecretStr, AfterValidator(fits_a_header)] = SecretStr("")
-    cabinet_token: Annotated[SecretStr, AfterValidator(fits_a_header)] | None = None
-    base_url: HttpsOrigin = "https://restapi.plusofon.ru"
+    user_id: validators.UserId = ""
+    access_token: validators.HeaderToken = SecretStr("")
+    cabinet_token: validators.HeaderToken | None = None
+    base_url: validators.HttpsOrigin = "https://restapi.plusofon.ru"
     phone_prefix: Literal["7", "8"] = "8"
-    connect_timeout_seconds: Timeout = 3
-    timeout_seconds: Timeout = 10
+    connect_timeout_seconds: validators.Timeout = 3
+    timeout_seconds: Annotated[validators.Timeout, _exceeds_connect_timeout("PLUSOFON")] = 10
     max_connections: int = Field(100, ge=1, le=1000)
     circuit_failures: int = Field(5, ge=1, le=1000)
     circuit_seconds: int = Field(15, ge=1, le=3600)
-    hook_addresses: Networks = []
+    hook_addresses: validators.Networks = []
     hook_delay_seconds: Annotated[float, Field(ge=0, le=60)] = 2
-
-    @field_validator("timeout_seconds")
-    @classmethod
-    def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
-        if value <= info.data.get("connect_timeout_seconds", 0):
-            raise PydanticCustomError("no_longer", "must be more than PLUSOFON_CONNECT_TIMEOUT_SECONDS")
-        return value
-
-
-def _is_relay_url(value: SecretStr) -> SecretStr:
-    """Let an address through that calls can be named under."""
-    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", value.get_secret_value()):
-        raise PydanticCustomError(
-            "relay_url",
-            "must be https://host/path, or http:// on localhost in sandbox mode; without a user name and a query",
-        )
-    return value
 
 
 class RelaySettings(_Section):
-    """A URL of the operator's own that places the calls of the channels named here, in place of Plusofon."""
+    """The operator's own HTTP service, which places the calls of ``channels`` in place of Plusofon."""
 
-    url: Annotated[SecretStr, AfterValidator(_is_relay_url)] | None = None  # often it is itself what lets one in
-    secret: Annotated[SecretStr, AfterValidator(is_webhook_secret)] | None = None
-    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], *CommaSeparated] = []
-    connect_timeout_seconds: Timeout = 3
-    timeout_seconds: Timeout = 10
-
-    @field_validator("timeout_seconds")
-    @classmethod
-    def _longer_than_connecting(cls, value: float, info: ValidationInfo) -> float:
-        if value <= info.data.get("connect_timeout_seconds", 0):
-            raise PydanticCustomError("no_longer", "must be more than RELAY_CONNECT_TIMEOUT_SECONDS")
-        return value
+    url: validators.RelayUrl | None = None  # secret, as its path often is the credential
+    secret: validators.WebhookSecret | None = None
+    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], validators.CommaSeparated] = []
+    connect_timeout_seconds: validators.Timeout = 3
+    timeout_seconds: Annotated[validators.Timeout, _exceeds_connect_timeout("RELAY")] = 10
 
 
 class SecretSettings(_Section):
-    """The key of all digests and those before it, and the key of names in Redis, which does not rotate."""
+    """The key of all digests and its predecessors, and the key of names in Redis, which does not rotate."""
 
-    key: SecretKey | None = None
-    names_key: SecretKey | None = None
-    previous_keys: Annotated[list[SecretKey], *CommaSeparated] = []
+    key: validators.SecretKey | None = None
+    names_key: validators.SecretKey | None = None
+    previous_keys: Annotated[list[validators.SecretKey], validators.CommaSeparated] = []
 
 
 class ApiSettings(_Section):
-    """Who may call."""
+    """API keys: ``API_KEYS`` of clients, and ``ADMIN_KEYS`` to list and lift the blocks of the fraud guard."""
 
-    keys: Annotated[list[Annotated[ApiKey, PlainValidator(parse_api_key)]], *CommaSeparated] = []
-
-
-class AdminSettings(_Section):
-    """Who may see and lift what the fraud guard blocked."""
-
-    keys: Annotated[list[Annotated[ApiKey, PlainValidator(parse_api_key)]], *CommaSeparated] = []
+    keys: validators.ApiKeys = []
 
 
 class RedisSettings(_Section):
-    """Where verifications are kept."""
+    """Where verifications are stored."""
 
-    url: Annotated[SecretStr, AfterValidator(is_redis_url)] | None = None
-    timeout_seconds: Timeout = 1
+    url: validators.RedisUrl | None = None
+    timeout_seconds: validators.Timeout = 1
 
 
 class TokenSettings(_Section):
-    """The proof that a right check gives. The first of the keys signs, all of them verify."""
+    """The signed token that a correct code yields. The first key signs, all of them verify."""
 
-    keys: Annotated[SecretStr, AfterValidator(is_token_keys)] | None = None
+    keys: validators.TokenKeys | None = None
     issuer: str = Field("plusofon-verify", min_length=1, max_length=255)
     lifetime_seconds: int = Field(600, ge=30, le=3600)
 
@@ -143,53 +144,53 @@ class CodeSettings(_Section):
 
 
 class CallSettings(_Section):
-    """How often one phone is called, and what a call costs, for the statistics alone."""
+    """How often one phone is called. The price is used for statistics only."""
 
     limit: int = Field(3, ge=1, le=10)
     price_rub: Annotated[Decimal, Field(ge=0, le=1000, decimal_places=2)] = Decimal(3)
     cooldowns_seconds: Annotated[
-        list[Annotated[int, Field(ge=0, le=3600)]], *CommaSeparated, Field(min_length=1, max_length=10)
+        list[Annotated[int, Field(ge=0, le=3600)]], validators.CommaSeparated, Field(min_length=1, max_length=10)
     ] = [60, 120, 300]
 
 
 class CheckSettings(_Section):
-    """How many guesses a verification has: by a code, and by one of four digits."""
+    """The checks of a verification: of a spoken code, and of the four digits of a flash call."""
 
     limit: int = Field(5, ge=1, le=10)
     flash_call_limit: int = Field(3, ge=1, le=10)
 
 
 class PhoneSettings(_Section):
-    """Which numbers are never called, beside those that are not Russian mobiles, and which the guard leaves alone."""
+    """Prefixes that are never called, and prefixes that the fraud guard ignores."""
 
-    denied_prefixes: Annotated[list[Prefix], *CommaSeparated] = ["+7940", "+7998"]
-    allowed_prefixes: Annotated[list[Prefix], *CommaSeparated] = []
+    denied_prefixes: validators.Prefixes = ["+7940", "+7998"]
+    allowed_prefixes: validators.Prefixes = []
 
 
 class LimitSettings(_Section):
-    """How much is allowed beyond one verification. The period is part of the meaning of each."""
+    """Rate limits; ``make_policies`` has the period of each."""
 
-    calls_per_phone_hour: Count = 5
-    calls_per_phone_day: Count = 10
-    calls_per_address: Count = 10
-    calls_per_range: Count = 30
-    calls_per_client: Count = 600
-    calls_per_day: Count = 1000
-    failed_checks_per_phone: Count | None = None
-    failed_checks_per_address: Count = 100
-    failed_checks_per_client: Count = 1000
-    test_starts_per_client: Count = 120
+    calls_per_phone_hour: validators.Count = 5
+    calls_per_phone_day: validators.Count = 10
+    calls_per_address: validators.Count = 10
+    calls_per_range: validators.Count = 30
+    calls_per_client: validators.Count = 600
+    calls_per_day: validators.Count = 1000
+    failed_checks_per_phone: validators.Count | None = None
+    failed_checks_per_address: validators.Count = 100
+    failed_checks_per_client: validators.Count = 1000
+    test_starts_per_client: validators.Count = 120
 
 
 class GuardSettings(_Section):
-    """When a range of numbers looks like artificial traffic."""
+    """When calls to a range of numbers are taken for artificial traffic."""
 
     enabled: bool = True
-    min_calls: Count = 20
+    min_calls: validators.Count = 20
     min_conversion_percent: int = Field(10, ge=0, le=100)
 
     def rules(self, allowed_prefixes: Iterable[str]) -> GuardRules:
-        """Make the rules of the guard."""
+        """Return the rules of the fraud guard."""
         return GuardRules(
             enabled=self.enabled,
             min_calls=self.min_calls,
@@ -199,44 +200,43 @@ class GuardSettings(_Section):
 
 
 class EventsSettings(_Section):
-    """Streams of events."""
+    """The event stream."""
 
     listeners: int = Field(1000, ge=1, le=100_000)
 
 
 class TestSettings(_Section):
-    """Numbers to which no call is placed and whose code is fixed."""
+    """Test numbers: no call is placed, and the code is fixed."""
 
-    numbers: Annotated[list[Annotated[FixedCodeSetting, PlainValidator(parse_test_number)]], *CommaSeparated] = []
+    numbers: validators.TestNumbers = []
 
 
 class ClientSettings(WebhookFields):
-    """What one client may do, where that differs from what everybody may, and where it is told of events."""
+    """What differs for one client from the settings for all, and its webhook."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    purposes: list[Purpose] | None = None
+    purposes: list[validators.Purpose] | None = None
     channels: list[Channel] | None = None
-    calls_per_minute: Count | None = None
-    calls_per_day: Count | None = None
-    failed_checks: Count | None = None
+    calls_per_minute: validators.Count | None = None
+    calls_per_day: validators.Count | None = None
+    failed_checks: validators.Count | None = None
 
 
-class MetricsSettings(_Section):
-    """Who may read the metrics, beside those with a key of ``ADMIN_KEYS``: they show what was spent."""
+class MetricsSettings(ApiSettings):
+    """Who may read the metrics, beside the holders of ``ADMIN_KEYS``: they show what was spent."""
 
-    keys: Annotated[list[Annotated[ApiKey, PlainValidator(parse_api_key)]], *CommaSeparated] = []
     open: bool = False
 
 
 class TracingSettings(_Section):
-    """Where traces are sent, if anywhere."""
+    """Where traces are sent."""
 
-    endpoint: TracesUrl | None = None
+    endpoint: validators.TracesUrl | None = None
 
 
 class WatchSettings(_Section):
-    """How calls are followed to their end. The bound is for all workers together."""
+    """How calls are followed to their end. The rate is for all workers together."""
 
     per_second: int = Field(5, ge=1, le=100)
 
@@ -244,5 +244,13 @@ class WatchSettings(_Section):
 class LogSettings(_Section):
     """What is logged, and how: ``auto`` is colours in a terminal and JSON elsewhere."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
-    format: Annotated[Literal["auto", "json", "console"], AnyCase] = "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], validators.AnyCase] = "info"
+    format: Annotated[Literal["auto", "json", "console"], validators.AnyCase] = "auto"
+
+
+class SandboxSettings(_Section):
+    """The virtual telephone network: its account, the access token it accepts, and the seconds of a call's phase."""
+
+    balance_rub: validators.Rub = Decimal(10_000)
+    access_token: validators.HeaderToken | None = None
+    pace_seconds: Annotated[float, Field(gt=0, le=60)] = 1

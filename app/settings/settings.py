@@ -1,4 +1,4 @@
-"""All settings together: what is missing or wrong is told at once, in sentences."""
+"""All settings: read, validated, and reported as one sentence per mistake."""
 
 import re
 import secrets
@@ -10,60 +10,20 @@ from functools import cache, cached_property
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ModelWrapValidatorHandler,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.settings.environment import EnvironmentSource, read_environment
-from app.settings.error_messages import in_words, name_in, sentence
-from app.settings.fields import (
-    MIN_SECRET_BYTES,
-    AnyCase,
-    CommaSeparated,
-    FromJson,
-    PublicUrl,
-    Purpose,
-    Rub,
-    parse_operator_channel,
-    without_brackets,
-)
+from app.settings import sections, validators
+from app.settings.environment import read_environment
+from app.settings.error_messages import message_for, sentence, setting_at
 from app.settings.names import Setting, names_of
-from app.settings.sections import (
-    AdminSettings,
-    ApiSettings,
-    CallSettings,
-    CheckSettings,
-    ClientSettings,
-    CodeSettings,
-    EventsSettings,
-    GuardSettings,
-    LimitSettings,
-    LogSettings,
-    MetricsSettings,
-    PhoneSettings,
-    PlusofonSettings,
-    RedisSettings,
-    RelaySettings,
-    SecretSettings,
-    TestSettings,
-    TokenSettings,
-    TracingSettings,
-    WatchSettings,
-)
-from app.settings.serving import OutboundSettings, ProxySettings, SandboxSettings, TlsSettings
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 
 
 class Mode(StrEnum):
-    """``production`` fails closed; ``sandbox`` needs nothing and calls nobody."""
+    """``production`` requires all secrets; ``sandbox`` requires no settings and places no real calls."""
 
     PRODUCTION = "production"
     SANDBOX = "sandbox"
@@ -78,14 +38,14 @@ _REQUIRED_IN_PRODUCTION = {
     "TOKEN_KEYS": "the keys that sign tokens, which `plusofon-verify keygen` makes",
 }
 
-OPEN_CLIENT = "sandbox"  # who calls in sandbox mode, where nobody has a key
+OPEN_CLIENT = "sandbox"  # the client of every request in sandbox mode without API_KEYS
 
-# Sandbox mode lets in whoever comes, so it must not reach what places real calls.
-_ON_THIS_MACHINE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
+# Sandbox mode may be open to everybody, so it must not reach a service that places real calls.
+_LOCALHOST_URL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
 
 
 class SettingsError(Exception):
-    """The settings are wrong. ``sentences`` has one for each mistake, and no value in any."""
+    """The settings are wrong. ``sentences`` has one for each mistake, none with a value."""
 
     def __init__(self, sentences: list[str]) -> None:
         super().__init__("\n".join(sentences))
@@ -93,7 +53,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """All settings. The environment's ``PLUSOFON_USER_ID`` is ``plusofon.user_id`` here, and so on.
+    """All settings; ``plusofon.user_id`` is ``PLUSOFON_USER_ID`` in the environment.
 
     Raises:
         ValidationError: on creation; ``load_settings`` turns it into sentences.
@@ -102,69 +62,71 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True)
 
-    mode: Annotated[Mode, AnyCase] = Mode.PRODUCTION
-    host: Annotated[str, AfterValidator(without_brackets)] = "127.0.0.1"
+    mode: Annotated[Mode, validators.AnyCase] = Mode.PRODUCTION
+    host: validators.Host = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
     keep_alive_seconds: int = Field(75, ge=1, le=3600)
-    purposes: Annotated[list[Purpose], *CommaSeparated, Field(min_length=1)] = [
+    purposes: Annotated[list[validators.Purpose], validators.CommaSeparated, Field(min_length=1)] = [
         "phone_verification",
         "password_reset",
         "login",
     ]
-    public_url: PublicUrl | None = None
-    channels: Annotated[list[Channel], *CommaSeparated, Field(min_length=1)] | None = None
-    operator_channels: Annotated[
-        list[Annotated[tuple[str, Channel], PlainValidator(parse_operator_channel)]], *CommaSeparated
-    ] = []
-    min_balance_rub: Rub = Decimal(10)
-    warn_balance_rub: Rub = Decimal(100)
-    tls: TlsSettings = TlsSettings()
-    proxy: ProxySettings = ProxySettings()
-    outbound: OutboundSettings = OutboundSettings()
-    plusofon: PlusofonSettings = PlusofonSettings()
-    relay: RelaySettings = RelaySettings()
-    secret: SecretSettings = SecretSettings()
-    api: ApiSettings = ApiSettings()
-    admin: AdminSettings = AdminSettings()
-    redis: RedisSettings = RedisSettings()
-    token: TokenSettings = TokenSettings()
-    code: CodeSettings = CodeSettings()
-    call: CallSettings = CallSettings()
-    check: CheckSettings = CheckSettings()
-    phone: PhoneSettings = PhoneSettings()
-    limit: LimitSettings = LimitSettings()
-    guard: GuardSettings = GuardSettings()
-    events: EventsSettings = EventsSettings()
-    test: TestSettings = TestSettings()
-    watch: WatchSettings = WatchSettings()
-    log: LogSettings = LogSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    tracing: TracingSettings = TracingSettings()
-    sandbox: SandboxSettings = SandboxSettings()
-    clients: Annotated[dict[str, ClientSettings], FromJson] = {}
+    public_url: validators.PublicUrl | None = None
+    channels: Annotated[list[Channel], validators.CommaSeparated, Field(min_length=1)] | None = None
+    operator_channels: validators.OperatorChannels = []
+    min_balance_rub: validators.Rub = Decimal(10)
+    warn_balance_rub: validators.Rub = Decimal(100)
+    tls: sections.TlsSettings = sections.TlsSettings()
+    proxy: sections.ProxySettings = sections.ProxySettings()
+    outbound: sections.OutboundSettings = sections.OutboundSettings()
+    plusofon: sections.PlusofonSettings = sections.PlusofonSettings()
+    relay: sections.RelaySettings = sections.RelaySettings()
+    secret: sections.SecretSettings = sections.SecretSettings()
+    api: sections.ApiSettings = sections.ApiSettings()
+    admin: sections.ApiSettings = sections.ApiSettings()
+    redis: sections.RedisSettings = sections.RedisSettings()
+    token: sections.TokenSettings = sections.TokenSettings()
+    code: sections.CodeSettings = sections.CodeSettings()
+    call: sections.CallSettings = sections.CallSettings()
+    check: sections.CheckSettings = sections.CheckSettings()
+    phone: sections.PhoneSettings = sections.PhoneSettings()
+    limit: sections.LimitSettings = sections.LimitSettings()
+    guard: sections.GuardSettings = sections.GuardSettings()
+    events: sections.EventsSettings = sections.EventsSettings()
+    test: sections.TestSettings = sections.TestSettings()
+    watch: sections.WatchSettings = sections.WatchSettings()
+    log: sections.LogSettings = sections.LogSettings()
+    metrics: sections.MetricsSettings = sections.MetricsSettings()
+    tracing: sections.TracingSettings = sections.TracingSettings()
+    sandbox: sections.SandboxSettings = sections.SandboxSettings()
+    clients: Annotated[dict[str, sections.ClientSettings], validators.FromJson] = {}
 
     @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - reads names that are no settings
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - it also reads names that are not settings
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read what is given on creation, then the environment by the rules of this service."""
-        return init_settings, EnvironmentSource(settings_cls, setting_names())
+        """Return the sources: the arguments, then what ``read_environment`` finds."""
+        fields: dict[str, Any] = {}
+        for name, given in read_environment(setting_names()).values.items():
+            *section, field = setting_names()[name].path
+            (fields.setdefault(section[0], {}) if section else fields)[field] = given.text
+        return init_settings, InitSettingsSource(settings_cls, fields)
 
     @model_validator(mode="wrap")
     @classmethod
     def _fail_closed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - unvalidated
-        """Return what is missing together with what is wrong, so that one look is enough."""
+        """Report what is missing and what is invalid together."""
         mistakes = list(_mode_mistakes(data))
         try:
             settings = handler(data)
         except ValidationError as error:
-            mistakes += [_mistake(found["loc"], in_words(found)) for found in error.errors(include_url=False)]
+            mistakes += [_mistake(found["loc"], message_for(found)) for found in error.errors(include_url=False)]
         else:
             mistakes += settings.contradictions()
         if mistakes:
@@ -172,26 +134,23 @@ class Settings(BaseSettings):
         return settings
 
     def contradictions(self) -> Iterator[InitErrorDetails]:
-        """Find what is right alone and wrong together."""
+        """Return the mistakes that involve several settings."""
         if self.warn_balance_rub < self.min_balance_rub:
             yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
-        yield from self._contradictions_of_serving()
+        if self.mode is Mode.SANDBOX and self.workers > 1:
+            yield _mistake(("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process")
+        for field, message in self.tls.contradictions():
+            yield _mistake(("tls", field), message)
         yield from self._contradictions_of_clients()
         is_public = self.public_url is not None and self.public_url.startswith("https://")
         if self.mode is Mode.PRODUCTION and not is_public and not all(it.rules.has_code for it in self.used_channels):
-            yield _mistake(("public_url",), "must be https://…, for the provider tells there of reverse calls")
+            yield _mistake(("public_url",), "must be https://…, where the provider reports reverse calls")
         yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):
                 if fixed.until is None or fixed.until < today:
                     yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
-
-    def _contradictions_of_serving(self) -> Iterator[InitErrorDetails]:
-        if self.mode is Mode.SANDBOX and self.workers > 1:
-            yield _mistake(("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process")
-        for field, message in self.tls.contradictions():
-            yield _mistake(("tls", field), message)
 
     def _contradictions_of_clients(self) -> Iterator[InitErrorDetails]:
         with_keys = {key.client for key in self.api.keys}
@@ -214,19 +173,19 @@ class Settings(BaseSettings):
             yield _mistake(("relay", "url"), "is missing: RELAY_CHANNELS names what goes to a relay")
         elif self.mode is Mode.PRODUCTION and not self.relay.url.get_secret_value().startswith("https://"):
             yield _mistake(("relay", "url"), "must begin with https:// in production, for codes go there")
-        elif self.mode is Mode.SANDBOX and not _ON_THIS_MACHINE.match(self.relay.url.get_secret_value()):
+        elif self.mode is Mode.SANDBOX and not _LOCALHOST_URL.match(self.relay.url.get_secret_value()):
             yield _mistake(("relay", "url"), "must be on localhost in sandbox mode, where nobody is called")
 
     @property
     def enabled_channels(self) -> tuple[Channel, ...]:
-        """The channels that may be used, in order: only the voice if none are named, and in sandbox mode all."""
+        """The channels that may be used, in order; the default is voice, and all in sandbox mode."""
         if self.channels is None:
             return tuple(Channel) if self.mode is Mode.SANDBOX else (Channel.VOICE,)
         return tuple(dict.fromkeys(self.channels))
 
     @property
     def used_channels(self) -> set[Channel]:
-        """The channels that anybody may use."""
+        """All channels that any client may use."""
         own = (channel for client in self.clients.values() for channel in client.channels or ())
         return {*self.enabled_channels, *own}
 
@@ -237,7 +196,7 @@ class Settings(BaseSettings):
 
     @property
     def reachable_url(self) -> str:
-        """The URL by which others reach this service; from this machine alone, unless PUBLIC_URL is set."""
+        """The URL by which others reach this service; without ``PUBLIC_URL``, from this machine only."""
         loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
         return self.public_url or self._url_of(loopback.get(self.host, self.host))
 
@@ -247,47 +206,45 @@ class Settings(BaseSettings):
 
     @property
     def path_prefix(self) -> str:
-        """The path of ``PUBLIC_URL``, which a proxy strips before it passes a request on: empty, or ``/a/path``."""
+        """The path of ``PUBLIC_URL``, which a reverse proxy strips: empty, or ``/a/path``."""
         return urlsplit(self.public_url or "").path
 
     @property
     def names_secret(self) -> bytes:
-        """The secret under which things are named in Redis; without one of its own, the oldest secret key."""
+        """The secret of names in Redis: ``SECRET_NAMES_KEY``, else the oldest secret key."""
         return self.secret.names_key.get_secret_value().encode() if self.secret.names_key else self.secret_keys[-1]
 
     @property
-    def patience(self) -> timedelta:
-        """How long the slowest of the providers may take to place a call."""
+    def provider_timeout(self) -> timedelta:
+        """The longest time that a provider may take to place a call."""
         relay = self.relay.timeout_seconds if self.relay.channels else 0
         return timedelta(seconds=max(self.plusofon.timeout_seconds, relay))
 
     @property
     def longest_request(self) -> timedelta:
-        """How long a request may take: the provider's whole budget, and Redis before and after it."""
-        return self.patience + timedelta(seconds=2 * self.redis.timeout_seconds)
+        """The longest time of a request: a provider's timeout, and Redis before and after it."""
+        return self.provider_timeout + timedelta(seconds=2 * self.redis.timeout_seconds)
 
     @cached_property
     def secret_keys(self) -> list[bytes]:
-        """The secret keys, newest first; in sandbox mode without one, a key that lives as long as the process."""
+        """The secret keys, newest first; in sandbox mode the default is a random key, kept by this process alone."""
         if self.secret.key is None:
             self.require_sandbox("SECRET_KEY")
-        newest = self.secret.key.get_secret_value() if self.secret.key else secrets.token_hex(MIN_SECRET_BYTES)
+        newest = self.secret.key.get_secret_value() if self.secret.key else secrets.token_hex(32)
         return [newest.encode(), *(key.get_secret_value().encode() for key in self.secret.previous_keys)]
 
     @cached_property
     def token_keys(self) -> str:
-        """The keys of tokens, as JSON; in sandbox mode without any, a key that lives as long as the process."""
+        """The token keys, as JSON; in sandbox mode the default is a new key, kept by this process alone."""
         if self.token.keys is None:
             self.require_sandbox("TOKEN_KEYS")
         return self.token.keys.get_secret_value() if self.token.keys else generate_keys()
 
     def require_sandbox(self, setting: str) -> None:
-        """Refuse to go on without a required setting, outside sandbox mode; called by whatever has a fallback for it.
-
-        Validation has refused such settings already. This holds even where they were made in another way.
+        """Check the mode before a fallback of the sandbox is used, also for settings that were not validated.
 
         Raises:
-            SettingsError: the mode is production.
+            SettingsError: the mode is production, so ``setting`` is missing.
 
         """
         if self.mode is not Mode.SANDBOX:
@@ -296,12 +253,12 @@ class Settings(BaseSettings):
 
 @cache
 def setting_names() -> Mapping[str, Setting]:
-    """Return all settings by their names in the environment."""
+    """Return all settings by name in the environment."""
     return names_of(Settings)
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings
-    """Read the settings; ``overrides`` come before the environment, which comes before ``.env``.
+    """Return the settings; ``overrides`` take precedence over the environment, and that over ``.env``.
 
     Raises:
         SettingsError: something is missing or wrong.
@@ -309,17 +266,17 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the
     """
     names = setting_names()
     environment = read_environment(names)
-    if environment.mistakes:  # what else is wrong or missing may stand in lines that could not be read
+    if environment.mistakes:  # settings that seem missing may be in the lines that could not be read
         raise SettingsError(environment.mistakes)
     sentences = list(environment.unreadable.values())
-    display_name = {name: given.display_name for name, given in environment.values.items()}
+    display_names = {name: given.display_name for name, given in environment.values.items()}
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         sentences += [
-            sentence(found["loc"], found["msg"], display_name)
+            sentence(found["loc"], found["msg"], display_names)
             for found in error.errors()
-            if name_in(found["loc"], names) not in environment.unreadable  # it is missing for that reason
+            if setting_at(found["loc"], names) not in environment.unreadable  # which is why it is missing
         ]
     if sentences:
         raise SettingsError(sentences)
@@ -338,7 +295,7 @@ def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
 
 
 def _mistake(location: tuple[int | str, ...], message: str) -> InitErrorDetails:
-    # The message is a value of the error, not its template: it may contain braces.
+    # The message is not the template itself, because it may contain braces.
     return InitErrorDetails(
         type=PydanticCustomError("mistake", "{message}", {"message": message}), loc=location, input=None
     )

@@ -1,6 +1,7 @@
 """The queue of calls whose status is polled, in Redis, for all workers: in one slot, so that one script does all."""
 
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 
 from app.store.scripts import Script, ScriptRunner
@@ -52,3 +53,7 @@ class RedisCallQueue:
     async def lag(self) -> timedelta:
         """Return how long the call that is longest due has waited to be claimed."""
         return timedelta(milliseconds=int(await self._runner.run(LAG, [_DUE], [])))
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Return the lag in seconds, for the metrics. Raises StoreUnavailable."""
+        return {"watcher_lag_seconds": (await self.lag()).total_seconds()}

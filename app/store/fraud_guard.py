@@ -1,7 +1,7 @@
 """The fraud guard in Redis: in one slot, so that one script judges, blocks and counts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -90,6 +90,10 @@ class RedisFraudGuard:
         if lifted:
             log.warning("guard.lifted", extra={"range": number_range})
         return lifted
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Return how many ranges are blocked, for the metrics. Raises StoreUnavailable."""
+        return {"fraud_blocks": len(await self.blocks())}
 
     async def _listed(self, kind: str) -> list[tuple[str, datetime, datetime, int, Evidence]]:
         """Return the entries of one kind, without its prefix, the oldest first."""

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, to_ms
-from app.verification.code import derive_key
 from app.verification.idempotency import (
     Claim,
     IdempotencyInProgress,
@@ -16,6 +15,7 @@ from app.verification.idempotency import (
     IdempotentRequest,
     KeptAnswer,
 )
+from app.verification.keys import derive_key
 
 CLAIM, BEGIN, KEEP, RELEASE = (Script("idempotency", name) for name in ("claim", "begin", "keep", "release"))
 

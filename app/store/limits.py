@@ -1,6 +1,6 @@
 """Limits on calls by address, range of numbers, client and day, in Redis: exact in any window, also in parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -41,6 +41,15 @@ class RedisRateLimiter:
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Refund the event in each limit. Idempotent."""
         await self._runner.run_each(REFUND, [([name_limit(self._key, it)], [token]) for it in allowances])
+
+    async def used(self, allowance: Allowance) -> int:
+        """Return how many events count against a limit now. Raises StoreUnavailable."""
+        ((used, _),) = await self._run(ROOM, [allowance])
+        return used
+
+    async def gauges(self, budget: Allowance) -> Mapping[str, float]:
+        """Return how much of the call budget is used, for the metrics. Raises StoreUnavailable."""
+        return {"call_budget_used": await self.used(budget)}
 
     async def _run(
         self, script: Script, allowances: Sequence[Allowance], *first: Argument

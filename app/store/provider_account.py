@@ -1,20 +1,20 @@
-"""The balance in Redis, which one worker of the deployment reads for all."""
+"""The balance cache in Redis: one worker of the deployment writes it, and all others read it."""
 
 from datetime import timedelta
 from decimal import Decimal
 
 from app.store.scripts import Script, ScriptRunner
 from app.store.units import ms
-from app.verification.balance import CachedBalance
+from app.verification.provider_account import CachedBalance
 
 READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))
 
 _KEY = "pv:{balance}"
-_MEMORY = timedelta(hours=1)  # longer than a balance is trusted
+_MEMORY = timedelta(hours=1)  # longer than a reading is valid
 
 
 class RedisBalanceCache:
-    """The ``BalanceCache`` of ``app/verification/balance.py``, in Redis.
+    """The ``BalanceCache`` of ``app/verification/provider_account.py``, in Redis.
 
     ``lease`` is how long a worker has for reading the balance before another one is asked to: longer than it can take.
     """
@@ -23,14 +23,14 @@ class RedisBalanceCache:
         self._runner = runner
         self._lease = lease
 
-    async def look(self, interval: timedelta) -> CachedBalance:
-        """Return the last known balance; one worker in each ``interval`` is to read it."""
+    async def read(self, interval: timedelta) -> CachedBalance:
+        """Return the cached balance, and make one worker in each ``interval`` the reader."""
         arguments = [ms(interval), ms(self._lease), ms(_MEMORY)]
         rub, age, is_reader = await self._runner.run(READ, [_KEY], arguments)
         if not rub:
             return CachedBalance(is_reader=bool(is_reader))
         return CachedBalance(rub=Decimal(rub.decode()), age=timedelta(milliseconds=int(age)), is_reader=bool(is_reader))
 
-    async def post(self, rub: Decimal) -> None:
+    async def write(self, rub: Decimal) -> None:
         """Store a balance that was just read."""
         await self._runner.run(WRITE, [_KEY], [str(rub), ms(_MEMORY)])

@@ -6,7 +6,7 @@ import math
 import re
 import select
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Protocol
@@ -128,6 +128,14 @@ class ScriptRunner:
             self._probe = self._submit(PROBE, [_PROBE_KEY], [_PROBE_KEPT_MS])
             self._probe_again_at = now + _PROBED_EVERY
         await _result(asyncio.shield(self._probe))
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Return whether Redis takes and returns what is written, for the metrics."""
+        try:
+            await self.ping()
+        except StoreUnavailable:
+            return {"store_up": 0}
+        return {"store_up": 1}
 
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
         run = _Run(script, ("EVALSHA", script.sha, len(keys), *keys, *arguments))

@@ -11,8 +11,6 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Self
 
-from app.store.keys import name_limit
-from app.store.limits import ROOM
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
 from app.verification.channels import Channel
@@ -28,7 +26,6 @@ from app.verification.domain_events import (
 )
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallStatus, Status
-from app.verification.policy import Allowance
 from app.verification.refusals import refusal_kind
 
 log = logging.getLogger(__name__)
@@ -42,6 +39,8 @@ _FLUSHED_EVERY = timedelta(seconds=1)
 _FIRST_DAY = date(1970, 1, 1)
 _KOPECKS = 100
 
+PlacedCalls = Mapping[tuple[Channel, CallStatus], int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DayStats:
@@ -53,8 +52,8 @@ class DayStats:
 
     day: date
     started: Mapping[Channel, int] = field(default_factory=dict)
-    placed: Mapping[tuple[Channel, CallStatus], int] = field(default_factory=dict)
-    ended: Mapping[tuple[Channel, CallStatus], int] = field(default_factory=dict)
+    placed: PlacedCalls = field(default_factory=dict)
+    ended: PlacedCalls = field(default_factory=dict)
     refused: Mapping[tuple[Channel, str], int] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     verified: int = 0
@@ -177,8 +176,7 @@ class RedisStats:
         counts = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
         return DayStats.of(_FIRST_DAY + timedelta(days=int(found)), counts)
 
-    async def used(self, allowance: Allowance, *, key: bytes) -> int:
-        """Return how much of a limit is used; ``key`` is that of the limits. Raises StoreUnavailable."""
-        limit = allowance.limit
-        used, _ = await self._runner.run(ROOM, [name_limit(key, allowance)], [limit.count, ms(limit.period)])
-        return int(used)
+    async def gauges(self) -> Mapping[str, float | Decimal]:
+        """Return today's calls and what they cost, for the metrics. Raises StoreUnavailable."""
+        today = await self.read()
+        return {"calls_today": today.calls, "spend_today_rub": today.spend_rub}

@@ -71,6 +71,15 @@ class RedisOutbox:
         lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_LETTERS_KEPT)])
         return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
 
+    async def gauges(self) -> Mapping[str, float]:
+        """Return how delivery stands, for the metrics. Raises StoreUnavailable."""
+        backlog = await self.backlog()
+        return {
+            "webhook_lag_seconds": backlog.lag.total_seconds(),
+            "webhooks_pending": backlog.queued + backlog.retries,
+            "webhooks_dead": backlog.dead,
+        }
+
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""
         found = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_LETTERS_KEPT)])

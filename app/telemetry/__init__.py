@@ -1,1 +1,1 @@
-"""What the service says about itself."""
+"""Metrics, logs and traces."""

@@ -1,11 +1,11 @@
-"""What ``GET /metrics`` answers: the series of all workers, and what is asked of others at that moment."""
+"""The answer of ``GET /metrics``: the series of all workers, and gauges that are read at that moment."""
 
 import asyncio
 import logging
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,10 +26,10 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series 
 _REFRESHED_EVERY = timedelta(seconds=5)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-Facts = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
-"""Tells some of ``FACTS`` by name; None where a number is not known. May raise StoreUnavailable or ProviderError."""
+ReadGauges = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
+"""Returns some of ``GAUGES`` by name; None while a number is unknown. May raise StoreUnavailable or ProviderError."""
 
-FACTS: Mapping[str, str] = {
+GAUGES: Mapping[str, str] = {
     "store_up": "Whether Redis takes and returns what is written.",
     "balance_rub": "Balance at the provider; absent while unknown.",
     "balance_minimum_rub": "Balance below which no call is placed.",
@@ -44,12 +44,12 @@ FACTS: Mapping[str, str] = {
     "webhooks_pending": "Events that wait for delivery, or for another try.",
     "webhooks_dead": "Events that were given up.",
 }
-"""What is the same whichever worker is asked, and what it means."""
+"""The gauges that are the same whichever worker is asked, with their descriptions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfProcess:
-    """What each worker knows of itself alone."""
+class ProcessGauges:
+    """What each worker knows of itself alone; see ``Metrics.set_process``."""
 
     circuits: Callable[[], Mapping[str, str]] = dict
     listeners: Callable[[], int] = int
@@ -57,7 +57,7 @@ class OfProcess:
 
 
 class Exposition:
-    """Writes all metrics down, in Prometheus' own text format."""
+    """Writes all metrics in Prometheus' text format. ``gauges`` are read at each scrape, all at once."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -66,57 +66,55 @@ class Exposition:
         metrics: Metrics,
         *,
         version: str,
-        facts: Sequence[Facts] = (),
-        of_process: OfProcess | None = None,
+        gauges: Sequence[ReadGauges] = (),
+        process: ProcessGauges = ProcessGauges(),
     ) -> None:
-        """``facts`` are asked at each scrape, all at once; what one does not tell is absent."""
         self._metrics = metrics
         self._version = version
-        self._facts = tuple(facts)
-        self._of_process = of_process or OfProcess()
+        self._gauges = gauges
+        self._process = process
 
     async def render(self) -> bytes:
-        """Ask everybody at once, then write in a thread: requests do not wait for it."""
+        """Read all gauges, then write in a thread: requests do not wait for it."""
         self._refresh()
-        told = [gauge async for gauge in self._told()]
-        return await asyncio.to_thread(self._write, told)
+        build = GaugeMetricFamily(PREFIX + "build_info", "The version that runs.", labels=["version"])
+        build.add_metric([self._version], 1)
+        read: list[Metric] = [build]
+        for gauges in await asyncio.gather(*map(_read, self._gauges)):
+            read += [
+                GaugeMetricFamily(PREFIX + name, GAUGES[name], float(number))
+                for name, number in gauges.items()
+                if number is not None
+            ]
+        return await asyncio.to_thread(
+            lambda: generate_latest(_series_of_all(self._metrics.registry)) + generate_latest(_Collected(read))
+        )
 
     async def step(self) -> timedelta:
-        """Share what this worker knows of itself with the one that will be scraped; tells when to do it again."""
+        """Share this worker's gauges with the one that will be scraped; return when to do so again."""
         self._refresh()
         return _REFRESHED_EVERY
 
     def _refresh(self) -> None:
-        self._metrics.set_circuits(self._of_process.circuits())
-        self._metrics.set_listeners(self._of_process.listeners())
-        self._metrics.set_background(self._of_process.background())
-
-    async def _told(self) -> AsyncIterator[Metric]:
-        build = GaugeMetricFamily(PREFIX + "build_info", "The version that runs.", labels=["version"])
-        build.add_metric([self._version], 1)
-        yield build
-        for facts in await asyncio.gather(*map(_ask, self._facts)):
-            for name, number in facts.items():
-                if number is not None:
-                    yield GaugeMetricFamily(PREFIX + name, FACTS[name], float(number))
-
-    def _write(self, told: Iterable[Metric]) -> bytes:
-        return generate_latest(_series_of_all(self._metrics.registry)) + generate_latest(_Told(told))
+        process = self._process
+        self._metrics.set_process(
+            circuits=process.circuits(), listeners=process.listeners(), background=process.background()
+        )
 
 
-class _Told(Collector):
-    """Metrics as they were told."""
+class _Collected(Collector):
+    """Metrics that were collected before."""
 
-    def __init__(self, told: Iterable[Metric]) -> None:
-        self._told = told
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
-        return self._told
+        return self._metrics
 
 
-async def _ask(facts: Facts) -> Mapping[str, float | Decimal | None]:
+async def _read(gauges: ReadGauges) -> Mapping[str, float | Decimal | None]:
     try:
-        return await facts()
+        return await gauges()
     except (StoreUnavailable, ProviderError):
         return {}
     except Exception:  # a bug, which must not hide every other number
@@ -125,7 +123,7 @@ async def _ask(facts: Facts) -> Mapping[str, float | Decimal | None]:
 
 
 def _series_of_all(own: CollectorRegistry) -> Collector:
-    """Collect the series of all workers, where there are several; else those of this process."""
+    """Return the series of all workers, if there are several; else those of this process."""
     if not IS_SHARED:
         return own
     folder = Path(os.environ[FOLDER_VARIABLE])
@@ -142,23 +140,23 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
 @contextmanager
 def shared_between_workers() -> Iterator[Path]:
-    """Let the worker processes that are started meanwhile share their series, in a folder that is emptied before.
+    """Let worker processes started meanwhile share their series, in a folder that is emptied before.
 
-    It is the one that ``PROMETHEUS_MULTIPROC_DIR`` names, else a new one that is removed afterwards. A process that
-    serves alone needs none of this, and is cheaper without.
+    It is that of ``PROMETHEUS_MULTIPROC_DIR``, else a new one that is removed afterwards. A process that serves alone
+    needs none of this, and is cheaper without.
     """
     with ExitStack() as stack:
         if given := os.environ.get(FOLDER_VARIABLE):
             folder = Path(given)
             folder.mkdir(parents=True, exist_ok=True)
             for file in folder.iterdir():
-                if _FILE.fullmatch(file.name):  # of an earlier run: nothing else is ours to remove
+                if _FILE.fullmatch(file.name):  # of an earlier run; other files are left alone
                     file.unlink()
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plusofon-verify-metrics-")))

@@ -1,4 +1,4 @@
-"""Logs: everything that is logged by anybody goes one way, as JSON or in colours."""
+"""Logs: those of the service and of its libraries go to standard error, as JSON or in colours."""
 
 import logging
 import sys
@@ -9,22 +9,23 @@ import structlog
 from pydantic_core import to_json
 from structlog.types import EventDict, Processor
 
-# Chatty at info, and what they say is in our own lines already.
+# Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
 
 
 def configure_logging(*, level: str, style: str) -> None:
     """Send all logs to standard error; ``style`` is ``json``, ``console``, or ``auto`` (colours in a terminal)."""
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     before: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamp,
         _drop_color_message,
     ]
     # Tracebacks without the values of local variables: one of them may be a code.
-    shown: list[Processor] = (
+    tail: list[Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
@@ -33,11 +34,11 @@ def configure_logging(*, level: str, style: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
         )
     )
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), *shown],
+        processors=[structlog.processors.add_log_level, stamp, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -45,13 +46,13 @@ def configure_logging(*, level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    logging.captureWarnings(capture=True)  # what Python warns of goes the same way
+    logging.captureWarnings(capture=True)  # the warnings of Python too
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
-    """Drop what uvicorn adds to its lines for its own formatter."""
+    """Drop the field that uvicorn adds for its own formatter."""
     event.pop("color_message", None)
     return event
 

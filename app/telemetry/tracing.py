@@ -1,13 +1,14 @@
-"""Traces by OpenTelemetry: a request, the scripts it ran in Redis, and what it asked the provider.
+"""Traces by OpenTelemetry: a request, the scripts that it ran in Redis, and its requests to providers.
 
-Needs the extra ``tracing``, so it is imported only where traces are wanted; without them nothing of it costs anything.
-A span has the route, the method, the status and the names of things that the code chose: no path, no phone, no code.
+Needs the extra ``tracing``, so it is imported only where traces are wanted.
+A span has the route, the method, the status and names from the code: no path, no phone, no code.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from time import time_ns
 
-from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -17,11 +18,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.verification.channels import Channel
-from app.verification.errors import ProviderError
-from app.verification.model import CallOutcome, CallState, Refused
-from app.verification.ports import CallOrder, CallSender
-from app.verification.refusals import refusal_kind
-from app.verification.senders import SenderWrapper
 
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _SERVER_ERROR = 500
@@ -45,7 +41,7 @@ class Tracing:
         return cls(provider)
 
     def close(self) -> None:
-        """Send what was not sent yet; takes as long as the endpoint does."""
+        """Send the remaining spans; takes as long as the endpoint does."""
         self._provider.shutdown()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
@@ -53,7 +49,7 @@ class Tracing:
         return _Traced(app, self._tracer)
 
     def waited(self, script: str, seconds: float) -> None:
-        """Note that the present request waited for a script in Redis; what ``ScriptRunner`` takes as ``waited``."""
+        """Make a span of the time for which the present request waited for a script in Redis."""
         now = time_ns()
         attributes = {"db.system.name": "redis", "db.operation.name": "EVALSHA", "db.stored_procedure.name": script}
         began = now - int(seconds * 1e9)
@@ -61,35 +57,38 @@ class Tracing:
             now
         )
 
-    def traced(self, channel: Channel, sender: CallSender) -> CallSender:
-        """Wrap a sender so that its requests are spans. The provider is a third party: it is told no context."""
-        return _TracedSender(channel, sender, self._tracer)
+    @contextmanager
+    def provider_request(
+        self, channel: Channel, provider: str, operation: str
+    ) -> Iterator[Callable[[str, str | None], None]]:
+        """Make a request to a provider a span; call what this yields with the outcome and, if it failed, the error.
+
+        The provider is a third party: no context is sent to it.
+        """
+        attributes = {"verify.channel": str(channel), "peer.service": provider}
+        with self._tracer.start_as_current_span(
+            f"provider {operation}", None, SpanKind.CLIENT, attributes,
+            record_exception=False, set_status_on_exception=False,
+        ) as span:  # fmt: skip
+
+            def end(outcome: str, error_type: str | None) -> None:
+                span.set_attribute("verify.outcome", outcome)
+                if error_type:
+                    span.set_attribute("error.type", error_type)
+                    span.set_status(Status(StatusCode.ERROR))
+
+            yield end
 
     @staticmethod
     def outgoing() -> dict[str, str]:
-        """Return the headers that carry the present trace on, to whoever may know of it (W3C Trace Context)."""
+        """Return the headers that continue the present trace elsewhere (W3C Trace Context)."""
         headers: dict[str, str] = {}
         _W3C.inject(headers)
         return headers
 
 
-class _HeadersGetter(Getter[Headers]):
-    """Reads the context from the headers of a request."""
-
-    def get(self, carrier: Headers, key: str) -> list[str] | None:
-        """Return the values of a header."""
-        return carrier.getlist(key) or None
-
-    def keys(self, carrier: Headers) -> list[str]:
-        """Return the names of the headers."""
-        return list(carrier.keys())
-
-
-_HEADERS = _HeadersGetter()
-
-
 class _Traced:
-    """A pure ASGI middleware: each request is a span, of the caller's trace if it came with one."""
+    """A pure ASGI middleware: each request is a span, in the caller's trace if it came with one."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self.app = app
@@ -108,7 +107,8 @@ class _Traced:
             await send(message)
 
         method = scope["method"]
-        parent = _W3C.extract(Headers(scope=scope), getter=_HEADERS)
+        headers = Headers(scope=scope)
+        parent = _W3C.extract({name: headers.getlist(name) for name in _W3C.fields})
         with self._tracer.start_as_current_span(
             method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -123,36 +123,3 @@ class _Traced:
                     span.set_attribute("http.route", route)
                 if not status or status >= _SERVER_ERROR:
                     span.set_status(Status(StatusCode.ERROR))
-
-
-class _TracedSender(SenderWrapper):
-    """A CallSender whose requests are spans."""
-
-    def __init__(self, channel: Channel, sender: CallSender, tracer: Tracer) -> None:
-        super().__init__(sender)
-        self._channel = channel
-        self._tracer = tracer
-
-    async def place(self, order: CallOrder) -> CallOutcome:
-        """Place a call."""
-        attributes = {"verify.channel": str(self._channel), "peer.service": self.provider}
-        with self._tracer.start_as_current_span("provider place", kind=SpanKind.CLIENT, attributes=attributes) as span:
-            outcome = await super().place(order)
-            span.set_attribute("verify.outcome", type(outcome).__name__.lower())
-            if isinstance(outcome, Refused):
-                span.set_attribute("error.type", refusal_kind(outcome.error))
-                span.set_status(Status(StatusCode.ERROR))
-            return outcome
-
-    async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call. Raises ProviderError."""
-        attributes = {"verify.channel": str(self._channel), "peer.service": self.provider}
-        with self._tracer.start_as_current_span(
-            "provider look_up", None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
-        ) as span:
-            try:
-                return await self._sender.fetch_status(call_ref)
-            except ProviderError as error:
-                span.set_attribute("error.type", refusal_kind(error))
-                span.set_status(Status(StatusCode.ERROR))
-                raise

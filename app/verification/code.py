@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Sequence
 
+from app.verification.keys import derive_key
 from app.verification.typed_text import read_digits
 
 MIN_LENGTH = 4
@@ -37,11 +38,6 @@ def normalize_code(text: str) -> str:
     if not _CODE.fullmatch(digits):
         raise ValueError(f"a code is {MIN_LENGTH} to {MAX_LENGTH} digits")
     return digits
-
-
-def derive_key(secret: bytes, label: str) -> bytes:
-    """Make the 32-byte key for one use from a secret, so that no two uses share a key (NIST SP 800-108, HMAC)."""
-    return hmac.digest(secret, label.encode(), hashlib.sha256)
 
 
 class CodeDigester:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from app.verification.deferred import DeferredWrites
 from app.verification.errors import VerificationError
 
 
@@ -83,3 +84,12 @@ class IdempotencyStore(Protocol):
     async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
         """Let the request be made again: nothing was done; or, where the note is kept, what it names may have been."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """What repeatable requests need. ``store_timeout`` (seconds) bounds all waits for the store before an answer."""
+
+    store: IdempotencyStore
+    deferred: DeferredWrites
+    store_timeout: float

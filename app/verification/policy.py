@@ -127,3 +127,7 @@ class Policies:
     def for_client(self, client: str) -> Policy:
         """Return the rules that hold for a client."""
         return self.of_client.get(client, self.default)
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Return how many calls everybody together may place in a day, for the metrics."""
+        return {"call_budget": self.default.calls_per_day.count}

@@ -1,4 +1,4 @@
-"""Events that go out to clients as webhooks."""
+"""Delivery of events to clients as webhooks."""
 
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint

@@ -1,4 +1,4 @@
-"""Which addresses are of the public internet: a webhook is sent to no other, or it could reach what stands behind us.
+"""Which addresses are public: webhooks go to no other, or they could reach the internal network (SSRF).
 
 Registries: https://www.iana.org/assignments/iana-ipv4-special-registry and …/iana-ipv6-special-registry.
 """
@@ -9,10 +9,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 from aiohttp import AddrInfoType
 
-_UNICAST = ipaddress.ip_network("2000::/3")  # all that is given out of IPv6
+_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is allocated
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the IPv4 address is its last 32 bits (RFC 6052)
 
-# Beside those that the standard library knows; what it knows differs between its versions.
+# Besides those that the standard library knows, which differ between its versions.
 _SPECIAL = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -33,22 +33,22 @@ class AddressNotAllowed(OSError):
 
 
 def is_public(text: str) -> bool:
-    """Return whether an IP address is one of the public internet; what is no address is not."""
+    """Return whether ``text`` is an IP address of the public internet."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
     if isinstance(address, IPv6Address):
-        inner = _inside(address)
-        if inner:
-            return is_public(str(inner))
+        embedded = IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else address.ipv4_mapped
+        if embedded:
+            return is_public(str(embedded))
         if address not in _UNICAST:
             return False
     return address.is_global and not address.is_multicast and not any(address in network for network in _SPECIAL)
 
 
 def is_private(host: str) -> bool:
-    """Return whether a host, by itself and without a look at the DNS, is an address that is not public."""
+    """Return whether a host is, without asking the DNS, an address that is not public."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -57,23 +57,12 @@ def is_private(host: str) -> bool:
 
 
 def open_public_socket(address: AddrInfoType) -> socket.socket:
-    """Make the socket that will be connected to ``address``, if that is public.
+    """Make the socket that will be connected to ``address``. Raises AddressNotAllowed if that is not public.
 
-    The check stands here, behind resolving and caching, so that the address that is checked is the one that is
-    connected to: a name that leads elsewhere a moment later (DNS rebinding) gains nothing.
-
-    Raises:
-        AddressNotAllowed: it is not.
-
+    Checked here, behind resolving and caching, so that the address that is checked is the one that is connected to: a
+    name that resolves to another a moment later (DNS rebinding) gains nothing.
     """
     family, kind, protocol, _, where = address
     if family not in {socket.AF_INET, socket.AF_INET6} or not is_public(str(where[0])):
         raise AddressNotAllowed("the address is not public")
     return socket.socket(family, kind, protocol)
-
-
-def _inside(address: IPv6Address) -> IPv4Address | None:
-    """Find the IPv4 address that an IPv6 address really leads to."""
-    if address in _NAT64:
-        return IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped

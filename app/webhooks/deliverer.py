@@ -1,10 +1,11 @@
-"""Delivers events for as long as the service runs: takes them from the outbox, sends them, tries again, gives up."""
+"""Delivers events while the service runs: takes them from the outbox, sends them, tries again, gives up."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 from app.verification.errors import StoreUnavailable
@@ -21,20 +22,28 @@ SCHEDULE = tuple(
 )  # 17 h 35 min
 JITTER = 0.25  # a pause is up to this much longer, so that what failed together does not come back together
 
-_POLL = 0.25  # seconds between looks at the outbox: one script each
-_MOST_AT_ONCE = 256  # bounds how long the script that gives events out holds Redis up
-_LONGEST_BACKOFF = 10.0  # seconds between looks at a Redis that is down
-_SETTLE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # within the time after which another worker would take an event over
+_IN_FLIGHT = 256  # deliveries at once, to all endpoints
+_SLOT_TIMEOUT = 10.0  # seconds for which a delivery waits in memory; then others go first
+_MOST_AT_ONCE = 256  # bounds how long the script that hands out events holds Redis up
+_LONGEST_BACKOFF = 10.0  # seconds between polls of a Redis that is down
+_RECORD_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # within the time after which another worker would take an event over
 
-Step = Callable[[], Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """How to keep an event that was not delivered: until after ``pause``, or as a dead letter without one."""
+
+    attempts: int
+    error: str
+    pause: timedelta | None
 
 
 class WebhookDeliverer:
     """Delivers events to ``endpoints``, which are by client. Any number of workers may share an outbox.
 
-    At most ``held`` events are in memory at once, of which ``in_flight`` are being sent, and ``in_flight_per_endpoint``
-    to one URL. None waits there for longer than ``patience`` (seconds): then others have a turn first. When ``run`` is
-    cancelled, those held have ``grace`` seconds to be finished; what is left then, another worker takes over.
+    At most ``held`` events are in memory at once, and ``in_flight_per_endpoint`` are sent to one URL. The outbox is
+    polled every ``poll`` seconds. When ``run`` is cancelled, the events held have ``grace`` seconds to be finished;
+    another worker takes over the rest.
     """
 
     def __init__(
@@ -45,10 +54,8 @@ class WebhookDeliverer:
         sender: WebhookSender,
         schedule: tuple[timedelta, ...] = SCHEDULE,
         held: int = 1024,
-        in_flight: int = 256,
         in_flight_per_endpoint: int = 8,
-        poll: float = _POLL,
-        patience: float = 10.0,
+        poll: float = 0.25,
         grace: float = 3.0,
     ) -> None:
         self._outbox = outbox
@@ -59,16 +66,16 @@ class WebhookDeliverer:
         self._lanes = make_lanes(
             [endpoint.url for endpoint in endpoints.values()],
             held=held,
-            in_flight=in_flight,
+            in_flight=_IN_FLIGHT,
             in_flight_per_endpoint=in_flight_per_endpoint,
-            patience=patience,
+            timeout=_SLOT_TIMEOUT,
         )
         self._poll = poll
         self._grace = grace
         self._held: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Deliver until cancelled. A Redis that goes away is waited for."""
+        """Deliver until cancelled, across outages of Redis."""
         async with self._sender:
             try:
                 await self._deliver_all()
@@ -83,14 +90,14 @@ class WebhookDeliverer:
                 backoff = self._poll
             except StoreUnavailable:
                 backoff = min(_LONGEST_BACKOFF, backoff * 2)
-                pause = backoff * _spread(0.75)
+                pause = backoff * _jitter(0.75)
             except Exception:
                 log.exception("webhooks.failed")  # a bug, but events have to go out all the same
                 pause = 1.0
             await asyncio.sleep(pause)
 
     async def _fill(self) -> float:
-        """Take as many events as there is room for; tell for how many seconds there is nothing more to do."""
+        """Take as many events as there is room for; return how many seconds to wait before the next time."""
         room = self._most - len(self._held)
         if not room:
             await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
@@ -104,60 +111,53 @@ class WebhookDeliverer:
         return 0 if len(taken) == wanted else self._poll
 
     async def _handle(self, delivery: Delivery) -> None:
-        """See one event to wherever it is to be next."""
+        """Deliver one event, and record the outcome; a Redis that goes away meanwhile may come back in time."""
         try:
-            step = await self._deliver(delivery)
+            retry = await self._deliver(delivery)
         except Exception:
-            log.exception("webhooks.failed", extra=_facts(delivery))
-            step = self._failed(delivery, Attempt(Outcome.UNREACHABLE, "failed inside the service"))
-        await self._settle(delivery, step)
-
-    async def _settle(self, delivery: Delivery, step: Step) -> None:
-        """Write down what came of it; a Redis that goes away meanwhile may come back in time."""
-        for pause in (0, *_SETTLE_PAUSES):
+            log.exception("webhooks.failed", extra=_log_fields(delivery))
+            retry = self._failed(delivery, Attempt(Outcome.UNREACHABLE, "failed inside the service"))
+        for pause in (0, *_RECORD_PAUSES):
             await asyncio.sleep(pause)
             with suppress(StoreUnavailable):
-                await step()
+                await self._record(delivery, retry)
                 return
-        log.warning("webhooks.not_settled", extra=_facts(delivery))  # it is taken over later, and sent once more
+        log.warning("webhooks.not_settled", extra=_log_fields(delivery))  # it is taken over later, and sent once more
 
-    async def _deliver(self, delivery: Delivery) -> Step:
-        """Make an attempt; return what then has to be written down, which may be done twice without harm."""
+    async def _deliver(self, delivery: Delivery) -> _Retry | None:
+        """Make an attempt; return None if the event was delivered, or is not wanted."""
         endpoint = self._endpoints.get(delivery.event.client)
         if endpoint is None:  # not dropped: workers with newer settings may know it
             return self._failed(delivery, Attempt(Outcome.REJECTED, "the client has no endpoint"))
         if not endpoint.wants(delivery.event):
-            return lambda: self._outbox.done(delivery)
+            return None
         try:
             async with self._lanes[endpoint.url].slot():
                 attempt = await self._sender.send(endpoint, delivery.event)
-        except LaneFull as full:  # others pass meanwhile; this is no failed attempt
-            return self._set_aside(delivery, delivery.attempts, delivery.error, full.pause * _spread(0.75))
-        if attempt.outcome is Outcome.DELIVERED:
-            return lambda: self._outbox.done(delivery)
-        return self._failed(delivery, attempt)
+        except LaneFull as full:  # not a failed attempt
+            return _Retry(delivery.attempts, delivery.error, full.pause * _jitter(0.75))
+        return None if attempt.outcome is Outcome.DELIVERED else self._failed(delivery, attempt)
 
-    def _failed(self, delivery: Delivery, attempt: Attempt) -> Step:
+    def _failed(self, delivery: Delivery, attempt: Attempt) -> _Retry:
         """Have it tried again after a pause, or give it up."""
         attempts = delivery.attempts + 1
-        log.info(
-            "webhooks.attempt_failed", extra={**_facts(delivery), "attempt": attempts, "outcome": attempt.outcome.value}
-        )
+        fields = {"attempt": attempts, "outcome": attempt.outcome.value}
+        log.info("webhooks.attempt_failed", extra=_log_fields(delivery) | fields)
         pause = None
         if attempt.outcome is not Outcome.GONE and attempts <= len(self._schedule):
-            pause = self._schedule[attempts - 1] * _spread(1)
-        return self._set_aside(delivery, attempts, attempt.error, pause)
+            pause = self._schedule[attempts - 1] * _jitter(1)
+        return _Retry(attempts, attempt.error, pause)
 
-    def _set_aside(self, delivery: Delivery, attempts: int, error: str, pause: timedelta | None) -> Step:
-        async def step() -> None:
-            again = await self._outbox.set_aside(delivery, attempts=attempts, error=error, pause=pause)
-            if not again:
-                log.warning("webhooks.given_up", extra={**_facts(delivery), "attempts": attempts, "error": error})
-
-        return step
+    async def _record(self, delivery: Delivery, retry: _Retry | None) -> None:
+        """Record an outcome; may be done twice without harm."""
+        if retry is None:
+            await self._outbox.done(delivery)
+        elif not await self._outbox.set_aside(delivery, attempts=retry.attempts, error=retry.error, pause=retry.pause):
+            fields = {"attempts": retry.attempts, "error": retry.error}
+            log.warning("webhooks.given_up", extra=_log_fields(delivery) | fields)
 
     async def _finish(self) -> None:
-        """Let what is held be finished, and leave the rest to other workers."""
+        """Let the events held be finished, and leave the rest to other workers."""
         if self._held:
             try:
                 await asyncio.wait(self._held, timeout=self._grace)
@@ -168,11 +168,11 @@ class WebhookDeliverer:
                 await asyncio.gather(*left, return_exceptions=True)
 
 
-def _facts(delivery: Delivery) -> dict[str, str]:
+def _log_fields(delivery: Delivery) -> dict[str, object]:
     event = delivery.event
     return {"event_id": event.id, "event_type": event.type, "client": event.client}
 
 
-def _spread(least: float) -> float:
-    """Draw a factor between ``least`` and 1 + JITTER."""
+def _jitter(least: float) -> float:
+    """Return a random factor between ``least`` and 1 + JITTER."""
     return random.uniform(least, 1 + JITTER)  # noqa: S311 - no secret

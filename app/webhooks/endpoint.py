@@ -1,6 +1,6 @@
-"""Where a client wants to be told of events, and what it is sent: the body, and the headers that prove who sends it.
+"""A client's webhook endpoint, and what it is sent: the body, and the headers that sign it.
 
-By https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
+As https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md says.
 """
 
 import json
@@ -17,8 +17,8 @@ _SIGNATURE = "webhook-signature"
 class WebhookEndpoint:
     """A client's endpoint.
 
-    Each of ``secrets`` signs, so that a receiver may know the old or the new one while they are changed. Without
-    ``events`` all are sent. With ``full_phone`` the phone is not masked.
+    Each of ``secrets`` signs, so that a receiver may know the old or the new one during a rotation. Without ``events``
+    all types are sent. With ``full_phone`` the phone is not masked.
     """
 
     url: str
@@ -31,7 +31,7 @@ class WebhookEndpoint:
         return self.events is None or event.type in self.events
 
     def body(self, event: Event) -> bytes:
-        """Write an event down: in every attempt the same bytes, and never a code."""
+        """Return the body: the same bytes in every attempt, and never a code."""
         payload = {
             "type": event.type,
             "timestamp": event.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -47,6 +47,6 @@ class WebhookEndpoint:
         return json.dumps(payload, separators=(",", ":")).encode()
 
     def headers(self, event: Event, body: bytes, *, timestamp: int) -> dict[str, str]:
-        """Sign one attempt, made at ``timestamp`` (seconds since 1970)."""
+        """Return the signed headers of one attempt, made at ``timestamp`` (seconds since 1970)."""
         signed = [sign(secret, message_id=event.id, timestamp=timestamp, body=body) for secret in self.secrets]
         return {**signed[0], _SIGNATURE: " ".join(headers[_SIGNATURE] for headers in signed)}

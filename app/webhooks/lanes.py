@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-_LONGEST_PAUSE = 60.0  # seconds
-_SHORTEST_PAUSE = 0.25
-_LEARNING = 0.2  # the weight of the last delivery in what is thought of an endpoint's pace
+_MIN_PAUSE, _MAX_PAUSE = 0.25, 60.0  # seconds
+_SMOOTHING = 0.2  # the weight of the last delivery in the average time of a delivery
 
 
 class LaneFull(Exception):
-    """An endpoint has as many deliveries as it may; ``pause`` is when its turn may have come."""
+    """An endpoint has as many deliveries as it may; ``pause`` is when there may be room again."""
 
     def __init__(self, pause: timedelta) -> None:
         super().__init__(pause)
@@ -21,62 +20,57 @@ class LaneFull(Exception):
 
 
 class Lane:
-    """The deliveries to one endpoint: at most ``slots`` in flight and ``places`` in all, those that wait included."""
+    """The deliveries to one endpoint: at most ``slots`` in flight, and ``places`` in all with those that wait.
 
-    def __init__(self, *, slots: int, places: int, patience: float) -> None:
+    A delivery waits for a slot for ``timeout`` seconds.
+    """
+
+    def __init__(self, *, slots: int, places: int, timeout: float) -> None:
         self._slots = asyncio.Semaphore(slots)
         self._width = slots
         self._places = places
-        self._patience = patience
+        self._timeout = timeout
         self._turned_away = 0
-        self._pace = 0.0  # seconds of a delivery, lately
+        self._pace = 0.0  # seconds of a delivery, on average
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the slots.
-
-        Raises:
-            LaneFull: there is no place to wait, or none came free within ``patience`` seconds.
-
-        """
+        """Hold one of the slots. Raises LaneFull if there is no place to wait, or no slot came free in time."""
         if not self._places:
             raise LaneFull(self._pause())
         self._places -= 1
         try:
-            await self._acquire()
+            idle = not self._slots.locked()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._slots.acquire()
+            except TimeoutError:
+                raise LaneFull(self._pause()) from None
+            self._turned_away = 0 if idle else max(0, self._turned_away - 1)
             began = time.monotonic()
             try:
                 yield
             finally:
-                self._pace += _LEARNING * (time.monotonic() - began - self._pace)
+                self._pace += _SMOOTHING * (time.monotonic() - began - self._pace)
                 self._slots.release()
         finally:
             self._places += 1
 
-    async def _acquire(self) -> None:
-        idle = not self._slots.locked()
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise LaneFull(self._pause()) from None
-        self._turned_away = 0 if idle else max(0, self._turned_away - 1)
-
     def _pause(self) -> timedelta:
-        """Return when the turn of one more will come, if the endpoint goes on at its pace."""
+        """Return when one more delivery will have a slot, at the present pace of the endpoint."""
         self._turned_away += 1
         pause = math.ceil(self._turned_away / self._width) * self._pace
-        return timedelta(seconds=min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, pause)))
+        return timedelta(seconds=min(_MAX_PAUSE, max(_MIN_PAUSE, pause)))
 
 
 def make_lanes(
-    urls: Collection[str], *, held: int, in_flight: int, in_flight_per_endpoint: int, patience: float
+    urls: Collection[str], *, held: int, in_flight: int, in_flight_per_endpoint: int, timeout: float
 ) -> dict[str, Lane]:
-    """Share out among endpoints what may be held and what may be in flight: all lanes full at once are no more.
+    """Divide what may be held and what may be in flight among endpoints, so that all lanes together stay within it.
 
     Each has one place and one slot at least, however many there are.
     """
     distinct = set(urls)
     places = max(1, held // max(1, len(distinct)))
     slots = max(1, min(in_flight_per_endpoint, in_flight // max(1, len(distinct)), places))
-    return {url: Lane(slots=slots, places=places, patience=patience) for url in distinct}
+    return {url: Lane(slots=slots, places=places, timeout=timeout) for url in distinct}

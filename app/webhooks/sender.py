@@ -1,4 +1,4 @@
-"""Makes one attempt to deliver an event, over HTTP, and says what came of it. The receiver is not trusted."""
+"""Makes one attempt to deliver an event over HTTP, and returns its outcome. The receiver is not trusted."""
 
 import asyncio
 import os
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -21,13 +20,12 @@ from app.verification.webhooks import Event
 from app.webhooks.addresses import AddressNotAllowed, is_private, open_public_socket
 from app.webhooks.endpoint import WebhookEndpoint
 
-_BUFFER = 4096  # bytes of an answer's body that are taken from the network; none of them is looked at
+_BUFFER = 4096  # bytes of a response's body that are read from the network, and ignored
 _KEPT_OPEN = 15  # seconds that a connection waits for the next event
-_USER_AGENT = "Plusofon-Verify-Webhooks"
 
 
 class Outcome(StrEnum):
-    """What came of an attempt. ``gone``: the receiver said 410. ``forbidden``: its address is not public."""
+    """The outcome of an attempt. ``gone``: the receiver answered 410. ``forbidden``: its address is not public."""
 
     DELIVERED = "delivered"
     REJECTED = "rejected"
@@ -39,21 +37,21 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt: what came of it, and where it failed, why; a sentence without a secret."""
+    """The outcome of an attempt and, if it failed, the reason without any secret."""
 
     outcome: Outcome
     error: str = ""
 
 
 class WebhookSender:
-    """Sends events, as an async context manager. ``timeout`` (seconds) is for everything: name, connection, answer.
+    """Sends events; an async context manager. ``timeout`` (seconds) is for all of name, connection and response.
 
     No proxy and no password of the environment is used, no redirect is followed, no cookie kept. Unless
-    ``allow_private`` no connection is made to an address that is not public; any port will do, for the URLs are those
-    of the operator's own settings, and before a byte is sent a public address has shown a certificate of its name.
+    ``allow_private`` no connection is made to an address that is not public; any port is allowed, for the URLs come
+    from the operator's settings, and before a byte is sent a public address has shown a certificate of its name.
 
-    With a ``proxy`` (``http://[user:password@]host:port``) it is the proxy that looks names up, so it decides which
-    addresses are reached. Only with ``allow_private`` an address that is not public is connected to directly.
+    A ``proxy`` (``http://[user:password@]host:port``) resolves names itself, so it decides which addresses are reached.
+    Only with ``allow_private`` an address that is not public is connected to directly.
     """
 
     _session: aiohttp.ClientSession
@@ -80,57 +78,56 @@ class WebhookSender:
             resolver=self._resolver,
             ssl=self._ssl_context or True,
             socket_factory=None if self._allow_private or self._proxy else open_public_socket,
-            limit=0,  # whoever sends bounds it
+            limit=0,  # the caller bounds it
             keepalive_timeout=_KEPT_OPEN,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": _USER_AGENT, "Content-Type": "application/json", "Accept-Encoding": "identity"},
+            headers={
+                "User-Agent": "Plusofon-Verify-Webhooks",
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+            },
             trust_env=False,
             auto_decompress=False,
             read_bufsize=_BUFFER,
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def send(self, endpoint: WebhookEndpoint, event: Event) -> Attempt:
         """Make one attempt. Never raises for what the network or the receiver does."""
         body = endpoint.body(event)
         headers = endpoint.headers(event, body, timestamp=int(self._clock()))
+        target = _verbatim(endpoint.url)
+        proxy = None if self._allow_private and is_private(target.host or "") else self._proxy
         try:
-            # The session's own time-out ends with the answer's head; this one also covers hanging up.
-            async with asyncio.timeout(self._timeout):
-                return await self._post(endpoint.url, body, headers)
+            # The session's own time-out ends with the response's head; this one also covers hanging up: leaving the
+            # block closes the connection if the body has not arrived whole.
+            async with (
+                asyncio.timeout(self._timeout),
+                self._session.post(target, data=body, headers=headers, allow_redirects=False, proxy=proxy) as response,
+            ):
+                return _outcome(response.status)
         except TimeoutError:
             return Attempt(Outcome.TIMEOUT, f"no answer within {self._timeout:g} s")
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
             return _no_connection(error)
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
-            # A kind, no message: that may quote what the receiver sent. ValueError: a URL or an answer beyond reading;
-            # RuntimeError: how uvloop tells some failures of a connection.
+            # No message of the error: it may quote what the receiver sent. ValueError: a URL or a response that cannot
+            # be parsed; RuntimeError: some failures of a connection in uvloop.
             return Attempt(Outcome.UNREACHABLE, f"no answer: {type(error).__name__}")
-
-    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Attempt:
-        # Leaving the block hangs up where the body has not arrived whole, so nobody waits for a long one.
-        target = _verbatim(url)
-        proxy = None if self._allow_private and is_private(target.host or "") else self._proxy
-        async with self._session.post(
-            target, data=body, headers=headers, allow_redirects=False, proxy=proxy
-        ) as response:
-            return _judge(response.status)
 
 
 def _verbatim(url: str) -> URL:
-    """Make a URL that is sent byte for byte: a receiver that signs its URLs compares bytes, and ``%2f`` is not ``%2F``.
+    """Return a URL that is sent byte for byte: a receiver that signs its URLs compares bytes (``%2f`` is not ``%2F``).
 
-    All behind the host is the path, the query and its question mark included: yarl would drop an empty query, and
-    writes percent-encodings anew unless it is told that they are done.
+    Everything after the host counts as the path, the query included: yarl would drop an empty query, and it rewrites
+    percent-encodings unless the URL is marked as encoded.
     """
     scheme, _, rest = url.partition("://")
     authority = re.split("[/?]", rest, maxsplit=1)[0]
@@ -139,7 +136,7 @@ def _verbatim(url: str) -> URL:
     return URL.build(scheme=scheme.lower(), authority=authority, path=path, encoded=True)
 
 
-def _judge(status: int) -> Attempt:
+def _outcome(status: int) -> Attempt:
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Attempt(Outcome.DELIVERED)
     if status == HTTPStatus.GONE:
@@ -155,10 +152,6 @@ def _no_connection(error: aiohttp.ClientConnectorError | aiohttp.ClientHttpProxy
     if isinstance(error.os_error, AddressNotAllowed):
         return Attempt(Outcome.FORBIDDEN, "the host leads to an address that is not public")
     by_proxy = " by the proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-    return Attempt(Outcome.UNREACHABLE, f"no connection{by_proxy}: {_reason(error.os_error)}")
-
-
-def _reason(error: OSError) -> str:
-    if error.errno and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or type(error).__name__  # of a name that is not found, or of TLS
+    cause = error.os_error  # without an errno: of a name that is not found, or of TLS
+    reason = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or type(cause).__name__
+    return Attempt(Outcome.UNREACHABLE, f"no connection{by_proxy}: {reason}")

@@ -1,4 +1,4 @@
-"""What the tests in a browser share: Debian's chromium, a running service, and visits that allow nothing unwanted."""
+"""Fixtures of the browser tests: Debian's Chromium, a running service, and visits that fail on unexpected errors."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Reque
 
 from tests.e2e.conftest import Demo, running
 
-# A service runs in a folder of its own: without this it would be the app that is installed, not the one beside this.
+# The service runs in another folder; PYTHONPATH makes it use this checkout and not an installed package.
 
 RULES = {"OPERATOR_CHANNELS": "mts:reverse_call"}
 THIS = {"PYTHONPATH": str(Path(__file__).parents[2]), "LOG_LEVEL": "error"}
@@ -21,14 +21,14 @@ THIS = {"PYTHONPATH": str(Path(__file__).parents[2]), "LOG_LEVEL": "error"}
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
-# A test that fails should say so soon; but a call takes its five seconds, and the machine may be busy.
-PATIENCE_MS = 30_000
+# A test should fail soon, but a call takes five seconds, and the machine may be busy.
+TIMEOUT_MS = 30_000
 
 _numbers = itertools.count(100)
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Start the browser of the system: Playwright's own would be a download from elsewhere."""
+    """Start the system's browser: Playwright's own would have to be downloaded."""
     if not Path(CHROMIUM).exists():
         pytest.fail(
             f"There is no browser at {CHROMIUM}: on Debian, `apt-get install chromium` puts it there;"
@@ -40,7 +40,7 @@ def launch(playwright: Playwright) -> Browser:
 
 
 class Visit:
-    """A page in a browser of its own, and what went wrong behind it: errors, and requests to other hosts."""
+    """A page in its own browser context; ``wrong`` collects errors and requests to other hosts."""
 
     def __init__(self, browser: Browser, base_url: str, **options: object) -> None:
         self.base_url = base_url
@@ -49,7 +49,7 @@ class Visit:
         self.requests: list[tuple[str, str, str | None]] = []
         given = {"viewport": DESKTOP, "locale": "en-US", "color_scheme": "light", **options}
         self.context = browser.new_context(base_url=base_url, **given)  # type: ignore[arg-type] # as they are documented
-        self.context.set_default_timeout(PATIENCE_MS)
+        self.context.set_default_timeout(TIMEOUT_MS)
         self.page = self.context.new_page()
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
@@ -72,7 +72,7 @@ class Visit:
         return self.page
 
     def answer(self) -> str:
-        """Pick up the telephone, and read what is heard."""
+        """Answer the virtual phone, and return the code that is heard."""
         self.page.locator("#phone[data-state=ringing]").wait_for()
         self.page.locator("#answer").click()
         return self.read()
@@ -83,7 +83,7 @@ class Visit:
         return "".join(digits.all_text_contents())
 
     def sent(self, method: str, path: str) -> list[Any]:
-        """List the bodies of the requests that the page has sent to a path, a pattern."""
+        """Return the bodies of the page's requests whose path matches the pattern ``path``."""
         return [
             json.loads(body) if body else None
             for used, url, body in self.requests
@@ -114,7 +114,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 @pytest.fixture
 def visiting(browser: Browser, service: Demo) -> Iterator[Visiting]:
-    """Open visits; in the end, nothing may have gone wrong in any of them."""
+    """Return a function that opens visits; at the end, none of them may have had an error."""
     visits: list[Visit] = []
 
     def visit(**options: object) -> Visit:
@@ -134,5 +134,5 @@ def visit(visiting: Visiting) -> Visit:
 
 @pytest.fixture
 def number() -> str:
-    """Make up a number that no other test calls, in a range of its own, for limits count by both."""
+    """Return a number that no other test calls, in its own range: limits count by number and by range."""
     return f"+7 900 {next(_numbers)}-45-67"

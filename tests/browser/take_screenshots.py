@@ -1,4 +1,4 @@
-"""Takes the pictures of ``docs/screenshots`` from a running sandbox: ``python -m tests.browser.take_screenshots``."""
+"""Takes ``docs/screenshots`` with a running sandbox: ``python -m tests.browser.take_screenshots``."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ SCREEN = {"width": 1200, "height": 840}
 
 
 def save(visit: Visit, name: str) -> None:
-    visit.page.wait_for_timeout(500)  # until what moves has arrived
+    visit.page.wait_for_timeout(500)  # until the animations have ended
     visit.page.screenshot(path=FOLDER / f"{name}.png")
     visit.context.close()
 

@@ -1,23 +1,23 @@
-"""The demo page as axe-core sees it, in every state, in light and dark, at desktop and phone width: no violation."""
+"""The demo page has no axe-core violation: in every state, in light and dark, at desktop and phone width."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped] # it has no types
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import DESKTOP, PATIENCE_MS, PHONE, Visiting
+from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT_MS, Visiting
 
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 axe = Axe()
 
 
 def assert_accessible(page: Page, state: str) -> None:
-    """Look at a state in both schemes, which the page follows by itself."""
+    """Check a state in both colour schemes."""
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         expect(page.locator("html")).to_have_attribute("data-theme", scheme)
         results = axe.run(page)
-        assert results.response["passes"], state  # it did look
+        assert results.response["passes"], state  # axe has run
         found = [
             (violation["id"], node["html"][:120], node.get("failureSummary"))
             for violation in results.response["violations"]
@@ -27,7 +27,7 @@ def assert_accessible(page: Page, state: str) -> None:
 
 
 @pytest.mark.parametrize(("width", "locale"), [(DESKTOP, "en-US"), (PHONE, "ru-RU")], ids=["desktop", "phone"])
-def test_no_state_of_a_spoken_code_has_a_violation(
+def test_no_state_of_a_voice_call_has_a_violation(
     visiting: Visiting, number: str, width: dict[str, int], locale: str
 ) -> None:
     visit = visiting(viewport=width, locale=locale)

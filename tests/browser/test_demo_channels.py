@@ -1,17 +1,17 @@
-"""The channels without a spoken code, the way from one to the next, and the stream of events, on the demo page."""
+"""The demo page: flash call, reverse call, fallback to the next channel, and the event stream."""
 
 import re
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import PATIENCE_MS, THIS, Visit
+from tests.browser.conftest import THIS, TIMEOUT_MS, Visit
 from tests.e2e.conftest import running
 
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 FLASH = re.compile("^Caller.s number$")
-# A call is looked at now and then, so on a busy machine none of its states is sure to be seen but the last.
+# The state of a call is polled, so on a busy machine only the last state is certain to be seen.
 MOVED_ON = re.compile("Your phone is ringing|The call got through|The call was made")
 ID = "/verify/vrf_[0-9a-f]+"
 
@@ -27,7 +27,7 @@ def assert_verified(page: Page) -> None:
     expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
 
 
-def test_the_code_of_a_flash_call_is_in_the_number_that_calls(visit: Visit, number: str) -> None:
+def test_the_code_of_a_flash_call_is_in_the_caller_number(visit: Visit, number: str) -> None:
     page = visit.open_demo()
 
     choose(page, FLASH, number)
@@ -57,7 +57,7 @@ def test_a_flash_call_that_never_arrives_does_not_ring(visit: Visit) -> None:
     expect(page.locator("#caption")).to_be_hidden()
 
 
-def test_a_reverse_call_is_dialed_and_a_check_without_a_code_confirms_it(visit: Visit, number: str) -> None:
+def test_a_reverse_call_is_dialed_and_confirmed_by_a_check_without_a_code(visit: Visit, number: str) -> None:
     page = visit.open_demo()
 
     choose(page, "You call", number)
@@ -73,7 +73,7 @@ def test_a_reverse_call_is_dialed_and_a_check_without_a_code_confirms_it(visit: 
     assert set(check) == {"verification_id"}
 
 
-def test_a_refused_voice_is_followed_by_the_next_channel(visit: Visit) -> None:
+def test_a_refused_voice_call_falls_back_to_the_next_channel(visit: Visit) -> None:
     page = visit.open_demo()
     page.locator("#outcome").select_option("+79000000010")
 
@@ -85,7 +85,7 @@ def test_a_refused_voice_is_followed_by_the_next_channel(visit: Visit) -> None:
     assert_verified(page)
 
 
-def test_the_settings_may_send_an_operator_another_way(visit: Visit) -> None:
+def test_operator_channels_can_override_the_chosen_channel(visit: Visit) -> None:
     page = visit.open_demo()
     page.get_by_label(FLASH).check()
     page.locator("#outcome").select_option(label="MTS: flash calls do not arrive")
@@ -96,7 +96,7 @@ def test_the_settings_may_send_an_operator_another_way(visit: Visit) -> None:
     expect(page.locator("#switched")).to_be_visible()
 
 
-def test_another_call_that_is_a_reverse_call_is_a_verification_of_its_own(browser: Browser, tmp_path: Path) -> None:
+def test_a_resend_as_a_reverse_call_is_a_new_verification(browser: Browser, tmp_path: Path) -> None:
     with running(tmp_path, CHANNELS="voice,reverse_call", CALL_COOLDOWNS_SECONDS="2", **THIS) as service:
         visit = Visit(browser, service.base_url)
         page = visit.open_demo()
@@ -119,7 +119,7 @@ def test_another_call_that_is_a_reverse_call_is_a_verification_of_its_own(browse
     assert visit.wrong == []
 
 
-def test_only_what_matters_to_a_channel_can_be_chosen_for_it(visit: Visit) -> None:
+def test_only_outcomes_that_fit_the_channel_can_be_chosen(visit: Visit) -> None:
     page = visit.open_demo()
     page.locator("#outcome").select_option("+79000000001")
 
@@ -130,7 +130,7 @@ def test_only_what_matters_to_a_channel_can_be_chosen_for_it(visit: Visit) -> No
     expect(page.locator("#outcome option", has_text="The line is busy")).to_have_count(0)
 
 
-def test_the_stream_of_events_moves_the_page_and_nothing_is_polled(visit: Visit, number: str) -> None:
+def test_the_event_stream_updates_the_page_without_polling(visit: Visit, number: str) -> None:
     page = visit.open_demo()
 
     choose(page, "Spoken", number)
@@ -143,7 +143,7 @@ def test_the_stream_of_events_moves_the_page_and_nothing_is_polled(visit: Visit,
     assert visit.sent("GET", ID) == []
 
 
-def test_a_stream_that_says_expired_ends_the_page(visit: Visit, number: str) -> None:
+def test_an_expired_event_ends_the_verification_on_the_page(visit: Visit, number: str) -> None:
     page = visit.open_demo()
     stream = "event: expired\ndata: {}\n\n"
     page.route("**/verify/*/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
@@ -153,7 +153,7 @@ def test_a_stream_that_says_expired_ends_the_page(visit: Visit, number: str) -> 
     expect(page.get_by_role("heading", name="The code has expired")).to_be_visible()
 
 
-def test_where_the_stream_is_refused_the_page_asks_each_second(visit: Visit, number: str) -> None:
+def test_the_page_polls_every_second_if_the_event_stream_is_refused(visit: Visit, number: str) -> None:
     visit.expected_statuses = {503}
     page = visit.open_demo()
     page.route("**/verify/*/events", lambda route: route.fulfill(status=503))

@@ -1,4 +1,4 @@
-"""The demo page in a real browser: from the number to every end there is."""
+"""The demo page in a real browser: from the number to every possible outcome."""
 
 import json
 import re
@@ -10,9 +10,9 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import PATIENCE_MS, PHONE, Visit, Visiting
+from tests.browser.conftest import PHONE, TIMEOUT_MS, Visit, Visiting
 
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 WORDS = {
     "en-US": ("Call me", "Enter the code you hear", "Number confirmed", "5 attempts left"),
@@ -27,7 +27,7 @@ def call(page: Page, number: str) -> None:
 
 
 def choose(page: Page, ending: str) -> None:
-    """Choose what happens to the call, by the end of its magic number."""
+    """Choose the outcome of the call, by the last digits of its magic number."""
     page.locator("#outcome").select_option(f"+7900000000{ending}")
 
 
@@ -55,7 +55,7 @@ def test_a_number_is_confirmed_in_the_language_of_the_browser(visiting: Visiting
     expect(page.locator("html")).to_have_attribute("lang", locale[:2])
 
 
-def test_a_wrong_code_costs_an_attempt_and_the_right_one_still_works(visit: Visit, number: str) -> None:
+def test_a_wrong_code_uses_an_attempt_and_the_right_one_still_works(visit: Visit, number: str) -> None:
     page = visit.open_demo()
     call(page, number)
     code = visit.answer()
@@ -69,7 +69,7 @@ def test_a_wrong_code_costs_an_attempt_and_the_right_one_still_works(visit: Visi
     expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
 
 
-def test_after_the_last_wrong_code_it_is_locked_and_says_for_how_long(visit: Visit, number: str) -> None:
+def test_after_the_last_wrong_code_the_page_says_when_to_start_again(visit: Visit, number: str) -> None:
     page = visit.open_demo()
     call(page, number)
     code = visit.answer()
@@ -81,7 +81,7 @@ def test_after_the_last_wrong_code_it_is_locked_and_says_for_how_long(visit: Vis
 
     expect(page.get_by_role("heading", name="Too many wrong codes")).to_be_focused()
     expect(page.locator("#end-hint")).to_have_text(re.compile(r"anew (in 0:0[12]|now)\."))
-    expect(page.locator("#restart")).to_have_text("Start over")  # once the phone can be called again
+    expect(page.locator("#restart")).to_have_text("Start over")  # when the cooldown is over
     page.locator("#restart").click()
     call(page, number)
     expect(page.locator("#checks")).to_have_text("5 attempts left")
@@ -89,7 +89,7 @@ def test_after_the_last_wrong_code_it_is_locked_and_says_for_how_long(visit: Vis
     expect(page.get_by_role("heading", name="Number confirmed")).to_be_visible()
 
 
-def test_another_call_can_be_asked_for_and_the_code_of_the_first_stays_good(visit: Visit, number: str) -> None:
+def test_a_resend_keeps_the_code_of_the_first_call_valid(visit: Visit, number: str) -> None:
     page = visit.open_demo()
     call(page, number)
     first = visit.answer()
@@ -107,11 +107,11 @@ def test_another_call_can_be_asked_for_and_the_code_of_the_first_stays_good(visi
 
 
 def named(visit: Visit) -> list[str | None]:
-    """List the verifications that the page's starts have named: each of those is a resend."""
+    """Return the verification_id of each start of the page; a start with one is a resend."""
     return [body.get("verification_id") for body in visit.sent("POST", "/verify/start")]
 
 
-def test_another_call_of_a_verification_that_is_over_starts_a_new_one_and_says_so(visit: Visit, number: str) -> None:
+def test_a_resend_of_a_finished_verification_starts_a_new_one_and_says_so(visit: Visit, number: str) -> None:
     visit.expected_statuses = {404}
     page = visit.open_demo()
 
@@ -136,7 +136,7 @@ def test_another_call_of_a_verification_that_is_over_starts_a_new_one_and_says_s
     assert old["verification_id"] != new
 
 
-def test_after_another_number_a_start_is_a_new_verification_and_too_early_says_when(visit: Visit, number: str) -> None:
+def test_a_start_after_changing_the_number_is_new_and_shows_the_cooldown(visit: Visit, number: str) -> None:
     visit.expected_statuses = {429}
     page = visit.open_demo()
     call(page, number)
@@ -153,14 +153,16 @@ def test_after_another_number_a_start_is_a_new_verification_and_too_early_says_w
     assert named(visit) == [None] * 3
 
 
-def test_a_call_that_is_not_heard_is_told_on_both_sides(visiting: Visiting) -> None:
+def test_a_failed_call_is_shown_on_the_form_and_on_the_virtual_phone(visiting: Visiting) -> None:
     endings = [
         ("1", "busy", "The line was busy"),
         ("2", "no_answer", "Nobody answered"),
         ("8", "failed", "did not get through"),
     ]
     pages = [visiting().open_demo() for _ in endings]
-    for (ending, _, _), page in zip(endings, pages, strict=True):  # at once, for it takes its time
+    for (ending, _, _), page in zip(
+        endings, pages, strict=True
+    ):  # concurrently, because each call takes several seconds
         choose(page, ending)
         page.locator("#call").click()
 
@@ -170,7 +172,7 @@ def test_a_call_that_is_not_heard_is_told_on_both_sides(visiting: Visiting) -> N
         expect(page.locator("#again")).to_have_attribute("aria-disabled", "false")
 
 
-def test_refusals_are_told_in_words_and_the_number_can_be_changed(visit: Visit, number: str) -> None:
+def test_refusals_are_explained_and_the_number_can_be_changed(visit: Visit, number: str) -> None:
     refusals = {
         "+7 900 000-00-03": "The call was refused",
         "8 495 123-45-67": "That is not a mobile number",
@@ -189,7 +191,7 @@ def test_refusals_are_told_in_words_and_the_number_can_be_changed(visit: Visit, 
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_page_that_is_loaded_anew_goes_on_with_the_call_that_was_placed(visit: Visit, number: str) -> None:
+def test_a_reloaded_page_continues_with_the_placed_call(visit: Visit, number: str) -> None:
     visit.expected_statuses = {429}
     page = visit.open_demo()
     call(page, number)
@@ -206,7 +208,7 @@ def test_a_page_that_is_loaded_anew_goes_on_with_the_call_that_was_placed(visit:
     assert named(visit) == [None, check["verification_id"]]
 
 
-def test_a_code_that_is_over_needs_nobody_to_say_so(visit: Visit, number: str) -> None:
+def test_the_page_shows_the_expiry_of_a_code_by_itself(visit: Visit, number: str) -> None:
     visit.page.clock.install()
     page = visit.open_demo()
     call(page, number)
@@ -236,7 +238,7 @@ def test_a_code_can_be_pasted_and_corrected(visit: Visit, number: str) -> None:
             clipboardData.setData("text", text);
             box.dispatchEvent(new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true}));
         }""",
-        # The second half as a Persian keyboard types it.
+        # The second half in Persian digits.
         f" {code[:3]}-\u200b{code[3:].translate({48 + digit: 0x06F0 + digit for digit in range(10)})} ",
     )
 
@@ -273,7 +275,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(visit: Visit, number: st
     expect(page.locator("#number")).to_be_focused()
 
 
-def test_language_colours_and_mute_are_remembered(visit: Visit) -> None:
+def test_language_theme_and_mute_are_remembered(visit: Visit) -> None:
     page = visit.open_demo()
 
     page.get_by_role("button", name="Русский").click()
@@ -287,7 +289,7 @@ def test_language_colours_and_mute_are_remembered(visit: Visit) -> None:
     expect(page.locator("#mute")).to_have_attribute("aria-pressed", "true")
 
 
-def test_a_request_of_the_journal_works_when_it_is_pasted_into_a_shell(visit: Visit, number: str) -> None:
+def test_a_request_copied_as_curl_works_in_a_shell(visit: Visit, number: str) -> None:
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = visit.open_demo()
     call(page, number)
@@ -301,7 +303,7 @@ def test_a_request_of_the_journal_works_when_it_is_pasted_into_a_shell(visit: Vi
     assert json.loads(done.stdout)["status"] == "canceled"
 
 
-# In place of the browser's voices, of which a machine without sound has none.
+# A stub of speech synthesis: a machine without sound has no voices.
 VOICES = """
     window.said = [];
     window.SpeechSynthesisUtterance = class extends EventTarget {
@@ -327,7 +329,7 @@ def test_the_code_is_spoken_twice_digit_by_digit_in_the_language_of_the_page(vis
     assert page.evaluate("said") == [["ru-RU", word] for word in ["Ваш код", *code] * 2]
 
 
-def test_a_muted_telephone_says_nothing_but_shows_it(visit: Visit, number: str) -> None:
+def test_a_muted_phone_shows_the_code_without_speaking_it(visit: Visit, number: str) -> None:
     visit.context.add_init_script(VOICES)
     page = visit.open_demo()
     page.locator("#mute").click()
@@ -339,7 +341,7 @@ def test_a_muted_telephone_says_nothing_but_shows_it(visit: Visit, number: str) 
     assert page.evaluate("said") == []
 
 
-def test_on_a_telephone_nothing_sticks_out_and_the_call_announces_itself(visiting: Visiting, number: str) -> None:
+def test_on_a_phone_screen_nothing_overflows_and_an_incoming_call_is_announced(visiting: Visiting, number: str) -> None:
     visit = visiting(viewport=PHONE, locale="ru-RU", has_touch=True)
     page = visit.open_demo()
 
@@ -351,13 +353,13 @@ def test_on_a_telephone_nothing_sticks_out_and_the_call_announces_itself(visitin
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
 
 
-def test_the_root_leads_to_the_page(visit: Visit) -> None:
+def test_the_root_redirects_to_the_demo_page(visit: Visit) -> None:
     visit.page.goto("/")
 
     assert visit.page.url == f"{visit.base_url}/demo"
 
 
-def test_both_languages_have_the_same_texts_with_the_same_places(visit: Visit) -> None:
+def test_both_languages_have_the_same_texts_with_the_same_placeholders(visit: Visit) -> None:
     page = visit.open_demo()
 
     texts = page.evaluate("""async () => Promise.all(
@@ -371,7 +373,7 @@ def test_both_languages_have_the_same_texts_with_the_same_places(visit: Visit) -
 
 
 def flat(texts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """List the texts by name, each with its places; plural forms, which differ by language, count as one."""
+    """Yield the texts by name, each with its placeholders; plural forms, which differ by language, count as one."""
     for name, text in texts.items():
         if isinstance(text, dict) and "other" in text:
             yield f"{prefix}{name}", re.findall(r"\{\w+\}", text["other"])

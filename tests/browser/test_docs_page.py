@@ -1,4 +1,4 @@
-"""The docs UI in a real browser: every example works as it stands, and a key can be given."""
+"""The docs page in a real browser: every example works unchanged, and a key can be entered."""
 
 import hashlib
 import re
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser.conftest import PATIENCE_MS, THIS, Visit
+from tests.browser.conftest import THIS, TIMEOUT_MS, Visit
 from tests.e2e.conftest import Demo, running
 
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 KEY = "not-a-real-key"
 
-with_keys_by_one_worker = pytest.mark.xdist_group("keys")  # so that one service does
+with_keys_by_one_worker = pytest.mark.xdist_group("keys")  # so that one service is enough
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def execute(block: Locator) -> str:
     return answer.locator(".response-col_status").inner_text().split()[0]
 
 
-def test_start_check_and_what_follows_work_with_their_examples(visit: Visit) -> None:
+def test_start_check_read_and_cancel_work_with_their_examples(visit: Visit) -> None:
     page = visit.page
     page.goto("/docs")
 
@@ -64,7 +64,7 @@ def test_start_check_and_what_follows_work_with_their_examples(visit: Visit) -> 
     assert execute(operation(page, "POST", "/verify/{verification_id}/cancel")) == "200"
 
 
-def test_the_tags_stand_in_the_order_of_the_job(visit: Visit) -> None:
+def test_the_tags_are_in_the_order_of_use(visit: Visit) -> None:
     visit.page.goto("/docs")
     tags = visit.page.locator(".opblock-tag")
     tags.first.wait_for()
@@ -76,7 +76,7 @@ def test_the_tags_stand_in_the_order_of_the_job(visit: Visit) -> None:
 
 
 @with_keys_by_one_worker
-def test_the_key_that_is_given_to_authorize_is_sent(visit_with_keys: Visit) -> None:
+def test_the_key_entered_in_authorize_is_sent(visit_with_keys: Visit) -> None:
     page = visit_with_keys.page
     page.goto("/docs")
     assert execute(operation(page, "GET", "/provider/account")) == "401"

@@ -1,4 +1,4 @@
-"""The page of docs/integration/javascript.md, in a browser: impatient fingers and lost answers."""
+"""The page of docs/integration/javascript.md in a browser: repeated clicks and lost responses."""
 
 import json
 import re
@@ -9,11 +9,11 @@ import pytest
 from playwright.sync_api import Browser, Page, Route
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "integration" / "javascript.md"
-SITE = "http://localhost:1/"  # nobody listens there: whatever is asked for is answered here
+SITE = "http://localhost:1/"  # a closed port: every request is answered by the test
 
 
 class Site:
-    """The page, and the requests that it sent; each waits until it is answered here."""
+    """The page and its requests; each request waits until the test answers it."""
 
     def __init__(self, page: Page) -> None:
         (html,) = re.findall(r"```html\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
@@ -67,13 +67,13 @@ def test_a_double_click_sends_one_request(site: Site) -> None:
     site.press("Sign up", times=3)
     assert len(site.waiting) == 1
     site.answer(200, say="Welcome!")
-    site.press("Sign up")  # once more, when it has succeeded already
+    site.press("Sign up")  # again, after it has succeeded
     site.answer(200, say="Welcome!")
     assert (site.said, site.errors) == ("Welcome!", [])
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_an_attempt_without_an_answer_is_repeated_under_its_key(site: Site, *, lost: bool) -> None:
+def test_a_failed_attempt_is_retried_with_the_same_idempotency_key(site: Site, *, lost: bool) -> None:
     site.page.get_by_label("Your phone").fill("+79001234567")
     site.press("Call me")
     if lost:

@@ -1,4 +1,4 @@
-"""The pages in a real browser, behind a proxy that strips a path."""
+"""The pages in a real browser, behind a proxy that strips a path prefix."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.browser.test_demo_page import call
 from tests.browser.test_docs_page import execute, operation
 from tests.e2e.conftest import Demo, running
 
-PREFIX = "/verify"  # how the paths of the API begin, too
+PREFIX = "/verify"  # also the beginning of the API's paths
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def service(tmp_path: Path) -> Iterator[Demo]:
 
 @pytest.fixture
 def visit(browser: Browser, service: Demo) -> Iterator[Visit]:
-    """A visit whose requests are stripped of the prefix on their way; one without it belongs to another site."""
+    """Open a visit whose requests lose the prefix on their way; a request without it is an error."""
     visit = Visit(browser, service.base_url)
 
     def strip(route: Route) -> None:
@@ -51,7 +51,7 @@ def test_a_number_is_confirmed_on_the_demo_page(visit: Visit, number: str) -> No
     assert f"{PREFIX}/verify/start" in [url for _, url, _ in visit.requests]
 
 
-def test_the_docs_page_can_be_tried(visit: Visit) -> None:
+def test_an_operation_can_be_executed_on_the_docs_page(visit: Visit) -> None:
     visit.page.goto(f"{PREFIX}/docs")
     start = operation(visit.page, "POST", "/verify/start")
     assert execute(start) == "201"

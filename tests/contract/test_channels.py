@@ -14,6 +14,7 @@ from app.verification.errors import ProviderError, ProviderRejected
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder, CallSender
+from tests.provider_options import http_options
 
 BASE_URL = "https://plusofon.test"
 PHONE = Phone("+79001234567")
@@ -30,7 +31,7 @@ async def client(plusofon: respx.Router) -> AsyncIterator[PlusofonClient]:
         base_url=BASE_URL,
         user_id="made-up-user",
         access_token="not-a-real-token",
-        transport=httpx.MockTransport(plusofon.async_handler),
+        **http_options(transport=httpx.MockTransport(plusofon.async_handler)),
     ) as client:
         yield client
 

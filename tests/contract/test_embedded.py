@@ -94,7 +94,7 @@ def test_one_that_dies_alone_is_started_again() -> None:
         with Redis.from_url(server.url) as redis:
             os.kill(redis.info("server")["process_id"], signal.SIGKILL)
         deadline = time.monotonic() + 5
-        while not embedded._answers(Path(server.url.removeprefix("unix://"))):
+        while not embedded._is_ready(Path(server.url.removeprefix("unix://"))):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -123,7 +123,7 @@ def test_a_server_that_does_not_start_says_what_it_said(monkeypatch: pytest.Monk
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "out of order"; exit 1; }\n')
     broken.chmod(0o755)
     monkeypatch.setattr(embedded, "_wheel_binary", lambda: str(broken))
-    monkeypatch.setattr(embedded, "_READY_WITHIN", 0.3)
+    monkeypatch.setattr(embedded, "_START_TIMEOUT", 0.3)
 
     with pytest.raises(EmbeddedServerUnavailable, match="out of order"):
         EmbeddedServer().__enter__()

@@ -12,12 +12,14 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from app.outbound import NeverSent, Reason, make_transport, trust
+from app.container import open_container
+from app.outbound import trust
+from app.providers.http import NeverSent, Reason, make_transport
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay import wire
 from app.providers.relay.client import RelaySender
 from app.settings import load_settings
-from app.settings.serving import OutboundSettings
+from app.settings.sections import OutboundSettings
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
@@ -25,7 +27,6 @@ from app.verification.model import CallOutcome, Lang, Placed, Unknown
 from app.verification.ports import CallId
 from app.webhooks import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
-from app.wiring import open_accounts
 from tests.contract.test_plusofon_faults import (
     PHONE,
     PIN,
@@ -36,6 +37,7 @@ from tests.contract.test_plusofon_faults import (
     make_client,
     serving,
 )
+from tests.provider_options import http_options
 from tests.unit.test_webhooks_endpoint import EVENT
 
 HOST = "restapi.plusofon.test"  # a name that nobody but the proxy knows
@@ -169,7 +171,7 @@ async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file:
             Channel.VOICE,
             url=f"https://{HOST}/calls",
             secret=SECRET,
-            transport=make_transport(5, proxy=proxy.url, ca_file=ca_file),
+            **http_options(transport=make_transport(proxy=proxy.url, ca_file=ca_file)),
         ) as relay,
     ):
         with pytest.raises(ProviderUnavailable):  # what it answers is no relay's answer
@@ -327,6 +329,6 @@ async def test_the_settings_lead_there(tls: ssl.SSLContext, ca_file: Path) -> No
             outbound={"proxy": proxy.url, "ca_file": ca_file},
             _env_file=None,
         )
-        async with open_accounts(settings) as found:
-            assert [account.name for account in await found.get_account()] == ["Shop"]
+        async with open_container(settings) as container:
+            assert [account.name for account in await container.providers.accounts.get_account()] == ["Shop"]
     assert len(proxy.heads) == 1

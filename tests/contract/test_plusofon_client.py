@@ -12,7 +12,7 @@ import httpx
 import pytest
 import respx
 
-from app.outbound import DEFAULT_RETRY_AFTER
+from app.providers.answer import DEFAULT_RETRY_AFTER
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
@@ -27,6 +27,7 @@ from app.verification.model import (
     Unknown,
 )
 from app.verification.phone import Phone
+from tests.provider_options import http_options
 
 BASE_URL = "https://plusofon.test"
 USER_ID = "made-up-user"
@@ -63,9 +64,9 @@ def make_client(
         access_token=TOKEN,
         cabinet_token=cabinet_token,
         phone_prefix=phone_prefix,
-        connect_timeout=connect_timeout,
-        timeout=timeout,
-        transport=httpx.MockTransport(router.async_handler),
+        **http_options(
+            connect_timeout=connect_timeout, timeout=timeout, transport=httpx.MockTransport(router.async_handler)
+        ),
     )
 
 
@@ -587,9 +588,12 @@ class TestConstruction:
 
     async def test_it_needs_no_loop_and_no_network_to_be_made(self) -> None:
         client = await asyncio.to_thread(
-            PlusofonClient, base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN
+            lambda: PlusofonClient(
+                base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN, **http_options()
+            )
         )
-        await client.aclose()
+        async with client:
+            pass
 
 
 async def test_the_words_of_a_refusal_are_logged_without_a_number(

@@ -19,6 +19,7 @@ from app.providers.plusofon.client import PlusofonClient
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
+from tests.provider_options import http_options
 
 TOKEN = "not-a-real-token"
 PIN = "042137"
@@ -132,10 +133,7 @@ def make_client(
         base_url=base_url,
         user_id="made-up-user",
         access_token=TOKEN,
-        connect_timeout=connect,
-        timeout=budget,
-        max_connections=max_connections,
-        transport=transport,
+        **http_options(connect_timeout=connect, timeout=budget, max_connections=max_connections, transport=transport),
     )
 
 

@@ -11,6 +11,7 @@ from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandb
 from app.verification.errors import BalanceTooLow, ProviderRejected
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
+from tests.provider_options import http_options
 
 PHONE = "+79001234567"
 PACE = 0.02
@@ -35,8 +36,7 @@ def client_of(server: SandboxServer, *, access_token: str = "not-a-token", prefi
         access_token=access_token,
         cabinet_token="not-a-cabinet-token",
         phone_prefix="8" if prefix == "8" else "7",
-        connect_timeout=0.2,
-        timeout=0.4,
+        **http_options(connect_timeout=0.2, timeout=0.4),
     )
 
 

@@ -1,4 +1,4 @@
-"""The board of the balance in Redis: one worker reads for all, and a dead one holds nobody up."""
+"""The cache of the balance in Redis: one worker reads for all, and a dead one holds nobody up."""
 
 import asyncio
 from datetime import timedelta
@@ -10,94 +10,94 @@ from redis.asyncio import Redis
 from app.store.connection import connect
 from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
-from app.verification.balance import BalanceCache, CachedBalance
 from app.verification.errors import StoreUnavailable
+from app.verification.provider_account import BalanceCache, CachedBalance
 from tests.ageing import age
 
 INTERVAL, LEASE, SECOND = timedelta(seconds=60), timedelta(seconds=30), timedelta(seconds=1)
 KEY = "pv:{balance}"
 
 
-def make_board(redis: Redis) -> RedisBalanceCache:
+def make_cache(redis: Redis) -> RedisBalanceCache:
     return RedisBalanceCache(ScriptRunner(redis, timeout=1), lease=LEASE)
 
 
 @pytest.fixture
-def board(redis: Redis) -> BalanceCache:
-    return make_board(redis)
+def cache(redis: Redis) -> BalanceCache:
+    return make_cache(redis)
 
 
 async def test_of_a_hundred_who_look_at_once_one_is_to_read(redis: Redis) -> None:
     """From two instances of the service, so that not all of them travel in one write."""
-    instances = [make_board(redis) for _ in range(2)]
+    instances = [make_cache(redis) for _ in range(2)]
 
-    posted = await asyncio.gather(*(instances[number % 2].look(INTERVAL) for number in range(100)))
-    assert sum(each.is_reader for each in posted) == 1
-    assert {each.rub for each in posted} == {None}
+    cached = await asyncio.gather(*(instances[number % 2].read(INTERVAL) for number in range(100)))
+    assert sum(each.is_reader for each in cached) == 1
+    assert {each.rub for each in cached} == {None}
 
 
 @pytest.mark.parametrize("rub", ["123.45", "0", "-3.50", "1E+3"])
-async def test_what_one_posts_all_others_see_with_its_age(redis: Redis, board: BalanceCache, rub: str) -> None:
-    await board.look(INTERVAL)
-    await board.post(Decimal(rub))
+async def test_what_one_writes_all_others_see_with_its_age(redis: Redis, cache: BalanceCache, rub: str) -> None:
+    await cache.read(INTERVAL)
+    await cache.write(Decimal(rub))
     await age(redis, 7 * SECOND)
 
-    seen = await make_board(redis).look(INTERVAL)
+    seen = await make_cache(redis).read(INTERVAL)
     assert (seen.rub, seen.is_reader) == (Decimal(rub), False)
     assert 7 * SECOND <= seen.age < 8 * SECOND
 
 
-async def test_it_is_read_anew_by_one_when_the_interval_is_over(redis: Redis, board: BalanceCache) -> None:
-    await board.post(Decimal(50))
+async def test_it_is_read_anew_by_one_when_the_interval_is_over(redis: Redis, cache: BalanceCache) -> None:
+    await cache.write(Decimal(50))
     await age(redis, INTERVAL - SECOND)
-    assert not (await board.look(INTERVAL)).is_reader
+    assert not (await cache.read(INTERVAL)).is_reader
 
     await age(redis, SECOND)
-    readers = [(await board.look(INTERVAL)).is_reader for _ in range(3)]
+    readers = [(await cache.read(INTERVAL)).is_reader for _ in range(3)]
     assert readers == [True, False, False]
 
 
-async def test_who_dies_while_reading_is_replaced_when_its_lease_ends(redis: Redis, board: BalanceCache) -> None:
-    assert (await board.look(INTERVAL)).is_reader
+async def test_who_dies_while_reading_is_replaced_when_its_lease_ends(redis: Redis, cache: BalanceCache) -> None:
+    assert (await cache.read(INTERVAL)).is_reader
     await age(redis, LEASE - SECOND)
-    assert not (await board.look(INTERVAL)).is_reader
+    assert not (await cache.read(INTERVAL)).is_reader
 
     await age(redis, SECOND)
-    assert (await board.look(INTERVAL)).is_reader
+    assert (await cache.read(INTERVAL)).is_reader
 
 
-async def test_a_reader_that_has_posted_holds_no_lease_any_more(redis: Redis, board: BalanceCache) -> None:
+async def test_a_reader_that_has_written_holds_no_lease_any_more(redis: Redis, cache: BalanceCache) -> None:
     """A lease may be longer than the interval."""
-    await board.look(INTERVAL)
-    await board.post(Decimal(50))
+    await cache.read(INTERVAL)
+    await cache.write(Decimal(50))
     await age(redis, LEASE / 3)
 
-    assert (await board.look(LEASE / 3)).is_reader
+    assert (await cache.read(LEASE / 3)).is_reader
 
 
-async def test_the_last_balance_stays_while_it_cannot_be_read(redis: Redis, board: BalanceCache) -> None:
-    await board.post(Decimal(50))
+async def test_the_last_balance_stays_while_it_cannot_be_read(redis: Redis, cache: BalanceCache) -> None:
+    await cache.write(Decimal(50))
     for _ in range(5):
         await age(redis, INTERVAL)
-        assert (await board.look(INTERVAL)).rub == Decimal(50)
+        assert (await cache.read(INTERVAL)).rub == Decimal(50)
 
 
-async def test_the_key_has_a_ttl_from_the_first_look_on(redis: Redis, board: BalanceCache) -> None:
-    for act in (board.look(INTERVAL), board.post(Decimal(50)), board.look(INTERVAL)):
+async def test_the_key_has_a_ttl_from_the_first_read_on(redis: Redis, cache: BalanceCache) -> None:
+    for act in (cache.read(INTERVAL), cache.write(Decimal(50)), cache.read(INTERVAL)):
         await act
         assert await redis.keys() == [KEY.encode()]
         assert 0 < await redis.pttl(KEY) <= 3_600_000
 
 
-async def test_nothing_is_known_on_an_empty_board(board: BalanceCache) -> None:
-    await board.look(INTERVAL)
+async def test_nothing_is_known_in_an_empty_cache(cache: BalanceCache) -> None:
+    await cache.read(INTERVAL)
 
-    assert await board.look(INTERVAL) == CachedBalance(is_reader=False)
+    assert await cache.read(INTERVAL) == CachedBalance(is_reader=False)
 
 
 async def test_without_redis_nobody_reads() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
 
     with pytest.raises(StoreUnavailable):
-        await make_board(nowhere).look(INTERVAL)
+        await make_cache(nowhere).read(INTERVAL)
     await nowhere.aclose()

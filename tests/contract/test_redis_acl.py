@@ -231,9 +231,9 @@ async def protect(redis: Redis) -> None:
     assert isinstance(claim, Claim)
     assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), HOUR)
 
-    board = RedisBalanceCache(runner)
-    assert (await board.look(HOUR)).is_reader
-    await board.post(Decimal("12.5"))
+    cache = RedisBalanceCache(runner)
+    assert (await cache.read(HOUR)).is_reader
+    await cache.write(Decimal("12.5"))
 
     queue = RedisCallQueue(runner, per_second=5, lease=HOUR)
     for number in range(2):
@@ -247,7 +247,7 @@ async def protect(redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.flush()
     assert (await stats.read()).canceled == 1
-    assert await stats.used(allowances[0], key=KEY) == 0
+    assert await limits.used(allowances[0]) == 0
 
 
 async def deliver(redis: Redis) -> None:

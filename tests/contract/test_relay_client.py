@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -20,6 +21,7 @@ from app.verification.errors import BalanceTooLow, ProviderRejected, ProviderUna
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder, CallSender
+from tests.provider_options import http_options
 
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
@@ -45,7 +47,7 @@ class Relay:
         app = Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST"])])
         async with (
             SandboxServer(app) as server,
-            RelaySender(channel, url=server.url + path, secret=SECRET, connect_timeout=5, timeout=10) as sender,
+            RelaySender(channel, url=server.url + path, secret=SECRET, **http_options(connect_timeout=5)) as sender,
         ):
             yield sender
 
@@ -86,7 +88,9 @@ class TestOrders:
         app = Starlette(routes=[Route("/", relay.answer, methods=["POST"])])
         async with (
             SandboxServer(app) as server,
-            RelaySender(Channel.VOICE, url=server.url, secret=SECRET, trace_context=lambda: context) as sender,
+            RelaySender(
+                Channel.VOICE, url=server.url, secret=SECRET, trace_context=lambda: context, **http_options()
+            ) as sender,
         ):
             await sender.place(ORDER)
         ((_, _, headers, body),) = relay.requests
@@ -171,11 +175,10 @@ class TestAnswers:
             Response(b'{"status": NaN}'),
             JSONResponse({"status": ["accepted"]}),
             JSONResponse({"status": "accepted"}, status_code=500),
-            Response(gzip.compress(b'{"status": "accepted"}'), headers={"Content-Encoding": "gzip"}),
             Response(gzip.compress(b" " * 50_000_000), headers={"Content-Encoding": "gzip"}),
             Response(b'{"status": "accepted"}', headers={"Content-Encoding": "x"}),
         ],
-        ids=range(12),
+        ids=range(11),
     )
     async def test_any_other_answer_leaves_a_call_that_can_be_looked_up(self, reply: Response) -> None:
         relay = Relay(reply)
@@ -266,13 +269,13 @@ class TestTheSender:
         ids=str,
     )
     def test_what_cannot_work_is_told_at_once_without_its_value(self, wrong: dict[str, object]) -> None:
-        arguments = {"channel": Channel.VOICE, "url": "https://calls.example", "secret": SECRET, **wrong}
+        arguments: dict[str, Any] = {"url": "https://calls.example", "secret": SECRET, **http_options(), **wrong}
         with pytest.raises(ValueError, match=r"\w") as caught:
-            RelaySender(**arguments)  # type: ignore[arg-type] # wrong on purpose
+            RelaySender(**{"channel": Channel.VOICE, **arguments})
         assert "not-real" not in str(caught.value)
 
     async def test_it_is_a_call_sender_that_can_be_followed(self) -> None:
-        async with RelaySender(Channel.VOICE, url="https://calls.example", secret=SECRET) as sender:
+        async with RelaySender(Channel.VOICE, url="https://calls.example", secret=SECRET, **http_options()) as sender:
             port: CallSender = sender
             port.require_ready()
             assert (port.provider, port.supports_status) == ("relay", True)

@@ -18,6 +18,7 @@ from app.verification.errors import ProviderRejected
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder
+from tests.provider_options import http_options
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "relay.md"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
@@ -42,7 +43,7 @@ class Example:
         self.names["calls"][order["call"]] = "ringing"
 
     def sender(self, *, secret: str = SECRET, channel: Channel = Channel.VOICE) -> RelaySender:
-        return RelaySender(channel, url=f"{self.url}/verify", secret=secret, connect_timeout=5, timeout=10)
+        return RelaySender(channel, url=f"{self.url}/verify", secret=secret, **http_options(connect_timeout=5))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder
+from tests.provider_options import http_options
 
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
@@ -112,9 +113,7 @@ def sender_to(port: int, *, scheme: str = "http", connections: int = 10) -> Rela
         Channel.VOICE,
         url=f"{scheme}://127.0.0.1:{port}/verify",
         secret=SECRET,
-        connect_timeout=CONNECT,
-        timeout=BUDGET,
-        max_connections=connections,
+        **http_options(connect_timeout=CONNECT, timeout=BUDGET, max_connections=connections),
     )
 
 
@@ -218,7 +217,11 @@ class Line(httpx.AsyncBaseTransport):
 def sender_on(line: Line, *, timeout: float = 5.0, now: Callable[[], float] = lambda: 0.0) -> RelaySender:
     url = "https://relay.test/verify"
     return RelaySender(
-        Channel.VOICE, url=url, secret=SECRET, connect_timeout=CONNECT, timeout=timeout, transport=line, now=now
+        Channel.VOICE,
+        url=url,
+        secret=SECRET,
+        now=now,
+        **http_options(connect_timeout=CONNECT, timeout=timeout, transport=line),
     )
 
 
@@ -237,7 +240,7 @@ class TestTheSecondTry:
         async with sender_on(line) as sender:
             assert_never_sent(await sender.place(ORDER))
         assert len(line.requests) == 2
-        assert [record.getMessage() for record in caplog.records] == ["relay.not_reached"]
+        assert [record.getMessage() for record in caplog.records] == ["relay.not_reached"] * 2
 
     async def test_what_may_have_been_written_is_never_tried_again(self) -> None:
         for fault in (httpx.ReadError(""), httpx.WriteError(""), httpx.RemoteProtocolError(""), RuntimeError()):

@@ -98,7 +98,7 @@ async def test_a_code_in_the_answer_is_what_the_phone_sees_whatever_was_asked(sa
 
 
 async def test_an_account_set_so_answers_code_and_operator() -> None:
-    network = VirtualNetwork(tells_pin=True)
+    network = VirtualNetwork(returns_pin=True)
     app = create_sandbox_app(network, user_id="0", access_token="calls")
     async with SandboxServer(app) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
         data = (await http.post(SEND, json={"phone": "79101234567", "pin": "0123"})).json()["data"]
@@ -200,7 +200,7 @@ def is_json(answer: httpx.Response) -> bool:
 
 
 def only(fault: Fault) -> Faults:
-    return Faults(share=1, kinds=(fault,), delay=0.05, stall=0.1)
+    return Faults(share=1, kinds=(fault,), delay=0.05)
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -252,7 +252,7 @@ async def test_after_the_faults_are_gone_all_is_well(sandbox: Sandbox) -> None:
 
 
 async def test_under_a_storm_of_faults_every_call_placed_is_listed_and_paid_for(sandbox: Sandbox) -> None:
-    sandbox.network.faults = Faults(share=0.5, seed=4, delay=0.01, stall=0.05)
+    sandbox.network.faults = Faults(share=0.5, seed=4, delay=0.01)
     phones = [f"+7900555{number:04}" for number in range(150)]
 
     async def place(phone: str, path: str) -> None:

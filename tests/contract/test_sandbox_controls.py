@@ -50,7 +50,7 @@ async def test_a_phone_shows_the_code_of_a_flash_call_and_who_called(
 async def test_a_phone_shows_what_to_dial_until_it_was_dialled(
     person: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
-    number = network.place_reverse_call(phone=PHONE, hook_url=HOOK_URL).dial
+    number = network.place_reverse_call(phone=PHONE, callback_url=HOOK_URL).dial
     (call,) = (await person.get(f"/phones/{PHONE}/calls")).json()["calls"]
     assert (call["channel"], call["status"], call["dial"]) == ("reverse_call", "queued", number)
     dialled = await person.post(f"/phones/{PHONE}/dial", json={"number": number})
@@ -71,7 +71,7 @@ async def test_a_wrong_number_and_nobody_waiting_are_told_as_problems(
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
         assert answer.json().keys() == {"type", "title", "status", "detail", "instance"}
         assert answer.json()["status"] == status
-        network.place_reverse_call(phone=PHONE, hook_url=HOOK_URL)
+        network.place_reverse_call(phone=PHONE, callback_url=HOOK_URL)
 
 
 @pytest.mark.parametrize("body", [{}, {"number": ""}, {"number": "abc"}, {"number": 88005550100}, {"dial": "8"}])

@@ -21,14 +21,8 @@ import uvloop
 from fastapi import FastAPI
 from starlette.applications import Starlette
 
-from app.sandbox import (
-    ACCOUNT_TOKEN,
-    MagicNumber,
-    SandboxServer,
-    VirtualNetwork,
-    create_sandbox_app,
-    sandbox_router,
-)
+from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
+from app.sandbox.plusofon_api import ACCOUNT_TOKEN
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
 

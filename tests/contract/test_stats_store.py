@@ -195,16 +195,16 @@ async def test_a_dead_redis_at_the_end_is_told_and_holds_nothing_up(caplog: pyte
     assert "stats.lost" in caplog.text
 
 
-async def test_what_is_used_of_a_limit_is_read_without_using_it(stats: RedisStats, redis: Redis) -> None:
+async def test_what_is_used_of_a_limit_is_read_without_using_it(redis: Redis) -> None:
     limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
     limits = RedisRateLimiter(ScriptRunner(redis, timeout=1), key=key)
     budget = Allowance(limit, "everybody")
-    assert await stats.used(budget, key=key) == 0
+    assert await limits.used(budget) == 0
     await limits.acquire("one", [budget])
     await limits.acquire("two", [budget])
     await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
 
-    assert [await stats.used(budget, key=key) for _ in range(3)] == [2, 2, 2]
+    assert [await limits.used(budget) for _ in range(3)] == [2, 2, 2]
 
 
 async def test_round_trips_are_timed_and_failures_told(redis: Redis) -> None:

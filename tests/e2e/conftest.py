@@ -1,4 +1,4 @@
-"""The commands of the service as processes of their own, on real ports."""
+"""Fixtures that run the service's commands as separate processes, on real ports."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ import pytest
 
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 ROOT = Path(__file__).parents[2]
-# PYTHONPATH: the code beside these tests, wherever the package is installed from.
+# PYTHONPATH: the code of this checkout, even if another copy of the package is installed.
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), **COVERAGE}
 
 
@@ -30,15 +30,15 @@ _PORTS = itertools.cycle(random.sample(range(20_000 + 1_000 * _WORKER, 21_000 + 
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, out of those of this worker: the system's choice may be given out twice."""
+    """Return a free port of this pytest worker's range: a port chosen by the system could be assigned twice."""
     for port in _PORTS:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-    raise AssertionError("the ports never end")
+    raise AssertionError("unreachable: the cycle of ports never ends")
 
 
 class Demo:
-    """A running ``plusofon-verify demo``, and all that it wrote."""
+    """A running ``plusofon-verify demo`` and its log."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.base_url = f"http://127.0.0.1:{(port := free_port())}"

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: processes of their own, real ports."""
+"""The commands as a user runs them: as separate processes, on real ports."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from tests.e2e.conftest import BARE, Demo, command, running
 from tests.e2e.test_serving import SECRETS
 
 PHONE = "+79001234567"
-COMPLETE = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}"}  # but for REDIS_URL
+COMPLETE = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}"}  # all required settings except REDIS_URL
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     )
 
 
-def test_the_demo_does_the_main_job_and_its_log_gives_nothing_away(demo: Demo) -> None:
+def test_the_demo_verifies_a_phone_and_its_log_contains_no_secrets(demo: Demo) -> None:
     started = demo.post("/verify/start", phone=PHONE).json()
     code = demo.hear(PHONE)
     demo.post("/verify/check", verification_id=started["verification_id"], code=code[:-1])
@@ -70,14 +70,14 @@ def test_the_demo_does_the_main_job_and_its_log_gives_nothing_away(demo: Demo) -
         assert secret not in text
 
 
-def test_two_demos_at_once_do_not_meet(demo: Demo, tmp_path: Path) -> None:
+def test_two_demos_at_once_share_no_data(demo: Demo, tmp_path: Path) -> None:
     with running(tmp_path) as other:
         started = demo.post("/verify/start", phone=PHONE).json()
         assert httpx.get(f"{other.base_url}/verify/{started['verification_id']}").status_code == 404
         assert other.post("/verify/start", phone=PHONE).status_code == 201
 
 
-async def test_the_guards_blocks_are_listed_and_lifted(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+async def test_fraud_guard_blocks_can_be_listed_and_lifted(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), GuardRules())
     for number in range(20):
         await guard.admit(Phone(f"+79001234{number:03}"), "shop")
@@ -107,9 +107,9 @@ async def test_the_guards_blocks_are_listed_and_lifted(redis: Redis, redis_url: 
         ({}, 2, "REDIS_URL is missing"),
         ({"REDIS_URL": "redis://127.0.0.1:1"}, 1, "Redis is not reached. Check REDIS_URL"),
     ],
-    ids=["no Redis", "dead Redis"],
+    ids=["no REDIS_URL", "unreachable Redis"],
 )
-def test_without_a_redis_the_guard_tells_why(
+def test_guard_commands_explain_a_missing_redis(
     tmp_path: Path, environment: dict[str, str], code: int, sentence: str
 ) -> None:
     done = run("guard", "list", cwd=tmp_path, MODE="sandbox", **environment)
@@ -118,7 +118,7 @@ def test_without_a_redis_the_guard_tells_why(
     assert done.stderr.startswith(sentence)
 
 
-def test_serve_without_settings_says_what_is_missing(tmp_path: Path) -> None:
+def test_serve_without_settings_lists_the_missing_ones(tmp_path: Path) -> None:
     done = run("serve", cwd=tmp_path)
 
     assert done.returncode == 2
@@ -127,15 +127,13 @@ def test_serve_without_settings_says_what_is_missing(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 6
 
 
-def test_serve_says_what_is_wrong(tmp_path: Path) -> None:
+def test_serve_explains_an_invalid_setting(tmp_path: Path) -> None:
     done = run("serve", cwd=tmp_path, MODE="sandbox", REDIS_URL="http://nowhere")
 
     assert (done.returncode, done.stderr) == (2, "REDIS_URL must begin with redis://, rediss:// or unix://.\n")
 
 
-def test_keygen_makes_settings_that_serve_accepts_and_a_key_that_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keygen_prints_valid_settings_and_the_matching_api_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("keygen", "--client", "shop", cwd=tmp_path)
     lines = done.stdout.splitlines()
     made = dict(line.split("=", 1) for line in lines if re.match("[A-Z_]+=", line))
@@ -151,7 +149,7 @@ def test_keygen_makes_settings_that_serve_accepts_and_a_key_that_fits(
     assert run("keygen", cwd=tmp_path).stdout != done.stdout
 
 
-def test_keygen_refuses_a_name_that_the_settings_would_refuse(tmp_path: Path) -> None:
+def test_keygen_rejects_an_invalid_client_name(tmp_path: Path) -> None:
     done = run("keygen", "--client", "My Shop!", cwd=tmp_path)
 
     assert done.returncode == 2
@@ -174,14 +172,14 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     assert "Exit codes: 0 " in shown
 
 
-def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
     done = run("--version", cwd=tmp_path)
 
     assert (done.returncode, done.stdout) == (0, f"{version('plusofon-verify')}\n")
 
 
 @pytest.mark.parametrize("command", ["demo", "serve"])
-def test_an_address_in_use_is_told_before_anything_else(tmp_path: Path, command: str) -> None:
+def test_an_address_in_use_is_reported_first(tmp_path: Path, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(command, "--port", str(port), cwd=tmp_path, MODE="sandbox")
@@ -190,14 +188,16 @@ def test_an_address_in_use_is_told_before_anything_else(tmp_path: Path, command:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
-def test_an_address_of_another_machine_is_a_wrong_setting(tmp_path: Path) -> None:
+def test_an_address_of_another_machine_is_an_invalid_setting(tmp_path: Path) -> None:
     done = run("demo", cwd=tmp_path, HOST="192.0.2.1")
 
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "HOST must be an address of this machine.\n")
 
 
-@pytest.mark.parametrize("environment", [{}, {"MODE": "sandbox"}], ids=["as it is", "in sandbox mode"])
-def test_beside_a_demo_commands_say_how_both_may_share_a_redis(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("environment", [{}, {"MODE": "sandbox"}], ids=["no settings", "sandbox mode"])
+def test_without_redis_url_a_command_explains_how_to_share_a_redis_with_the_demo(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     done = run("stats", cwd=tmp_path, **environment)
 
     assert done.returncode == 2
@@ -220,7 +220,7 @@ def test_beside_a_demo_commands_say_how_both_may_share_a_redis(tmp_path: Path, e
     ],
     ids=" ".join,
 )
-def test_no_command_begins_with_a_secret_that_cannot_be_read(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_no_command_starts_if_a_secret_file_cannot_be_read(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / ".env").write_text("REDIS_URL_FILE=/nonexistent/redis\n", encoding="utf-8")
 
     done = run(*arguments, cwd=tmp_path, **COMPLETE)

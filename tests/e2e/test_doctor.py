@@ -1,4 +1,4 @@
-"""``doctor`` as a process: what it says, and how it exits, when all is well and when something is not."""
+"""``doctor`` as a process: its output and exit code, with and without faults."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ REFUSED_TOKEN = "a-token-that-nobody-may-see"
 
 
 @pytest.fixture(scope="module")
-def forgetful() -> Iterator[str]:
-    """A Redis that forgets keys when its memory is full."""
+def evicting_redis() -> Iterator[str]:
+    """Return the URL of a Redis that evicts keys when its memory is full."""
     with EmbeddedServer() as server:
         with Redis.from_url(server.url) as redis:
             redis.config_set("maxmemory-policy", "allkeys-lru")
@@ -26,8 +26,8 @@ def forgetful() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def outputs(redis_url: str, forgetful: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """Run it in every situation at once: each is a process of its own."""
+def outputs(redis_url: str, evicting_redis: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Run ``doctor`` in every situation concurrently, each as a separate process."""
     folder = tmp_path_factory.mktemp("doctor")
     sandbox = {"MODE": "sandbox", "REDIS_URL": redis_url}
     situations: dict[str, Callable[[], Done]] = {
@@ -35,7 +35,7 @@ def outputs(redis_url: str, forgetful: str, tmp_path_factory: pytest.TempPathFac
         "Redis down": lambda: run("doctor", cwd=folder, MODE="sandbox", REDIS_URL="redis://:a-password@127.0.0.1:1"),
         "wrong token": lambda: run("doctor", cwd=folder, SANDBOX_ACCESS_TOKEN=REFUSED_TOKEN, **sandbox),
         "low balance": lambda: run("doctor", cwd=folder, SANDBOX_BALANCE_RUB="5", **sandbox),
-        "eviction": lambda: run("doctor", cwd=folder, MODE="sandbox", REDIS_URL=forgetful),
+        "eviction": lambda: run("doctor", cwd=folder, MODE="sandbox", REDIS_URL=evicting_redis),
     }
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(situations, pool.map(lambda start: start(), situations.values()), strict=True))
@@ -45,14 +45,14 @@ def lines(done: Done, mark: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith(mark)]
 
 
-def test_where_all_is_well_every_line_says_so(outputs: dict[str, Done]) -> None:
+def test_a_healthy_service_passes_every_check(outputs: dict[str, Done]) -> None:
     done = outputs["well"]
 
     assert (done.returncode, done.stderr, lines(done, "✗")) == (0, "", [])
     fine = "\n".join(lines(done, "✓"))
     for told in ("noeviction", "takes the token (Sandbox)", "10000.00 RUB", "scripts run", "sign and verify"):
         assert told in fine
-    # The embedded server keeps nothing, which is said and is no failure.
+    # The embedded server has no persistence, which is a warning and not an error.
     assert [line.split()[1:3] for line in lines(done, "!")] == [["redis", "persistence"]]
 
 
@@ -65,9 +65,7 @@ def test_where_all_is_well_every_line_says_so(outputs: dict[str, Done]) -> None:
         ("eviction", "✗ redis eviction     maxmemory-policy is allkeys-lru", "Set maxmemory-policy noeviction."),
     ],
 )
-def test_what_is_wrong_is_one_line_with_what_to_do(
-    outputs: dict[str, Done], situation: str, begin: str, advice: str
-) -> None:
+def test_each_fault_is_one_line_with_advice(outputs: dict[str, Done], situation: str, begin: str, advice: str) -> None:
     done = outputs[situation]
 
     assert (done.returncode, done.stderr) == (1, "")
@@ -77,7 +75,7 @@ def test_what_is_wrong_is_one_line_with_what_to_do(
     assert after[after.index(line) + 1].lstrip().startswith(f"→ {advice}")
 
 
-def test_no_secret_is_told(outputs: dict[str, Done]) -> None:
+def test_the_output_contains_no_secret(outputs: dict[str, Done]) -> None:
     text = "".join(done.stdout + done.stderr for done in outputs.values())
 
     for secret in (REFUSED_TOKEN, "sandbox-access-token", "a-password"):
@@ -85,7 +83,7 @@ def test_no_secret_is_told(outputs: dict[str, Done]) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "latin-1"])
-def test_a_terminal_that_has_no_such_marks_is_told_all_the_same(redis_url: str, tmp_path: Path, encoding: str) -> None:
+def test_the_output_is_readable_in_an_encoding_without_the_marks(redis_url: str, tmp_path: Path, encoding: str) -> None:
     done = run("doctor", cwd=tmp_path, MODE="sandbox", REDIS_URL=redis_url, PYTHONIOENCODING=encoding)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -93,8 +91,8 @@ def test_a_terminal_that_has_no_such_marks_is_told_all_the_same(redis_url: str, 
 
 
 @pytest.mark.parametrize("name", ["keys", "."])
-def test_no_key_of_a_connection_is_written_down(redis_url: str, tmp_path: Path, name: str) -> None:
-    """``SSLKEYLOGFILE`` is for browsers. Where it took effect, codes and tokens could be read off the network."""
+def test_sslkeylogfile_is_ignored(redis_url: str, tmp_path: Path, name: str) -> None:
+    """Otherwise the TLS keys in that file would make codes and tokens readable on the network."""
     production = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
     done = run(
         "doctor",

@@ -1,4 +1,4 @@
-"""The flows that the documentation shows, run as they stand there."""
+"""The documented flows, run exactly as written in ``docs/flows``."""
 
 import os
 import re
@@ -31,7 +31,7 @@ Load = Callable[[str], dict[str, Any]]
 
 @pytest.fixture
 def load(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Run the Python of a flow, and hand out what it defines."""
+    """Return a function that runs the Python code of a flow and returns its names."""
     monkeypatch.setenv("VERIFY_URL", demo.base_url)
     monkeypatch.setenv("VERIFY_KEY", "the-sandbox-asks-for-none")
     names: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def load(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     ("flow", "told"),
     [("password-recovery", '"redeemed":true'), ("sign-up", '"verified":true'), ("step-up-login", '"keys"')],
 )
-def test_the_curl_of_a_flow_runs_to_its_end(flow: str, told: str, demo: Demo) -> None:
+def test_the_curl_commands_of_a_flow_succeed(flow: str, told: str, demo: Demo) -> None:
     done = subprocess.run(
         ["sh", "-c", block(flow, "sh")],
         env={"PATH": os.environ["PATH"], "VERIFY_URL": demo.base_url},
@@ -64,16 +64,18 @@ def test_the_curl_of_a_flow_runs_to_its_end(flow: str, told: str, demo: Demo) ->
         assert done.stdout.count('"call_id"') == 1
 
 
-def test_a_forgotten_password_is_set_anew_once(demo: Demo, load: Load) -> None:
+def test_password_recovery_resets_the_password_once(demo: Demo, load: Load) -> None:
     flow = load("password-recovery")
     accounts = {PHONE: "forgotten"}
     session: dict[str, str] = {}
     stranger: dict[str, str] = {}
 
-    known = flow["request_reset"](accounts, session, "8 (900) 123-45-67", ADDRESS)  # not as the account has it
+    known = flow["request_reset"](
+        accounts, session, "8 (900) 123-45-67", ADDRESS
+    )  # spelled differently than in the account
     unknown = flow["request_reset"](accounts, stranger, "+79007654321", ADDRESS)
     assert known == unknown
-    session, stranger = dict(session), dict(stranger)  # saved with the answer; nothing that comes later is in it
+    session, stranger = dict(session), dict(stranger)  # saved with the response; later changes are not in it
     code = demo.hear(PHONE)
     assert not flow["reset"](accounts, stranger, code, "stolen", ADDRESS)
     again = dict(session)
@@ -84,7 +86,7 @@ def test_a_forgotten_password_is_set_anew_once(demo: Demo, load: Load) -> None:
     assert accounts == {PHONE: "new"}
 
 
-def test_a_second_press_of_the_button_keeps_the_call_that_is_under_way(demo: Demo, load: Load) -> None:
+def test_pressing_the_button_twice_keeps_the_current_call(demo: Demo, load: Load) -> None:
     flow = load("password-recovery")
     accounts = {PHONE: "forgotten"}
     session: dict[str, str] = {}
@@ -98,7 +100,7 @@ def test_a_second_press_of_the_button_keeps_the_call_that_is_under_way(demo: Dem
 
 
 @without_cooldowns
-def test_another_call_for_a_forgotten_password_leaves_the_first_code_good(demo: Demo, load: Load) -> None:
+def test_a_resend_in_password_recovery_keeps_the_first_code_valid(demo: Demo, load: Load) -> None:
     flow = load("password-recovery")
     accounts = {PHONE: "forgotten"}
 
@@ -108,13 +110,13 @@ def test_another_call_for_a_forgotten_password_leaves_the_first_code_good(demo: 
     flow["call"]("asker", PHONE, ADDRESS)
     assert flow["started_by"]["asker"] == began
     assert flow["reset"](accounts, {"asker": "asker"}, code, "new", ADDRESS)
-    flow["call"]("asker", PHONE, ADDRESS)  # that one is over
+    flow["call"]("asker", PHONE, ADDRESS)  # the verification is over
 
     assert flow["started_by"]["asker"] != began
 
 
 @without_cooldowns
-def test_a_new_user_is_called_again_for_the_same_verification_until_it_is_over(demo: Demo, load: Load) -> None:
+def test_a_resend_in_sign_up_uses_the_same_verification_while_it_is_pending(demo: Demo, load: Load) -> None:
     flow = load("sign-up")
     accounts: set[str] = set()
     session: dict[str, str] = {}
@@ -135,7 +137,7 @@ def test_a_new_user_is_called_again_for_the_same_verification_until_it_is_over(d
 
 
 @without_cooldowns
-def test_a_step_up_is_called_again_for_the_same_verification_until_it_is_over(demo: Demo, load: Load) -> None:
+def test_a_resend_in_step_up_login_uses_the_same_verification_while_it_is_pending(demo: Demo, load: Load) -> None:
     flow = load("step-up-login")
 
     began = flow["call"](PHONE)
@@ -146,7 +148,7 @@ def test_a_step_up_is_called_again_for_the_same_verification_until_it_is_over(de
     assert flow["call"](PHONE, began) != began
 
 
-def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, load: Load) -> None:
+def test_sign_up_succeeds_after_a_wrong_code(demo: Demo, load: Load) -> None:
     flow = load("sign-up")
     accounts: set[str] = set()
     session: dict[str, str] = {}
@@ -163,7 +165,7 @@ def test_a_new_user_signs_up_after_a_wrong_code(demo: Demo, load: Load) -> None:
     assert accounts == {PHONE}
 
 
-def test_after_the_last_try_a_new_user_is_told_when_to_start_again(demo: Demo, load: Load) -> None:
+def test_after_the_last_wrong_code_sign_up_says_when_to_start_again(demo: Demo, load: Load) -> None:
     flow = load("sign-up")
     session: dict[str, str] = {}
     flow["call"](session, PHONE, ADDRESS)
@@ -178,7 +180,7 @@ def test_after_the_last_try_a_new_user_is_told_when_to_start_again(demo: Demo, l
 
 
 @pytest.mark.parametrize("flow", ["password-recovery", "sign-up", "step-up-login"])
-def test_a_flow_waits_as_long_as_the_service_may_take_and_repeats_what_was_lost(
+def test_a_flow_has_a_sufficient_timeout_and_retries_a_request_whose_response_was_lost(
     flow: str, demo: Demo, load: Load
 ) -> None:
     names = load(flow)
@@ -191,13 +193,13 @@ def test_a_flow_waits_as_long_as_the_service_may_take_and_repeats_what_was_lost(
     assert (answer.status_code, answer.json()["calls_placed"], transport.sent) == (201, 1, 2)
 
 
-def test_each_page_calls_a_number_of_its_own_and_none_that_the_sandbox_treats_otherwise() -> None:
-    """Who tries one page after the other would else be told to wait."""
+def test_each_document_calls_its_own_number_and_no_magic_number() -> None:
+    """Otherwise a reader who tries the documents one after the other would run into the cooldown."""
     pages = [*FLOWS.glob("*.md"), FLOWS.parent / "integration" / "curl.md", FLOWS.parents[1] / "README.md"]
     numbers = {
         page.name: set(re.findall(r'"phone": "(\+7\d{10})"', page.read_text(encoding="utf-8"))) for page in pages
     }
-    numbers["README.md"].add(PHONE)  # spelled in another way there
+    numbers["README.md"].add(PHONE)  # spelled differently there
 
     everything = [number for found in numbers.values() for number in found]
     assert all(numbers.values())
@@ -218,28 +220,28 @@ def test_each_page_calls_a_number_of_its_own_and_none_that_the_sandbox_treats_ot
         ("", None),
     ],
 )
-def test_password_recovery_finds_the_account_however_the_number_is_typed(
+def test_password_recovery_finds_the_account_for_any_spelling_of_the_number(
     load: Load, typed: str, number: str | None
 ) -> None:
     assert load("password-recovery")["e164"](typed) == number
 
 
-def test_another_service_whose_clock_differs_by_some_seconds_believes_a_token(
+def test_another_service_accepts_a_token_despite_a_clock_difference_of_some_seconds(
     demo: Demo, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow = load("step-up-login")
     token = flow["prove"](flow["call"](PHONE), demo.hear(PHONE))
     now = time.time
-    believed = {}
+    accepted = {}
 
     for seconds in (-60, -25, -1, 0, 600 + 20, 600 + 60):
         monkeypatch.setattr(time, "time", lambda seconds=seconds: now() + seconds)
-        believed[seconds] = flow["is_proved"](token, PHONE)
+        accepted[seconds] = flow["is_proved"](token, PHONE)
 
-    assert believed == {-60: False, -25: True, -1: True, 0: True, 620: True, 660: False}
+    assert accepted == {-60: False, -25: True, -1: True, 0: True, 620: True, 660: False}
 
 
-def test_another_service_believes_a_step_up_for_this_phone_alone(demo: Demo, load: Load) -> None:
+def test_another_service_accepts_a_token_only_for_its_phone(demo: Demo, load: Load) -> None:
     flow = load("step-up-login")
 
     verification_id = flow["call"](PHONE)

@@ -1,7 +1,7 @@
-"""The description of the API is enough for generators of clients: what they make is typed, and works.
+"""Client generators produce typed, working clients from the OpenAPI description.
 
-Python needs ``make .venv/.clients``; TypeScript and Redocly's linter need Node.js 20. Where one is missing its
-tests are skipped. In CI a missing ``.venv/clients`` fails, and so does a failed download where Node.js is there.
+Python needs ``make .venv/.clients``; TypeScript and Redocly's linter need Node.js 20. If one is missing, its
+tests are skipped. In CI a missing ``.venv/clients`` or a failed download with Node.js is a failure.
 """
 
 import importlib
@@ -63,7 +63,7 @@ def description(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def module(description: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Generate the Python client outside the repository; return what imports one of its modules."""
+    """Generate the Python client outside the repository; return a function that imports one of its modules."""
     generator = CLIENTS / "openapi-python-client"
     if not generator.exists():
         (pytest.fail if IN_CI else pytest.skip)(f"{generator} is missing: make .venv/.clients")
@@ -83,7 +83,7 @@ def module(description: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def npx(folder: Path, *command: str | Path, packages: tuple[str, ...]) -> None:
-    """Run a program of npm's. Skips where there is no Node.js, and outside CI where the packages cannot be had."""
+    """Run an npm program. Skip the test without Node.js and, outside CI, if the packages cannot be downloaded."""
     program = shutil.which("npx")
     if not program:
         pytest.skip("npx is missing")
@@ -98,7 +98,9 @@ def npx(folder: Path, *command: str | Path, packages: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("by", ["id", "phone"])
-def test_a_generated_python_client_starts_checks_and_redeems(module: Callable[[str], Any], demo: Demo, by: str) -> None:
+def test_a_generated_python_client_can_start_check_and_redeem(
+    module: Callable[[str], Any], demo: Demo, by: str
+) -> None:
     models = module("models")
     with module("client").Client(base_url=demo.base_url) as client:
         started = module("api.verify.start_verification").sync(
@@ -130,7 +132,7 @@ def test_a_generated_python_client_starts_checks_and_redeems(module: Callable[[s
         assert again.type_ == "/problems/token-already-redeemed"
 
 
-def test_no_body_of_a_generated_python_client_is_any(module: Callable[[str], Any]) -> None:
+def test_a_generated_python_client_has_typed_request_bodies(module: Callable[[str], Any]) -> None:
     models = module("models")
     bodies = {
         "api.verify.start_verification": models.StartVerificationRequest,
@@ -141,14 +143,14 @@ def test_no_body_of_a_generated_python_client_is_any(module: Callable[[str], Any
         assert inspect.signature(module(name).sync).parameters["body"].annotation == wanted
 
 
-def test_generated_typescript_types_tell_the_kinds_of_a_check_apart(description: Path, tmp_path: Path) -> None:
+def test_generated_typescript_types_distinguish_the_results_of_a_check(description: Path, tmp_path: Path) -> None:
     packages = (OPENAPI_TYPESCRIPT, TYPESCRIPT)
     npx(tmp_path, "openapi-typescript", description.name, "--output", "api.ts", packages=packages)
     (tmp_path / "consumer.ts").write_text(CONSUMER, encoding="utf-8")
     npx(tmp_path, "tsc", "--noEmit", "--strict", "--noImplicitReturns", "consumer.ts", packages=packages)
 
 
-def test_redocly_finds_nothing_to_warn_of(description: Path, tmp_path: Path) -> None:
-    # Of the routes that answer any request with 2xx or 503, a 4xx would be made up.
+def test_redocly_reports_no_warnings(description: Path, tmp_path: Path) -> None:
+    # Some routes answer every request with 2xx or 503; documenting a 4xx there would be wrong.
     rules = ("--extends=recommended-strict", "--skip-rule=operation-4xx-response")
     npx(tmp_path, "redocly", "lint", description.name, *rules, packages=(REDOCLY,))

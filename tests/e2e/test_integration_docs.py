@@ -1,4 +1,4 @@
-"""The examples of docs/integration, run as they stand there; those of a language that is not here, read."""
+"""The examples of docs/integration, run exactly as written if the language is installed, else only read."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ LAST_TRY = "Please start again in "
 
 @contextlib.contextmanager
 def listening(command: list[str], port: int, **options: Any) -> Iterator[str]:  # noqa: ANN401 - Popen's own
-    """Run a server until it is not needed any more; gives its address."""
+    """Run a server within the context; return its URL."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
         try:
             deadline = time.monotonic() + 20
@@ -73,7 +73,7 @@ def httpx_reaches(url: str) -> bool:
 
 
 def run_curl(demo: Demo, folder: Path) -> None:
-    script = "".join(blocks("curl", "sh"))  # the second goes on in the shell of the first
+    script = "".join(blocks("curl", "sh"))  # the second continues in the shell of the first
     called, caller = "+79004567890", "+79005678901"
 
     done = subprocess.run(
@@ -108,7 +108,7 @@ def run_curl(demo: Demo, folder: Path) -> None:
 
 @contextlib.contextmanager
 def javascript(demo: Demo, folder: Path) -> Iterator[httpx.Client]:
-    """Serve the example, and visit it."""
+    """Serve the example; return an HTTP client of it."""
     (server,), (page,) = blocks("javascript", "js"), blocks("javascript", "html")
     (script,) = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
     (folder / "server.mjs").write_text(server)
@@ -140,7 +140,7 @@ def run_javascript(demo: Demo, folder: Path) -> None:
             assert events.headers["content-type"].startswith("text/event-stream")
             lines = events.iter_lines()
             assert '"status":"pending"' in next(line for line in lines if line.startswith("data:"))
-            with ThreadPoolExecutor(4) as pool:  # a form that is sent four times at once, as by impatient fingers
+            with ThreadPoolExecutor(4) as pool:  # the form is submitted four times at once, as by repeated clicks
                 sent = [pool.submit(browser.post, "/sign-up", json={"code": code}) for _ in range(4)]
             assert [answer.result().json() for answer in sent] == [{"say": "Welcome!"}] * 4
             assert '"status":"verified"' in next(line for line in lines if line.startswith("data:"))
@@ -194,7 +194,7 @@ def run_go(demo: Demo, folder: Path) -> None:
 
 @contextlib.contextmanager
 def php(demo: Demo, folder: Path) -> Iterator[Callable[..., str]]:
-    """Serve the example; what is given sends its form and returns what it says."""
+    """Serve the example; return a function that submits its form and returns the message."""
     (page,) = blocks("php", "php")
     (folder / "index.php").write_text(page)
 
@@ -227,16 +227,16 @@ PROGRAMS: Mapping[str, Callable[[Demo, Path], None]] = {
 }
 
 
-# A language that is not installed here is not run; what its example names is compared with the API below.
+# An example whose language is not installed is not run; the names in it are compared with the API below.
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if shutil.which(name)])
-def test_an_example_signs_somebody_up(program: str, demo: Demo, tmp_path: Path) -> None:
+def test_each_example_signs_an_end_user_up(program: str, demo: Demo, tmp_path: Path) -> None:
     folder = tmp_path / "example"
     folder.mkdir()
 
     PROGRAMS[program](demo, folder)
 
-    if program != "curl":  # it has numbers of its own
-        assert calls(demo) == 1  # whatever was repeated
+    if program != "curl":  # it uses its own numbers
+        assert calls(demo) == 1  # despite the repeated requests
 
 
 def call_again_with_javascript(demo: Demo, folder: Path) -> None:
@@ -286,10 +286,10 @@ CALL_AGAIN: Mapping[str, Callable[[Demo, Path], None]] = {
 
 @without_cooldowns
 @pytest.mark.parametrize("program", [name for name in CALL_AGAIN if shutil.which(name)])
-def test_an_example_calls_again_for_the_same_verification_until_it_is_over(
+def test_a_resend_in_each_example_uses_the_same_verification_while_it_is_pending(
     program: str, demo: Demo, tmp_path: Path
 ) -> None:
-    """Each of two codes is good; another phone, and one that was verified, are verifications of their own."""
+    """Both codes are valid; another phone, or a verified one, gets a new verification."""
     folder = tmp_path / "example"
     folder.mkdir()
 
@@ -297,7 +297,7 @@ def test_an_example_calls_again_for_the_same_verification_until_it_is_over(
 
 
 @without_cooldowns
-def test_the_python_module_calls_again_for_the_same_verification_until_it_is_over(
+def test_a_resend_of_the_python_module_uses_the_same_verification_while_it_is_pending(
     demo: Demo, python: dict[str, Any]
 ) -> None:
     verify = python["verify"]
@@ -314,7 +314,7 @@ def test_the_python_module_calls_again_for_the_same_verification_until_it_is_ove
 
 
 @without_cooldowns
-async def test_the_routes_of_fastapi_call_again_for_the_same_verification(demo: Demo, python: dict[str, Any]) -> None:
+async def test_a_resend_of_the_fastapi_routes_uses_the_same_verification(demo: Demo, python: dict[str, Any]) -> None:
     transport = httpx.ASGITransport(app=python["app"])
     async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=20) as browser:
         await browser.post("/sign-up/call", json={"phone": PHONE})
@@ -328,7 +328,7 @@ async def test_the_routes_of_fastapi_call_again_for_the_same_verification(demo: 
 
 @pytest.fixture
 def python(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The module of python.md, importable, and the snippet for FastAPI run on it."""
+    """Make the module of python.md importable, and run the FastAPI snippet with it."""
     module, fastapi, _ = blocks("python", "python")
     (tmp_path / "verify.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
@@ -343,7 +343,7 @@ def python(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         sys.modules.pop("verify", None)
 
 
-def test_the_python_module_asks_and_tells_what_was_refused(demo: Demo, python: dict[str, Any]) -> None:
+def test_the_python_module_verifies_a_phone_and_raises_refused(demo: Demo, python: dict[str, Any]) -> None:
     verify = python["verify"]
 
     started = verify.start("8 (900) 123-45-67", "192.0.2.1")
@@ -362,7 +362,9 @@ def test_the_python_module_asks_and_tells_what_was_refused(demo: Demo, python: d
     assert (again.value.slug, again.value.retry_after) == ("token-already-redeemed", None)
 
 
-def test_after_the_last_try_the_python_module_says_when_to_start_again(demo: Demo, python: dict[str, Any]) -> None:
+def test_after_the_last_wrong_code_the_python_module_says_when_to_start_again(
+    demo: Demo, python: dict[str, Any]
+) -> None:
     verify = python["verify"]
     started = verify.start(PHONE, "192.0.2.1")
     code = demo.hear(PHONE)
@@ -377,7 +379,7 @@ def test_after_the_last_try_the_python_module_says_when_to_start_again(demo: Dem
 
 
 class LosesAnswers(httpx.BaseTransport):
-    """Sends each request, and loses the answer to the first."""
+    """A transport that sends every request and loses the response to the first."""
 
     def __init__(self) -> None:
         self._real = httpx.HTTPTransport()
@@ -388,14 +390,14 @@ class LosesAnswers(httpx.BaseTransport):
         self.sent += 1
         if self.sent == 1:
             answer.read()
-            raise httpx.ReadTimeout("the answer was lost")
+            raise httpx.ReadTimeout("the response was lost")
         return answer
 
     def close(self) -> None:
         self._real.close()
 
 
-def test_the_python_module_repeats_a_request_whose_answer_was_lost_without_another_call(
+def test_the_python_module_retries_a_request_whose_response_was_lost_without_another_call(
     demo: Demo, python: dict[str, Any]
 ) -> None:
     verify = python["verify"]
@@ -407,7 +409,7 @@ def test_the_python_module_repeats_a_request_whose_answer_was_lost_without_anoth
     assert (transport.sent, calls(demo)) == (2, 1)
 
 
-async def test_the_routes_of_fastapi_sign_somebody_up(demo: Demo, python: dict[str, Any]) -> None:
+async def test_the_fastapi_routes_sign_an_end_user_up(demo: Demo, python: dict[str, Any]) -> None:
     app = python["app"]
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=20) as browser:
@@ -426,8 +428,8 @@ async def test_the_routes_of_fastapi_sign_somebody_up(demo: Demo, python: dict[s
     assert (right.json(), python["accounts"]) == ({"welcome": True}, {PHONE})
 
 
-def test_the_views_of_django_compile_and_use_what_the_module_has(python: dict[str, Any]) -> None:
-    """Django is not installed here, so that is all that can be tested."""
+def test_the_django_views_compile_and_use_existing_names_of_the_module(python: dict[str, Any]) -> None:
+    """Django is not installed here, so the views are not run."""
     views = blocks("python", "python")[2]
 
     compile(views, "python.md", "exec", dont_inherit=True)
@@ -438,8 +440,8 @@ def test_the_views_of_django_compile_and_use_what_the_module_has(python: dict[st
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "README"])
-def test_what_a_document_names_is_in_the_api(language: str) -> None:
-    """Paths with what stands for the id, fields of requests and answers, and slugs of problems."""
+def test_the_names_in_a_document_exist_in_the_api(language: str) -> None:
+    """Paths with a placeholder for the id, fields of requests and responses, and slugs of problems."""
     text = (DOCS / f"{language}.md").read_text()
 
     paths = set(re.findall(r"(/verify/[a-z/$%{}().A-Z]*)", text))
@@ -457,7 +459,7 @@ def test_what_a_document_names_is_in_the_api(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", [language for language in (*LANGUAGES, "README") if language != "curl"])
-def test_every_table_of_words_has_every_reason_that_a_person_can_do_something_about(language: str) -> None:
+def test_every_document_has_a_message_for_each_problem_that_the_end_user_can_solve(language: str) -> None:
     told = {
         *("phone-not-callable", "validation-failed", "verification-not-found", "verification-already-used"),
         *("verification-canceled", "token-expired", "token-invalid", "token-already-redeemed"),
@@ -467,7 +469,7 @@ def test_every_table_of_words_has_every_reason_that_a_person_can_do_something_ab
 
 
 def named(path: str) -> str:
-    """Write a path as the description of the API does: whatever stands for an id is its name there."""
+    """Return a path in the form of the OpenAPI description, with its name for the id."""
     known = {"start", "check", "token", "redeem", "cancel", "events", "verify", ""}
     parts = [part if part in known else "{verification_id}" for part in path.split("/")]
     return "/".join(parts)

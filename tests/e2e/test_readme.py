@@ -1,4 +1,4 @@
-"""What the README tells people to paste works when pasted."""
+"""The commands of the README work when pasted."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tests.e2e.conftest import Demo
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_transcript_of_the_first_screen_verifies(demo: Demo) -> None:
+def test_the_commands_of_the_first_screen_verify_a_phone(demo: Demo) -> None:
     _, transcript = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)[:2]
 
     done = subprocess.run(
@@ -26,7 +26,7 @@ def test_the_transcript_of_the_first_screen_verifies(demo: Demo) -> None:
     assert '"verified":true' in done.stdout
 
 
-def test_every_setting_named_there_exists() -> None:
+def test_every_setting_in_the_readme_exists() -> None:
     settings = (README.parent / ".env.example").read_text()
 
     table = README.read_text().partition("## Configuration")[2].partition("##")[0]

@@ -1,4 +1,4 @@
-"""SIGHUP: several workers are replaced if the settings are right, and nobody is cut off if they are not."""
+"""SIGHUP: workers are replaced if the settings are valid, and keep running if they are not."""
 
 import os
 import signal
@@ -19,7 +19,9 @@ def wait_for(found: Callable[[], object], served: Serving | Demo) -> None:
         time.sleep(0.05)
 
 
-def test_workers_stay_where_the_settings_have_become_wrong_and_the_log_says_how(redis_url: str, tmp_path: Path) -> None:
+def test_workers_keep_running_if_the_new_settings_are_invalid_and_the_log_says_why(
+    redis_url: str, tmp_path: Path
+) -> None:
     environment = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
     (tmp_path / ".env").write_text("LIMIT_CALLS_PER_DY=5\n", encoding="utf-8")
     with serving(tmp_path, "--workers", "2", environment=environment) as served:
@@ -40,8 +42,8 @@ def test_workers_stay_where_the_settings_have_become_wrong_and_the_log_says_how(
         assert served.get("/livez").status_code == 200
 
 
-def test_secrets_in_files_are_read_anew_and_an_empty_one_keeps_the_workers(redis_url: str, tmp_path: Path) -> None:
-    """Both workers have the same key: none makes one up."""
+def test_secret_files_are_reread_and_an_empty_one_keeps_the_workers_running(redis_url: str, tmp_path: Path) -> None:
+    """Both workers use the same key: none generates its own."""
     environment = {"REDIS_URL": redis_url}
     for name, value in {**SECRETS, "API_KEYS": f"shop:{'0' * 64}", "METRICS_KEYS": f"me:{'1' * 64}"}.items():
         (tmp_path / name).write_text(f"{value}\n", encoding="utf-8")
@@ -64,7 +66,7 @@ def test_secrets_in_files_are_read_anew_and_an_empty_one_keeps_the_workers(redis
         assert served.get("/livez").status_code == 200
 
 
-def test_one_worker_says_that_it_is_not_replaced_and_goes_on(tmp_path: Path) -> None:
+def test_a_single_worker_ignores_sighup_and_logs_it(tmp_path: Path) -> None:
     with running(tmp_path) as demo:
         demo.process.send_signal(signal.SIGHUP)
         wait_for(lambda: "service.reload_ignored" in demo.log.read_text(), demo)
@@ -73,13 +75,13 @@ def test_one_worker_says_that_it_is_not_replaced_and_goes_on(tmp_path: Path) -> 
         assert demo.end(signal.SIGTERM) == 0
 
 
-def test_a_terminal_that_is_closed_ends_what_runs_in_it(tmp_path: Path) -> None:
+def test_closing_the_terminal_ends_the_demo(tmp_path: Path) -> None:
     ours, terminal = os.openpty()
     process = subprocess.Popen(command("demo", "--port", str(free_port())), cwd=tmp_path, env=BARE, stderr=terminal)
     os.close(terminal)
     shown = ""
     while "Uvicorn running" not in shown:
-        shown += os.read(ours, 4096).decode()  # fails where the process has ended
+        shown += os.read(ours, 4096).decode()  # fails if the process has ended
 
     process.send_signal(signal.SIGHUP)  # as the kernel does then
 

@@ -1,4 +1,4 @@
-"""Whatever the published schema allows or forbids is sent: no answer is undescribed, a 500, or had without a key."""
+"""Valid and invalid requests generated from the schema: no undocumented response, no 500, no access without a key."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from app.main import create_api
 from tests.e2e.conftest import running
 
 KEY = "not-a-real-key"
-# A string may well be a phone number by the schema and none in the world.
+# A string that matches the schema may still be an invalid phone number.
 NOT_CHECKED = ["positive_data_acceptance"]
-# A 413 refuses what is too long before anybody looks at whether it is valid; the check does not know that.
+# A body that is too long gets a 413 before it is validated; the check does not know that.
 NOT_CHECKED_WHEN_TOO_LONG = [*NOT_CHECKED, "negative_data_rejection"]
 
 schema = schemathesis.openapi.from_dict(create_api().openapi())
@@ -32,7 +32,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_api_keeps_its_word(case: schemathesis.Case[Any], base_url: str) -> None:
+def test_the_api_conforms_to_its_schema(case: schemathesis.Case[Any], base_url: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     response = case.call(base_url=base_url, headers=headers)
     names = NOT_CHECKED_WHEN_TOO_LONG if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else NOT_CHECKED

@@ -1,4 +1,4 @@
-"""``serve`` as in production: several workers on one port, HTTPS by itself, and an end that cuts nobody off."""
+"""``serve`` as in production: several workers on one port, built-in HTTPS, graceful shutdown."""
 
 import contextlib
 import hashlib
@@ -61,7 +61,7 @@ def serving(
 
 
 class Serving:
-    """A running ``plusofon-verify serve``, and all that it wrote."""
+    """A running ``plusofon-verify serve`` and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], base_url: str, log: Path, tls: ssl.SSLContext | None) -> None:
         self.process = process
@@ -97,13 +97,13 @@ class Serving:
 
 @pytest.fixture
 def silent_provider() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever said."""
+    """Return the URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"https://127.0.0.1:{server.getsockname()[1]}"
 
 
 def wait_for_a_phone(redis_url: str) -> None:
-    """Wait until a start has stored its code: from then on it waits for the provider."""
+    """Wait until a start has stored its code and waits for the provider."""
     deadline = time.monotonic() + 10
     with Redis.from_url(redis_url) as redis:
         while not redis.keys("pv:{???}:p:*"):
@@ -112,7 +112,7 @@ def wait_for_a_phone(redis_url: str) -> None:
 
 
 def is_healthy(served: Serving, **environment: str) -> bool:
-    """Ask as the image's health check does."""
+    """Run the health check of the Docker image."""
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
     check = re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)
     assert check
@@ -132,7 +132,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_two_workers_share_a_port_and_finish_what_is_in_progress(
+def test_two_workers_share_a_port_and_finish_requests_in_progress_on_shutdown(
     redis_url: str, silent_provider: str, tmp_path: Path
 ) -> None:
     environment = {
@@ -152,7 +152,7 @@ def test_two_workers_share_a_port_and_finish_what_is_in_progress(
             r'requests_total\{[^}]*route="/problems/\{slug\}"[^}]*\} (\S+)', served.get("/metrics").text
         )
         assert counted
-        assert float(counted[1]) == 20  # whichever worker was asked
+        assert float(counted[1]) == 20  # whichever worker answered
 
         starting = pool.submit(
             httpx.post,
@@ -175,7 +175,7 @@ def test_two_workers_share_a_port_and_finish_what_is_in_progress(
         assert secret not in text
 
 
-def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
+def test_serve_has_built_in_https(tmp_path: Path) -> None:
     authority = trustme.CA()
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
@@ -187,7 +187,9 @@ def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
         assert served.get("/livez").status_code == 200
         assert is_healthy(served, TLS_CERT_FILE="all.pem")
         assert not is_healthy(served)
-        with httpx.Client(base_url=served.base_url, verify=tls) as idle:  # a pool, which does not read between requests
+        with httpx.Client(
+            base_url=served.base_url, verify=tls
+        ) as idle:  # a connection pool, which does not read between requests
             assert idle.get("/livez").status_code == 200
             told = time.monotonic()
             served.process.terminate()
@@ -198,10 +200,10 @@ def test_it_speaks_https_by_itself(tmp_path: Path) -> None:
     assert str(starts["address"]).startswith("https://")
 
 
-def test_each_worker_keeps_the_garbage_collector_off_the_hot_path(tmp_path: Path) -> None:
+def test_each_worker_tunes_the_garbage_collector(tmp_path: Path) -> None:
     program = """
 import gc
-from app.cli.worker import make_app
+from app.server.worker import make_app
 make_app()
 print(gc.get_threshold()[0], gc.get_freeze_count())
 """
@@ -231,7 +233,7 @@ FOREIGN = {
 }
 
 
-def test_what_other_programs_put_into_the_environment_changes_nothing(tmp_path: Path) -> None:
+def test_environment_variables_of_other_programs_are_ignored(tmp_path: Path) -> None:
     with serving(tmp_path, environment={"MODE": "sandbox", **FOREIGN}) as served:
         assert "plusofon_verify_build_info" in served.get("/metrics").text
 
@@ -246,10 +248,10 @@ def test_what_other_programs_put_into_the_environment_changes_nothing(tmp_path: 
         ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
     ],
 )
-def test_what_opentelemetry_refuses_is_a_sentence(
+def test_an_invalid_opentelemetry_variable_is_one_line(
     redis_url: str, tmp_path: Path, workers: str, name: str, value: str
 ) -> None:
-    # The SDK is the real one. Of the exporter, which the tests do not install, nothing but its name matters here.
+    # The SDK is real. The exporter, which the tests do not install, is a stub.
     exporter = tmp_path / "opentelemetry/exporter/otlp/proto/http/trace_exporter.py"
     exporter.parent.mkdir(parents=True)
     exporter.write_text("def OTLPSpanExporter(endpoint): return None\n")
@@ -269,8 +271,8 @@ def test_what_opentelemetry_refuses_is_a_sentence(
     assert done.stderr.splitlines()[-1] == f"TRACING_ENDPOINT cannot be used: OpenTelemetry refuses one of {name}."
 
 
-def test_workers_that_cannot_start_end_the_service_as_one_that_cannot(redis_url: str, tmp_path: Path) -> None:
-    """What restarts a service that failed, as systemd does, would leave it alone after exit code 0."""
+def test_workers_that_cannot_start_end_the_service_with_an_error(redis_url: str, tmp_path: Path) -> None:
+    """A supervisor such as systemd restarts a failed service, but not after exit code 0."""
     (tmp_path / "broken.py").write_text(
         "from fastapi import FastAPI\ndef make_app():\n    return FastAPI(lifespan=lambda app: 1 / 0)\n"
     )
@@ -289,7 +291,7 @@ def test_workers_that_cannot_start_end_the_service_as_one_that_cannot(redis_url:
 
 
 @pytest.mark.parametrize("folder", ["/proc/nonexistent", "/dev/null"])
-def test_a_folder_for_metrics_that_cannot_be_used_is_a_sentence(redis_url: str, tmp_path: Path, folder: str) -> None:
+def test_an_unusable_folder_for_metrics_is_one_line(redis_url: str, tmp_path: Path, folder: str) -> None:
     environment = {**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url}
     done = subprocess.run(
         command("serve", "--port", str(free_port()), "--workers", "2"),
@@ -308,7 +310,7 @@ def test_a_folder_for_metrics_that_cannot_be_used_is_a_sentence(redis_url: str, 
 @pytest.mark.parametrize(
     "host", ["a" * 70, "a..b", "x86_64-conda-linux-gnu", "192.0.2.1", "2001:db8::1", "http://127.0.0.1", "::1]"]
 )
-def test_a_host_that_is_no_address_of_this_machine_is_a_sentence(tmp_path: Path, host: str) -> None:
+def test_a_host_that_is_not_an_address_of_this_machine_is_one_line(tmp_path: Path, host: str) -> None:
     done = subprocess.run(
         command("demo", "--port", str(free_port())),
         cwd=tmp_path,
@@ -333,7 +335,7 @@ def test_a_host_that_is_no_address_of_this_machine_is_a_sentence(tmp_path: Path,
         ("0.0.0.0", {"127.0.0.1"}),
     ],
 )
-def test_an_address_is_listened_on_alike_by_any_number_of_workers(
+def test_one_and_several_workers_listen_on_the_same_addresses(
     redis_url: str, tmp_path: Path, workers: str, host: str, reached: set[str]
 ) -> None:
     port = free_port()
@@ -365,7 +367,7 @@ def test_an_address_is_listened_on_alike_by_any_number_of_workers(
 
 
 @pytest.mark.parametrize("host", ["::1", "::", "[::]", "0.0.0.0", "localhost"])
-def test_a_reverse_call_verifies_whatever_address_is_listened_on(tmp_path: Path, host: str) -> None:
+def test_a_reverse_call_verifies_with_any_listen_address(tmp_path: Path, host: str) -> None:
     environment = {"MODE": "sandbox", "SANDBOX_PACE_SECONDS": "0.05", "PLUSOFON_HOOK_DELAY_SECONDS": "0"}
     phone = "+79001234567"
     with serving(tmp_path, environment={**environment, "HOST": host}) as served:

@@ -1,4 +1,4 @@
-"""A process that is told to stop finishes what it has begun, begins nothing more, and is gone in time."""
+"""Graceful shutdown: requests in progress are finished, new ones are refused, and the process ends in time."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import Demo, running
 
 PHONE = "+79001234567"
-STALLS = "+79000000006"  # the call is placed, but the provider's answer never comes
+STALLS = "+79000000006"  # the call is placed, but the provider never responds
 PROVIDER_TIMEOUT = 3
 
 
@@ -48,7 +48,7 @@ def wait_until_refused(demo: Demo) -> None:
         time.sleep(0.02)
 
 
-def test_what_is_in_progress_is_finished_and_streams_end_at_once(demo: Demo) -> None:
+def test_shutdown_finishes_requests_in_progress_and_ends_streams_at_once(demo: Demo) -> None:
     verification_id = demo.post("/verify/start", phone=PHONE).json()["verification_id"]
     with (
         ThreadPoolExecutor(1) as pool,
@@ -60,16 +60,16 @@ def test_what_is_in_progress_is_finished_and_streams_end_at_once(demo: Demo) -> 
         wait_until_placed(demo, STALLS)
 
         demo.process.send_signal(signal.SIGTERM)
-        told = time.monotonic()
-        assert "event: verification" in list(lines)  # it ended as an answer ends, and was not cut
-        assert time.monotonic() - told < 1
+        signaled = time.monotonic()
+        assert "event: verification" in list(lines)  # the stream ended properly and was not cut off
+        assert time.monotonic() - signaled < 1
         wait_until_refused(demo)
         assert not starting.done()
 
         answer = starting.result()
         assert (answer.status_code, answer.json()["call"]["status"]) == (201, "unconfirmed")
     assert demo.process.wait(20) == 0
-    assert time.monotonic() - told < PROVIDER_TIMEOUT + 2
+    assert time.monotonic() - signaled < PROVIDER_TIMEOUT + 2
 
     handled = [json.loads(line) for line in demo.log.read_text().splitlines() if '"request.handled"' in line]
     (streamed,) = [line for line in handled if line["route"] == "/verify/{verification_id}/events"]
@@ -77,7 +77,7 @@ def test_what_is_in_progress_is_finished_and_streams_end_at_once(demo: Demo) -> 
     assert "Traceback" not in demo.log.read_text()
 
 
-def test_without_anything_in_progress_it_goes_at_once(demo: Demo) -> None:
+def test_an_idle_process_ends_at_once(demo: Demo) -> None:
     httpx.get(f"{demo.base_url}/livez")
     began = time.monotonic()
 
@@ -87,7 +87,7 @@ def test_without_anything_in_progress_it_goes_at_once(demo: Demo) -> None:
     assert "Traceback" not in demo.log.read_text()
 
 
-def test_a_request_that_never_ends_is_waited_for_no_longer_than_the_longest_may_take(tmp_path: Path) -> None:
+def test_shutdown_waits_for_an_endless_request_no_longer_than_the_longest_valid_one(tmp_path: Path) -> None:
     budgets = {"PLUSOFON_TIMEOUT_SECONDS": "0.6", "PLUSOFON_CONNECT_TIMEOUT_SECONDS": "0.5"}
     with running(tmp_path, REDIS_TIMEOUT_SECONDS="0.2", **budgets) as demo, connect(demo) as connection:
         connection.sendall(b"POST /verify/check HTTP/1.1\r\nHost: verify\r\nContent-Length: 9\r\n\r\n{")

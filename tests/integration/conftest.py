@@ -1,4 +1,4 @@
-"""The whole application: real Redis, the sandbox provider over HTTP, requests through every layer."""
+"""Fixtures that run the whole application: real Redis, the sandbox provider over HTTP, requests through every layer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,7 +22,7 @@ Running = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
-    """Make the settings of the sandbox with the voice alone, as production has them by default."""
+    """Return sandbox settings with the voice channel only, which is the default in production."""
     defaults = {
         "mode": "sandbox",
         "redis": {"url": redis_url},
@@ -42,7 +42,7 @@ async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run the tests of the HTTP protocol in uvloop, as the service does: its transports differ from asyncio's."""
+    """Run the tests of the HTTP protocol on uvloop, as in the service: its transports differ from those of asyncio."""
     of_http = item.path.name.startswith("test_http_")
     return {"uvloop": uvloop.new_event_loop} if of_http else {"asyncio": asyncio.new_event_loop}
 
@@ -59,6 +59,6 @@ def settings(redis_url: str) -> Settings:
 
 @pytest.fixture
 async def api(redis: Redis, settings: Settings, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    """The API in sandbox mode, on an empty Redis."""
+    """Return a client of the API in sandbox mode, with an empty Redis."""
     async with run(create_app(settings, network)) as client:
         yield client

@@ -1,4 +1,4 @@
-"""A server that dies while it starts a verification leaves a code that verifies, or no call at all."""
+"""A process that is killed while it starts a verification leaves a code that verifies, or no call at all."""
 
 import asyncio
 import signal
@@ -12,12 +12,13 @@ from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.scripts import ScriptRunner
 from app.verification.model import Status
 from tests.crashing import TOKEN, USER_ID, make_service
+from tests.provider_options import http_options
 
 ROOT = Path(__file__).parents[2]
 
 
-async def crash_everywhere(redis_url: str, provider_url: str) -> list[list[str]]:
-    """Return phone, point, early or late, and the exit code of each process."""
+async def crash_at_every_point(redis_url: str, provider_url: str) -> list[list[str]]:
+    """Return for each process: phone, point of the crash, before or after it, and exit code."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.crashing", redis_url, provider_url, cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
@@ -29,8 +30,8 @@ async def crash_everywhere(redis_url: str, provider_url: str) -> list[list[str]]
 async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis: Redis, redis_url: str) -> None:
     network = VirtualNetwork(pace=0)
     async with SandboxServer(create_sandbox_app(network, user_id=USER_ID, access_token=TOKEN)) as server:
-        crashes = await crash_everywhere(redis_url, server.url)
-        async with PlusofonClient(base_url=server.url, user_id=USER_ID, access_token=TOKEN) as client:
+        crashes = await crash_at_every_point(redis_url, server.url)
+        async with PlusofonClient(base_url=server.url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
             service = make_service(ScriptRunner(redis, timeout=1), client)
             heard = 0
             for phone, *_ in crashes:
@@ -46,7 +47,7 @@ async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis
     *killed, (_, _, _, last) = crashes
     assert last == "0"
     assert {exit_code for *_, exit_code in killed} == {str(-signal.SIGKILL)}
-    # Some died before the call was placed, some after it: else nothing was shown.
+    # Some were killed before the call was placed and some after it; otherwise the test would prove nothing.
     assert len(killed) >= 6
     assert 2 <= heard < len(crashes) - 2
     assert all([await redis.pttl(key) > 0 for key in await redis.keys()])

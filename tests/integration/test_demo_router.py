@@ -1,4 +1,4 @@
-"""The files of the demo page: there in sandbox mode alone, whole, under a strict policy."""
+"""The files of the demo page: served in sandbox mode only, complete, with a strict content security policy."""
 
 import importlib
 import re
@@ -16,14 +16,14 @@ STATIC = ROOT / "app/sandbox/demo/static"
 NAMES = sorted(str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file())
 
 
-async def test_the_root_leads_to_the_page(api: httpx.AsyncClient) -> None:
+async def test_the_root_redirects_to_the_demo_page(api: httpx.AsyncClient) -> None:
     answer = await api.get("/")
 
     assert (answer.status_code, answer.headers["Location"]) == (307, "/demo")
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_file_is_served_and_all_that_it_names_is_there(api: httpx.AsyncClient, name: str) -> None:
+async def test_each_file_is_served_and_refers_only_to_existing_files(api: httpx.AsyncClient, name: str) -> None:
     answer = await api.get(f"/demo/{name}")
 
     assert answer.status_code == 200
@@ -35,14 +35,14 @@ async def test_each_file_is_served_and_all_that_it_names_is_there(api: httpx.Asy
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|style=|\son\w+=|innerHTML", answer.text)
 
 
-async def test_nothing_inline_and_nothing_from_elsewhere_is_allowed(api: httpx.AsyncClient) -> None:
+async def test_the_content_security_policy_allows_neither_inline_code_nor_other_hosts(api: httpx.AsyncClient) -> None:
     policy = (await api.get("/demo")).headers["Content-Security-Policy"]
 
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
 
 
-async def test_the_page_is_told_what_the_service_can_do(api: httpx.AsyncClient) -> None:
+async def test_the_page_gets_the_channels_and_features_of_the_service(api: httpx.AsyncClient) -> None:
     config = (await api.get("/demo/config.json")).json()
 
     assert config["channels"][0] == "voice"
@@ -51,21 +51,21 @@ async def test_the_page_is_told_what_the_service_can_do(api: httpx.AsyncClient) 
 
 
 @pytest.mark.parametrize("name", ["none.js", "../page.py", "%2e%2e/page.py", "js"])
-async def test_what_is_no_file_of_it_is_not_found(api: httpx.AsyncClient, name: str) -> None:
+async def test_an_unknown_file_is_not_found(api: httpx.AsyncClient, name: str) -> None:
     answer = await api.get(f"/demo/{name}")
 
     assert answer.status_code == 404
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_without_the_sandbox_there_is_no_page() -> None:
+def test_production_has_no_demo_page() -> None:
     paths = {getattr(route, "path", None) for route in create_api().routes}
 
     assert not {"/", "/demo", "/demo/{name:path}"} & paths
 
 
-def test_the_package_has_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both as it is imported here, and as it is built for the image."""
+def test_the_package_and_the_wheel_contain_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
     assert (files("app.sandbox.demo") / "static" / "index.html").is_file()
 
     monkeypatch.chdir(ROOT)  # where a build backend looks for the project

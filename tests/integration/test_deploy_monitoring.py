@@ -1,4 +1,4 @@
-"""The dashboard, the rules and the docs speak of metrics that exist, with labels and words that they have."""
+"""The dashboard, the alert rules and the docs use only metrics, labels and label values that exist."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped] # its stubs would be one more dependency
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.exposition import FACTS, Exposition, OfProcess
+from app.telemetry.exposition import GAUGES, Exposition, ProcessGauges
 from app.telemetry.metrics import Metrics
 from app.verification.domain_events import LimitHit
 
@@ -43,14 +43,14 @@ WORDS = {
     "by",
     "on",
 }
-# Words of labels that are told only once something of the kind has happened.
+# Label values that appear only after such an event.
 RARE = {("outcome", "http-500"), ("status", "5xx")}
 
 Series = dict[str, dict[str, set[str]]]
 
 
 def metrics_in(*texts: str) -> Series:
-    """Each series by its name, with the words of each of its labels."""
+    """Return each series by name, with the values of each of its labels."""
     found: Series = defaultdict(lambda: defaultdict(set))
     for family in (family for text in texts for family in text_string_to_metric_families(text)):
         for sample in family.samples:
@@ -62,18 +62,18 @@ def metrics_in(*texts: str) -> Series:
 
 @pytest.fixture
 async def real(api: httpx.AsyncClient) -> Series:
-    """What the application tells after some traffic, and what it tells once everybody has told it what he knows."""
+    """Return the metrics after some traffic, and those of a registry in which every source has a value."""
     await api.post("/verify/start", json={"phone": "+79001234567"})
     await api.post("/verify/start", json={"phone": "+79001234567"})
     of_app = (await api.get("/metrics")).text
 
     async def known() -> dict[str, float]:
-        return dict.fromkeys(FACTS, 1)
+        return dict.fromkeys(GAUGES, 1)
 
-    of_process = OfProcess(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
+    process = ProcessGauges(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
     metrics = Metrics()
     metrics.observe(LimitHit("call_cooldown"))
-    told = await Exposition(metrics, version="1", facts=[known], of_process=of_process).render()
+    told = await Exposition(metrics, version="1", gauges=[known], process=process).render()
     return metrics_in(of_app, told.decode())
 
 
@@ -106,7 +106,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:
-    """Each metric that a PromQL expression names, and its matchers."""
+    """Yield each metric of a PromQL expression, with its matchers."""
     without_groupings = GROUPING.sub(" ", expression)
     without_ranges = re.sub(r"\[[^\]]*\]", " ", without_groupings)
     for name, matchers in SELECTOR.findall(without_ranges):
@@ -114,21 +114,21 @@ def selectors(expression: str) -> Iterator[tuple[str, str]]:
             yield name, matchers
 
 
-def test_the_parser_of_these_tests_finds_what_is_there() -> None:
+def test_the_promql_parser_of_these_tests_finds_metrics_and_matchers() -> None:
     expression = (
         'histogram_quantile(0.9, sum by (le, route) (rate(a_bucket{x="1", y!~"a|b"}[$__rate_interval]))) > 2 * b:c'
     )
     assert list(selectors(expression)) == [("a_bucket", 'x="1", y!~"a|b"'), ("b:c", "")]
 
 
-async def test_every_metric_that_is_asked_for_exists(real: Series) -> None:
+async def test_every_metric_of_a_rule_or_panel_exists(real: Series) -> None:
     asked = {(where, name) for where, expression in expressions() for name, _ in selectors(expression)}
 
     assert len({name for _, name in asked}) > 25
     assert not [(where, name) for where, name in asked if name not in {*real, *recorded(), *OF_PROMETHEUS}]
 
 
-async def test_every_label_and_word_that_is_asked_for_exists(real: Series) -> None:
+async def test_every_label_and_label_value_of_a_rule_or_panel_exists(real: Series) -> None:
     seen = 0
     for where, expression in expressions():
         for name, matchers in selectors(expression):
@@ -147,7 +147,7 @@ async def test_every_label_and_word_that_is_asked_for_exists(real: Series) -> No
     assert seen >= 8
 
 
-async def test_every_metric_is_explained_and_nothing_else_is(real: Series) -> None:
+async def test_the_docs_explain_exactly_the_metrics_that_exist(real: Series) -> None:
     table = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").split("## Metrics")[1].split("## Alerts")[0]
     names = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
 
@@ -155,15 +155,15 @@ async def test_every_metric_is_explained_and_nothing_else_is(real: Series) -> No
     assert names == {re.sub(r"_(bucket|count|sum)$", "", name) for name in ours}
 
 
-async def test_every_metric_is_used_somewhere(real: Series) -> None:
-    """What nobody looks at need not be told."""
+async def test_every_metric_is_used_in_a_rule_or_panel(real: Series) -> None:
+
     used = {name for _, expression in expressions() for name, _ in selectors(expression)}
 
     ours = {name for name in real if name.startswith("plusofon_verify_") and not name.endswith(("_count", "_sum"))}
     assert ours - used == set()
 
 
-def test_every_alert_says_what_it_is_how_bad_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_summary_a_description_and_a_runbook() -> None:
     assert len(alerts()) > 10
     for name, alert in alerts().items():
         assert alert["labels"]["severity"] in {"critical", "warning"}, name
@@ -173,7 +173,7 @@ def test_every_alert_says_what_it_is_how_bad_and_what_to_do() -> None:
         assert re.fullmatch(r"[a-z-]+", anchor), name
 
 
-def test_every_alert_is_tested_to_be_told() -> None:
+def test_every_alert_has_a_test_in_which_it_fires() -> None:
     tested = set()
     for test in load(RULE_TESTS)["tests"]:
         for expected in test.get("promql_expr_test", []):
@@ -183,7 +183,7 @@ def test_every_alert_is_tested_to_be_told() -> None:
     assert tested == set(alerts())
 
 
-def test_prometheus_asks_by_the_name_that_the_rules_know() -> None:
+def test_the_job_name_of_prometheus_is_that_of_the_rules() -> None:
     (job,) = load(CONFIG)["scrape_configs"]
 
     assert {job["job_name"]} == {
@@ -193,7 +193,7 @@ def test_prometheus_asks_by_the_name_that_the_rules_know() -> None:
     assert [(CONFIG.parent / glob).parent for glob in load(CONFIG)["rule_files"]] == [DEPLOY / "prometheus" / "rules"]
 
 
-def test_panels_lie_side_by_side_and_each_has_its_own_id() -> None:
+def test_panels_do_not_overlap_and_have_unique_ids() -> None:
     every = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     taken: set[tuple[int, int]] = set()
     for panel in every:

@@ -1,4 +1,4 @@
-"""The checks of ``doctor``, each against a real Redis and a stand-in for the provider that is reached over HTTP."""
+"""The checks of ``doctor``, against a real Redis and a fake provider over HTTP."""
 
 import contextlib
 import resource
@@ -25,7 +25,7 @@ from app.cli.checks import (
     check_redis,
     check_settings,
 )
-from app.outbound import make_transport
+from app.providers.http import make_transport
 from app.providers.plusofon.client import PlusofonClient
 from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.connection import connect
@@ -33,6 +33,7 @@ from app.store.health import RedisHealth
 from app.tokens import generate_keys
 from tests.contract.test_plusofon_faults import Conversation, NoAddress, answer_each, asking, serving, unheard_of
 from tests.integration.conftest import sandbox_settings
+from tests.provider_options import http_options
 
 TOKEN = "a-made-up-token"
 HEALTHY = RedisHealth(
@@ -67,13 +68,16 @@ async def ask_provider(
     url: str, token: str = TOKEN, transport: httpx.AsyncBaseTransport | None = None
 ) -> list[Finding]:
     client = PlusofonClient(
-        base_url=url, user_id="7", access_token=token, connect_timeout=0.2, timeout=0.5, transport=transport
+        base_url=url,
+        user_id="7",
+        access_token=token,
+        **http_options(connect_timeout=0.2, timeout=0.5, transport=transport),
     )
     async with client:
         return await check_provider(client, minimum=Decimal(10), warning=Decimal(100))
 
 
-async def test_a_redis_that_is_well_is_fine_throughout_but_for_what_it_does_not_keep(redis: Redis) -> None:
+async def test_a_healthy_redis_without_persistence_gets_one_warning(redis: Redis) -> None:
     findings = await check_redis(redis, within=5)
 
     assert {finding.check: finding.result for finding in findings if finding.result is not Result.FINE} == {
@@ -90,9 +94,9 @@ async def test_a_redis_that_is_well_is_fine_throughout_but_for_what_it_does_not_
         (["~other:*", "&pv:*", "+@all", "+info"], "pv:*"),
         (["~pv:*", "resetchannels", "+@all", "+info"], "PUBLISH"),
     ],
-    ids=["what it advises is enough", "no scripts", "other keys", "no channels"],
+    ids=["recommended rights", "no scripts", "other keys", "no channels"],
 )
-async def test_a_user_that_may_not_do_enough_is_wrong(
+async def test_missing_redis_permissions_are_an_error(
     redis: Redis, redis_url: str, rights: list[str], missing: str
 ) -> None:
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
@@ -107,7 +111,7 @@ async def test_a_user_that_may_not_do_enough_is_wrong(
     assert missing in found.told
 
 
-async def test_a_wrong_password_is_told_as_one(redis_url: str) -> None:
+async def test_a_wrong_redis_password_is_reported(redis_url: str) -> None:
     stranger = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
     (found,) = await check_redis(stranger, within=5)
     await stranger.aclose()
@@ -115,7 +119,9 @@ async def test_a_wrong_password_is_told_as_one(redis_url: str) -> None:
     assert (found.result, found.told) == (Result.WRONG, "Redis refuses the user name or the password")
 
 
-async def test_a_user_that_may_not_choose_its_database_is_sent_to_the_rights(redis: Redis, redis_url: str) -> None:
+async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_docs(
+    redis: Redis, redis_url: str
+) -> None:
     rights = ("~pv:*", "&pv:*", "+@all", "-select")
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
     limited = connect(f"{redis_url.replace('unix://', 'unix://limited:made-up@')}?db=1", timeout=1)
@@ -147,16 +153,16 @@ async def test_a_user_that_may_not_choose_its_database_is_sent_to_the_rights(red
         (_clock(replace(HEALTHY, ahead=timedelta(minutes=2))), Result.WRONG),
     ],
 )
-def test_what_redis_tells_is_judged(finding: Finding, result: Result) -> None:
+def test_each_fact_about_redis_is_graded(finding: Finding, result: Result) -> None:
     assert finding.result is result
     assert bool(finding.advice) is (result is not Result.FINE)
 
 
-async def test_a_provider_that_takes_the_token_is_fine(provider: SandboxServer) -> None:
+async def test_a_provider_that_accepts_the_token_passes(provider: SandboxServer) -> None:
     assert {finding.result for finding in await ask_provider(provider.url)} == {Result.FINE}
 
 
-async def test_a_token_that_is_refused_is_told_without_it(provider: SandboxServer) -> None:
+async def test_a_rejected_token_is_reported_but_not_shown(provider: SandboxServer) -> None:
     (found,) = await ask_provider(provider.url, token="another-made-up-token")
 
     assert (found.check, found.result) == ("provider", Result.WRONG)
@@ -165,7 +171,7 @@ async def test_a_token_that_is_refused_is_told_without_it(provider: SandboxServe
 
 
 @pytest.mark.parametrize(("rub", "result"), [("9.99", Result.WRONG), ("99.99", Result.DOUBTFUL), ("100", Result.FINE)])
-async def test_the_balance_is_held_against_both_bounds(
+async def test_the_balance_is_compared_with_the_minimum_and_the_warning_level(
     provider: SandboxServer, network: VirtualNetwork, rub: str, result: Result
 ) -> None:
     network.balance = Decimal(rub)
@@ -173,7 +179,7 @@ async def test_the_balance_is_held_against_both_bounds(
     assert of(await ask_provider(provider.url), "balance").result is result
 
 
-def test_https_is_asked_for_in_production_alone(redis_url: str) -> None:
+def test_https_is_recommended_in_production_only(redis_url: str) -> None:
     production = {
         "mode": "production",
         "plusofon": {"user_id": "7", "access_token": TOKEN},
@@ -187,7 +193,7 @@ def test_https_is_asked_for_in_production_alone(redis_url: str) -> None:
     assert of(list(check_settings(sandbox_settings(redis_url, **in_public))), "https").result is Result.FINE
 
 
-def test_as_many_files_as_listeners_may_be_open(redis_url: str) -> None:
+def test_the_limit_on_open_files_must_allow_for_all_listeners(redis_url: str) -> None:
     settings = sandbox_settings(redis_url)
 
     assert _files(settings, 1024).result is Result.DOUBTFUL
@@ -201,18 +207,18 @@ def _refused() -> str:
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-async def test_a_provider_that_refuses_the_connection_is_told_apart() -> None:
+async def test_a_refused_connection_to_the_provider_has_its_own_message() -> None:
     (found,) = await ask_provider(_refused())
     assert (found.result, found.told) == (Result.WRONG, "not reached: the connection was refused")
 
 
-async def test_a_provider_whose_name_is_not_found_is_told_apart() -> None:
+async def test_a_provider_name_missing_in_dns_has_its_own_message() -> None:
     transport = asking(NoAddress())
     (found,) = await ask_provider("http://plusofon.test", transport=transport)
     assert (found.result, found.told) == (Result.WRONG, "not reached: its name is not found in the DNS")
 
 
-async def test_a_provider_that_is_never_connected_to_is_told_apart() -> None:
+async def test_a_connection_timeout_to_the_provider_has_its_own_message() -> None:
     with contextlib.ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -227,7 +233,7 @@ async def test_a_provider_that_is_never_connected_to_is_told_apart() -> None:
     assert "firewall" in found.advice
 
 
-async def test_a_provider_whose_certificate_is_not_trusted_is_told_apart() -> None:
+async def test_an_untrusted_certificate_of_the_provider_has_its_own_message() -> None:
     async with serving(answer_each, tls=unheard_of()) as server:
         (found,) = await ask_provider(f"https://127.0.0.1:{server.port}")
     assert found.told == (
@@ -236,7 +242,7 @@ async def test_a_provider_whose_certificate_is_not_trusted_is_told_apart() -> No
     assert "OUTBOUND_CA_FILE" in found.advice
 
 
-async def test_a_provider_that_speaks_no_tls_is_told_apart() -> None:
+async def test_a_provider_without_tls_has_its_own_message() -> None:
     async def speak(conversation: Conversation) -> None:
         await conversation.read_some()
         await conversation.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -246,7 +252,7 @@ async def test_a_provider_that_speaks_no_tls_is_told_apart() -> None:
     assert found.told.startswith("not reached: TLS failed (")
 
 
-async def test_a_provider_that_does_not_answer_in_time_is_told_apart() -> None:
+async def test_a_response_timeout_of_the_provider_has_its_own_message() -> None:
     async def swallow(conversation: Conversation) -> None:
         await conversation.wait_for_the_client_to_leave()
 
@@ -258,7 +264,7 @@ async def test_a_provider_that_does_not_answer_in_time_is_told_apart() -> None:
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", b""]
 )
-async def test_an_answer_without_sense_is_told_apart(answer: bytes) -> None:
+async def test_an_invalid_response_of_the_provider_has_its_own_message(answer: bytes) -> None:
     async def reply(conversation: Conversation) -> None:
         await conversation.read_request()
         await conversation.send(answer)
@@ -269,7 +275,7 @@ async def test_an_answer_without_sense_is_told_apart(answer: bytes) -> None:
     assert TOKEN not in found.told + found.advice
 
 
-async def test_a_provider_that_takes_no_requests_now_is_reached() -> None:
+async def test_a_provider_that_answers_429_counts_as_reached() -> None:
     async def reply(conversation: Conversation) -> None:
         await conversation.read_request()
         await conversation.answer(b"{}", status=b"429 Too Many Requests")
@@ -280,7 +286,7 @@ async def test_a_provider_that_takes_no_requests_now_is_reached() -> None:
 
 
 @pytest.mark.parametrize(("status", "advice"), [(407, "user and password"), (403, "allow the host")])
-async def test_a_proxy_that_refuses_is_told_apart(status: int, advice: str) -> None:
+async def test_a_proxy_that_rejects_the_connection_has_its_own_message(status: int, advice: str) -> None:
     async def refuse(conversation: Conversation) -> None:
         await conversation.read_request()
         await conversation.send(b"HTTP/1.1 %d No\r\n\r\n" % status)
@@ -291,6 +297,6 @@ async def test_a_proxy_that_refuses_is_told_apart(status: int, advice: str) -> N
     assert advice in found.advice
 
 
-async def test_a_proxy_that_is_not_there_is_told_apart() -> None:
+async def test_an_unreachable_proxy_has_its_own_message() -> None:
     (found,) = await ask_provider("https://restapi.plusofon.test", transport=make_transport(proxy=_refused()))
     assert found.told == "not reached: the proxy is not reached (Connection refused)"

@@ -1,4 +1,4 @@
-"""Forgetting a phone: nothing that leads to it is left in Redis, and everybody else's is."""
+"""Erasure of a phone: no data about it is left in Redis, and the data of other phones stays."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -14,7 +14,7 @@ from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.keys import PhoneName
 from app.store.scripts import ScriptRunner
 from app.store.webhooks import GROUP, RETRY, RedisOutbox
-from app.verification.code import derive_key
+from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
@@ -24,8 +24,8 @@ PHONE_KEY = derive_key(SECRET_KEY.encode(), "phone")
 WEBHOOK = {"webhook_url": "http://127.0.0.1:1/hook", "webhook_secret": "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}
 
 
-async def everything(redis: Redis) -> str:
-    """Write down all that is in Redis: names and values."""
+async def dump_redis(redis: Redis) -> str:
+    """Return all keys and values of Redis as text."""
     parts: list[object] = []
     for key in await redis.keys():
         match await redis.type(key):
@@ -42,7 +42,7 @@ async def everything(redis: Redis) -> str:
 
 
 def traces_of(phone: Phone) -> tuple[str, str]:
-    """What would lead to a phone: its digits, and the name under which it is known."""
+    """Return the texts that identify a phone in Redis: its digits and its keyed digest."""
     return phone.e164.removeprefix("+"), PhoneName.from_phone(PHONE_KEY, phone).digest
 
 
@@ -63,7 +63,7 @@ def network() -> VirtualNetwork:
     return VirtualNetwork(pace=0, balance=Decimal(100))
 
 
-async def test_after_it_nothing_in_redis_leads_to_the_phone(
+async def test_erasure_leaves_no_trace_of_the_phone_in_redis(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
     settings = sandbox_settings(
@@ -83,22 +83,22 @@ async def test_after_it_nothing_in_redis_leads_to_the_phone(
             assert checked.json()["phone"] == phone.e164
             await start(api, phone, f"second-{phone.e164}", "login")
             await start(api, phone, f"third-{phone.e164}", "password_reset")
-    await set_some_events_aside(redis)
-    before = await everything(redis)
+    await move_events_to_retry_and_dead_letters(redis)
+    before = await dump_redis(redis)
     assert all(trace in before for phone in (PHONE, OTHER) for trace in traces_of(phone))
 
     done = await eraser(redis).forget(PHONE)
 
     assert (done.phone, done.verifications, done.calls, done.answers) == (True, 3, 3, 4)
     assert done.events >= 3
-    after = await everything(redis)
+    after = await dump_redis(redis)
     assert not [trace for trace in traces_of(PHONE) if trace in after]
     assert all(trace in after for trace in traces_of(OTHER))
     assert after.count(OTHER.e164.removeprefix("+")) == before.count(OTHER.e164.removeprefix("+"))
 
 
-async def set_some_events_aside(redis: Redis) -> None:
-    """Let one event of each phone wait for another try, and give one up: they lie elsewhere then."""
+async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
+    """Schedule one event of each phone for a retry and make one a dead letter: both are stored outside the stream."""
     outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta())
     history: list[bytes] = await redis.zrange(RETRY, 0, -1)  # type: ignore[assignment] # without scores
     for event in history:  # by the service, before it was stopped
@@ -111,7 +111,7 @@ async def set_some_events_aside(redis: Redis) -> None:
         await outbox.set_aside(mine[1], attempts=9, error="status 500", pause=None)
 
 
-async def test_no_call_of_it_is_followed_however_many_were_refused_before(redis: Redis) -> None:
+async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(redis: Redis) -> None:
     name = PhoneName.from_phone(PHONE_KEY, PHONE)
     record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
     await redis.hset(record.key, mapping={"q": name.digest, "n": "25", "t25": "initiated"})
@@ -123,14 +123,14 @@ async def test_no_call_of_it_is_followed_however_many_were_refused_before(redis:
     assert not await RedisCallQueue(runner).claim(1)
 
 
-async def test_of_a_phone_that_nobody_knows_nothing_is_erased(redis: Redis) -> None:
+async def test_erasing_an_unknown_phone_erases_nothing(redis: Redis) -> None:
     done = await eraser(redis).forget(PHONE)
 
     assert done == Erased(phone=False, verifications=0, calls=0, events=0, answers=0)
     assert not done
 
 
-async def test_a_walk_through_many_events_finds_each(redis: Redis) -> None:
+async def test_erasure_finds_every_event_among_thousands(redis: Redis) -> None:
     async with redis.pipeline(transaction=False) as pipeline:
         for number in range(2500):
             phone = PHONE if number % 500 == 0 else OTHER
@@ -145,7 +145,7 @@ async def test_a_walk_through_many_events_finds_each(redis: Redis) -> None:
     assert await redis.zcard("pv:{events}:expiry") == 2495
 
 
-async def test_an_event_on_its_way_is_settled_by_it(redis: Redis) -> None:
+async def test_erasure_acknowledges_an_event_that_is_being_delivered(redis: Redis) -> None:
     await redis.xadd(
         "pv:{events}",
         {
@@ -168,4 +168,4 @@ async def test_an_event_on_its_way_is_settled_by_it(redis: Redis) -> None:
     await outbox.set_aside(taken, attempts=1, error="status 500", pause=timedelta(hours=1))
     pending: dict[str, int] = await redis.xpending("pv:{events}", GROUP)
     assert pending["pending"] == 0
-    assert traces_of(PHONE)[0] not in await everything(redis)
+    assert traces_of(PHONE)[0] not in await dump_redis(redis)

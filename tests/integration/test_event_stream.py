@@ -1,4 +1,4 @@
-"""A verification is followed as it changes: over real HTTP, through every layer, by one or two instances."""
+"""The event stream of a verification: over real HTTP, through every layer, with one or two instances."""
 
 import asyncio
 import hashlib
@@ -34,13 +34,13 @@ PING: Event = {"": "ping"}
 
 @asynccontextmanager
 async def serve(settings: Settings, network: VirtualNetwork, heartbeat: float = 15) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve over a socket: only there an answer arrives in pieces, and only there a client hangs up."""
+    """Serve over a socket: only there do chunks arrive one by one, and only there can a client disconnect."""
     app = create_app(settings, network)
 
     async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            live = replace(scope["state"]["live"], heartbeat=heartbeat)
-            scope = {**scope, "state": {**scope["state"], "live": live}}
+            container = replace(scope["state"]["container"], stream_heartbeat=heartbeat)
+            scope = {**scope, "state": {**scope["state"], "container": container}}
         await app(scope, receive, send)
 
     async with (
@@ -58,7 +58,7 @@ async def api(redis: Redis, settings: Settings, network: VirtualNetwork) -> Asyn
 
 
 class Stream:
-    """An open stream: ``next`` gives its next event or comment, none at its end."""
+    """An open event stream: ``next`` returns the next event or comment, or None at the end."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
@@ -116,7 +116,7 @@ async def cancel(api: httpx.AsyncClient, verification_id: str) -> None:
     assert (await api.post(f"/verify/{verification_id}/cancel")).status_code == 200
 
 
-async def test_the_present_state_is_told_at_once_and_every_later_one_until_the_last(
+async def test_a_stream_sends_the_current_state_at_once_and_every_change_until_the_end(
     api: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
     verification_id = await start(api)
@@ -143,7 +143,7 @@ async def test_the_present_state_is_told_at_once_and_every_later_one_until_the_l
         assert code not in event["data"]
 
 
-async def test_a_resend_that_the_provider_refused_is_taken_back_from_who_was_told_of_it(
+async def test_a_stream_that_showed_a_resend_shows_its_refund_when_the_provider_refuses(
     api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refund, refused = RedisVerificationStore.refund, asyncio.Event()
@@ -176,12 +176,12 @@ async def read_until(
     api: httpx.AsyncClient, verification_id: str, is_there: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     async with asyncio.timeout(SOON):
-        while not is_there(state := dict((await api.get(f"/verify/{verification_id}")).json())):  # noqa: ASYNC110 - nothing tells of it
+        while not is_there(state := dict((await api.get(f"/verify/{verification_id}")).json())):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     return state
 
 
-async def test_its_headers_let_it_through_every_proxy_unbuffered(api: httpx.AsyncClient) -> None:
+async def test_the_headers_of_a_stream_keep_proxies_from_buffering_it(api: httpx.AsyncClient) -> None:
     async with follow(api, await start(api)) as stream:
         headers = stream.answer.headers
         assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
@@ -191,7 +191,9 @@ async def test_its_headers_let_it_through_every_proxy_unbuffered(api: httpx.Asyn
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_who_has_the_present_state_is_told_only_what_is_newer(api: httpx.AsyncClient) -> None:
+async def test_a_client_that_reconnects_with_the_current_event_id_gets_only_newer_states(
+    api: httpx.AsyncClient,
+) -> None:
     verification_id = await start(api)
     async with follow(api, verification_id) as stream:
         event = await stream.next()
@@ -204,12 +206,12 @@ async def test_who_has_the_present_state_is_told_only_what_is_newer(api: httpx.A
 
 
 @pytest.mark.parametrize("garbage", ["", "0", "-1", "x" * 1000, "1e9", "\u00ff"])
-async def test_an_id_that_is_not_that_of_the_present_state_tells_nothing(api: httpx.AsyncClient, garbage: str) -> None:
+async def test_an_invalid_last_event_id_is_ignored(api: httpx.AsyncClient, garbage: str) -> None:
     async with follow(api, await start(api), Last_Event_ID=garbage.encode("latin-1")) as stream:  # type: ignore[arg-type] # bytes
         assert (await stream.state())[0] == "pending"
 
 
-async def test_what_is_final_is_told_once_and_then_not_to_be_asked_for_again(api: httpx.AsyncClient) -> None:
+async def test_a_final_state_is_sent_once_and_a_reconnect_gets_204(api: httpx.AsyncClient) -> None:
     verification_id = await start(api)
     await cancel(api, verification_id)
     async with follow(api, verification_id) as stream:
@@ -222,7 +224,7 @@ async def test_what_is_final_is_told_once_and_then_not_to_be_asked_for_again(api
     assert (again.status_code, again.content) == (204, b"")
 
 
-async def test_a_verification_that_expires_says_so(api: httpx.AsyncClient, redis: Redis) -> None:
+async def test_a_stream_reports_the_expiry_of_its_verification(api: httpx.AsyncClient, redis: Redis) -> None:
     verification_id = await start(api)
     name = RecordName.from_id(verification_id)
     assert name
@@ -238,7 +240,9 @@ async def test_a_verification_that_expires_says_so(api: httpx.AsyncClient, redis
     assert (gone.status_code, gone.json()["type"]) == (404, "/problems/verification-not-found")
 
 
-async def test_strangers_are_told_nothing(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
+async def test_other_clients_and_anonymous_requests_get_no_stream(
+    redis: Redis, redis_url: str, network: VirtualNetwork
+) -> None:
     named = ",".join(f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("shop", "bank"))
     async with serve(sandbox_settings(redis_url, api={"keys": named}), network) as api:
         api.headers["Authorization"] = "Bearer shop"
@@ -254,7 +258,7 @@ async def test_strangers_are_told_nothing(redis: Redis, redis_url: str, network:
         assert (await api.get(f"/verify/{verification_id}/events")).status_code == 401
 
 
-async def test_a_change_made_by_one_instance_is_told_by_another(
+async def test_a_change_made_through_one_instance_reaches_a_stream_of_another(
     api: httpx.AsyncClient, settings: Settings, network: VirtualNetwork
 ) -> None:
     verification_id = await start(api)
@@ -266,7 +270,7 @@ async def test_a_change_made_by_one_instance_is_told_by_another(
         assert state[0] == "canceled"
 
 
-async def test_listeners_are_bounded_and_one_that_goes_frees_its_place_at_once(
+async def test_the_number_of_streams_is_limited_and_a_disconnect_frees_a_place_at_once(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
     async with serve(sandbox_settings(redis_url, events={"listeners": 1}), network) as api:
@@ -278,11 +282,11 @@ async def test_listeners_are_bounded_and_one_that_goes_frees_its_place_at_once(
                 assert (refused.status_code, refused.json()["type"]) == (503, "/problems/too-many-listeners")
                 assert refused.headers["Retry-After"] == str(refused.json()["retry_after"])
             await until_free(redis)
-        for _ in range(3):  # nor does one keep a place that was told nothing
+        for _ in range(3):  # a stream that was refused takes no place either
             assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404
 
 
-async def test_one_client_leaves_streams_to_the_others(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
+async def test_one_client_cannot_use_all_streams(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
     named = ",".join(f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("shop", "bank"))
     settings = sandbox_settings(redis_url, api={"keys": named}, events={"listeners": 2})
     async with serve(settings, network) as api:
@@ -294,18 +298,18 @@ async def test_one_client_leaves_streams_to_the_others(redis: Redis, redis_url: 
             assert (refused.status_code, refused.json()["type"]) == (503, "/problems/too-many-listeners")
 
             api.headers["Authorization"] = "Bearer bank"
-            assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404  # it had a place to ask from
+            assert (await api.get(f"/verify/{UNKNOWN}/events")).status_code == 404  # 404 and not 503: a place was free
 
 
 async def until_free(redis: Redis) -> None:
-    """Wait until nobody listens; far shorter than a heartbeat."""
+    """Wait until Redis has no subscriber; much shorter than a heartbeat."""
     deadline = time.monotonic() + 1
     while await redis.client_list(_type="pubsub"):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
-async def test_silence_is_filled_and_a_lost_message_is_made_good(
+async def test_a_stream_sends_heartbeats_and_recovers_from_a_lost_message(
     redis: Redis, settings: Settings, network: VirtualNetwork
 ) -> None:
     async with serve(settings, network, heartbeat=0.1) as api:
@@ -326,7 +330,7 @@ async def test_silence_is_filled_and_a_lost_message_is_made_good(
             assert await stream.next() is None
 
 
-async def test_a_redis_that_is_away_ends_no_stream_but_lets_none_begin(
+async def test_a_redis_outage_keeps_open_streams_and_refuses_new_ones(
     redis: Redis, redis_url: str, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = sandbox_settings(redis_url, redis={"url": redis_url, "timeout_seconds": 0.4})
@@ -350,14 +354,14 @@ async def test_a_redis_that_is_away_ends_no_stream_but_lets_none_begin(
 
 @pytest.fixture
 def handled() -> Iterator[list[int]]:
-    """A server that handles SIGTERM, as it was told."""
+    """Install a handler of SIGTERM, as a server does; return the signals that it received."""
     told: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     yield told
     signal.signal(signal.SIGTERM, before)
 
 
-async def test_streams_end_at_once_when_the_service_is_told_to_stop(handled: list[int], api: httpx.AsyncClient) -> None:
+async def test_streams_end_at_once_on_shutdown(handled: list[int], api: httpx.AsyncClient) -> None:
     async with follow(api, await start(api)) as stream:
         await stream.state()
         signal.raise_signal(signal.SIGTERM)

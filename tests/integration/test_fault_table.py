@@ -1,6 +1,6 @@
-"""Every fault of a provider, played over sockets through the whole service: what the caller gets, and what is true.
+"""Every fault of a provider, simulated over sockets with the whole service: the caller's response and the facts.
 
-The table that comes of it is ``docs/faults.md``; a test holds the two together.
+The resulting table is ``docs/faults.md``; a test compares the two.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from tests.faulty import (
 from tests.integration.conftest import SECRET_KEY, run
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
-STALE = """docs/faults.md is not true any more. If the change is meant, put the table in anew that this writes:
+STALE = """docs/faults.md is out of date. If the change is intended, replace the table with the output of:
 FAULT_TABLE=/tmp/table.md python -m pytest tests/integration/test_fault_table.py"""
 TABLE_HEAD = (
     "| fault | the caller got | calls placed | heard codes that verify | requests that were read |",
@@ -44,10 +44,10 @@ KEY = "not-a-real-api-key"
 PHONE = "+79001234567"
 CONNECT = 0.5  # seconds for a connection
 BUDGET = 3.0  # seconds for a request: room for two connections on a machine that is busy
-SLOW = 0.2  # seconds between two parts of an answer that comes in time
-DATABASES = range(1, 9)  # of one Redis; as many faults are played at once
+SLOW = 0.2  # seconds between two parts of a response within the timeout
+DATABASES = range(1, 9)  # of one Redis; the number of concurrent faults
 
-# What a caller can be told. A refusal leaves no trace, anything else a code that verifies.
+# The possible responses. A refusal leaves no trace, anything else a code that verifies.
 PLACED_CALL = "201 initiated"
 UNCONFIRMED = "201 unconfirmed"
 REJECTED = "502 provider-rejected"
@@ -65,7 +65,7 @@ HTML = "Content-Type: text/html\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault, and what has to come of it: what the caller is told, calls placed, and requests read by the provider."""
+    """A fault and what is expected: the caller's response, calls placed, and requests read by the provider."""
 
     name: str
     provider: Playing
@@ -83,7 +83,7 @@ def refusal(name: str, body: bytes, status: str, told: str = REJECTED, headers: 
 
 
 def unclear(name: str, script: faulty.Script) -> Fault:
-    """Make a fault in which the call is placed, and the answer does not say so."""
+    """Return a fault in which the call is placed but the response does not confirm it."""
     return Fault(name, listening(script), UNCONFIRMED, calls=1)
 
 
@@ -95,7 +95,7 @@ FAULTS = (
     # The request was never written.
     never_written("connection refused", faulty.refusing),
     never_written("connection not accepted", faulty.unaccepting),
-    never_written("name without an address", faulty.nameless),
+    never_written("DNS name without an address", faulty.nameless),
     never_written("certificate of an unknown authority", listening(tls=True)),
     never_written("TLS handshake that hangs", faulty.no_tls(says_nothing)),
     never_written("reset during the TLS handshake", faulty.no_tls(faulty.resets)),
@@ -105,7 +105,7 @@ FAULTS = (
         PLACED_CALL,
         calls=1,
     ),
-    # The answer is a no.
+    # The response is a refusal.
     refusal("200 `success: false`", REFUSAL, "200 OK"),
     refusal("200 `success: false`, no money", NO_MONEY, "200 OK", TOO_LOW),
     refusal("200 JSON-RPC error", RPC_ERROR, "200 OK"),
@@ -123,16 +123,16 @@ FAULTS = (
     ),
     refusal("429 HTML", PAGE, "429 Too Many Requests", UNAVAILABLE, HTML),
     refusal('500 "no access"', b'{"message": "no access"}', "500 Internal Server Error"),
-    # Nobody can tell from the answer whether there is a call. Where the request was read, there is one.
+    # The response does not say whether there is a call. If the request was read, there is one.
     Fault("reset before the request is read", listening(unread=faulty.resets), UNCONFIRMED, calls=0, requests=0),
     Fault("accepted and never read", listening(unread=says_nothing), UNCONFIRMED, calls=0, requests=0),
     unclear("read and never answered", rings_and_sends(then=says_nothing)),
     unclear("reset after the call is placed", rings_and_sends(then=faulty.resets)),
     unclear("closed after the call is placed", rings_and_sends()),
-    unclear("headers beyond the time", rings_and_sends(HEAD[:20], then=says_nothing)),
-    unclear("headers that drip for ever", rings_and_sends(b"HTTP/1.1 200 OK\r\nX: ", then=sends_for_ever(b"x"))),
-    unclear("body beyond the time", rings_and_sends(HEAD, then=says_nothing)),
-    unclear("body that drips for ever", rings_and_sends(b"HTTP/1.1 200 OK\r\n\r\n", then=sends_for_ever(b" "))),
+    unclear("headers after the timeout", rings_and_sends(HEAD[:20], then=says_nothing)),
+    unclear("endless headers, byte by byte", rings_and_sends(b"HTTP/1.1 200 OK\r\nX: ", then=sends_for_ever(b"x"))),
+    unclear("body after the timeout", rings_and_sends(HEAD, then=says_nothing)),
+    unclear("endless body, byte by byte", rings_and_sends(b"HTTP/1.1 200 OK\r\n\r\n", then=sends_for_ever(b" "))),
     unclear("half a body, then closed", rings_and_sends(HEAD + PLACED[:20])),
     unclear("half a body, then reset", rings_and_sends(HEAD + PLACED[:20], then=faulty.resets)),
     unclear("200 with an empty body", rings_and_says(b"")),
@@ -144,7 +144,7 @@ FAULTS = (
     unclear("200 HTML", rings_and_says(PAGE, headers=HTML)),
     unclear("200 with a body of 1 MB", rings_and_says(PLACED[:-1] + b" " * 1_000_000 + b"}")),
     unclear("200 with a gzip bomb", rings_and_says(BOMB, headers="Content-Encoding: gzip\r\n")),
-    unclear("200 that claims gzip and is none", rings_and_says(PLACED, headers="Content-Encoding: gzip\r\n")),
+    unclear("200 with a false `Content-Encoding: gzip`", rings_and_says(PLACED, headers="Content-Encoding: gzip\r\n")),
     unclear("302", rings_and_says(b"", "302 Found", "Location: /elsewhere\r\n")),
     unclear("307", rings_and_says(b"", "307 Temporary Redirect", "Location: /api/v1/flash-call/call\r\n")),
     unclear("400 `success: true`", rings_and_says(PLACED, "400 Bad Request")),
@@ -153,20 +153,20 @@ FAULTS = (
     unclear("502 HTML", rings_and_says(PAGE, "502 Bad Gateway", HTML)),
     unclear("503 with `Retry-After: 17`", rings_and_says(PAGE, "503 Service Unavailable", "Retry-After: 17\r\n")),
     unclear("504 HTML", rings_and_says(PAGE, "504 Gateway Timeout", HTML)),
-    unclear("100 Continue for ever", rings_and_sends(then=sends_for_ever(b"HTTP/1.1 100 Continue\r\n\r\n"))),
+    unclear("endless 100 Continue", rings_and_sends(then=sends_for_ever(b"HTTP/1.1 100 Continue\r\n\r\n"))),
     unclear("101 Switching Protocols", rings_and_sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")),
-    unclear("garbage in place of a status line", rings_and_sends(b"220 mail.example ESMTP\r\n\r\n")),
-    # Odd, and clear all the same.
-    placed("100 Continue, then an answer", rings_and_sends(b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + PLACED)),
-    placed("headers slow, but in time", rings_and_sends(HEAD[:20], HEAD[20:] + PLACED, pause=SLOW)),
-    placed("body slow, but in time", rings_and_sends(HEAD, PLACED[:20], PLACED[20:], pause=SLOW)),
-    placed("two answers to one request", rings_and_sends(HEAD + PLACED, HEAD + PLACED.replace(b"-1", b"-2"))),
+    unclear("garbage instead of a status line", rings_and_sends(b"220 mail.example ESMTP\r\n\r\n")),
+    # Unusual, but unambiguous.
+    placed("100 Continue, then a response", rings_and_sends(b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + PLACED)),
+    placed("slow headers within the timeout", rings_and_sends(HEAD[:20], HEAD[20:] + PLACED, pause=SLOW)),
+    placed("slow body within the timeout", rings_and_sends(HEAD, PLACED[:20], PLACED[20:], pause=SLOW)),
+    placed("two responses to one request", rings_and_sends(HEAD + PLACED, HEAD + PLACED.replace(b"-1", b"-2"))),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a fault. ``again``: what the same start got at once after it; ``requests_of_both``: in all."""
+    """What happened. ``again``: the response to the same start repeated at once; ``requests_of_both``: their total."""
 
     told: str
     again: str
@@ -199,13 +199,13 @@ def production_settings(redis_url: str, provider_url: str) -> Settings:
         redis={"url": redis_url},
         token={"keys": generate_keys()},
     )
-    # Afterwards, for production demands https, and with it a certificate that no server of a test can have.
+    # Set after validation: production requires https, and with it a certificate that a test server cannot have.
     plusofon = settings.plusofon.model_copy(update={"base_url": provider_url})
     return settings.model_copy(update={"plusofon": plusofon})
 
 
 def describe(answer: httpx.Response) -> str:
-    """Say what a caller was told, and hold a problem to its form."""
+    """Return the response in short, and check the form of a problem."""
     body = answer.json()
     if answer.is_success:
         return f"{answer.status_code} {body['call']['status']}"
@@ -213,7 +213,7 @@ def describe(answer: httpx.Response) -> str:
     assert body["status"] == answer.status_code
     wait = answer.headers.get("retry-after")
     slug = body["type"].removeprefix("/problems/")
-    if slug == "call-cooldown":  # what remains of it depends on the moment
+    if slug == "call-cooldown":  # the remaining time varies
         return f"{answer.status_code} {slug}"
     return f"{answer.status_code} {slug}" + (f", Retry-After {wait}" if wait else "")
 
@@ -223,7 +223,7 @@ async def keys_of(redis: Redis) -> list[str]:
 
 
 async def traces_in(redis: Redis) -> frozenset[str]:
-    """Tell the keys that still say something of a call: no balance, no statistics, no counters back at zero."""
+    """Return the keys that still hold data of a call: not the balance, the statistics or counters that are zero."""
     others = ("pv:{balance}", "pv:{stats}")
     found = {key for key in await keys_of(redis) if not key.startswith(others)}
     for key in [key for key in found if key.startswith("pv:{guard}:n:")]:
@@ -234,7 +234,7 @@ async def traces_in(redis: Redis) -> frozenset[str]:
 
 
 async def play(fault: Fault, redis: Redis, redis_url: str) -> Outcome:
-    """Start a verification at a provider that has this fault, check what was heard, and start again at once."""
+    """Start a verification with this fault of the provider, check the code that was heard, and start again at once."""
     await redis.flushdb()
     async with (
         fault.provider() as provider,
@@ -267,7 +267,7 @@ Outcomes = Mapping[str, Outcome]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def outcomes(redis_url: str) -> AsyncIterator[Outcomes]:
-    """Play all faults, some at once: each has an application, a provider and a database of Redis of its own."""
+    """Run all faults, several at once: each has its own application, provider and Redis database."""
     free: asyncio.Queue[int] = asyncio.Queue()
     for number in DATABASES:
         free.put_nowait(number)
@@ -287,7 +287,7 @@ async def outcomes(redis_url: str) -> AsyncIterator[Outcomes]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_caller_is_told_the_truth_and_every_code_that_was_heard_verifies(fault: Fault, outcomes: Outcomes) -> None:
+def test_the_response_is_true_and_every_code_that_was_heard_verifies(fault: Fault, outcomes: Outcomes) -> None:
     outcome = outcomes[fault.name]
 
     assert (outcome.told, outcome.calls, outcome.requests) == (fault.told, fault.calls, fault.requests)
@@ -296,7 +296,9 @@ def test_the_caller_is_told_the_truth_and_every_code_that_was_heard_verifies(fau
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_refusal_leaves_no_trace_and_anything_else_a_cooldown(fault: Fault, outcomes: Outcomes) -> None:
+def test_a_refused_call_leaves_no_trace_and_any_other_outcome_starts_a_cooldown(
+    fault: Fault, outcomes: Outcomes
+) -> None:
     outcome = outcomes[fault.name]
 
     if outcome.is_refusal:
@@ -311,7 +313,7 @@ def test_a_refusal_leaves_no_trace_and_anything_else_a_cooldown(fault: Fault, ou
     assert outcome.immortal == frozenset()
 
 
-def test_the_table_of_the_documentation_is_true(outcomes: Outcomes) -> None:
+def test_the_documented_fault_table_matches_the_results(outcomes: Outcomes) -> None:
     table = [*TABLE_HEAD, *(outcomes[fault.name].row(fault) for fault in FAULTS)]
     if path := os.environ.get("FAULT_TABLE"):
         Path(path).write_text("\n".join(table) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The routes of an operator, through every layer: who is let in, what they see, what lifting a block does."""
+"""The operator's routes of the fraud guard, through every layer: access, list of blocks, lifting a block."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ def settings(redis_url: str) -> Settings:
 
 @pytest.fixture
 async def blocked(redis: Redis) -> None:
-    """One range that is blocked, and a client that is reported, after 20 calls of which none was answered."""
+    """Block one range and report one client, after 20 calls of which none was answered."""
     guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), GuardRules())
     for number in range(20):
         await guard.admit(Phone(f"{PUMPED}{number:03}"), "shop")
@@ -53,7 +53,7 @@ async def start(api: httpx.AsyncClient, number_range: str) -> httpx.Response:
     return await api.post("/verify/start", json={"phone": f"{number_range}567"}, headers=CLIENT)
 
 
-async def test_nothing_is_found_where_nothing_was_blocked(api: httpx.AsyncClient) -> None:
+async def test_without_blocks_the_lists_are_empty(api: httpx.AsyncClient) -> None:
     answer = await api.get("/admin/guard", headers=ADMIN)
 
     assert (answer.status_code, answer.json()) == (200, {"blocks": [], "suspects": []})
@@ -71,7 +71,9 @@ async def test_blocked_ranges_and_reported_clients_are_listed(api: httpx.AsyncCl
 
 
 @pytest.mark.usefixtures("blocked")
-async def test_a_blocked_range_is_not_called_and_another_is(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
+async def test_a_blocked_range_gets_no_calls_and_other_ranges_do(
+    api: httpx.AsyncClient, network: VirtualNetwork
+) -> None:
     refused = await start(api, PUMPED)
 
     assert refused.status_code == 429
@@ -101,7 +103,7 @@ async def test_a_range_may_be_percent_encoded(api: httpx.AsyncClient) -> None:
 
 @pytest.mark.usefixtures("blocked")
 @pytest.mark.parametrize("number_range", [OTHER, "shop", "client:shop", "%20"])
-async def test_lifting_what_is_not_blocked_is_a_plain_404(api: httpx.AsyncClient, number_range: str) -> None:
+async def test_lifting_a_range_that_is_not_blocked_is_a_404(api: httpx.AsyncClient, number_range: str) -> None:
     answer = await api.delete(f"/admin/guard/{number_range}", headers=ADMIN)
 
     assert answer.status_code == 404
@@ -115,7 +117,9 @@ async def test_lifting_what_is_not_blocked_is_a_plain_404(api: httpx.AsyncClient
     [{}, CLIENT, {"Authorization": f"Basic {ADMIN_KEY}"}, {"Authorization": "Bearer "}],
     ids=["none", "a client's", "wrong scheme", "empty"],
 )
-async def test_without_an_admin_key_nothing_is_shown_or_lifted(api: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_without_an_admin_key_blocks_are_neither_shown_nor_lifted(
+    api: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
     for attempt in (api.get("/admin/guard", headers=headers), api.delete(f"/admin/guard/{PUMPED}", headers=headers)):
         answer = await attempt
         assert answer.status_code == 401
@@ -125,7 +129,7 @@ async def test_without_an_admin_key_nothing_is_shown_or_lifted(api: httpx.AsyncC
     assert len((await api.get("/admin/guard", headers=ADMIN)).json()["blocks"]) == 1
 
 
-async def test_an_admin_key_starts_no_verification(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
+async def test_an_admin_key_cannot_start_a_verification(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
     answer = await api.post("/verify/start", json={"phone": f"{PUMPED}567"}, headers=ADMIN)
 
     assert answer.status_code == 401
@@ -134,12 +138,12 @@ async def test_an_admin_key_starts_no_verification(api: httpx.AsyncClient, netwo
 
 @pytest.fixture
 async def open_api(redis: Redis, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """The sandbox as `make run` starts it: everybody may verify, and no admin key is configured."""
+    """The sandbox as `make run` starts it: no key is required to verify, and no admin key is configured."""
     async with run(create_app(sandbox_settings(redis_url))) as client:
         yield client
 
 
-async def test_without_configured_admin_keys_everybody_is_refused_in_the_sandbox_too(
+async def test_without_configured_admin_keys_admin_requests_are_refused_even_in_the_sandbox(
     open_api: httpx.AsyncClient,
 ) -> None:
     for headers in ({}, ADMIN):
@@ -147,7 +151,7 @@ async def test_without_configured_admin_keys_everybody_is_refused_in_the_sandbox
         assert (await open_api.delete(f"/admin/guard/{PUMPED}", headers=headers)).status_code == 401
 
 
-async def test_without_redis_it_is_told(redis: Redis, settings: Settings) -> None:
+async def test_a_redis_outage_is_a_503(redis: Redis, settings: Settings) -> None:
     nowhere = settings.model_copy(update={"redis": settings.redis.model_copy(update={"timeout_seconds": 0.2})})
     async with run(create_app(nowhere)) as api:
         await redis.client_pause(1000)

@@ -1,4 +1,4 @@
-"""Nobody keeps a connection, or fills the memory, by a request that never becomes whole."""
+"""Limits on time and memory: an incomplete request holds no connection forever and fills no memory."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def problem_in(answer: bytes) -> tuple[int, str]:
     return told["status"], told["title"]
 
 
-async def test_whole_requests_are_served_one_after_the_other_on_one_connection() -> None:
+async def test_complete_requests_are_served_in_order_on_one_connection() -> None:
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         for body in (b"", b"x" * 9000):
@@ -45,7 +45,7 @@ async def test_whole_requests_are_served_one_after_the_other_on_one_connection()
         pytest.param([b"GET /", *[b"x" * 1200] * 4], id="a long address"),
     ],
 )
-async def test_a_head_that_grows_is_refused(head: list[bytes]) -> None:
+async def test_a_request_head_over_the_limit_is_refused(head: list[bytes]) -> None:
     async with served(Echo()) as it:
         assert problem_in(await it.ask(*head)) == (431, "Request Header Fields Too Large")
         assert not it.state.connections
@@ -58,14 +58,14 @@ _CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r
     "trailers",
     [
         pytest.param([b"0\r\n", *[b"a: b\r\n" * 200] * 4], id="many"),
-        pytest.param([b"0\r\nA: ", *[b"x" * 1200] * 4], id="a long one"),
+        pytest.param([b"0\r\nA: ", *[b"x" * 1200] * 4], id="a long field"),
     ],
 )
-async def test_trailers_that_grow_are_refused(trailers: list[bytes]) -> None:
+async def test_trailers_over_the_limit_are_refused(trailers: list[bytes]) -> None:
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
-        await asyncio.sleep(0.05)  # else they come with the body, in one read
+        await asyncio.sleep(0.05)  # otherwise they arrive with the body, in one read
         for part in trailers:
             writer.write(part)
         async with asyncio.timeout(SOON):
@@ -74,12 +74,12 @@ async def test_trailers_that_grow_are_refused(trailers: list[bytes]) -> None:
         writer.close()
 
 
-async def test_a_body_in_many_small_chunks_is_read() -> None:
+async def test_a_body_in_many_small_chunks_is_accepted() -> None:
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
         for _ in range(20):
-            writer.write(b"1\r\nx\r\n" * 200)  # in all more than a head may have
+            writer.write(b"1\r\nx\r\n" * 200)  # in total more than the limit of a head
             await writer.drain()
             await asyncio.sleep(0.002)
         writer.write(b"0\r\n\r\n")
@@ -88,7 +88,7 @@ async def test_a_body_in_many_small_chunks_is_read() -> None:
         writer.close()
 
 
-async def test_requests_that_wait_for_an_answer_are_read_no_further() -> None:
+async def test_pipelined_requests_are_not_read_before_earlier_ones_are_answered() -> None:
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         most = 0
@@ -103,7 +103,7 @@ async def test_requests_that_wait_for_an_answer_are_read_no_further() -> None:
 
 
 @pytest.mark.parametrize("later", [b"", b"\r\n"])
-async def test_an_idle_connection_is_closed_also_where_what_comes_is_no_request(later: bytes) -> None:
+async def test_an_idle_connection_is_closed_even_if_empty_lines_arrive(later: bytes) -> None:
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
@@ -126,14 +126,14 @@ async def test_an_idle_connection_is_closed_also_where_what_comes_is_no_request(
         pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", id="a chunk"),
     ],
 )
-async def test_a_request_that_never_becomes_whole_is_refused(part: bytes) -> None:
+async def test_an_incomplete_request_times_out_with_408(part: bytes) -> None:
     async with served(Echo()) as it:
         answer = await it.ask(part)
         assert problem_in(answer) == (408, "Request Timeout")
         assert not it.state.connections
 
 
-async def test_one_byte_at_a_time_gains_no_time() -> None:
+async def test_sending_one_byte_at_a_time_does_not_extend_the_timeout() -> None:
     async with served(Echo()) as it:
         reader, writer = await it.connect()
         for byte in b"GET / HTTP/1.1\r\nHost: somewhere\r\n":
@@ -146,7 +146,7 @@ async def test_one_byte_at_a_time_gains_no_time() -> None:
         writer.close()
 
 
-async def test_a_second_request_that_never_becomes_whole_is_refused_after_the_first_was_answered() -> None:
+async def test_an_incomplete_second_request_times_out_after_the_first_was_answered() -> None:
     async with served(Echo()) as it:
         answer = await it.ask(WHOLE, b"GET / HTT")
         first, _, second = answer.partition(b"HTTP/1.1 408")
@@ -154,12 +154,12 @@ async def test_a_second_request_that_never_becomes_whole_is_refused_after_the_fi
         assert second
 
 
-async def test_what_is_no_http_is_told_so() -> None:
+async def test_bytes_that_are_not_http_get_a_400() -> None:
     async with served(Echo()) as it:
         assert problem_in(await it.ask(b"\x16\x03\x01 hello\r\n\r\n")) == (400, "Bad Request")
 
 
-async def test_a_peer_that_never_says_goodbye_does_not_keep_a_tls_connection(tmp_path: Path) -> None:
+async def test_a_peer_that_does_not_answer_close_notify_does_not_keep_a_tls_connection(tmp_path: Path) -> None:
     async with served(Echo(), certificate=tmp_path) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
@@ -176,7 +176,7 @@ async def test_a_peer_that_never_says_goodbye_does_not_keep_a_tls_connection(tmp
 
 @pytest.mark.parametrize("over_tls", [False, True])
 @pytest.mark.parametrize("asked_before", [False, True])
-async def test_a_request_on_its_way_when_the_service_stops_is_answered_as_the_last(
+async def test_a_request_that_arrives_during_shutdown_is_answered_as_the_last_one(
     tmp_path: Path, *, asked_before: bool, over_tls: bool
 ) -> None:
     async with served(Echo(), limits=patient(), certificate=tmp_path if over_tls else None) as it:
@@ -196,7 +196,7 @@ async def test_a_request_on_its_way_when_the_service_stops_is_answered_as_the_la
         await it.until_none_is_open()
 
 
-async def test_an_idle_connection_is_closed_without_a_word_soon_after_the_service_stops() -> None:
+async def test_an_idle_connection_is_closed_soon_after_shutdown_begins() -> None:
     async with served(Echo(), limits=patient(linger_seconds=0.2), keep_alive=75) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
@@ -208,7 +208,7 @@ async def test_an_idle_connection_is_closed_without_a_word_soon_after_the_servic
 
 
 def narrow(port: int) -> socket.socket:
-    """Connect with a small window, so that what is not read soon stays with the server."""
+    """Connect with a small receive window, so that unread data soon stays with the server."""
     peer = socket.socket()
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peer.connect(("127.0.0.1", port))
@@ -217,7 +217,7 @@ def narrow(port: int) -> socket.socket:
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
-async def test_a_peer_that_does_not_take_its_answers_is_dropped(tmp_path: Path, *, over_tls: bool) -> None:
+async def test_a_peer_that_does_not_read_its_responses_is_dropped(tmp_path: Path, *, over_tls: bool) -> None:
     echo = Echo(answer_bytes=8_000_000)
     async with served(echo, limits=patient(write_seconds=0.2), certificate=tmp_path if over_tls else None) as it:
         reader, writer = await it.connect()
@@ -225,11 +225,11 @@ async def test_a_peer_that_does_not_take_its_answers_is_dropped(tmp_path: Path, 
         await reader.read(10)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await it.until_none_is_open()
-        assert len(echo.asked) <= 2  # the others wait until these answers are taken
+        assert len(echo.asked) <= 2  # the others wait until these responses are read
         writer.transport.abort()
 
 
-async def test_a_peer_that_takes_its_answer_a_byte_now_and_then_is_dropped() -> None:
+async def test_a_peer_that_reads_its_response_too_slowly_is_dropped() -> None:
     async with served(Echo(answer_bytes=3_000_000), limits=patient(write_seconds=0.3, min_write_bytes=50_000)) as it:
         loop = asyncio.get_running_loop()
         with narrow(it.port) as peer:
@@ -242,7 +242,7 @@ async def test_a_peer_that_takes_its_answer_a_byte_now_and_then_is_dropped() -> 
                         return
 
 
-async def test_a_slow_reader_that_takes_enough_gets_its_whole_answer() -> None:
+async def test_a_slow_reader_above_the_minimum_rate_gets_its_whole_response() -> None:
     async with served(Echo(answer_bytes=600_000), limits=patient(write_seconds=0.2, min_write_bytes=5_000)) as it:
         loop, read = asyncio.get_running_loop(), 0
         with narrow(it.port) as peer:
@@ -267,7 +267,7 @@ async def test_a_connection_without_a_tls_handshake_is_dropped(tmp_path: Path, h
         writer.close()
 
 
-async def test_plain_http_on_the_port_of_tls_is_dropped_and_tls_goes_on(tmp_path: Path) -> None:
+async def test_plain_http_on_the_tls_port_is_dropped_and_tls_still_works(tmp_path: Path) -> None:
     async with served(Echo(), certificate=tmp_path) as it:
         reader, writer = await it.connect(plain=True)
         writer.write(WHOLE)
@@ -278,7 +278,7 @@ async def test_plain_http_on_the_port_of_tls_is_dropped_and_tls_goes_on(tmp_path
         assert statuses(await it.ask(WHOLE[:-2] + b"Connection: close\r\n\r\n")) == [200]
 
 
-async def test_what_is_no_tls_in_the_middle_of_a_request_is_an_event_and_no_error(
+async def test_invalid_tls_data_during_a_request_is_logged_as_an_event_and_not_as_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="app.server")
@@ -322,7 +322,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-async def test_what_a_peer_sends_after_its_tls_goodbye_takes_no_memory(tmp_path: Path) -> None:
+async def test_data_after_tls_close_notify_takes_no_memory(tmp_path: Path) -> None:
     async with served(Echo(answer_bytes=8_000_000), limits=patient(), certificate=tmp_path) as it:
         assert it.trust
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -332,7 +332,7 @@ async def test_what_a_peer_sends_after_its_tls_goodbye_takes_no_memory(tmp_path:
         tls.write(WHOLE)
         with suppress(ssl.SSLWantReadError):
             tls.unwrap()
-        writer.transport.pause_reading()  # type: ignore[attr-defined] # the answer is not taken, so that it lasts
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # the response is not read, so that sending it lasts
         writer.write(outgoing.read())
         before = resident_bytes()
         async with asyncio.timeout(SOON):
@@ -344,7 +344,7 @@ async def test_what_a_peer_sends_after_its_tls_goodbye_takes_no_memory(tmp_path:
         connection.drop("test")
 
 
-async def test_empty_lines_keep_no_connection_open() -> None:
+async def test_empty_lines_do_not_keep_a_connection_open() -> None:
     async with served(Echo(), limits=patient(request_seconds=0.3)) as it:
         reader, writer = await it.connect()
         loop = asyncio.get_running_loop()
@@ -360,7 +360,7 @@ async def test_empty_lines_keep_no_connection_open() -> None:
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
-async def test_beyond_a_number_of_idle_connections_the_longest_idle_is_closed(
+async def test_over_the_limit_of_idle_connections_the_longest_idle_one_is_closed(
     tmp_path: Path, *, over_tls: bool
 ) -> None:
     limits = patient(max_waiting=3)
@@ -384,12 +384,12 @@ async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
         assert await reader.read(1) == b"0"
 
 
-async def test_a_request_in_progress_is_not_closed_for_newcomers() -> None:
+async def test_new_connections_do_not_close_one_with_a_request_in_progress() -> None:
     async with served(Echo(), limits=patient(max_waiting=2, request_seconds=60)) as it:
         reader, writer = await it.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
         await asyncio.sleep(0.05)
-        writer.write(b"body")  # whole: from now on it is the server's turn
+        writer.write(b"body")  # the request is complete: now the server must respond
         for _ in range(6):
             await it.connect()
         async with asyncio.timeout(SOON):
@@ -397,7 +397,7 @@ async def test_a_request_in_progress_is_not_closed_for_newcomers() -> None:
         assert len(it.connections.all) <= 3
 
 
-async def test_while_most_connections_are_served_each_is_closed_with_its_answer() -> None:
+async def test_near_the_connection_limit_each_connection_is_closed_after_its_response() -> None:
     gate = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -421,7 +421,7 @@ async def test_while_most_connections_are_served_each_is_closed_with_its_answer(
 
 
 async def refuse(scope: object, receive: object, send: object) -> None:
-    """Answer 401 without a look at the body."""
+    """Answer 401 without reading the body."""
     assert callable(send)
     headers = [(b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 401, "headers": headers})
@@ -430,7 +430,7 @@ async def refuse(scope: object, receive: object, send: object) -> None:
 
 @pytest.mark.parametrize("over_tls", [False, True])
 @pytest.mark.parametrize("framing", [b"Content-Length: 99999999999", b"Transfer-Encoding: chunked"])
-async def test_after_a_refusal_the_rest_of_the_body_is_not_read(
+async def test_the_rest_of_a_body_is_not_read_after_a_refusal(
     tmp_path: Path, framing: bytes, *, over_tls: bool
 ) -> None:
     async with served(refuse, limits=patient(), certificate=tmp_path if over_tls else None) as it:
@@ -443,7 +443,7 @@ async def test_after_a_refusal_the_rest_of_the_body_is_not_read(
                     writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                     await writer.drain()
                     sent += 65536
-        assert sent < 20_000_000  # what the kernels and TLS had room for
+        assert sent < 20_000_000  # the buffers of the kernels and of TLS
         await it.until_none_is_open()
         with suppress(ConnectionError):
             answer = await reader.read()
@@ -452,7 +452,7 @@ async def test_after_a_refusal_the_rest_of_the_body_is_not_read(
         writer.transport.abort()
 
 
-async def test_a_refused_body_that_has_come_whole_closes_nothing() -> None:
+async def test_a_refused_request_with_a_complete_body_keeps_the_connection_open() -> None:
     async with served(refuse, limits=patient()) as it:
         reader, writer = await it.connect()
         for _ in range(3):
@@ -464,7 +464,7 @@ async def test_a_refused_body_that_has_come_whole_closes_nothing() -> None:
         writer.close()
 
 
-async def test_disconnecting_with_requests_queued_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_with_pipelined_requests_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async with served(Echo(answer_bytes=100_000), limits=patient()) as it:
         for _ in range(20):
             _, writer = await it.connect()
@@ -475,7 +475,7 @@ async def test_disconnecting_with_requests_queued_logs_no_error(caplog: pytest.L
     assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
 
 
-async def test_a_client_that_leaves_with_half_a_request_is_no_failure_of_the_application(
+async def test_a_disconnect_during_a_request_body_logs_no_application_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="app.server")
@@ -489,14 +489,16 @@ async def test_a_client_that_leaves_with_half_a_request_is_no_failure_of_the_app
         tls.write(half)
         with suppress(ssl.SSLWantReadError):
             tls.unwrap()
-        writer.write(outgoing.read())  # in one packet with the goodbye
+        writer.write(outgoing.read())  # in one packet with close_notify
         async with asyncio.timeout(SOON):
             await reader.read()
         await it.until_none_is_open()
     assert not [record for record in caplog.records if record.name.startswith("app.")]
 
 
-async def test_expected_failures_are_one_event_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+async def test_repeated_rejected_requests_are_logged_as_one_event_with_a_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", logger="app.server")
     async with served(Echo()) as it:
         for _ in range(30):

@@ -1,4 +1,4 @@
-"""Where a request ends is never in doubt: what could be read in two ways is refused, and its rest is no request."""
+"""The end of a request is never ambiguous: an ambiguous request is refused, and its rest is not read as a request."""
 
 import asyncio
 import itertools
@@ -170,7 +170,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("request_", SERVED.values(), ids=SERVED.keys())
 @pytest.mark.parametrize("packets", ["one", "head and body", "of seven bytes"])
-async def test_a_body_is_read_as_a_body_and_the_request_behind_it_as_the_next(request_: bytes, packets: str) -> None:
+async def test_a_body_is_read_as_a_body_and_the_following_request_as_the_next(request_: bytes, packets: str) -> None:
     echo = Echo()
     stream = request_ + NEXT
     head = stream.index(b"\r\n\r\n") + 4
@@ -187,7 +187,7 @@ async def test_a_body_is_read_as_a_body_and_the_request_behind_it_as_the_next(re
 
 @pytest.mark.parametrize(("status", "request_"), REFUSED.values(), ids=REFUSED.keys())
 @pytest.mark.parametrize("is_split", [False, True])
-async def test_what_is_in_doubt_is_refused_and_nothing_behind_it_is_a_request(
+async def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_read_as_a_request(
     status: int, request_: bytes, *, is_split: bool
 ) -> None:
     echo = Echo()
@@ -197,7 +197,7 @@ async def test_what_is_in_doubt_is_refused_and_nothing_behind_it_is_a_request(
     assert statuses(answer) == [status]
     assert b"connection: close" in answer.lower()
     assert echo.bodies == []
-    assert targets(echo) in ([], ["/outer"])  # the latter where the body is wrong and comes later
+    assert targets(echo) in ([], ["/outer"])  # the latter if the body is invalid and arrives later
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ async def test_what_is_in_doubt_is_refused_and_nothing_behind_it_is_a_request(
         (b"X-Request-ID", b"r"),
     ],
 )
-async def test_a_trailer_is_no_header(trailer: bytes, value: bytes) -> None:
+async def test_a_trailer_is_not_treated_as_a_header(trailer: bytes, value: bytes) -> None:
     echo = Echo()
     body = chunk(b"hello") + b"0\r\n" + trailer + b": " + value + b"\r\nA: b\r\n\r\n"
     async with served(echo, limits=patient()) as it:
@@ -228,7 +228,7 @@ async def test_a_trailer_is_no_header(trailer: bytes, value: bytes) -> None:
     cuts=st.sets(st.integers(1, 400), max_size=6),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_how_the_bytes_are_split_into_packets_changes_nothing(names: list[str], cuts: set[int]) -> None:
+def test_the_split_into_packets_does_not_change_the_responses(names: list[str], cuts: set[int]) -> None:
     stream = b"".join(SERVED.get(name) or REFUSED[name][1] for name in names) + NEXT
     ends = [*sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     parts = [stream[start:end] for start, end in itertools.pairwise([0, *ends])]
@@ -246,7 +246,7 @@ def test_how_the_bytes_are_split_into_packets_changes_nothing(names: list[str], 
 
 @pytest.mark.parametrize("filler", [b" ", b"\t", b" \t", b"x "])
 @pytest.mark.parametrize("end", [b"\x00", b"\x7f", b"\r", b"\n"])
-def test_a_field_of_white_space_with_a_wrong_end_is_refused_at_once(filler: bytes, end: bytes) -> None:
+def test_a_long_white_space_field_with_an_invalid_end_is_refused_in_linear_time(filler: bytes, end: bytes) -> None:
     head = b"GET / HTTP/1.1\r\nHost: x\r\nA:" + filler * (30_000 // len(filler)) + end + b"\r\n"
     began = time.process_time()
     with pytest.raises(HttpError):
@@ -254,7 +254,7 @@ def test_a_field_of_white_space_with_a_wrong_end_is_refused_at_once(filler: byte
     assert time.process_time() - began < 0.2
 
 
-async def test_each_answer_belongs_to_its_request_in_order() -> None:
+async def test_pipelined_requests_are_answered_in_order() -> None:
     echo = Echo()
     async with served(echo, limits=patient()) as it:
         stream = b"".join(with_length(body=b"x" * size) for size in range(20))
@@ -266,7 +266,7 @@ async def test_each_answer_belongs_to_its_request_in_order() -> None:
 
 @pytest.mark.parametrize("over_tls", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
-async def test_a_client_that_has_closed_its_sending_side_gets_its_answers(
+async def test_a_client_that_half_closed_its_connection_gets_its_responses(
     tmp_path: Path, count: int, *, over_tls: bool
 ) -> None:
     async with served(Echo(), limits=patient(), certificate=tmp_path if over_tls else None) as it:
@@ -285,7 +285,7 @@ async def test_a_client_that_has_closed_its_sending_side_gets_its_answers(
         assert statuses(await asyncio.to_thread(ask)) == [200] * count
 
 
-async def test_a_client_that_says_goodbye_over_tls_gets_its_answer(tmp_path: Path) -> None:
+async def test_a_client_that_sent_close_notify_gets_its_response(tmp_path: Path) -> None:
     async with served(Echo(), limits=patient(), certificate=tmp_path) as it:
         assert it.trust
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -305,13 +305,13 @@ async def test_a_client_that_says_goodbye_over_tls_gets_its_answer(tmp_path: Pat
             assert await exchange()
         tls.write(INNER)
         with suppress(ssl.SSLWantReadError):
-            tls.unwrap()  # nothing more is sent, but read
+            tls.unwrap()  # closes only the sending side
         while await exchange():
             pass
         assert statuses(tls.read(65536)) == [200]
 
 
-async def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_once() -> None:
+async def test_expect_100_continue_gets_one_interim_response() -> None:
     echo = Echo()
     async with served(echo, limits=patient()) as it:
         reader, writer = await it.connect()
@@ -323,7 +323,7 @@ async def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_once() -> None
     assert echo.bodies == [b"hello"]
 
 
-async def test_a_target_in_absolute_form_is_served() -> None:
+async def test_an_absolute_form_target_is_served() -> None:
     echo = Echo()
     async with served(echo, limits=patient()) as it:
         stream = b"GET http://x:80/a%20b?c=d HTTP/1.1\r\nHost: x:80\r\nConnection: close\r\n\r\n"
@@ -332,7 +332,7 @@ async def test_a_target_in_absolute_form_is_served() -> None:
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == ("/a b", b"/a%20b", b"c=d")
 
 
-async def test_http_1_0_needs_no_host_and_its_connection_closes() -> None:
+async def test_http_1_0_needs_no_host_header_and_its_connection_is_closed() -> None:
     async with served(Echo(), limits=patient()) as it:
         assert statuses(await it.ask(b"GET /outer HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + INNER)) == [200]
 
@@ -351,7 +351,7 @@ async def stream(scope: Scope, receive: Receive, send: Send) -> None:
         (b"1.1", b"9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"),
     ],
 )
-async def test_a_stream_is_chunked_where_the_client_knows_chunks(version: bytes, body: bytes) -> None:
+async def test_a_streamed_response_is_chunked_only_for_http_1_1(version: bytes, body: bytes) -> None:
     async with served(stream, limits=patient()) as it:
         answer = await it.ask(b"GET /a HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
     head, _, got = answer.partition(b"\r\n\r\n")

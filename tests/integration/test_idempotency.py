@@ -1,4 +1,4 @@
-"""The ``Idempotency-Key`` header through HTTP: a repeated request is answered again, and not done again."""
+"""The ``Idempotency-Key`` header over HTTP: a repeated request gets the first response and has no second effect."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ from app.verification.idempotency import Claim
 from app.verification.model import Verification
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
-from tests.integration.test_verify import PHONE, hear, wrong
+from tests.integration.test_verification import PHONE, hear, wrong
 
 OTHER_PHONE = "+79007654321"
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -66,7 +66,7 @@ def assert_problem(answer: httpx.Response, status: int, slug: str) -> None:
     assert "Idempotent-Replayed" not in answer.headers
 
 
-async def test_a_repeated_start_gets_the_first_answer_and_places_no_call(
+async def test_a_repeated_start_gets_the_first_response_and_places_no_call(
     api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
 ) -> None:
     first = await start(api)
@@ -78,7 +78,7 @@ async def test_a_repeated_start_gets_the_first_answer_and_places_no_call(
     assert len(network.calls_of(PHONE)) == 1
 
 
-async def test_an_answer_with_a_key_looks_like_one_without(api: httpx.AsyncClient) -> None:
+async def test_a_response_with_a_key_has_the_same_form_as_one_without(api: httpx.AsyncClient) -> None:
     with_key = await start(api)
     without = await api.post("/verify/start", json={"phone": OTHER_PHONE})
 
@@ -88,7 +88,7 @@ async def test_an_answer_with_a_key_looks_like_one_without(api: httpx.AsyncClien
     assert (with_key.json().keys(), with_key.json()["resend_in"]) == (without.json().keys(), 60)
 
 
-async def test_a_start_is_repeatable_for_a_day_and_no_longer(api: httpx.AsyncClient, redis: Redis) -> None:
+async def test_the_response_of_a_start_is_kept_for_one_day(api: httpx.AsyncClient, redis: Redis) -> None:
     first = await start(api)
 
     await age(redis, timedelta(hours=23, minutes=59))
@@ -104,7 +104,7 @@ async def test_another_key_is_another_request(api: httpx.AsyncClient) -> None:
     assert_problem(await start(api, key="another"), 429, "call-cooldown")
 
 
-async def test_a_repeated_wrong_check_costs_no_check(api: httpx.AsyncClient) -> None:
+async def test_a_repeated_wrong_check_uses_only_one_check(api: httpx.AsyncClient) -> None:
     verification_id = (await start(api)).json()["verification_id"]
     code = wrong(await hear(api))
 
@@ -115,7 +115,7 @@ async def test_a_repeated_wrong_check_costs_no_check(api: httpx.AsyncClient) -> 
     assert first.json()["checks_left"] == await checks_left(api, verification_id) == 4
 
 
-async def test_a_repeated_right_check_verifies_again_without_a_word_about_use(api: httpx.AsyncClient) -> None:
+async def test_a_repeated_right_check_gets_the_same_success_again(api: httpx.AsyncClient) -> None:
     verification_id = (await start(api)).json()["verification_id"]
     code = await hear(api)
 
@@ -126,7 +126,7 @@ async def test_a_repeated_right_check_verifies_again_without_a_word_about_use(ap
     assert_problem(await check(api, verification_id, code, key="another"), 409, "verification-already-used")
 
 
-async def test_a_check_by_phone_is_repeatable_too(api: httpx.AsyncClient) -> None:
+async def test_a_check_by_phone_can_be_repeated(api: httpx.AsyncClient) -> None:
     await start(api)
     body = {"phone": PHONE, "code": await hear(api)}
 
@@ -136,7 +136,7 @@ async def test_a_check_by_phone_is_repeatable_too(api: httpx.AsyncClient) -> Non
     assert_replays(await post(api, "/verify/check", KEY, body), first)
 
 
-async def test_the_answer_of_a_check_is_kept_for_five_minutes(api: httpx.AsyncClient, redis: Redis) -> None:
+async def test_the_response_of_a_check_is_kept_for_five_minutes(api: httpx.AsyncClient, redis: Redis) -> None:
     verification_id = (await start(api)).json()["verification_id"]
     code = await hear(api)
     first = await check(api, verification_id, code)
@@ -148,7 +148,7 @@ async def test_the_answer_of_a_check_is_kept_for_five_minutes(api: httpx.AsyncCl
     assert_problem(await check(api, verification_id, code), 404, "verification-not-found")
 
 
-async def test_one_key_serves_a_start_and_a_check(api: httpx.AsyncClient) -> None:
+async def test_the_same_key_can_be_used_for_a_start_and_a_check(api: httpx.AsyncClient) -> None:
     verification_id = (await start(api)).json()["verification_id"]
 
     assert (await check(api, verification_id, await hear(api))).json()["verified"] is True
@@ -180,7 +180,7 @@ async def test_a_body_is_compared_byte_for_byte(api: httpx.AsyncClient) -> None:
 
 @pytest.fixture
 async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    """The API with a key for the shop and one for the bank."""
+    """Return a client of an API with two API keys, of the shop and the bank."""
     keys = ",".join(
         f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in (("shop", SHOP), ("bank", BANK))
     )
@@ -188,7 +188,7 @@ async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> Asyn
         yield client
 
 
-async def test_two_clients_with_the_same_key_do_not_meet(guarded: httpx.AsyncClient) -> None:
+async def test_the_same_key_of_two_clients_is_two_keys(guarded: httpx.AsyncClient) -> None:
     shops = await post(guarded, "/verify/start", KEY, {"phone": PHONE}, SHOP)
 
     assert_problem(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, BANK), 429, "call-cooldown")
@@ -199,7 +199,7 @@ async def test_two_clients_with_the_same_key_do_not_meet(guarded: httpx.AsyncCli
     assert_replays(await post(guarded, "/verify/start", KEY, {"phone": OTHER_PHONE}, BANK), banks)
 
 
-async def test_nobody_unknown_is_answered_again(guarded: httpx.AsyncClient) -> None:
+async def test_a_kept_response_is_not_replayed_without_a_valid_api_key(guarded: httpx.AsyncClient) -> None:
     await post(guarded, "/verify/start", KEY, {"phone": PHONE}, SHOP)
 
     assert_problem(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, "wrong"), 401, "unauthorized")
@@ -208,10 +208,10 @@ async def test_nobody_unknown_is_answered_again(guarded: httpx.AsyncClient) -> N
 @pytest.mark.parametrize(
     "keys",
     [[b""], [b"a b"], [b"a" * 129], [b"\xd1\x84"], [b"a\tb"], [b"\x7f"], [b"one", b"two"], [b"one", b"one"]],
-    ids=["empty", "space", "long", "letters", "tab", "delete", "two", "twice"],
+    ids=["empty", "space", "too long", "not ASCII", "tab", "DEL", "two keys", "same key twice"],
 )
 @pytest.mark.parametrize("path", ["/verify/start", "/verify/check"])
-async def test_a_bad_key_is_pointed_at_and_nothing_is_done(
+async def test_an_invalid_key_is_reported_and_the_request_has_no_effect(
     api: httpx.AsyncClient, redis: Redis, path: str, keys: list[bytes]
 ) -> None:
     body = {"phone": PHONE} if path == "/verify/start" else {"phone": PHONE, "code": "123456"}
@@ -224,13 +224,13 @@ async def test_a_bad_key_is_pointed_at_and_nothing_is_done(
 
 
 @pytest.mark.parametrize("key", ["!", "~" * 128, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "a,b;c={i:*}"])
-async def test_any_visible_ascii_is_a_key(api: httpx.AsyncClient, key: str) -> None:
+async def test_any_printable_ascii_text_is_a_valid_key(api: httpx.AsyncClient, key: str) -> None:
     first = await start(api, key=key)
 
     assert_replays(await start(api, key=key), first)
 
 
-async def test_of_fifty_starts_with_one_key_one_call_is_placed_and_all_are_answered(
+async def test_fifty_concurrent_starts_with_one_key_place_one_call(
     api: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
     answers = await asyncio.gather(*[start(api) for _ in range(50)])
@@ -248,7 +248,7 @@ async def test_of_fifty_starts_with_one_key_one_call_is_placed_and_all_are_answe
     assert len(network.calls_of(PHONE)) == 1
 
 
-async def test_of_fifty_wrong_checks_with_one_key_one_is_counted(api: httpx.AsyncClient) -> None:
+async def test_fifty_concurrent_wrong_checks_with_one_key_count_as_one(api: httpx.AsyncClient) -> None:
     verification_id = (await start(api)).json()["verification_id"]
     code = wrong(await hear(api))
 
@@ -264,10 +264,10 @@ async def test_of_fifty_wrong_checks_with_one_key_one_is_counted(api: httpx.Asyn
     ("number", "status", "slug"),
     [(MagicNumber.REFUSED, 502, "provider-rejected"), (MagicNumber.NO_BALANCE, 503, "balance-too-low")],
 )
-async def test_a_start_that_the_provider_refused_can_be_repeated(
+async def test_a_start_that_the_provider_refused_can_be_retried_with_the_same_key(
     api: httpx.AsyncClient, redis: Redis, number: MagicNumber, status: int, slug: str
 ) -> None:
-    """It did not happen, so it is tried again; and the key is free, even for another phone."""
+    """No call was placed, so the retry is a new attempt; the key may even be used for another phone."""
     for _ in range(2):
         assert_problem(await start(api, number), status, slug)
         assert await redis.keys(CLAIMS) == []
@@ -275,7 +275,9 @@ async def test_a_start_that_the_provider_refused_can_be_repeated(
     assert (await start(api)).status_code == 201
 
 
-async def test_a_start_that_came_too_early_can_be_repeated_later(api: httpx.AsyncClient, redis: Redis) -> None:
+async def test_a_start_refused_by_the_cooldown_can_be_retried_later_with_the_same_key(
+    api: httpx.AsyncClient, redis: Redis
+) -> None:
     again = {"phone": PHONE, "verification_id": (await start(api)).json()["verification_id"]}
     assert_problem(await post(api, "/verify/start", "resend", again), 429, "call-cooldown")
 
@@ -296,7 +298,7 @@ async def test_a_start_that_came_too_early_can_be_repeated_later(api: httpx.Asyn
         ("/verify/check", {"phone": PHONE, "code": "12"}, "validation-failed"),
     ],
 )
-async def test_a_refused_request_keeps_nothing(
+async def test_the_response_of_a_refused_request_is_not_kept(
     api: httpx.AsyncClient, redis: Redis, path: str, body: object, slug: str
 ) -> None:
     for _ in range(2):
@@ -306,7 +308,7 @@ async def test_a_refused_request_keeps_nothing(
 
 
 async def claims_of(redis: Redis) -> list[bytes | str]:
-    """Wait for a request to be under way."""
+    """Wait until a request has claimed its key; return the names of the claims."""
     for _ in range(200):
         if names := list(await redis.keys(CLAIMS)):
             return names
@@ -314,10 +316,10 @@ async def claims_of(redis: Redis) -> list[bytes | str]:
     raise AssertionError("nothing was claimed")
 
 
-async def test_the_claim_of_a_request_that_died_expires(
+async def test_the_claim_of_a_killed_request_expires(
     api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
 ) -> None:
-    """What a killed process leaves: the claim, and nobody to keep or release it."""
+    """A killed process leaves a claim that is neither completed nor released."""
     first = await start(api)
     (name,) = await claims_of(redis)
     fingerprint = await redis.hget(name, "fingerprint")
@@ -340,8 +342,8 @@ async def test_the_claim_of_a_request_that_died_expires(
 
 
 @pytest.fixture
-async def impatient(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    """The API with short time-outs: half a second for the provider, a third for Redis."""
+async def quick_api(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client of an API with short timeouts: 0.5 s for the provider, 0.3 s for Redis."""
     settings = sandbox_settings(
         redis_url,
         plusofon={"connect_timeout_seconds": 0.4, "timeout_seconds": 0.5},
@@ -353,7 +355,7 @@ async def impatient(redis: Redis, redis_url: str, network: VirtualNetwork) -> As
 
 @asynccontextmanager
 async def stopped(redis: Redis) -> AsyncIterator[None]:
-    """Let Redis hang."""
+    """Stop the Redis process, so that it hangs."""
     pid = int((await redis.info("server"))["process_id"])
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -367,8 +369,8 @@ def events(caplog: pytest.LogCaptureFixture) -> set[str]:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Hold every start up before it takes anything; the event is set once one is held."""
+def start_blocked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Block every start before it acquires anything; the event is set once a start is blocked."""
     reached = asyncio.Event()
 
     async def hold(*_: object) -> None:
@@ -379,14 +381,14 @@ def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return reached
 
 
-async def broken_off(request: "asyncio.Task[httpx.Response]") -> None:
+async def cancel_request(request: "asyncio.Task[httpx.Response]") -> None:
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
 
 
-async def gone(redis: Redis, pattern: str) -> None:
-    """Wait until no such key is left."""
+async def wait_until_gone(redis: Redis, pattern: str) -> None:
+    """Wait until no key matches the pattern."""
     for _ in range(200):
         if not await redis.keys(pattern):
             return
@@ -394,51 +396,51 @@ async def gone(redis: Redis, pattern: str) -> None:
     raise AssertionError(await redis.keys(pattern))
 
 
-async def test_a_start_that_is_broken_off_before_the_provider_is_asked_releases_its_claim(
-    impatient: httpx.AsyncClient, redis: Redis, held: asyncio.Event
+async def test_a_start_canceled_before_the_provider_request_releases_its_claim(
+    quick_api: httpx.AsyncClient, redis: Redis, start_blocked: asyncio.Event
 ) -> None:
-    request = asyncio.create_task(start(impatient))
-    await held.wait()
+    request = asyncio.create_task(start(quick_api))
+    await start_blocked.wait()
 
-    await broken_off(request)
+    await cancel_request(request)
 
-    await gone(redis, CLAIMS)
+    await wait_until_gone(redis, CLAIMS)
 
 
-async def test_without_a_redis_the_claim_of_a_start_that_is_broken_off_expires_in_seconds(
-    impatient: httpx.AsyncClient, redis: Redis, held: asyncio.Event, caplog: pytest.LogCaptureFixture
+async def test_the_claim_of_a_canceled_start_expires_within_seconds_if_redis_hangs(
+    quick_api: httpx.AsyncClient, redis: Redis, start_blocked: asyncio.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    request = asyncio.create_task(start(impatient))
-    await held.wait()
+    request = asyncio.create_task(start(quick_api))
+    await start_blocked.wait()
     (name,) = await claims_of(redis)
     assert 0 < await redis.pttl(name) <= 3_000
 
     async with stopped(redis):
-        await broken_off(request)
+        await cancel_request(request)
         await asyncio.sleep(0.5)
 
     assert "store.not_written" in events(caplog)
 
 
-async def test_a_start_that_is_broken_off_while_the_provider_is_asked_places_no_second_call(
-    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+async def test_a_retry_of_a_start_canceled_during_the_provider_request_places_no_second_call(
+    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
 ) -> None:
-    """Its call may have been placed, so whoever repeats it is told so."""
-    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    """The call may have been placed, so the retry reports it as unconfirmed."""
+    request = asyncio.create_task(start(quick_api, MagicNumber.NO_REPLY_PLACED))
     await placed(network, MagicNumber.NO_REPLY_PLACED)
 
-    await broken_off(request)
+    await cancel_request(request)
 
-    await gone(redis, CLAIMS)
-    answer = await start(impatient, MagicNumber.NO_REPLY_PLACED)
+    await wait_until_gone(redis, CLAIMS)
+    answer = await start(quick_api, MagicNumber.NO_REPLY_PLACED)
     assert (answer.status_code, answer.json()["call"]) == (201, {"status": "unconfirmed"})
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
 
 
-async def test_a_code_that_the_provider_chose_is_stored_once_redis_answers_again(
+async def test_a_code_chosen_by_the_provider_is_stored_once_redis_answers_again(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller is told of the failure and repeats the start; the person hears one code, and it verifies."""
+    """The caller gets a 503 and retries the start; the end user hears one code, and it verifies."""
     network, phone = VirtualNetwork(pace=PACE), MagicNumber.OTHER_PIN
     short = {"url": redis_url, "timeout_seconds": 0.3}
     record_call, pid = RedisVerificationStore.record_call, int((await redis.info("server"))["process_id"])
@@ -466,10 +468,10 @@ async def test_a_code_that_the_provider_chose_is_stored_once_redis_answers_again
     assert checked.json()["verified"] is True
 
 
-async def test_a_code_that_the_provider_chose_for_a_verification_that_redis_lost_is_a_503_and_can_be_repeated(
+async def test_a_start_is_a_503_and_can_be_retried_if_redis_lost_the_verification_of_a_provider_chosen_code(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failover lost the last writes, or the phone was erased meanwhile: nobody can check the code that is heard."""
+    """A failover lost the last writes, or the phone was erased meanwhile: the code that is heard cannot be checked."""
     network, phone = VirtualNetwork(pace=PACE), MagicNumber.OTHER_PIN
     record_call = RedisVerificationStore.record_call
 
@@ -482,7 +484,7 @@ async def test_a_code_that_the_provider_chose_for_a_verification_that_redis_lost
         with monkeypatch.context() as patched:
             patched.setattr(RedisVerificationStore, "record_call", loses)
             assert_problem(await start(api, phone), 503, "store-unavailable")
-        await gone(redis, CLAIMS)
+        await wait_until_gone(redis, CLAIMS)
         repeated = await start(api, phone)
 
         assert repeated.status_code == 201
@@ -491,10 +493,10 @@ async def test_a_code_that_the_provider_chose_for_a_verification_that_redis_lost
     assert checked.json()["verified"] is True
 
 
-async def test_a_request_that_lost_its_claim_is_answered_all_the_same(
-    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
+async def test_a_request_whose_claim_was_lost_still_gets_its_response(
+    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
-    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    request = asyncio.create_task(start(quick_api, MagicNumber.NO_REPLY_PLACED))
     await placed(network, MagicNumber.NO_REPLY_PLACED)
     (name,) = await claims_of(redis)
     await redis.delete(name)
@@ -504,21 +506,21 @@ async def test_a_request_that_lost_its_claim_is_answered_all_the_same(
     assert await redis.keys(CLAIMS) == []
 
 
-async def test_a_call_whose_outcome_is_unknown_is_told_again_and_not_placed_again(
-    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+async def test_a_repeated_start_of_an_unconfirmed_call_is_replayed_and_not_placed_again(
+    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
 ) -> None:
-    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    request = asyncio.create_task(start(quick_api, MagicNumber.NO_REPLY_PLACED))
     await claims_of(redis)
-    assert_problem(await start(impatient, MagicNumber.NO_REPLY_PLACED), 409, "idempotency-in-progress")
+    assert_problem(await start(quick_api, MagicNumber.NO_REPLY_PLACED), 409, "idempotency-in-progress")
     first = await request
 
     assert first.json()["call"] == {"status": "unconfirmed"}
-    assert_replays(await start(impatient, MagicNumber.NO_REPLY_PLACED), first)
+    assert_replays(await start(quick_api, MagicNumber.NO_REPLY_PLACED), first)
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
 
 
 async def placed(network: VirtualNetwork, phone: str) -> None:
-    """Wait for the provider to have been asked."""
+    """Wait until the provider has placed a call to the phone."""
     for _ in range(200):
         if network.calls_of(phone):
             return
@@ -526,26 +528,26 @@ async def placed(network: VirtualNetwork, phone: str) -> None:
     raise AssertionError("no call was placed")
 
 
-async def test_a_start_that_died_after_its_call_was_placed_is_told_and_not_placed_again(
-    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+async def test_a_retry_of_a_start_killed_after_its_call_reports_the_call_and_places_no_second_one(
+    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
 ) -> None:
-    """Its claim is over by the time that it is repeated. Even a cooldown does not come into it."""
-    dying = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    """The claim has expired by the time of the retry. The retry is not refused by the cooldown."""
+    dying = asyncio.create_task(start(quick_api, MagicNumber.NO_REPLY_PLACED))
     await placed(network, MagicNumber.NO_REPLY_PLACED)
     await redis.delete(*await redis.keys(CLAIMS))
 
-    repeated = await start(impatient, MagicNumber.NO_REPLY_PLACED)
+    repeated = await start(quick_api, MagicNumber.NO_REPLY_PLACED)
 
     assert (repeated.status_code, repeated.json()["call"]) == (201, {"status": "unconfirmed"})
-    assert_replays(await start(impatient, MagicNumber.NO_REPLY_PLACED), repeated)
+    assert_replays(await start(quick_api, MagicNumber.NO_REPLY_PLACED), repeated)
     assert (await dying).json()["verification_id"] == repeated.json()["verification_id"]
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
 
 
-async def test_a_start_that_was_paused_until_another_took_it_over_places_no_second_call(
+async def test_a_start_that_was_paused_until_a_retry_replaced_it_places_no_second_call(
     api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker stopped (SIGSTOP, a long pause of the machine) between reserving and noting; the cooldown is over."""
+    """A worker was stopped (SIGSTOP, for example) between reserving and recording, until after the cooldown."""
     reached, resumed, begin = asyncio.Event(), asyncio.Event(), RedisIdempotency.begin
 
     async def paused_once(store: RedisIdempotency, claim: Claim, note: str) -> bool:
@@ -557,8 +559,8 @@ async def test_a_start_that_was_paused_until_another_took_it_over_places_no_seco
     monkeypatch.setattr(RedisIdempotency, "begin", paused_once)
     late = asyncio.create_task(start(api))
     await reached.wait()
-    async with asyncio.timeout(SOON):  # it is reserved beside the note, so the note may be reached first
-        while not await redis.keys("pv:{*}:p:*"):
+    async with asyncio.timeout(SOON):  # both run concurrently, so the journal may be reached before the reservation
+        while not await redis.keys("pv:{*}:p:*"):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     await age(redis, timedelta(seconds=61))
     answered = await asyncio.gather(*(start(api) for _ in range(20)))
@@ -573,7 +575,7 @@ async def test_a_start_that_was_paused_until_another_took_it_over_places_no_seco
     assert (read["calls_placed"], read["calls_left"]) == (1, 2)
 
 
-async def test_a_start_that_cannot_be_noted_is_not_done_and_can_be_repeated_at_once(
+async def test_a_start_that_cannot_be_recorded_places_no_call_and_can_be_retried_at_once(
     api: httpx.AsyncClient, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(store: RedisIdempotency, claim: Claim, note: str) -> bool:
@@ -590,14 +592,14 @@ async def test_a_start_that_cannot_be_noted_is_not_done_and_can_be_repeated_at_o
 
 
 @pytest.mark.parametrize("by_phone", [False, True], ids=["by id", "by phone"])
-async def test_a_right_check_whose_answer_was_lost_gives_the_proof_when_it_is_repeated(
-    impatient: httpx.AsyncClient, redis: Redis, monkeypatch: pytest.MonkeyPatch, *, by_phone: bool
+async def test_a_right_check_whose_response_was_lost_returns_the_token_when_it_is_repeated(
+    quick_api: httpx.AsyncClient, redis: Redis, monkeypatch: pytest.MonkeyPatch, *, by_phone: bool
 ) -> None:
     """Redis stalls, the caller gets a 503, and the script runs after it: the code is consumed."""
-    verification_id = (await start(impatient)).json()["verification_id"]
+    verification_id = (await start(quick_api)).json()["verification_id"]
     named = {"phone": PHONE} if by_phone else {"verification_id": verification_id}
-    body = {**named, "code": await hear(impatient)}
-    await impatient.post("/verify/check", json={**body, "code": "0000"})  # loads the script, costs nothing
+    body = {**named, "code": await hear(quick_api)}
+    await quick_api.post("/verify/check", json={**body, "code": "0000"})  # loads the script, costs nothing
 
     step = "check_by_phone" if by_phone else "check_by_id"
     original, pid = getattr(RedisVerificationStore, step), int((await redis.info("server"))["process_id"])
@@ -609,27 +611,30 @@ async def test_a_right_check_whose_answer_was_lost_gives_the_proof_when_it_is_re
     try:
         with monkeypatch.context() as patched:
             patched.setattr(RedisVerificationStore, step, hangs)
-            assert_problem(await post(impatient, "/verify/check", "check", body), 503, "store-unavailable")
+            assert_problem(await post(quick_api, "/verify/check", "check", body), 503, "store-unavailable")
     finally:
         os.kill(pid, signal.SIGCONT)
     async with asyncio.timeout(SOON):
-        while (repeated := await post(impatient, "/verify/check", "check", body)).status_code != 200:
-            assert repeated.status_code in {409, 503}  # it is just being released, by a connection that had to wait
+        while (repeated := await post(quick_api, "/verify/check", "check", body)).status_code != 200:
+            assert repeated.status_code in {
+                409,
+                503,
+            }  # the claim is just being released, by a connection that had to wait
             await asyncio.sleep(0.2)
 
     assert (repeated.status_code, repeated.json()["verified"]) == (200, True)
-    redeemed = await impatient.post(
+    redeemed = await quick_api.post(
         "/verify/token/redeem", json={"token": repeated.json()["token"], "purpose": "phone_verification"}
     )
     assert redeemed.status_code == 200
-    assert_problem(await impatient.post("/verify/check", json=body), 409, "verification-already-used")
-    assert_problem(await post(impatient, "/verify/check", "other", body), 409, "verification-already-used")
+    assert_problem(await quick_api.post("/verify/check", json=body), 409, "verification-already-used")
+    assert_problem(await post(quick_api, "/verify/check", "other", body), 409, "verification-already-used")
 
 
-async def test_an_answer_that_was_lost_before_it_was_kept_gives_the_proof_when_it_is_repeated(
+async def test_a_right_check_whose_response_was_not_kept_returns_the_token_when_it_is_repeated(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
-    """What a worker leaves that was killed between consuming the code and keeping the answer."""
+    """The state that a worker leaves if it is killed between consuming the code and keeping the response."""
     verification_id = (await start(api)).json()["verification_id"]
     code = await hear(api)
     first = await check(api, verification_id, code, "check")
@@ -643,26 +648,26 @@ async def test_an_answer_that_was_lost_before_it_was_kept_gives_the_proof_when_i
 
 
 @pytest.mark.parametrize("path", ["start", "start with a key", "check", "check with a key", "read"])
-async def test_a_redis_that_hangs_is_a_503_within_its_time_out(
-    impatient: httpx.AsyncClient, redis: Redis, path: str
+async def test_a_redis_that_hangs_is_a_503_within_one_timeout(
+    quick_api: httpx.AsyncClient, redis: Redis, path: str
 ) -> None:
-    """All waits for Redis together have one time-out, here of 0.3 seconds; refunds keep nobody waiting."""
-    verification_id = (await start(impatient)).json()["verification_id"]
+    """All waits for Redis share one timeout, here 0.3 seconds; no response waits for a refund."""
+    verification_id = (await start(quick_api)).json()["verification_id"]
     async with stopped(redis):
         began = time.monotonic()
         match path:
             case "start":
-                answer = await impatient.post("/verify/start", json={"phone": OTHER_PHONE})
+                answer = await quick_api.post("/verify/start", json={"phone": OTHER_PHONE})
             case "start with a key":
-                answer = await start(impatient, OTHER_PHONE, "other")
+                answer = await start(quick_api, OTHER_PHONE, "other")
             case "check":
-                answer = await impatient.post(
+                answer = await quick_api.post(
                     "/verify/check", json={"verification_id": verification_id, "code": "123456"}
                 )
             case "check with a key":
-                answer = await check(impatient, verification_id, "123456", "other")
+                answer = await check(quick_api, verification_id, "123456", "other")
             case _:
-                answer = await impatient.get(f"/verify/{verification_id}")
+                answer = await quick_api.get(f"/verify/{verification_id}")
         took = time.monotonic() - began
 
     assert_problem(answer, 503, "store-unavailable")
@@ -670,10 +675,10 @@ async def test_a_redis_that_hangs_is_a_503_within_its_time_out(
 
 
 @pytest.mark.parametrize("step", ["acquire", "start", "begin"])
-async def test_a_redis_that_hangs_in_the_middle_of_a_start_is_a_503_within_one_time_out(
-    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch, step: str
+async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
+    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """And once it goes on, what had been begun is undone: the same start is made, and the limits are as they were."""
+    """Once Redis answers again, the reservations are refunded: the same start succeeds, the limits are unchanged."""
     owner = {"acquire": RedisRateLimiter, "start": RedisVerificationStore, "begin": RedisIdempotency}[step]
     original, pid = getattr(owner, step), int((await redis.info("server"))["process_id"])
 
@@ -681,12 +686,12 @@ async def test_a_redis_that_hangs_in_the_middle_of_a_start_is_a_503_within_one_t
         os.kill(pid, signal.SIGSTOP)
         return await original(*arguments)
 
-    await start(impatient, OTHER_PHONE, "other")  # loads the scripts
+    await start(quick_api, OTHER_PHONE, "other")  # loads the scripts
     try:
         with monkeypatch.context() as patched:
             patched.setattr(owner, step, hangs)
             began = time.monotonic()
-            answer = await start(impatient)
+            answer = await start(quick_api)
             took = time.monotonic() - began
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -695,15 +700,19 @@ async def test_a_redis_that_hangs_in_the_middle_of_a_start_is_a_503_within_one_t
     assert took < 0.5
     assert network.calls_of(PHONE) == []
     async with asyncio.timeout(SOON):
-        while (answer := await start(impatient)).status_code != 201:
-            assert answer.status_code in {409, 429, 503}  # in progress, the cooldown of what is undone, a connection
+        while (answer := await start(quick_api)).status_code != 201:
+            assert answer.status_code in {
+                409,
+                429,
+                503,
+            }  # in progress, the cooldown before the refund, or a lost connection
             await asyncio.sleep(0.2)
     assert len(network.calls_of(PHONE)) == 1
     day = 'calls_per_day";r=998'
     assert day in answer.headers["RateLimit"]
 
 
-async def test_a_claim_that_expired_and_nobody_took_is_as_good_as_held(
+async def test_a_start_continues_if_its_claim_expired_and_no_other_request_has_it(
     api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = RedisIdempotency.begin
@@ -720,10 +729,10 @@ async def test_a_claim_that_expired_and_nobody_took_is_as_good_as_held(
     assert len(network.calls_of(PHONE)) == 1
 
 
-async def test_a_call_that_was_placed_is_told_without_a_redis_to_keep_the_answer(
-    impatient: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
+async def test_a_placed_call_is_reported_even_if_redis_cannot_keep_the_response(
+    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
-    request = asyncio.create_task(start(impatient, MagicNumber.NO_REPLY_PLACED))
+    request = asyncio.create_task(start(quick_api, MagicNumber.NO_REPLY_PLACED))
     await placed(network, MagicNumber.NO_REPLY_PLACED)
 
     async with stopped(redis):
@@ -734,10 +743,10 @@ async def test_a_call_that_was_placed_is_told_without_a_redis_to_keep_the_answer
 
 
 @pytest.mark.parametrize("path", ["start", "check"])
-async def test_an_answer_that_could_not_be_kept_is_kept_once_redis_answers_again(
+async def test_a_response_that_could_not_be_kept_is_kept_once_redis_answers_again(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Else its key is said to be in progress, with nobody at work, for as long as a call may take to be placed."""
+    """Otherwise its key would be reported as in progress for as long as placing a call may take."""
     keep, failed = RedisIdempotency.keep, asyncio.Event()
 
     async def fails_once(store: RedisIdempotency, *arguments: Any) -> bool:  # noqa: ANN401 - passed on
@@ -762,8 +771,10 @@ async def test_an_answer_that_could_not_be_kept_is_kept_once_redis_answers_again
     assert_replays(again, first)
 
 
-async def test_without_a_redis_nothing_is_done(api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork) -> None:
-    """Out of memory under noeviction: the claim is refused, so no call is placed."""
+async def test_a_redis_that_is_out_of_memory_is_a_503_and_no_call_is_placed(
+    api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork
+) -> None:
+    """With noeviction Redis refuses the claim, so no call is placed."""
     await redis.config_set("maxmemory", "1")
     try:
         refused = await start(api)
@@ -776,20 +787,20 @@ async def test_without_a_redis_nothing_is_done(api: httpx.AsyncClient, redis: Re
 
 
 async def round_trips(redis: Redis, request: Awaitable[httpx.Response]) -> int:
-    """Count what Redis reads from its sockets: commands that share a write are read at once."""
+    """Return how often Redis read from its sockets: commands that share a write are read at once."""
 
     async def reads() -> int:
         return int((await redis.info("stats"))["total_reads_processed"])
 
     before = await reads()
     await request
-    return await reads() - before - 1  # to read the counter is one, too
+    return await reads() - before - 1  # reading the counter is one, too
 
 
-async def test_a_start_with_a_key_makes_four_round_trips_and_a_repetition_one(
+async def test_a_start_with_a_key_makes_four_round_trips_and_its_repetition_one(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
-    """It looks and claims, takes its places, is stored and noted, and is recorded and kept."""
+    """Preview and claim; limits; store and journal; record the call and keep the response."""
     verification_id = (await start(api, OTHER_PHONE, "warm")).json()["verification_id"]  # loads the scripts
     await check(api, verification_id, "000000", "warm")
 
@@ -797,7 +808,7 @@ async def test_a_start_with_a_key_makes_four_round_trips_and_a_repetition_one(
     assert [await round_trips(redis, check(api, verification_id, "000000")) for _ in range(2)] == [3, 1]
 
 
-async def test_a_request_without_a_key_keeps_nothing_and_makes_no_further_round_trip(
+async def test_a_request_without_a_key_stores_no_response_and_needs_no_extra_round_trip(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
     verification_id = (await api.post("/verify/start", json={"phone": OTHER_PHONE})).json()["verification_id"]
@@ -809,7 +820,9 @@ async def test_a_request_without_a_key_keeps_nothing_and_makes_no_further_round_
     assert await redis.keys(CLAIMS) == []
 
 
-async def test_every_key_has_a_ttl_and_no_name_tells_phone_or_key(api: httpx.AsyncClient, redis: Redis) -> None:
+async def test_every_redis_key_has_a_ttl_and_contains_neither_phone_nor_idempotency_key(
+    api: httpx.AsyncClient, redis: Redis
+) -> None:
     verification_id = (await start(api)).json()["verification_id"]
     await check(api, verification_id, wrong(await hear(api)))
     await start(api, MagicNumber.REFUSED, "refused")
@@ -823,7 +836,7 @@ async def test_every_key_has_a_ttl_and_no_name_tells_phone_or_key(api: httpx.Asy
         assert KEY.encode() not in name
 
 
-async def test_the_header_is_described(api: httpx.AsyncClient) -> None:
+async def test_the_header_is_documented_in_openapi(api: httpx.AsyncClient) -> None:
     paths = (await api.get("/openapi.json")).json()["paths"]
 
     for path in ("/verify/start", "/verify/check"):

@@ -1,4 +1,4 @@
-"""Limits hold under parallel fire, to the call: what is counted is what the virtual telephone network was asked for."""
+"""Rate limits are exact under concurrent requests: the tests count the calls in the virtual telephone network."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from app.main import create_app
 from app.sandbox import MagicNumber, VirtualNetwork
 from tests.ageing import age
 from tests.integration.conftest import run, sandbox_settings
-from tests.integration.test_verify import check, start
+from tests.integration.test_verification import check, start
 
 HUNDRED = range(100)
 Fields = dict[str, str]
 
 
-def everywhere(number: int) -> str:
-    """A number of a range of its own."""
+def phone_in_own_range(number: int) -> str:
+    """Return a phone number that shares its range with no other."""
     return f"+7921{number:03}0000"
 
 
-async def fire(api: httpx.AsyncClient, bodies: Sequence[Fields]) -> list[httpx.Response]:
+async def start_concurrently(api: httpx.AsyncClient, bodies: Sequence[Fields]) -> list[httpx.Response]:
     return await asyncio.gather(*(api.post("/verify/start", json=body) for body in bodies))
 
 
@@ -52,7 +52,7 @@ LIMITS: dict[str, tuple[dict[str, object], Callable[[int], Fields], int]] = {
     ),
     "calls_per_address": (
         {},
-        lambda number: {"phone": everywhere(number), "client_ip": "192.0.2.1"},
+        lambda number: {"phone": phone_in_own_range(number), "client_ip": "192.0.2.1"},
         10,
     ),
     "calls_per_range": (
@@ -62,26 +62,26 @@ LIMITS: dict[str, tuple[dict[str, object], Callable[[int], Fields], int]] = {
     ),
     "calls_per_client": (
         {"limit": {"calls_per_client": 20}},
-        lambda number: {"phone": everywhere(number)},
+        lambda number: {"phone": phone_in_own_range(number)},
         20,
     ),
     "calls_per_day": (
         {"limit": {"calls_per_day": 40}},
-        lambda number: {"phone": everywhere(number)},
+        lambda number: {"phone": phone_in_own_range(number)},
         40,
     ),
 }
 
 
 @pytest.mark.parametrize("name", LIMITS)
-async def test_of_a_hundred_starts_at_once_just_those_allowed_are_placed(
+async def test_a_hundred_concurrent_starts_place_exactly_the_allowed_calls(
     redis: Redis, redis_url: str, network: VirtualNetwork, name: str
 ) -> None:
     overrides, body, allowed = LIMITS[name]
     bodies = [body(number) for number in HUNDRED]
     settings = sandbox_settings(redis_url, purposes=["phone_verification", *PURPOSES], **overrides)
     async with run(create_app(settings, network)) as api:
-        answers = await fire(api, bodies)
+        answers = await start_concurrently(api, bodies)
 
         assert placed(network, bodies) == allowed
         refused = [answer for answer in answers if answer.status_code != 201]
@@ -94,43 +94,43 @@ async def test_of_a_hundred_starts_at_once_just_those_allowed_are_placed(
                 assert (answer.status_code, problem["limit"]) == (429, name)
             assert answer.headers["Retry-After"] == str(problem["retry_after"])
             assert answer.headers["RateLimit"] == f'"{name}";r=0;t={problem["retry_after"]}'
-        again = await fire(api, bodies[:1])
+        again = await start_concurrently(api, bodies[:1])
         assert again[0].status_code != 201
 
 
-async def test_of_a_hundred_starts_at_once_one_is_placed_within_the_cooldown(
+async def test_a_hundred_concurrent_starts_place_one_call_within_the_cooldown(
     api: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
     bodies = [{"phone": "+79001234567"}] * 100
-    await fire(api, bodies)
+    await start_concurrently(api, bodies)
 
     assert placed(network, bodies) == 1
 
 
-async def test_of_a_hundred_resends_at_once_a_verification_has_three_calls(
+async def test_a_hundred_concurrent_resends_give_a_verification_three_calls(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
     settings = sandbox_settings(redis_url, call={"cooldowns_seconds": "0"})
     async with run(create_app(settings, network)) as api:
-        (first,) = await fire(api, [{"phone": "+79001234567"}])
+        (first,) = await start_concurrently(api, [{"phone": "+79001234567"}])
         again = {"phone": "+79001234567", "verification_id": first.json()["verification_id"]}
-        answers = [answer for _ in range(4) for answer in await fire(api, [again] * 25)]
+        answers = [answer for _ in range(4) for answer in await start_concurrently(api, [again] * 25)]
 
         assert len(network.calls_of("+79001234567")) == 3
         placed_calls = [answer.json() for answer in answers if answer.status_code == 201]
         assert {call["verification_id"] for call in placed_calls} == {again["verification_id"]}
-        # One of those that fired together was first; the others are told to come again, then that there is no more.
+        # One of the concurrent resends was first; the others get the cooldown and, later, the limit of calls.
         assert {answer.json().get("type") for answer in answers[:50]} >= {"/problems/call-cooldown"}
         assert {answer.json().get("limit") for answer in answers[50:]} == {"calls_per_verification"}
 
 
-async def test_a_limit_counts_the_phone_and_not_its_spelling(
+async def test_a_limit_counts_the_phone_whatever_its_spelling(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
     spellings = ["+79001234567", "8 (900) 123-45-67", "79001234567", "9001234567"]
     settings = sandbox_settings(redis_url, call={"cooldowns_seconds": "0"}, limit={"calls_per_phone_hour": 2})
     async with run(create_app(settings, network)) as api:
-        answers = await fire(api, [{"phone": spelling} for spelling in spellings])
+        answers = await start_concurrently(api, [{"phone": spelling} for spelling in spellings])
 
         assert sorted(answer.status_code for answer in answers) == [201, 201, 429, 429]
 
@@ -148,22 +148,31 @@ async def test_a_limit_counts_the_phone_and_not_its_spelling(
         (["127.0.0.1"] * 50 + ["10.0.0.1"] * 50, 100),
         (["::1"] * 25 + ["::"] * 25 + ["fe80::1%eth0"] * 25 + ["unknown"] * 25, 100),
     ],
-    ids=["one-64", "many-64", "mapped", "ports", "brackets", "chain", "nat64", "no-end-user", "no-end-user-6"],
+    ids=[
+        "one /64",
+        "many /64",
+        "IPv4-mapped",
+        "ports",
+        "brackets",
+        "proxy chain",
+        "NAT64",
+        "not public",
+        "not public IPv6",
+    ],
 )
-async def test_a_customer_counts_as_one_address_and_no_other_shares_it(
+async def test_the_address_limit_counts_each_end_user_once_and_separately(
     api: httpx.AsyncClient, network: VirtualNetwork, addresses: list[str], allowed: int
 ) -> None:
     bodies = [
-        {"phone": everywhere(number), "client_ip": address} for number, address in zip(HUNDRED, addresses, strict=True)
+        {"phone": phone_in_own_range(number), "client_ip": address}
+        for number, address in zip(HUNDRED, addresses, strict=True)
     ]
-    await fire(api, bodies)
+    await start_concurrently(api, bodies)
 
     assert placed(network, bodies) == allowed
 
 
-async def test_calls_that_did_not_happen_count_against_nothing(
-    redis: Redis, redis_url: str, network: VirtualNetwork
-) -> None:
+async def test_refused_calls_count_against_no_limit(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
     limit = {"calls_per_phone_hour": 1, "calls_per_address": 1, "calls_per_range": 1, "calls_per_day": 1}
     async with run(create_app(sandbox_settings(redis_url, limit=limit), network)) as api:
         for _ in range(5):
@@ -175,7 +184,7 @@ async def test_calls_that_did_not_happen_count_against_nothing(
         assert (await redis.keys("pv:*:p:*")) != []
 
 
-async def test_failed_checks_of_a_phone_are_limited_over_resends_and_verifications(
+async def test_failed_checks_of_a_phone_are_limited_across_resends_and_verifications(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
     settings = sandbox_settings(redis_url, limit={"failed_checks_per_phone": 12}, check={"limit": 5})
@@ -195,12 +204,12 @@ async def test_failed_checks_of_a_phone_are_limited_over_resends_and_verificatio
 
 
 @pytest.mark.parametrize("per", ["address", "client"])
-async def test_failed_checks_of_an_address_or_client_are_limited_under_parallel_fire(
+async def test_failed_checks_of_an_address_or_client_are_limited_under_concurrency(
     redis: Redis, redis_url: str, network: VirtualNetwork, per: str
 ) -> None:
     settings = sandbox_settings(redis_url, limit={f"failed_checks_per_{per}": 17})
     async with run(create_app(settings, network)) as api:
-        started = await fire(api, [{"phone": everywhere(number)} for number in HUNDRED])
+        started = await start_concurrently(api, [{"phone": phone_in_own_range(number)} for number in HUNDRED])
         ids = [answer.json()["verification_id"] for answer in started]
         guesses = [
             api.post("/verify/check", json={"verification_id": name, "code": "000000", "client_ip": "192.0.2.1"})
@@ -213,7 +222,7 @@ async def test_failed_checks_of_an_address_or_client_are_limited_under_parallel_
         assert {problem["limit"] for problem in refused} == {f"failed_checks_per_{per}"}
 
 
-async def test_the_headers_tell_each_limit_and_what_remains(api: httpx.AsyncClient) -> None:
+async def test_the_headers_show_each_limit_and_what_remains(api: httpx.AsyncClient) -> None:
     started = await start(api, client_ip="192.0.2.1")
     checked = await check(api, started.json()["verification_id"], "000000")
 
@@ -224,7 +233,7 @@ async def test_the_headers_tell_each_limit_and_what_remains(api: httpx.AsyncClie
     assert '"failed_checks_per_phone";r=49' in checked.headers["RateLimit"]
 
 
-async def test_a_test_number_is_marked_and_meets_no_limit(
+async def test_a_test_number_is_marked_and_has_no_call_limits(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
     phone = "+79000000099"
@@ -242,7 +251,7 @@ async def test_a_test_number_is_marked_and_meets_no_limit(
         again = {"Idempotency-Key": "test-1"}
         await api.post("/verify/start", json={"phone": phone}, headers=again)
         (kept,) = await redis.keys("pv:{i:*")
-        assert await redis.ttl(kept) <= 300  # without limits, answers must not pile up for a day
+        assert await redis.ttl(kept) <= 300  # without limits, kept responses must not pile up for a day
         ordinary = await start(api, "+79000000100")
         assert ordinary.status_code == 201
         assert "test" not in ordinary.json()
@@ -253,15 +262,15 @@ async def test_a_test_number_is_marked_and_meets_no_limit(
 async def test_a_client_has_its_own_limits_and_purposes(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
     own = {"sandbox": {"purposes": ["login"], "calls_per_minute": 3, "calls_per_day": 5}}
     async with run(create_app(sandbox_settings(redis_url, clients=own), network)) as api:
-        forbidden = await start(api, everywhere(0))
+        forbidden = await start(api, phone_in_own_range(0))
         assert (forbidden.status_code, forbidden.json()["errors"][0]["pointer"]) == (422, "#/purpose")
 
-        bodies = [{"phone": everywhere(number), "purpose": "login"} for number in HUNDRED]
-        first = await fire(api, bodies)
+        bodies = [{"phone": phone_in_own_range(number), "purpose": "login"} for number in HUNDRED]
+        first = await start_concurrently(api, bodies)
         assert placed(network, bodies) == 3
         assert {answer.json()["limit"] for answer in first if answer.status_code == 429} == {"calls_per_client"}
 
         await age(redis, timedelta(minutes=1))
-        second = await fire(api, bodies[3:])
+        second = await start_concurrently(api, bodies[3:])
         assert placed(network, bodies) == 5
         assert "calls_per_client_day" in {answer.json()["limit"] for answer in second if answer.status_code == 429}

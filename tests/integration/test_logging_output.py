@@ -1,4 +1,4 @@
-"""What is logged: one line for each request, everybody's in one form, and no code, phone, token or key in any."""
+"""The log: one line per request, one format for all loggers, and no code, phone, token or key in any line."""
 
 import asyncio
 import hashlib
@@ -31,13 +31,13 @@ PHONE, OTHER = "+79161234567", "+79261234568"
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """All that is logged at debug level, as JSON; the state of logging is as before afterwards."""
+    """Return the log at debug level, as JSON; restore the logging configuration afterwards."""
     root, text = logging.getLogger(), io.StringIO()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in ("httpx", "uvicorn.access", "asyncio")}
     monkeypatch.setattr(sys, "stderr", text)
     configure_logging(level="debug", style="json")
-    monkeypatch.setattr(middleware, "requests", structlog.get_logger())  # the one before keeps its stream for good
+    monkeypatch.setattr(middleware, "requests", structlog.get_logger())  # the previous logger keeps its stream
     yield text
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
@@ -71,7 +71,7 @@ async def api(
         yield client
 
 
-async def test_one_line_a_request_says_who_asked_for_what_and_what_became_of_it(
+async def test_each_request_is_one_line_with_client_route_and_outcome(
     api: httpx.AsyncClient, logged: io.StringIO
 ) -> None:
     logged.truncate(0)
@@ -91,13 +91,15 @@ async def test_one_line_a_request_says_who_asked_for_what_and_what_became_of_it(
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
-async def test_what_is_asked_every_few_seconds_is_quiet(api: httpx.AsyncClient, logged: io.StringIO, path: str) -> None:
+async def test_probes_and_scrapes_are_logged_at_debug_level(
+    api: httpx.AsyncClient, logged: io.StringIO, path: str
+) -> None:
     await api.get(path)
 
     assert [line["level"] for line in lines(logged) if line.get("route") == path] == ["debug"]
 
 
-def test_everybodys_lines_go_the_same_way(logged: io.StringIO) -> None:
+def test_all_loggers_write_the_same_format(logged: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[1mStarted"})
     logging.getLogger("somebody").warning("of %s", "theirs")
     logging.getLogger("app.somewhere").warning("thing.happened", extra={"verification_id": "vrf_1"})
@@ -118,7 +120,7 @@ def test_everybodys_lines_go_the_same_way(logged: io.StringIO) -> None:
     assert "ValueError: invalid literal" in found[3]["exception"]
 
 
-def test_what_python_warns_of_is_a_line_like_any_other() -> None:
+def test_python_warnings_are_logged_as_json_too() -> None:
     program = (
         "import warnings; from app.telemetry.logging import configure_logging;"
         " configure_logging(level='info', style='json'); warnings.warn('old')"
@@ -130,7 +132,7 @@ def test_what_python_warns_of_is_a_line_like_any_other() -> None:
     assert "UserWarning: old" in line["event"]
 
 
-def test_people_get_lines_and_machines_json(monkeypatch: pytest.MonkeyPatch, logged: io.StringIO) -> None:
+def test_a_terminal_gets_text_and_anything_else_json(monkeypatch: pytest.MonkeyPatch, logged: io.StringIO) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -154,10 +156,10 @@ async def heard(api: httpx.AsyncClient, phone: str) -> str:
     raise TimeoutError(phone)
 
 
-async def test_no_line_of_any_flow_has_a_code_a_phone_a_token_or_a_key(
+async def test_no_log_line_contains_a_code_a_phone_a_token_or_a_key(
     api: httpx.AsyncClient, network: VirtualNetwork, logged: io.StringIO, redis: Redis
 ) -> None:
-    """At debug level, of everybody's loggers, in success and in every kind of failure."""
+    """At debug level, of all loggers, in success and in every kind of failure."""
     secrets = [SHOP, OPERATOR, SECRET_KEY, "sandbox-access-token"]
     phones = [PHONE, OTHER, *MagicNumber]
     for phone in phones:

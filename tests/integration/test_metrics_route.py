@@ -1,4 +1,4 @@
-"""``GET /metrics`` of the whole application: who may read it, what is in it, and what can never be."""
+"""``GET /metrics`` of the whole application: access, content, and what must never be in it."""
 
 import asyncio
 import hashlib
@@ -63,16 +63,16 @@ async def heard(api: httpx.AsyncClient, phone: str) -> str:
     raise TimeoutError(phone)
 
 
-async def until(api: httpx.AsyncClient, told: Callable[[Seen], object], seconds: float = 10) -> Seen:
-    """Scrape until the metrics tell something."""
+async def until(api: httpx.AsyncClient, condition: Callable[[Seen], object], seconds: float = 10) -> Seen:
+    """Scrape until the condition is true."""
     deadline = time.monotonic() + seconds
-    while not told(now := await scrape(api)):
-        assert time.monotonic() < deadline, "never told"
+    while not condition(now := await scrape(api)):
+        assert time.monotonic() < deadline, "the condition never became true"
         await asyncio.sleep(0.05)
     return now
 
 
-async def test_a_verification_is_followed_from_its_call_to_its_success_and_its_cost(api: httpx.AsyncClient) -> None:
+async def test_the_metrics_count_a_verification_its_call_its_success_and_its_cost(api: httpx.AsyncClient) -> None:
     await api.post("/verify/start", json={"phone": PHONE})
     await api.post("/verify/start", json={"phone": PHONE})  # too soon
     code = await heard(api, PHONE)
@@ -92,7 +92,7 @@ async def test_a_verification_is_followed_from_its_call_to_its_success_and_its_c
     assert (now("calls_today"), now("spend_today_rub")) == (1, 3)
 
 
-async def test_the_provider_and_the_background_are_told_of(api: httpx.AsyncClient) -> None:
+async def test_the_metrics_show_balance_circuit_and_background_lag(api: httpx.AsyncClient) -> None:
     now = await until(api, lambda now: now("balance_rub") is not None)
 
     assert (now("balance_rub") or 0) > 0
@@ -102,7 +102,7 @@ async def test_the_provider_and_the_background_are_told_of(api: httpx.AsyncClien
     assert now("background_lag_seconds", step="stats") is not None
 
 
-async def test_the_budget_and_what_is_used_of_it_are_those_of_the_limit(api: httpx.AsyncClient) -> None:
+async def test_the_metrics_show_the_call_budget_and_its_use(api: httpx.AsyncClient) -> None:
     before = await scrape(api)
     await api.post("/verify/start", json={"phone": PHONE})
     after = await scrape(api)
@@ -115,15 +115,15 @@ async def test_the_budget_and_what_is_used_of_it_are_those_of_the_limit(api: htt
     ("body", "outcome"),
     [(b"{", "validation-failed"), (b"{}", "validation-failed"), (b"x" * 20_000, "validation-failed")],
 )
-async def test_what_is_no_request_is_counted_as_that(api: httpx.AsyncClient, body: bytes, outcome: str) -> None:
+async def test_invalid_requests_are_counted_by_their_problem(api: httpx.AsyncClient, body: bytes, outcome: str) -> None:
     await api.post("/verify/check", content=body, headers={"Content-Type": "application/json"})
 
     labels = {"method": "POST", "route": "/verify/check", "status": "4xx", "outcome": outcome}
     assert (await scrape(api))("requests_total", **labels) == 1
 
 
-async def test_nothing_that_a_caller_sends_becomes_a_series(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
-    """Paths, methods, headers, ids, phones, codes and purposes: a second batch of them adds not one series."""
+async def test_no_input_of_a_caller_creates_a_series(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
+    """Paths, methods, headers, ids, phones, codes and purposes: another batch of them adds no series."""
     numbers = []
     for batch in range(3):
         for number in range(batch * 40, batch * 40 + 40):
@@ -144,7 +144,7 @@ async def test_nothing_that_a_caller_sends_becomes_a_series(api: httpx.AsyncClie
         assert "+79" not in text
         assert "79210" not in text
         assert "vrf_" not in text
-        # What a call passes through, and when the balance is first read, is not the callers' doing.
+        # The states of a call and the first read of the balance do not depend on the callers' input.
         lines = [
             line for line in text.splitlines() if "provider_request_duration" not in line and "balance" not in line
         ]
@@ -154,7 +154,7 @@ async def test_nothing_that_a_caller_sends_becomes_a_series(api: httpx.AsyncClie
     assert numbers[-1] < 700
 
 
-async def test_labels_are_few_and_none_names_a_person_or_a_client(api: httpx.AsyncClient) -> None:
+async def test_labels_are_a_fixed_set_and_identify_neither_end_user_nor_client(api: httpx.AsyncClient) -> None:
     await api.post("/verify/start", json={"phone": PHONE})
     families = text_string_to_metric_families((await api.get("/metrics")).text)
 
@@ -176,7 +176,7 @@ def keys(name: str, key: str) -> str:
 @pytest.mark.parametrize(
     ("key", "status"), [(None, 401), (CLIENT, 401), ("another", 401), (READER, 200), (OPERATOR, 200)]
 )
-async def test_in_production_metrics_need_a_key_of_theirs_or_an_operators(
+async def test_in_production_metrics_need_a_metrics_key_or_an_admin_key(
     redis: Redis, redis_url: str, key: str | None, status: int
 ) -> None:
     async with run(create_app(production(redis_url))) as api:
@@ -185,13 +185,13 @@ async def test_in_production_metrics_need_a_key_of_theirs_or_an_operators(
     assert answer.status_code == status
 
 
-async def test_a_key_to_the_metrics_opens_nothing_else(redis: Redis, redis_url: str) -> None:
+async def test_a_metrics_key_gives_no_other_access(redis: Redis, redis_url: str) -> None:
     async with run(create_app(production(redis_url))) as api:
         assert (await api.get("/admin/guard", headers=bearer(READER))).status_code == 401
         assert (await api.get("/provider/account", headers=bearer(READER))).status_code == 401
 
 
-async def test_without_any_key_nobody_reads_them_unless_they_are_declared_open(redis: Redis, redis_url: str) -> None:
+async def test_without_configured_keys_metrics_are_refused_unless_they_are_open(redis: Redis, redis_url: str) -> None:
     none: dict[str, object] = {"admin": {}, "metrics": {}}
     async with run(create_app(production(redis_url, **none))) as api:
         assert (await api.get("/metrics")).status_code == 401
@@ -215,7 +215,7 @@ def production(redis_url: str, **overrides: object) -> Settings:
     )
 
 
-async def test_a_dead_redis_is_told_and_hides_nothing_else(redis_url: str) -> None:
+async def test_metrics_report_a_redis_outage_and_still_show_the_rest(redis_url: str) -> None:
     settings = sandbox_settings("redis://127.0.0.1:1/0")
     async with run(create_app(settings)) as api:
         now = await scrape(api)
@@ -226,5 +226,5 @@ async def test_a_dead_redis_is_told_and_hides_nothing_else(redis_url: str) -> No
     assert (now("store_failures_total") or 0) > 0
 
 
-def test_the_price_of_a_call_is_told_to_the_kopeck() -> None:
+def test_the_price_of_a_call_is_exact_to_the_kopeck() -> None:
     assert sandbox_settings("redis://127.0.0.1:1/0", call={"price_rub": "2.75"}).call.price_rub == Decimal("2.75")

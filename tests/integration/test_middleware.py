@@ -1,4 +1,4 @@
-"""What surrounds every route: keys, errors, ids, headers."""
+"""What applies to every route: API keys, errors, request ids, headers."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture
 async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    """The API with keys: two of the shop's, one of the bank's."""
+    """Return a client of an API with three API keys: two of the shop, one of the bank."""
     named = [("shop", SHOP), ("shop", SHOP_NEXT), ("bank", BANK)]
     keys = ",".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in named)
     async with run(create_app(sandbox_settings(redis_url, api={"keys": keys}), network)) as client:
@@ -58,7 +58,7 @@ async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> Asyn
         ("GET", "/provider/account"),
     ],
 )
-async def test_without_a_known_key_nothing_is_done(
+async def test_a_request_without_a_valid_key_is_a_401_and_has_no_effect(
     guarded: httpx.AsyncClient, redis: Redis, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = await guarded.request(method, path, headers=headers, json={"phone": PHONE})
@@ -68,7 +68,7 @@ async def test_without_a_known_key_nothing_is_done(
     assert await redis.keys() == []
 
 
-async def test_each_key_of_a_client_is_that_client(guarded: httpx.AsyncClient) -> None:
+async def test_all_keys_of_a_client_identify_that_client(guarded: httpx.AsyncClient) -> None:
     started = await guarded.post("/verify/start", json={"phone": PHONE}, headers=bearer(SHOP))
     path = f"/verify/{started.json()['verification_id']}"
 
@@ -76,7 +76,7 @@ async def test_each_key_of_a_client_is_that_client(guarded: httpx.AsyncClient) -
     assert (await guarded.get(path, headers={"Authorization": f"bearer {SHOP}"})).status_code == 200
 
 
-async def test_a_client_meets_others_verifications_as_unknown_ones(guarded: httpx.AsyncClient) -> None:
+async def test_verifications_of_other_clients_look_like_unknown_ones(guarded: httpx.AsyncClient) -> None:
     started = await guarded.post("/verify/start", json={"phone": PHONE}, headers=bearer(SHOP))
     verification_id = started.json()["verification_id"]
     unknown = "vrf_00000000000000000000000"
@@ -89,7 +89,7 @@ async def test_a_client_meets_others_verifications_as_unknown_ones(guarded: http
         ("POST", "/verify/{}/cancel", None),
         ("POST", "/verify/check", {"verification_id": "{}", "code": "123456"}),
     ):
-        theirs, nobodys = [
+        theirs, unknown_one = [
             await guarded.request(
                 method,
                 path.format(name),
@@ -98,8 +98,8 @@ async def test_a_client_meets_others_verifications_as_unknown_ones(guarded: http
             )
             for name in (verification_id, unknown)
         ]
-        assert theirs.status_code == nobodys.status_code == 404
-        assert without_instance(theirs) == without_instance(nobodys)
+        assert theirs.status_code == unknown_one.status_code == 404
+        assert without_instance(theirs) == without_instance(unknown_one)
     own = await guarded.get(f"/verify/{verification_id}", headers=bearer(SHOP))
     assert (own.json()["status"], own.json()["checks_left"]) == ("pending", 5)
 
@@ -113,7 +113,7 @@ async def test_probes_and_docs_need_no_key(guarded: httpx.AsyncClient) -> None:
     "path",
     ["/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized", "/verify/vrf_0", "/nowhere", "/demo"],
 )
-async def test_head_is_answered_as_get_without_the_body(api: httpx.AsyncClient, path: str) -> None:
+async def test_head_gets_the_response_of_get_without_the_body(api: httpx.AsyncClient, path: str) -> None:
     got, headed = await api.get(path), await api.head(path)
 
     def compared(answer: httpx.Response) -> dict[str, str]:
@@ -125,7 +125,7 @@ async def test_head_is_answered_as_get_without_the_body(api: httpx.AsyncClient, 
     assert headed.content == b""
 
 
-async def test_head_of_a_stream_without_an_end_ends(api: httpx.AsyncClient) -> None:
+async def test_head_of_an_event_stream_returns_at_once(api: httpx.AsyncClient) -> None:
     started = await api.post("/verify/start", json={"phone": PHONE})
 
     answer = await api.head(f"/verify/{started.json()['verification_id']}/events")
@@ -134,14 +134,14 @@ async def test_head_of_a_stream_without_an_end_ends(api: httpx.AsyncClient) -> N
     assert answer.headers["Content-Type"].startswith("text/event-stream")
 
 
-async def test_head_does_what_only_a_post_may_do_as_little_as_get(api: httpx.AsyncClient) -> None:
+async def test_head_of_a_post_only_route_is_a_405(api: httpx.AsyncClient) -> None:
     answer = await api.head("/verify/start")
 
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
 
 
 @pytest.mark.parametrize("path", ["/verify/start", "/verify/check"])
-async def test_a_get_of_what_is_to_be_posted_is_told_so(api: httpx.AsyncClient, path: str) -> None:
+async def test_get_of_a_post_only_route_is_a_405(api: httpx.AsyncClient, path: str) -> None:
     answer = await api.get(path)
 
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
@@ -170,7 +170,7 @@ async def test_a_get_of_what_is_to_be_posted_is_told_so(api: httpx.AsyncClient, 
         (None, "#"),
     ],
 )
-async def test_a_wrong_field_is_pointed_at(
+async def test_a_validation_error_points_at_the_field(
     api: httpx.AsyncClient, network: VirtualNetwork, body: object, pointer: str
 ) -> None:
     answer = await api.post("/verify/start", json=body)
@@ -190,7 +190,7 @@ async def test_a_wrong_field_is_pointed_at(
         {"phone": PHONE, "code": ""},
     ],
 )
-async def test_a_check_names_one_verification_and_a_code(api: httpx.AsyncClient, body: object) -> None:
+async def test_a_check_needs_exactly_one_verification_and_a_code(api: httpx.AsyncClient, body: object) -> None:
     answer = await api.post("/verify/check", json=body)
 
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/validation-failed")
@@ -199,9 +199,9 @@ async def test_a_check_names_one_verification_and_a_code(api: httpx.AsyncClient,
 @pytest.mark.parametrize(
     "content",
     [b"{", b'{"phone": }', b"\xff\xfe", b"[" * 16_000, b'{"phone": "\xd0"}', b""],
-    ids=["cut", "bad", "no-utf8", "deep", "half-character", "empty"],
+    ids=["truncated", "syntax error", "not UTF-8", "too deep", "truncated UTF-8", "empty"],
 )
-async def test_what_is_not_json_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
+async def test_invalid_json_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
     answer = await api.post("/verify/start", content=content, headers={"Content-Type": "application/json"})
 
     assert answer.status_code == (422 if not content else 400)
@@ -209,7 +209,7 @@ async def test_what_is_not_json_is_refused(api: httpx.AsyncClient, content: byte
     assert answer.json()["errors"]
 
 
-async def test_json_under_another_name_is_told_what_to_send(api: httpx.AsyncClient) -> None:
+async def test_json_with_another_content_type_gets_an_error_that_names_the_right_one(api: httpx.AsyncClient) -> None:
     answer = await api.post("/verify/start", content=json.dumps({"phone": PHONE}))
 
     assert answer.status_code == 422
@@ -231,7 +231,7 @@ async def test_a_body_over_16_kib_is_refused(api: httpx.AsyncClient, chunked: bo
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/validation-failed")
 
 
-async def test_an_unknown_path_and_a_wrong_method_are_problems_too(api: httpx.AsyncClient) -> None:
+async def test_an_unknown_path_and_a_wrong_method_are_problem_responses(api: httpx.AsyncClient) -> None:
     missing, wrong = await api.get("/nope"), await api.get("/verify/start/")
     method = await api.put("/verify/check")
 
@@ -244,7 +244,7 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems_too(api: httpx.As
         assert answer.json()["status"] == answer.status_code
 
 
-async def test_a_mistake_of_ours_is_a_problem_without_a_word_about_it(
+async def test_an_internal_error_is_a_problem_response_without_details(
     redis: Redis, settings: Settings, network: VirtualNetwork
 ) -> None:
     app = create_app(settings, network)
@@ -261,7 +261,7 @@ async def test_a_mistake_of_ours_is_a_problem_without_a_word_about_it(
     assert "secret" not in answer.text
 
 
-async def test_a_request_id_is_taken_over_or_made(api: httpx.AsyncClient) -> None:
+async def test_a_request_id_is_taken_from_the_request_or_generated(api: httpx.AsyncClient) -> None:
     taken = await api.get("/nope", headers={"X-Request-ID": "order-42.a_b"})
     assert taken.headers["X-Request-ID"] == taken.json()["instance"] == "order-42.a_b"
 
@@ -270,7 +270,7 @@ async def test_a_request_id_is_taken_over_or_made(api: httpx.AsyncClient) -> Non
 
 
 @pytest.mark.parametrize("poison", ["a" * 65, "a b", "<script>", "", 'x"y', "\u0444".encode()])
-async def test_a_poisoned_request_id_is_not_taken_over(api: httpx.AsyncClient, poison: str | bytes) -> None:
+async def test_an_invalid_request_id_is_replaced(api: httpx.AsyncClient, poison: str | bytes) -> None:
     answer = await api.get(
         "/livez", headers=[(b"X-Request-ID", poison if isinstance(poison, bytes) else poison.encode())]
     )
@@ -278,7 +278,7 @@ async def test_a_poisoned_request_id_is_not_taken_over(api: httpx.AsyncClient, p
     assert len(answer.headers["X-Request-ID"]) == 16
 
 
-async def test_every_answer_carries_the_security_headers(api: httpx.AsyncClient) -> None:
+async def test_every_response_has_the_security_headers(api: httpx.AsyncClient) -> None:
     for path in ("/livez", "/nope", "/docs", "/openapi.json"):
         headers = (await api.get(path)).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -288,7 +288,7 @@ async def test_every_answer_carries_the_security_headers(api: httpx.AsyncClient)
         assert "Server" not in headers
 
 
-async def test_a_problem_type_explains_itself(api: httpx.AsyncClient) -> None:
+async def test_each_problem_type_has_a_page_that_explains_it(api: httpx.AsyncClient) -> None:
     for slug, kind in PROBLEM_TYPES.items():
         answer = await api.get(f"/problems/{slug}")
         assert answer.json() == {
@@ -300,8 +300,8 @@ async def test_a_problem_type_explains_itself(api: httpx.AsyncClient) -> None:
     assert (await api.get("/problems/nonsense")).status_code == 404
 
 
-async def test_what_only_the_sandbox_has_is_not_there_in_production(redis_url: str) -> None:
-    """No connection is made before the start, so that a production application can be looked at without one."""
+async def test_production_has_no_sandbox_routes(redis_url: str) -> None:
+    """The application connects to nothing before its startup, so the test needs no real provider."""
     production = create_app(
         sandbox_settings(
             redis_url,
@@ -317,7 +317,7 @@ async def test_what_only_the_sandbox_has_is_not_there_in_production(redis_url: s
     assert not [path for path in paths if path.startswith("/sandbox")]
 
 
-async def test_an_answer_that_breaks_off_half_way_is_broken_off_and_not_mended() -> None:
+async def test_an_error_after_the_response_began_aborts_the_response() -> None:
     async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("half-way")
@@ -335,7 +335,7 @@ async def test_an_answer_that_breaks_off_half_way_is_broken_off_and_not_mended()
     assert [message["type"] for message in sent] == ["http.response.start"]
 
 
-async def test_who_hangs_up_half_way_is_no_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_during_the_request_is_not_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async def reads(scope: Scope, receive: Receive, send: Send) -> None:
         await Request(scope, receive).body()
 
@@ -350,7 +350,7 @@ async def test_who_hangs_up_half_way_is_no_mistake_of_ours(caplog: pytest.LogCap
     assert "request.failed" not in caplog.text
 
 
-async def test_two_keys_at_once_are_none(guarded: httpx.AsyncClient) -> None:
+async def test_two_authorization_headers_are_refused(guarded: httpx.AsyncClient) -> None:
     headers = [("Authorization", f"Bearer {SHOP}"), ("Authorization", f"Bearer {BANK}")]
 
     assert (await guarded.get("/provider/account", headers=headers)).status_code == 401

@@ -1,4 +1,4 @@
-"""The published description holds: every example works, every answer is described, nothing comes from elsewhere."""
+"""The published OpenAPI description is true: every example works, every response is described."""
 
 import re
 from typing import Any
@@ -29,7 +29,7 @@ CONTRACT = {
 
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
-    """Offer all channels, as the sandbox does; hooks go where nobody listens."""
+    """Return settings with all channels, as in the sandbox; provider callbacks go to a closed port."""
     return sandbox_settings(redis_url, channels=None, public_url="http://127.0.0.1:9")
 
 
@@ -59,7 +59,7 @@ async def test_every_operation_has_a_summary_a_description_and_an_id(schema: dic
         assert operation["operationId"], name
 
 
-async def test_every_error_is_a_problem_with_an_example_that_fits(schema: dict[str, Any]) -> None:
+async def test_every_error_is_a_problem_with_a_valid_example(schema: dict[str, Any]) -> None:
     for (_, path), operation in operations(schema).items():
         for status, answer in operation["responses"].items():
             if status < "400" or path == "/readyz":
@@ -67,7 +67,7 @@ async def test_every_error_is_a_problem_with_an_example_that_fits(schema: dict[s
             assert set(answer["content"]) == {MEDIA_TYPE}, (path, status)
             media = answer["content"][MEDIA_TYPE]
             if status == "404" and path in {"/problems/{slug}", "/admin/guard/{range}"}:
-                continue  # a plain problem
+                continue  # a problem without a type of its own
             assert media["examples"], (path, status)
             for slug, example in media["examples"].items():
                 validator(schema, media["schema"]).validate(example["value"])
@@ -75,7 +75,7 @@ async def test_every_error_is_a_problem_with_an_example_that_fits(schema: dict[s
                 assert str(example["value"]["status"]) == status
 
 
-async def test_every_problem_is_told_by_some_operation(schema: dict[str, Any]) -> None:
+async def test_every_problem_type_is_documented_by_an_operation(schema: dict[str, Any]) -> None:
     described = {
         slug
         for operation in operations(schema).values()
@@ -85,7 +85,7 @@ async def test_every_problem_is_told_by_some_operation(schema: dict[str, Any]) -
     assert described == set(PROBLEM_TYPES)
 
 
-async def test_the_examples_of_requests_work_when_sent(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+async def test_the_request_examples_work_when_sent(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
     for path in ("/verify/start", "/verify/check"):
         body = operations(schema)["post", path]["requestBody"]["content"]["application/json"]
         assert body["examples"]
@@ -103,7 +103,7 @@ async def test_each_channel_has_an_example_that_places_a_call(api: httpx.AsyncCl
     assert {answer.json()["channel"] for answer in answers if answer.status_code == 201} == set(Channel)
 
 
-async def test_the_examples_of_answers_fit_their_schemas(schema: dict[str, Any]) -> None:
+async def test_the_response_examples_match_their_schemas(schema: dict[str, Any]) -> None:
     seen = 0
     for (_, path), operation in operations(schema).items():
         for status, answer in operation["responses"].items():
@@ -116,7 +116,7 @@ async def test_the_examples_of_answers_fit_their_schemas(schema: dict[str, Any])
     assert seen >= len(CONTRACT)
 
 
-async def test_real_answers_fit_their_schemas(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+async def test_real_responses_match_their_schemas(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
     started = await api.post("/verify/start", json={"phone": "+79001234567"})
     verification_id = started.json()["verification_id"]
     described = operations(schema)
@@ -150,7 +150,7 @@ async def test_the_docs_page_loads_nothing_from_another_host_and_runs_nothing_in
     assert "unsafe" not in page.headers["Content-Security-Policy"]
 
 
-async def test_the_tags_follow_the_job_and_each_is_described(schema: dict[str, Any]) -> None:
+async def test_the_tags_are_described_and_in_the_order_of_use(schema: dict[str, Any]) -> None:
     names = [tag["name"] for tag in schema["tags"]]
 
     assert names[:5] == ["verify", "tokens", "provider", "operations", "admin"]
@@ -159,14 +159,16 @@ async def test_the_tags_follow_the_job_and_each_is_described(schema: dict[str, A
     assert {tag for operation in operations(schema).values() for tag in operation["tags"]} == set(names)
 
 
-async def test_every_parameter_is_described_and_what_is_needed_has_an_example(schema: dict[str, Any]) -> None:
+async def test_every_parameter_is_described_and_every_required_one_has_an_example(schema: dict[str, Any]) -> None:
     for name, operation in operations(schema).items():
         for parameter in operation.get("parameters", ()):
             assert parameter["description"], (name, parameter)
             assert parameter.get("example") or not parameter["required"], name
 
 
-async def test_the_headers_of_a_success_are_described(api: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+async def test_the_headers_of_successful_responses_are_described(
+    api: httpx.AsyncClient, schema: dict[str, Any]
+) -> None:
     key = {"Idempotency-Key": "one"}
     started = await api.post("/verify/start", json={"phone": "+79001234567"}, headers=key)
     again = await api.post("/verify/start", json={"phone": "+79001234567"}, headers=key)
@@ -181,7 +183,7 @@ async def test_the_headers_of_a_success_are_described(api: httpx.AsyncClient, sc
     assert again.headers["Idempotent-Replayed"] == "true"
 
 
-async def test_authorize_is_there_and_asked_for_where_it_is_needed(schema: dict[str, Any]) -> None:
+async def test_each_operation_declares_the_key_that_it_requires(schema: dict[str, Any]) -> None:
     schemes = schema["components"]["securitySchemes"]
     assert set(schemes) == {"ApiKey", "AdminKey"}
     assert {(scheme["type"], scheme["scheme"]) for scheme in schemes.values()} == {("http", "bearer")}

@@ -1,4 +1,4 @@
-"""The service behind a proxy that strips a path prefix, as ``PUBLIC_URL`` says."""
+"""The service behind a proxy that strips the path prefix of ``PUBLIC_URL``."""
 
 import re
 from collections.abc import AsyncIterator
@@ -15,13 +15,13 @@ from app.main import create_app
 from app.sandbox import SandboxServer, VirtualNetwork
 from app.verification.channels import Channel
 from tests.integration.conftest import PACE, sandbox_settings
-from tests.integration.test_three_channels import BEELINE, Door, World
+from tests.integration.test_channels_routes import BEELINE, LateApp, Sandbox
 
 PREFIXES = ["/verify-service", "/verify", "/a/b.c~d"]  # the second is how the API's own paths begin
 
 
 class StrippingProxy:
-    """Passes on what begins with the prefix, without it; anything else belongs to another site."""
+    """Strips the prefix and passes the request on; any other path belongs to another site."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self.app = app
@@ -41,10 +41,10 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def world(redis: Redis, redis_url: str, prefix: str) -> AsyncIterator[World]:
-    """The service behind the proxy, at a real port, because the provider's hooks go there."""
-    network, door = VirtualNetwork(pace=PACE), Door()
-    async with SandboxServer(door) as server:
+async def sandbox(redis: Redis, redis_url: str, prefix: str) -> AsyncIterator[Sandbox]:
+    """Run the service behind the proxy on a real port, because the provider's callbacks go there."""
+    network, late_app = VirtualNetwork(pace=PACE), LateApp()
+    async with SandboxServer(late_app) as server:
         settings = sandbox_settings(
             redis_url,
             public_url=f"{server.url}{prefix}/",
@@ -52,67 +52,67 @@ async def world(redis: Redis, redis_url: str, prefix: str) -> AsyncIterator[Worl
             plusofon={"hook_delay_seconds": 0},
         )
         async with LifespanManager(create_app(settings, network)) as manager:
-            door.app = StrippingProxy(manager.app, prefix)
+            late_app.app = StrippingProxy(manager.app, prefix)
             async with httpx.AsyncClient(base_url=f"{server.url}{prefix}", timeout=5) as api:
-                yield World(api, network)
+                yield Sandbox(api, network)
 
 
 @pytest.mark.parametrize("page", ["/demo", "/docs"])
-async def test_a_page_finds_all_that_it_needs(world: World, page: str) -> None:
-    answer = await world.api.get(page)
+async def test_every_link_of_a_page_works(sandbox: Sandbox, page: str) -> None:
+    answer = await sandbox.api.get(page)
     assert answer.status_code == 200
     links = re.findall(r'(?:src|href)="([^"#]+)"', answer.text)
     assert len(links) >= 5
     for link in links:
-        found = await world.api.get(urljoin(str(answer.url), link))
+        found = await sandbox.api.get(urljoin(str(answer.url), link))
         assert found.status_code == 200, link
 
 
-async def test_the_scripts_of_the_pages_ask_for_nothing_from_the_root(world: World) -> None:
-    """What they ask for is relative to the page; ``send`` and the stream put the dot before the path."""
+async def test_the_scripts_of_the_pages_use_relative_urls_only(sandbox: Sandbox) -> None:
+    """All requests are relative to the page; ``send`` and the event stream put the dot before the path."""
     scripts = ["/docs/page.js", *(f"/demo/js/{name}.js" for name in ("main", "api", "watch"))]
     for script in scripts:
-        text = (await world.api.get(script)).text
+        text = (await sandbox.api.get(script)).text
         asked = re.findall(r"(?:\bfetch\(|\bEventSource\(|\burl: )([`\"][^`\"]*|\w+)", text)
         assert asked, script
         assert not [what for what in asked if what[1:2] == "/" or what in {"path", "url"}], script
-    assert "location.origin" not in (await world.api.get("/demo/js/curl.js")).text
-    assert (await world.api.get("/demo/config.json")).json()["events"] is True
+    assert "location.origin" not in (await sandbox.api.get("/demo/js/curl.js")).text
+    assert (await sandbox.api.get("/demo/config.json")).json()["events"] is True
 
 
-async def test_the_description_names_the_prefix_as_the_server(world: World, prefix: str) -> None:
-    assert (await world.api.get("/openapi.json")).json()["servers"] == [{"url": prefix}]
+async def test_openapi_has_the_prefix_as_its_server_url(sandbox: Sandbox, prefix: str) -> None:
+    assert (await sandbox.api.get("/openapi.json")).json()["servers"] == [{"url": prefix}]
 
 
-async def test_a_location_leads_to_what_was_made(world: World, prefix: str) -> None:
-    started = await world.api.post("/verify/start", json={"phone": BEELINE}, headers={"Idempotency-Key": "one"})
-    again = await world.api.post("/verify/start", json={"phone": BEELINE}, headers={"Idempotency-Key": "one"})
+async def test_a_location_header_leads_to_the_new_verification(sandbox: Sandbox, prefix: str) -> None:
+    started = await sandbox.api.post("/verify/start", json={"phone": BEELINE}, headers={"Idempotency-Key": "one"})
+    again = await sandbox.api.post("/verify/start", json={"phone": BEELINE}, headers={"Idempotency-Key": "one"})
 
     assert (
         again.headers["Location"] == started.headers["Location"] == f"{prefix}/verify/{again.json()['verification_id']}"
     )
-    found = await world.api.get(urljoin(str(started.url), started.headers["Location"]))
+    found = await sandbox.api.get(urljoin(str(started.url), started.headers["Location"]))
     assert found.json()["verification_id"] == started.json()["verification_id"]
 
 
-async def test_the_root_leads_to_the_page(world: World, prefix: str) -> None:
-    answer = await world.api.get("/")
+async def test_the_root_redirects_to_the_demo_page(sandbox: Sandbox, prefix: str) -> None:
+    answer = await sandbox.api.get("/")
     assert (answer.status_code, answer.headers["Location"]) == (307, f"{prefix}/demo")
 
 
-async def test_the_hook_of_a_reverse_call_arrives(world: World) -> None:
-    started = await world.start(BEELINE, channel="reverse_call")
-    await world.dial(BEELINE, started["dial"])
-    assert (await world.verified(started))["verified"] is True
+async def test_the_provider_callback_of_a_reverse_call_arrives(sandbox: Sandbox) -> None:
+    started = await sandbox.start(BEELINE, channel="reverse_call")
+    await sandbox.dial(BEELINE, started["dial"])
+    assert (await sandbox.verified(started))["verified"] is True
 
 
-async def test_a_problem_stays_what_it_is(world: World) -> None:
-    answer = await world.api.get("/verify/vrf_00")
+async def test_problem_types_have_no_prefix(sandbox: Sandbox) -> None:
+    answer = await sandbox.api.get("/verify/vrf_00")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/verification-not-found")
-    assert (await world.api.get("/no/such/page")).status_code == 404
+    assert (await sandbox.api.get("/no/such/page")).status_code == 404
 
 
-async def test_without_a_path_in_the_url_nothing_is_prefixed(redis: Redis, redis_url: str) -> None:
+async def test_a_public_url_without_a_path_adds_no_prefix(redis: Redis, redis_url: str) -> None:
     app = create_app(sandbox_settings(redis_url, public_url="http://verify"), VirtualNetwork(pace=PACE))
     async with (
         LifespanManager(app) as manager,

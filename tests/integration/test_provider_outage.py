@@ -1,4 +1,4 @@
-"""A provider that fails or is not paid: starts are refused before anything is asked, until it is over."""
+"""A provider that fails, or a low balance: starts are refused without a provider request until it is over."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,11 +24,13 @@ async def start(api: httpx.AsyncClient, phone: str) -> httpx.Response:
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> None:
     async with asyncio.timeout(15):
-        while not await condition():  # noqa: ASYNC110 - what is waited for happens in the background
+        while not await condition():  # noqa: ASYNC110 - the condition is met by background work
             await asyncio.sleep(0.05)
 
 
-async def test_a_provider_that_does_not_answer_is_left_alone_and_tried_again(redis: Redis, redis_url: str) -> None:
+async def test_the_circuit_breaker_opens_on_timeouts_and_closes_after_a_successful_trial(
+    redis: Redis, redis_url: str
+) -> None:
     plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": 0.4, "circuit_failures": 2, "circuit_seconds": 1}
     network = VirtualNetwork(pace=PACE)
     async with run(create_app(sandbox_settings(redis_url, plusofon=plusofon), network)) as api:
@@ -54,7 +56,7 @@ async def test_a_provider_that_does_not_answer_is_left_alone_and_tried_again(red
         }
 
 
-async def test_calls_beyond_those_that_may_be_under_way_are_refused_at_once(redis: Redis, redis_url: str) -> None:
+async def test_calls_over_the_connection_limit_are_refused_at_once(redis: Redis, redis_url: str) -> None:
     plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": 1, "max_connections": 2}
     network = VirtualNetwork(pace=PACE)
     async with run(create_app(sandbox_settings(redis_url, plusofon=plusofon), network)) as api:
@@ -71,7 +73,7 @@ async def test_calls_beyond_those_that_may_be_under_way_are_refused_at_once(redi
 
 
 @pytest.mark.parametrize("balance", [Decimal("9.99"), Decimal(-5)])
-async def test_below_the_minimum_no_call_is_placed_until_somebody_pays(
+async def test_below_the_minimum_balance_no_call_is_placed_until_a_top_up(
     redis: Redis, redis_url: str, balance: Decimal
 ) -> None:
     network = VirtualNetwork(pace=PACE, balance=balance)
@@ -92,8 +94,8 @@ async def test_below_the_minimum_no_call_is_placed_until_somebody_pays(
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/balance-too-low")
         assert network.calls_of(PHONE) == []
         assert (await api.get("/readyz")).status_code == 200  # codes can still be checked
-        assert not await redis.keys("pv:{l:*")  # nothing was taken
+        assert not await redis.keys("pv:{l:*")  # no limit was used
 
-        network.top_up(Decimal(500))
+        network.balance += 500
         await until(is_paid)
         assert (await start(api, PHONE)).status_code == 201

@@ -1,4 +1,4 @@
-"""A Redis that answers but does not do its work: a replica, a full one, one without rights, one that was restarted."""
+"""A Redis that answers but refuses commands: a replica, out of memory, missing permissions, closed connections."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ PROBE_LASTS = 1.1  # seconds, and a little more: how old the answer of /readyz m
 
 @dataclass
 class Server:
-    """A server on a port and on a socket, which can be restarted at the same addresses."""
+    """A Redis server on a TCP port and a Unix socket, which can be restarted at the same addresses."""
 
     folder: Path
     port: int
@@ -105,7 +105,7 @@ async def admin(server: Server) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def address(server: Server, tmp_path: Path) -> Path:
-    """A socket's name that leads to the server, and can be made to lead elsewhere, as a DNS name can."""
+    """Return the path of a link to the server's socket, which can be switched to another server, as a DNS name can."""
     link = tmp_path / "redis"
     link.symlink_to(server.socket)
     return link
@@ -154,17 +154,17 @@ async def store_up(api: httpx.AsyncClient) -> str:
     return line.split()[1]
 
 
-def lead(address: Path, server: Server) -> None:
+def point_at(address: Path, server: Server) -> None:
     address.unlink()
     address.symlink_to(server.socket)
 
 
-async def test_a_demoted_primary_serves_nothing_and_is_left_for_the_new_one(
+async def test_requests_to_a_demoted_primary_are_refused_until_the_new_primary_is_used(
     api_by_name: httpx.AsyncClient, admin: Redis, address: Path, tmp_path: Path, network: VirtualNetwork
 ) -> None:
     api = api_by_name
     verification_id = await started(api)
-    await admin.replicaof("127.0.0.1", "1")  # nobody is there, so what it has grows old
+    await admin.replicaof("127.0.0.1", "1")  # there is no such primary, so its data becomes stale
     replica = "Redis is a read-only replica."
 
     assert await refusal(start(api, OTHER)) == replica
@@ -179,14 +179,16 @@ async def test_a_demoted_primary_serves_nothing_and_is_left_for_the_new_one(
     assert network.calls_of(OTHER) == []
 
     with running(tmp_path / "promoted") as promoted:
-        lead(address, promoted)
+        point_at(address, promoted)
         await started(api, OTHER)
         await asyncio.sleep(PROBE_LASTS)
         assert (await api.get("/readyz")).status_code == 200
         assert await store_up(api) == "1.0"
 
 
-async def test_a_replica_that_is_promoted_again_is_used_without_a_restart(api: httpx.AsyncClient, admin: Redis) -> None:
+async def test_a_replica_that_becomes_primary_again_is_used_without_a_restart(
+    api: httpx.AsyncClient, admin: Redis
+) -> None:
     verification_id = await started(api)
     await admin.replicaof("127.0.0.1", "1")
     await refusal(api.get(f"/verify/{verification_id}"))
@@ -196,21 +198,23 @@ async def test_a_replica_that_is_promoted_again_is_used_without_a_restart(api: h
     assert (await api.get(f"/verify/{verification_id}")).status_code == 200
 
 
-async def test_a_failover_costs_no_request_once_the_address_leads_to_the_new_primary(
+async def test_no_request_fails_after_a_failover_once_the_address_leads_to_the_new_primary(
     api_by_name: httpx.AsyncClient, admin: Redis, address: Path, tmp_path: Path
 ) -> None:
     api = api_by_name
     await started(api)
     with running(tmp_path / "promoted") as promoted:
         await admin.replicaof("127.0.0.1", "1")
-        lead(address, promoted)
+        point_at(address, promoted)
 
         answers = await asyncio.gather(*(start(api, f"+790012345{number:02}") for number in range(20)))
 
         assert {answer.status_code for answer in answers} == {201}
 
 
-async def test_a_replica_that_lost_its_primary_and_says_so_is_told_as_one(api: httpx.AsyncClient, admin: Redis) -> None:
+async def test_a_replica_that_refuses_stale_reads_is_reported_as_a_replica(
+    api: httpx.AsyncClient, admin: Redis
+) -> None:
     verification_id = await started(api)
     await admin.config_set("replica-serve-stale-data", "no")
     await admin.replicaof("127.0.0.1", "1")
@@ -238,14 +242,14 @@ async def lose_the_replicas(admin: Redis, _: Server) -> None:
     await admin.config_set("min-replicas-to-write", "1")
 
 
-def take_the_right(right: str) -> Callable[[Redis, Server], Awaitable[None]]:
+def revoke_command(right: str) -> Callable[[Redis, Server], Awaitable[None]]:
     async def take(admin: Redis, _: Server) -> None:
         await admin.acl_setuser("default", enabled=True, nopass=True, commands=[right])
 
     return take
 
 
-async def take_the_keys(admin: Redis, _: Server) -> None:
+async def revoke_keys(admin: Redis, _: Server) -> None:
     await admin.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=["others:*"])
 
 
@@ -254,7 +258,7 @@ DENIED = "Redis refuses the service's user: its password is wrong, or it lacks a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that is done to a server, and what is then told of it."""
+    """A fault that a test causes in a server, and the reason that the service then reports."""
 
     name: str
     spoil: Callable[[Redis, Server], Awaitable[None]]
@@ -266,11 +270,11 @@ FAULTS = [
     Fault(name="full", spoil=fill, told="Redis is out of memory."),
     Fault(name="no disk", spoil=lose_the_disk, told="Redis cannot save its data, so it takes no writes."),
     Fault(name="no replicas", spoil=lose_the_replicas, told="Redis has too few replicas to take writes."),
-    Fault(name="no keys", spoil=take_the_keys, told=DENIED),
+    Fault(name="no keys", spoil=revoke_keys, told=DENIED),
     *(
         # A start needs no SET, for example, but redeeming a token does.
         Fault(
-            name=right, spoil=take_the_right(right), told=DENIED, refuses_starts=right in {"-evalsha", "-hset", "-time"}
+            name=right, spoil=revoke_command(right), told=DENIED, refuses_starts=right in {"-evalsha", "-hset", "-time"}
         )
         for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-xadd")
     ),
@@ -279,15 +283,15 @@ FAULTS = [
 
 @pytest.fixture(params=FAULTS, ids=lambda fault: fault.name)
 async def fault(request: pytest.FixtureRequest, api: httpx.AsyncClient, admin: Redis, server: Server) -> Fault:
-    """A fault of a server that did its work until now."""
+    """Cause a fault in a server that has worked so far."""
     fault: Fault = request.param
     await started(api)
-    await asyncio.sleep(0.1)  # what is done beside it is done
+    await asyncio.sleep(0.1)  # the background writes are done
     await fault.spoil(admin, server)
     return fault
 
 
-async def test_what_redis_refuses_is_told_by_the_problem_the_probe_the_metric_and_the_log(
+async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_metric_and_the_log(
     fault: Fault, api: httpx.AsyncClient, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
     if fault.refuses_starts:
@@ -302,7 +306,7 @@ async def test_what_redis_refuses_is_told_by_the_problem_the_probe_the_metric_an
     assert all(PHONE[1:] not in str(vars(record)) and "pv:" not in str(vars(record)) for record in told)
 
 
-async def test_a_full_redis_still_shows_delivers_gives_back_and_erases(admin: Redis) -> None:
+async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:
     runner = ScriptRunner(admin, timeout=1)
     store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
     outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisRateLimiter(runner, key=KEY)
@@ -340,7 +344,7 @@ async def test_a_full_redis_still_shows_delivers_gives_back_and_erases(admin: Re
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY
 
 
-async def test_a_redis_that_has_memory_again_is_used_without_a_restart(api: httpx.AsyncClient, admin: Redis) -> None:
+async def test_a_redis_with_free_memory_again_is_used_without_a_restart(api: httpx.AsyncClient, admin: Redis) -> None:
     await started(api)
     await admin.config_set("maxmemory", "1")
     await refusal(start(api, OTHER))
@@ -351,7 +355,7 @@ async def test_a_redis_that_has_memory_again_is_used_without_a_restart(api: http
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_connections_that_redis_closed_while_idle_cost_no_request(
+async def test_connections_that_redis_closed_while_idle_fail_no_request(
     workers: int, server: Server, admin: Redis
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -372,7 +376,7 @@ async def test_connections_that_redis_closed_while_idle_cost_no_request(
         assert [answer.status_code for answer in answers] == [201] * workers
 
 
-async def test_readiness_and_the_metrics_share_one_probe_a_second(api: httpx.AsyncClient, admin: Redis) -> None:
+async def test_readiness_and_metrics_share_one_probe_per_second(api: httpx.AsyncClient, admin: Redis) -> None:
     began = time.monotonic()
     probes = set()
     for _ in range(3):
@@ -384,7 +388,7 @@ async def test_readiness_and_the_metrics_share_one_probe_a_second(api: httpx.Asy
     assert 0 < await admin.pttl("pv:{probe}") <= 10_000
 
 
-async def test_a_thousand_failures_are_a_few_lines_of_log(
+async def test_a_thousand_redis_failures_are_a_few_log_lines(
     api: httpx.AsyncClient, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     verification_id = await started(api)

@@ -1,11 +1,11 @@
-"""A start that is refused leaves no trace: no other start, check, read or webhook can tell that it was made."""
+"""A refused start leaves no trace: it changes no other start, check, read or webhook."""
 
 import asyncio
 import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from app.api.state import State
+from app.container import Container, open_container
 from app.main import create_api, create_app
 from app.sandbox import Fault, Faults, VirtualNetwork
 from app.settings import Settings
@@ -27,20 +27,19 @@ from app.settings.policies import make_policies
 from app.store.keys import name_limit
 from app.store.webhooks import STREAM
 from app.verification.fraud_guard import range_of
+from app.verification.keys import derive_key
 from app.verification.phone import Phone
-from app.wiring import build
-from app.wiring.parts import make_names_key
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
-from tests.integration.test_verify import PHONE, wrong
+from tests.integration.test_verification import PHONE, wrong
 
-HOME, STRANGE = "192.0.2.7", "198.51.100.9"  # addresses: the person's, and that of whoever floods
+HOME, STRANGE = "192.0.2.7", "198.51.100.9"  # addresses: of the end user, and of the attacker who floods
 SHOP, OTHER = "shop", "bank"
 WEBHOOK = {"webhook_url": "http://127.0.0.1:9/", "webhook_secret": "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"}
 KEYS = {SHOP: "not-a-real-key-1", OTHER: "not-a-real-key-2"}
 COOLDOWN = timedelta(seconds=60)
 
-# What refuses a start: a limit by its name, the guard, what is known of the balance, or the provider with an answer.
+# What refuses a start: a limit by its name, the fraud guard, a low balance, or the provider's response.
 SHARED_LIMITS = ("calls_per_range", "calls_per_client", "calls_per_day")
 LIMITS = ("calls_per_address", *SHARED_LIMITS)
 REFUSALS_OF_PROVIDER = {"refused": Fault.REFUSED, "too_many_requests": Fault.TOO_MANY_REQUESTS}
@@ -51,14 +50,14 @@ Answer = httpx.Response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """The service without its background work: events stay in their stream, and no call is followed."""
+class RunningService:
+    """The service without its background work: webhook events stay in the stream, and no call is followed."""
 
     api: httpx.AsyncClient
     redis: Redis
     settings: Settings
     network: VirtualNetwork
-    state: State
+    container: Container
 
     async def post(self, path: str, client: str = SHOP, **body: str) -> Answer:
         return await self.api.post(path, json=body, headers={"Authorization": f"Bearer {KEYS[client]}"})
@@ -85,19 +84,19 @@ class World:
         return heard
 
     async def events(self) -> list[str]:
-        """List the types of all events that any client is told, oldest first."""
+        """Return the types of all webhook events of all clients, oldest first."""
         entries: Any = await self.redis.xrange(STREAM)
         return [fields[b"type"].decode() for _, fields in entries]
 
     @asynccontextmanager
     async def refusing(self, kind: str, client: str = SHOP) -> AsyncIterator[None]:
-        """Have a client's starts from the strange address refused, and maybe all others; afterwards no more."""
+        """Have starts refused from the attacker's address (with shared limits, from any address) inside the context."""
         if kind in LIMITS:
             refused = self._used_up(kind, client)
         elif kind == "guard":
             refused = self._blocked()
         elif kind == "balance":
-            refused = self._poor()
+            refused = self._low_balance()
         else:
             refused = self._refused_by_provider(REFUSALS_OF_PROVIDER[kind])
         async with refused:
@@ -108,7 +107,7 @@ class World:
         policy = make_policies(self.settings).for_client(client)
         allowances = policy.for_calls(client=client, phone=Phone(PHONE), address=STRANGE)
         (allowance,) = (allowance for allowance in allowances if allowance.limit.name == limit)
-        name, moment = name_limit(make_names_key(self.settings), allowance), time.time() * 1000
+        name, moment = name_limit(derive_key(self.settings.names_secret, "phone"), allowance), time.time() * 1000
         tokens = {f"taken-{number}": moment for number in range(allowance.limit.count)}
         await self.redis.zadd(name, tokens)
         await self.redis.pexpire(name, allowance.limit.period)
@@ -124,10 +123,10 @@ class World:
         await self.redis.delete(name)
 
     @asynccontextmanager
-    async def _poor(self) -> AsyncIterator[None]:
-        self.state["balance"].note(Decimal(0))
+    async def _low_balance(self) -> AsyncIterator[None]:
+        self.container.providers.balance.note(Decimal(0))
         yield
-        self.state["balance"].note(Decimal(10_000))
+        self.container.providers.balance.note(Decimal(10_000))
 
     @asynccontextmanager
     async def _refused_by_provider(self, fault: Fault) -> AsyncIterator[None]:
@@ -137,34 +136,33 @@ class World:
 
 
 @pytest.fixture
-async def world(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[World]:
+async def service(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[RunningService]:
     settings = sandbox_settings(
         redis_url,
         channels=["voice", "flash_call", "reverse_call"],
         api={"keys": ",".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in KEYS.items())},
         clients={SHOP: WEBHOOK},
-        plusofon={"circuit_failures": 1000},  # a flood of refusals is not to open it for the person
+        plusofon={"circuit_failures": 1000},  # refusals must not open the circuit for the end user
         min_balance_rub=3,
     )
-    states: list[State] = []
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with AsyncExitStack() as stack:
-            states.append(await build(settings, network, stack, in_background=False))
-            yield states[0]
+    async with open_container(settings, network) as container:
 
-    async with run(create_api(lifespan)) as api:
-        yield World(api=api, redis=redis, settings=settings, network=network, state=states[0])
+        @asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
+            yield {"container": container}
+
+        async with run(create_api(lifespan)) as api:
+            yield RunningService(api=api, redis=redis, settings=settings, network=network, container=container)
 
 
-async def flood(world: World, **named: str) -> list[Answer]:
-    """Start for the person's phone from the strange address, many at once; each kind of start is once the first."""
+async def flood(service: RunningService, **named: str) -> list[Answer]:
+    """Start for the end user's phone from the attacker's address, many at once; each kind of start comes first once."""
     kinds: list[dict[str, str]] = [named, {"purpose": "login"}, {}, {"channel": "flash_call"}, {"channel": "voice"}]
     answers: list[Answer] = []
     for first in range(len(kinds)):
         bodies = [{**kinds[(first + number) % len(kinds)], "client_ip": STRANGE} for number in range(8)]
-        answers += await asyncio.gather(*(world.start(**body) for body in bodies))
+        answers += await asyncio.gather(*(service.start(**body) for body in bodies))
     return answers
 
 
@@ -172,81 +170,85 @@ def slug(answer: Answer) -> str:
     return str(answer.json().get("type", "")).removeprefix("/problems/")
 
 
-def told_ids(answers: list[Answer]) -> set[str]:
-    """Find whatever looks like an id, wherever it stands."""
+def ids_in(answers: list[Answer]) -> set[str]:
+    """Return everything that looks like a verification id in bodies and headers."""
     return {found for answer in answers for found in re.findall(r"vrf_\w+", answer.text + str(answer.headers))}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_nobody_is_told_to_wait_for_a_call_that_was_refused(world: World, kind: str) -> None:
+async def test_a_refused_start_causes_no_cooldown_for_others(service: RunningService, kind: str) -> None:
     for _ in range(5):
-        async with world.refusing(kind):
-            flooding = asyncio.create_task(flood(world))
-            during = [await world.start_after(0.01) for _ in range(3)]
+        async with service.refusing(kind):
+            flooding = asyncio.create_task(flood(service))
+            during = [await service.start_after(0.01) for _ in range(3)]
             refused = await flooding
-        after = await world.start()
+        after = await service.start()
 
         assert not any(answer.is_success for answer in refused)
-        if kind == "calls_per_address":  # which is not his: only his own call makes him wait
+        if kind == "calls_per_address":  # not the end user's address: only their own call starts a cooldown
             assert [answer.status_code for answer in (*during, after)] == [201, 429, 429, 429]
         else:
             assert not any(answer.is_success for answer in during)
             assert after.status_code == 201, after.text
         if kind in BEFORE_THE_PROVIDER[1:]:
             assert "call-cooldown" not in map(slug, during)
-        await world.redis.flushall()
+        await service.redis.flushall()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_no_id_is_told_that_is_not_found_afterwards(world: World, kind: str) -> None:
-    own = (await world.start()).json()["verification_id"]
-    await age(world.redis, COOLDOWN)
-    async with world.refusing(kind):
-        answers = await flood(world, verification_id=own)
+async def test_a_refused_start_returns_no_id_of_a_verification_that_does_not_exist(
+    service: RunningService, kind: str
+) -> None:
+    own = (await service.start()).json()["verification_id"]
+    await age(service.redis, COOLDOWN)
+    async with service.refusing(kind):
+        answers = await flood(service, verification_id=own)
 
     assert not any(answer.is_success for answer in answers)
-    assert told_ids(answers) <= {own}
-    assert (await world.read(own)).json()["calls_placed"] == 1
+    assert ids_in(answers) <= {own}
+    assert (await service.read(own)).json()["calls_placed"] == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_refused_start_takes_no_check_of_a_pending_verification(world: World, kind: str) -> None:
-    own = (await world.start(channel="voice")).json()["verification_id"]
-    code = await world.hear()
-    await age(world.redis, COOLDOWN)
+async def test_a_refused_start_does_not_reduce_the_checks_of_a_pending_verification(
+    service: RunningService, kind: str
+) -> None:
+    own = (await service.start(channel="voice")).json()["verification_id"]
+    code = await service.hear()
+    await age(service.redis, COOLDOWN)
     left = []
-    async with world.refusing(kind):
+    async with service.refusing(kind):
         for _ in range(4):
-            flooding = asyncio.create_task(flood(world, verification_id=own, channel="flash_call"))
-            left.append((await world.check(own, wrong(code))).json()["checks_left"])
+            flooding = asyncio.create_task(flood(service, verification_id=own, channel="flash_call"))
+            left.append((await service.check(own, wrong(code))).json()["checks_left"])
             assert not any(answer.is_success for answer in await flooding)
-            left.append((await world.read(own)).json()["checks_left"])
-        verified = await world.check(own, code)
+            left.append((await service.read(own)).json()["checks_left"])
+        verified = await service.check(own, code)
 
     assert left == [4, 4, 3, 3, 2, 2, 1, 1]
     assert verified.json()["verified"] is True
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_refused_start_sends_no_event(world: World, kind: str) -> None:
-    own = (await world.start()).json()["verification_id"]
-    code = await world.hear()
-    await age(world.redis, COOLDOWN)
-    before = await world.events()
-    async with world.refusing(kind):
-        answers = await flood(world, verification_id=own)
-        during = await world.events()
-    await world.check(own, code)
+async def test_a_refused_start_sends_no_webhook_event(service: RunningService, kind: str) -> None:
+    own = (await service.start()).json()["verification_id"]
+    code = await service.hear()
+    await age(service.redis, COOLDOWN)
+    before = await service.events()
+    async with service.refusing(kind):
+        answers = await flood(service, verification_id=own)
+        during = await service.events()
+    await service.check(own, code)
 
     assert not any(answer.is_success for answer in answers)
     assert before == during == ["verification.created"]
-    assert await world.events() == ["verification.created", "verification.verified"]
+    assert await service.events() == ["verification.created", "verification.verified"]
 
 
-# A flow of one person, played with and without refused starts of others between its steps.
+# The steps of one end user, run with and without refused starts of others in between.
 
 PURPOSES = ("phone_verification", "login")
-# Multiples of ten seconds: a moment is never so close that the time that a run takes decides.
+# Multiples of ten seconds, so that the duration of a run does not change a result.
 WAITS = (20, 60, 130, 300, 3600)
 SECONDS = {"expires_in", "resend_in", "retry_after"}
 UNIQUE = {"created_at", "expires_at", "token", "instance"}
@@ -273,10 +275,10 @@ floods = st.lists(
 
 
 @dataclass(slots=True)
-class Person:
-    """Plays steps, and keeps what the person saw: ids by their order, and seconds apart from all else."""
+class EndUser:
+    """Runs steps of an end user and records the responses: ids as their order, seconds in a separate list."""
 
-    world: World
+    service: RunningService
     ids: list[str] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
     saw: list[object] = field(default_factory=list)
@@ -287,31 +289,31 @@ class Person:
             self.saw.append((name, answer.status_code, self._seen(answer.json()), _without_times(answer.headers)))
 
     async def start(self, purpose: str, channel: str) -> Answer:
-        return await self._called(await self.world.start(purpose=purpose, channel=channel))
+        return await self._called(await self.service.start(purpose=purpose, channel=channel))
 
     async def resend(self, which: int, channel: str) -> Answer | None:
         if not self.ids:
             return None
         verification_id = self._id(which)
-        purpose = (await self.world.read(verification_id)).json().get("purpose", PURPOSES[0])
-        answer = await self.world.start(verification_id=verification_id, purpose=purpose, channel=channel)
+        purpose = (await self.service.read(verification_id)).json().get("purpose", PURPOSES[0])
+        answer = await self.service.start(verification_id=verification_id, purpose=purpose, channel=channel)
         return await self._called(answer)
 
     async def check_by_id(self, which: int, right: bool) -> Answer | None:  # noqa: FBT001 - of a step
-        return await self.world.check(self._id(which), self._code(right)) if self.ids else None
+        return await self.service.check(self._id(which), self._code(right)) if self.ids else None
 
     async def check_by_phone(self, purpose: str, right: bool) -> Answer | None:  # noqa: FBT001 - of a step
         body = {"phone": PHONE, "purpose": purpose, "client_ip": HOME}
-        return await self.world.post("/verify/check", code=self._code(right), **body) if self.ids else None
+        return await self.service.post("/verify/check", code=self._code(right), **body) if self.ids else None
 
     async def read(self, which: int) -> Answer | None:
-        return await self.world.read(self._id(which)) if self.ids else None
+        return await self.service.read(self._id(which)) if self.ids else None
 
     async def cancel(self, which: int) -> Answer | None:
-        return await self.world.post(f"/verify/{self._id(which)}/cancel") if self.ids else None
+        return await self.service.post(f"/verify/{self._id(which)}/cancel") if self.ids else None
 
     async def wait(self, seconds: int) -> None:
-        await age(self.world.redis, timedelta(seconds=seconds))
+        await age(self.service.redis, timedelta(seconds=seconds))
 
     def _id(self, which: int) -> str:
         return self.ids[-1 - which % len(self.ids)]
@@ -323,7 +325,7 @@ class Person:
         if answer.is_success:
             if (verification_id := answer.json()["verification_id"]) not in self.ids:
                 self.ids.append(verification_id)
-            self.codes.append(await self.world.hear())
+            self.codes.append(await self.service.hear())
         return answer
 
     def _seen(self, body: Mapping[str, Any]) -> dict[str, object]:
@@ -343,22 +345,22 @@ def _without_times(headers: httpx.Headers) -> str:
     return re.sub(r"t=\d+", "t=#", headers.get("RateLimit", ""))
 
 
-async def play(world: World, script: list[tuple[Any, ...]], *, flooded: bool) -> Person:
-    await world.redis.flushall()
-    person = Person(world)
+async def play(service: RunningService, script: list[tuple[Any, ...]], *, flooded: bool) -> EndUser:
+    await service.redis.flushall()
+    user = EndUser(service)
     for step, attacks in script:
-        await person.play(*step)
+        await user.play(*step)
         for kind, client, starts in attacks if flooded else ():
-            async with world.refusing(kind, client):
-                bodies = [_strange(start, person) for start in starts]
-                answers = await asyncio.gather(*(world.start(client, **body) for body in bodies))
+            async with service.refusing(kind, client):
+                bodies = [_attack(start, user) for start in starts]
+                answers = await asyncio.gather(*(service.start(client, **body) for body in bodies))
             assert not any(answer.is_success for answer in answers)
-    return person
+    return user
 
 
-def _strange(start: Mapping[str, Any], person: Person) -> dict[str, str]:
+def _attack(start: Mapping[str, Any], user: EndUser) -> dict[str, str]:
     start = dict(start)
-    named = {"verification_id": person.ids[-1]} if start.pop("named") and person.ids else {}
+    named = {"verification_id": user.ids[-1]} if start.pop("named") and user.ids else {}
     return {**start, **named, "client_ip": STRANGE}
 
 
@@ -366,25 +368,27 @@ def _strange(start: Mapping[str, Any], person: Person) -> dict[str, str]:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(script=st.lists(st.tuples(people_steps, floods), min_size=2, max_size=10))
-async def test_refused_starts_change_nothing_that_anybody_sees(world: World, script: list[tuple[Any, ...]]) -> None:
-    flooded, alone = [await play(world, script, flooded=flooded) for flooded in (True, False)]
+async def test_refused_starts_change_no_response_to_the_end_user(
+    service: RunningService, script: list[tuple[Any, ...]]
+) -> None:
+    flooded, alone = [await play(service, script, flooded=flooded) for flooded in (True, False)]
 
     assert flooded.saw == alone.saw
     assert flooded.seconds == pytest.approx(alone.seconds, abs=5)
 
 
-# What the provider refused had been stored. Afterwards Redis holds what it held before, with these exceptions:
-# - the guard has opened a bucket of time, in which it counts no call;
-# - the number of a call is never used again, so the last number of the named verification has grown, and the moment of
-#   its next call, which had passed, is no longer kept;
-# - ids of verifications that had expired are no longer listed with the phone;
-# - keys of the phone, of limits and of the expiry of events may live on longer, with nothing in them that does.
+# A start that the provider refuses has been stored. After the refund Redis holds what it held before, except:
+# - the fraud guard has a new time bucket with no counted call;
+# - call numbers are never reused, so the last call number of the named verification has grown, and the end of the
+#   cooldown, which had passed, is deleted;
+# - the phone no longer lists the ids of expired verifications;
+# - keys of the phone, of limits and of event expiry may have a later TTL, with unchanged content.
 
 Dump = dict[str, tuple[dict[str, str], int]]
 
 
 async def dump(redis: Redis) -> Dump:
-    """Return what each key holds, as a mapping, and the moment (ms) at which it expires."""
+    """Return the content of each key as a mapping, and its expiry (Unix time in ms)."""
     found: Dump = {}
     for key in map(_text, await redis.keys()):
         pairs: Any
@@ -404,7 +408,7 @@ def _text(value: object) -> str:
 
 
 def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
-    """List what a refused start has left behind or taken away, beyond the exceptions above."""
+    """Return what a refused start has added, changed or removed, beyond the exceptions above."""
     found = []
     for key in sorted(before.keys() | after.keys()):
         (held, expired), (holds, expires) = before.get(key, ({}, 0)), after.get(key, ({}, 0))
@@ -420,10 +424,10 @@ def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
             assert int(holds.pop("n")) >= int(held.pop("n"))
             del held["r"]
             holds.pop("r", None)
-        may_live_on = ":p:" in key or key.startswith(("pv:{l:", "pv:{events}"))
+        may_expire_later = ":p:" in key or key.startswith(("pv:{l:", "pv:{events}"))
         if held != holds:
             found.append(f"{key} held {held}, and now {holds}")
-        if not (expires > expired > 0 and may_live_on) and abs(expires - expired) > 1000:
+        if not (expires > expired > 0 and may_expire_later) and abs(expires - expired) > 1000:
             found.append(f"{key} expires {expires - expired} ms later")
     return found
 
@@ -451,28 +455,28 @@ PRELUDES: dict[str, list[tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize("fault", REFUSALS_OF_PROVIDER)
 @pytest.mark.parametrize("prelude", PRELUDES)
-async def test_a_start_that_the_provider_refused_leaves_in_redis_what_was_there(
-    world: World, prelude: str, fault: str
+async def test_a_start_that_the_provider_refused_leaves_redis_unchanged(
+    service: RunningService, prelude: str, fault: str
 ) -> None:
-    person = Person(world)
+    user = EndUser(service)
     for step in PRELUDES[prelude]:
-        await person.play(*step)
-    named = person.ids[-1] if person.ids else None
+        await user.play(*step)
+    named = user.ids[-1] if user.ids else None
     channels: list[dict[str, str]] = [{}, {"channel": "voice"}, {"channel": "flash_call"}, {"channel": "reverse_call"}]
-    before = await dump(world.redis)
-    async with world.refusing(fault):
-        answers = [await world.start(purpose="login", **channel) for channel in channels]
+    before = await dump(service.redis)
+    async with service.refusing(fault):
+        answers = [await service.start(purpose="login", **channel) for channel in channels]
         if named:
-            resends = [await world.start(purpose="login", verification_id=named, **channel) for channel in channels]
+            resends = [await service.start(purpose="login", verification_id=named, **channel) for channel in channels]
             is_pending = prelude not in {"a verified one", "an expired one"}
             assert {answer.status_code == 404 for answer in resends} == {not is_pending}
-    after = await dump(world.redis)
+    after = await dump(service.redis)
 
     assert {slug(answer) for answer in answers} <= {"provider-rejected", "provider-unavailable"}
     assert differences(before, after, named) == []
 
 
-async def test_starts_of_test_numbers_beyond_the_limit_add_no_key(redis: Redis, redis_url: str) -> None:
+async def test_starts_of_test_numbers_over_the_limit_add_no_key(redis: Redis, redis_url: str) -> None:
     allowed, fired = 20, 100
     numbers = [f"+7900000{number}" for number in range(3000, 3005)]
     settings = sandbox_settings(
@@ -494,7 +498,7 @@ async def test_starts_of_test_numbers_beyond_the_limit_add_no_key(redis: Redis, 
             ]
             return sum(answer.is_success for answer in await asyncio.gather(*requests))
 
-        # Each start that is let through has its record, and its answer where it may be repeated.
+        # Each accepted start has its record, and its kept response if it has an idempotency key.
         bound = len(numbers) + 1 + 2 * allowed
         assert await flood_with("first") == allowed
         kept = await _keys_of_starts(redis)
@@ -510,6 +514,6 @@ async def test_starts_of_test_numbers_beyond_the_limit_add_no_key(redis: Redis, 
 
 
 async def _keys_of_starts(redis: Redis) -> set[str]:
-    """List all keys but those that the background work of one service needs, whatever is started."""
+    """Return all keys except those of the background work."""
     background = ("pv:{stats", "pv:{balance", "pv:{queue")
     return {key for key in map(_text, await redis.keys()) if not key.startswith(background)}

@@ -1,4 +1,4 @@
-"""What a body may be besides the JSON of the documentation, and what an error never repeats of it."""
+"""Request bodies that differ from the documented JSON, and what an error must not repeat of them."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ def allows_null(schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 
 def optional_fields(schema: dict[str, Any], root: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the optional fields of a body; of a union, those of each member."""
+    """Return the optional fields of a body schema; for a union, those of each member."""
     members = [resolve(member, root) for member in schema.get("oneOf", [schema])]
     return [
         (name, field)
@@ -33,7 +33,7 @@ def optional_fields(schema: dict[str, Any], root: dict[str, Any]) -> list[tuple[
 
 
 async def test_every_optional_field_of_every_body_may_be_null(api: httpx.AsyncClient) -> None:
-    """Each is sent as null to its route; whatever else is wrong with the request, the null is not."""
+    """Each is sent alone, as null; the request may have other errors, but none about the null."""
     root = (await api.get("/openapi.json")).json()
     tried = []
     for path, operations in root["paths"].items():
@@ -58,14 +58,16 @@ async def test_every_optional_field_of_every_body_may_be_null(api: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("absent", ["verification_id", "phone"])
-async def test_a_check_may_carry_null_for_the_name_that_it_does_not_use(api: httpx.AsyncClient, absent: str) -> None:
-    """The description has a model for each way to name a verification; a body with the other one's null is read too."""
+async def test_a_check_may_have_null_for_the_identifier_that_it_does_not_use(
+    api: httpx.AsyncClient, absent: str
+) -> None:
+    """OpenAPI has one schema per way to identify a verification; the field of the other may be null."""
     used = {"verification_id": {"phone": PHONE}, "phone": {"verification_id": "vrf_00"}}[absent]
     answer = await api.post("/verify/check", json={**used, absent: None, "purpose": None, "code": "123456"})
     assert answer.json()["type"] == "/problems/verification-not-found"
 
 
-async def test_null_means_left_out(api: httpx.AsyncClient) -> None:
+async def test_null_is_the_same_as_an_omitted_field(api: httpx.AsyncClient) -> None:
     nothing = dict.fromkeys(["purpose", "channel", "channels", "lang", "client_ip"])
     started = (await api.post("/verify/start", json={"phone": PHONE, **nothing})).json()
     assert (started["purpose"], started["channel"], started["phone"]) == ("phone_verification", "voice", "+7900•••4567")
@@ -74,13 +76,13 @@ async def test_null_means_left_out(api: httpx.AsyncClient) -> None:
     assert len(faults.json()["kinds"]) > 1
 
 
-async def test_a_required_or_unknown_field_may_not_be_null(api: httpx.AsyncClient) -> None:
+async def test_a_required_or_unknown_field_must_not_be_null(api: httpx.AsyncClient) -> None:
     answer = await api.post("/verify/start", json={"phone": None, "unheard_of": None})
     assert [error["pointer"] for error in answer.json()["errors"]] == ["#/phone", "#/unheard_of"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-async def test_a_byte_order_mark_before_json_is_read_over(api: httpx.AsyncClient, encoding: str) -> None:
+async def test_a_byte_order_mark_before_json_is_ignored(api: httpx.AsyncClient, encoding: str) -> None:
     started = await api.post("/verify/start", content=json.dumps({"phone": PHONE}).encode(encoding), headers=JSON)
     redeemed = await api.post(
         "/verify/token/redeem", content=json.dumps({"token": "x", "purpose": "login"}).encode(encoding), headers=JSON
@@ -93,7 +95,7 @@ async def test_a_byte_order_mark_before_json_is_read_over(api: httpx.AsyncClient
 @pytest.mark.parametrize(
     "content", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"\xff\xfe{", b"\xef\xbb{}", b"\xff"]
 )
-async def test_what_is_no_json_behind_a_mark_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
+async def test_invalid_json_after_a_byte_order_mark_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
     answer = await api.post("/verify/start", content=content, headers=JSON)
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/validation-failed")
 
@@ -116,7 +118,7 @@ async def test_what_is_no_json_behind_a_mark_is_refused(api: httpx.AsyncClient, 
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/verify/start"), ("POST", "/verify/token/redeem"), ("PUT", "/sandbox/account")]
 )
-async def test_an_unknown_field_named_like_a_number_is_not_repeated(
+async def test_an_unknown_field_name_that_looks_like_a_phone_or_code_is_masked(
     api: httpx.AsyncClient, method: str, path: str, name: str
 ) -> None:
     answer = await api.request(method, path, json={name: "x"})
@@ -125,7 +127,7 @@ async def test_an_unknown_field_named_like_a_number_is_not_repeated(
     assert name not in json.dumps(answer.json(), ensure_ascii=False)
 
 
-async def test_any_other_unknown_field_is_named(api: httpx.AsyncClient) -> None:
+async def test_any_other_unknown_field_name_is_shown(api: httpx.AsyncClient) -> None:
     answer = await api.post("/verify/start", json={"phone": PHONE, "phone_2": 1, "a/b~c": 1, "utm_2026": 1})
     pointers = [error["pointer"] for error in answer.json()["errors"]]
     assert pointers == ["#/phone_2", "#/a~1b~0c", "#/•••"]
@@ -156,7 +158,7 @@ async def test_any_other_unknown_field_is_named(api: httpx.AsyncClient) -> None:
         ),
     ],
 )
-async def test_an_error_of_a_check_points_at_what_was_sent_and_names_no_model(
+async def test_the_errors_of_a_check_point_at_the_fields_that_were_sent(
     api: httpx.AsyncClient, body: dict[str, Any], errors: list[tuple[str, str]]
 ) -> None:
     answer = await api.post("/verify/check", json=body)

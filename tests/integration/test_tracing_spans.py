@@ -1,4 +1,4 @@
-"""Traces: request, Redis and provider in one, of the caller's trace if it came with one, and no secret in any."""
+"""Traces: request, Redis and provider in one trace, which continues the caller's, and no secret in any span."""
 
 import subprocess
 import sys
@@ -15,17 +15,17 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
 from app.main import create_app
+from app.providers.observe import ProviderObserver
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
 from app.telemetry.tracing import Tracing
-from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Refused
 from tests.fakes import FakeSender
 from tests.integration.conftest import run, sandbox_settings
-from tests.unit.test_metrics_series import ORDER
+from tests.unit.test_metrics_series import ORDER, observed
 
 ROOT = Path(__file__).parents[2]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -90,7 +90,7 @@ async def test_a_start_is_one_trace_through_redis_and_the_provider(
     )
 
 
-async def test_without_a_callers_trace_a_request_begins_its_own(
+async def test_a_request_without_a_valid_traceparent_starts_a_new_trace(
     traced: httpx.AsyncClient, exporter: InMemorySpanExporter
 ) -> None:
     await traced.get("/livez")
@@ -103,7 +103,9 @@ async def test_without_a_callers_trace_a_request_begins_its_own(
     assert first.context.trace_id != second.context.trace_id
 
 
-async def test_spans_hold_no_phone_code_path_or_id(traced: httpx.AsyncClient, exporter: InMemorySpanExporter) -> None:
+async def test_spans_contain_no_phone_code_path_or_id(
+    traced: httpx.AsyncClient, exporter: InMemorySpanExporter
+) -> None:
     started = (await traced.post("/verify/start", json={"phone": PHONE})).json()
     await traced.post("/verify/start", json={"phone": MagicNumber.REFUSED})
     await traced.post("/verify/check", json={"phone": PHONE, "code": "908172"})
@@ -116,11 +118,11 @@ async def test_spans_hold_no_phone_code_path_or_id(traced: httpx.AsyncClient, ex
         assert secret not in text
 
 
-async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
+async def test_a_refused_call_and_a_failed_status_request_are_error_spans(
     tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     sender = FakeSender()
-    traced = tracing.traced(Channel.VOICE, sender)
+    traced = observed(sender, ProviderObserver(record_time=lambda *_: None, open_span=tracing.provider_request))
     sender.outcome = Refused(ProviderUnavailable(retry_after=1))
     sender.unready = sender.state = ProviderUnavailable(retry_after=1)
 
@@ -141,7 +143,9 @@ async def test_a_refused_call_and_a_failed_look_up_are_errors_of_their_kind(
     assert (traced.provider, traced.supports_status) == ("fake", True)
 
 
-async def test_a_crash_is_an_error_and_its_words_stay_here(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+async def test_an_exception_is_an_error_span_without_its_message(
+    tracing: Tracing, exporter: InMemorySpanExporter
+) -> None:
     async def crash(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError(PHONE)
 
@@ -154,7 +158,9 @@ async def test_a_crash_is_an_error_and_its_words_stay_here(tracing: Tracing, exp
     assert PHONE not in span.to_json()
 
 
-async def test_the_context_goes_on_to_whom_it_is_given(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+async def test_the_trace_context_is_passed_to_outgoing_requests(
+    tracing: Tracing, exporter: InMemorySpanExporter
+) -> None:
     seen: list[dict[str, str]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,16 +174,16 @@ async def test_the_context_goes_on_to_whom_it_is_given(tracing: Tracing, exporte
     assert tracing.outgoing() == {}
 
 
-async def test_what_runs_beside_requests_is_traced_by_itself(
+async def test_background_work_has_its_own_trace(
     redis: Redis, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
-    await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # as good
+    await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # same interface
 
     (span,) = exporter.get_finished_spans()
     assert (span.name, span.parent) == ("redis stats.read", None)
 
 
-def test_without_an_endpoint_it_is_not_even_imported() -> None:
+def test_tracing_is_not_imported_without_an_endpoint() -> None:
     program = (
         "import sys; from app.main import create_app; from app.settings import Settings;"
         " create_app(Settings(mode='sandbox'));"
@@ -187,7 +193,9 @@ def test_without_an_endpoint_it_is_not_even_imported() -> None:
     assert ended.stdout == "False\n"
 
 
-def test_an_endpoint_without_the_extra_is_told_in_a_sentence(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_the_tracing_extra_is_a_settings_error(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)  # as if it were not installed
     settings = sandbox_settings(redis_url, tracing={"endpoint": "http://127.0.0.1:4318/v1/traces"})
 

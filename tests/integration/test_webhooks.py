@@ -1,4 +1,4 @@
-"""Events reach a real receiver: whatever it does, whoever dies on the way, once Redis has them they arrive."""
+"""Webhook events stored in Redis reach a real receiver, even if the receiver fails or a worker is killed."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ QUICK = tuple(timedelta(milliseconds=pause) for pause in (10, 20))
 
 @dataclass
 class Receiver:
-    """Keeps what arrives, verified by the independent library; ``answers`` say what each path answers, one by one."""
+    """Records the events, verified by an independent library; ``answers`` holds the next statuses of each path."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -137,33 +137,35 @@ async def until(condition: Callable[[], object], seconds: float = 5) -> None:
         await asyncio.sleep(0.005)
 
 
-async def settled(redis: Redis, *, dead: int = 0) -> None:
-    """Wait until nothing is to be delivered any more."""
+async def wait_until_delivered(redis: Redis, *, dead: int = 0) -> None:
+    """Wait until no delivery is pending; ``dead`` is the expected number of dead letters."""
     deadline = time.monotonic() + 5
     while (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD)) != (0, 0, dead):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
 
 
-async def test_events_arrive_signed_and_are_forgotten(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_events_are_delivered_signed_and_then_deleted(redis: Redis, receiver: Receiver, url: str) -> None:
     await add(redis, 20)
     async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: len(receiver.events) == 20)
-        await settled(redis)
+        await wait_until_delivered(redis)
 
     assert len(set(receiver.ids)) == 20
     assert receiver.events[0]["data"]["phone"] == "+7900•••4567"
     assert receiver.events[0]["timestamp"] == "2026-01-31T09:00:00.123Z"
 
 
-async def test_while_a_secret_is_changed_the_receiver_knows_either(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_during_a_secret_rotation_either_secret_verifies_the_signature(
+    redis: Redis, receiver: Receiver, url: str
+) -> None:
     await add(redis)
     rotating = WebhookEndpoint(url, (parse_secret(OTHER), parse_secret(SECRET)))
     async with delivering(redis, {"shop": rotating}):
         await until(lambda: receiver.events)
 
 
-async def test_an_expiry_is_told(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_an_expired_verification_sends_an_event(redis: Redis, receiver: Receiver, url: str) -> None:
     await redis.zadd(EXPIRY, {"shop|vrf_0a11b22c33d44e55f667788|login|voice|79001234567": 1769850000123})
     async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
@@ -174,26 +176,26 @@ async def test_an_expiry_is_told(redis: Redis, receiver: Receiver, url: str) -> 
 
 
 @pytest.mark.parametrize("status", [302, 404, 429, 500, 503])
-async def test_what_fails_is_tried_again_under_the_same_id(
+async def test_a_failed_delivery_is_retried_with_the_same_id(
     redis: Redis, receiver: Receiver, url: str, status: int
 ) -> None:
     receiver.answers["/"] = [status, status]
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/")}):
         await until(lambda: receiver.events)
-        await settled(redis)
+        await wait_until_delivered(redis)
 
     assert len(receiver.ids) == 3
     assert len(set(receiver.ids)) == 1
 
 
-async def test_after_the_last_try_an_event_is_a_dead_letter_and_can_be_sent_again(
+async def test_after_the_last_retry_an_event_is_a_dead_letter_and_can_be_resent(
     redis: Redis, receiver: Receiver, url: str
 ) -> None:
     receiver.answers["/"] = [500] * 3
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/")}):
-        await settled(redis, dead=1)
+        await wait_until_delivered(redis, dead=1)
         outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
         (letter,) = await outbox.dead_letters()
         assert (letter.event.id, letter.attempts, letter.error) == (receiver.ids[0], 3, "status 500")
@@ -201,19 +203,19 @@ async def test_after_the_last_try_an_event_is_a_dead_letter_and_can_be_sent_agai
 
         assert await outbox.resend(letter.event.id)
         await until(lambda: receiver.events)
-        await settled(redis)
+        await wait_until_delivered(redis)
     assert len(set(receiver.ids)) == 1
 
 
-async def test_who_is_gone_gets_no_second_try(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_a_410_is_not_retried(redis: Redis, receiver: Receiver, url: str) -> None:
     receiver.answers["/"] = [410]
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/")}):
-        await settled(redis, dead=1)
+        await wait_until_delivered(redis, dead=1)
     assert len(receiver.ids) == 1
 
 
-async def test_a_receiver_that_stalls_or_hangs_up_is_tried_again(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_a_timeout_or_a_disconnect_of_the_receiver_is_retried(redis: Redis, receiver: Receiver, url: str) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.transport.abort()
@@ -224,22 +226,22 @@ async def test_a_receiver_that_stalls_or_hangs_up_is_tried_again(redis: Redis, r
     await add(redis, client="bank")
     endpoints = {"shop": endpoint(f"{url}/stall"), "bank": endpoint(rude)}
     async with server, delivering(redis, endpoints, seconds=0.05):
-        await settled(redis, dead=2)
+        await wait_until_delivered(redis, dead=2)
     letters = await RedisOutbox(ScriptRunner(redis, timeout=1)).dead_letters()
     errors = {letter.event.client: letter.error for letter in letters}
     assert errors["shop"] == "no answer within 0.05 s"
     assert errors["bank"] in {"no answer: ClientOSError", "no answer: ServerDisconnectedError"}
 
 
-async def test_an_event_that_is_not_wanted_is_not_sent(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_only_subscribed_event_types_are_sent(redis: Redis, receiver: Receiver, url: str) -> None:
     await add(redis, type="verification.created")
     await add(redis)
     async with delivering(redis, {"shop": endpoint(url, events=frozenset({"verification.verified"}))}):
-        await settled(redis)
+        await wait_until_delivered(redis)
     assert [event["type"] for event in receiver.events] == ["verification.verified"]
 
 
-async def test_an_event_of_a_client_that_only_newer_workers_know_is_not_lost(
+async def test_an_event_of_a_client_unknown_to_an_older_worker_is_not_lost(
     redis: Redis, receiver: Receiver, url: str
 ) -> None:
     await add(redis)
@@ -251,16 +253,16 @@ async def test_an_event_of_a_client_that_only_newer_workers_know_is_not_lost(
         await until(lambda: receiver.events)
 
 
-async def test_many_workers_share_and_none_sends_twice(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_several_workers_share_the_events_and_send_each_once(redis: Redis, receiver: Receiver, url: str) -> None:
     await add(redis, 60)
     endpoints = {"shop": endpoint(url)}
     async with delivering(redis, endpoints), delivering(redis, endpoints), delivering(redis, endpoints):
         await until(lambda: len(receiver.ids) >= 60)
-        await settled(redis)
+        await wait_until_delivered(redis)
     assert len(set(receiver.ids)) == len(receiver.ids) == 60
 
 
-async def test_a_slow_endpoint_holds_up_no_other(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_a_slow_endpoint_does_not_delay_others(redis: Redis, receiver: Receiver, url: str) -> None:
     await add(redis, 40)
     await add(redis, 10, client="bank")
     endpoints = {"shop": endpoint(f"{url}/stall"), "bank": endpoint(f"{url}/quick")}
@@ -277,14 +279,14 @@ async def test_a_slow_endpoint_holds_up_no_other(redis: Redis, receiver: Receive
         assert backlog.dead == 0
 
 
-async def test_being_put_off_is_no_failed_attempt(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_a_postponed_event_does_not_count_as_a_failed_attempt(redis: Redis, receiver: Receiver, url: str) -> None:
     await add(redis, 50)
     async with delivering(redis, {"shop": endpoint(url)}, held=2, in_flight_per_endpoint=1, schedule=()):
         await until(lambda: len(receiver.events) == 50)
-        await settled(redis)
+        await wait_until_delivered(redis)
 
 
-async def test_whoever_is_stopped_finishes_what_is_in_flight(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_a_stopping_worker_finishes_its_deliveries_in_flight(redis: Redis, receiver: Receiver, url: str) -> None:
     slow = asyncio.Event()
 
     async def answer(_: Request) -> Response:
@@ -299,14 +301,16 @@ async def test_whoever_is_stopped_finishes_what_is_in_flight(redis: Redis, recei
         assert await redis.xlen(STREAM) == 0
 
 
-async def test_what_is_not_finished_in_time_is_left_to_another(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_a_delivery_not_finished_before_shutdown_is_taken_over_by_another_worker(
+    redis: Redis, receiver: Receiver, url: str
+) -> None:
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/stall")}, grace=0, seconds=20):
         await asyncio.wait_for(receiver.stalled.wait(), 5)
 
     async with delivering(redis, {"shop": endpoint(url)}, claim_after=0.05):
         await until(lambda: receiver.events)
-        await settled(redis)
+        await wait_until_delivered(redis)
     assert len(set(receiver.ids)) == 1
 
 
@@ -327,10 +331,10 @@ asyncio.run(main())
 """
 
 
-async def test_what_a_killed_worker_held_another_delivers(
+async def test_the_events_of_a_killed_worker_are_delivered_by_another(
     redis: Redis, redis_url: str, receiver: Receiver, url: str
 ) -> None:
-    """Killed for good, between reading an event and acknowledging it."""
+    """The worker is killed between reading an event and acknowledging it."""
     await add(redis)
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER, redis_url, f"{url}/stall", SECRET), cwd=ROOT
@@ -342,7 +346,7 @@ async def test_what_a_killed_worker_held_another_delivers(
 
     async with delivering(redis, {"shop": endpoint(url)}, claim_after=0.05):
         await until(lambda: receiver.events)
-        await settled(redis)
+        await wait_until_delivered(redis)
     assert len(receiver.ids) == 2
     assert len(set(receiver.ids)) == 1
 
@@ -353,7 +357,7 @@ def own_server() -> Iterator[EmbeddedServer]:
         yield server
 
 
-async def test_a_redis_that_was_away_is_used_again_without_a_restart(
+async def test_delivery_continues_after_a_redis_outage_without_a_restart(
     own_server: EmbeddedServer, receiver: Receiver, url: str
 ) -> None:
     redis = connect(own_server.url, timeout=1)
@@ -370,15 +374,15 @@ async def test_a_redis_that_was_away_is_used_again_without_a_restart(
     await redis.aclose()
 
 
-async def test_after_a_flush_delivery_goes_on(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_delivery_continues_after_redis_was_flushed(redis: Redis, receiver: Receiver, url: str) -> None:
     async with delivering(redis, {"shop": endpoint(url)}):
         for number in range(1, 4):
             await add(redis)
-            await until(lambda number=number: len(receiver.events) == number)  # type: ignore[misc] # mypy knows no such default
+            await until(lambda number=number: len(receiver.events) == number)  # type: ignore[misc] # mypy does not infer the default
             await redis.flushall()
 
 
-def test_the_schedule_ends_within_a_day() -> None:
+def test_the_retry_schedule_ends_within_a_day() -> None:
     assert timedelta(hours=12) < sum(SCHEDULE, timedelta()) * (1 + JITTER) < timedelta(days=1)
     assert list(SCHEDULE) == sorted(SCHEDULE)
 
@@ -386,11 +390,11 @@ def test_the_schedule_ends_within_a_day() -> None:
 def snippet() -> dict[str, Any]:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/webhooks.md").read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/webhooks.md", "exec"), names)  # it is what the document says
+    exec(compile(code, "docs/webhooks.md", "exec"), names)  # the code of the document
     return names
 
 
-async def test_the_receiver_of_the_documentation_takes_what_is_sent(
+async def test_the_documented_receiver_accepts_events(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
@@ -401,7 +405,7 @@ async def test_the_receiver_of_the_documentation_takes_what_is_sent(
         hook = f"{server.url}/hooks/phone"
         endpoints = {"shop": endpoint(hook), "stranger": WebhookEndpoint(hook, (parse_secret(OTHER),))}
         async with delivering(redis, endpoints, schedule=()):
-            await settled(redis, dead=1)
+            await wait_until_delivered(redis, dead=1)
     (letter,) = await RedisOutbox(ScriptRunner(redis, timeout=1)).dead_letters()
 
     assert (letter.event.client, letter.error) == ("stranger", "status 401")
@@ -409,7 +413,7 @@ async def test_the_receiver_of_the_documentation_takes_what_is_sent(
     assert len(names["seen"]) == 2
 
 
-async def test_the_message_of_the_documentation_is_what_is_sent(redis: Redis, receiver: Receiver, url: str) -> None:
+async def test_the_documented_message_is_what_is_sent(redis: Redis, receiver: Receiver, url: str) -> None:
     shown = re.search(r"^\{\"type\".*\}$", (ROOT / "docs/webhooks.md").read_text(encoding="utf-8"), re.MULTILINE)
     await add(redis)
     async with delivering(redis, {"shop": endpoint(url)}):

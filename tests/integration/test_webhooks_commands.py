@@ -1,4 +1,4 @@
-"""The commands over the events that were given up."""
+"""The commands for dead letters: ``events failed`` and ``events resend``."""
 
 import asyncio
 import json
@@ -33,8 +33,8 @@ FIELDS: dict[Any, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[None]:
-    """Commands switch logs off for their process, which is this one here."""
+def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[None]:
+    """Switch logs on again: a command switches them off for its process, which here is the test's."""
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
@@ -43,8 +43,8 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) 
 
 
 @pytest.fixture
-def given_up(redis_url: str) -> None:
-    """Give an event up."""
+def dead_letter(redis_url: str) -> None:
+    """Make an event a dead letter."""
 
     async def give_up() -> None:
         async with connect(redis_url, timeout=1) as redis:
@@ -61,8 +61,8 @@ def run(redis_url: str, *arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.usefixtures("given_up")
-def test_what_failed_is_a_table(redis_url: str) -> None:
+@pytest.mark.usefixtures("dead_letter")
+def test_failed_events_are_shown_as_a_table(redis_url: str) -> None:
     code, output = run(redis_url, "failed")
 
     assert code == 0
@@ -71,8 +71,8 @@ def test_what_failed_is_a_table(redis_url: str) -> None:
     assert "9001234567" not in output
 
 
-@pytest.mark.usefixtures("given_up")
-def test_what_failed_is_json(redis_url: str) -> None:
+@pytest.mark.usefixtures("dead_letter")
+def test_failed_events_are_shown_as_json(redis_url: str) -> None:
     code, output = run(redis_url, "failed", "--json")
     (told,) = json.loads(output)
 
@@ -89,26 +89,26 @@ def test_what_failed_is_json(redis_url: str) -> None:
     }
 
 
-def test_nothing_failed(redis_url: str) -> None:
+def test_without_failed_events_the_output_is_empty(redis_url: str) -> None:
     assert run(redis_url, "failed") == (0, "none\n")
     assert run(redis_url, "failed", "--json") == (0, "[]\n")
 
 
-@pytest.mark.usefixtures("given_up")
-def test_one_is_sent_again_by_its_id(redis_url: str) -> None:
+@pytest.mark.usefixtures("dead_letter")
+def test_one_event_can_be_resent_by_its_id(redis_url: str) -> None:
     assert run(redis_url, "resend", EVENT) == (0, f"The event {EVENT} is sent again.\n")
     assert run(redis_url, "resend", EVENT) == (1, f"There is no event {EVENT} that was given up.\n")
 
 
-@pytest.mark.usefixtures("given_up")
-def test_all_are_sent_again(redis_url: str) -> None:
+@pytest.mark.usefixtures("dead_letter")
+def test_all_events_can_be_resent(redis_url: str) -> None:
     assert run(redis_url, "resend", "--all") == (0, "1 event is sent again.\n")
     assert run(redis_url, "resend", "--all") == (0, "0 events are sent again.\n")
 
 
-@pytest.mark.usefixtures("given_up")
+@pytest.mark.usefixtures("dead_letter")
 @pytest.mark.parametrize("arguments", [[], [EVENT, "--all"]])
-def test_it_is_either_one_or_all(redis_url: str, arguments: list[str]) -> None:
+def test_resend_takes_either_an_id_or_all(redis_url: str, arguments: list[str]) -> None:
     code, _ = run(redis_url, "resend", *arguments)
 
     assert code == 2

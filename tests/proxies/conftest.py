@@ -1,4 +1,4 @@
-"""The real service behind real proxies that keep connections to it: Caddy, nginx and HAProxy of Debian."""
+"""Fixtures: the real service behind real proxies with keep-alive connections, Caddy, nginx and HAProxy of Debian."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ backend back
 
 
 def tool(name: str) -> str:
-    """Find a program of Debian; without it nothing here says anything, so that is a failure and no skip."""
+    """Return the path of a program; fail if it is missing, because without it the tests prove nothing."""
     path = shutil.which(name, path=f"{BARE['PATH']}:/usr/sbin:/usr/local/sbin")
     assert path, f"{name} is needed; on Debian: apt-get install caddy curl haproxy nginx-light"
     return path
@@ -92,7 +92,7 @@ def running(command: list[str], folder: Path, port: int, environment: Mapping[st
 
 
 def caddy(folder: Path, port: int, service: int) -> list[str]:
-    """Use the file as it is shipped, but for the addresses: the site, and the service behind it."""
+    """Use the shipped Caddyfile with two changed addresses: of the site and of the service."""
     shipped = (ROOT / "deploy/caddy/Caddyfile").read_text(encoding="utf-8")
     adapted = shipped.replace("{$SITE}", f"http://127.0.0.1:{port}").replace("verify:8000", f"127.0.0.1:{service}")
     assert all(adapted.count(address) for address in (f":{port}", f":{service}"))
@@ -143,6 +143,6 @@ def proxied(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> I
 
 
 def handled(service: Serving) -> list[dict[str, object]]:
-    """Return the service's log of the requests that it served."""
+    """Return the log lines of the requests that the service handled."""
     lines = service.log.read_text().splitlines()
     return [json.loads(line) for line in lines if '"request.handled"' in line]

@@ -1,4 +1,4 @@
-"""Behind a proxy that keeps connections to the service no bytes of a stranger become part of another's request."""
+"""Request smuggling: behind a proxy with keep-alive connections no bytes of one client get into another's request."""
 
 import json
 import re
@@ -15,9 +15,9 @@ import pytest
 from tests.proxies.conftest import API_KEY, Proxied, handled, tool
 
 ROUNDS = 2  # of each attack
-FIRST_PART = 9000  # bytes: more than a proxy keeps back, so that the service gets the head before the rest is sent
-# A parser that loses its place skips empty lines until the next request. A body has to be long for a proxy to send it
-# in several parts: Caddy takes 16 KiB at most, nginx sends less than that at once.
+FIRST_PART = 9000  # bytes: more than a proxy buffers, so that the service gets the head before the rest is sent
+# A parser that loses its position skips empty lines until the next request. A proxy sends only a long body
+# in several parts: Caddy sends up to 16 KiB at once, nginx less.
 PADDINGS = (b"", b"\r\n" * 6000, b"\r\n" * 100_000)
 PHONE = "+79001234567"
 
@@ -69,26 +69,26 @@ ATTACKS: dict[str, Callable[[bytes], list[bytes]]] = {
     "a huge chunk": lambda inner: [post(CHUNKED) + b"ffffffffffffffff0\r\n", inner],
     "a trailer": lambda inner: [post(CHUNKED) + b"0\r\nAuthorization: Bearer x\r\nContent-Length: 9\r\n\r\n", inner],
     "half a body": lambda inner: [post(b"Content-Length: 9999"), inner],
-    "waiting to go on": of_length(b"Expect: 100-continue", UPGRADE, b"Upgrade: foo"),
+    "100-continue": of_length(b"Expect: 100-continue", UPGRADE, b"Upgrade: foo"),
 }
 
 
 def attack(port: int, parts: list[bytes]) -> bytes:
-    """Send an attack in parts, and return what comes within a moment."""
+    """Send an attack in parts, and return what is received within 0.1 s."""
     stream, answer = b"".join(parts), b""
     if len(stream) > FIRST_PART:
         parts = [stream[:FIRST_PART], stream[FIRST_PART:]]
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.1) as peer:
         for part in parts:
             peer.sendall(part)
-            time.sleep(0.02)  # Go's HTTP client keeps a connection whose body is sent up to 50 ms after the answer
+            time.sleep(0.02)  # Go's HTTP client keeps a connection if the body is sent within 50 ms after the response
         while got := peer.recv(65536):
             answer += got
     return answer
 
 
 class Victim:
-    """A client that reads its verification over and over, each time under another request id."""
+    """A client that sends requests repeatedly, each with its own request id, and checks the responses."""
 
     def __init__(self, port: int) -> None:
         self.http = httpx.Client(
@@ -101,7 +101,7 @@ class Victim:
         self.wrong: list[str] = []
 
     def ask(self) -> None:
-        """Read the verification, or check a code by an id that is nobody's; each has one right answer."""
+        """Read the verification, or check a code with an unknown id; each has one right response."""
         number = len(self.sent)
         self.sent.append(request_id := f"victim-{number}")
         headers = {"X-Request-ID": request_id}
@@ -118,7 +118,7 @@ class Victim:
 
 @contextmanager
 def asking(victim: Victim) -> Iterator[None]:
-    """Have the victim ask meanwhile, without a pause."""
+    """Have the victim send requests without a pause within the context."""
     stop = threading.Event()
 
     def ask() -> None:
@@ -134,35 +134,35 @@ def asking(victim: Victim) -> Iterator[None]:
         thread.join()
 
 
-def test_no_answer_and_no_request_of_two_clients_is_mixed(proxied: Proxied) -> None:
+def test_requests_and_responses_of_two_clients_are_never_mixed(proxied: Proxied) -> None:
     victim = Victim(proxied.port)
     cancel = f"/verify/{victim.verification_id}/cancel".encode()
     inners = (
         b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-ID: attacker\r\n\r\n",
-        # Without an end: the next request would become the rest of it, with its key.
+        # Without an end: the next request, with its API key, would become its rest.
         b"POST " + cancel + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-ID: attacker\r\nX: ",
     )
     stolen: list[tuple[str, bytes]] = []
 
-    def attack_and_look(name: str, inner: bytes) -> None:
+    def attack_and_inspect(name: str, inner: bytes) -> None:
         answer = attack(proxied.port, ATTACKS[name](inner))
         if b"victim-" in answer or victim.verification_id.encode() in answer or len(re.findall(rb"livez", answer)):
             stolen.append((name, answer))
 
     attacks = [(name, padding + inner) for name in ATTACKS for padding in PADDINGS for inner in inners]
     for one in attacks * ROUNDS:
-        attack_and_look(*one)
+        attack_and_inspect(*one)
         victim.ask()
     with asking(victim):
         for one in attacks:
-            attack_and_look(*one)
+            attack_and_inspect(*one)
 
-    assert [line for line in handled(proxied.service) if line["status"] == 401]  # the attacks have come through
+    assert [line for line in handled(proxied.service) if line["status"] == 401]  # the attacks reached the service
     assert victim.wrong == []
     assert stolen == []
     read = victim.http.get(f"/verify/{victim.verification_id}")
     victim.http.close()
-    assert read.json()["status"] == "pending"  # nobody canceled it
+    assert read.json()["status"] == "pending"  # not canceled by the attack
     seen = [line["request_id"] for line in handled(proxied.service) if line["client"] == "shop"]
     assert [name for name in seen if str(name).startswith("victim-")] == victim.sent  # each once, in order
     assert not [line for line in handled(proxied.service) if line["route"] == "/verify/{verification_id}/cancel"]
@@ -170,7 +170,7 @@ def test_no_answer_and_no_request_of_two_clients_is_mixed(proxied: Proxied) -> N
 
 
 @pytest.mark.parametrize("directly", [False, True])
-def test_curl_that_offers_http_2_gets_its_body_through(proxied: Proxied, *, directly: bool) -> None:
+def test_curl_with_an_http_2_upgrade_offer_can_send_a_body(proxied: Proxied, *, directly: bool) -> None:
     base_url = proxied.service.base_url if directly else f"http://127.0.0.1:{proxied.port}"
     curl = [tool("curl"), "--silent", "--http2", "--header", f"Authorization: Bearer {API_KEY}"]
     body = json.dumps({"phone": PHONE})

@@ -1,7 +1,7 @@
-"""The shell blocks of every document, pasted into an interactive zsh, do what they do in sh.
+"""The shell blocks of every document do the same when pasted into an interactive zsh as in sh.
 
-An interactive zsh takes ``#`` for a command, an apostrophe behind it for an open quote, and expands ``!`` and ``?``.
-Nothing of a block is really run: stand-ins write down how they were called, and both shells must have called the same.
+An interactive zsh reads ``#`` as a command, an apostrophe after it as an open quote, and expands ``!`` and ``?``.
+No command is really run: stubs record how they were called, and both shells must have made the same calls.
 """
 
 import os
@@ -55,7 +55,7 @@ WITH_BLOCKS = [document for document in DOCUMENTS if blocks(document)]
 
 
 def paste(text: str, folder: Path, shell: list[str]) -> tuple[str, str, list[str]]:
-    """Paste ``text`` into a shell whose commands are stand-ins; return its output, its errors, and what was called."""
+    """Paste ``text`` into a shell whose commands are stubs; return its output, its errors and the recorded calls."""
     for name in (
         "bin",
         "etc/default",
@@ -101,12 +101,12 @@ def test_the_blocks_of_a_document_can_be_pasted_into_zsh(document: Path, tmp_pat
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_stand_in_a_block_that_says_so(document: Path) -> None:
+def test_commands_are_in_code_blocks_marked_as_shell(document: Path) -> None:
     plain = "\n".join(PLAIN_BLOCK.findall(document.read_text(encoding="utf-8")))
     assert not re.search(rf"^(?:\$ |(?:{'|'.join(COMMANDS)}) )", plain, re.MULTILINE)
 
 
-def test_the_first_screen_begins_with_the_clone() -> None:
+def test_the_first_screen_of_each_readme_begins_with_git_clone() -> None:
     for name in ("README.md", "README.ru.md"):
         first, *_ = blocks(ROOT / name)
         assert [line.split()[0] for line in first.splitlines()] == ["git", "cd", "make"]
@@ -124,7 +124,7 @@ def test_the_first_screen_begins_with_the_clone() -> None:
         "make 'run\n",
     ],
 )
-def test_a_block_that_zsh_reads_otherwise_is_found(pasted: str, tmp_path: Path) -> None:
+def test_a_block_that_zsh_reads_differently_is_detected(pasted: str, tmp_path: Path) -> None:
     _, _, of_sh = paste(pasted, tmp_path / "sh", ["sh", "-s"])
     shown, errors, of_zsh = paste(pasted, tmp_path / "zsh", ["zsh", "-f", "-i", "-s"])
 

@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import pytest
 
-from app.background import Background
+from app.background import Background, Step
 from app.verification.errors import StoreUnavailable
 
 AT_ONCE, LONG, MOMENT = timedelta(0), timedelta(hours=1), timedelta(milliseconds=1)
@@ -29,6 +29,13 @@ class Steps:
         return self.pause
 
 
+def background_of(steps: Mapping[str, Step], **pauses: timedelta) -> Background:
+    background = Background(**pauses)
+    for name, step in steps.items():
+        background.add(name, step)
+    return background
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - nothing tells of it
@@ -41,7 +48,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 async def test_every_step_is_repeated_for_as_long_as_it_is_open() -> None:
     calls, balance = Steps(), Steps()
-    async with Background({"calls": calls, "balance": balance}):
+    async with background_of({"calls": calls, "balance": balance}):
         await until(lambda: calls.count > 3 and balance.count > 3)
     after = calls.count, balance.count
 
@@ -51,14 +58,14 @@ async def test_every_step_is_repeated_for_as_long_as_it_is_open() -> None:
 
 async def test_a_step_is_repeated_after_the_pause_that_it_asked_for() -> None:
     often, once = Steps(), Steps(pause=LONG)
-    async with Background({"often": often, "once": once}):
+    async with background_of({"often": often, "once": once}):
         await until(lambda: often.count > 5)
         assert once.count == 1
 
 
 async def test_a_bug_is_logged_and_the_step_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     buggy, other = Steps(ZeroDivisionError(), asyncio.CancelledError()), Steps()
-    async with Background({"buggy": buggy, "other": other}, first_pause=MOMENT):
+    async with background_of({"buggy": buggy, "other": other}, first_pause=MOMENT):
         await until(lambda: buggy.count > 3 and other.count > 1)
 
     assert events(caplog) == [("background.step_failed", "buggy")] * 2
@@ -70,7 +77,7 @@ async def test_an_outage_of_the_store_is_told_once_when_it_begins_and_once_when_
 ) -> None:
     caplog.set_level(logging.INFO, "app.background")
     step = Steps(*(StoreUnavailable() for _ in range(5)))
-    async with Background({"calls": step}, first_pause=MOMENT):
+    async with background_of({"calls": step}, first_pause=MOMENT):
         await until(lambda: step.count > 6)
         step.failures = [StoreUnavailable()]
         after = step.count + 2
@@ -81,7 +88,7 @@ async def test_an_outage_of_the_store_is_told_once_when_it_begins_and_once_when_
 
 
 async def test_pauses_after_failures_grow_up_to_a_bound() -> None:
-    background = Background({}, first_pause=timedelta(seconds=1), longest_pause=timedelta(seconds=30))
+    background = background_of({}, first_pause=timedelta(seconds=1), longest_pause=timedelta(seconds=30))
 
     for failures, longest in ((1, 1), (2, 2), (3, 4), (5, 16), (6, 30), (7, 30), (100_000, 30)):
         pauses = {background._pause_after(failures).total_seconds() for _ in range(50)}
@@ -100,7 +107,7 @@ async def test_closing_cancels_what_is_under_way_at_once() -> None:
         return AT_ONCE
 
     before, started = asyncio.all_tasks(), time.monotonic()
-    async with Background({"hang": hang, "asleep": Steps(pause=LONG)}):
+    async with background_of({"hang": hang, "asleep": Steps(pause=LONG)}):
         await begun.wait()
 
     assert ended.is_set()
@@ -120,7 +127,7 @@ async def test_a_step_that_swallows_its_cancellation_ends_all_the_same() -> None
         return AT_ONCE
 
     before = asyncio.all_tasks()
-    async with Background({"stubborn": stubborn}):
+    async with background_of({"stubborn": stubborn}):
         await begun.wait()
     assert asyncio.all_tasks() == before
 
@@ -138,7 +145,7 @@ async def test_a_step_that_does_not_end_holds_nobody_up_for_long(caplog: pytest.
         return AT_ONCE
 
     before = asyncio.all_tasks()
-    async with Background({"stuck": stuck, "fine": Steps()}, grace=timedelta(milliseconds=20)):
+    async with background_of({"stuck": stuck, "fine": Steps()}, grace=timedelta(milliseconds=20)):
         await begun.wait()
 
     assert [(record.message, vars(record)["steps"]) for record in caplog.records] == [("background.stuck", ["stuck"])]
@@ -150,22 +157,22 @@ async def test_an_error_inside_passes_through_and_ends_the_steps() -> None:
     before = asyncio.all_tasks()
 
     with pytest.raises(LookupError):
-        async with Background({"calls": Steps()}):
+        async with background_of({"calls": Steps()}):
             raise LookupError
     assert asyncio.all_tasks() == before
 
 
 async def test_the_lag_is_the_time_since_a_step_last_succeeded() -> None:
     fine, failing = Steps(), Steps(*(ZeroDivisionError() for _ in range(1000)))
-    background = Background({"fine": fine, "failing": failing}, first_pause=MOMENT, longest_pause=MOMENT)
-    assert background.lag == {}
+    background = background_of({"fine": fine, "failing": failing}, first_pause=MOMENT, longest_pause=MOMENT)
+    assert background.gauges() == {}
 
     async with background:
-        await until(lambda: background.lag["failing"] > timedelta(milliseconds=50) > background.lag["fine"])
+        await until(lambda: background.gauges()["failing"] > 0.05 > background.gauges()["fine"])
         failing.failures.clear()
-        await until(lambda: background.lag["failing"] < timedelta(milliseconds=50))
+        await until(lambda: background.gauges()["failing"] < 0.05)
 
 
 async def test_nothing_to_do_is_fine() -> None:
-    async with Background({}) as background:
-        assert background.lag == {}
+    async with background_of({}) as background:
+        assert background.gauges() == {}

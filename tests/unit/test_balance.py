@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from app.verification.balance import Balance, BalanceLevel, BalancePoller, CachedBalance
 from app.verification.errors import BalanceTooLow, ProviderUnavailable, StoreUnavailable
+from app.verification.provider_account import Balance, BalanceLevel, BalancePoller, CachedBalance
 from tests.fakes import FakeAccounts
 
 LOW, ENOUGH, PLENTY = Decimal("9.99"), Decimal("99.99"), Decimal(500)
@@ -22,38 +22,38 @@ class FakeClock:
         return self.now
 
 
-class FakeBoard:
+class FakeCache:
     """Shows the last balance to all who share it; ``is_due`` makes the next who looks the one to read."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.is_due = self.is_available = True
         self.intervals: list[timedelta] = []
-        self.posted: tuple[Decimal, float] | None = None
+        self.written: tuple[Decimal, float] | None = None
 
-    async def look(self, interval: timedelta) -> CachedBalance:
+    async def read(self, interval: timedelta) -> CachedBalance:
         self.intervals.append(interval)
         if not self.is_available:
             raise StoreUnavailable
         is_reader, self.is_due = self.is_due, False
-        if self.posted is None:
+        if self.written is None:
             return CachedBalance(is_reader=is_reader)
-        rub, moment = self.posted
+        rub, moment = self.written
         return CachedBalance(rub=rub, age=timedelta(seconds=self.clock() - moment), is_reader=is_reader)
 
-    async def post(self, rub: Decimal) -> None:
-        self.posted = rub, self.clock()
+    async def write(self, rub: Decimal) -> None:
+        self.written = rub, self.clock()
 
 
 class Deployment:
-    """Workers that share a board, a clock and an account."""
+    """Workers that share a cache, a clock and an account."""
 
     def __init__(self, workers: int = 1) -> None:
         self.clock = FakeClock()
-        self.board = FakeBoard(self.clock)
+        self.cache = FakeCache(self.clock)
         self.accounts = FakeAccounts()
         self.workers = [
-            BalancePoller(self.accounts, self.board, minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
+            BalancePoller(self.accounts, self.cache, minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
             for _ in range(workers)
         ]
 
@@ -64,7 +64,7 @@ class Deployment:
     async def read(self, balance: Decimal | ProviderUnavailable) -> None:
         """Let the first worker read this, and the others look."""
         self.accounts.balance = balance
-        self.board.is_due = True
+        self.cache.is_due = True
         for worker in self.workers:
             await worker.step()
 
@@ -129,7 +129,7 @@ async def test_one_worker_reads_and_all_know(deployment: Deployment) -> None:
 async def test_a_top_up_is_noticed_by_all_within_a_minute(deployment: Deployment) -> None:
     """The reading is due after the interval, a worker sees it a step later, the others a step after it has read."""
     pause = await deployment.workers[0].step()
-    (interval,) = deployment.board.intervals
+    (interval,) = deployment.cache.intervals
     longest_reading = timedelta(seconds=10)
 
     assert timedelta(seconds=3) < pause <= timedelta(seconds=5)
@@ -145,11 +145,11 @@ async def test_a_reading_that_fails_leaves_the_last_one_until_it_is_five_minutes
     deployment.clock.now += 1
     assert seen(deployment.balance) == (None, BalanceLevel.UNKNOWN)
     deployment.balance.require_enough()
-    await deployment.workers[0].step()  # the board still shows it, with its age
+    await deployment.workers[0].step()  # the cache still shows it, with its age
     assert seen(deployment.balance) == (None, BalanceLevel.UNKNOWN)
 
 
-async def test_the_age_on_the_board_counts_not_the_moment_of_looking() -> None:
+async def test_the_age_in_the_cache_counts_not_the_moment_of_reading() -> None:
     deployment = Deployment(workers=2)
     reader, other = deployment.workers
     await reader.step()
@@ -204,18 +204,18 @@ async def test_a_balance_that_could_never_be_read_is_told_once_and_its_reason_ea
 async def test_before_the_first_reading_nothing_is_said(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deployment.board.is_due = False
+    deployment.cache.is_due = False
     await deployment.workers[0].step()
 
     assert deployment.balance.level is BalanceLevel.UNKNOWN
     assert events(caplog) == []
 
 
-async def test_without_a_board_the_balance_grows_old_and_that_is_told(
+async def test_without_a_cache_the_balance_grows_old_and_that_is_told(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     await deployment.read(LOW)
-    deployment.board.is_available = False
+    deployment.cache.is_available = False
     deployment.clock.now += 300
     with pytest.raises(StoreUnavailable):
         await deployment.workers[0].step()

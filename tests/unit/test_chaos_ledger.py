@@ -53,7 +53,7 @@ def test_events_of_a_verification_that_nobody_was_told_of_need_a_start_that_nobo
 
     assert list(ledger.unexplained_events(set()))
     assert list(ledger.unexplained_events({PHONE})) == []
-    assert ledger.counts["events of starts that nobody was answered"] == 1
+    assert ledger.counts["events of starts without a response"] == 1
 
 
 def test_two_calls_for_one_start_and_calls_of_no_start_are_found() -> None:

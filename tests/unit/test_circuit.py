@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
+from app.providers.observe import ProviderObserver
+from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
@@ -80,10 +82,19 @@ class Setup:
         self.circuit = CircuitBreaker("fake", failures=FAILURES, open_for=OPEN_FOR, clock=self.clock)
         self.bulkhead = Bulkhead(most)
         self.has_money = True
+        self.timed: list[tuple[str, str]] = []
         self.numbers = itertools.count()
         self.sender: CallSender = ProtectedSender(
-            self.provider, circuit=self.circuit, bulkhead=self.bulkhead, admit=self.admit
+            self.provider,
+            channel=Channel.VOICE,
+            circuit=self.circuit,
+            bulkhead=self.bulkhead,
+            observer=ProviderObserver(record_time=self.record_time),
+            admit=self.admit,
         )
+
+    def record_time(self, _channel: Channel, operation: str, outcome: str, _seconds: float) -> None:
+        self.timed.append((operation, outcome))
 
     def admit(self) -> None:
         if not self.has_money:
@@ -328,6 +339,21 @@ class TestProtectedSender:
         setup.provider.not_ready = ProviderRejected("not now")
         with pytest.raises(ProviderRejected):
             setup.sender.require_ready()
+
+    async def test_only_requests_that_pass_and_have_an_outcome_are_observed(self) -> None:
+        setup = Setup(most=1)
+        setup.provider.answering = asyncio.Event()
+        cancelled = asyncio.create_task(setup.sender.place(ORDER))
+        await settle()
+        retry_after(await setup.sender.place(ORDER))  # there is no place
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert setup.timed == []
+        setup.provider.answering = at_once()
+        await setup.open()
+        retry_after(await setup.place(PLACED))  # the circuit is open
+        await setup.sender.fetch_status("call-1")
+        assert setup.timed == [("place", "unknown")] * FAILURES + [("look_up", "found")]
 
     async def test_it_is_whose_the_other_is(self) -> None:
         setup = Setup()

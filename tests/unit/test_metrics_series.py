@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.exposition import Exposition, Facts, OfProcess, shared_between_workers
+from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
+from app.providers.observe import ProviderObserver
+from app.telemetry.exposition import Exposition, ProcessGauges, ReadGauges, shared_between_workers
 from app.telemetry.metrics import Metrics
 from app.verification.channels import Channel
 from app.verification.domain_events import (
@@ -33,7 +35,7 @@ from app.verification.errors import (
 )
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Status, Unknown
 from app.verification.phone import Phone
-from app.verification.ports import CallId, CallOrder
+from app.verification.ports import CallId, CallOrder, CallSender
 from tests.fakes import FakeSender
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,18 @@ ORDER = CallOrder(
     repeat=2,
     within=10,
 )
+
+
+def observed(sender: CallSender, observer: ProviderObserver) -> CallSender:
+    """Protect a sender as the service does, by a circuit that is closed."""
+    return ProtectedSender(
+        sender,
+        channel=Channel.VOICE,
+        circuit=CircuitBreaker("fake", failures=9, open_for=9),
+        bulkhead=Bulkhead(1),
+        observer=observer,
+        admit=lambda: None,
+    )
 
 
 def read(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -65,8 +79,9 @@ class Seen:
         return self.series.get((name, frozenset(labels.items())))
 
 
-async def seen(metrics: Metrics, *facts: Facts, of_process: OfProcess | None = None) -> Seen:
-    return Seen(await Exposition(metrics, version="1.2.3", facts=facts, of_process=of_process).render())
+async def seen(metrics: Metrics, *gauges: ReadGauges, process: ProcessGauges | None = None) -> Seen:
+    exposition = Exposition(metrics, version="1.2.3", gauges=gauges, process=process or ProcessGauges())
+    return Seen(await exposition.render())
 
 
 async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
@@ -154,7 +169,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
     metrics, sender = Metrics(), FakeSender()
     sender.outcome = outcome
 
-    assert await metrics.timed(Channel.VOICE, sender).place(ORDER) is outcome
+    assert await observed(sender, ProviderObserver(record_time=metrics.provider_call)).place(ORDER) is outcome
 
     labels = {"channel": "voice", "operation": "place", "outcome": word}
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
@@ -171,7 +186,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
 async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, word: str) -> None:
     metrics, sender = Metrics(), FakeSender()
     sender.state = state
-    timed = metrics.timed(Channel.VOICE, sender)
+    timed = observed(sender, ProviderObserver(record_time=metrics.provider_call))
 
     if isinstance(state, ProviderError):
         with pytest.raises(ProviderUnavailable):
@@ -183,9 +198,9 @@ async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, w
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
 
 
-async def test_a_timed_sender_is_otherwise_the_one_behind_it() -> None:
+async def test_an_observed_sender_is_otherwise_the_one_behind_it() -> None:
     sender = FakeSender("somebody")
-    timed = Metrics().timed(Channel.VOICE, sender)
+    timed = observed(sender, ProviderObserver(record_time=Metrics().provider_call))
     sender.unready = ProviderUnavailable(retry_after=3)
 
     assert (timed.provider, timed.supports_status) == ("somebody", True)
@@ -228,12 +243,12 @@ async def test_a_bug_in_one_source_hides_no_other_number(caplog: pytest.LogCaptu
 
 async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
     states: dict[str, str] = {"voice": "open"}
-    of_process = OfProcess(circuits=lambda: states, listeners=lambda: 4, background=lambda: {"follow": 1.5})
+    process = ProcessGauges(circuits=lambda: states, listeners=lambda: 4, background=lambda: {"follow": 1.5})
     metrics = Metrics()
 
-    before = await seen(metrics, of_process=of_process)
+    before = await seen(metrics, process=process)
     states["voice"] = "closed"
-    after = await seen(metrics, of_process=of_process)
+    after = await seen(metrics, process=process)
 
     assert (before("circuit_state", circuit="voice", state="open"), before("listeners")) == (1, 4)
     assert before("background_lag_seconds", step="follow") == 1.5
@@ -243,7 +258,7 @@ async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
 
 WORKER = """
 import asyncio, sys
-from app.telemetry.exposition import Exposition, OfProcess
+from app.telemetry.exposition import Exposition, ProcessGauges
 from app.telemetry.metrics import IS_SHARED, Metrics
 from app.verification.domain_events import CodeChecked
 from app.verification.model import Status
@@ -252,8 +267,8 @@ metrics = Metrics()
 metrics.observe(CodeChecked(Status.VERIFIED))
 metrics.request_handled("POST", "/verify/check", 200, "ok", 0.002)
 state, lag = sys.argv[1], float(sys.argv[2])
-mine = OfProcess(circuits=lambda: {"voice": state}, listeners=lambda: 2, background=lambda: {"f": lag})
-exposition = Exposition(metrics, version="1", of_process=mine)
+mine = ProcessGauges(circuits=lambda: {"voice": state}, listeners=lambda: 2, background=lambda: {"f": lag})
+exposition = Exposition(metrics, version="1", process=mine)
 asyncio.run(exposition.step())
 print("ready", flush=True)
 for _ in sys.stdin:

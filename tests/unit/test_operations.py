@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from app.outbound import Reason
+from app.providers.http import Reason
 from app.verification.errors import StoreFailure
 
 ROOT = Path(__file__).parents[2]

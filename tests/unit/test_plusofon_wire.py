@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
+from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor, read_answer
+from app.providers.http import Unclear
 from app.providers.plusofon import wire
 from app.providers.plusofon.client import PlusofonClient
-from app.providers.plusofon.wire import Answer
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
+from tests.provider_options import http_options
 
 TOKEN = "not-a-real-token"
 CABINET_TOKEN = "not-a-real-cabinet-token"
@@ -28,7 +29,7 @@ PAGE_NOT_FOUND = {"jsonrpc": "2.0", "result": None, "error": {"code": 0, "messag
 
 def answer(body: object, status: int = 200, retry_after: str | None = None) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return wire.read_answer(status, raw, retry_after=retry_after, redact=Redactor([TOKEN, CABINET_TOKEN, USER_ID]))
+    return read_answer(status, raw, retry_after=retry_after, redact=Redactor([TOKEN, CABINET_TOKEN, USER_ID]))
 
 
 def refusal(body: object, status: int = 200, retry_after: str | None = None) -> ProviderError:
@@ -461,7 +462,7 @@ def client_answered(status: int, body: bytes) -> PlusofonClient:
         user_id=USER_ID,
         access_token=TOKEN,
         cabinet_token=CABINET_TOKEN,
-        transport=httpx.MockTransport(lambda _: httpx.Response(status, content=body)),
+        **http_options(transport=httpx.MockTransport(lambda _: httpx.Response(status, content=body))),
     )
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.outbound import DEFAULT_RETRY_AFTER, Redactor, Unclear
+from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor, read_answer
+from app.providers.http import Unclear
 from app.providers.relay import wire
-from app.providers.relay.wire import Answer
 from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang
@@ -29,7 +29,7 @@ WORDS = st.sampled_from(["accepted", "placed", "refused", "ringing", "unknown_ca
 
 def answer(body: object, status: int = 200, retry_after: str | None = None) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return wire.read_answer(status, raw, retry_after=retry_after, redact=Redactor([SECRET]))
+    return read_answer(status, raw, retry_after=retry_after, redact=Redactor([SECRET]))
 
 
 def refusal(body: object, status: int = 200, retry_after: str | None = None) -> ProviderError:

@@ -6,19 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from app.sandbox import (
-    CallRefused,
-    CallUnknown,
-    MagicNumber,
-    NetworkError,
-    NoAccess,
-    NobodyWaits,
-    NoReply,
-    VirtualNetwork,
-    WrongNumber,
-)
-from app.sandbox.hooks import Hook
+from app.sandbox import MagicNumber, VirtualNetwork, create_sandbox_app
+from app.sandbox.network import CallRefused, CallUnknown, NoAccess, NoCallWaiting, NoReply, WrongNumber
 from app.sandbox.numbers import DIAL_NUMBERS, operator_of
+from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
@@ -53,7 +44,7 @@ def flash(network: VirtualNetwork, phone: str = PHONE, pin: str | None = PIN) ->
 
 
 def reverse(network: VirtualNetwork, phone: str = PHONE) -> str:
-    dial = network.place_reverse_call(phone=phone, hook_url=HOOK_URL).dial
+    dial = network.place_reverse_call(phone=phone, callback_url=HOOK_URL).dial
     assert dial
     return dial
 
@@ -114,7 +105,7 @@ def test_a_code_is_made_up_if_none_was_asked_for(network: VirtualNetwork, clock:
 
 
 def test_only_an_account_set_so_tells_the_code_and_the_operator(network: VirtualNetwork) -> None:
-    told = VirtualNetwork(tells_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
+    told = VirtualNetwork(returns_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
     kept = network.place_flash_call(phone=OF_MTS, pin=PIN)
     assert (told.pin, told.operator) == (PIN, "mts")
     assert (kept.pin, kept.operator) == (None, None)
@@ -172,7 +163,7 @@ def test_a_reverse_call_waits_for_five_minutes_and_no_longer(network: VirtualNet
     assert [(call.status, call.dial) for call in network.calls_of(PHONE)] == [("queued", dial)]
     clock.seconds += 0.1
     assert [(call.status, call.dial) for call in network.calls_of(PHONE)] == [("no_answer", None)]
-    with pytest.raises(NobodyWaits):
+    with pytest.raises(NoCallWaiting):
         network.dial(phone=PHONE, number=dial)
 
 
@@ -186,14 +177,14 @@ def test_a_number_is_dialled_however_it_is_spelled(network: VirtualNetwork, spel
 def test_a_call_is_dialled_once_by_its_own_phone_at_its_own_number(network: VirtualNetwork) -> None:
     dial = reverse(network)
     for phone, number, error in (
-        ("+79007654321", dial, NobodyWaits),
+        ("+79007654321", dial, NoCallWaiting),
         (PHONE, "88005559999", WrongNumber),
         (PHONE, "+", WrongNumber),
     ):
         with pytest.raises(error):
             network.dial(phone=phone, number=number)
     network.dial(phone=PHONE, number=dial)
-    with pytest.raises(NobodyWaits):
+    with pytest.raises(NoCallWaiting):
         network.dial(phone=PHONE, number=dial)
 
 
@@ -208,41 +199,45 @@ def test_of_two_waiting_calls_the_one_at_the_number_dialled_is_meant(network: Vi
     ("phone", "announced", "confirmed"),
     [
         (PHONE, 1, ["89001234567"]),
-        (MagicNumber.HOOK_TWICE, 2, ["89000000012"] * 2),
-        (MagicNumber.HOOK_OF_ANOTHER, 1, ["89000000014"]),
+        (MagicNumber.CALLBACK_TWICE, 2, ["89000000012"] * 2),
+        (MagicNumber.CALLBACK_OF_ANOTHER, 1, ["89000000014"]),
     ],
 )
 def test_the_number_to_dial_is_announced_and_the_caller_confirmed(
     network: VirtualNetwork, phone: str, announced: int, confirmed: list[str]
 ) -> None:
-    hooks: list[Hook] = []
-    with network.posting(hooks.append):
-        dial = reverse(network, phone)
-        assert [hook.body["phone"] for hook in hooks] == [dial] * announced
-        call = network.dial(phone=phone, number=dial)
-    assert [hook.body["phone"] for hook in hooks[announced:]] == confirmed
-    assert {(hook.url, hook.body["key"]) for hook in hooks} == {(HOOK_URL, call.call_id)}
+    callbacks: list[ProviderCallback] = []
+    network.send_callback = callbacks.append
+    dial = reverse(network, phone)
+    assert [callback.body["phone"] for callback in callbacks] == [dial] * announced
+    call = network.dial(phone=phone, number=dial)
+    assert [callback.body["phone"] for callback in callbacks[announced:]] == confirmed
+    assert {(callback.url, callback.body["key"]) for callback in callbacks} == {(HOOK_URL, call.call_id)}
 
 
-def test_hooks_are_json_and_form_fields_in_turn_but_for_the_magic_number(network: VirtualNetwork) -> None:
-    hooks: list[Hook] = []
-    with network.posting(hooks.append):
-        for phone in (PHONE, PHONE, MagicNumber.HOOK_AS_FORM, MagicNumber.HOOK_AS_FORM):
-            network.dial(phone=phone, number=reverse(network, phone))
-    assert [hook.as_form for hook in hooks] == [False, False, True, True, True, True, True, True]
+def test_callbacks_alternate_between_json_and_form_fields_but_for_the_magic_number(network: VirtualNetwork) -> None:
+    callbacks: list[ProviderCallback] = []
+    network.send_callback = callbacks.append
+    for phone in (PHONE, PHONE, MagicNumber.CALLBACK_AS_FORM, MagicNumber.CALLBACK_AS_FORM):
+        network.dial(phone=phone, number=reverse(network, phone))
+    assert [callback.as_form for callback in callbacks] == [False, False, True, True, True, True, True, True]
 
 
-def test_without_anybody_to_post_them_hooks_are_dropped(network: VirtualNetwork) -> None:
-    with network.posting(lambda _: pytest.fail("its time is over")):
-        pass
+async def test_callbacks_are_dropped_once_the_api_has_stopped(
+    network: VirtualNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_sandbox_app(network, user_id="0", access_token="calls")
+    async with app.router.lifespan_context(app):
+        assert network.send_callback
     network.dial(phone=PHONE, number=reverse(network))
+    assert caplog.messages == ["sandbox.hook_dropped"] * 2
 
 
-def test_a_hook_does_not_print_its_secret_or_a_number(network: VirtualNetwork) -> None:
-    hooks: list[Hook] = []
-    with network.posting(hooks.append):
-        network.dial(phone=PHONE, number=reverse(network))
-    printed = repr(hooks) + repr(network._records)
+def test_the_repr_of_a_callback_has_no_secret_and_no_number(network: VirtualNetwork) -> None:
+    callbacks: list[ProviderCallback] = []
+    network.send_callback = callbacks.append
+    network.dial(phone=PHONE, number=reverse(network))
+    printed = repr(callbacks) + repr(network._records)
     assert "made-up" not in printed
     assert PHONE[2:] not in printed
 
@@ -252,7 +247,7 @@ def test_a_hook_does_not_print_its_secret_or_a_number(network: VirtualNetwork) -
 CHANNELS: dict[Channel, Callable[[VirtualNetwork, str], object]] = {
     Channel.VOICE: lambda network, phone: network.place(phone=phone, pin="123456", lang=Lang.RU, repeat=2),
     Channel.FLASH_CALL: lambda network, phone: network.place_flash_call(phone=phone),
-    Channel.REVERSE_CALL: lambda network, phone: network.place_reverse_call(phone=phone, hook_url=HOOK_URL),
+    Channel.REVERSE_CALL: lambda network, phone: network.place_reverse_call(phone=phone, callback_url=HOOK_URL),
 }
 
 
@@ -268,7 +263,7 @@ CHANNELS: dict[Channel, Callable[[VirtualNetwork, str], object]] = {
     ],
 )
 def test_a_number_that_refuses_does_so_on_every_channel(
-    network: VirtualNetwork, channel: Channel, phone: str, error: type[NetworkError], placed: int
+    network: VirtualNetwork, channel: Channel, phone: str, error: type[Exception], placed: int
 ) -> None:
     with pytest.raises(error):
         CHANNELS[channel](network, phone)
@@ -290,7 +285,7 @@ def test_without_money_no_channel_works_until_the_account_is_topped_up(channel: 
     network = VirtualNetwork(balance=Decimal("2.99"))
     with pytest.raises(CallRefused):
         CHANNELS[channel](network, PHONE)
-    network.top_up(Decimal("0.01"))
+    network.balance += Decimal("0.01")
     CHANNELS[channel](network, PHONE)
     assert (network.balance, len(network.calls_of(PHONE))) == (Decimal(0), 1)
 

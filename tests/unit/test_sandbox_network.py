@@ -7,18 +7,17 @@ from decimal import Decimal
 
 import pytest
 
-from app.sandbox import (
+from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox.calls import NetworkStatus, VirtualCall
+from app.sandbox.network import (
+    CALLS_KEPT,
+    CALLS_KEPT_PER_PHONE,
+    NO_BALANCE,
     CallRefused,
     CallUnknown,
-    MagicNumber,
-    NetworkError,
-    NetworkStatus,
     NoAccess,
     NoReply,
-    VirtualCall,
-    VirtualNetwork,
 )
-from app.sandbox.network import CALLS_KEPT, CALLS_KEPT_PER_PHONE, NO_BALANCE
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 
@@ -153,7 +152,7 @@ def test_an_odd_status_comes_between_and_the_code_is_heard_in_the_end(network: V
     ],
 )
 def test_a_call_that_is_not_placed_leaves_no_trace_and_costs_nothing(
-    network: VirtualNetwork, phone: str, error: type[NetworkError]
+    network: VirtualNetwork, phone: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         place(network, phone)
@@ -191,7 +190,7 @@ def test_the_last_rouble_can_be_spent(clock: Clock) -> None:
 def refusal(attempt: Callable[[], object]) -> str:
     with pytest.raises(CallRefused) as caught:
         attempt()
-    return caught.value.message
+    return str(caught.value)
 
 
 def test_the_magic_number_without_money_sounds_like_an_empty_account(network: VirtualNetwork) -> None:

@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack
 import pytest
 from pydantic import SecretStr
 
+from app.container import Builder, make_keys
+from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, SettingsError
 from app.settings.sections import ApiSettings, PlusofonSettings, RedisSettings, SecretSettings, TokenSettings
-from app.wiring.parts import connect_redis, make_api_keys
-from app.wiring.providers import make_network, open_plusofon
 
 
 def production_without_anything() -> Settings:
@@ -42,21 +42,21 @@ def test_no_key_is_made_up() -> None:
 async def test_no_embedded_redis_is_started() -> None:
     async with AsyncExitStack() as stack:
         with pytest.raises(SettingsError, match="REDIS_URL is missing"):
-            connect_redis(production_without_anything(), stack)
+            Builder(production_without_anything(), stack).open_redis()
 
 
 def test_nobody_is_let_in_without_a_key() -> None:
     with pytest.raises(SettingsError, match="API_KEYS is missing"):
-        make_api_keys(production_without_anything())
+        make_keys(production_without_anything())
 
 
 async def test_no_call_goes_to_the_sandbox_and_none_goes_out_without_a_token() -> None:
     production = production_without_anything()
     async with AsyncExitStack() as stack:
         with pytest.raises(SettingsError, match="PLUSOFON_USER_ID is missing"):
-            await open_plusofon(production, None, stack)
+            await Builder(production, stack).open_plusofon(None)
         no_token = production.model_copy(update={"plusofon": PlusofonSettings(user_id="0")})
         with pytest.raises(SettingsError, match="PLUSOFON_ACCESS_TOKEN is missing"):
-            await open_plusofon(no_token, None, stack)
+            await Builder(no_token, stack).open_plusofon(None)
         with pytest.raises(SettingsError, match="MODE must be sandbox"):
-            await open_plusofon(production_with_an_account(), make_network(production), stack)
+            await Builder(production_with_an_account(), stack).open_plusofon(VirtualNetwork())

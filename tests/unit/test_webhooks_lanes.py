@@ -19,7 +19,7 @@ async def pause_of(lane: Lane) -> float:
 
 
 async def test_no_more_than_the_slots_are_in_flight() -> None:
-    lane = Lane(slots=3, places=20, patience=5)
+    lane = Lane(slots=3, places=20, timeout=5)
     now = most = 0
 
     async def deliver() -> None:
@@ -35,7 +35,7 @@ async def test_no_more_than_the_slots_are_in_flight() -> None:
 
 
 async def test_beyond_its_places_a_lane_is_full_at_once_and_free_again_later() -> None:
-    lane = Lane(slots=1, places=2, patience=5)
+    lane = Lane(slots=1, places=2, timeout=5)
     held = [asyncio.create_task(hold(lane)) for _ in range(2)]
     await asyncio.sleep(0)
 
@@ -46,8 +46,8 @@ async def test_beyond_its_places_a_lane_is_full_at_once_and_free_again_later() -
     await hold(lane, 0)
 
 
-async def test_nobody_waits_longer_than_their_patience() -> None:
-    lane = Lane(slots=1, places=2, patience=0.02)
+async def test_nobody_waits_longer_than_the_timeout() -> None:
+    lane = Lane(slots=1, places=2, timeout=0.02)
     held = asyncio.create_task(hold(lane))
     await asyncio.sleep(0)
 
@@ -56,7 +56,7 @@ async def test_nobody_waits_longer_than_their_patience() -> None:
 
 
 async def test_the_slower_an_endpoint_and_the_more_wait_the_longer_is_the_pause() -> None:
-    lane = Lane(slots=1, places=1, patience=0)
+    lane = Lane(slots=1, places=1, timeout=0)
     lane._pace = 10.0
     held = asyncio.create_task(hold(lane))
     await asyncio.sleep(0)
@@ -67,7 +67,7 @@ async def test_the_slower_an_endpoint_and_the_more_wait_the_longer_is_the_pause(
 
 
 async def test_the_pace_is_learned() -> None:
-    lane = Lane(slots=1, places=1, patience=0)
+    lane = Lane(slots=1, places=1, timeout=0)
     for _ in range(5):
         await hold(lane, 0.02)
 
@@ -75,7 +75,7 @@ async def test_the_pace_is_learned() -> None:
 
 
 def lanes_of(urls: list[str]) -> list[Lane]:
-    return list(make_lanes(urls, held=256, in_flight=64, in_flight_per_endpoint=8, patience=1).values())
+    return list(make_lanes(urls, held=256, in_flight=64, in_flight_per_endpoint=8, timeout=1).values())
 
 
 @pytest.mark.parametrize(("count", "slots"), [(1, 8), (8, 8), (9, 7), (64, 1), (300, 1)])

@@ -1,1 +1,1 @@
-"""The provider Plusofon: a client of its API, and a sandbox that speaks the same protocol."""
+"""The provider Plusofon: its API, and its channels."""

@@ -10,17 +10,27 @@ from app.verification.ports import CallId, CallOrder
 PLUSOFON = "plusofon"  # the name of the provider
 
 
-class VoiceChannel:
-    """The CallSender that has a voice say the code (brief)."""
+class _Channel:
+    """What the channels share. No source names a route for the state of their calls, but for those of voice (open)."""
 
     provider = PLUSOFON
-    supports_status = True
+    supports_status = False
 
     def __init__(self, client: PlusofonClient) -> None:
         self._client = client
 
     def require_ready(self) -> None:
         """Return: nothing is known here."""
+
+    async def fetch_status(self, call_ref: str) -> CallState | None:  # noqa: ARG002 - the signature is the port's
+        """Raise ProviderRejected. None would say that the call was never placed, and have it refunded."""
+        raise ProviderRejected("calls of this channel cannot be looked up")
+
+
+class VoiceChannel(_Channel):
+    """The CallSender that has a voice say the code (brief)."""
+
+    supports_status = True
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the code spoken."""
@@ -33,24 +43,7 @@ class VoiceChannel:
         return await self._client.check_call_status(call_ref)
 
 
-class _Unfollowed:
-    """What the channels have in common whose calls cannot be looked up: no source names a route for that (open)."""
-
-    provider = PLUSOFON
-    supports_status = False
-
-    def __init__(self, client: PlusofonClient) -> None:
-        self._client = client
-
-    def require_ready(self) -> None:
-        """Return: nothing is known here."""
-
-    async def fetch_status(self, call_ref: str) -> CallState | None:  # noqa: ARG002 - the signature is the port's
-        """Raise ProviderRejected. None would say that the call was never placed, and give it back."""
-        raise ProviderRejected("calls of this channel cannot be looked up")
-
-
-class FlashCallChannel(_Unfollowed):
+class FlashCallChannel(_Channel):
     """The CallSender whose code is the last four digits of the number that calls (docs, seen).
 
     A code of another length is refused without a request; without a code the provider chooses one.
@@ -61,10 +54,10 @@ class FlashCallChannel(_Unfollowed):
         return await self._client.send_flash_call(order.phone, order.code, within=order.within)
 
 
-class ReverseCallChannel(_Unfollowed):
-    """The CallSender that calls nobody: it gets a number which the person dials (docs, seen).
+class ReverseCallChannel(_Channel):
+    """The CallSender that gets a number for the person to dial, and places no call (docs, seen).
 
-    ``hook_url`` makes the URL to which Plusofon posts when the call of that name came in; it should hold a secret, for
+    ``hook_url`` makes the URL to which Plusofon posts when the call of that id came in; it should hold a secret, for
     the hook has no signature.
     """
 

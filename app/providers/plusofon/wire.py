@@ -1,83 +1,39 @@
-"""What Plusofon's JSON means: the words it uses, the shapes of its failures, and what may be told of them.
+"""Plusofon's JSON: its successes, the shapes of its refusals, and the format of phones.
 
 Every fact carries its source: *brief* (asked for by the project's user), *docs* (help.plusofon.ru), *seen* (read in
-several public clients) or *open* (nobody knows; it is handled so that a wrong guess costs no call and no money).
+several public clients) or *open* (not known; it is handled so that a wrong guess costs no call and no money).
 
-Each ``parse_…`` returns what was asked for, or raises ``ProviderError`` (it definitely was not done) or ``Unclear``.
+Each ``parse_…`` raises ``ProviderError`` if the request definitely was not carried out, and ``Unclear`` if it may have.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Literal
 
-from app.outbound import Redactor, Unclear, json_object, printable, seconds
-from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
+from app.providers.answer import CALL_STATUSES, Answer, Refusals, printable, raise_refusal, retry_later
+from app.providers.http import Unclear
+from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected
 from app.verification.model import CallState, CallStatus, Placed, ProviderAccount
 from app.verification.phone import Phone
 
 PhonePrefix = Literal["8", "7"]
 
-_LONGEST_NAME = 64  # of a status word or an account
+_LONGEST_NAME = 64  # of a status, an account or an operator
 _LONGEST_IDENTIFIER = 128
 _LARGEST_EXPONENT = 12  # of a balance, either way: 1e999999999 is a fine Decimal and a gigabyte when written out
 
-_FLASH_PIN = re.compile(r"[0-9]{4}")  # as a number it has no leading zero, and 42 may have been anything
+FLASH_PIN = re.compile(r"[0-9]{4}")  # the last digits of a number (docs)
 _PUNCTUATION = re.compile(r"[\s().\-\u2010-\u2015\u2212]")
 _RUSSIAN_NUMBER = re.compile(r"(?:\+?7|8)((?!80[39])[3489][0-9]{9})")
 
-# The sandbox's words. Plusofon's own are open, so their spelling is read leniently, and any other word is kept.
-_STATUS_WORDS = {
-    "queued": CallStatus.INITIATED,
-    "ringing": CallStatus.RINGING,
-    "answered": CallStatus.ANSWERED,
-    "completed": CallStatus.COMPLETED,
-    "busy": CallStatus.BUSY,
-    "no_answer": CallStatus.NO_ANSWER,
-    "failed": CallStatus.FAILED,
-}
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer of the provider, read as far as it can be; made by ``read_answer``.
-
-    ``text`` and ``fields`` (empty unless the body is a JSON object) are the provider's own and may hold secrets;
-    ``message`` holds none. ``retry_after`` is in seconds.
-    """
-
-    status: int
-    retry_after: int
-    message: str
-    text: str = field(repr=False)
-    fields: Mapping[str, object] = field(repr=False)
-
-    @property
-    def says_success(self) -> bool:
-        """Only JSON ``true`` is a success (seen): neither ``1`` nor ``"true"``."""
-        return self.fields.get("success") is True
-
-
-def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
-    """Read an answer of whatever shape; ``retry_after`` is the header of that name. Never raises."""
-    text = body.decode("utf-8-sig", errors="replace")
-    fields = json_object(text)
-    return Answer(
-        status=status,
-        retry_after=seconds(retry_after),
-        message=redact(_message(fields)),
-        text=text,
-        fields=fields,
-    )
-
-
-def _message(fields: Mapping[str, object]) -> str:
-    """Find the provider's own word: ``message`` (docs, seen), or ``error`` with or without one of its own (seen)."""
-    error = fields.get("error")
+def _message(answer: Answer) -> str:
+    """Return the provider's message, redacted: ``message`` (docs, seen), or ``error`` or its ``message`` (seen)."""
+    error = answer.fields.get("error")
     nested = error.get("message") if isinstance(error, dict) else error
-    return _flat(fields.get("message") or nested)
+    return answer.redact(_flat(answer.fields.get("message") or nested))
 
 
 def _flat(value: object, depth: int = 3) -> str:
@@ -96,13 +52,10 @@ def _flat(value: object, depth: int = 3) -> str:
 
 
 def _rejected(answer: Answer) -> ProviderError:
-    if _NO_MONEY.search(answer.message):
+    message = _message(answer)
+    if _NO_MONEY.search(message):
         return BalanceTooLow()
-    return ProviderRejected(answer.message or f"HTTP {answer.status}")
-
-
-def _told_to_wait(answer: Answer) -> ProviderError:
-    return ProviderUnavailable(retry_after=answer.retry_after)
+    return ProviderRejected(message or f"HTTP {answer.status}")
 
 
 def _says_no_access(answer: Answer) -> bool:
@@ -112,34 +65,30 @@ def _says_no_access(answer: Answer) -> bool:
 # Open: no source shows the answer of an account without money. "Недостаточно прав" is the wrong kind of token (seen).
 _NO_MONEY = re.compile(r"недостаточно\s+(средств|денег)|insufficient\s+(funds|balance)", re.IGNORECASE)
 
-# The shapes of a refusal; the first that fits wins. A refusal gives the attempt back to the person who asked, so a
-# shape needs a reason to be here. What is in no row is unclear: redirects, other 4xx and 5xx, HTML and empty bodies.
-_REFUSALS: tuple[tuple[Callable[[Answer], bool], Callable[[Answer], ProviderError]], ...] = (
+# In no row, so unclear: redirects, other 4xx and 5xx, HTML and empty bodies.
+_REFUSALS: Refusals = (
     # 429, whatever the body (open: taken in its standard sense, which comes with a time to wait).
-    (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, _told_to_wait),
+    (lambda answer: answer.status == HTTPStatus.TOO_MANY_REQUESTS, retry_later),
     # {"success": false, "code": 500, "message": "error find flashcall account: …"}, with status 200 or any (seen).
     (lambda answer: answer.fields.get("success") is False, _rejected),
     # {"jsonrpc": "2.0", "result": null, "error": {"code": 0, "message": "Page not found."}}: a wrong path (seen).
-    (lambda answer: answer.message.rstrip(".").lower() == "page not found", _rejected),
+    (lambda answer: _message(answer).rstrip(".").lower() == "page not found", _rejected),
     # 400 bad parameter, 401 and 403 token, 404 not found (docs); 422 is what many frameworks say for 400 (open).
     (lambda answer: answer.status in {400, 401, 403, 404, 422}, _rejected),
-    # 500 "no access" (docs, quoted without a body): JSON or text, but no page, which may hold the words by chance.
+    # 500 "no access" (docs, quoted without a body): JSON or text; an HTML page may hold the words by chance.
     (lambda answer: answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and _says_no_access(answer), _rejected),
 )
 
 
-def _raise_refusal(answer: Answer) -> None:
-    """Raise what the table says. ``success: true`` under a refusing status contradicts itself: no refusal."""
-    if answer.says_success:
-        return
-    for fits, error in _REFUSALS:
-        if fits(answer):
-            raise error(answer)
-
-
 def _require_success(answer: Answer) -> None:
-    _raise_refusal(answer)
-    if answer.status != HTTPStatus.OK or not answer.says_success:
+    """Return if the answer is a success: only JSON ``true`` is (seen), neither ``1`` nor ``"true"``.
+
+    Under a refusing status ``success: true`` contradicts itself, and so is unclear.
+    """
+    is_success = answer.fields.get("success") is True
+    if not is_success:
+        raise_refusal(answer, _REFUSALS)
+    if answer.status != HTTPStatus.OK or not is_success:
         raise Unclear(f"HTTP {answer.status} without a verdict")
 
 
@@ -151,29 +100,18 @@ def _data(answer: Answer, name: str) -> object:
 
 
 def parse_placed_call(answer: Answer) -> str:
-    """Return the ``call_id`` of ``{"success": true, "data": {"call_id": "…"}}`` (brief); an integer is written out."""
+    """Return the ``call_id`` of ``{"success": true, "data": {"call_id": "…"}}`` (brief)."""
     call_id = _identifier(_data(answer, "call_id"))
     if call_id is None:
         raise Unclear("a success without a usable call_id")
     return call_id
 
 
-def require_flash_pin(pin: str | None) -> None:
-    """Return if a flash call can carry ``pin``: the last four digits of a number (docs).
-
-    Raises:
-        ProviderRejected: it cannot. Of a longer one the person would see only a part.
-
-    """
-    if pin is not None and not _FLASH_PIN.fullmatch(pin):
-        raise ProviderRejected("not a code of four digits")
-
-
 def parse_flash_call(answer: Answer) -> Placed:
     """Read ``{"success": true, "data": {"key": "…", "pin"?: "…", "operator"?: "…"}}`` (docs, seen).
 
     ``pin`` and ``operator`` come back only if the account is set so. A ``pin`` is the code that counts, whatever was
-    asked for. One that is no code of four digits is unclear: the call was placed, with a code that nobody knows here.
+    sent. One that is not four digits is unclear: the call was placed, with a code that is not known here.
     """
     key, pin = _identifier(_data(answer, "key")), _data(answer, "pin")
     if key is None:
@@ -181,18 +119,16 @@ def parse_flash_call(answer: Answer) -> Placed:
     if pin is None or pin == "":
         return Placed(key, operator=_operator(answer))
     code = _written(pin)
-    if code is None or not _FLASH_PIN.fullmatch(code):
-        raise Unclear("a success with a pin that is no code of four digits")
+    if code is None or not FLASH_PIN.fullmatch(code):
+        raise Unclear("a success with a pin that is not four digits")
     return Placed(key, code=code, operator=_operator(answer))
 
 
 def parse_reverse_call(answer: Answer) -> Placed:
     """Read ``{"success": true, "data": {"key": "…", "phone": "number to dial"}}`` (docs, seen).
 
-    Raises:
-        ProviderRejected: besides the usual, a success with nothing to dial, or without a key to tell the call by when
-            it came in. A person can do nothing with that, nobody was called, and trying again might give the same.
-
+    A success without a number to dial, or without a key that identifies the call when it comes in, is a refusal: it is
+    of no use, and no call was placed.
     """
     key, number = _identifier(_data(answer, "key")), _dialable(_data(answer, "phone"))
     if key is None:
@@ -203,7 +139,7 @@ def parse_reverse_call(answer: Answer) -> Placed:
 
 
 def _operator(answer: Answer) -> str | None:
-    """Return the name of the phone's operator, fit to be compared: its spelling is open."""
+    """Return the phone's operator in lower case; its spelling is open."""
     name = _data(answer, "operator")
     words = printable(name).lower().split() if isinstance(name, str) else []
     return " ".join(words)[:_LONGEST_NAME].strip() or None
@@ -212,25 +148,24 @@ def _operator(answer: Answer) -> str | None:
 def _dialable(value: object) -> Phone | None:
     """Read a Russian number in any spelling (open), fixed lines and toll-free numbers included.
 
-    Left out are premium numbers (803, 809) and Kazakhstan's (6, 7): a person is told to dial this one, and pays for it.
+    Premium numbers (803, 809) and Kazakhstan's (6, 7) are left out: the person who dials the number pays for it.
     """
     digits = _PUNCTUATION.sub("", _written(value) or "")
     match = _RUSSIAN_NUMBER.fullmatch(digits)
     return Phone(f"+7{match[1]}") if match else None
 
 
-def parse_call_state(answer: Answer, *, redact: Callable[[str], str] = printable) -> CallState:
-    """Read ``{"success": true, "data": {"status": "…"}}`` (brief).
+def parse_call_state(answer: Answer) -> CallState:
+    """Read ``{"success": true, "data": {"status": "…"}}`` (brief); the values are open, so they are read leniently.
 
-    A word that is not known means that the call is still under way (open); up to 64 characters are kept of what
-    ``redact`` leaves of it.
+    An unknown status means that the call is still under way (open); up to 64 characters of it are kept, redacted.
     """
-    word = _data(answer, "status")
-    kept = redact(word).strip()[:_LONGEST_NAME] if isinstance(word, str) else ""
-    if not kept:
-        raise Unclear("a success without a status word")
-    known = _STATUS_WORDS.get(kept.lower().replace("-", "_"))
-    return CallState(known) if known else CallState(CallStatus.INITIATED, provider_status=kept)
+    status = _data(answer, "status")
+    shown = answer.redact(status).strip()[:_LONGEST_NAME] if isinstance(status, str) else ""
+    if not shown:
+        raise Unclear("a success without a status")
+    known = CALL_STATUSES.get(shown.lower().replace("-", "_"))
+    return CallState(known) if known else CallState(CallStatus.INITIATED, provider_status=shown)
 
 
 def parse_accounts(answer: Answer) -> list[ProviderAccount]:
@@ -242,56 +177,45 @@ def parse_accounts(answer: Answer) -> list[ProviderAccount]:
     entries = answer.fields.get("data")
     if not isinstance(entries, list):
         raise Unclear("a success without a list of accounts")
-    accounts = map(_account, entries)
-    return [account for account in accounts if account]
-
-
-def _account(entry: object) -> ProviderAccount | None:
-    if not isinstance(entry, dict):
-        return None
-    account_id, name = _identifier(entry.get("id")), entry.get("name")
-    if account_id is None:
-        return None
-    return ProviderAccount(account_id, printable(name)[:_LONGEST_NAME] if isinstance(name, str) else "")
+    accounts = []
+    for entry in entries:
+        account_id = _identifier(entry.get("id")) if isinstance(entry, dict) else None
+        if account_id is not None:
+            name = entry.get("name")
+            shown = printable(name)[:_LONGEST_NAME] if isinstance(name, str) else ""
+            accounts.append(ProviderAccount(account_id, shown))
+    return accounts
 
 
 def parse_balance(answer: Answer) -> Decimal:
     """Read ``{"balance": 123.45}``, in RUB and without an envelope (seen); a number written as a string is accepted."""
-    _raise_refusal(answer)
-    balance = _amount(answer.fields.get("balance"))
-    if answer.status != HTTPStatus.OK or balance is None:
-        raise Unclear(f"HTTP {answer.status} without a balance")
-    return balance
-
-
-def _amount(value: object) -> Decimal | None:
-    if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
-        return None
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number.adjusted()) <= _LARGEST_EXPONENT else None
+    if answer.fields.get("success") is not True:
+        raise_refusal(answer, _REFUSALS)
+    value = answer.fields.get("balance")
+    if answer.status == HTTPStatus.OK and isinstance(value, (str, int, Decimal)) and not isinstance(value, bool):
+        with suppress(InvalidOperation):
+            balance = Decimal(value)
+            if balance.is_finite() and abs(balance.adjusted()) <= _LARGEST_EXPONENT:
+                return balance
+    raise Unclear(f"HTTP {answer.status} without a balance")
 
 
 def _identifier(value: object) -> str | None:
-    """Return a name given by the provider, if it is one that can be stored and sent back; it is opaque otherwise."""
+    """Return an identifier of the provider, opaque here, if it can be stored and sent back."""
     name = _written(value)
     usable = name and name.strip() and name.isprintable() and len(name) <= _LONGEST_IDENTIFIER
     return name if usable else None
 
 
 def _written(value: object) -> str | None:
-    """Return a string as it is and an integer written out: JSON's writers do not agree on which an identifier is."""
+    """Return a string, or an integer as a string: an identifier may be either."""
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
 def format_phone(phone: Phone, prefix: PhonePrefix) -> str:
-    """Spell a number as Plusofon wants it: ``8XXXXXXXXXX`` (brief) or ``7XXXXXXXXXX`` (most public clients).
+    """Return a number as ``8XXXXXXXXXX`` (brief) or ``7XXXXXXXXXX`` (most public clients).
 
-    Raises:
-        ProviderRejected: it is not Russian. Never called in practice; without this it would become another number.
-
+    Raise ProviderRejected if it is not Russian, which the domain rules out: it would become another number.
     """
     national = phone.e164.removeprefix("+7")
     if not re.fullmatch(r"[0-9]{10}", national):

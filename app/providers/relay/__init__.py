@@ -1,1 +1,1 @@
-"""A second provider: a signed POST to a URL, behind which somebody else places the call or sends the message."""
+"""The provider relay: signed requests to a URL of the operator, behind which another system places the calls."""

@@ -1,0 +1,96 @@
+"""Responses: how routes write them, and how the OpenAPI description shows them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES
+from app.verification.policy import Quota
+
+Answers = dict[int | str, dict[str, Any]]  # as FastAPI takes them: by status
+
+
+def respond(model: BaseModel, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a wire model as JSON. It is valid already, so FastAPI need not validate it again."""
+    return Response(model.model_dump_json(), status, headers, "application/json")
+
+
+def quota_headers(quotas: Sequence[Quota]) -> Mapping[str, str]:
+    """Return what remains of each limit that a request counted against (draft-ietf-httpapi-ratelimit-headers)."""
+    if not quotas:
+        return {}
+    second = timedelta(seconds=1)
+    policies = (f'"{quota.limit.name}";q={quota.limit.count};w={quota.limit.period // second}' for quota in quotas)
+    return {
+        "RateLimit-Policy": ", ".join(policies),
+        "RateLimit": ", ".join(f'"{quota.limit.name}";r={quota.remaining}' for quota in quotas),
+    }
+
+
+def _header(description: str, example: str | None = None, **schema: str) -> dict[str, Any]:
+    header = {"description": description, "schema": {"type": "string", **schema}}
+    return {**header, "example": example} if example else header
+
+
+_HEADERS: Mapping[str, dict[str, Any]] = {
+    "Location": _header("where the verification is read", "/verify/vrf_0a11b22c33d44e55f667788"),
+    "RateLimit": _header(
+        "what remains (`r`) of each limit that the request counted against (draft-ietf-httpapi-ratelimit-headers)",
+        '"calls_per_phone_hour";r=4, "calls_per_phone_day";r=9',
+    ),
+    "RateLimit-Policy": _header(
+        "those limits: at most `q` in any window of `w` seconds",
+        '"calls_per_phone_hour";q=5;w=3600, "calls_per_phone_day";q=10;w=86400',
+    ),
+    "Idempotent-Replayed": _header(
+        "`true` where the answer was given before, to a request with the same `Idempotency-Key`", const="true"
+    ),
+}
+_PROBLEM_HEADERS: Mapping[str, dict[str, Any]] = {
+    "Retry-After": _header("the `retry_after` of the body, in seconds", type="integer"),
+    "RateLimit": _header("the limit that refused", '"calls_per_phone_hour";r=0;t=42'),
+    "WWW-Authenticate": _header("how to send a key (RFC 6750)"),
+}
+
+
+def answers(
+    status: HTTPStatus, *models: type[BaseModel], problems: Iterable[str] = (), headers: Iterable[str] = ()
+) -> Answers:
+    """Describe the responses of a route: an example of each model, and its problems, grouped by status.
+
+    ``headers`` are those of a success, beside the ones that every response has.
+    """
+    summaries = {model: str(model.__doc__).partition("\n")[0] for model in models}
+    examples = {model.__name__: {"summary": summaries[model], "value": example_of(model)} for model in models}
+    described: Answers = {status.value: {"content": {"application/json": {"examples": examples}}} if models else {}}
+    if headers:
+        described[status.value]["headers"] = {name: _HEADERS[name] for name in headers}
+    for kind in (PROBLEM_TYPES[slug] for slug in problems):
+        names = [*kind.headers, *(["Retry-After"] if "retry_after" in kind.members else [])]
+        for problem_status in (kind.status, *kind.also):
+            answer = described.setdefault(problem_status, plain_answer(HTTPStatus(problem_status)))
+            answer["description"] += f"\n\n`{kind.slug}`: {kind.meaning}"
+            example = {"summary": kind.title, "value": kind.example(problem_status)}
+            answer["content"][MEDIA_TYPE].setdefault("examples", {})[kind.slug] = example
+            answer.setdefault("headers", {}).update((name, _PROBLEM_HEADERS[name]) for name in names)
+    return described
+
+
+def plain_answer(status: HTTPStatus) -> dict[str, Any]:
+    """Describe a problem that its status explains."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {"description": status.phrase, "content": content}
+
+
+def example_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return an example of a wire model, made of those of its fields."""
+    example = {}
+    for name, field in model.model_fields.items():
+        value = field.examples[0] if field.examples else field.get_default(call_default_factory=True)
+        if not (field.exclude_if and field.exclude_if(value)):
+            example[name] = value
+    return example

@@ -1,0 +1,434 @@
+"""Builds every object of the service from the settings, once, and closes those that hold a connection."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib.metadata import version
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING
+
+import stamina
+from httpx_aiohttp import AiohttpTransport
+from redis.asyncio import Redis
+
+from app.api_keys import AccessKeys, ApiKeys
+from app.background import Background
+from app.outbound import trust
+from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
+from app.providers.http import make_transport
+from app.providers.observe import ProviderObserver
+from app.providers.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
+from app.providers.plusofon.client import PlusofonClient
+from app.providers.relay.client import RelaySender
+from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.embedded import EmbeddedServer
+from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError, make_endpoints, make_policies
+from app.store.call_following import RedisCallQueue
+from app.store.connection import connect
+from app.store.erasure import RedisPhoneEraser
+from app.store.event_stream import RedisChanges
+from app.store.fraud_guard import RedisFraudGuard
+from app.store.idempotency import RedisIdempotency
+from app.store.limits import RedisRateLimiter
+from app.store.provider_account import RedisBalanceCache
+from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
+from app.store.tokens import RedisRedemptions
+from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
+from app.telemetry.exposition import Exposition, ProcessGauges
+from app.telemetry.metrics import Metrics
+from app.tokens import TokenSigner
+from app.verification.call_following import CallWatcher
+from app.verification.call_urls import CallbackUrls
+from app.verification.channels import Channel
+from app.verification.code import CodeDigester
+from app.verification.deferred import DeferredWrites
+from app.verification.domain_events import DomainEvent, Publish
+from app.verification.fixed_codes import FixedCodes
+from app.verification.idempotency import Idempotency
+from app.verification.keys import derive_key
+from app.verification.policy import Allowance
+from app.verification.ports import CallSender, ProviderAccounts
+from app.verification.provider_account import Balance, BalancePoller
+from app.verification.service import VerificationService
+from app.webhooks import WebhookDeliverer
+from app.webhooks.sender import WebhookSender
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
+
+_STATUS_CONNECTIONS = 10  # beside those of calls, so that these never keep status requests waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What is kept in Redis, one object for each feature; they share one runner, and so their writes."""
+
+    redis: Redis
+    runner: ScriptRunner
+    balance: RedisBalanceCache
+    call_queue: RedisCallQueue
+    changes: RedisChanges
+    fraud_guard: RedisFraudGuard
+    idempotency: RedisIdempotency
+    limits: RedisRateLimiter
+    phone_eraser: RedisPhoneEraser
+    redemptions: RedisRedemptions
+    stats: RedisStats
+    verifications: RedisVerificationStore
+    webhooks: RedisOutbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Providers:
+    """A sender for each channel, and the state of the providers behind them."""
+
+    senders: Mapping[Channel, CallSender]
+    circuits: Mapping[str, CircuitBreaker]
+    accounts: ProviderAccounts
+    balance_poller: BalancePoller
+    callback_urls: CallbackUrls
+
+    @property
+    def balance(self) -> Balance:
+        """The balance at Plusofon, as it was last read."""
+        return self.balance_poller.balance
+
+    def circuit_states(self) -> dict[str, CircuitState]:
+        """Return the state of each provider's circuit breaker."""
+        return {name: circuit.state for name, circuit in self.circuits.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """Every object that routes and commands use.
+
+    ``stopping`` is set with the signal to stop, and ends event streams. These send a comment after ``stream_heartbeat``
+    seconds of silence.
+    """
+
+    service: VerificationService
+    stores: Stores
+    providers: Providers
+    keys: AccessKeys
+    tokens: TokenSigner
+    idempotency: Idempotency
+    callback_networks: Sequence[IPv4Network | IPv6Network]
+    metrics: Metrics
+    exposition: Exposition
+    stopping: asyncio.Event
+    stream_heartbeat: float = 15
+
+
+@asynccontextmanager
+async def open_container(
+    settings: Settings,
+    network: VirtualNetwork | None = None,
+    *,
+    tracing: "Tracing | None" = None,
+    in_background: bool = False,
+) -> AsyncIterator[Container]:
+    """Build all objects, and close them with the context. Raises SettingsError.
+
+    In sandbox mode calls go to ``network`` in place of Plusofon. Without ``in_background`` nothing runs beside what the
+    caller asks for: no calls are followed and no webhooks delivered.
+    """
+    async with AsyncExitStack() as stack:
+        builder = Builder(settings, stack, tracing)
+        stores = builder.open_stores()
+        providers = await builder.open_providers(stores, network)
+        deferred = DeferredWrites()
+        stack.push_async_callback(deferred.aclose)
+        service = builder.make_service(stores, providers, deferred)
+        background = Background()
+        exposition = builder.make_exposition(stores, providers, background)
+        if in_background:
+            watcher = CallWatcher(stores.call_queue, service.follow, within=1.5 * settings.longest_request)
+            background.add("calls", watcher.step)
+            background.add("balance", providers.balance_poller.step)
+            background.add("stats", stores.stats.step)
+            background.add("metrics", exposition.step)
+            builder.deliver_webhooks(stores.webhooks)
+            await stack.enter_async_context(background)
+        yield Container(
+            service=service,
+            stores=stores,
+            providers=providers,
+            keys=make_keys(settings),
+            tokens=builder.make_tokens(),
+            idempotency=Idempotency(store=stores.idempotency, deferred=deferred, store_timeout=stores.runner.timeout),
+            callback_networks=settings.plusofon.hook_addresses,
+            metrics=builder.metrics,
+            exposition=exposition,
+            stopping=asyncio.Event(),
+        )
+
+
+def make_network(settings: Settings) -> VirtualNetwork | None:
+    """Return a new telephone network in sandbox mode, and None in production."""
+    if settings.mode is not Mode.SANDBOX:
+        return None
+    return VirtualNetwork(pace=settings.sandbox.pace_seconds, balance=settings.sandbox.balance_rub)
+
+
+def make_keys(settings: Settings) -> AccessKeys:
+    """Return the keys that each kind of request needs. Raises SettingsError: in production there are no API keys."""
+    if not settings.api.keys:
+        settings.require_sandbox("API_KEYS")
+    is_sandbox, admins = settings.mode is Mode.SANDBOX, settings.admin.keys
+    if is_sandbox or settings.metrics.open:
+        metrics = ApiKeys((), open_as="everybody")
+    else:
+        metrics = ApiKeys((*settings.metrics.keys, *admins), kind="metrics or admin key")
+    return AccessKeys(
+        clients=ApiKeys(settings.api.keys, open_as=OPEN_CLIENT if is_sandbox else None),
+        admins=ApiKeys(admins, kind="admin key"),
+        account=ApiKeys(
+            admins, kind="admin key", open_as=OPEN_CLIENT if is_sandbox and not settings.api.keys else None
+        ),
+        metrics=metrics,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """Builds groups of objects; ``stack`` closes them."""
+
+    settings: Settings
+    stack: AsyncExitStack
+    tracing: "Tracing | None" = None
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def open_redis(self) -> Redis:
+        """Connect to Redis; in sandbox mode without REDIS_URL, to an embedded server."""
+        settings = self.settings.redis
+        if settings.url is None:
+            self.settings.require_sandbox("REDIS_URL")
+        url = settings.url.get_secret_value() if settings.url else self.stack.enter_context(EmbeddedServer()).url
+        redis = connect(url, timeout=settings.timeout_seconds)
+        self.stack.push_async_callback(redis.aclose)
+        return redis
+
+    def open_stores(self) -> Stores:
+        """Connect to Redis, and make what is kept there."""
+        settings, redis = self.settings, self.open_redis()
+        runner = ScriptRunner(
+            redis,
+            timeout=settings.redis.timeout_seconds,
+            round_trip=self.metrics.round_trip,
+            waited=self.tracing.waited if self.tracing else None,
+        )
+        # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
+        phone_key = derive_key(settings.names_secret, "phone")
+        lease = 2 * settings.longest_request  # longer than a request to a provider can take
+        endpoints = make_endpoints(settings.clients)
+        stores = Stores(
+            redis=redis,
+            runner=runner,
+            balance=RedisBalanceCache(runner, lease=lease),
+            call_queue=RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease),
+            changes=self._make_changes(redis),
+            fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
+            idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
+            limits=RedisRateLimiter(runner, key=phone_key),
+            phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
+            redemptions=RedisRedemptions(runner),
+            stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
+            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
+            webhooks=RedisOutbox(runner),
+        )
+        self.stack.push_async_callback(stores.stats.aclose)
+        self.stack.push_async_callback(stores.changes.aclose)
+        return stores
+
+    def _make_changes(self, redis: Redis) -> RedisChanges:
+        """Limit the listeners; one of several clients may be half of them, so that the others always have a place."""
+        listeners, clients = self.settings.events.listeners, {client for client, _ in self.settings.api.keys}
+        of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
+        return RedisChanges(redis, listeners=listeners, listeners_of_client=of_client)
+
+    async def open_providers(self, stores: Stores, network: VirtualNetwork | None) -> Providers:
+        """Make the senders, and protect each provider by a circuit breaker and a bulkhead."""
+        settings, tracing = self.settings.plusofon, self.tracing
+        plusofon = await self.open_plusofon(network)
+        callback_urls = CallbackUrls(
+            derive_key(self.settings.names_secret, "hooks"), prefix=f"{self.settings.reachable_url}/hooks/plusofon/"
+        )
+        poller = BalancePoller(
+            plusofon,
+            stores.balance,
+            minimum=self.settings.min_balance_rub,
+            warning=self.settings.warn_balance_rub,
+            clock=time.monotonic,
+        )
+        senders: dict[Channel, CallSender] = {
+            Channel.VOICE: VoiceChannel(plusofon),
+            Channel.FLASH_CALL: FlashCallChannel(plusofon),
+            Channel.REVERSE_CALL: ReverseCallChannel(plusofon, callback_urls.url_of),
+            **await self._open_relays(),
+        }
+        circuits = {
+            name: CircuitBreaker(name, failures=settings.circuit_failures, open_for=settings.circuit_seconds)
+            for name in sorted({sender.provider for sender in senders.values()})
+        }
+        bulkheads = {name: Bulkhead(settings.max_connections) for name in circuits}
+        observer = ProviderObserver(
+            record_time=self.metrics.provider_call, open_span=tracing.provider_request if tracing else None
+        )
+        for channel, sender in senders.items():
+            senders[channel] = ProtectedSender(
+                sender,
+                channel=channel,
+                circuit=circuits[sender.provider],
+                bulkhead=bulkheads[sender.provider],
+                observer=observer,
+                # The balance pays for Plusofon's calls alone.
+                admit=poller.balance.require_enough if sender.provider == PLUSOFON else _admit_all,
+            )
+        return Providers(
+            senders=senders, circuits=circuits, accounts=plusofon, balance_poller=poller, callback_urls=callback_urls
+        )
+
+    async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
+        """Make the client of Plusofon, or of the sandbox's ``network``, which is reached over HTTP as well."""
+        settings = self.settings.plusofon
+        if network and self.settings.mode is not Mode.SANDBOX:
+            raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
+        stamina.instrumentation.set_on_retry_hooks(())  # the client logs retries; the default would log them again
+        base_url, user_id, token = settings.base_url, settings.user_id, settings.access_token.get_secret_value()
+        cabinet_token = settings.cabinet_token.get_secret_value() if settings.cabinet_token else None
+        if not user_id:
+            self.settings.require_sandbox("PLUSOFON_USER_ID")
+        if not token:
+            self.settings.require_sandbox("PLUSOFON_ACCESS_TOKEN")
+        if network:
+            user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
+            own_token = self.settings.sandbox.access_token
+            accepted = own_token.get_secret_value() if own_token else token
+            stand_in = create_sandbox_app(network, user_id=user_id, access_token=accepted)
+            base_url = (await self.stack.enter_async_context(SandboxServer(stand_in))).url
+        return await self.stack.enter_async_context(
+            PlusofonClient(
+                base_url=base_url,
+                user_id=user_id,
+                access_token=token,
+                cabinet_token=cabinet_token,
+                phone_prefix=settings.phone_prefix,
+                connect_timeout=settings.connect_timeout_seconds,
+                timeout=settings.timeout_seconds,
+                max_connections=settings.max_connections + _STATUS_CONNECTIONS,
+                transport=self._make_transport(),
+            )
+        )
+
+    async def _open_relays(self) -> dict[Channel, CallSender]:
+        """Make a sender for each channel that goes to the operator's own URL. Only there traces are continued."""
+        relay = self.settings.relay
+        if relay.url is None or relay.secret is None:  # the settings require both where channels are named
+            return {}
+        return {
+            channel: await self.stack.enter_async_context(
+                RelaySender(
+                    channel,
+                    url=relay.url.get_secret_value(),
+                    secret=relay.secret.get_secret_value(),
+                    connect_timeout=relay.connect_timeout_seconds,
+                    timeout=relay.timeout_seconds,
+                    trace_context=self.tracing.outgoing if self.tracing else dict,
+                    max_connections=self.settings.plusofon.max_connections + _STATUS_CONNECTIONS,
+                    transport=self._make_transport(),
+                )
+            )
+            for channel in relay.channels
+        }
+
+    def _make_transport(self) -> AiohttpTransport:
+        """Make the way to a provider; without the proxy in sandbox mode, whose providers are on this machine."""
+        outbound = self.settings.outbound
+        proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url
+        return make_transport(proxy=proxy, ca_file=outbound.ca_file)
+
+    def make_service(self, stores: Stores, providers: Providers, deferred: DeferredWrites) -> VerificationService:
+        """Make the use cases."""
+        settings = self.settings
+        return VerificationService(
+            store=stores.verifications,
+            limits=stores.limits,
+            guard=stores.fraud_guard,
+            senders=providers.senders,
+            accounts=providers.accounts,
+            digester=CodeDigester(settings.secret_keys),
+            policies=make_policies(settings),
+            fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+            queue=stores.call_queue,
+            observe=_to_each(self.metrics.observe, stores.stats.observe),
+            deferred=deferred,
+            store_timeout=stores.runner.timeout,
+        )
+
+    def make_tokens(self) -> TokenSigner:
+        """Make what signs and verifies tokens."""
+        token = self.settings.token
+        lifetime = timedelta(seconds=token.lifetime_seconds)
+        return TokenSigner(self.settings.token_keys, issuer=token.issuer, lifetime=lifetime)
+
+    def make_exposition(self, stores: Stores, providers: Providers, background: Background) -> Exposition:
+        """Collect the gauges of all components."""
+        policies = make_policies(self.settings)
+        budget = Allowance(policies.default.calls_per_day, "everybody")
+        return Exposition(
+            self.metrics,
+            version=version("plusofon-verify"),
+            gauges=(
+                stores.runner.gauges,
+                providers.balance.gauges,
+                policies.gauges,
+                partial(stores.limits.gauges, budget),
+                stores.stats.gauges,
+                stores.fraud_guard.gauges,
+                stores.call_queue.gauges,
+                stores.webhooks.gauges,
+            ),
+            process=ProcessGauges(
+                circuits=providers.circuit_states,
+                listeners=lambda: stores.changes.listeners,
+                background=background.gauges,
+            ),
+        )
+
+    def deliver_webhooks(self, outbox: RedisOutbox) -> None:
+        """Deliver events until the stack is closed, if some client has an endpoint."""
+        settings, endpoints = self.settings, make_endpoints(self.settings.clients)
+        if not endpoints:
+            return
+        sender = WebhookSender(
+            allow_private=settings.mode is Mode.SANDBOX,
+            proxy=settings.outbound.proxy_url,
+            ssl_context=trust(ssl.create_default_context(), settings.outbound.ca_file),
+        )
+        delivery = asyncio.create_task(WebhookDeliverer(outbox, endpoints, sender=sender).run())
+        self.stack.push_async_callback(_cancel, delivery)
+
+
+def _admit_all() -> None:
+    """Admit a call that costs nothing here."""
+
+
+def _to_each(*subscribers: Publish) -> Publish:
+    def publish(event: DomainEvent) -> None:
+        for subscriber in subscribers:
+            subscriber(event)
+
+    return publish
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,238 @@
+"""How the value of a setting is parsed and checked, as types for the fields of the sections."""
+
+import json
+import os
+import re
+import ssl
+from datetime import date
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, PlainValidator, SecretStr
+from pydantic_core import PydanticCustomError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.standard_webhooks import parse_secret
+from app.tokens import TokenSigner
+from app.verification.channels import Channel
+from app.verification.errors import PhoneNotCallable
+from app.verification.fixed_codes import FixedCode
+from app.verification.phone import Phone, parse_phone
+
+CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_MIN_SECRET_BYTES = 32
+_API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
+_TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")
+_MAPPED_PREFIX = 96  # bits of an IPv4-mapped IPv6 address that come before the IPv4 address
+_JSON = """CLIENTS='{"shop": {"calls_per_day": 200}}'"""
+_ENCODED = "percent-encode the password: # is %23, @ %40, / %2F, ? %3F"
+_REDIS_URL = re.compile(
+    r"rediss?://([^@/?#\[\]\s]*@)?([^@/?#\[\]:\s]+|\[[0-9a-fA-F:.]+\])?(:[0-9]+)?(/[0-9]*)?(\?[^#@\s]*)?"
+    r"|unix://([^@/?#\[\]\s]*@)?/[^@?#\s]*(\?[^#@\s]*)?"
+)
+_PROXY_URL = re.compile(r"http://(?:[^/@?#\s]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII)
+_LAST_PORT = 65535
+
+_Text = TypeVar("_Text", str, SecretStr)
+
+
+class ApiKey(NamedTuple):
+    """A client's name and the SHA-256 of one of its keys."""
+
+    client: str
+    digest: bytes
+
+
+class FixedCodeSetting(NamedTuple):
+    """A phone and its fixed code."""
+
+    phone: Phone
+    fixed_code: FixedCode
+
+
+def _matches(pattern: str, message: str) -> AfterValidator:
+    """Return a validator that accepts text, or a secret, that wholly matches a pattern."""
+
+    def check(value: _Text) -> _Text:
+        if not re.fullmatch(pattern, value if isinstance(value, str) else value.get_secret_value()):
+            raise PydanticCustomError("pattern", "{message}", {"message": message})
+        return value
+
+    return AfterValidator(check)
+
+
+def _split(value: object) -> object:
+    """Split a list at commas and line feeds: in a file, each item may have a line of its own."""
+    if not isinstance(value, str):
+        return value
+    return [item.strip() for item in re.split(r"[,\n]", value) if item.strip()]
+
+
+def _parse_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("json", "is not valid JSON; it looks like {example}", {"example": _JSON}) from None
+
+
+def _check_secret_length(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < _MIN_SECRET_BYTES:
+        raise PydanticCustomError("short", "must have at least 32 bytes; `plusofon-verify keygen` makes one")
+    return value
+
+
+def _strip_brackets(host: str) -> str:
+    """Return an IPv6 address without the brackets that it has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _unmap(value: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Return the IPv4 network of a network of IPv4-mapped IPv6 addresses (RFC 4291, section 2.5.5.2)."""
+    if isinstance(value, IPv6Network) and value.prefixlen >= _MAPPED_PREFIX and value.network_address.ipv4_mapped:
+        return IPv4Network((value.network_address.ipv4_mapped, value.prefixlen - _MAPPED_PREFIX))
+    return value
+
+
+def _parse_api_key(value: object) -> ApiKey:
+    match = _API_KEY.fullmatch(str(value))
+    if not match:
+        raise PydanticCustomError("api_key", "must be name:sha256-in-hex; `plusofon-verify keygen` makes one")
+    return ApiKey(match[1], bytes.fromhex(match[2]))
+
+
+def _check_redis_url(value: SecretStr) -> SecretStr:
+    """Check a URL more strictly than redis-py, which reads ``redis://:12#34@host`` as port 12 of localhost."""
+    url = value.get_secret_value()
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+    if not _REDIS_URL.fullmatch(url):
+        raise PydanticCustomError("redis_url", "must be like redis://user:password@host:6379/0; " + _ENCODED)
+    try:
+        Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
+    except (ValueError, TypeError, RedisError):
+        raise PydanticCustomError("redis_url", "has a port, or an option after ?, that is not valid") from None
+    return value
+
+
+def _parse_test_number(value: object) -> FixedCodeSetting:
+    """Parse ``phone=code@last-day``; the day is optional."""
+    match = _TEST_NUMBER.fullmatch(str(value))
+    mistake = PydanticCustomError("test_number", "must be phone=code@last-day, as in +79001234567=1234@2030-01-31")
+    if not match:
+        raise mistake
+    phone, code, until = match.groups()
+    try:
+        return FixedCodeSetting(parse_phone(phone), FixedCode(code, date.fromisoformat(until) if until else None))
+    except (ValueError, PhoneNotCallable):
+        raise mistake from None
+
+
+def _parse_operator_channel(value: object) -> tuple[str, Channel]:
+    operator, _, channel = str(value).partition(":")
+    if not re.fullmatch(r"[a-z0-9 -]{1,64}", operator) or channel not in set(Channel):
+        raise PydanticCustomError("operator_channel", "must be operator:channel, as in mts:reverse_call")
+    return operator, Channel(channel)
+
+
+def _check_webhook_secret(value: SecretStr) -> SecretStr:
+    try:
+        parse_secret(value.get_secret_value())
+    except ValueError:
+        raise PydanticCustomError("webhook_secret", "must be whsec_ and the base64 of 24 to 64 bytes") from None
+    return value
+
+
+def _check_token_keys(value: SecretStr) -> SecretStr:
+    try:
+        TokenSigner(value.get_secret_value())
+    except ValueError as error:
+        raise PydanticCustomError("token_keys", "{message}", {"message": str(error)}) from None
+    return value
+
+
+def _check_proxy_url(value: SecretStr) -> SecretStr:
+    match = _PROXY_URL.fullmatch(value.get_secret_value())
+    if not match or int(match[1] or 80) > _LAST_PORT:
+        raise PydanticCustomError(
+            "proxy", "must be http://host:port or http://user:password@host:port; percent-encode the password"
+        )
+    return value
+
+
+def _check_readable(value: Path) -> Path:
+    try:
+        readable = value.is_file() and os.access(value, os.R_OK)
+    except (OSError, ValueError):  # a name that is too long, or has a NUL character
+        readable = False
+    if not readable:
+        raise PydanticCustomError("unreadable", "cannot be read")
+    return value
+
+
+def _check_certificates(value: Path) -> Path:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=value)
+    except OSError:  # of the file, or of OpenSSL
+        raise PydanticCustomError("authorities", "must be a file with certificates in PEM that can be read") from None
+    return value
+
+
+CommaSeparated = BeforeValidator(_split)
+AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+FromJson = BeforeValidator(_parse_json)
+_WithoutSlash = AfterValidator(lambda url: url.removesuffix("/"))
+
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Timeout = Annotated[float, Field(gt=0, le=60)]  # seconds
+Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
+Host = Annotated[str, AfterValidator(_strip_brackets)]
+Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmap)]], CommaSeparated]
+ReadableFile = Annotated[Path, AfterValidator(_check_readable)]
+CertificatesFile = Annotated[Path, AfterValidator(_check_certificates)]
+ApiKeys = Annotated[list[Annotated[ApiKey, PlainValidator(_parse_api_key)]], CommaSeparated]
+SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_length)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
+TokenKeys = Annotated[SecretStr, AfterValidator(_check_token_keys)]
+# A line feed from a file of secrets is the usual mistake.
+HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
+TestNumbers = Annotated[list[Annotated[FixedCodeSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
+OperatorChannels = Annotated[
+    list[Annotated[tuple[str, Channel], PlainValidator(_parse_operator_channel)]], CommaSeparated
+]
+Prefixes = Annotated[
+    list[Annotated[str, _matches(r"\+7[0-9]{0,10}", "must be +7 and up to ten digits, as in +7940")]], CommaSeparated
+]
+Purpose = Annotated[
+    str, _matches(r"[a-z][a-z0-9_]{0,31}", "must be a-z, 0-9 and _, begin with a letter, and have at most 32 of them")
+]
+UserId = Annotated[
+    str, _matches(r"[!-~]{0,64}", "must be printable ASCII without spaces, and have at most 64 characters")
+]
+HttpsOrigin = Annotated[
+    str, _WithoutSlash, _matches(r"https://[^/@\s?#]+", "must be https://host, without a path and a user name")
+]
+PublicUrl = Annotated[
+    str,
+    _WithoutSlash,
+    _matches(
+        r"https?://[^/@\s?#]+(/[A-Za-z0-9._~-]+)*",
+        "must be https://host or https://host/path, without a user name; the path of letters, digits and . _ ~ -",
+    ),
+]
+TracesUrl = Annotated[
+    str, _matches(r"https?://[^@\s]+", "must be a URL such as http://127.0.0.1:4318/v1/traces, without a user name")
+]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+RelayUrl = Annotated[
+    SecretStr,
+    _matches(
+        r"https?://[^/@?#\s]+(/[^@?#\s]*)?",
+        "must be https://host/path, or http:// on localhost in sandbox mode; without a user name and a query",
+    ),
+]
+ProxyUrl = Annotated[SecretStr, AfterValidator(_check_proxy_url)]

@@ -1,0 +1,210 @@
+"""The callbacks of the sandbox's reverse calls, as a server receives them."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.provider_callbacks import CallbackSender, ProviderCallback
+
+CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
+HEADERS = {"Client": "0", "Authorization": "Bearer calls"}
+PHONE = "+79001234567"
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass
+class Listener:
+    """Records what is posted to it: the content type and the fields of each callback."""
+
+    statuses: list[int] = field(default_factory=list)  # of the next answers; 200 once they are used up
+    hang: bool = False
+    posted: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    followed: int = 0
+    url: str = ""
+
+    async def hook(self, request: Request) -> Response:
+        kind, body = request.headers["Content-Type"].partition(";")[0], (await request.body()).decode()
+        self.posted.append((kind, json.loads(body) if kind == JSON else dict(parse_qsl(body))))
+        if self.hang:
+            await request.receive()  # until the sender disconnects
+        status = self.statuses.pop(0) if self.statuses else 200
+        return RedirectResponse("/followed", status) if status == 307 else Response(status_code=status)
+
+    async def follow(self, _: Request) -> Response:
+        self.followed += 1
+        return Response()
+
+    @property
+    def phones(self) -> list[str]:
+        return [body["phone"] for _, body in self.posted]
+
+    async def hears(self, count: int) -> None:
+        await eventually(lambda: len(self.posted) >= count)
+        assert len(self.posted) == count
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(3):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    listener = Listener()
+    routes = [
+        Route("/hook", listener.hook, methods=["POST"]),
+        Route("/followed", listener.follow, methods=["GET", "POST"]),
+    ]
+    async with SandboxServer(Starlette(routes=routes)) as server:
+        listener.url = f"{server.url}/hook"
+        yield listener
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    network: VirtualNetwork
+    http: httpx.AsyncClient
+
+    async def ask(self, hook_url: str, phone: str = PHONE) -> dict[str, str]:
+        answer = await self.http.post(CALL_TO_AUTH, json={"phone": f"8{phone[2:]}", "hook_url": hook_url})
+        assert answer.status_code == 200
+        data: dict[str, str] = answer.json()["data"]
+        return data
+
+
+@contextlib.asynccontextmanager
+async def sandbox_of(network: VirtualNetwork) -> AsyncIterator[Sandbox]:
+    app = create_sandbox_app(network, user_id="0", access_token="calls")
+    async with SandboxServer(app) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
+        yield Sandbox(network, http)
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with sandbox_of(VirtualNetwork(pace=0.01)) as sandbox:
+        yield sandbox
+
+
+async def test_the_number_to_dial_is_announced_and_the_caller_confirmed_once_they_dialled(
+    sandbox: Sandbox, listener: Listener
+) -> None:
+    asked = await sandbox.ask(listener.url)
+    await listener.hears(1)
+    assert listener.posted == [(JSON, {"key": asked["key"], "phone": asked["phone"]})]
+    sandbox.network.dial(phone=PHONE, number=asked["phone"])
+    await listener.hears(2)
+    assert listener.posted[1] == (JSON, {"key": asked["key"], "phone": "89001234567"})
+
+
+async def test_every_other_reverse_call_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
+    for number in range(4):
+        asked = await sandbox.ask(listener.url, f"+7900123456{number}")
+        await listener.hears(2 * number + 1)
+        sandbox.network.dial(phone=f"+7900123456{number}", number=asked["phone"])
+        await listener.hears(2 * number + 2)
+        assert listener.posted[-1][1] == {"key": asked["key"], "phone": f"8900123456{number}"}
+    assert [kind for kind, _ in listener.posted] == [JSON, JSON, FORM, FORM] * 2
+
+
+async def test_one_number_always_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
+    asked = [await sandbox.ask(listener.url, MagicNumber.CALLBACK_AS_FORM) for _ in range(2)]
+    await listener.hears(2)
+    assert sorted(body["key"] for _, body in listener.posted) == sorted(data["key"] for data in asked)
+    assert {kind for kind, _ in listener.posted} == {FORM}
+
+
+async def test_the_callbacks_of_one_number_are_sent_twice(sandbox: Sandbox, listener: Listener) -> None:
+    asked = await sandbox.ask(listener.url, MagicNumber.CALLBACK_TWICE)
+    await listener.hears(2)
+    sandbox.network.dial(phone=MagicNumber.CALLBACK_TWICE, number=asked["phone"])
+    await listener.hears(4)
+    assert listener.phones == [asked["phone"]] * 2 + ["89000000012"] * 2
+
+
+async def test_the_confirming_callback_of_one_number_has_another_caller(sandbox: Sandbox, listener: Listener) -> None:
+    asked = await sandbox.ask(listener.url, MagicNumber.CALLBACK_OF_ANOTHER)
+    await listener.hears(1)
+    sandbox.network.dial(phone=MagicNumber.CALLBACK_OF_ANOTHER, number=asked["phone"])
+    await listener.hears(2)
+    assert listener.phones == [asked["phone"], "89000000014"]
+
+
+@pytest.mark.parametrize("statuses", [[500], [404, 503], [307, 307]], ids=str)
+async def test_a_callback_that_was_not_accepted_is_sent_again(
+    sandbox: Sandbox, listener: Listener, statuses: list[int]
+) -> None:
+    listener.statuses = [*statuses]
+    await sandbox.ask(listener.url)
+    await listener.hears(len(statuses) + 1)
+    assert len({body["key"] for _, body in listener.posted}) == 1
+    assert listener.followed == 0
+
+
+async def test_a_callback_is_dropped_after_three_attempts(
+    sandbox: Sandbox, listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener.statuses = [500] * 10
+    await sandbox.ask(listener.url)
+    await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
+    assert len(listener.posted) == 3
+    assert [record.levelno for record in caplog.records if record.levelno > logging.WARNING] == []
+
+
+@pytest.mark.parametrize("host", ["http://127.0.0.1:9", "https://127.0.0.1:9"])
+async def test_where_nobody_listens_the_call_is_placed_all_the_same(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    asked = await sandbox.ask(f"{host}/made-up-secret")
+    await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
+    assert sandbox.network.dial(phone=PHONE, number=asked["phone"]).status == "completed"
+    told = [vars(record) for record in caplog.records if record.name == "app.sandbox.provider_callbacks"]
+    assert told
+    assert "made-up-secret" not in str(told)
+    assert "1234567" not in str(told)
+
+
+async def test_a_listener_that_does_not_answer_costs_three_attempts_of_limited_time(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener.hang = True
+    async with CallbackSender(timeout=0.05, pause=0.0) as sender:
+        sender.send(ProviderCallback(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
+        await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
+    assert len(listener.posted) == 3
+
+
+async def test_a_sandbox_stops_at_once_and_leaves_no_task_while_callbacks_are_being_sent(listener: Listener) -> None:
+    listener.hang = True
+    tasks = asyncio.all_tasks()
+    began = asyncio.get_running_loop().time()
+    async with sandbox_of(VirtualNetwork(pace=60.0)) as sandbox:
+        for _ in range(3):
+            await sandbox.ask(listener.url)
+        await sandbox.ask("http://127.0.0.1:9/")  # waits a minute before it is posted again
+        await listener.hears(3)
+    assert asyncio.get_running_loop().time() - began < 2
+    await eventually(lambda: asyncio.all_tasks() == tasks)  # the listener's own end when their clients are gone
+
+
+async def test_a_failing_lifespan_is_raised_and_nothing_is_served() -> None:
+    def fail(_: Starlette) -> contextlib.AbstractAsyncContextManager[None]:
+        raise OSError("no room")
+
+    tasks = asyncio.all_tasks()
+    with pytest.raises(OSError, match="no room"):
+        await SandboxServer(Starlette(lifespan=fail)).__aenter__()
+    assert asyncio.all_tasks() == tasks

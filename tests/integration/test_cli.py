@@ -1,0 +1,242 @@
+"""The commands, run in this process: confirmation prompts, output for people, JSON output and error messages."""
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import typer
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from typer.testing import CliRunner, Result
+
+from app.cli import cli
+from app.cli.call import _check, _follow
+from app.container import open_container
+from app.sandbox import VirtualNetwork
+from app.sandbox.embedded import EmbeddedServer
+from app.tokens import generate_keys
+from app.verification.channels import Channel
+from app.verification.model import CallStatus
+from app.verification.service import StartRequest
+from tests.integration.conftest import sandbox_settings
+
+PHONE = "+79001234567"
+PRODUCTION = {
+    "PLUSOFON_USER_ID": "7",
+    "PLUSOFON_ACCESS_TOKEN": "made-up",
+    "PLUSOFON_BASE_URL": "https://127.0.0.1:1",
+    "SECRET_KEY": "a-made-up-secret-key-0123456789-0123456789",
+    "API_KEYS": f"shop:{'0' * 64}",
+    "TOKEN_KEYS": generate_keys(),
+}
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Switch logs on again: a command switches them off for its process, which here is the test's."""
+    monkeypatch.chdir(tmp_path)  # where .env is looked for
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def run(*arguments: str, answer: str = "", **environment: str) -> Result:
+    return CliRunner().invoke(cli, arguments, input=answer, env=environment)
+
+
+def test_call_asks_for_confirmation_and_shows_the_price(redis_url: str) -> None:
+    done = run("call", PHONE, answer="n\n", REDIS_URL=redis_url, CALL_PRICE_RUB="4.50", **PRODUCTION)
+
+    assert done.exit_code == 1
+    assert "Call +7900•••4567 for about 4.50 RUB (CALL_PRICE_RUB)? [y/N]" in done.output
+    assert "Nobody was called." in done.output
+
+
+def test_call_reports_that_the_provider_cannot_be_reached(redis_url: str) -> None:
+    done = run("call", PHONE, "--yes", REDIS_URL=redis_url, **PRODUCTION)
+
+    assert (done.exit_code, done.output) == (1, "The provider could not be reached.\n")
+
+
+def test_forget_asks_for_confirmation_before_it_erases(redis_url: str) -> None:
+    done = run("forget", PHONE, answer="n\n", REDIS_URL=redis_url, **PRODUCTION)
+
+    assert done.exit_code == 1
+    assert "Erase all that is stored about +7900•••4567? [y/N]" in done.output
+    assert "Nothing was erased." in done.output
+
+
+def test_forget_reports_what_it_erased_as_json(redis_url: str) -> None:
+    done = run("forget", "+79031112233", "--yes", "--json", REDIS_URL=redis_url, **PRODUCTION)
+
+    assert json.loads(done.stdout) == {"phone": False, "verifications": 0, "calls": 0, "events": 0, "answers": 0}
+
+
+def test_forget_requires_secret_key(redis_url: str) -> None:
+    done = run("forget", PHONE, "--yes", MODE="sandbox", REDIS_URL=redis_url)
+
+    assert "SECRET_KEY is missing" in str(done.exception)
+
+
+def test_doctor_prints_json(redis_url: str) -> None:
+    done = run("doctor", "--json", MODE="sandbox", REDIS_URL=redis_url, SANDBOX_BALANCE_RUB="50")
+    told = json.loads(done.stdout)
+
+    assert (done.exit_code, told["ok"]) == (0, True)
+    assert [check for check in told["checks"] if check["check"] == "balance"] == [
+        {
+            "check": "balance",
+            "result": "warning",
+            "told": "50.00 RUB, below WARN_BALANCE_RUB (100)",
+            "advice": "Top the account up in Plusofon's cabinet.",
+        }
+    ]
+
+
+def test_doctor_reports_only_the_settings_when_they_are_wrong() -> None:
+    done = run("doctor", "--json")
+    told = json.loads(done.stdout)
+
+    assert (done.exit_code, told["ok"]) == (2, False)
+    assert {check["check"] for check in told["checks"]} == {"settings"}
+    assert len(told["checks"]) == 6
+
+
+def test_stats_prints_a_table(redis_url: str) -> None:
+    done = run("stats", MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 0
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:]] == [
+        *("verifications", "calls placed", "calls ended", "calls refused", "limits hit", "wrong codes", "spend")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("day", "told"),
+    [
+        ("yesterday", "must be a day such as 2026-01-31"),
+        ("2020-01-01", "only the last 8 days are kept"),
+        ("2999-01-01", "only the last 8 days are kept"),
+    ],
+)
+def test_stats_rejects_a_day_that_is_not_kept(redis_url: str, day: str, told: str) -> None:
+    done = run("stats", "--day", day, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+def test_stats_shows_an_earlier_day(redis_url: str) -> None:
+    day = str(datetime.now(UTC).date() - timedelta(days=2))
+
+    done = run("stats", "--day", day, "--json", MODE="sandbox", REDIS_URL=redis_url)
+
+    assert json.loads(done.stdout)["day"] == day
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("call", "123", "--yes"), ("forget", "12", "--yes"), ("guard", "lift", "+7900"), ("guard", "lift", "+78001234")],
+    ids=" ".join,
+)
+def test_an_invalid_phone_or_range_is_a_usage_error(redis_url: str, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 2
+    assert "Invalid value" in done.output
+
+
+@pytest.mark.parametrize("spelling", ["+79161234", "79161234", "9161234", "8 (916) 123-4", "+7 916 123-45-67"])
+def test_a_range_is_accepted_in_any_spelling_of_a_phone_number(redis_url: str, spelling: str) -> None:
+    done = run("guard", "lift", spelling, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert (done.exit_code, done.output) == (1, "The range +79161234 is not blocked.\n")
+
+
+@pytest.fixture
+def silent_redis() -> Iterator[str]:
+    """Return the URL of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("command", [("stats",), ("call", PHONE)], ids=" ".join)
+def test_a_command_explains_why_redis_does_not_work(
+    redis_url: str, silent_redis: str, command: tuple[str, ...]
+) -> None:
+    told = {
+        "redis://127.0.0.1:1": "Redis is not reached. ",
+        "redis://no-such-host.invalid": "Redis is not reached. ",
+        redis_url.replace("unix://", "unix://nobody:made-up@"): "Redis refuses the user name or the password. ",
+        silent_redis: "Redis does not answer in time. ",
+    }
+    for url, sentence in told.items():
+        done = run(*command, MODE="sandbox", REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.3")
+
+        assert done.exit_code == 1
+        assert done.output.startswith(sentence)
+        assert "made-up" not in done.output
+
+
+def test_a_command_explains_that_redis_is_a_replica(redis_url: str) -> None:
+    with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
+        redis.replicaof("127.0.0.1", "1")
+        done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
+
+    assert done.exit_code == 1
+    assert "Let REDIS_URL name the primary." in done.output
+
+
+def test_a_command_explains_that_redis_is_out_of_memory() -> None:
+    with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
+        redis.config_set("maxmemory", "1")
+        done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
+
+    assert (done.exit_code, done.output) == (1, "Redis is out of memory.\n")
+
+
+def test_a_command_explains_that_the_redis_user_lacks_a_permission_inside_a_script() -> None:
+    with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
+        redis.acl_setuser("default", enabled=True, nopass=True, commands=["-hset"])
+        done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
+
+    assert done.exit_code == 1
+    assert done.output.startswith("Redis refused: its user lacks a right.")
+
+
+def test_doctor_warns_of_an_unknown_setting(redis_url: str) -> None:
+    Path(".env").write_text("LIMIT_CALLS_PER_DY=5\n", encoding="utf-8")
+
+    done = run("doctor", MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 0
+    assert "! settings           LIMIT_CALLS_PER_DY is no setting" in done.output
+    assert "→ Write LIMIT_CALLS_PER_DAY, if that is meant." in done.output
+
+
+async def test_call_compares_what_was_heard_with_the_code(
+    redis: AsyncRedis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = VirtualNetwork(pace=0.01)
+    request = StartRequest(client="command-line", phone=PHONE, purpose="login", channels=(Channel.VOICE,))
+    async with open_container(sandbox_settings(redis_url), network) as container:
+        service = container.service
+        placed = (await service.start(request)).verification
+        last = await _follow(service, placed, timeout=5, interval=0.01)
+        assert last.latest_call
+        assert last.latest_call.state.status is CallStatus.COMPLETED
+        for heard in (None, "no idea", str((int(network.calls_of(PHONE)[-1].heard or "") + 1) % 1_000_000).zfill(6)):
+            with pytest.raises(typer.Exit):
+                await _check(service, last, heard)
+        await _check(service, last, network.calls_of(PHONE)[-1].heard)
+
+    told = capsys.readouterr()
+    assert told.err.splitlines() == [
+        "No code was heard.",
+        "That is no code: a code is 4 to 6 digits.",
+        "That is not the code that was to be spoken.",
+    ]
+    assert told.out.endswith("That is the code: calls arrive, and what is heard verifies.\n")
