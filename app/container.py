@@ -46,7 +46,7 @@ from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
 from app.verification.call_urls import CallbackUrls
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.domain_events import DomainEvent, Publish

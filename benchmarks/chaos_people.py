@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from app.sandbox.calls import VirtualCall
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from benchmarks.chaos_client import Answer, Client
 from benchmarks.chaos_ledger import Ledger, Right
 from benchmarks.chaos_network import ChoosingNetwork

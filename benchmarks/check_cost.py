@@ -24,7 +24,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.keys import derive_key
 from app.verification.model import Verification

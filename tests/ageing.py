@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from redis.asyncio import Redis
 
-# What app/store/lua/common.lua calls a moment, or a log of them.
-_MOMENTS = re.compile(r"(?:[arolb]|[xo]\d+)")
+# Moments and logs of them: fields of app/store/fields.py, of the fraud guard and of the balance.
+_MOMENTS = re.compile(r"[arolb]|[xo]\d+|since|until|began\d+|read_at|leased_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 

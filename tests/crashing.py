@@ -19,7 +19,7 @@ from app.store.fraud_guard import RedisFraudGuard
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.policy import Policies

@@ -8,7 +8,7 @@ from decimal import Decimal
 from math import ceil
 from typing import Any, ClassVar, NoReturn
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, PydanticUseDefault
 
 from app.api.client_address import ClientAddress
 from app.verification import model
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, Lang, Status
 from app.verification.typed_text import drop_invisible

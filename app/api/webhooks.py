@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.webhooks import EventType
 

@@ -11,7 +11,7 @@ from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_faile
 from app.container import make_network, open_container
 from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.check import CheckRequest
 from app.verification.code import normalize_code
 from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound

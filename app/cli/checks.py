@@ -102,7 +102,7 @@ async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
         if _lacks_a_right(error):
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
         advice = "Check REDIS_URL, that Redis runs, and that this machine may connect to it."
-        return [wrong("redis", f"Redis {error.why}", advice)]
+        return [wrong("redis", f"Redis {error}", advice)]
     return [
         _version(health),
         _role(health),

@@ -10,7 +10,7 @@ import typer
 
 from app.cli.common import AsJson, run_with_container
 from app.store.stats import DayStats, PlacedCalls
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
 
 _DAYS_KEPT = 8  # today among them

@@ -12,7 +12,7 @@ from math import ceil
 from time import monotonic
 
 from app.providers.observe import ProviderObserver
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Refused, Unknown
 from app.verification.ports import CallOrder, CallSender

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.refusals import refusal_kind
 

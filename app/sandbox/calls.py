@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from app.sandbox.numbers import MTS, MagicNumber, operator_of
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 
 REVERSE_CALL_SECONDS = 300.0  # how long a reverse call may be dialled

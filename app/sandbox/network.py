@@ -15,7 +15,7 @@ from app.sandbox.calls import CallRecord, VirtualCall
 from app.sandbox.faults import Faults
 from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber, operator_of
 from app.sandbox.provider_callbacks import ProviderCallback
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 
 log = logging.getLogger(__name__)

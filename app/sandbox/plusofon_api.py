@@ -19,7 +19,7 @@ from app.sandbox.faults import Fault
 from app.sandbox.network import NO_SUCH_CALL, CallRefused, CallUnknown, NoAccess, NoReply, VirtualNetwork
 from app.sandbox.provider_callbacks import CallbackSender
 from app.sandbox.server import HANG_UP
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own

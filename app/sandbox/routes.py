@@ -14,7 +14,7 @@ from app.sandbox.calls import NetworkStatus
 from app.sandbox.faults import Fault, Faults
 from app.sandbox.network import NoCallWaiting, VirtualNetwork, WrongNumber
 from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 

@@ -5,8 +5,7 @@ from datetime import timedelta
 
 from app.settings.sections import ClientSettings
 from app.settings.settings import Settings
-from app.verification.channel import Channel
-from app.verification.policy import DAY, FLASH_CALL_DIGITS, HOUR, Limit, Policies, Policy
+from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
 
 _MINUTE = timedelta(minutes=1)
 _FAILED_CHECKS_A_DAY = {4: 15, 5: 30, 6: 50}  # by the length of a code: guessed in a day with less than 0.2 %
@@ -20,7 +19,7 @@ def make_policies(settings: Settings) -> Policies:
 
 def _default_policy(settings: Settings) -> Policy:
     limit = settings.limit
-    shortest = FLASH_CALL_DIGITS if Channel.FLASH_CALL in settings.used_channels else settings.code.length
+    shortest = min(channel.rules.code_length or settings.code.length for channel in settings.used_channels)
     failed_checks = limit.failed_checks_per_phone or _FAILED_CHECKS_A_DAY[shortest]
     return Policy(
         code_length=settings.code.length,

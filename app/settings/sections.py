@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from app.settings import validators
 from app.settings.webhooks import WebhookFields
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.fraud_guard import GuardRules
 

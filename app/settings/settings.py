@@ -19,7 +19,7 @@ from app.settings.environment import read_environment
 from app.settings.error_messages import message_for, sentence, setting_at
 from app.settings.names import Setting, names_of
 from app.tokens import generate_keys
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 
 
 class Mode(StrEnum):
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
             yield _mistake(("tls", field), message)
         yield from self._contradictions_of_clients()
         is_public = self.public_url is not None and self.public_url.startswith("https://")
-        if self.mode is Mode.PRODUCTION and Channel.REVERSE_CALL in self.used_channels and not is_public:
+        if self.mode is Mode.PRODUCTION and not is_public and not all(it.rules.has_code for it in self.used_channels):
             yield _mistake(("public_url",), "must be https://…, where the provider reports reverse calls")
         yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
 from app.tokens import read_keys
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import Phone, parse_phone
 from app.verification.test_numbers import TestNumber

@@ -1,4 +1,4 @@
-"""The calls in flight in Redis, of all workers and machines: one slot, so that one script claims and counts."""
+"""The queue of calls whose status is polled, in Redis, for all workers: in one slot, so that one script does all."""
 
 import logging
 from collections.abc import Mapping
@@ -11,19 +11,18 @@ from app.verification.ports import CallId
 
 log = logging.getLogger(__name__)
 
-SCHEDULE, CLAIM, RETRY, DONE, LAG = (
-    Script("call_following", name) for name in ("schedule", "claim", "retry", "done", "lag")
-)
+SCHEDULE, RETRY, DONE, LAG = (Script("call_following", name) for name in ("schedule", "retry", "done", "lag"))
+CLAIM = Script("call_following", "claim", after=["limits/window"])
 
-_DUE, _ATTEMPTS, _LOOKS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "looks"))
-_MEMORY = timedelta(hours=1)  # far longer than a verification lives: what is older is of use to nobody
+_DUE, _ATTEMPTS, _POLLS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "polls"))
+_MEMORY = timedelta(hours=1)  # far longer than a verification lives
 
 
 class RedisCallQueue:
-    """The CallQueue of ``app/verification/call_following.py``, on Redis.
+    """The ``CallQueue`` of ``app/verification/call_following.py``, in Redis.
 
-    ``lease`` is how long a claim lasts: longer than a look-up can take. ``per_second`` is how many calls are claimed
-    in any second, by everybody together.
+    ``lease`` is how long a claim lasts: longer than a poll can take. ``per_second`` is how many calls all workers
+    together claim in any second.
     """
 
     def __init__(self, runner: ScriptRunner, *, per_second: int = 5, lease: timedelta = timedelta(seconds=30)) -> None:
@@ -32,23 +31,23 @@ class RedisCallQueue:
         self._lease = lease
 
     async def schedule(self, name: CallId, delay: timedelta) -> None:
-        """Have a call looked up after ``delay``, as if it had never been."""
+        """Schedule the first poll of a call after ``delay``."""
         await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(name), ms(delay), ms(_MEMORY)])
 
     async def claim(self, most: int) -> list[DueCall]:
-        """Take up to ``most`` calls that are due, the longest due first."""
+        """Claim up to ``most`` calls that are due, the longest due first."""
         arguments = [most, self._per_second, ms(self._lease), ms(_MEMORY)]
-        dropped, claimed = await self._runner.run(CLAIM, [_DUE, _ATTEMPTS, _LOOKS], arguments)
+        dropped, claimed = await self._runner.run(CLAIM, [_DUE, _ATTEMPTS, _POLLS], arguments)
         if dropped:
             log.warning("call_queue.dropped", extra={"calls": dropped})
         return [DueCall(CallId.parse(member.decode()), attempt) for member, attempt in claimed]
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
-        """Have a claimed call looked up again after ``delay``, unless the claim is over."""
+        """Schedule another poll of a claimed call after ``delay``, unless the claim is over."""
         await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.call_id), call.attempt, ms(delay), ms(_MEMORY)])
 
     async def done(self, name: CallId) -> None:
-        """Look a call up no more. Harmless when repeated."""
+        """Remove a call from the queue. Idempotent."""
         await self._runner.run(DONE, [_DUE, _ATTEMPTS], [str(name)])
 
     async def lag(self) -> timedelta:

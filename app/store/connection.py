@@ -1,4 +1,4 @@
-"""How the service connects to Redis: with time-outs and retries of our own, not the library's."""
+"""Connects to Redis, with time-outs and retries of our own, not the library's."""
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry

@@ -1,10 +1,10 @@
-"""Erases what Redis holds about one phone (Russian law 152-FZ gives people that right).
+"""Erases what Redis holds about one phone, a right that Russian law 152-FZ gives people.
 
-What stays names nobody: limits over addresses and over ranges of a thousand numbers, counters of days, and the
-remembered redemption of a token, under the random part of an id that exists no more, so that it is not redeemed twice.
-Of answers kept for an ``Idempotency-Key``, those with the whole phone or the id of an erased verification go. One that
-holds only a mask, which a thousand numbers share, and the id of a verification that had expired before, goes by itself:
-within a day; a note of what a request had begun holds an id alone, for ten minutes.
+What stays identifies nobody: limits over addresses and ranges of a thousand numbers, daily counts, and the redemption
+of a token, under the random part of an id that no longer exists, so that it is not redeemed twice. Answers kept for an
+``Idempotency-Key`` are erased if they contain the phone or the id of an erased verification. One with a masked number,
+which a thousand phones share, and the id of an expired verification expires within a day; a note with an id, in ten
+minutes.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -22,15 +22,17 @@ from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD, PHONE, ANSWER = (Script("erasure", name) for name in ("record", "phone", "answer"))
-EXPIRIES, SET_ASIDE, EVENTS = (Script("erasure", name) for name in ("expiry", "letters", "events"))
+RECORD = Script("erasure", "record", after=["webhooks/stream", "verification/record"])
+PHONE, ANSWER, EXPIRIES, SET_ASIDE, EVENTS = (
+    Script("erasure", name) for name in ("phone", "answer", "expiry", "letters", "events")
+)
 
-_STEP = 1000  # how many entries one script, or one SCAN, looks at: bounds how long it holds Redis up
+_STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erased:
-    """How much was erased: ``phone`` is what the phone itself was remembered by, over all its verifications."""
+    """How much was erased; ``phone``: the phone's own key, which outlives its verifications."""
 
     phone: bool
     verifications: int
@@ -43,9 +45,9 @@ class Erased:
 
 
 class RedisPhoneEraser:
-    """Erases a phone. Each step is one script; run again after it broke off, it does the rest.
+    """Erases a phone. Each step is one script; if one fails, another run does the rest.
 
-    ``phone_key`` is that of the names, as for ``RedisVerificationStore``.
+    ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
     def __init__(self, redis: Redis, runner: ScriptRunner, *, phone_key: bytes) -> None:
@@ -55,53 +57,50 @@ class RedisPhoneEraser:
         self._phone_key = phone_key
 
     async def forget(self, phone: Phone) -> Erased:
-        """Erase everything about a phone. Raises StoreUnavailable: a part of it may be erased."""
+        """Erase everything about a phone. Raises StoreUnavailable: some of it may be erased."""
         name = PhoneName.from_phone(self._phone_key, phone)
-        # Records first: as long as there is one, it may tell of itself. An event that expires moves on into the stream,
-        # and so does one that waits for another try: the stream comes last.
-        records, calls = await self._forget_records(name)
+        # Records first: as long as one exists, it may add events. An event that expires or waits for another try moves
+        # on into the stream, so the stream comes last.
+        records, calls = await self._erase_records(name)
         digits = phone.e164.removeprefix("+")
         events = await self._walk(EXPIRIES, [EXPIRY], [digits], "0")
         events += await self._walk(SET_ASIDE, [LETTERS, RETRY, DEAD], [digits], "0")
         events += await self._walk(EVENTS, [STREAM], [digits], "-", GROUP)
-        answers = await self._forget_answers(phone, records)
+        texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
+        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._scan("pv:{i:*}")])
         known = await self._runner.run(PHONE, [name.key], [])
-        late, more = await self._forget_records(name)  # one that was started meanwhile, which the phone knows no more
+        late, late_calls = await self._erase_records(name)  # started meanwhile, so its phone's key is erased
         return Erased(
             phone=bool(known),
             verifications=len(records) + len(late),
-            calls=calls + more,
+            calls=calls + late_calls,
             events=events,
             answers=answers,
         )
 
-    async def _forget_records(self, name: PhoneName) -> tuple[list[RecordName], int]:
-        """Look at all keys of the phone's bucket: the phone knows only the latest verification of each purpose."""
+    async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:
+        """Examine all keys of the phone's bucket: the phone's key lists only the latest verifications."""
         found, calls = [], 0
         async for key in self._scan(f"pv:{{{name.bucket}}}:*"):
-            rest = key.rpartition(":")[2]
-            record = RecordName.from_id(RecordName(name.bucket, rest).verification_id)
+            record = RecordName.from_id(f"vrf_{name.bucket}{key.rpartition(':')[2]}")
             if record is None or record.key != key:  # a phone's key, or a redeemed token's
                 continue
-            if (serials := await self._runner.run(RECORD, [key], [name.digest])) is not None:
+            if (numbers := await self._runner.run(RECORD, [key], [name.digest])) is not None:
                 found.append(record)
-                calls += len(serials)
-                for serial in serials:
-                    await self._queue.done(CallId(record.verification_id, int(serial)))
+                calls += len(numbers)
+                for number in numbers:
+                    await self._queue.done(CallId(record.verification_id, int(number)))
         return found, calls
 
-    async def _forget_answers(self, phone: Phone, records: Sequence[RecordName]) -> int:
-        texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
-        return sum([await self._runner.run(ANSWER, [key], texts) async for key in self._scan("pv:{i:*}")])
-
     async def _walk(
-        self, script: Script, keys: Sequence[str], fixed: Sequence[Argument], cursor: str, *more: str
+        self, script: Script, keys: Sequence[str], first: Sequence[Argument], cursor: str, *last: str
     ) -> int:
+        """Run a script with each cursor that it returns; return how many entries it has erased."""
         total = 0
         while True:
-            told, count = await self._runner.run(script, keys, [*fixed, cursor, _STEP, *more])
+            reply, count = await self._runner.run(script, keys, [*first, cursor, _STEP, *last])
             total += int(count)
-            cursor = told.decode()
+            cursor = reply.decode()
             if cursor in {"0", ""}:
                 return total
 

@@ -1,4 +1,4 @@
-"""What an error of Redis means: why a command failed, and whether it can have run."""
+"""What an error of Redis means: why a command failed, and whether it may have run."""
 
 import logging
 import time
@@ -16,27 +16,19 @@ log = logging.getLogger(__name__)
 _LOGGED_EVERY = 0.2  # seconds
 
 _REASONS: Mapping[str, StoreFailure] = {
-    "READONLY": StoreFailure.REPLICA,
-    "MASTERDOWN": StoreFailure.REPLICA,
+    **dict.fromkeys(["READONLY", "MASTERDOWN"], StoreFailure.REPLICA),
     "LOADING": StoreFailure.LOADING,
     "NOREPLICAS": StoreFailure.TOO_FEW_REPLICAS,
-    "CLUSTERDOWN": StoreFailure.CLUSTER,
-    "MOVED": StoreFailure.CLUSTER,
-    "ASK": StoreFailure.CLUSTER,
-    "TRYAGAIN": StoreFailure.CLUSTER,
-    "CROSSSLOT": StoreFailure.CLUSTER,
+    **dict.fromkeys(["CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT"], StoreFailure.CLUSTER),
     "OOM": StoreFailure.OUT_OF_MEMORY,
     "MISCONF": StoreFailure.CANNOT_SAVE,
     "BUSY": StoreFailure.BUSY,
-    "NOPERM": StoreFailure.ACCESS_DENIED,
-    "NOAUTH": StoreFailure.ACCESS_DENIED,
-    "WRONGPASS": StoreFailure.ACCESS_DENIED,
+    **dict.fromkeys(["NOPERM", "NOAUTH", "WRONGPASS"], StoreFailure.ACCESS_DENIED),
 }
-
 _NOT_RUN = frozenset(
     {"READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS", "NOSCRIPT", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN"}
 )
-"""Errors of a server that did not run the command, where a new connection may reach one that does (ADR 12)."""
+"""Errors of a server that did not run the command; a new connection may reach one that does (ADR 12)."""
 
 # Inside a script Valkey and Redis have no code for NOPERM.
 _DENIED_INSIDE_SCRIPT = ("ACL failure in script", "The user executing the script can't")
@@ -47,7 +39,7 @@ class ConnectionLost(RedisConnectionError):
 
 
 def did_not_run(error: RedisError) -> bool:
-    """Return whether Redis has certainly not run the command, and another connection may reach a server that does."""
+    """Return whether Redis did not run the command, and another connection may reach a server that does."""
     return _code(error) in _NOT_RUN
 
 
@@ -68,14 +60,14 @@ def reason_of(error: Exception) -> StoreFailure:
 
 
 class FailureLog:
-    """Logs why commands fail: at once, and then for each reason at most five times a second, with their number."""
+    """Logs why commands fail: at once, then for each reason at most five times a second, with the number of errors."""
 
     def __init__(self) -> None:
         self._unlogged: Counter[StoreFailure] = Counter()
         self._again_at: dict[StoreFailure, float] = {}
 
     def __call__(self, errors: Sequence[Exception]) -> None:
-        """Count the errors, and log those whose time has come."""
+        """Count the errors, and log those that are due."""
         last = {reason_of(error): error for error in errors}
         self._unlogged.update(map(reason_of, errors))
         now = time.monotonic()
@@ -87,13 +79,13 @@ class FailureLog:
 
 
 def name_of(error: Exception) -> str:
-    """Return the error's code, or else its class. Its message may hold an address, a key or an argument."""
+    """Return the code of an error, or else its class. Its message may contain an address, a key or an argument."""
     code = _code(error) if isinstance(error, RedisError) else ""
     return code if code.isupper() else type(error).__name__
 
 
 def _code(error: RedisError) -> str:
-    """Return the first word of an error reply; the library takes it out of the message where it knows it."""
+    """Return the first word of an error reply; the library removes it from the message if it knows it."""
     cause = error.__cause__  # while it connects to a unix socket, the library wraps a refusal
     reply = cause if isinstance(cause, RedisError) else error
     return reply.status_code or str(reply).partition(" ")[0]

@@ -1,8 +1,8 @@
-"""The fraud guard in Redis. All that it keeps lies in one slot, so that one script judges, blocks and counts."""
+"""The fraud guard in Redis: in one slot, so that one script judges, blocks and counts."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
@@ -18,12 +18,12 @@ ADMIT, REFUND, SUCCEED, LIST, LIFT = (
 
 _SLOT = "pv:{guard}"
 _LIST = f"{_SLOT}:list"
-_RANGE, _CLIENT = "range:", "client:"  # what the names of both kinds begin with
+_RANGE, _CLIENT = "range:", "client:"  # prefixes of the names of both kinds
 _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
 
 
 class RedisFraudGuard:
-    """The FraudGuard of ``app/verification/fraud_guard.py``, on Redis."""
+    """The ``FraudGuard`` of ``app/verification/fraud_guard.py``, in Redis."""
 
     def __init__(self, runner: ScriptRunner, rules: GuardRules) -> None:
         self._runner = runner
@@ -45,7 +45,7 @@ class RedisFraudGuard:
         if not self._rules.watches(phone):
             return
         number_range, caller = _names(phone, client)
-        keys = [_LIST, _buckets(number_range), _entry(number_range), _buckets(caller), _entry(caller)]
+        keys = [_LIST, *_keys(number_range), *_keys(caller)]
         arguments = [number_range, caller, *self._arguments, int(counts)]
         wait, block, report = await self._runner.run(ADMIT, keys, arguments)
         if block:
@@ -56,27 +56,29 @@ class RedisFraudGuard:
             raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(wait))
 
     async def refund(self, phone: Phone, client: str) -> None:
-        """Give an admitted call back that did not happen."""
-        if self._rules.watches(phone):
-            await self._runner.run(REFUND, [_buckets(name) for name in _names(phone, client)], [])
+        """Refund an admitted call that did not happen."""
+        await self._count(REFUND, phone, client)
 
     async def succeeded(self, phone: Phone, client: str) -> None:
         """Count a verification that succeeded."""
+        await self._count(SUCCEED, phone, client)
+
+    async def _count(self, script: Script, phone: Phone, client: str) -> None:
         if self._rules.watches(phone):
-            await self._runner.run(SUCCEED, [_buckets(name) for name in _names(phone, client)], [])
+            await self._runner.run(script, [_keys(name)[0] for name in _names(phone, client)], [])
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""
         return [
-            Block(range=name, since=from_ms(since), until=from_ms(until), level=int(level), evidence=_evidence(counts))
-            for name, (since, until, level, *counts) in await self._listed(_RANGE)
+            Block(range=name, since=since, until=until, level=level, evidence=evidence)
+            for name, since, until, level, evidence in await self._listed(_RANGE)
         ]
 
     async def suspects(self) -> list[Suspect]:
         """List the clients that are reported now."""
         return [
-            Suspect(client=name, since=from_ms(since), until=from_ms(until), evidence=_evidence(counts))
-            for name, (since, until, _, *counts) in await self._listed(_CLIENT)
+            Suspect(client=name, since=since, until=until, evidence=evidence)
+            for name, since, until, _, evidence in await self._listed(_CLIENT)
         ]
 
     async def lift(self, number_range: str) -> bool:
@@ -84,7 +86,7 @@ class RedisFraudGuard:
         if not self._rules.enabled:
             return False
         name = f"{_RANGE}{number_range}"
-        lifted = bool(await self._runner.run(LIFT, [_LIST, _entry(name)], [name]))
+        lifted = bool(await self._runner.run(LIFT, [_LIST, _keys(name)[1]], [name]))
         if lifted:
             log.warning("guard.lifted", extra={"range": number_range})
         return lifted
@@ -93,25 +95,25 @@ class RedisFraudGuard:
         """Return how many ranges are blocked, for the metrics. Raises StoreUnavailable."""
         return {"fraud_blocks": len(await self.blocks())}
 
-    async def _listed(self, kind: str) -> list[tuple[str, list[bytes]]]:
-        """List names of one kind, without what tells the kind, and their facts, the oldest first."""
+    async def _listed(self, kind: str) -> list[tuple[str, datetime, datetime, int, Evidence]]:
+        """Return the entries of one kind, without its prefix, the oldest first."""
         if not self._rules.enabled:
             return []
-        found = sorted(await self._runner.run(LIST, [_LIST], []), key=lambda item: int(item[1]))
-        named = [(name.decode(), facts) for name, *facts in found]
-        return [(name.removeprefix(kind), facts) for name, facts in named if name.startswith(kind)]
+        found = sorted(await self._runner.run(LIST, [_LIST], []), key=lambda entry: int(entry[1]))
+        return [
+            (name.decode().removeprefix(kind), from_ms(since), from_ms(until), int(level), _evidence(counts))
+            for name, since, until, level, *counts in found
+            if name.decode().startswith(kind)
+        ]
 
 
 def _names(phone: Phone, client: str) -> tuple[str, str]:
     return f"{_RANGE}{range_of(phone)}", f"{_CLIENT}{client}"
 
 
-def _buckets(name: str) -> str:
-    return f"{_SLOT}:n:{name}"
-
-
-def _entry(name: str) -> str:
-    return f"{_SLOT}:b:{name}"
+def _keys(name: str) -> tuple[str, str]:
+    """Return the keys of the buckets of a range or a client, and of its block or report."""
+    return f"{_SLOT}:n:{name}", f"{_SLOT}:b:{name}"
 
 
 def _evidence(counts: Sequence[bytes | int]) -> Evidence:
@@ -120,10 +122,8 @@ def _evidence(counts: Sequence[bytes | int]) -> Evidence:
 
 
 def _log_verdict(event: str, verdict: Sequence[int], **facts: str | int) -> None:
-    """Log a verdict: the script tells it to one of those that fired in parallel."""
+    """Log a verdict, which the script returns to one of the calls that came in parallel."""
     level, *counts = verdict
     evidence = _evidence(counts)
-    log.warning(
-        event,
-        extra={**facts, "level": level, "calls": evidence.calls, "conversion": round(evidence.conversion, 3)},
-    )
+    facts |= {"level": level, "calls": evidence.calls}
+    log.warning(event, extra={**facts, "conversion": round(evidence.conversion, 3)})

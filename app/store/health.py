@@ -1,4 +1,4 @@
-"""How the Redis of the service is, asked without changing anything in it."""
+"""Examines the Redis of the service without changing anything in it."""
 
 import asyncio
 import time
@@ -12,12 +12,11 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from app.store.event_stream import CHANNEL
 from app.store.failures import name_of, reason_of
-from app.store.scripts import Script
+from app.store.verifications import READ
 from app.verification.errors import StoreFailure
 
-_PROBE = Script("verification", "read")  # reads a key that nobody writes
-_PROBED_KEY = "pv:{000}:doctor"
-_NOBODY = b"doctor"  # no verification has this id, so nobody who listens is woken
+_UNUSED_KEY = "pv:{000}:doctor"
+_NO_ID = b"doctor"  # no verification has this id, so no listener is woken
 _PINGS = 5
 _WHY = {
     StoreFailure.TIMEOUT: "does not answer in time",
@@ -27,20 +26,16 @@ _WHY = {
 
 
 class RedisUnreachable(Exception):
-    """Redis cannot be used at all; ``why`` ends a sentence that begins with its name, and holds no secret."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    """Redis cannot be used; the message ends a sentence that begins with its name, and contains no secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisHealth:
-    """What Redis tells of itself; none where it may not be asked.
+    """What Redis reports; none where its user may not ask.
 
-    ``version`` is that of the protocol that it speaks: a Valkey tells the Redis that it replaces. ``persistence`` names
-    what outlives a restart. ``ahead`` is how far its clock is ahead of the one here. ``refused`` names what the user of
-    REDIS_URL needs and may not do.
+    ``version`` is that of the protocol: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives
+    a restart. ``ahead`` is how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of
+    REDIS_URL lacks.
     """
 
     name: str | None
@@ -54,33 +49,30 @@ class RedisHealth:
 
 
 async def examine(redis: Redis, *, within: float) -> RedisHealth:
-    """Ask Redis, giving it ``within`` seconds for everything together.
+    """Examine Redis, in ``within`` seconds altogether.
 
     Raises:
-        RedisUnreachable: it does not answer, or lets nobody in.
+        RedisUnreachable: it does not answer, or refuses the connection.
 
     """
     try:
         async with asyncio.timeout(within):
             return await _examine(redis)
     except (RedisError, OSError) as error:
-        raise RedisUnreachable(_why(error)) from None
-
-
-def _why(error: Exception) -> str:
-    """Say what an error means. What it says itself may hold an address."""
-    return _WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")
+        # The message of the error may contain an address.
+        raise RedisUnreachable(_WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")) from None
 
 
 async def _examine(redis: Redis) -> RedisHealth:
     round_trip = await _round_trip(redis)
-    info: Mapping[str, Any] | None = await _allowed(redis.info)
-    version = str(info["redis_version"]) if info else None
+    info: Mapping[str, Any] = await _if_allowed(redis.info) or {}
+    name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
+    version = tuple(int(part) for part in str(info.get("redis_version")).split(".") if part.isdigit())
     return RedisHealth(
-        name=_name(info) if info else None,
-        version=tuple(int(part) for part in version.split(".") if part.isdigit()) if version else None,
-        is_replica=info.get("role") == "slave" if info else None,
-        eviction=str(info["maxmemory_policy"]) if info and "maxmemory_policy" in info else None,
+        name=name if info else None,
+        version=version if info else None,
+        is_replica=info["role"] == "slave" if info else None,
+        eviction=info.get("maxmemory_policy"),
         persistence=await _persistence(redis, info) if info else None,
         round_trip=timedelta(seconds=round_trip),
         ahead=await _ahead(redis),
@@ -89,7 +81,7 @@ async def _examine(redis: Redis) -> RedisHealth:
 
 
 async def _round_trip(redis: Redis) -> float:
-    """Return the median of a few, in seconds; the first one, which connects, does not count."""
+    """Return the median of some round trips, in seconds, without the first, which connects."""
     await _ask(redis, "PING")
     took = []
     for _ in range(_PINGS):
@@ -99,16 +91,10 @@ async def _round_trip(redis: Redis) -> float:
     return sorted(took)[_PINGS // 2]
 
 
-def _name(info: Mapping[str, Any]) -> str:
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info['redis_version']}"
-
-
 async def _persistence(redis: Redis, info: Mapping[str, Any]) -> tuple[str, ...] | None:
     if info.get("aof_enabled"):
         return ("appendonly",)
-    config = await _allowed(lambda: redis.config_get("save"))
+    config = await _if_allowed(lambda: redis.config_get("save"))
     if config is None:
         return None
     return ("save",) if config.get("save") else ()
@@ -123,18 +109,18 @@ async def _ahead(redis: Redis) -> timedelta:
 
 async def _refused(redis: Redis) -> tuple[str, ...]:
     needed: Mapping[str, Callable[[], Awaitable[Any]]] = {
-        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_probe(redis),
-        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NOBODY),
+        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
+        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
     }
     return tuple([name for name, ask in needed.items() if not await _is_allowed(ask)])
 
 
-async def _run_probe(redis: Redis) -> None:
+async def _run_script(redis: Redis) -> None:
     try:
-        await _ask(redis, "EVALSHA", _PROBE.sha, 1, _PROBED_KEY, "")
+        await _ask(redis, "EVALSHA", READ.sha, 1, _UNUSED_KEY, "")
     except NoScriptError:
-        await _ask(redis, "SCRIPT LOAD", _PROBE.source)
-        await _ask(redis, "EVALSHA", _PROBE.sha, 1, _PROBED_KEY, "")
+        await _ask(redis, "SCRIPT LOAD", READ.source)
+        await _ask(redis, "EVALSHA", READ.sha, 1, _UNUSED_KEY, "")
 
 
 def _ask(redis: Redis, *command: str | bytes | int) -> Awaitable[Any]:
@@ -153,7 +139,7 @@ async def _is_allowed(ask: Callable[[], Awaitable[Any]]) -> bool:
     return True
 
 
-async def _allowed(ask: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
+async def _if_allowed(ask: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
     """Return a reply, or none where the user may not ask."""
     try:
         return await ask()

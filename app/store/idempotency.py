@@ -1,4 +1,4 @@
-"""The answers of repeated requests, in Redis: claimed, kept or released, one script and one round trip each."""
+"""Answers of requests with an ``Idempotency-Key``, in Redis: claimed, kept or released, one script for each."""
 
 import hashlib
 import hmac
@@ -22,14 +22,14 @@ CLAIM, BEGIN, KEEP, RELEASE = (Script("idempotency", name) for name in ("claim",
 _TOKEN_BYTES = 16
 _CLAIM_FOR = timedelta(seconds=3)  # longer than all waits for Redis before a call is noted
 _RETRY_AFTER = 1  # seconds: most requests take less
-_NOTE_KEPT = timedelta(minutes=10)  # longer than any code lives, and so than what a note tells of
+_NOTE_KEPT = timedelta(minutes=10)  # longer than any code lives
 
 
 class RedisIdempotency:
-    """The IdempotencyStore of ``app/verification/idempotency.py``, on Redis.
+    """The ``IdempotencyStore`` of ``app/verification/idempotency.py``, in Redis.
 
-    ``key`` is for the digests: a plain hash of a body that holds a code or a phone could be reversed by trying all.
-    ``work_for`` is how long a claim lasts once it is noted what is begun: longer than any call takes to be placed.
+    ``key`` is for digests: a plain hash of a body with a code or a phone could be reversed by trying all. ``work_for``
+    is how long a claim lasts once it is noted what is begun: longer than a call takes to be placed.
     """
 
     def __init__(self, runner: ScriptRunner, *, key: bytes, work_for: timedelta = timedelta(seconds=30)) -> None:
@@ -40,10 +40,13 @@ class RedisIdempotency:
 
     async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
         """Claim a request, or return its answer."""
-        name, token = self._name(request), secrets.token_hex(_TOKEN_BYTES)
-        fingerprint = self._fingerprint(name, request.body)
-        arguments: list[Argument] = [fingerprint, token, ms(_CLAIM_FOR)]
-        outcome, *answer = await self._runner.run(CLAIM, _keys(name), arguments)
+        # Neither route nor key can contain the separator, so no two requests share a name.
+        named = f"{request.client}\0{request.route}\0{request.key}"
+        name, token = f"pv:{{i:{_digest(self._name_key, named.encode())}}}", secrets.token_hex(_TOKEN_BYTES)
+        # Byte by byte, so JSON that is spaced in another way is another body. The meaning of a body changes when a new
+        # version of the service gives a field a default; a repetition across that must not be refused as another.
+        fingerprint = _digest(self._body_key, name.encode() + request.body)
+        outcome, *answer = await self._runner.run(CLAIM, _keys(name), [fingerprint, token, ms(_CLAIM_FOR)])
         match outcome:
             case b"claimed":
                 note, now = answer
@@ -59,10 +62,8 @@ class RedisIdempotency:
 
     async def begin(self, claim: Claim, note: str) -> bool:
         """Note what is about to be done."""
-        arguments: list[Argument] = [
-            *(claim.fingerprint, claim.token, note, ms(self._work_for), ms(_NOTE_KEPT)),
-            to_ms(claim.begin_before),
-        ]
+        lifetimes = [ms(self._work_for), ms(_NOTE_KEPT), to_ms(claim.begin_before)]
+        arguments: list[Argument] = [claim.fingerprint, claim.token, note, *lifetimes]
         return bool(await self._runner.run(BEGIN, _keys(claim.name), arguments))
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
@@ -75,19 +76,6 @@ class RedisIdempotency:
         """Let the request be made again."""
         keys = _keys(claim.name)[:1] if keep_note else _keys(claim.name)
         await self._runner.run(RELEASE, keys, [claim.token])
-
-    def _name(self, request: IdempotentRequest) -> str:
-        """Name a request. Neither route nor key can hold the separator, so no two requests share a name."""
-        named = f"{request.client}\0{request.route}\0{request.key}"
-        return f"pv:{{i:{_digest(self._name_key, named.encode())}}}"
-
-    def _fingerprint(self, name: str, body: bytes) -> str:
-        """Digest the body of a request byte by byte: JSON that is spaced in another way is another body.
-
-        What the body means would be no better measure: it changes when a new version of this service gives a field
-        a default, and a repetition across that would look like a reuse. Whoever repeats a request has its bytes.
-        """
-        return _digest(self._body_key, name.encode() + body)
 
 
 def _keys(name: str) -> list[str]:

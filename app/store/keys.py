@@ -1,8 +1,8 @@
-"""The names of keys in Redis, and how a verification's id and its phone lead to the same slot.
+"""The names of keys in Redis.
 
-A verification's keys share the hash tag ``{bucket}``: one of 4,096 that a keyed digest of the phone is cut to. The
-bucket is part of the id, so that a check by id and a check by phone both find the slot without a look-up, and the id
-tells nothing about the phone.
+The keys of a verification and of its phone share the hash tag ``{bucket}``: one of 4,096, from a keyed digest of the
+phone. The bucket is part of the id, so a check by id and a check by phone both find the slot without a look-up, and the
+id says nothing about the phone.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ from app.verification.phone import Phone
 from app.verification.policy import Allowance
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
-_RANDOM_BYTES = 10  # 80 bits: nobody guesses an id while it lives
+_RANDOM_BYTES = 10  # 80 bits: an id cannot be guessed while it lives
 
 
 @dataclass(frozen=True, slots=True)
 class RecordName:
-    """Where a verification lies: the two parts of its id, which are also the parts of its key."""
+    """The two parts of a verification's id, which are also the parts of its key."""
 
     bucket: str
     rest: str
 
     @property
     def key(self) -> str:
-        """The record's key."""
+        """The key of the record."""
         return f"pv:{{{self.bucket}}}:{self.rest}"
 
     @property
@@ -38,35 +38,35 @@ class RecordName:
 
     @classmethod
     def from_id(cls, verification_id: str) -> Self | None:
-        """Find the record of an id; nothing if the text cannot be one."""
+        """Return the name of an id, or none if the text cannot be an id."""
         match = _ID.fullmatch(verification_id)
         return cls(*match.groups()) if match else None
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneName:
-    """Where a phone's own key lies; holds no phone in clear."""
+    """The two parts of a phone's key: HMAC-SHA256, because a plain hash of a billion mobile numbers can be reversed."""
 
     bucket: str
     digest: str
 
     @property
     def key(self) -> str:
-        """The phone's key."""
+        """The key of the phone."""
         return f"pv:{{{self.bucket}}}:p:{self.digest}"
 
     @classmethod
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
-        """Name a phone by its HMAC-SHA256: of only a billion mobile numbers, a plain hash could be reversed."""
+        """Return the name of a phone."""
         digest = hmac.digest(key, phone.e164.encode(), hashlib.sha256).hex()
         return cls(digest[:3], digest[3:19])
 
     def new_record(self) -> RecordName:
-        """Name a verification of this phone that does not exist yet."""
+        """Return the name of a new verification of this phone."""
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
 
 
 def name_limit(key: bytes, allowance: Allowance) -> str:
-    """Name what is counted against a limit; an address or a range of numbers is not in clear."""
+    """Return the key of a limit; an address or a range of numbers is not in clear."""
     digest = hmac.digest(key, f"{allowance.limit.name}\0{allowance.subject}".encode(), hashlib.sha256).hex()
     return f"pv:{{l:{digest[:20]}}}"

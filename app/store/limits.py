@@ -1,20 +1,21 @@
-"""Limits over addresses, ranges of numbers, clients and everybody: exact in any window, whoever fires in parallel."""
+"""Limits on calls by address, range of numbers, client and day, in Redis: exact in any window, also in parallel."""
 
 from collections.abc import Mapping, Sequence
 
 from app.store.keys import name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms, seconds
-from app.verification.errors import CallBudgetExhausted, RateLimited, VerificationError
+from app.verification.errors import CallBudgetExhausted, RateLimited
 from app.verification.policy import Allowance, Limit, Quota
 
-ROOM, ACQUIRE, REFUND, USED = (Script("limits", name) for name in ("room", "acquire", "refund", "used"))
+ROOM, ACQUIRE = (Script("limits", name, after=["limits/window"]) for name in ("room", "acquire"))
+REFUND = Script("limits", "refund")
 
 
 class RedisRateLimiter:
-    """The Limits of ``app/verification/ports.py``: a sorted set of moments for each, so no window ever holds more.
+    """The ``RateLimiter`` of ``app/verification/ports.py``, in Redis: a sorted set of moments for each limit.
 
-    Each limit lies in a slot of its own; those of one event share one write.
+    Each limit is in a slot of its own; those of one event share one write.
     """
 
     def __init__(self, runner: ScriptRunner, *, key: bytes) -> None:
@@ -22,49 +23,44 @@ class RedisRateLimiter:
         self._key = key
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
-        """Return if each has room for one event."""
-        runs: list[tuple[list[str], list[Argument]]] = [
-            ([self._name(allowance)], [allowance.limit.count, ms(allowance.limit.period)]) for allowance in allowances
-        ]
-        for allowance, wait in zip(allowances, await self._runner.run_each(ROOM, runs), strict=True):
+        """Return if each limit has room for one event."""
+        for allowance, (_, wait) in zip(allowances, await self._run(ROOM, allowances), strict=True):
             if wait:
                 raise _refusal(allowance.limit, wait)
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> list[Quota]:
-        """Count one event against each that has room; the caller gives it back if one has not."""
-        runs: list[tuple[list[str], list[Argument]]] = [
-            ([self._name(allowance)], [token, allowance.limit.count, ms(allowance.limit.period)])
-            for allowance in allowances
-        ]
-        replies = await self._runner.run_each(ACQUIRE, runs)
-        answers = [_answer(allowance.limit, *reply) for allowance, reply in zip(allowances, replies, strict=True)]
-        refusals = [answer for answer in answers if isinstance(answer, VerificationError)]
-        if refusals:
-            raise refusals[0]
-        return [answer for answer in answers if isinstance(answer, Quota)]
+        """Count one event against each limit that has room; if one has none, the caller refunds the event."""
+        quotas = []
+        replies = await self._run(ACQUIRE, allowances, token)
+        for allowance, (is_counted, fact) in zip(allowances, replies, strict=True):
+            if not is_counted:
+                raise _refusal(allowance.limit, fact)
+            quotas.append(Quota(allowance.limit, fact))
+        return quotas
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
-        """Take the event back from each."""
-        await self._runner.run_each(REFUND, [([self._name(allowance)], [token]) for allowance in allowances])
+        """Refund the event in each limit. Idempotent."""
+        await self._runner.run_each(REFUND, [([name_limit(self._key, it)], [token]) for it in allowances])
 
     async def used(self, allowance: Allowance) -> int:
         """Return how many events count against a limit now. Raises StoreUnavailable."""
-        return int(await self._runner.run(USED, [self._name(allowance)], [ms(allowance.limit.period)]))
+        ((used, _),) = await self._run(ROOM, [allowance])
+        return used
 
     async def gauges(self, budget: Allowance) -> Mapping[str, float]:
         """Return how much of the call budget is used, for the metrics. Raises StoreUnavailable."""
         return {"call_budget_used": await self.used(budget)}
 
-    def _name(self, allowance: Allowance) -> str:
-        return name_limit(self._key, allowance)
+    async def _run(
+        self, script: Script, allowances: Sequence[Allowance], *first: Argument
+    ) -> Sequence[tuple[int, int]]:
+        """Run a script on each limit; its count and period are the last arguments."""
+        limits = [(name_limit(self._key, it), it.limit) for it in allowances]
+        runs = [([key], [*first, limit.count, ms(limit.period)]) for key, limit in limits]
+        return await self._runner.run_each(script, runs)
 
 
-def _answer(limit: Limit, taken: int, fact: int) -> Quota | VerificationError:
-    """Read a reply of acquire.lua."""
-    return Quota(limit, fact) if taken else _refusal(limit, fact)
-
-
-def _refusal(limit: Limit, wait: int) -> VerificationError:
+def _refusal(limit: Limit, wait: int) -> RateLimited | CallBudgetExhausted:
     if limit.name == CallBudgetExhausted.limit:
         return CallBudgetExhausted(retry_after=seconds(wait))
     return RateLimited(limit=limit.name, retry_after=seconds(wait))

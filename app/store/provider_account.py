@@ -14,9 +14,9 @@ _MEMORY = timedelta(hours=1)  # longer than a reading is valid
 
 
 class RedisBalanceCache:
-    """The BalanceCache of ``app/verification/provider_account.py``, on Redis.
+    """The ``BalanceCache`` of ``app/verification/provider_account.py``, in Redis.
 
-    ``lease`` is how long a worker has for reading the balance, before another is asked to: longer than that can take.
+    ``lease`` is how long a worker has for reading the balance before another one is asked to: longer than it can take.
     """
 
     def __init__(self, runner: ScriptRunner, *, lease: timedelta = timedelta(seconds=30)) -> None:

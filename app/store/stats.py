@@ -1,10 +1,11 @@
-"""What happened on each day, over all processes and machines: counted here, written to Redis once a second."""
+"""Daily statistics of all processes: counted in memory, added to Redis once a second."""
 
 import asyncio
+import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -12,7 +13,7 @@ from typing import Self
 
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
@@ -33,7 +34,7 @@ ADD, READ = (Script("stats", name) for name in ("add", "read"))
 
 _SLOT = "pv:{stats}"
 _KEEP_DAY = timedelta(days=8)
-_KEEP_SERIAL = timedelta(hours=1)  # for as long a batch whose reply was lost can be repeated without harm
+_KEEP_SERIAL = timedelta(hours=1)  # how long a batch whose reply was lost can be repeated without harm
 _FLUSHED_EVERY = timedelta(seconds=1)
 _FIRST_DAY = date(1970, 1, 1)
 _KOPECKS = 100
@@ -43,11 +44,10 @@ PlacedCalls = Mapping[tuple[Channel, CallStatus], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DayStats:
-    """What happened on one day (UTC). A mapping has no entry for what did not happen.
+    """The counts of one day (UTC). Mappings have no entries for zeros.
 
-    ``placed`` tells ``initiated`` and ``unconfirmed`` calls, ``ended`` the final states; ``refused`` is by one of
-    ``REFUSAL_KINDS``. ``wrong`` counts codes, those that locked a
-    verification among them.
+    ``placed`` counts ``initiated`` and ``unconfirmed`` calls, ``ended`` the final statuses; ``refused`` is by
+    ``REFUSAL_KINDS``. ``wrong`` counts codes, with those that locked a verification.
     """
 
     day: date
@@ -69,55 +69,48 @@ class DayStats:
 
     @property
     def conversion(self) -> float | None:
-        """The share of verifications begun that were verified; none where none was begun.
-
-        One that was begun before midnight and verified after it counts on both days, once.
-        """
-        begun = sum(self.started.values())
-        return self.verified / begun if begun else None
+        """The share of started verifications that were verified; one may start on a day and be verified on the next."""
+        started = sum(self.started.values())
+        return self.verified / started if started else None
 
     @classmethod
     def of(cls, day: date, counts: Mapping[str, int]) -> Self:
-        """Read the counters of a day; what another version of the service counted is passed over."""
-        grouped: dict[str, dict[str, int]] = {}
+        """Read the counts of a day; those of another version of the service are skipped."""
+        started: dict[Channel, int] = {}
+        placed: dict[tuple[Channel, CallStatus], int] = {}
+        ended: dict[tuple[Channel, CallStatus], int] = {}
+        refused: dict[tuple[Channel, str], int] = {}
+        limits: dict[str, int] = {}
         for name, count in counts.items():
-            group, _, rest = name.partition(":")
-            grouped.setdefault(group, {})[rest] = count
-        plain = {name: counts.get(name, 0) for name in ("verified", "wrong", "locked", "canceled")}
+            match name.split(":"):
+                case ["started", channel] if channel in _CHANNELS:
+                    started[Channel(channel)] = count
+                case ["placed" | "ended" as group, channel, status] if channel in _CHANNELS and status in _STATUSES:
+                    (placed if group == "placed" else ended)[Channel(channel), CallStatus(status)] = count
+                case ["refused", channel, kind] if channel in _CHANNELS:
+                    refused[Channel(channel), kind] = count
+                case ["limit", limit]:
+                    limits[limit] = count
         return cls(
             day=day,
-            started={Channel(name): count for name, count in grouped.get("started", {}).items() if name in _CHANNELS},
-            placed=dict(_calls(grouped.get("placed", {}))),
-            ended=dict(_calls(grouped.get("ended", {}))),
-            refused=dict(_refusals(grouped.get("refused", {}))),
-            limits=grouped.get("limit", {}),
+            started=started,
+            placed=placed,
+            ended=ended,
+            refused=refused,
+            limits=limits,
             spend_rub=Decimal(counts.get("kopecks", 0)) / _KOPECKS,
-            **plain,
+            **{name: counts.get(name, 0) for name in ("verified", "wrong", "locked", "canceled")},
         )
 
 
 _CHANNELS, _STATUSES = frozenset(map(str, Channel)), frozenset(map(str, CallStatus))
 
 
-def _calls(counts: Mapping[str, int]) -> Iterator[tuple[tuple[Channel, CallStatus], int]]:
-    for name, count in counts.items():
-        channel, _, status = name.partition(":")
-        if channel in _CHANNELS and status in _STATUSES:
-            yield (Channel(channel), CallStatus(status)), count
-
-
-def _refusals(counts: Mapping[str, int]) -> Iterator[tuple[tuple[Channel, str], int]]:
-    for name, count in counts.items():
-        channel, _, kind = name.partition(":")
-        if channel in _CHANNELS:
-            yield (Channel(channel), kind), count
-
-
 class RedisStats:
-    """Counts what the domain tells (``observe`` is an ``Observe``), and reads what all processes have counted.
+    """Counts domain events (``observe`` is a ``Publish``), and reads the counts of all processes.
 
-    What a process has counted in the second before it is killed is lost. A batch that could not be written is kept,
-    and is written once, however often it is tried: its serial tells.
+    The counts of the second before a process is killed are lost. A batch that could not be written is kept; its serial
+    number prevents that it is added twice.
     """
 
     def __init__(self, runner: ScriptRunner, *, call_price_rub: Decimal) -> None:
@@ -130,7 +123,7 @@ class RedisStats:
         self._flushing = asyncio.Lock()
 
     def observe(self, event: DomainEvent) -> None:
-        """Count something that happened."""
+        """Count an event."""
         match event:
             case CodeChecked(status):
                 if status is not Status.PENDING:
@@ -152,26 +145,24 @@ class RedisStats:
                 self._counts["canceled"] += 1
 
     async def step(self) -> timedelta:
-        """Write what was counted; tells when to do so again. Raises StoreUnavailable: it is kept."""
+        """Flush, and return when to do so again. Raises StoreUnavailable."""
         await self.flush()
         return _FLUSHED_EVERY
 
     async def flush(self) -> None:
-        """Write what was counted, in one step. Raises StoreUnavailable: it is kept for the next time."""
+        """Add the counts to those in Redis. Raises StoreUnavailable: they are kept for the next time."""
         async with self._flushing:
             if not self._batch:
                 if not self._counts:
                     return
                 self._batch, self._counts = self._counts, Counter()
                 self._serial += 1
-            arguments: list[Argument] = [self._serial, ms(_KEEP_SERIAL), ms(_KEEP_DAY)]
-            for name, count in self._batch.items():
-                arguments += (name, count)
+            arguments: list[Argument] = [self._serial, ms(_KEEP_SERIAL), ms(_KEEP_DAY), json.dumps(self._batch)]
             await self._runner.run(ADD, [self._key], arguments)
             self._batch = Counter()
 
     async def aclose(self) -> None:
-        """Write what is left, if that can be done."""
+        """Flush the rest, if Redis is available."""
         try:
             await self.flush()  # a batch that waits, if one does
             await self.flush()
@@ -179,14 +170,11 @@ class RedisStats:
             log.warning("stats.lost", extra={"events": (self._batch + self._counts).total()})
 
     async def read(self, day: date | None = None) -> DayStats:
-        """Return what happened on one of the last eight days; today, by Redis' clock, if none is named.
-
-        Raises StoreUnavailable.
-        """
+        """Return one of the last eight days, or today by Redis' clock. Raises StoreUnavailable."""
         number = "" if day is None else (day - _FIRST_DAY).days
-        told, *flat = await self._runner.run(READ, [self._key], [number])
+        found, *flat = await self._runner.run(READ, [self._key], [number])
         counts = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
-        return DayStats.of(_FIRST_DAY + timedelta(days=int(told)), counts)
+        return DayStats.of(_FIRST_DAY + timedelta(days=int(found)), counts)
 
     async def gauges(self) -> Mapping[str, float | Decimal]:
         """Return today's calls and what they cost, for the metrics. Raises StoreUnavailable."""

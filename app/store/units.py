@@ -1,4 +1,4 @@
-"""Time as Redis keeps it: whole milliseconds, of its own clock."""
+"""Converts times to and from whole milliseconds of Redis' clock."""
 
 from datetime import UTC, datetime, timedelta
 from math import ceil
@@ -7,20 +7,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def ms(duration: timedelta) -> int:
-    """Write a duration."""
+    """Return a duration in milliseconds."""
     return duration // timedelta(milliseconds=1)
 
 
 def to_ms(moment: datetime) -> int:
-    """Write a moment."""
+    """Return a moment in milliseconds since 1970."""
     return ms(moment - _EPOCH)
 
 
 def from_ms(moment: str | bytes | int) -> datetime:
-    """Read a moment."""
+    """Return the moment that is so many milliseconds after 1970."""
     return _EPOCH + timedelta(milliseconds=int(moment))
 
 
 def seconds(wait: int) -> int:
-    """Round a wait up: whoever comes back then is not sent away again."""
+    """Round milliseconds up to seconds, at least one: a caller who waits that long is not refused again."""
     return max(1, ceil(wait / 1000))

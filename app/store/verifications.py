@@ -1,4 +1,4 @@
-"""Verifications in Redis: one script for each use case, one round trip for each script."""
+"""Verifications in Redis: one script and one round trip for each use case."""
 
 import hashlib
 import hmac
@@ -8,11 +8,12 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from app.store.fields import CallField, RecordField
 from app.store.keys import PhoneName, RecordName, name_limit
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,
@@ -39,7 +40,7 @@ from app.verification.model import (
     WrongCode,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Limit, Policy, Quota
+from app.verification.policy import Limit, Policy, Quota
 from app.verification.ports import (
     CallHistory,
     CallId,
@@ -51,18 +52,25 @@ from app.verification.ports import (
     StartPreview,
 )
 
-PREVIEW, START = (Script("verification", name, shares="start_rules") for name in ("start_preview", "start"))
-CHECK, CANCEL, CONFIRM = (Script("verification", name) for name in ("check", "cancel", "confirm"))
-READ, RECORD_CALL, REFUND = (Script("verification", name) for name in ("read", "record_call", "refund"))
+_RECORD = ("webhooks/stream", "verification/record")
+_LOG = "verification/log"
+READ, CANCEL, CONFIRM, RECORD_CALL, REFUND = (
+    Script("verification", name, after=_RECORD) for name in ("read", "cancel", "confirm", "record_call", "refund")
+)
+CHECK = Script("verification", "check", after=[*_RECORD, _LOG, "limits/window"])
+PREVIEW, START = (
+    Script("verification", name, after=[*_RECORD, _LOG, "verification/start_rules"])
+    for name in ("start_preview", "start")
+)
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
 
 class RedisVerificationStore:
-    """The VerificationStore of ``app/verification/ports.py``, on Redis.
+    """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
-    The events of ``webhook_clients`` are written in the same step as the change that they report. Their stream lies in
-    a slot of its own, so webhooks do not work on a Redis Cluster.
+    The events of ``webhook_clients`` are written in the same script as the change. Their stream is in a slot of its
+    own, so webhooks do not work on a Redis Cluster.
     """
 
     def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
@@ -71,13 +79,12 @@ class RedisVerificationStore:
         self._webhook_clients = frozenset(webhook_clients)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
-        """Return what a start would meet."""
+        """Return what a start would do."""
         phone = self._name(call.phone)
         new = phone.new_record()
         arguments = self._start_arguments(phone, call, 0, policy)
         reply = await self._runner.run(PREVIEW, [phone.key, new.key], arguments)
-        number, operator, calls = _accepted(reply, call)
-        # A second call of a verification is one of that which the request names; a first one begins another.
+        number, operator, calls = _facts(reply, call.resend_of)
         verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
         words = [word.decode() for word in calls]
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
@@ -88,12 +95,12 @@ class RedisVerificationStore:
         phone, record = self._name(call.phone), _record(name.verification_id)
         keys = [phone.key, record.key, *self._events(call.client)]
         arguments = self._start_arguments(phone, call, name.call_number, policy)
-        *stored, checks_left, calls_left = _accepted(await self._runner.run(START, keys, arguments), call)
+        checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = replace(_verification(record, *stored), checks_left=checks_left)
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Write what became of a call."""
+        """Record what happened to a call."""
         name, state = _record(verification.id), update.state
         arguments: list[Argument] = [
             *(call_number, state.status, update.ref or "", state.provider_status or ""),
@@ -101,16 +108,13 @@ class RedisVerificationStore:
             *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
         keys = [name.key, *self._events(verification.client)]
-        outcome, *facts = await self._runner.run(RECORD_CALL, keys, arguments)
-        if outcome != b"recorded":
-            raise _refusal(outcome, facts)
-        ended, *record = facts
+        ended, *record = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
         return Recorded(_verification(name, *record), bool(ended))
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
-        """Write that the person dialled the number of a reverse call."""
+        """Record that the person dialled the number of a reverse call."""
         keys = [_record(verification.id).key, *self._events(verification.client)]
         arguments: list[Argument] = [call_number, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
         return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
@@ -123,30 +127,25 @@ class RedisVerificationStore:
         return bool(await self._runner.run(REFUND, keys, [name.call_number, ms(policy.lifetime), token or ""]))
 
     async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
-        """Count the check, compare, consume."""
+        """Count the check, compare the code and consume it."""
         record = _record(verification_id)
         return await self._check(record.key, record.bucket, "", guess, policy)
 
     async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
-        """Do so for the latest verification of a phone and purpose."""
+        """Do so for all pending verifications of a phone and purpose."""
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, guess, policy)
 
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
         """Read a verification."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(READ, [name.key], [client or ""])
-        if outcome != b"found":
-            raise _refusal(outcome, facts)
-        return _verification(name, *facts)
+        return _verification(name, *_facts(await self._runner.run(READ, [name.key], [client or ""])))
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
-        """Make a pending verification canceled."""
+        """Cancel a pending verification."""
         name = _record(verification_id)
-        outcome, *facts = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
-        if outcome != b"canceled":
-            raise _refusal(outcome, facts)
-        return _verification(name, *facts)
+        reply = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
+        return _verification(name, *_facts(reply))
 
     async def ping(self) -> None:
         """Return if Redis answers."""
@@ -156,20 +155,20 @@ class RedisVerificationStore:
         return PhoneName.from_phone(self._phone_key, phone)
 
     def _start_arguments(self, phone: PhoneName, call: NewCall, number: int, policy: Policy) -> list[Argument]:
-        """Write the arguments that ``start_rules.lua`` lists. Raises VerificationNotFound."""
+        """Return the arguments that ``start_rules.lua`` lists. Raises VerificationNotFound."""
         named = _record(call.resend_of) if call.resend_of is not None else None
         if named and named.bucket != phone.bucket:
-            raise VerificationNotFound  # it is another phone's
+            raise VerificationNotFound  # it is of another phone
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         cooldowns = [timedelta()] if call.test else policy.cooldowns
-        limits = _phone_limits(call, policy)
         return [
-            *(call.client, call.purpose, _digits(call.phone), call.channel, call.code_length or 0),
-            *(call.code_digest or "", named.rest if named else "", number, ms(policy.lifetime)),
-            *(policy.calls, call.checks, int(call.test), call.token, self._address(call.address)),
+            *(call.client, call.purpose, _digits(call.phone), call.channel),
+            *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
+            *(named.rest if named else "", number, ms(policy.lifetime), policy.calls, call.checks, call.token),
+            self._address(call.address),
             *(failed.count, share.count, ms(failed.period)),
-            *(len(cooldowns), *map(ms, cooldowns)),
-            *(len(limits), *_written(limits)),
+            " ".join(str(ms(cooldown)) for cooldown in cooldowns),
+            _limit_list(_phone_limits(call, policy)),
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
@@ -177,32 +176,29 @@ class RedisVerificationStore:
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *(allowance.limit for allowance in further)]
         events = self._events(guess.client)
-        keys = [key, *self._limit_keys(further), *events]
+        keys = [key, *(name_limit(self._phone_key, allowance) for allowance in further), *events]
         arguments: list[Argument] = [
             *(guess.client, purpose, secrets.token_hex(6), len(events)),
             *(guess.retry_digest or "", self._address(guess.address)),
             *(failed.count, share.count, ms(failed.period)),
-            *(guess.length, len(guess.candidates), *guess.candidates, *_written(limits[1:])),
+            guess.length,
+            _limit_list(limits[1:]),
+            *guess.candidates,
         ]
-        outcome, *facts = await self._runner.run(CHECK, keys, arguments)
-        if outcome not in {b"verified", b"verified_again", b"wrong", b"waiting", b"exhausted"}:
-            raise _refusal(outcome, facts)
-        rest, left, *facts = facts
-        limits = limits[: len(left)]
-        return _check_outcome(outcome, RecordName(bucket, rest.decode()).verification_id, facts, _quotas(limits, left))
+        reply = await self._runner.run(CHECK, keys, arguments)
+        rest, left, *facts = _facts(reply)
+        quotas = _quotas(limits[: len(left)], left)
+        return _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
 
     def _address(self, address: str | None) -> str:
-        """Digest an address for the log of failed checks; nothing without one."""
+        """Return the digest of an address for the log of failed checks, or '' without one."""
         if not address:
             return ""
         return hmac.digest(self._phone_key, f"address\0{address}".encode(), hashlib.sha256).hex()[:_ADDRESS_DIGITS]
 
     def _events(self, client: str) -> list[str]:
-        """Return the key of the stream, if a client is told of events."""
+        """Return the key of the stream, if the client has a webhook."""
         return [STREAM] if client in self._webhook_clients else []
-
-    def _limit_keys(self, allowances: Iterable[Allowance]) -> list[str]:
-        return [name_limit(self._phone_key, allowance) for allowance in allowances]
 
 
 def _check_outcome(
@@ -214,7 +210,7 @@ def _check_outcome(
             return CheckPassed(
                 verification_id=verification_id,
                 purpose=purpose.decode(),
-                phone=_phone(digits),
+                phone=_phone(digits.decode()),
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
@@ -236,32 +232,25 @@ _REFUSALS: Mapping[bytes, type[VerificationError]] = {
 }
 
 
-def _accepted(reply: Sequence[Any], call: NewCall) -> Sequence[Any]:
-    """Return what a script tells of a start that it does not refuse. Raises what it is refused for."""
+def _facts(reply: Sequence[Any], resend_of: str | None = None) -> Sequence[Any]:
+    """Return what follows the outcome in a script's reply, or raise the error of a refusal (see its RETURN comment)."""
     outcome, *facts = reply
     match outcome:
-        case b"ready" | b"started":
-            return facts
         case b"cooldown":
-            raise CallCooldown(retry_after=seconds(facts[0]), verification_id=call.resend_of)
+            raise CallCooldown(retry_after=seconds(facts[0]), verification_id=resend_of)
         case b"calls_exhausted":
             raise RateLimited(limit="calls_per_verification", retry_after=seconds(facts[0]))
-        case _:
-            raise _refusal(outcome, facts)
-
-
-def _refusal(outcome: bytes, facts: Sequence[Any]) -> Exception:
-    """Make the error of a script's refusal; the words are those in the RETURN comments of the scripts."""
-    match outcome:
         case b"locked":
-            return VerificationLocked(retry_after=seconds(facts[0]))
+            raise VerificationLocked(retry_after=seconds(facts[0]))
         case b"limited":
             name, wait = facts
-            return RateLimited(limit=name.decode(), retry_after=seconds(wait))
+            raise RateLimited(limit=name.decode(), retry_after=seconds(wait))
         case b"other_length":
-            return CodeTooShortOrLong(frozenset(facts[0]))
+            raise CodeTooShortOrLong(frozenset(facts[0]))
+        case _ if outcome in _REFUSALS:
+            raise _REFUSALS[outcome]
         case _:
-            return _REFUSALS[outcome]()
+            return facts
 
 
 def _phone_limits(call: NewCall, policy: Policy) -> Sequence[Limit]:
@@ -276,51 +265,48 @@ def _record(verification_id: str) -> RecordName:
 
 
 def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[bytes]) -> Verification:
-    """Read a record; ``app/store/lua/common.lua`` lists its fields."""
     fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
     calls = tuple(_calls(fields))
     latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
-    resend_at = fields.get("r")
+    resend_at = fields.get(RecordField.RESEND_AT)
     return Verification(
         id=name.verification_id,
-        client=fields["c"],
-        purpose=fields["u"],
-        channel=Channel(fields[f"h{latest}"]),
-        phone=_phone(fields["p"].encode()),
-        code_length=int(fields[f"l{latest}"]) or None,
-        stored_status=Status(fields.get("s", Status.PENDING)),
+        client=fields[RecordField.CLIENT],
+        purpose=fields[RecordField.PURPOSE],
+        channel=Channel(fields[f"{RecordField.CHANNEL}{latest}"]),
+        phone=_phone(fields[RecordField.PHONE]),
+        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest}"]) or None,
+        stored_status=Status(fields.get(RecordField.STATUS, Status.PENDING)),
         calls_placed=len(calls),
-        calls_left=int(fields["m"]),
-        checks_left=int(fields["g"]) - int(fields.get("b", 0)),
+        calls_left=int(fields[RecordField.CALLS_LEFT]),
+        checks_left=int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0)),
         calls=calls,
-        created_at=from_ms(fields["a"]),
+        created_at=from_ms(fields[RecordField.CREATED_AT]),
         expires_at=from_ms(expires),
         resend_at=from_ms(resend_at) if resend_at else None,
         observed_at=from_ms(now),
-        version=int(fields.get("v", 0)),
-        test="z" in fields,
+        version=int(fields.get(RecordField.VERSION, 0)),
+        test=RecordField.IS_TEST in fields,
     )
 
 
-def _calls(fields: dict[str, str]) -> Iterable[Call]:
-    for call_number in range(1, int(fields["n"]) + 1):
-        if status := fields.get(f"t{call_number}"):
-            state = CallState(CallStatus(status), fields.get(f"w{call_number}"))
-            dial, expires = fields.get(f"i{call_number}"), fields.get(f"x{call_number}")
+def _calls(fields: Mapping[str, str]) -> Iterable[Call]:
+    for call_number in range(1, int(fields[RecordField.LAST_CALL]) + 1):
+        if status := fields.get(f"{CallField.CALL_STATUS}{call_number}"):
+            dial = fields.get(f"{CallField.NUMBER_TO_DIAL}{call_number}")
             yield Call(
                 call_number,
-                state,
-                ref=fields.get(f"f{call_number}"),
-                channel=Channel(fields[f"h{call_number}"]),
-                dial=_phone(dial.encode()) if dial else None,
-                expires_at=from_ms(expires) if expires else None,
-                limits_token=fields.get(f"y{call_number}"),
+                CallState(CallStatus(status), fields.get(f"{CallField.UNKNOWN_STATUS}{call_number}")),
+                ref=fields.get(f"{CallField.CALL_REF}{call_number}"),
+                channel=Channel(fields[f"{RecordField.CHANNEL}{call_number}"]),
+                dial=_phone(dial) if dial else None,
+                expires_at=from_ms(fields[f"{CallField.EXPIRES_AT}{call_number}"]),
+                limits_token=fields.get(f"{CallField.LIMITS_TOKEN}{call_number}"),
             )
 
 
-def _written(limits: Iterable[Limit]) -> Iterable[Argument]:
-    for limit in limits:
-        yield from (limit.name, limit.count, ms(limit.period))
+def _limit_list(limits: Iterable[Limit]) -> str:
+    return ",".join(f"{limit.name} {limit.count} {ms(limit.period)}" for limit in limits)
 
 
 def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:
@@ -328,9 +314,9 @@ def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:
 
 
 def _digits(phone: Phone) -> str:
-    """Write a phone without its plus sign: Redis keeps digits alone in half the bytes."""
+    """Return a phone without its plus sign: Redis stores digits alone in half the bytes."""
     return phone.e164.removeprefix("+")
 
 
-def _phone(digits: bytes) -> Phone:
-    return Phone(f"+{digits.decode()}")
+def _phone(digits: str) -> Phone:
+    return Phone(f"+{digits}")

@@ -1,4 +1,4 @@
-"""Events on their way to clients, in Redis: a stream, a set of those that wait, a set of those that were given up."""
+"""Webhook events in Redis: a stream of those to deliver, a set of those to try again, a set of dead letters."""
 
 import json
 import logging
@@ -12,9 +12,8 @@ from app.verification.webhooks import Backlog, DeadLetter, Delivery, Event
 
 log = logging.getLogger(__name__)
 
-TAKE, DONE, SET_ASIDE, BACKLOG, LIST_DEAD, RESEND = (
-    Script("webhooks", name) for name in ("take", "done", "set_aside", "backlog", "dead", "resend")
-)
+TAKE, RESEND = (Script("webhooks", name, after=["webhooks/stream"]) for name in ("take", "resend"))
+DONE, SET_ASIDE, BACKLOG, LIST_DEAD = (Script("webhooks", name) for name in ("done", "set_aside", "backlog", "dead"))
 
 STREAM = "pv:{events}"
 EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
@@ -22,15 +21,15 @@ GROUP = "webhooks"
 _LETTERS_KEPT = timedelta(days=30)
 _MOST_DEAD = 10_000
 _MOST_RETRIES = 100_000  # of some 400 bytes
-_RESENT_AT_ONCE = 500  # bounds how long one script holds Redis up
+_RESENT_AT_ONCE = 500  # bounds how long one script blocks Redis
 _LONGEST_ERROR = 200
 
 
 class RedisOutbox:
-    """The Outbox and the DeadLetters of ``app/verification/webhooks.py``, on Redis.
+    """The ``Outbox`` and the ``DeadLetters`` of ``app/verification/webhooks.py``, in Redis.
 
-    ``claim_after`` is how long a worker may take to settle an event before another one is given it: longer than a
-    delivery takes from being taken to its time-out.
+    ``claim_after`` is how long a worker may take to settle an event before another one gets it: longer than a delivery
+    takes until its time-out.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class RedisOutbox:
         self._most_retries = most_retries
 
     async def take(self, count: int) -> list[Delivery]:
-        """Take events: those of workers that died, then new ones."""
+        """Take events: those of dead workers, then new ones."""
         arguments: list[Argument] = [GROUP, count, ms(self._claim_after)]
         claimed, fresh, trimmed = await self._runner.run(TAKE, [STREAM, EXPIRY, RETRY, LETTERS], arguments)
         if claimed:
@@ -57,8 +56,8 @@ class RedisOutbox:
         return [delivery for entry in (*claimed, *fresh) if (delivery := await self._read(*entry))]
 
     async def done(self, delivery: Delivery) -> None:
-        """Forget an event."""
-        await self._forget(delivery.entry)
+        """Remove an event."""
+        await self._remove(delivery.entry)
 
     async def set_aside(self, delivery: Delivery, *, attempts: int, error: str, pause: timedelta | None) -> bool:
         """Keep an event for later, or among the dead letters."""
@@ -68,7 +67,7 @@ class RedisOutbox:
         return bool(place != b"dead")
 
     async def backlog(self) -> Backlog:
-        """Return how delivery stands."""
+        """Return the state of delivery."""
         lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_LETTERS_KEPT)])
         return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
 
@@ -84,15 +83,16 @@ class RedisOutbox:
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""
         found = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_LETTERS_KEPT)])
-        return [_dead_letter(died_at, _pairs(json.loads(letter))) for _, died_at, letter in found]
+        return [_dead_letter(died_at, json.loads(letter)) for died_at, letter in found]
 
     async def resend(self, event_id: str) -> bool:
-        """Have one delivered again."""
-        count, _ = await self._resend(_entry_of(event_id), 1, "")
+        """Deliver one dead letter again."""
+        entry = event_id.removeprefix("msg_") or "-"  # an empty one would mean all
+        count, _ = await self._resend(entry, 1, "")
         return count == 1
 
     async def resend_all(self) -> int:
-        """Have all delivered again, a bounded number at a time; one that dies anew meanwhile stays."""
+        """Deliver all dead letters again, a bounded number at a time, without those that die again meanwhile."""
         total, moment = 0, ""
         while True:
             count, moment = await self._resend("", _RESENT_AT_ONCE, moment)
@@ -106,8 +106,9 @@ class RedisOutbox:
         return int(count), moment_used.decode()
 
     async def _read(self, entry: bytes, flat: Sequence[bytes]) -> Delivery | None:
-        """Read an entry. One that is none cannot be delivered by anybody, now or later: it is dropped, aloud."""
-        name, fields = entry.decode(), _pairs([part.decode() for part in flat])
+        """Read an entry, or log and remove one that cannot be read."""
+        texts = [part.decode() for part in flat]
+        name, fields = entry.decode(), dict(zip(texts[::2], texts[1::2], strict=True))
         try:
             return Delivery(
                 entry=name,
@@ -117,19 +118,15 @@ class RedisOutbox:
             )
         except (KeyError, ValueError):
             log.error("event.unreadable", extra={"entry": name, "fields": sorted(fields)})
-            await self._forget(name)
+            await self._remove(name)
             return None
 
-    async def _forget(self, entry: str) -> None:
+    async def _remove(self, entry: str) -> None:
         await self._runner.run(DONE, [STREAM], [GROUP, entry])
 
 
-def _pairs(flat: Sequence[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
 def _event(fields: Mapping[str, str], entry: str) -> Event:
-    """Make an event of its fields; its id is that of the entry in which it first stood."""
+    """Return the event of some fields; its id is that of its first entry."""
     return Event(
         id=f"msg_{fields.get('event', entry)}",
         type=fields["type"],
@@ -142,10 +139,6 @@ def _event(fields: Mapping[str, str], entry: str) -> Event:
         call_status=fields["call"] or None,
         at=from_ms(fields["at"]),
     )
-
-
-def _entry_of(event_id: str) -> str:
-    return event_id.removeprefix("msg_") or "-"  # nothing would mean all
 
 
 def _dead_letter(died_at: bytes, fields: Mapping[str, str]) -> DeadLetter:

@@ -7,7 +7,7 @@ from typing import Literal
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,

@@ -17,7 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _SERVER_ERROR = 500

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallStatus, Status
 

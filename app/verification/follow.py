@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.deferred import best_effort
 from app.verification.domain_events import CallEnded, Publish, UnknownCallStatus
 from app.verification.errors import VerificationNotFound

@@ -6,7 +6,7 @@ from enum import StrEnum
 from math import ceil
 from typing import ClassVar, Self
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.phone import Phone
 from app.verification.policy import Quota

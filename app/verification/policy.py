@@ -4,12 +4,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import NotAllowed
 from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone, parse_phone
 
-FLASH_CALL_DIGITS = 4
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -99,12 +98,12 @@ class Policy:
         return Limit("failed_checks_per_phone_and_address", min(whole.count, share), whole.period)
 
     def code_length_of(self, channel: Channel) -> int | None:
-        """Return the number of digits of a code; None for a reverse call, which has no code."""
-        return {Channel.VOICE: self.code_length, Channel.FLASH_CALL: FLASH_CALL_DIGITS}.get(channel)
+        """Return the number of digits of a code; None if the channel has no code."""
+        return (channel.rules.code_length or self.code_length) if channel.rules.has_code else None
 
     def checks_of(self, channel: Channel) -> int:
         """Return how many checks a verification allows."""
-        return min(self.checks, self.flash_call_checks) if channel is Channel.FLASH_CALL else self.checks
+        return min(self.checks, self.flash_call_checks) if channel.rules.is_easily_guessed else self.checks
 
     def for_calls(self, *, client: str, phone: Phone, address: str | None, test: bool = False) -> tuple[Allowance, ...]:
         """Return what a call counts against, besides the phone itself. ``address`` is the end user's.

@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import (
     CallOutcome,
     CallState,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.check import CheckVerification
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites

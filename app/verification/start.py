@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.code import CodeDigester, make_code
 from app.verification.deferred import DeferredWrites, Write, best_effort, store_deadline
 from app.verification.domain_events import CallPlaced, CallRefused, LimitHit, Publish, VerificationStarted
@@ -122,8 +122,8 @@ class _Start:
         phone = policy.parse_phone(request.phone)
         self.ports, self.request, self.journal, self.policy, self.phone = ports, request, journal, policy, phone
         self.channels = request.channels or policy.channels
-        # The first channel of each kind, since their rules differ; the key is True for a reverse call.
-        self.kinds = {channel is Channel.REVERSE_CALL: channel for channel in reversed(self.channels)}
+        # The first channel of each kind, since their rules differ; the key is True if the channel has a code.
+        self.kinds = {channel.rules.has_code: channel for channel in reversed(self.channels)}
         self.test_code = ports.test_numbers.code_of(phone)
         self.is_test = self.test_code is not None
         self.allowances = policy.for_calls(
@@ -178,7 +178,7 @@ class _Start:
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
             channels = self._ready_channels(accepted)
-        preview = previews[channels[0] is Channel.REVERSE_CALL]
+        preview = previews[channels[0].rules.has_code]
         for answer in (preview, *answers[len(previews) :]):
             if isinstance(answer, BaseException):
                 raise answer
@@ -227,7 +227,7 @@ class _Start:
             call = verification.call(call_id.call_number)
             if call is None:
                 return None
-            if call.channel is Channel.REVERSE_CALL and call.dial is None:
+            if not call.channel.rules.has_code and call.dial is None:
                 # Nobody knows the number to call. The event in the limits is not known here, and stays counted.
                 await ports.store.refund(call_id, phone=verification.phone, client=client, policy=self.policy)
                 return None

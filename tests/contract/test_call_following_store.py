@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from app.store.call_following import _ATTEMPTS, _DUE, _LOOKS, RedisCallQueue
+from app.store.call_following import _ATTEMPTS, _DUE, _POLLS, RedisCallQueue
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.verification.call_following import CallQueue, DueCall
@@ -88,7 +88,7 @@ async def test_a_call_that_is_done_does_not_come_again(redis: Redis, queue: Call
 
     await age(redis, LEASE)
     assert await queue.claim(1) == []
-    assert set(await redis.keys()) <= {_LOOKS.encode()}
+    assert set(await redis.keys()) <= {_POLLS.encode()}
 
 
 async def test_a_call_to_be_retried_comes_again_after_its_delay_with_the_next_attempt(
@@ -142,7 +142,7 @@ async def test_everybody_together_claims_no_more_than_the_rate(redis: Redis) -> 
         assert sum(map(len, claims)) == 5, second
         await age(redis, timedelta(milliseconds=100))
         assert await instances[0].claim(100) == []  # less than a second has passed: still nobody
-        await redis.pexpire(_LOOKS, 1000)  # the set lives for a second, and is aged twice within one here
+        await redis.pexpire(_POLLS, 1000)  # the set lives for a second, and is aged twice within one here
         await age(redis, timedelta(milliseconds=900))
 
 
@@ -164,10 +164,10 @@ async def test_every_key_has_a_ttl_of_an_hour_at_most(redis: Redis, queue: CallQ
     await require_ttls(_DUE)
     await age(redis, SECOND)
     (call,) = await queue.claim(1)
-    await require_ttls(_DUE, _ATTEMPTS, _LOOKS)
-    assert await redis.pttl(_LOOKS) <= 1000
+    await require_ttls(_DUE, _ATTEMPTS, _POLLS)
+    assert await redis.pttl(_POLLS) <= 1000
     await queue.retry(call, SECOND)
-    await require_ttls(_DUE, _ATTEMPTS, _LOOKS)
+    await require_ttls(_DUE, _ATTEMPTS, _POLLS)
 
 
 async def test_a_call_that_nobody_claimed_for_an_hour_is_dropped(
@@ -208,7 +208,7 @@ async def make_it_older_than_its_key(redis: Redis) -> None:
 
 
 async def test_all_keys_lie_in_one_slot() -> None:
-    assert len({key_slot(name.encode()) for name in (_DUE, _ATTEMPTS, _LOOKS)}) == 1
+    assert len({key_slot(name.encode()) for name in (_DUE, _ATTEMPTS, _POLLS)}) == 1
 
 
 async def test_without_redis_nothing_is_claimed() -> None:
@@ -218,3 +218,21 @@ async def test_without_redis_nothing_is_claimed() -> None:
     with pytest.raises(StoreUnavailable):
         await queue.claim(1)
     await nowhere.aclose()
+
+
+async def test_a_call_that_is_retried_a_hundred_times_at_once_is_claimed_once(redis: Redis, queue: CallQueue) -> None:
+    await queue.schedule(CALL, NOW)
+    (claimed,) = await queue.claim(1)
+
+    await asyncio.gather(*(queue.retry(claimed, NOW) for _ in range(100)))
+
+    assert await queue.claim(100) == [DueCall(CALL, 2)]
+
+
+async def test_a_hundred_calls_that_are_done_at_once_are_claimed_no_more(queue: CallQueue) -> None:
+    names = calls(100)
+    await schedule(queue, names)
+
+    await asyncio.gather(*(queue.done(name) for name in names))
+
+    assert await queue.claim(100) == []

@@ -20,7 +20,7 @@ from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
 from app.verification.phone import Phone

@@ -14,7 +14,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
 from app.store.event_stream import CHANNEL, ChangeFeed, RedisChanges
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.event_stream import TooManyListeners
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone

@@ -224,6 +224,17 @@ async def test_100_parallel_calls_are_100_calls(world: World) -> None:
     assert block.evidence == Evidence(calls=100, successes=0)
 
 
+async def test_100_parallel_successes_are_100_successes(world: World) -> None:
+    await world.call(100)
+    await asyncio.gather(*(world.guard.succeeded(phone, "shop") for phone in phones(PUMPED, 100)))
+    await world.call(901)
+    await world.pass_time(MATURE)
+    await world.refusal()
+
+    (block,) = await world.guard.blocks()
+    assert block.evidence == Evidence(calls=1001, successes=100)
+
+
 async def test_a_refused_call_is_not_counted(world: World) -> None:
     await world.block()
     before = await world.redis.hgetall("pv:{guard}:n:client:shop")

@@ -104,6 +104,32 @@ async def test_of_a_hundred_claims_at_once_one_is_granted(idempotency: RedisIdem
     assert [type(outcome) for outcome in outcomes].count(IdempotencyInProgress) == 99
 
 
+async def test_of_a_hundred_answers_at_once_one_is_kept(idempotency: RedisIdempotency) -> None:
+    claimed = await claim(idempotency)
+
+    assert sum(await asyncio.gather(*[idempotency.keep(claimed, ANSWER, DAY) for _ in range(100)])) == 1
+
+
+async def test_of_a_hundred_holders_of_expired_claims_at_once_one_begins(
+    idempotency: RedisIdempotency, redis: Redis
+) -> None:
+    holders = []
+    for _ in range(100):
+        holders.append(await claim(idempotency))
+        await age(redis, CLAIM_FOR)
+
+    assert sum(await asyncio.gather(*[idempotency.begin(holder, "note") for holder in holders])) == 1
+
+
+async def test_after_a_hundred_releases_at_once_one_request_is_claimed(idempotency: RedisIdempotency) -> None:
+    claimed = await claim(idempotency)
+    await asyncio.gather(*[idempotency.release(claimed) for _ in range(100)])
+
+    outcomes = await asyncio.gather(*[idempotency.claim(REQUEST) for _ in range(100)], return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes].count(Claim) == 1
+
+
 async def test_a_hundred_repetitions_at_once_get_the_answer(idempotency: RedisIdempotency) -> None:
     await idempotency.keep(await claim(idempotency), ANSWER, DAY)
 

@@ -21,7 +21,7 @@ from app.providers.relay.client import RelaySender
 from app.settings import load_settings
 from app.settings.sections import OutboundSettings
 from app.tokens import generate_keys
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, Lang, Placed, Unknown
 from app.verification.ports import CallId

@@ -17,7 +17,7 @@ from app.providers.http import NeverSent
 from app.providers.plusofon.channels import VoiceChannel
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone

@@ -44,7 +44,7 @@ from app.store.stats import RedisStats
 from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import VerificationCanceled
 from app.verification.errors import VerificationLocked
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer

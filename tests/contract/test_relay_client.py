@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from app.providers.relay.client import RelaySender
 from app.sandbox import SandboxServer
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone

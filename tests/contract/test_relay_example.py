@@ -13,7 +13,7 @@ import pytest
 from app.providers.relay.client import RelaySender
 from app.sandbox import SandboxServer
 from app.standard_webhooks import parse_secret, sign
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderRejected
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused
 from app.verification.phone import Phone

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.providers.relay.client import RelaySender
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone

@@ -12,7 +12,7 @@ import pytest_asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.sandbox import Fault, Faults, MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file
 

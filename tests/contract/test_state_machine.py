@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import VerificationError
 from app.verification.model import (
     CallState,

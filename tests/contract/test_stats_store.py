@@ -14,7 +14,7 @@ from app.store.keys import name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.stats import DayStats, RedisStats
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.store.verifications import RedisVerificationStore
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
     CodeNotExpected,
@@ -1099,6 +1099,22 @@ async def test_of_a_hundred_wrong_checks_at_once_five_count(world: World) -> Non
     results = await asyncio.gather(*checks, return_exceptions=True)
 
     assert sum(isinstance(result, VerificationLocked) for result in results) == 95
+
+
+async def test_of_a_hundred_refunds_at_once_one_undoes_the_call(world: World) -> None:
+    first = await world.place(await world.start())
+    second = await world.again(first, SECOND)
+
+    assert sum(await asyncio.gather(*(world.refund(second, 2) for _ in range(100)))) == 1
+    assert (await world.store.read(first.id, client="shop")).calls_left == 2
+
+
+async def test_of_a_hundred_cancellations_at_once_one_changes_it(world: World) -> None:
+    before = await world.place(await world.start())
+
+    canceled = await asyncio.gather(*(world.store.cancel("shop", before.id) for _ in range(100)))
+
+    assert {(it.status, it.version - before.version) for it in canceled} <= {(Status.CANCELED, 0), (Status.CANCELED, 1)}
 
 
 async def test_of_fifty_starts_at_once_one_places_a_call(world: World) -> None:

@@ -15,7 +15,7 @@ from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import GROUP, STREAM, RedisOutbox
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone

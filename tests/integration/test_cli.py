@@ -19,7 +19,7 @@ from app.container import open_container
 from app.sandbox import VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
 from app.tokens import generate_keys
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.start import StartRequest
 from tests.integration.conftest import sandbox_settings

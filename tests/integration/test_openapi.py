@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES
 from app.settings import Settings
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from tests.integration.conftest import sandbox_settings
 
 CONTRACT = {

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
 from app.sandbox import SandboxServer, VirtualNetwork
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from tests.integration.conftest import PACE, sandbox_settings
 from tests.integration.test_channels_routes import BEELINE, LateApp, Sandbox
 

@@ -26,7 +26,7 @@ from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import StoreFailure, StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone

@@ -117,7 +117,7 @@ class RunningService:
     @asynccontextmanager
     async def _blocked(self) -> AsyncIterator[None]:
         name = f"pv:{{guard}}:b:range:{range_of(Phone(PHONE))}"
-        await self.redis.hset(name, "r", str(int((time.time() + 3600) * 1000)))
+        await self.redis.hset(name, "until", str(int((time.time() + 3600) * 1000)))
         await self.redis.expire(name, 3600)
         yield
         await self.redis.delete(name)

@@ -10,7 +10,7 @@ import pytest
 
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
 from app.providers.observe import ProviderObserver
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone

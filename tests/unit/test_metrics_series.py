@@ -15,7 +15,7 @@ from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
 from app.providers.observe import ProviderObserver
 from app.telemetry.exposition import Exposition, ProcessGauges, ReadGauges, shared_between_workers
 from app.telemetry.metrics import Metrics
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,

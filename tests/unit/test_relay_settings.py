@@ -4,7 +4,7 @@ import pytest
 
 from app.settings import SettingsError, load_settings, make_policies
 from app.tokens import generate_keys
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 PRODUCTION = {

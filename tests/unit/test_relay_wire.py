@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor, read_answer
 from app.providers.http import Unclear
 from app.providers.relay import wire
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang
 from app.verification.phone import Phone

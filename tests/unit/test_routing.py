@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.phone import Phone
 from app.verification.ports import CallHistory

@@ -10,7 +10,7 @@ from app.sandbox import MagicNumber, VirtualNetwork, create_sandbox_app
 from app.sandbox.network import CallRefused, CallUnknown, NoAccess, NoCallWaiting, NoReply, WrongNumber
 from app.sandbox.numbers import DIAL_NUMBERS, operator_of
 from app.sandbox.provider_callbacks import ProviderCallback
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
 from app.verification.phone import parse_phone

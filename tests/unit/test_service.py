@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.check import CheckRequest
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites

@@ -11,7 +11,7 @@ from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
 from app.providers.http import HttpOptions, ProviderHttp, Unclear, check_url
 from app.providers.relay import wire
 from app.standard_webhooks import parse_secret, sign
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, Placed, Refused, Unknown
 from app.verification.ports import CallOrder
@@ -48,7 +48,7 @@ class RelaySender:
         trace_context: Callable[[], Mapping[str, str]] = dict,
         **http: Unpack[HttpOptions],
     ) -> None:
-        if channel is Channel.REVERSE_CALL:
+        if not channel.rules.has_code:
             raise ValueError("a relay takes no reverse calls")
         self._channel = channel
         self._url = check_url(url, "url")

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from app.providers.answer import CALL_STATUSES, Answer, Refusals, raise_refusal, retry_later
 from app.providers.http import Unclear
-from app.verification.channel import Channel
+from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected
 from app.verification.model import CallState
 from app.verification.ports import CallId, CallOrder

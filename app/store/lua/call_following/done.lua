@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Look a call up no more. schedule.lua says what is where.
+-- Remove a call from the queue. schedule.lua describes the keys.
 --
 -- KEYS    1 due   2 attempts
--- ARGV    1 name of the call
--- RETURN  1 if it was to be looked up, else 0
+-- ARGV    1 id of the call
+local due, attempts = unpack(KEYS)
+local call = ARGV[1]
 
-redis.call('HDEL', KEYS[2], ARGV[1])
-return redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZREM', due, call)
+redis.call('HDEL', attempts, call)

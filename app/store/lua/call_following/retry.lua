@@ -1,15 +1,14 @@
--- Have a claimed call looked up again after a while, unless the claim is over: the call is done, scheduled anew, or
--- another's. schedule.lua says what is where.
+-- Schedule another poll of a claimed call, unless the claim is over: the call is done, scheduled anew, or claimed by
+-- another worker. schedule.lua describes the keys.
 --
 -- KEYS    1 due   2 attempts
--- ARGV    1 name of the call   2 how often it was claimed, as the claim said   3 delay ms
---         4 for how many ms a call is kept that nobody claims
--- RETURN  1 if it will be, else 0
+-- ARGV    1 id of the call   2 how often it was claimed, as the claim said   3 delay
+--         4 for how long an unclaimed call is kept
+local due, attempts = unpack(KEYS)
+local call, attempt, delay, memory = unpack(ARGV)
 
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
-  return 0
+if redis.call('HGET', attempts, call) == attempt then
+  redis.call('ZADD', due, int(now_ms() + delay), call)
+  redis.call('PEXPIRE', due, memory)
+  redis.call('PEXPIRE', attempts, memory)
 end
-redis.call('ZADD', KEYS[1], int(now_ms() + ARGV[3]), ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return 1

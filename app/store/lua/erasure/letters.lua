@@ -1,21 +1,21 @@
 #!lua flags=allow-oom
--- Forget the events of a phone that wait to be tried again or were given up; a step of a walk through all.
--- webhooks/take.lua says what is where.
+-- Erase the events of a phone that wait for another try or are dead; one step of a walk through all. webhooks/take.lua
+-- describes the keys.
 --
 -- KEYS    1 letters   2 retry   3 dead
--- ARGV    1 phone   2 cursor, '0' at first   3 about how many to look at
--- RETURN  {cursor of the next step, or '0' if this was the last, how many were forgotten}
+-- ARGV    1 phone   2 cursor, '0' at first   3 about how many to examine
+-- RETURN  {cursor of the next step, '0' after the last, how many were erased}
+local letters, retry, dead = unpack(KEYS)
+local phone, cursor, count = unpack(ARGV)
 
-local found = redis.call('HSCAN', KEYS[1], ARGV[2], 'COUNT', ARGV[3])
-local forgotten = 0
-for i = 1, #found[2], 2 do
-  local event, fields = found[2][i], cjson.decode(found[2][i + 1])
-  for field = 1, #fields, 2 do
-    if fields[field] == 'phone' and fields[field + 1] == ARGV[1] then
-      redis.call('ZREM', KEYS[2], event)
-      redis.call('ZREM', KEYS[3], event)
-      forgotten = forgotten + redis.call('HDEL', KEYS[1], event)
-    end
+local next_cursor, found = unpack(redis.call('HSCAN', letters, cursor, 'COUNT', count))
+local erased = 0
+for i = 1, #found, 2 do
+  local event = found[i]
+  if cjson.decode(found[i + 1]).phone == phone then
+    redis.call('ZREM', retry, event)
+    redis.call('ZREM', dead, event)
+    erased = erased + redis.call('HDEL', letters, event)
   end
 end
-return {found[1], forgotten}
+return {next_cursor, erased}

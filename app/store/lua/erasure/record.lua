@@ -1,20 +1,19 @@
 #!lua flags=allow-oom
--- Forget a verification, if it is of the phone. Those who listen to it are told that it is gone.
+-- Erase a verification, if it is of the phone, and notify its listeners.
 --
 -- KEYS    1 record
 -- ARGV    1 phone digest
--- RETURN  the serials of its calls, or nothing if it is not of the phone
+-- RETURN  the numbers of its calls, or nothing if it is not of the phone
+local key, phone_digest = KEYS[1], ARGV[1]
 
-local record = load(KEYS[1])
-if not record.q or record.q ~= ARGV[1] then
-  return nil
-end
+local record = load(key)
+if record[PHONE_DIGEST] ~= phone_digest then return nil end
 local calls = {}
-for serial = 1, record.n do
-  if record['t' .. serial] then
-    calls[#calls + 1] = serial
+for number = 1, record[LAST_CALL] do
+  if record[CALL_STATUS .. number] then
+    calls[#calls + 1] = number
   end
 end
-redis.call('DEL', KEYS[1])
-redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[1]))
+redis.call('DEL', key)
+redis.call('PUBLISH', 'pv:changes', verification_id(key))
 return calls

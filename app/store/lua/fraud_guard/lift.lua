@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- End a block, and forget its level: whoever lifts it says that it was wrong.
+-- End a block, and forget its level, because it was wrong. admit.lua describes the keys.
 --
 -- KEYS    1 list   2 block
 -- ARGV    1 name of the range
--- RETURN  1, or 0 where there is no block
+-- RETURN  1, or 0 if there is no block
+local list, block = unpack(KEYS)
+local name = ARGV[1]
 
-if tonumber(redis.call('HGET', KEYS[2], 'r') or 0) <= now_ms() then
-  return 0
-end
-redis.call('DEL', KEYS[2])
-redis.call('HDEL', KEYS[1], ARGV[1])
+if tonumber(redis.call('HGET', block, 'until') or 0) <= now_ms() then return 0 end
+redis.call('DEL', block)
+redis.call('HDEL', list, name)
 return 1

@@ -1,18 +1,18 @@
 #!lua flags=allow-oom
--- List the ranges that are blocked and the clients that are reported; drop the names of those that are forgotten.
+-- List the blocked ranges and the reported clients, and drop the names of those that are forgotten. admit.lua describes
+-- the keys.
 --
 -- KEYS    1 list
--- ARGV    none
 -- RETURN  {{name, since, until, level, calls, successes}…}
+local list = KEYS[1]
 
-local now = now_ms()
-local found = {}
-for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-  local entry = load(KEYS[1]:match('^pv:{guard}:') .. 'b:' .. name)
-  if not entry.r then
-    redis.call('HDEL', KEYS[1], name)
-  elseif tonumber(entry.r) > now then
-    found[#found + 1] = {name, entry.a, entry.r, entry.k, entry.c, entry.s}
+local now, found = now_ms(), {}
+for _, name in ipairs(redis.call('HKEYS', list)) do
+  local entry = load(list:match('^pv:{guard}:') .. 'b:' .. name)
+  if not entry['until'] then
+    redis.call('HDEL', list, name)
+  elseif tonumber(entry['until']) > now then
+    found[#found + 1] = {name, entry.since, entry['until'], entry.level, entry.calls, entry.successes}
   end
 end
 return found

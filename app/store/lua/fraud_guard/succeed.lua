@@ -1,13 +1,11 @@
--- Count a verification that succeeded, beside the latest call: its own is at most the life of a code older. Where no
--- call is known any more, there is nothing left to judge.
+-- Count a verification that succeeded, in the bucket of the latest call: its own call is at most the life of a code
+-- older. Without any call left there is nothing to judge. admit.lua describes the keys.
 --
 -- KEYS    1… buckets of the range and of the client
--- ARGV    none
--- RETURN  nothing
 
 for _, key in ipairs(KEYS) do
-  local serial = redis.call('HGET', key, 'n')
-  if serial then
-    redis.call('HINCRBY', key, 's' .. serial, 1)
+  local number = redis.call('HGET', key, 'last')
+  if number then
+    redis.call('HINCRBY', key, 'successes' .. number, 1)
   end
 end

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Give up the claim of a request that is not answered, if it is still one's own.
+-- Release the claim of a request that is not answered, unless it is over.
 --
--- KEYS    1 request   2 what was begun, left out where its note stays, for whoever repeats the request
+-- KEYS    1 request   2 what was begun; without it the note stays, for a repetition of the request
 -- ARGV    1 token
--- RETURN  nothing
+local request_key, token = KEYS[1], ARGV[1]
 
-if redis.call('HGET', KEYS[1], 'token') == ARGV[1] then
+if redis.call('HGET', request_key, 'token') == token then
   redis.call('DEL', unpack(KEYS))
 end

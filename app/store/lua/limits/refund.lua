@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Take an event back: it did not happen. Run twice it changes nothing more.
+-- Refund an event that did not happen. Harmless when repeated.
 --
 -- KEYS    1 sorted set of the limit
 -- ARGV    1 token of the event
--- RETURN  nothing
+local key, token = KEYS[1], ARGV[1]
 
-redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZREM', key, token)

@@ -1,14 +1,10 @@
 #!lua flags=allow-oom
--- Return how long until a limit has room for another event; changes nothing.
+-- Return how much of a limit is used, without changing anything.
 --
 -- KEYS    1 sorted set of the limit
--- ARGV    1 count   2 period ms
--- RETURN  ms to wait, or 0
+-- ARGV    1 count   2 period
+-- RETURN  {events in the last period, ms until there is room for another, or 0}
+local key = KEYS[1]
+local count, period = unpack(ARGV)
 
-local count, period = tonumber(ARGV[1]), ARGV[2]
-local now = now_ms()
-if redis.call('ZCOUNT', KEYS[1], '(' .. int(now - period), '+inf') < count then
-  return 0
-end
-local oldest = redis.call('ZRANGE', KEYS[1], -count, -count, 'WITHSCORES')
-return oldest[2] + period - now
+return {used_of_set(key, now_ms(), tonumber(count), period)}

@@ -1,12 +1,13 @@
--- Do what verifications need of Redis: write a key, read it, and have the right to every command of the other scripts.
+-- Check what verifications need of Redis: write a key, read it, and have the right to every command of the other scripts.
 --
 -- pv:{probe}    string: the moment of the last probe
 --
 -- KEYS    1 probe
--- ARGV    1 ms to keep it
+-- ARGV    1 for how long it is kept
 -- RETURN  1, or an error NOPERM
+local key, kept = KEYS[1], ARGV[1]
 
--- Without those of erasure/ that only the user of the command line needs.
+-- Without those that only erasure/ needs, for the user of the command line.
 local COMMANDS = {
   'TIME', 'GET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
   'HGET', 'HGETALL', 'HSET', 'HDEL', 'HEXISTS', 'HINCRBY', 'HKEYS',
@@ -14,20 +15,21 @@ local COMMANDS = {
   'XADD', 'XLEN', 'XRANGE', 'XDEL', 'XACK', 'XAUTOCLAIM', 'XREADGROUP',
 }
 
+local moment = int(now_ms())
+redis.call('SET', key, moment, 'PX', kept)
+if redis.call('GET', key) ~= moment then
+  return redis.error_reply('ERR a key that was written has another value')
+end
+
 local function require_right(command, ...)
   if not redis.acl_check_cmd(command, ...) then
     return redis.error_reply('NOPERM this user may not use ' .. command)
   end
 end
 
-local moment = int(now_ms())
-redis.call('SET', KEYS[1], moment, 'PX', ARGV[1])
-if redis.call('GET', KEYS[1]) ~= moment then
-  return redis.error_reply('ERR a key that was written has another value')
-end
-local denied = require_right('PUBLISH', 'pv:changes', '') or require_right('XGROUP', 'CREATE', KEYS[1], '', '')
+local denied = require_right('PUBLISH', 'pv:changes', '') or require_right('XGROUP', 'CREATE', key, '', '')
 for _, command in ipairs(COMMANDS) do
-  -- More arguments than some take: only where keys may stand is looked at.
-  denied = denied or require_right(command, KEYS[1], KEYS[1], KEYS[1], KEYS[1])
+  -- More arguments than some take: only the positions of keys are checked.
+  denied = denied or require_right(command, key, key, key, key)
 end
 return denied or 1

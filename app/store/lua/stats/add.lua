@@ -1,19 +1,20 @@
--- Add what one process has counted to the counters of today, by the server's clock; repeated, it adds nothing.
+-- Add the counts of one process to those of today, by the server's clock. Repeated, it adds nothing.
 --
--- pv:{stats}:<days since 1970>   hash: what happened on a day (UTC): name → count
--- pv:{stats}:w:<process>         string: serial of the last batch of a process
+-- pv:{stats}:<days since 1970>   hash: the counts of a day (UTC): name → count
+-- pv:{stats}:w:<process>         string: serial number of the last batch of a process
 --
--- KEYS    1 serial of the last batch
--- ARGV    1 serial of this batch   2 ms to remember it   3 ms to keep a day   then: name, count …
--- RETURN  1 if it was added, 0 if it had been
+-- KEYS    1 serial number of the last batch
+-- ARGV    1 serial number of this batch   2 for how long it is kept   3 for how long a day is kept
+--         4 the counts, as a JSON object
+-- RETURN  1 if it was added, 0 if it had been before
+local key = KEYS[1]
+local serial, keep_serial, keep_day, counts = unpack(ARGV)
 
-if tonumber(ARGV[1]) <= tonumber(redis.call('GET', KEYS[1]) or 0) then
-  return 0
-end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if tonumber(serial) <= tonumber(redis.call('GET', key) or 0) then return 0 end
+redis.call('SET', key, serial, 'PX', keep_serial)
 local day = 'pv:{stats}:' .. int(math.floor(now_ms() / 86400000))
-for i = 4, #ARGV, 2 do
-  redis.call('HINCRBY', day, ARGV[i], ARGV[i + 1])
+for name, count in pairs(cjson.decode(counts)) do
+  redis.call('HINCRBY', day, name, int(count))
 end
-redis.call('PEXPIRE', day, ARGV[3])
+redis.call('PEXPIRE', day, keep_day)
 return 1

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Read the counters of a day.
+-- Read the counts of a day.
 --
 -- KEYS    1 any key of the slot
--- ARGV    1 the day, in days since 1970; empty: today, by the server's clock
+-- ARGV    1 the day, in days since 1970, or '' for today by the server's clock
 -- RETURN  {day, name, count …}
+local day = ARGV[1]
 
-local day = ARGV[1] == '' and int(math.floor(now_ms() / 86400000)) or ARGV[1]
+day = day ~= '' and day or int(math.floor(now_ms() / 86400000))
 return {day, unpack(redis.call('HGETALL', 'pv:{stats}:' .. day))}

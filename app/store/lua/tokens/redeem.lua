@@ -1,16 +1,12 @@
--- Redeem the token of a verification: once, whoever asks and however many at the same moment.
+-- Redeem the token of a verification, once.
 --
--- The key outlives the token, and a token that comes later than the key could last is refused. So no clock that is
--- wrong, here or in the service, makes a second redemption possible; at worst it makes the first one impossible.
+-- The key outlives the token, and a token that comes after the key could last is refused. So a wrong clock, here or in
+-- the service, never makes a second redemption possible; at worst it prevents the first.
 --
 -- KEYS    1 redemption
--- ARGV    1 until when to remember it, in ms
--- RETURN  {'redeemed'}
---         {'redeemed_before' | 'expired'}
+-- ARGV    1 moment until which it is remembered
+-- RETURN  'redeemed' | 'redeemed_before' | 'expired'
+local key, expires = KEYS[1], ARGV[1]
 
-if tonumber(ARGV[1]) <= now_ms() then
-  return {'expired'}
-elseif redis.call('SET', KEYS[1], '1', 'NX', 'PXAT', ARGV[1]) then
-  return {'redeemed'}
-end
-return {'redeemed_before'}
+if tonumber(expires) <= now_ms() then return 'expired' end
+return redis.call('SET', key, '1', 'NX', 'PXAT', expires) and 'redeemed' or 'redeemed_before'

@@ -1,25 +1,21 @@
--- Call a pending verification off.
+-- Cancel a pending verification.
 --
 -- KEYS    1 record   2 stream of events, if the client has a webhook
 -- ARGV    1 client
--- RETURN  {'canceled', now, expires, record}   now or before
+-- RETURN  {'canceled', now, expires, record}   by this or before
 --         {'locked', ms to wait}
 --         {'not_found' | 'verified_before'}
+local key, events = unpack(KEYS)
+local client = ARGV[1]
 
-local key = KEYS[1]
-local now = now_ms()
-local record = load(key)
-if record.c ~= ARGV[1] then
+local now, record = now_ms(), load(key)
+if record[CLIENT] ~= client then
   return {'not_found'}
-elseif record.s == 'verified' then
+elseif record[STATUS] == 'verified' then
   return {'verified_before'}
-elseif record.s == 'locked' then
+elseif record[STATUS] == 'locked' then
   return {'locked', until_next_call(key, record, now)}
+elseif not record[STATUS] then
+  finish(key, record, 'canceled', events)
 end
-
-if not record.s then
-  redis.call('HSET', key, 's', 'canceled')
-  drop_codes(key, record)
-  tell(key, 'verification.canceled', KEYS[2])
-end
-return {'canceled', int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}
+return {'canceled', snapshot(key, now)}

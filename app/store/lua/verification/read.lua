@@ -2,13 +2,11 @@
 -- Read a verification.
 --
 -- KEYS    1 record
--- ARGV    1 client, or '' for whoever's it is
+-- ARGV    1 client, or '' for any
 -- RETURN  {'found', now, expires, record}
 --         {'not_found'}
+local key, client = KEYS[1], ARGV[1]
 
-local key = KEYS[1]
-local client = redis.call('HGET', key, 'c')
-if not client or ARGV[1] ~= '' and client ~= ARGV[1] then
-  return {'not_found'}
-end
-return {'found', int(now_ms()), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}
+local owner = redis.call('HGET', key, CLIENT)
+if not owner or client ~= '' and client ~= owner then return {'not_found'} end
+return {'found', snapshot(key, now_ms())}

@@ -1,69 +1,69 @@
--- Write what became of a call. It never goes back to an earlier stage, and one that was refunded does not return.
+-- Record what happened to a call. It never goes back to an earlier stage, and one that was refunded does not return.
 --
 -- KEYS    1 record   2 stream of events, if the client has a webhook
--- ARGV    1 number of the call   2 state   3 provider's reference, or ''   4 provider's unknown word, or ''
+-- ARGV    1 number of the call   2 status   3 provider's reference, or ''   4 provider's unknown status, or ''
 --         5 digest and 6 length of the code that the provider chose, or '' and ''   7 number to dial, or ''
---         8 operator, or ''   9 token of the limits, if the call may be refunded later, or ''
--- RETURN  {'recorded', 1 if it has come to its end by this, else 0, now, expires, record}
+--         8 operator, or ''   9 token in the limits, if the call may be refunded later, or ''
+-- RETURN  {'recorded', 1 if this has ended the call, else 0, now, expires, record}
 --         {'not_found'}
+local key, events = unpack(KEYS)
+local number, status, ref, unknown_status, code_digest, code_length, dial, operator, limits_token = unpack(ARGV)
 
-local key, number, state, ref, word = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local code_digest, code_length, dial, operator, limits_token = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local record = load(key)
-if not record.c then
-  return {'not_found'}
-end
+if not record[CLIENT] then return {'not_found'} end
 
-local function keep(field, value)
+local before = record[CALL_STATUS .. number]
+if not before or STAGE[before] == LAST_STAGE or STAGE[status] < STAGE[before] then
+  return {'recorded', 0, snapshot(key, now_ms())}
+end
+local is_first = not record[CALL_REF .. number] and before == 'initiated'
+
+local changes = {}
+local function change(field, value)
   if value ~= '' then
-    redis.call('HSET', key, field .. number, value)
+    changes[#changes + 1] = field
+    changes[#changes + 1] = value
   end
 end
+change(CALL_STATUS .. number, status)
+change(CALL_REF .. number, ref)
+change(UNKNOWN_STATUS .. number, unknown_status)
+change(NUMBER_TO_DIAL .. number, dial)
+change(LIMITS_TOKEN .. number, limits_token)
+if not record[STATUS] and code_digest ~= '' then
+  change(CODE_DIGEST .. number, held_digest(key, code_digest))
+  change(CODE_LENGTH .. number, code_length)
+end
+if unknown_status == '' then
+  redis.call('HDEL', key, UNKNOWN_STATUS .. number)
+end
+if operator ~= '' then
+  redis.call('HSET', phone_key_of(key, record), OPERATOR, operator)
+end
 
-local before, ended = record['t' .. number], 0
-if before and STAGE[before] < LAST_STAGE and STAGE[state] >= STAGE[before] then
-  local is_first = not record['f' .. number] and before == 'initiated'
-  redis.call('HSET', key, 't' .. number, state)
-  redis.call('HDEL', key, 'w' .. number)
-  keep('f', ref)
-  keep('w', word)
-  keep('i', dial)
-  keep('y', limits_token)
-  if code_digest ~= '' and not record.s then
-    redis.call('HSET', key, 'd' .. number, held_digest(key, code_digest), 'l' .. number, code_length)
+-- Now that the call was placed, or may have been, its channel and its budget of checks are those of the verification.
+if is_first then
+  redis.call('HDEL', phone_key_of(key, record), ASKED_CALL)
+  if events then
+    redis.call('ZREM', events .. ':expiry', in_expiry(key, record))
   end
-  if operator ~= '' then
-    redis.call('HSET', record_key(key, 'p:' .. record.q), 'o', operator)
-  end
-
-  -- Now that the call was placed, or may have been, the verification is by its channel.
-  if is_first then
-    redis.call('HDEL', record_key(key, 'p:' .. record.q), 'w')
-    if KEYS[2] then
-      redis.call('ZREM', KEYS[2] .. ':expiry', in_expiry(key, record))
-    end
-    local length = code_digest ~= '' and code_length or record['l' .. number]
-    redis.call('HSET', key, 'h', record['h' .. number], 'l', length)
-    local checks = tonumber((record['o' .. number] or ''):match('^%d+ %d+ %d+ (%d+)'))
-    -- One that allows fewer checks makes the budget smaller, but its own code can be checked once.
-    if checks and checks < tonumber(record.g) and not record.s then
-      redis.call('HSET', key, 'g', math.max((record.b or 0) + 1, checks))
-    end
-  end
-  if state ~= 'unconfirmed' then
-    redis.call('HDEL', key, 'o' .. number)
-  end
-
-  ended = STAGE[state] == LAST_STAGE and 1 or 0
-  local event = 'call.status_changed'
-  if KEYS[2] and not record.e then
-    redis.call('HSET', key, 'e', 1)
-    event = 'verification.created'
-  end
-  local is_new_ref = ref ~= '' and ref ~= record['f' .. number]
-  local is_new_word = (redis.call('HGET', key, 'w' .. number) or nil) ~= record['w' .. number]
-  if before ~= state or is_new_ref or is_new_word or is_first or event == 'verification.created' then
-    tell(key, event, KEYS[2])
+  change(CHANNEL, record[CHANNEL .. number])
+  change(CODE_LENGTH, code_digest ~= '' and code_length or record[CODE_LENGTH .. number])
+  local checks = tonumber((record[RESERVATION .. number] or ''):match('^%d+ %d+ %d+ (%d+)'))
+  -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
+  if checks and checks < tonumber(record[CHECKS_ALLOWED]) and not record[STATUS] then
+    change(CHECKS_ALLOWED, math.max((record[WRONG_CHECKS] or 0) + 1, checks))
   end
 end
-return {'recorded', ended, int(now_ms()), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)}
+if status ~= 'unconfirmed' then
+  redis.call('HDEL', key, RESERVATION .. number)
+end
+
+redis.call('HSET', key, unpack(changes))
+local is_new_ref = ref ~= '' and ref ~= record[CALL_REF .. number]
+local is_new_word = unknown_status ~= (record[UNKNOWN_STATUS .. number] or '')
+local is_created = events and not record[IS_ANNOUNCED]
+if before ~= status or is_new_ref or is_new_word or is_first or is_created then
+  publish(key, is_created and 'verification.created' or 'call.status_changed', events)
+end
+return {'recorded', STAGE[status] == LAST_STAGE and 1 or 0, snapshot(key, now_ms())}

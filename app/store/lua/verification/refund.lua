@@ -1,100 +1,88 @@
 #!lua flags=allow-oom
--- Refund a call that definitely was not placed, so that what was there before it is there again. Run twice it changes
--- nothing more, for the number of a call is never used again. A cooldown that a later call began stays, and so do guesses.
+-- Refund a call that definitely was not placed, so that what was there before is there again. Repeated, it changes
+-- nothing, because the number of a call is never used again. The cooldown of a later call stays, and so do wrong checks.
 --
 -- KEYS    1 phone   2 record   3 stream of events, if the client has a webhook
--- ARGV    1 number of the call   2 lifetime of a call ms   3 token of the start that stored it, or '' for whoever did: of two
---         starts that name the same verification one is refused, and must not refund the call of the other
--- RETURN  1 if it was refunded by this, else 0
+-- ARGV    1 number of the call   2 lifetime of a call   3 token of the start that stored it, or '' for any: of two starts
+--         that name the same verification one is refused, and must not refund the call of the other
+-- RETURN  1 if this has refunded it, else 0
+local phone_key, key, events = unpack(KEYS)
+local number, lifetime, token = unpack(ARGV)
 
-local number, lifetime, token = ARGV[1], ARGV[2], ARGV[3]
-local record, phone = load(KEYS[2]), load(KEYS[1])
-local reserved = record['o' .. number] or ''
-if not record['t' .. number] or token ~= '' and reserved:match('%S*$') ~= token then
-  return 0
-end
-local was_recorded = record['f' .. number] or record['t' .. number] ~= 'initiated'
+local record, phone = load(key), load(phone_key)
+local reservation = record[RESERVATION .. number] or ''
+if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then return 0 end
+local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
 
-local resend_at, streak, next_call = reserved:match('^(%d+) (%d+) (%d+)')
-if resend_at and phone.r == resend_at then
-  if streak == '0' then
-    redis.call('HDEL', KEYS[1], 'n', 'r')
-  else
-    redis.call('HSET', KEYS[1], 'n', streak, 'r', next_call)
-  end
-end
-
-if phone.w == rest_of_id(KEYS[2]) .. ':' .. number then
-  redis.call('HDEL', KEYS[1], 'w')
-end
-
-local moment = int(record['x' .. number] - lifetime)
-local other_calls, found = {}, false
-for call in (phone.l or ''):gmatch('%d+') do
-  if call == moment and not found then
-    found = true
-  else
-    other_calls[#other_calls + 1] = call
-  end
-end
-if #other_calls > 0 then
-  redis.call('HSET', KEYS[1], 'l', table.concat(other_calls, ','))
-else
-  redis.call('HDEL', KEYS[1], 'l')
-end
-
-local fields = {}
-for field in ('dlxtfwhikyo'):gmatch('.') do
-  fields[#fields + 1] = field .. number
-end
-redis.call('HDEL', KEYS[2], unpack(fields))
-if record.n == number then
-  redis.call('HDEL', KEYS[2], 'r')
-end
-redis.call('HSET', KEYS[2], 'm', record.m + 1)
-
--- The verification again ends with the last of its other codes.
-local others, expires = 0, 0
-for other = 1, record.n do
-  if tostring(other) ~= number and record['t' .. other] then
-    others = others + 1
-    expires = math.max(expires, record['x' .. other] or 0)
-  end
-end
-local is_over = others > 0 and expires <= now_ms()
-if expires > 0 then
-  redis.call('PEXPIREAT', KEYS[2], int(expires))
-end
-
--- Without a call it is gone, unless it came to its end, or its client was told of it.
-if is_over or others == 0 and not record.s and not record.e then
-  local rest, owner = rest_of_id(KEYS[2]), record.c .. ':' .. record.u
-  local kept = {}
-  for other in (phone[owner] or ''):gmatch('%x+') do
-    if other ~= rest then
+-- Remove an entry from a list of the phone, once.
+local function remove_from_list(field, entry)
+  local kept, is_found = {}, false
+  for other in (phone[field] or ''):gmatch('[^,]+') do
+    if other == entry and not is_found then
+      is_found = true
+    else
       kept[#kept + 1] = other
     end
   end
   if #kept > 0 then
-    redis.call('HSET', KEYS[1], owner, table.concat(kept, ','))
+    redis.call('HSET', phone_key, field, table.concat(kept, ','))
   else
-    redis.call('HDEL', KEYS[1], owner)
+    redis.call('HDEL', phone_key, field)
   end
-  if phone.d == rest then
-    redis.call('HDEL', KEYS[1], 'd')
+end
+
+local resend_at, streak, next_call = reservation:match('^(%d+) (%d+) (%d+)')
+if resend_at and phone[NEXT_CALL] == resend_at then
+  if streak == '0' then
+    redis.call('HDEL', phone_key, STREAK, NEXT_CALL)
+  else
+    redis.call('HSET', phone_key, STREAK, streak, NEXT_CALL, next_call)
   end
-  redis.call('DEL', KEYS[2])
-  redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
-  if KEYS[3] and record.e and not record.s then
-    redis.call('ZADD', KEYS[3] .. ':expiry', int(expires), in_expiry(KEYS[2], record))
+end
+if phone[ASKED_CALL] == rest_of_id(key) .. ':' .. number then
+  redis.call('HDEL', phone_key, ASKED_CALL)
+end
+remove_from_list(CALL_LOG, int(record[EXPIRES_AT .. number] - lifetime))
+
+local fields = record[LAST_CALL] == number and {RESEND_AT} or {}
+for _, field in ipairs({CHANNEL, CODE_LENGTH, CALL_STATUS, UNKNOWN_STATUS, EXPIRES_AT, CODE_DIGEST, CALL_REF, NUMBER_TO_DIAL,
+    HAS_DIALLED, LIMITS_TOKEN, RESERVATION}) do
+  fields[#fields + 1] = field .. number
+end
+redis.call('HDEL', key, unpack(fields))
+redis.call('HSET', key, CALLS_LEFT, record[CALLS_LEFT] + 1)
+
+-- The verification again ends with the last of its other codes.
+local others, expires = 0, 0
+for other = 1, record[LAST_CALL] do
+  if tostring(other) ~= number and record[CALL_STATUS .. other] then
+    others = others + 1
+    expires = math.max(expires, record[EXPIRES_AT .. other] or 0)
+  end
+end
+if expires > 0 then
+  redis.call('PEXPIREAT', key, int(expires))
+end
+
+-- Without a call it is deleted, unless it is final, or its client's webhook knows it.
+local is_over = others > 0 and expires <= now_ms()
+if is_over or others == 0 and not record[STATUS] and not record[IS_ANNOUNCED] then
+  remove_from_list(record[CLIENT] .. ':' .. record[PURPOSE], rest_of_id(key))
+  if phone[DIALLED_REST] == rest_of_id(key) then
+    redis.call('HDEL', phone_key, DIALLED_REST)
+  end
+  redis.call('DEL', key)
+  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  if events and record[IS_ANNOUNCED] and not record[STATUS] then
+    redis.call('ZADD', events .. ':expiry', int(expires), in_expiry(key, record))
   end
 elseif was_recorded then
-  tell(KEYS[2], record.e and 'call.status_changed' or nil, KEYS[3])
+  publish(key, record[IS_ANNOUNCED] and 'call.status_changed' or nil, events)
 else
-  -- Whoever listens may have seen the call while the provider was asked.
-  redis.call('PUBLISH', 'pv:changes', verification_id(KEYS[2]))
-  if KEYS[3] then
-    schedule_expiry(KEYS[2], record, KEYS[3])
+  -- Listeners may have seen the call while the provider was being asked.
+  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  if events then
+    schedule_expiry(key, record, events)
   end
 end
 return 1

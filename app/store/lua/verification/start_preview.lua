@@ -1,25 +1,21 @@
 #!lua flags=allow-oom
--- Return what a start would meet, and what was tried with the phone before, without changing anything. Both lists of
--- arguments are those of start_rules.lua, which stands before this.
+-- Return what a start would meet, and what was tried with the phone before, without changing anything. start_rules.lua
+-- precedes it: it lists KEYS and ARGV, and returns what refuses the start.
 --
--- RETURN  {'ready', number of the call in its verification, operator or '', {channel, state, … of each earlier call, of
---          the client's pending verifications of this purpose and of a reverse call that waits}}
+-- RETURN  {'ready', number of the call in its verification, operator or '', {channel, status, … of each call of the
+--          client's pending verifications of this purpose, and of one without a code}}
 --         {'cooldown' | 'calls_exhausted', ms to wait} | {'limited', name of the limit, ms to wait} | {'not_found'}
 
-local refused = refusal()
-if refused then
-  return refused
-end
 local calls = {}
-for rest in ((phone[owner] or '') .. ',' .. (phone.d or '')):gmatch('%x+') do
-  local record = load(record_key(KEYS[1], rest))
-  if record.c and not record.s then
-    for number = 1, record.n do
-      if record['t' .. number] then
-        calls[#calls + 1] = record['h' .. number]
-        calls[#calls + 1] = record['t' .. number]
+for rest in ((phone[owner] or '') .. ',' .. (phone[DIALLED_REST] or '')):gmatch('%x+') do
+  local record = load(record_key(phone_key, rest))
+  if record[CLIENT] and not record[STATUS] then
+    for number = 1, record[LAST_CALL] do
+      if record[CALL_STATUS .. number] then
+        calls[#calls + 1] = record[CHANNEL .. number]
+        calls[#calls + 1] = record[CALL_STATUS .. number]
       end
     end
   end
 end
-return {'ready', is_resend and named.n + 1 or 1, phone.o or '', calls}
+return {'ready', next_number, phone[OPERATOR] or '', calls}

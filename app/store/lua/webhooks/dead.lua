@@ -1,16 +1,18 @@
 #!lua flags=allow-oom
--- List dead letters, the oldest first.
+-- List dead letters, the oldest first. take.lua describes the keys.
 --
 -- KEYS    1 dead   2 letters
--- ARGV    1 ms that letters are kept
--- RETURN  {{event, when it was given up, its fields as a flat JSON array}…}
+-- ARGV    1 for how long letters are kept
+-- RETURN  {{when it was given up, its fields as a JSON object}…}
+local dead, letters = unpack(KEYS)
+local kept = ARGV[1]
 
 local found = {}
-local dead = redis.call('ZRANGE', KEYS[1], int(now_ms() - ARGV[1]), '+inf', 'BYSCORE', 'WITHSCORES')
-for i = 1, #dead, 2 do
-  local letter = redis.call('HGET', KEYS[2], dead[i])
+local events = redis.call('ZRANGE', dead, int(now_ms() - kept), '+inf', 'BYSCORE', 'WITHSCORES')
+for i = 1, #events, 2 do
+  local letter = redis.call('HGET', letters, events[i])
   if letter then
-    found[#found + 1] = {dead[i], dead[i + 1], letter}
+    found[#found + 1] = {events[i + 1], letter}
   end
 end
 return found

@@ -1,33 +1,31 @@
 #!lua flags=allow-oom
--- Put dead letters back into the stream, with all their attempts before them.
+-- Put dead letters back into the stream, with all their attempts before them. take.lua describes the keys.
 --
 -- KEYS    1 stream   2 dead   3 letters
 -- ARGV    1 event, or '' for the oldest   2 how many at most   3 only those given up by this moment, or '' for now
---         4 ms that letters are kept
--- RETURN  {how many were taken off the list, the moment}
+--         4 for how long letters are kept
+-- RETURN  {how many are no longer dead, the moment}
+local stream, dead, letters = unpack(KEYS)
+local event, most, moment, kept = unpack(ARGV)
 
-local moment = ARGV[3] ~= '' and ARGV[3] or int(now_ms())
-local events = {ARGV[1]}
-if ARGV[1] == '' then
-  events = redis.call('ZRANGE', KEYS[2], int(now_ms() - ARGV[4]), moment, 'BYSCORE', 'LIMIT', 0, ARGV[2])
+local now = now_ms()
+moment = moment ~= '' and moment or int(now)
+local events = {event}
+if event == '' then
+  events = redis.call('ZRANGE', dead, int(now - kept), moment, 'BYSCORE', 'LIMIT', 0, most)
 end
 
 local count = 0
-for _, event in ipairs(events) do
-  local letter = redis.call('HGET', KEYS[3], event)
-  if redis.call('ZREM', KEYS[2], event) == 1 then
-    redis.call('HDEL', KEYS[3], event)
-    local fields = letter and cjson.decode(letter) or {}
-    for i = 1, #fields, 2 do
-      if fields[i] == 'attempts' then
-        fields[i + 1] = '0'
-      end
-    end
-    if letter then
-      redis.call('XADD', KEYS[1], '*', unpack(fields))
-      redis.call('PEXPIRE', KEYS[1], EVENTS_KEPT_MS)
-    end
+for _, id in ipairs(events) do
+  local letter = redis.call('HGET', letters, id)
+  if redis.call('ZREM', dead, id) == 1 then
     count = count + 1
+    redis.call('HDEL', letters, id)
+    if letter then
+      local fields = cjson.decode(letter)
+      fields.attempts = '0'
+      add_to_stream(stream, fields)
+    end
   end
 end
 return {count, moment}

@@ -1,0 +1,92 @@
+-- Records of verifications and phones: their keys, and the notices of their changes. app/store/fields.py lists the fields.
+
+-- A call never goes back to an earlier stage, and stays in the last.
+local STAGE = {initiated = 1, unconfirmed = 1, ringing = 2, answered = 3, completed = 4, busy = 4, no_answer = 4, failed = 4}
+local LAST_STAGE = 4
+
+-- Return the key of a record in the bucket of another key, and so in its slot.
+local function record_key(sibling, rest_of_id)
+  return sibling:match('^pv:{%x+}:') .. rest_of_id
+end
+
+local function phone_key_of(key, record)
+  return record_key(key, 'p:' .. record[PHONE_DIGEST])
+end
+
+local function rest_of_id(key)
+  return key:match('[^:]+$')
+end
+
+local function verification_id(key)
+  return 'vrf_' .. key:match('{(%x+)}') .. rest_of_id(key)
+end
+
+-- Bind a digest to its verification, which the service cannot do: asked by phone, it does not know the id. SHA-1 is
+-- enough, because its input is a keyed digest of 256 bits that cannot be guessed or chosen.
+local function held_digest(key, code_digest)
+  return redis.sha1hex(key .. code_digest)
+end
+
+-- Return what ends a reply that shows a verification: the moment, when the record expires, and its fields.
+local function snapshot(key, now)
+  return int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)
+end
+
+-- Return how long until the phone of a record may be called again.
+local function until_next_call(key, record, now)
+  return math.max(0, (redis.call('HGET', phone_key_of(key, record), NEXT_CALL) or 0) - now)
+end
+
+local function in_expiry(key, record)
+  return table.concat({record[CLIENT], verification_id(key), record[PURPOSE], record[CHANNEL], record[PHONE]}, '|')
+end
+
+-- Schedule the webhook event of a verification that expires, unless it is final.
+local function schedule_expiry(key, record, events)
+  local expiry = events .. ':expiry'
+  if record[STATUS] or not record[IS_ANNOUNCED] then
+    redis.call('ZREM', expiry, in_expiry(key, record))
+  else
+    redis.call('ZADD', expiry, redis.call('PEXPIRETIME', key), in_expiry(key, record))
+    redis.call('PEXPIRE', expiry, EVENTS_KEPT_MS)
+  end
+end
+
+local function add_event(key, record, event, status, events)
+  local last = tonumber(record[LAST_CALL])
+  while last > 0 and not record[CALL_STATUS .. last] do
+    last = last - 1 -- it was refunded
+  end
+  add_to_stream(events, {type = event, client = record[CLIENT], id = verification_id(key), purpose = record[PURPOSE],
+    channel = record[CHANNEL], phone = record[PHONE], status = status, call = record[CALL_STATUS .. last] or '',
+    at = int(now_ms())})
+end
+
+-- Publish a change to listeners, and add `event`, if there is one, to the stream `events` of a client with a webhook.
+local function publish(key, event, events)
+  redis.call('HINCRBY', key, VERSION, 1)
+  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  if not events then return end
+  local record = load(key)
+  if event and not record[IS_ANNOUNCED] then
+    -- The first event of a verification is that it was created: the call may not have been recorded, or not yet.
+    record[IS_ANNOUNCED] = 1
+    redis.call('HSET', key, IS_ANNOUNCED, 1)
+    if event ~= 'verification.created' then
+      add_event(key, record, 'verification.created', 'pending', events)
+    end
+  end
+  if event then
+    add_event(key, record, event, record[STATUS] or 'pending', events)
+  end
+  schedule_expiry(key, record, events)
+end
+
+-- Give a verification its final status: none of its codes verifies any more.
+local function finish(key, record, status, events)
+  redis.call('HSET', key, STATUS, status)
+  for number = 1, record[LAST_CALL] do
+    redis.call('HDEL', key, CODE_DIGEST .. number, HAS_DIALLED .. number)
+  end
+  publish(key, 'verification.' .. status, events)
+end
