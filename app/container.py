@@ -50,13 +50,13 @@ from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.domain_events import DomainEvent, Publish
-from app.verification.fixed_codes import FixedCodes
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
 from app.verification.policy import Allowance
 from app.verification.ports import CallSender, ProviderAccounts
-from app.verification.provider_account import Balance, BalancePoller
+from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.test_numbers import TestNumbers
 from app.webhooks import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 
@@ -92,6 +92,7 @@ class Providers:
     senders: Mapping[Channel, CallSender]
     circuits: Mapping[str, CircuitBreaker]
     accounts: ProviderAccounts
+    account_reader: AccountReader
     balance_poller: BalancePoller
     callback_urls: CallbackUrls
 
@@ -145,11 +146,12 @@ async def open_container(
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
         stack.push_async_callback(deferred.aclose)
-        service = builder.make_service(stores, providers, deferred)
+        tokens = builder.make_tokens()
+        service = builder.make_service(stores, providers, tokens, deferred)
         background = Background()
         exposition = builder.make_exposition(stores, providers, background)
         if in_background:
-            watcher = CallWatcher(stores.call_queue, service.follow, within=1.5 * settings.longest_request)
+            watcher = CallWatcher(stores.call_queue, service.calls.follow, timeout=1.5 * settings.longest_request)
             background.add("calls", watcher.step)
             background.add("balance", providers.balance_poller.step)
             background.add("stats", stores.stats.step)
@@ -161,7 +163,7 @@ async def open_container(
             stores=stores,
             providers=providers,
             keys=make_keys(settings),
-            tokens=builder.make_tokens(),
+            tokens=tokens,
             idempotency=Idempotency(store=stores.idempotency, deferred=deferred, store_timeout=stores.runner.timeout),
             callback_networks=settings.plusofon.hook_addresses,
             metrics=builder.metrics,
@@ -292,7 +294,12 @@ class Builder:
                 admit=poller.balance.require_enough if sender.provider == PLUSOFON else _admit_all,
             )
         return Providers(
-            senders=senders, circuits=circuits, accounts=plusofon, balance_poller=poller, callback_urls=callback_urls
+            senders=senders,
+            circuits=circuits,
+            accounts=plusofon,
+            account_reader=AccountReader(plusofon),
+            balance_poller=poller,
+            callback_urls=callback_urls,
         )
 
     async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
@@ -354,7 +361,9 @@ class Builder:
         proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url
         return make_transport(proxy=proxy, ca_file=outbound.ca_file)
 
-    def make_service(self, stores: Stores, providers: Providers, deferred: DeferredWrites) -> VerificationService:
+    def make_service(
+        self, stores: Stores, providers: Providers, tokens: TokenSigner, deferred: DeferredWrites
+    ) -> VerificationService:
         """Make the use cases."""
         settings = self.settings
         return VerificationService(
@@ -362,12 +371,12 @@ class Builder:
             limits=stores.limits,
             guard=stores.fraud_guard,
             senders=providers.senders,
-            accounts=providers.accounts,
             digester=CodeDigester(settings.secret_keys),
             policies=make_policies(settings),
-            fixed_codes=FixedCodes(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
-            queue=stores.call_queue,
-            observe=_to_each(self.metrics.observe, stores.stats.observe),
+            tokens=tokens,
+            test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+            schedule=stores.call_queue,
+            publish=_to_each(self.metrics.observe, stores.stats.observe),
             deferred=deferred,
             store_timeout=stores.runner.timeout,
         )

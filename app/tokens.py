@@ -1,4 +1,4 @@
-"""Proofs of verification as tokens: JWTs (RFC 7519) under ES256, whose public keys are a JWK Set (RFC 7517)."""
+"""Proof tokens: JWTs (RFC 7519) signed with ES256, whose public keys are a JWK Set (RFC 7517)."""
 
 import json
 import time
@@ -31,7 +31,7 @@ _Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND)]  # a NumericDate
 
 
 class _Claims(BaseModel):
-    """The claims of a token. Further ones are ignored (RFC 7519, section 4): a newer version may add some."""
+    """The claims of a token. Unknown ones are ignored (RFC 7519, section 4): a newer version may add some."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -46,48 +46,30 @@ class _Claims(BaseModel):
 
 
 class TokenSigner:
-    """The ProofTokens of ``app/verification/ports.py``: signs tokens, verifies them, publishes the keys for it.
+    """Signs and verifies tokens: the ProofTokens of ``app/verification/ports.py``.
 
     ``keys`` is a private JWK or a JWK Set, as JSON. Its first key signs; all of them verify and are published. To
-    change the key without refusing anybody: add the new one at the end, so that those who keep the published keys
-    learn it; move it to the front; drop the old one when the last token it signed has expired. A key that does not
-    sign needs no private part.
+    rotate the key: add the new one at the end, so that clients that cache the published keys get it; move it to the
+    front; remove the old one when its last token has expired. A key that does not sign needs no private part.
 
-    What is believed of a token follows RFC 8725: one algorithm, chosen here and not by the token (3.1), with keys of
-    its own kind alone (3.2); issuer, audience and type are those that ``sign`` writes (3.8, 3.9, 3.11).
+    Verification follows RFC 8725: one algorithm, not chosen by the token (3.1), with keys of its type only (3.2);
+    issuer, audience and type are those that ``sign`` writes (3.8, 3.9, 3.11).
 
     Raises:
-        ValueError: the keys are not such; the message has nothing of them in it.
+        ValueError: the keys are invalid; the message contains nothing of them.
 
     """
 
-    def __init__(
-        self,
-        keys: str,
-        *,
-        issuer: str = "plusofon-verify",
-        lifetime: timedelta = timedelta(minutes=10),
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._keys = _read_keys(keys)
+    def __init__(self, keys: str, *, issuer: str, lifetime: timedelta, now: Callable[[], float] = time.time) -> None:
+        self._keys = read_keys(keys)
         self._signing_key = self._keys.keys[0]
-        self._jwks: dict[str, Any] = {**self._keys.as_dict(private=False)}
         self._issuer = issuer
-        self._lifetime = lifetime
         self._now = now
-
-    @property
-    def lifetime(self) -> timedelta:
-        """How long a new token is good."""
-        return self._lifetime
-
-    @property
-    def jwks(self) -> dict[str, Any]:
-        """The public keys as a JWK Set (RFC 7517, section 5)."""
-        return self._jwks
+        self.lifetime = lifetime
+        self.jwks: dict[str, Any] = {**self._keys.as_dict(private=False)}
 
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
-        """Make the token that tells ``client`` of a verification that succeeded; that of a test number says so."""
+        """Return the token for ``client`` of a verification that succeeded; ``test`` marks that of a test number."""
         issued_at = int(self._now())
         claims: dict[str, Any] = {
             "iss": self._issuer,
@@ -96,20 +78,14 @@ class TokenSigner:
             "jti": verification_id,
             "aud": client,
             "iat": issued_at,
-            "exp": issued_at + int(self._lifetime.total_seconds()),
+            "exp": issued_at + int(self.lifetime.total_seconds()),
         }
         if test:
             claims["test"] = True
         return jwt.encode(_header(self._signing_key.kid), claims, self._signing_key, registry=_REGISTRY)
 
     def verify(self, token: str, *, client: str) -> Proof:
-        """Read a token.
-
-        Raises:
-            TokenInvalid: it is not one of this service for this client.
-            TokenExpired: it was.
-
-        """
+        """Return the proof in a token of this service for this client. Raise TokenInvalid or TokenExpired."""
         claims = self._read(token)
         if (claims.iss, claims.aud) != (self._issuer, client):
             raise TokenInvalid
@@ -124,7 +100,7 @@ class TokenSigner:
         )
 
     def _read(self, token: str) -> _Claims:
-        """Check the signature, then the form. Raises TokenInvalid, whose cause would tell the phone: it has none."""
+        """Verify the signature, then the claims. Raise TokenInvalid, without a cause, which would contain the phone."""
         if len(token) > _MAX_LENGTH:
             raise TokenInvalid
         try:
@@ -138,7 +114,7 @@ class TokenSigner:
 
 
 def generate_keys() -> str:
-    """Make a private key for ``TokenSigner``: a JWK in one line."""
+    """Return a new private key for ``TokenSigner``: a JWK in one line."""
     return json.dumps(ECKey.generate_key("P-256", auto_kid=True).as_dict(private=True), separators=(",", ":"))
 
 
@@ -146,8 +122,8 @@ def _header(kid: str | None) -> dict[str, Any]:
     return {"typ": "JWT", "alg": _ALGORITHM, "kid": kid}
 
 
-def _read_keys(text: str) -> KeySet:
-    """Read the keys, the one that signs first. Raises ValueError, whose cause would tell a key: it has none."""
+def read_keys(text: str) -> KeySet:
+    """Parse the keys, the one that signs first. Raise ValueError, without a cause, which would contain a key."""
     try:
         data = json.loads(text)
         keys = [_read_key(item) for item in data.get("keys", [data])]
@@ -161,9 +137,9 @@ def _read_keys(text: str) -> KeySet:
 
 
 def _read_key(data: dict[str, Any]) -> ECKey:
-    """Read one key, and keep of it only what is needed: whatever else stands beside it must not be published.
+    """Parse one key without its unknown members, which must not be published.
 
-    Named by its ``kid``, and without one by its thumbprint (RFC 7638).
+    Its id is its ``kid``, or its thumbprint (RFC 7638) without one.
     """
     given = ECKey.import_key(data)
     _REGISTRY.get_alg(_ALGORITHM).check_key(given)

@@ -29,10 +29,10 @@ from app.verification.code import CodeDigester
 from app.verification.keys import derive_key
 from app.verification.model import Verification
 from app.verification.phone import Phone
-from app.verification.policy import Policy
 from app.verification.ports import NewCall
 from benchmarks.load import Load, Session, UnexpectedAnswer, connections, drive, request
 from benchmarks.server import Server
+from tests.policies import make_policy
 from tests.starting import start
 
 API_KEY = "pvk_of-the-benchmark-which-opens-nothing-else"
@@ -140,7 +140,7 @@ class Seeds:
         started: list[Verification] = []
         while missing := min(count - len(started), SEEDED_AT_ONCE):
             calls = [self._new_call(serial) for serial in itertools.islice(self._serials, missing)]
-            answers = await asyncio.gather(*(start(self._store, call, Policy()) for call in calls))
+            answers = await asyncio.gather(*(start(self._store, call, make_policy()) for call in calls))
             started += [answer.verification for answer in answers]
         return started
 

@@ -22,8 +22,9 @@ from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
 from app.verification.model import CallState, CallStatus, Verification
 from app.verification.phone import Phone
-from app.verification.policy import Policy
-from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, StartPreview
+from app.verification.policy import HOUR, Limit
+from app.verification.ports import CallUpdate, CodeCheck, NewCall, StartPreview
+from tests.policies import make_policy
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,8 +32,12 @@ R = TypeVar("R")
 KEY = b"a key of the benchmark, known to all"
 CLIENT, PURPOSE, REF = "bench", "login", "0123456789abcdef"
 RIGHT, WRONG = b"r" * 64, b"w" * 64
-POLICY = Policy(
-    cooldowns=(timedelta(0),), earliest_dial=timedelta(0), failed_checks_per_client=None, failed_checks_per_address=None
+_NEVER_REACHED = Limit("never_reached", 1_000_000, HOUR)
+POLICY = make_policy(
+    cooldowns=(timedelta(0),),
+    earliest_dial=timedelta(0),
+    failed_checks_per_client=_NEVER_REACHED,
+    failed_checks_per_address=_NEVER_REACHED,
 )
 
 
@@ -55,7 +60,7 @@ class ScriptCosts:
         calls = [_new_call(next(self._phones), Channel.VOICE) for _ in range(self._runs)]
         previews = await self._measure("start_preview", calls, lambda call: store.preview_start(call, POLICY))
         named = list(zip(previews, calls, strict=True))
-        started = await self._measure("start", named, lambda pair: store.start(pair[0].name, pair[1], POLICY))
+        started = await self._measure("start", named, lambda pair: store.start(pair[0].call_id, pair[1], POLICY))
         found = [each.verification for each in started]
         update = CallUpdate(state=CallState(CallStatus.INITIATED), ref=REF)
         await self._measure("record_call", found, lambda it: store.record_call(it, 1, update))
@@ -68,7 +73,7 @@ class ScriptCosts:
         resends = [_new_call(it.phone, Channel.VOICE, resend_of=it.id) for it in found]
         resent = await self._measure("start_preview, resend", resends, lambda call: store.preview_start(call, POLICY))
         again = list(zip(resent, resends, strict=True))
-        await self._measure("start, resend", again, lambda pair: store.start(pair[0].name, pair[1], POLICY))
+        await self._measure("start, resend", again, lambda pair: store.start(pair[0].call_id, pair[1], POLICY))
         await self._measure("refund", again, lambda pair: self._refund(pair[0], pair[1].phone))
         await self._measure("check, right", found, lambda it: store.check_by_id(it.id, _check(RIGHT), POLICY))
 
@@ -86,13 +91,12 @@ class ScriptCosts:
     async def _start(self, channel: Channel) -> Verification:
         call = _new_call(next(self._phones), channel)
         preview = await self._store.preview_start(call, POLICY)
-        verification = (await self._store.start(preview.name, call, POLICY)).verification
+        verification = (await self._store.start(preview.call_id, call, POLICY)).verification
         update = CallUpdate(state=CallState(CallStatus.INITIATED), ref=REF)
         return (await self._store.record_call(verification, 1, update)).verification
 
     async def _refund(self, preview: StartPreview, phone: Phone) -> bool:
-        name = CallId(preview.name.verification_id, preview.name.call_number)
-        return await self._store.refund(name, phone=phone, client=CLIENT, policy=POLICY)
+        return await self._store.refund(preview.call_id, phone=phone, client=CLIENT, policy=POLICY)
 
     async def _measure(self, name: str, items: Sequence[T], run: Callable[[T], Awaitable[R]]) -> list[R]:
         await self._redis.config_resetstat()

@@ -22,11 +22,12 @@ from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
-from app.verification.fixed_codes import FixedCodes
-from app.verification.fraud_guard import GuardRules
-from app.verification.policy import Policies, Policy
-from app.verification.service import StartRequest, VerificationService
-from tests.fakes import FakeQueue
+from app.verification.policy import Policies
+from app.verification.service import VerificationService
+from app.verification.start import StartRequest
+from app.verification.test_numbers import TestNumbers
+from tests.fakes import FakeQueue, FakeTokens
+from tests.policies import make_guard_rules, make_policy
 from tests.provider_options import http_options
 
 KEY = b"a key of the crashing tests only"
@@ -37,14 +38,14 @@ def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationSe
     return VerificationService(
         store=RedisVerificationStore(runner, phone_key=KEY),
         limits=RedisRateLimiter(runner, key=KEY),
-        guard=RedisFraudGuard(runner, GuardRules()),
+        guard=RedisFraudGuard(runner, make_guard_rules()),
         senders={Channel.VOICE: VoiceChannel(client)},
-        accounts=client,
-        queue=FakeQueue(),
+        schedule=FakeQueue(),
         digester=CodeDigester([KEY]),
-        policies=Policies(Policy()),
-        fixed_codes=FixedCodes({}, lambda: datetime.now(UTC).date()),
-        observe=lambda _: None,
+        policies=Policies(make_policy()),
+        tokens=FakeTokens(),
+        test_numbers=TestNumbers({}, lambda: datetime.now(UTC).date()),
+        publish=lambda _: None,
         deferred=DeferredWrites(),
         store_timeout=1,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from app.verification.channels import Channel
 from app.verification.errors import (
@@ -18,8 +18,9 @@ from app.verification.errors import (
     ProviderError,
     RateLimited,
     StoreUnavailable,
+    TokenInvalid,
+    VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
-    VerificationCanceled,
     VerificationLocked,
     VerificationNotFound,
 )
@@ -29,12 +30,17 @@ from app.verification.model import (
     CallOutcome,
     CallState,
     CallStatus,
-    CheckResult,
+    CheckOutcome,
+    CheckPassed,
+    Locked,
     Placed,
+    Proof,
     ProviderAccount,
     Started,
     Status,
     Verification,
+    Waiting,
+    WrongCode,
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
@@ -381,11 +387,11 @@ class FakeVerificationStore:
         self.advance(timedelta())
         return True
 
-    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
         self._require_available()
         return self._check([self._own(guess.client, verification_id)], guess, policy)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
         self._require_available()
         ids = self.phones[phone].ids.get((guess.client, purpose), []) if phone in self.phones else []
         found = [self.records[it] for it in reversed(ids) if it in self.records]
@@ -393,11 +399,11 @@ class FakeVerificationStore:
             raise VerificationNotFound
         return self._check(found, guess, policy)
 
-    def _check(self, found: list[Record], guess: CodeCheck, policy: Policy) -> CheckResult:
+    def _check(self, found: list[Record], guess: CodeCheck, policy: Policy) -> CheckOutcome:
         """Check a code for some verifications, the latest first."""
         for record in found:
             if record.retry_digest and record.retry_digest == guess.retry_digest:
-                return self._verified(record, is_repeated=True)
+                return self._passed(record, is_repeated=True)
         pending = [record for record in found if record.is_pending]
         if not pending:
             self._refuse_final(found[0].verification)
@@ -427,20 +433,19 @@ class FakeVerificationStore:
             self._finish(record, Status.VERIFIED)
             record.retry_digest = guess.retry_digest
             quotas = tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted)
-            return self._verified(record, quotas)
+            return self._passed(record, quotas)
         return self._wrong(latest, guess, policy, comparisons)
 
     def _refuse_final(self, verification: Verification) -> NoReturn:
         if verification.stored_status is Status.VERIFIED:
             raise VerificationAlreadyUsed
         if verification.stored_status is Status.CANCELED:
-            raise VerificationCanceled
+            raise VerificationAlreadyCanceled
         raise VerificationLocked(retry_after=self._until(self.phones[verification.phone].next_call))
 
-    def _verified(self, record: Record, quotas: tuple[Quota, ...] = (), *, is_repeated: bool = False) -> CheckResult:
-        return CheckResult(
+    def _passed(self, record: Record, quotas: tuple[Quota, ...] = (), *, is_repeated: bool = False) -> CheckPassed:
+        return CheckPassed(
             verification_id=record.verification.id,
-            status=Status.VERIFIED,
             purpose=record.verification.purpose,
             phone=record.verification.phone,
             quotas=quotas,
@@ -448,7 +453,7 @@ class FakeVerificationStore:
             is_repeated=is_repeated,
         )
 
-    def _wrong(self, record: Record, guess: CodeCheck, policy: Policy, comparisons: int) -> CheckResult:
+    def _wrong(self, record: Record, guess: CodeCheck, policy: Policy, comparisons: int) -> CheckOutcome:
         before, counted = record.verification, self._counted(record.verification, guess, policy)
         for limit, of in counted[:1] * (comparisons - 1):  # for the phone, once for each live code
             self.counters.add(limit, of, self.now, guess.address or "")
@@ -457,10 +462,10 @@ class FakeVerificationStore:
         record.checks_used += 1
         left = record.checks - record.checks_used
         if left > 0:
-            return CheckResult(verification_id=before.id, status=Status.PENDING, checks_left=left, quotas=quotas)
+            return WrongCode(verification_id=before.id, checks_left=left, quotas=quotas)
         self._finish(record, Status.LOCKED)
         retry_after = self._until(self.phones[before.phone].next_call)
-        return CheckResult(verification_id=before.id, status=Status.LOCKED, retry_after=retry_after, quotas=quotas)
+        return Locked(verification_id=before.id, retry_after=retry_after, quotas=quotas)
 
     def _live(self, records: list[Record]) -> list[tuple[Record, int]]:
         return [
@@ -470,7 +475,7 @@ class FakeVerificationStore:
             if expires > self.now
         ]
 
-    def _check_without_code(self, record: Record, guess: CodeCheck) -> CheckResult:
+    def _check_without_code(self, record: Record, guess: CodeCheck) -> CheckOutcome:
         if guess.candidates:
             raise CodeNotExpected
         verification = record.verification
@@ -479,14 +484,8 @@ class FakeVerificationStore:
         }
         if record.call_number in record.confirmed & set(calls):
             self._finish(record, Status.VERIFIED)
-            return CheckResult(
-                verification_id=verification.id,
-                status=Status.VERIFIED,
-                purpose=verification.purpose,
-                phone=verification.phone,
-                test=verification.test,
-            )
-        return CheckResult(verification_id=verification.id, status=Status.PENDING, checks_left=verification.checks_left)
+            return self._passed(record)
+        return Waiting(verification_id=verification.id, checks_left=verification.checks_left)
 
     def _hear(self, record: Record, call_number: int) -> None:
         call = record.verification.call(call_number)
@@ -499,7 +498,7 @@ class FakeVerificationStore:
         further = policy.for_failed_checks(client=guess.client, address=guess.address)
         return [
             (policy.failed_checks_per_phone, verification.phone.e164),
-            *((allowance.limit, allowance.of) for allowance in further),
+            *((allowance.limit, allowance.subject) for allowance in further),
         ]
 
     def _keep_phone(self, phone: Phone, policy: Policy) -> None:
@@ -568,21 +567,21 @@ class FakeRateLimiter:
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         self._store._require_available()
         for allowance in allowances:
-            if wait := self._counters.wait(allowance.limit, allowance.of, self._store.now):
+            if wait := self._counters.wait(allowance.limit, allowance.subject, self._store.now):
                 raise _used_up(allowance.limit, wait)
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
         self._store._require_available()
         now = self._store.now
         for allowance in allowances:
-            if wait := self._counters.wait(allowance.limit, allowance.of, now):
+            if wait := self._counters.wait(allowance.limit, allowance.subject, now):
                 raise _used_up(allowance.limit, wait)
-        return [self._counters.add(allowance.limit, allowance.of, now, token) for allowance in allowances]
+        return [self._counters.add(allowance.limit, allowance.subject, now, token) for allowance in allowances]
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         self._store._require_available()
         for allowance in allowances:
-            self._counters.remove(allowance.limit, allowance.of, token)
+            self._counters.remove(allowance.limit, allowance.subject, token)
 
 
 class FakeGuard:
@@ -661,6 +660,19 @@ class FakeAccounts:
         if isinstance(self.balance, ProviderError):
             raise self.balance
         return self.balance
+
+
+class FakeTokens:
+    """Signs tokens that name their verification."""
+
+    lifetime = timedelta(minutes=10)
+    jwks: ClassVar[dict[str, Any]] = {"keys": []}
+
+    def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
+        return f"{client} {phone.e164} {purpose} {verification_id} {test}"
+
+    def verify(self, token: str, *, client: str) -> Proof:
+        raise TokenInvalid
 
 
 class FakeQueue:

@@ -8,4 +8,4 @@ from app.verification.ports import NewCall, VerificationStore
 async def start(store: VerificationStore, call: NewCall, policy: Policy) -> Started:
     """Look first, then store the call."""
     preview = await store.preview_start(call, policy)
-    return await store.start(preview.name, call, policy)
+    return await store.start(preview.call_id, call, policy)

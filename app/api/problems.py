@@ -154,7 +154,7 @@ _PROBLEMS = (
         "This verification succeeded before. Start a new one.",
     ),
     ProblemType(
-        "verification-canceled", 409, "The verification was canceled", errors.VerificationCanceled,
+        "verification-canceled", 409, "The verification was canceled", errors.VerificationAlreadyCanceled,
         "No code of it verifies any more. Start a new verification.",
         "It was canceled. Start a new one.",
     ),

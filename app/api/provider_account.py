@@ -43,4 +43,6 @@ async def account(reader: Reader, container: ContainerDep) -> Response:  # noqa:
 
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
-    return respond(ProviderOverview.model_validate(await container.service.provider_overview(), from_attributes=True))
+    return respond(
+        ProviderOverview.model_validate(await container.providers.account_reader.read(), from_attributes=True)
+    )

@@ -52,7 +52,9 @@ async def plusofon_hook(secret: str, request: Request, container: ContainerDep) 
     except ValidationError as error:
         raise invalid_body(error) from None
     try:
-        confirmation = await container.service.confirm_reverse_call(name, ref=hook.key, caller=parse_phone(hook.phone))
+        confirmation = await container.service.calls.confirm_reverse_call(
+            name, ref=hook.key, caller=parse_phone(hook.phone)
+        )
     except PhoneNotCallable:
         confirmation = Confirmation.NOT_THE_CALLER
     log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})

@@ -23,8 +23,7 @@ from app.api.client_address import ClientAddress
 from app.verification import model
 from app.verification.channels import Channel
 from app.verification.code import normalize_code
-from app.verification.model import CallStatus, CheckResult, Lang, Status
-from app.verification.ports import ProofTokens
+from app.verification.model import CallStatus, Lang, Status
 from app.verification.typed_text import drop_invisible
 
 _ID = "vrf_0a11b22c33d44e55f667788"
@@ -301,23 +300,19 @@ class Locked(_Answer):
 CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="status")]
 
 
-def view_check(result: CheckResult, client: str, tokens: ProofTokens) -> CheckView:
-    """Show what became of a checked code; a right one with its proof."""
-    if result.phone and result.purpose:
-        return Verified(
-            verification_id=result.verification_id,
-            purpose=result.purpose,
-            phone=result.phone.e164,
-            token=tokens.sign(
-                phone=result.phone,
-                purpose=result.purpose,
+def view_check(result: model.CheckResult) -> CheckView:
+    """Return the body of the answer to a check."""
+    match result:
+        case model.Verified():
+            return Verified(
                 verification_id=result.verification_id,
-                client=client,
+                purpose=result.purpose,
+                phone=result.phone.e164,
+                token=result.token,
+                token_expires_in=int(result.token_lifetime.total_seconds()),
                 test=result.test,
-            ),
-            token_expires_in=int(tokens.lifetime.total_seconds()),
-            test=result.test,
-        )
-    if result.retry_after is not None:
-        return Locked(verification_id=result.verification_id, retry_after=result.retry_after)
-    return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)
+            )
+        case model.WrongCode() | model.Waiting():
+            return NotVerified(verification_id=result.verification_id, checks_left=result.checks_left)
+        case model.Locked():
+            return Locked(verification_id=result.verification_id, retry_after=result.retry_after)

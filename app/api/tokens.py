@@ -11,7 +11,7 @@ from app.api.auth import Client
 from app.api.dependencies import ContainerDep
 from app.api.responses import answers, respond
 from app.api.schemas import Purpose, TestFlag, example
-from app.verification.proof import redeem
+from app.verification.tokens import redeem
 
 router = APIRouter(tags=["tokens"])
 

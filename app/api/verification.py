@@ -26,9 +26,10 @@ from app.api.schemas import (
     Verified,
     view_check,
 )
+from app.verification.check import CheckRequest
 from app.verification.model import Started
 from app.verification.ports import CallId
-from app.verification.service import StartRequest
+from app.verification.start import StartRequest
 
 router = APIRouter(prefix="/verify", tags=["verify"], route_class=JsonRoute)
 
@@ -145,26 +146,15 @@ async def check(
     For a `reverse_call` leave the code out: the answer is `pending`, and no check is used, until the person has called.
     """
     async with idempotent(http, keep_for=_KEEP_CHECK) as exchange:
-        address = count_address(body.client_ip)
+        request = CheckRequest(
+            client=client, code=body.code, address=count_address(body.client_ip), retry_digest=exchange.fingerprint
+        )
         if body.verification_id is not None:
-            result = await container.service.check_by_id(
-                client=client,
-                verification_id=body.verification_id,
-                code=body.code,
-                address=address,
-                retry_digest=exchange.fingerprint,
-            )
+            result = await container.service.check.by_id(request, body.verification_id)
         else:
-            result = await container.service.check_by_phone(
-                client=client,
-                phone=body.phone or "",
-                purpose=body.purpose or "phone_verification",
-                code=body.code,
-                address=address,
-                retry_digest=exchange.fingerprint,
-            )
-        headers = quota_headers(result.quotas)
-        exchange.response = respond(view_check(result, client, container.tokens), headers=headers)
+            purpose = body.purpose or "phone_verification"
+            result = await container.service.check.by_phone(request, body.phone or "", purpose)
+        exchange.response = respond(view_check(result), headers=quota_headers(result.quotas))
     return exchange.response
 
 

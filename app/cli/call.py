@@ -12,12 +12,14 @@ from app.container import make_network, open_container
 from app.sandbox import VirtualNetwork
 from app.settings import Mode, Settings, load_settings
 from app.verification.channels import Channel
+from app.verification.check import CheckRequest
 from app.verification.code import normalize_code
 from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
 from app.verification.model import CallStatus, Lang, Status, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId
-from app.verification.service import StartRequest, VerificationService
+from app.verification.service import VerificationService
+from app.verification.start import StartRequest
 
 _CLIENT = "command-line"  # the client of the verification, in the statistics of the fraud guard too
 _INTERVAL = 1.0  # seconds between status requests
@@ -98,7 +100,7 @@ async def _follow(
 
 async def _refresh(service: VerificationService, verification: Verification, call_number: int) -> Verification:
     try:
-        await service.follow(CallId(verification.id, call_number))
+        await service.calls.follow(CallId(verification.id, call_number))
     except ProviderError:
         typer.echo("  (the provider does not say how the call goes)")
     try:
@@ -128,7 +130,7 @@ async def _check(service: VerificationService, verification: Verification, heard
         code = normalize_code(heard)
     except ValueError as error:
         raise fail(f"That is no code: {error}.") from None
-    result = await service.check_by_id(client=_CLIENT, verification_id=verification.id, code=code)
+    result = await service.check.by_id(CheckRequest(client=_CLIENT, code=code), verification.id)
     if result.status is not Status.VERIFIED:
         raise fail("That is not the code that was to be spoken.")
     typer.echo("That is the code: calls arrive, and what is heard verifies.")

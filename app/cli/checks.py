@@ -262,7 +262,11 @@ def _https(settings: Settings) -> Finding:
 
 def _tokens(settings: Settings) -> Finding:
     try:
-        signer = TokenSigner(settings.token_keys, issuer=settings.token.issuer)
+        signer = TokenSigner(
+            settings.token_keys,
+            issuer=settings.token.issuer,
+            lifetime=timedelta(seconds=settings.token.lifetime_seconds),
+        )
         token = signer.sign(phone=_MADE_UP, purpose="doctor", verification_id="doctor", client="doctor")
         signer.verify(token, client="doctor")
     except (ValueError, OSError, VerificationError):

@@ -33,7 +33,7 @@ def show(
     async def read(container: Container) -> Verification:
         found = await container.stores.verifications.read(verification_id, client=None)
         policy = policies.for_client(found.client)
-        return found.without_lost_calls(lifetime=policy.lifetime, patience=policy.patience)
+        return found.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
 
     try:
         found = run_with_container(read, settings)

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, SecretStr
 
-from app.settings.validators import ApiKey, FixedCodeSetting
+from app.settings.validators import ApiKey, TestNumberSetting
 
-_SECRET_TYPES = (SecretStr, ApiKey, FixedCodeSetting)
+_SECRET_TYPES = (SecretStr, ApiKey, TestNumberSetting)
 # Plain text by type, but the one identifies an account, and the other may have a key in its path.
 _ALSO_SECRET = frozenset({"PLUSOFON_USER_ID", "TRACING_ENDPOINT"})
 

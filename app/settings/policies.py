@@ -1,4 +1,4 @@
-"""Which rules follow from the settings: those for everybody, and those of each client."""
+"""Makes the rules of verifications from the settings: the default ones and those of each client."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -8,16 +8,16 @@ from app.settings.settings import Settings
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
 
 _MINUTE = timedelta(minutes=1)
-_FAILED_CHECKS_A_DAY = {4: 15, 5: 30, 6: 50}  # by the length of a code: below 0.2 % of luck in a day
+_FAILED_CHECKS_A_DAY = {4: 15, 5: 30, 6: 50}  # by the length of a code: guessed in a day with less than 0.2 %
 
 
 def make_policies(settings: Settings) -> Policies:
-    """Make the rules for everybody, and those of the clients that have their own."""
-    everybodys = _policy(settings)
-    return Policies(everybodys, {name: _of_client(own, everybodys) for name, own in settings.clients.items()})
+    """Make the default rules, and those of the clients with settings of their own."""
+    default = _default_policy(settings)
+    return Policies(default, {name: _client_policy(own, default) for name, own in settings.clients.items()})
 
 
-def _policy(settings: Settings) -> Policy:
+def _default_policy(settings: Settings) -> Policy:
     limit = settings.limit
     shortest = min(channel.rules.code_length or settings.code.length for channel in settings.used_channels)
     failed_checks = limit.failed_checks_per_phone or _FAILED_CHECKS_A_DAY[shortest]
@@ -35,40 +35,33 @@ def _policy(settings: Settings) -> Policy:
         repeat=settings.code.repeat,
         flash_call_checks=settings.check.flash_call_limit,
         earliest_dial=timedelta(seconds=settings.plusofon.hook_delay_seconds),
-        patience=settings.provider_timeout,
+        call_timeout=settings.provider_timeout,
         calls_per_phone=(
             Limit("calls_per_phone_hour", limit.calls_per_phone_hour, HOUR),
             Limit("calls_per_phone_day", limit.calls_per_phone_day, DAY),
         ),
         calls_per_address=Limit("calls_per_address", limit.calls_per_address, 10 * _MINUTE),
         calls_per_range=Limit("calls_per_range", limit.calls_per_range, HOUR),
-        calls_per_client=(_calls_per_client(limit.calls_per_client),),
+        calls_per_client=(Limit("calls_per_client", limit.calls_per_client, _MINUTE),),
         calls_per_day=Limit("calls_per_day", limit.calls_per_day, DAY),
         failed_checks_per_phone=Limit("failed_checks_per_phone", failed_checks, DAY),
         failed_checks_per_address=Limit("failed_checks_per_address", limit.failed_checks_per_address, 10 * _MINUTE),
-        failed_checks_per_client=_failed_checks_per_client(limit.failed_checks_per_client),
+        failed_checks_per_client=Limit("failed_checks_per_client", limit.failed_checks_per_client, 10 * _MINUTE),
         test_starts_per_client=Limit("test_starts_per_client", limit.test_starts_per_client, _MINUTE),
     )
 
 
-def _of_client(own: ClientSettings, policy: Policy) -> Policy:
-    """Change what a client's own settings say, and nothing else."""
-    calls_per_client = (_calls_per_client(own.calls_per_minute),) if own.calls_per_minute else policy.calls_per_client
+def _client_policy(own: ClientSettings, default: Policy) -> Policy:
+    """Return the default rules with what the settings of a client change."""
+    calls, *_ = default.calls_per_client
+    failed_checks = default.failed_checks_per_client
+    calls_per_client = [replace(calls, count=own.calls_per_minute or calls.count)]
     if own.calls_per_day:
-        calls_per_client += (Limit("calls_per_client_day", own.calls_per_day, DAY),)
-    failed_checks = _failed_checks_per_client(own.failed_checks) if own.failed_checks else None
+        calls_per_client.append(Limit("calls_per_client_day", own.calls_per_day, DAY))
     return replace(
-        policy,
-        purposes=frozenset(own.purposes) if own.purposes is not None else policy.purposes,
-        channels=tuple(dict.fromkeys(own.channels)) if own.channels else policy.channels,
-        calls_per_client=calls_per_client,
-        failed_checks_per_client=failed_checks or policy.failed_checks_per_client,
+        default,
+        purposes=default.purposes if own.purposes is None else frozenset(own.purposes),
+        channels=tuple(dict.fromkeys(own.channels)) if own.channels else default.channels,
+        calls_per_client=tuple(calls_per_client),
+        failed_checks_per_client=replace(failed_checks, count=own.failed_checks or failed_checks.count),
     )
-
-
-def _calls_per_client(count: int) -> Limit:
-    return Limit("calls_per_client", count, _MINUTE)
-
-
-def _failed_checks_per_client(count: int) -> Limit:
-    return Limit("failed_checks_per_client", count, 10 * _MINUTE)

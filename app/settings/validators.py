@@ -16,11 +16,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
-from app.tokens import TokenSigner
+from app.tokens import read_keys
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
-from app.verification.fixed_codes import FixedCode
 from app.verification.phone import Phone, parse_phone
+from app.verification.test_numbers import TestNumber
 
 CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _MIN_SECRET_BYTES = 32
@@ -46,11 +46,11 @@ class ApiKey(NamedTuple):
     digest: bytes
 
 
-class FixedCodeSetting(NamedTuple):
+class TestNumberSetting(NamedTuple):
     """A phone and its fixed code."""
 
     phone: Phone
-    fixed_code: FixedCode
+    test_number: TestNumber
 
 
 def _matches(pattern: str, message: str) -> AfterValidator:
@@ -119,7 +119,7 @@ def _check_redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _parse_test_number(value: object) -> FixedCodeSetting:
+def _parse_test_number(value: object) -> TestNumberSetting:
     """Parse ``phone=code@last-day``; the day is optional."""
     match = _TEST_NUMBER.fullmatch(str(value))
     mistake = PydanticCustomError("test_number", "must be phone=code@last-day, as in +79001234567=1234@2030-01-31")
@@ -127,7 +127,7 @@ def _parse_test_number(value: object) -> FixedCodeSetting:
         raise mistake
     phone, code, until = match.groups()
     try:
-        return FixedCodeSetting(parse_phone(phone), FixedCode(code, date.fromisoformat(until) if until else None))
+        return TestNumberSetting(parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None))
     except (ValueError, PhoneNotCallable):
         raise mistake from None
 
@@ -149,7 +149,7 @@ def _check_webhook_secret(value: SecretStr) -> SecretStr:
 
 def _check_token_keys(value: SecretStr) -> SecretStr:
     try:
-        TokenSigner(value.get_secret_value())
+        read_keys(value.get_secret_value())
     except ValueError as error:
         raise PydanticCustomError("token_keys", "{message}", {"message": str(error)}) from None
     return value
@@ -200,7 +200,7 @@ WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
 TokenKeys = Annotated[SecretStr, AfterValidator(_check_token_keys)]
 # A line feed from a file of secrets is the usual mistake.
 HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
-TestNumbers = Annotated[list[Annotated[FixedCodeSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
+TestNumbers = Annotated[list[Annotated[TestNumberSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
 OperatorChannels = Annotated[
     list[Annotated[tuple[str, Channel], PlainValidator(_parse_operator_channel)]], CommaSeparated
 ]

@@ -44,7 +44,7 @@ class RedisCallQueue:
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
         """Schedule another poll of a claimed call after ``delay``, unless the claim is over."""
-        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.name), call.attempt, ms(delay), ms(_MEMORY)])
+        await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.call_id), call.attempt, ms(delay), ms(_MEMORY)])
 
     async def done(self, name: CallId) -> None:
         """Remove a call from the queue. Idempotent."""

@@ -68,5 +68,5 @@ class PhoneName:
 
 def name_limit(key: bytes, allowance: Allowance) -> str:
     """Return the key of a limit; an address or a range of numbers is not in clear."""
-    digest = hmac.digest(key, f"{allowance.limit.name}\0{allowance.of}".encode(), hashlib.sha256).hex()
+    digest = hmac.digest(key, f"{allowance.limit.name}\0{allowance.subject}".encode(), hashlib.sha256).hex()
     return f"pv:{{l:{digest[:20]}}}"

@@ -20,13 +20,25 @@ from app.verification.errors import (
     CodeRequired,
     CodeTooShortOrLong,
     RateLimited,
+    VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
-    VerificationCanceled,
     VerificationError,
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.model import Call, CallState, CallStatus, CheckResult, Started, Status, Verification
+from app.verification.model import (
+    Call,
+    CallState,
+    CallStatus,
+    CheckOutcome,
+    CheckPassed,
+    Locked,
+    Started,
+    Status,
+    Verification,
+    Waiting,
+    WrongCode,
+)
 from app.verification.phone import Phone
 from app.verification.policy import Limit, Policy, Quota
 from app.verification.ports import (
@@ -114,12 +126,12 @@ class RedisVerificationStore:
         keys = [self._name(phone).key, _record(name.verification_id).key, *self._events(client)]
         return bool(await self._runner.run(REFUND, keys, [name.call_number, ms(policy.lifetime), token or ""]))
 
-    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
+    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
         """Count the check, compare the code and consume it."""
         record = _record(verification_id)
         return await self._check(record.key, record.bucket, "", guess, policy)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
+    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
         """Do so for all pending verifications of a phone and purpose."""
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, guess, policy)
@@ -159,7 +171,7 @@ class RedisVerificationStore:
             _limit_list(_phone_limits(call, policy)),
         ]
 
-    async def _check(self, key: str, bucket: str, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
+    async def _check(self, key: str, bucket: str, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
         further = list(policy.for_failed_checks(client=guess.client, address=guess.address))
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *(allowance.limit for allowance in further)]
@@ -176,7 +188,7 @@ class RedisVerificationStore:
         reply = await self._runner.run(CHECK, keys, arguments)
         rest, left, *facts = _facts(reply)
         quotas = _quotas(limits[: len(left)], left)
-        return _check_result(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        return _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
 
     def _address(self, address: str | None) -> str:
         """Return the digest of an address for the log of failed checks, or '' without one."""
@@ -189,36 +201,32 @@ class RedisVerificationStore:
         return [STREAM] if client in self._webhook_clients else []
 
 
-def _check_result(outcome: bytes, verification_id: str, facts: Sequence[Any], quotas: tuple[Quota, ...]) -> CheckResult:
+def _check_outcome(
+    outcome: bytes, verification_id: str, facts: Sequence[Any], quotas: tuple[Quota, ...]
+) -> CheckOutcome:
     match outcome:
         case b"verified" | b"verified_again":
             purpose, digits, test = facts
-            return CheckResult(
+            return CheckPassed(
                 verification_id=verification_id,
-                status=Status.VERIFIED,
                 purpose=purpose.decode(),
                 phone=_phone(digits.decode()),
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
             )
-        case b"wrong" | b"waiting":
-            return CheckResult(
-                verification_id=verification_id, status=Status.PENDING, checks_left=facts[0], quotas=quotas
-            )
+        case b"wrong":
+            return WrongCode(verification_id=verification_id, checks_left=facts[0], quotas=quotas)
+        case b"waiting":
+            return Waiting(verification_id=verification_id, checks_left=facts[0], quotas=quotas)
         case _:
-            return CheckResult(
-                verification_id=verification_id,
-                status=Status.LOCKED,
-                retry_after=seconds(facts[0]),
-                quotas=quotas,
-            )
+            return Locked(verification_id=verification_id, retry_after=seconds(facts[0]), quotas=quotas)
 
 
 _REFUSALS: Mapping[bytes, type[VerificationError]] = {
     b"not_found": VerificationNotFound,
     b"verified_before": VerificationAlreadyUsed,
-    b"canceled_before": VerificationCanceled,
+    b"canceled_before": VerificationAlreadyCanceled,
     b"code_needed": CodeRequired,
     b"no_code_needed": CodeNotExpected,
 }

@@ -1,4 +1,4 @@
-"""Follows calls to their end: who looks which call up, when again, and when no more."""
+"""Scheduling of call following: which calls are due, in what pauses, and when they are given up."""
 
 import asyncio
 import logging
@@ -9,120 +9,94 @@ from datetime import timedelta
 from typing import Protocol
 
 from app.verification.errors import ProviderError, StoreUnavailable
-from app.verification.ports import CallId
+from app.verification.ports import CallId, CallSchedule
 
 log = logging.getLogger(__name__)
 
 Follow = Callable[[CallId], Awaitable[bool]]
-"""Looks a call up and writes its state down; True when it needs no more following.
-
-Raises ProviderError (it could not be told now) or StoreUnavailable.
-"""
+"""``FollowCalls.follow``: returns True if a call needs no more following."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=15)
-_PAUSE_AFTER_ERROR = timedelta(seconds=30)  # a provider in trouble is not helped by being asked
-_JITTER = 0.2  # a pause is up to this share shorter or longer, so that calls of one moment do not stay together
+_PAUSE_AFTER_ERROR = timedelta(seconds=30)  # no load on a provider that fails
+_JITTER = 0.2  # a pause is up to this share shorter or longer, so that simultaneous calls spread out
 
-# The pauses of so many attempts add up to more than the five minutes of a code, however the jitter falls.
-MOST_ATTEMPTS = 32
+MAX_ATTEMPTS = 32  # their pauses add up to more than the five minutes of a code, whatever the jitter
 
-_UNTIL_MORE, _UNTIL_ANY = timedelta(milliseconds=200), timedelta(seconds=1)
+_CONCURRENCY = 5  # calls followed at the same time by one worker
+_BUSY_PAUSE, _IDLE_PAUSE = timedelta(milliseconds=200), timedelta(seconds=1)  # between steps
 
 
 @dataclass(frozen=True, slots=True)
 class DueCall:
-    """A claimed call, and how often it was claimed since it was scheduled, this time included."""
+    """A claimed call; ``attempt`` counts the claims since it was scheduled, from 1."""
 
-    name: CallId
+    call_id: CallId
     attempt: int
 
 
-class CallQueue(Protocol):
-    """The calls in flight, of all workers; none is kept for longer than an hour. All raise StoreUnavailable.
-
-    Those who place calls see its first method alone, as CallSchedule.
-    """
-
-    async def schedule(self, name: CallId, delay: timedelta) -> None:
-        """Have a call looked up after ``delay`` (minutes at most), as if it had never been; again: moves it."""
-        ...
+class CallQueue(CallSchedule, Protocol):
+    """The calls to follow, of all workers; none is stored for longer than an hour. All raise StoreUnavailable."""
 
     async def claim(self, most: int) -> Sequence[DueCall]:
-        """Take up to ``most`` calls that are due, the longest due first, and no more than all may look up in a second.
+        """Claim up to ``most`` due calls, the longest due first, within the rate limit of all workers together.
 
-        Each is the claimer's alone for a lease; if by then it is neither ``done`` nor to be looked up again
-        (``retry``), it is due anew.
+        A claim is exclusive for a lease; a call that is neither ``done`` nor to ``retry`` by then is due again.
         """
-        ...
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
-        """Have a claimed call looked up again after ``delay``; nothing happens if the claim is over."""
-        ...
+        """Make a claimed call due after ``delay``; does nothing if the claim has ended."""
 
-    async def done(self, name: CallId) -> None:
-        """Look a call up no more. Harmless when repeated."""
-        ...
+    async def done(self, call_id: CallId) -> None:
+        """Stop following a call. Idempotent."""
 
 
 class CallWatcher:
-    """Looks up calls that are due, ``most`` at the same time.
+    """Follows the calls that are due.
 
-    ``within`` is the time that one look-up has. It is shorter than the lease of a claim, so that no call is looked up
-    by two at once.
+    ``timeout`` bounds the following of one call. It is shorter than the lease of a claim, so that no two workers follow
+    one call at once.
     """
 
-    def __init__(
-        self, queue: CallQueue, follow: Follow, *, most: int = 5, within: timedelta = timedelta(seconds=20)
-    ) -> None:
+    def __init__(self, queue: CallQueue, follow: Follow, *, timeout: timedelta = timedelta(seconds=20)) -> None:
         self._queue = queue
         self._follow = follow
-        self._most = most
-        self._within = within
+        self._timeout = timeout
 
     async def step(self) -> timedelta:
-        """Follow a few calls and tell how long to wait until the next step.
+        """Follow a few calls, and return the pause until the next step.
 
         Raises:
-            StoreUnavailable: those calls that could not be written down are due again when their claims end.
+            StoreUnavailable: the calls that could not be recorded are due again when their claims end.
 
         """
-        calls = await self._queue.claim(self._most)
+        calls = await self._queue.claim(_CONCURRENCY)
         results = await asyncio.gather(*map(self._handle, calls), return_exceptions=True)
         for result in results:
             if result is not None:
                 raise result
-        return _UNTIL_MORE if calls else _UNTIL_ANY
+        return _BUSY_PAUSE if calls else _IDLE_PAUSE
 
     async def _handle(self, call: DueCall) -> None:
-        """Follow one call. Nothing that happens here keeps others from being followed."""
-        if call.attempt > MOST_ATTEMPTS:
-            log.warning("call.given_up", extra=_facts(call))
-            await self._queue.done(call.name)
+        """Follow one call, unless it is given up. Its errors do not keep others from being followed."""
+        call_id = call.call_id
+        facts = {"verification_id": call_id.verification_id, "serial": call_id.call_number, "attempt": call.attempt}
+        if call.attempt > MAX_ATTEMPTS:
+            log.warning("call.given_up", extra=facts)
+            await self._queue.done(call_id)
             return
-        pause = await self._look(call)
-        if pause is None:
-            await self._queue.done(call.name)
-        else:
-            await self._queue.retry(call, pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
-
-    async def _look(self, call: DueCall) -> timedelta | None:
-        """Look a call up; tell how long to wait until it is again, or none if it needs to be no more."""
+        pause = min(_FIRST_PAUSE * 2.0 ** (call.attempt - 1), _LONGEST_PAUSE)  # 1 s, 2 s, 4 s, 8 s, then 15 s
         try:
-            async with asyncio.timeout(self._within.total_seconds()):
-                return None if await self._follow(call.name) else _pause_after(call.attempt)
+            async with asyncio.timeout(self._timeout.total_seconds()):
+                is_done = await self._follow(call_id)
         except StoreUnavailable:
             raise
         except ProviderError as error:
-            log.warning("call.lookup_failed", extra={**_facts(call), "error": repr(error)})
+            log.warning("call.lookup_failed", extra={**facts, "error": repr(error)})
+            is_done, pause = False, _PAUSE_AFTER_ERROR
         except Exception:
-            log.exception("call.follow_failed", extra=_facts(call))
-        return _PAUSE_AFTER_ERROR
-
-
-def _pause_after(attempt: int) -> timedelta:
-    """1 s, 2 s, 4 s, 8 s, and 15 s from then on."""
-    return min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
-
-
-def _facts(call: DueCall) -> dict[str, str | int]:
-    return {"verification_id": call.name.verification_id, "serial": call.name.call_number, "attempt": call.attempt}
+            log.exception("call.follow_failed", extra=facts)
+            is_done, pause = False, _PAUSE_AFTER_ERROR
+        if is_done:
+            await self._queue.done(call_id)
+        else:
+            await self._queue.retry(call, pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret

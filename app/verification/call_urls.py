@@ -1,4 +1,4 @@
-"""Names of calls that go into URLs given away: whoever is told one can use it, and nobody can make another."""
+"""URLs for provider callbacks. Each holds the id of its call and a MAC, so that nobody can make another."""
 
 import hashlib
 import hmac
@@ -10,24 +10,25 @@ _SECRET = re.compile(r"(vrf_[0-9a-f]{1,60})\.([1-9][0-9]{0,3})\.([0-9a-f]{32})")
 
 
 class CallbackUrls:
-    """Makes and reads the secret part of a URL that belongs to one call."""
+    """Makes the callback URLs of calls, and reads their secret parts."""
 
     def __init__(self, key: bytes, prefix: str) -> None:
         self._key = key
         self._prefix = prefix
 
-    def url_of(self, name: CallId) -> str:
-        """Make the URL of a call."""
-        return f"{self._prefix}{name.verification_id}.{name.call_number}.{self._mac(name)}"
+    def url_of(self, call_id: CallId) -> str:
+        """Return the URL of a call."""
+        return f"{self._prefix}{call_id.verification_id}.{call_id.call_number}.{self._mac(call_id)}"
 
     def read(self, secret: str) -> CallId | None:
-        """Return which call a secret belongs to, if it was made here; compared in constant time."""
+        """Return the call that a secret belongs to, or None if it is not one of ours; compared in constant time."""
         match = _SECRET.fullmatch(secret)
         if not match:
             return None
-        name = CallId(match[1], int(match[2]))
-        return name if hmac.compare_digest(match[3], self._mac(name)) else None
+        call_id = CallId(match[1], int(match[2]))
+        return call_id if hmac.compare_digest(match[3], self._mac(call_id)) else None
 
-    def _mac(self, name: CallId) -> str:
-        """Authenticate a name by 128 bits of HMAC-SHA256 (RFC 2104, section 5, on shortening)."""
-        return hmac.digest(self._key, f"{name.verification_id}.{name.call_number}".encode(), hashlib.sha256).hex()[:32]
+    def _mac(self, call_id: CallId) -> str:
+        """Return 128 bits of HMAC-SHA256 (RFC 2104, section 5, on truncation)."""
+        text = f"{call_id.verification_id}.{call_id.call_number}"
+        return hmac.digest(self._key, text.encode(), hashlib.sha256).hex()[:32]

@@ -1,4 +1,4 @@
-"""The code a person hears: how it is made, read back, and turned into the digest that is kept."""
+"""Codes: making them, reading what a person typed, and the keyed digests that are stored."""
 
 import hashlib
 import hmac
@@ -18,12 +18,12 @@ _CALLER = re.compile(r"(?:\+[0-9]{6,11}|[78]?[3-9][0-9]{5})([0-9]{4})")
 
 
 def make_code(length: int) -> str:
-    """Draw a code of ``length`` decimal digits, uniformly and from the system's secure source; zeros may lead."""
+    """Return a random code of ``length`` decimal digits, uniform, from the system's secure source; zeros may lead."""
     return f"{secrets.randbelow(10**length):0{length}d}"
 
 
 def normalize_code(text: str) -> str:
-    """Return the digits of a typed code; of a whole phone number its last four, which are the code of a flash call.
+    """Return the digits of a typed code; of a phone number the last four, which are the code of a flash call.
 
     Raises:
         ValueError: it is neither 4 to 6 digits nor a phone number.
@@ -41,23 +41,20 @@ def normalize_code(text: str) -> str:
 
 
 class CodeDigester:
-    """Turns codes into keyed digests (HMAC-SHA256): a plain hash of six digits is a million guesses, no hash at all.
+    """Computes keyed digests of codes (HMAC-SHA256), since a plain hash of six digits takes a million guesses.
 
-    New codes are digested under the first of ``secrets``; a code to be checked is digested under each, so that
-    codes given before a rotation still verify. The store binds the digest to the verification it was made for.
+    New codes are digested under the first of ``secrets``; a code to be checked is digested under each, so that codes
+    from before a rotation still verify.
     """
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self._keys = [derive_key(secret, "code") for secret in secrets]
 
     def digest(self, client: str, code: str) -> bytes:
-        """Digest a new code."""
-        return _digest(self._keys[0], client, code)
+        """Return the digest of a new code."""
+        return self.candidates(client, code)[0]
 
     def candidates(self, client: str, code: str) -> list[bytes]:
-        """Digest a code to be checked: one candidate for each key it may have been made under."""
-        return [_digest(key, client, code) for key in self._keys]
-
-
-def _digest(key: bytes, client: str, code: str) -> bytes:
-    return hmac.digest(key, f"{client}\0{code}".encode(), hashlib.sha256)
+        """Return the digests of a code to be checked, one for each key."""
+        text = f"{client}\0{code}".encode()
+        return [hmac.digest(key, text, hashlib.sha256) for key in self._keys]

@@ -1,4 +1,4 @@
-"""What happens, told as facts to whoever counts: metrics and statistics hang here. Test numbers are not told of."""
+"""The domain events, from which metrics and statistics are counted. Test numbers publish none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from app.verification.model import CallStatus, Status
 
 @dataclass(frozen=True, slots=True)
 class VerificationStarted:
-    """A new verification, by its first call; not a resend."""
+    """A new verification was started; not published for a resend."""
 
     channel: Channel
 
 
 @dataclass(frozen=True, slots=True)
 class CallPlaced:
-    """A call that was placed (``initiated``), or may have been (``unconfirmed``)."""
+    """A call was placed (``initiated``), or may have been (``unconfirmed``)."""
 
     channel: Channel
     status: CallStatus
@@ -25,7 +25,7 @@ class CallPlaced:
 
 @dataclass(frozen=True, slots=True)
 class CallRefused:
-    """A call that the provider did not place, or for which it was not even asked."""
+    """The provider did not place a call, or was not asked because it is known to be unavailable."""
 
     channel: Channel
     error: ProviderError
@@ -33,7 +33,7 @@ class CallRefused:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """A call reached a final state; told once for each call."""
+    """A call reached a final state; published once for each call."""
 
     channel: Channel
     status: CallStatus
@@ -41,28 +41,28 @@ class CallEnded:
 
 @dataclass(frozen=True, slots=True)
 class UnknownCallStatus:
-    """The provider told the state of a call in a word that is not known here; it reads as still under way."""
+    """The provider reported a call status that is not known here; the call counts as still in progress."""
 
     channel: Channel
 
 
 @dataclass(frozen=True, slots=True)
 class LimitHit:
-    """A start or a check that a limit refused, ``call_cooldown`` and ``fraud_guard`` among them."""
+    """A limit refused a start or a check; ``call_cooldown`` and ``fraud_guard`` are among the names."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class CodeChecked:
-    """A check that was evaluated: ``verified``, ``pending`` (a wrong code) or ``locked`` (the last wrong one)."""
+    """A check was evaluated: ``verified``, ``pending`` (a wrong code) or ``locked`` (the last wrong one)."""
 
     status: Status
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationCanceled:
-    """A verification was called off."""
+    """A verification was canceled."""
 
 
 DomainEvent = (
@@ -77,4 +77,4 @@ DomainEvent = (
 )
 
 Publish = Callable[[DomainEvent], None]
-"""Is told what happens; returns at once and raises nothing."""
+"""Publishes an event; returns at once and raises nothing."""

@@ -1,33 +1,46 @@
-"""What can go wrong, told in facts; the HTTP edge decides which status each becomes.
+"""The errors of the domain. They carry facts; the HTTP edge decides which status each becomes.
 
 VerificationError
-├── PhoneNotCallable          the number is not one that this service calls
-├── NotAllowed                a well-formed value that the settings do not allow
-├── CallCooldown              too soon after the last call to this phone
-├── RateLimited               a limit, by its name
-├── CallBudgetExhausted       all calls that everybody together may have in a day were placed
-├── VerificationNotFound      unknown, expired, or somebody else's: deliberately one error
-├── VerificationAlreadyUsed   its code was right once before
-├── VerificationCanceled      it was called off
-├── CodeRequired              a check without a code, by phone or of a verification that has one
-├── CodeNotExpected           a check with a code of a verification that has none
-├── CodeTooShortOrLong        a check with a code of another length
-├── VerificationLocked        too many wrong codes
-├── ProviderError             the provider could not do what it was asked
-│   ├── ProviderRejected      it understood and said no
-│   ├── ProviderUnavailable   it was not reached, or made no sense
-│   └── BalanceTooLow         the account cannot pay for the call
-├── TokenInvalid              not a token of this service for this client and purpose
-├── TokenExpired              it was one
-├── TokenAlreadyRedeemed      it was accepted before
-└── StoreUnavailable          Redis could not do what it was asked
+├── PhoneNotCallable             the number is not one that this service calls
+├── NotAllowed                   a well-formed value that the settings do not allow
+├── VerificationNotFound         unknown, expired, or another client's: deliberately one error
+├── VerificationAlreadyUsed      it has succeeded before
+├── VerificationAlreadyCanceled  it was canceled before
+├── CodeRequired                 a check without a code, by phone or of a verification that has one
+├── CodeNotExpected              a check with a code, of a verification that has none
+├── CodeTooShortOrLong           a check with a code of another length
+├── IdempotencyKeyReused         the key came before with another body (in idempotency.py)
+├── RetryLater                   refused for ``retry_after`` seconds
+│   ├── LimitReached             a limit, by its name
+│   │   ├── CallCooldown         too soon after the last call to this phone
+│   │   ├── CallBudgetExhausted  the calls of a day, of all clients together, are used up
+│   │   └── RateLimited          any other limit
+│   ├── VerificationLocked       too many wrong codes
+│   ├── IdempotencyInProgress    the first request with the key is in progress (in idempotency.py)
+│   └── TooManyListeners         no event stream is free (in event_stream.py)
+├── ProviderError                the provider did not place a call, or gave no data
+│   ├── ProviderRejected         it refused the request
+│   ├── ProviderUnavailable      it was not reached, or its answer was unreadable; also a RetryLater
+│   └── BalanceTooLow            the account cannot pay for the call
+├── TokenInvalid                 not a token of this service for this client and purpose
+├── TokenExpired                 the token has expired
+├── TokenAlreadyRedeemed         the token was redeemed before
+└── StoreUnavailable             Redis did not run a command, or its reply was lost
 """
 
 from enum import StrEnum
 
 
 class VerificationError(Exception):
-    """Base of every error that a caller of the service can act on."""
+    """Base of all errors that a caller can act on."""
+
+
+class RetryLater(VerificationError):
+    """Base of the errors that end in ``retry_after`` seconds."""
+
+    def __init__(self, *facts: object, retry_after: int) -> None:
+        super().__init__(*(facts or (retry_after,)))
+        self.retry_after = retry_after
 
 
 class PhoneReason(StrEnum):
@@ -40,7 +53,7 @@ class PhoneReason(StrEnum):
 
 
 class PhoneNotCallable(VerificationError):
-    """The number is not a Russian mobile number that the settings allow to be called."""
+    """The number is not a Russian mobile number, or the settings exclude it."""
 
     def __init__(self, reason: PhoneReason) -> None:
         super().__init__(reason)
@@ -48,7 +61,7 @@ class PhoneNotCallable(VerificationError):
 
 
 class NotAllowed(VerificationError):
-    """The request field ``field`` names something that the settings do not allow."""
+    """The request field ``field`` has a value that the settings do not allow."""
 
     def __init__(self, field: str, allowed: frozenset[str]) -> None:
         super().__init__(field)
@@ -56,93 +69,82 @@ class NotAllowed(VerificationError):
         self.allowed = allowed
 
 
-class CallCooldown(VerificationError):
-    """The phone was called less than a cooldown ago; ``retry_after`` is in seconds.
+class LimitReached(RetryLater):
+    """Base of the errors of limits; ``limit`` is the name."""
 
-    ``verification_id`` is the one that the start named, if it did.
-    """
+    limit: str
+
+
+class CallCooldown(LimitReached):
+    """The phone was called less than a cooldown ago. ``verification_id`` is that of the request, if it is a resend."""
 
     limit = "call_cooldown"
 
     def __init__(self, *, retry_after: int, verification_id: str | None) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+        super().__init__(retry_after=retry_after)
         self.verification_id = verification_id
 
 
-class RateLimited(VerificationError):
-    """The limit named ``limit`` is used up; ``retry_after`` is in seconds."""
+class RateLimited(LimitReached):
+    """The limit named ``limit`` is used up."""
 
     def __init__(self, *, limit: str, retry_after: int) -> None:
-        super().__init__(limit)
+        super().__init__(limit, retry_after=retry_after)
         self.limit = limit
-        self.retry_after = retry_after
 
 
-class CallBudgetExhausted(VerificationError):
-    """The calls of a day, everybody's together, are used up; ``retry_after`` is in seconds."""
+class CallBudgetExhausted(LimitReached):
+    """The calls of a day, of all clients together, are used up."""
 
     limit = "calls_per_day"
 
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
-
 
 class VerificationNotFound(VerificationError):
-    """No such verification for this client: never was, expired, or belongs to another client."""
+    """The verification does not exist, has expired, or belongs to another client."""
 
 
 class VerificationAlreadyUsed(VerificationError):
-    """The verification succeeded before; its code is spent."""
+    """The verification has succeeded before."""
 
 
-class VerificationCanceled(VerificationError):
-    """The verification was canceled; no code of it verifies any more."""
+class VerificationAlreadyCanceled(VerificationError):
+    """The verification was canceled before."""
 
 
 class CodeRequired(VerificationError):
-    """A check came without a code, and there is no call that the person was to make."""
+    """The check has no code, and the verification is not a reverse call."""
 
 
 class CodeNotExpected(VerificationError):
-    """A check came with a code, and there is none: the person is to call."""
+    """The check has a code, and the verification is a reverse call, which has none."""
 
 
 class CodeTooShortOrLong(VerificationError):
-    """No code that could be checked is as long; ``lengths`` are theirs."""
+    """No valid code has as many digits; ``lengths`` are those that they have."""
 
     def __init__(self, lengths: frozenset[int]) -> None:
         super().__init__(sorted(lengths))
         self.lengths = lengths
 
 
-class VerificationLocked(VerificationError):
-    """The budget of checks is used up; ``retry_after`` seconds until a new verification can be started."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+class VerificationLocked(RetryLater):
+    """No check is left. A new verification can be started after ``retry_after`` seconds."""
 
 
 class ProviderError(VerificationError):
-    """The provider could not do what it was asked."""
+    """The provider did not do what the request asked for."""
 
 
 class ProviderRejected(ProviderError):
-    """The provider understood the request and refused it; ``message`` is its own word, without secrets."""
+    """The provider refused the request; ``message`` is its own text, without secrets."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
 
 
-class ProviderUnavailable(ProviderError):
-    """The provider was not reached or did not answer sensibly; worth another try in ``retry_after`` seconds."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+class ProviderUnavailable(ProviderError, RetryLater):
+    """The provider was not reached, or its answer was unreadable."""
 
 
 class BalanceTooLow(ProviderError):
@@ -150,19 +152,19 @@ class BalanceTooLow(ProviderError):
 
 
 class TokenInvalid(VerificationError):
-    """Not a token of this service for this client and purpose: forged, foreign and garbage are one error."""
+    """Not a token of this service for this client and purpose: forged, foreign or malformed, one error for all."""
 
 
 class TokenExpired(VerificationError):
-    """The token was good once; its time is over."""
+    """The token has expired."""
 
 
 class TokenAlreadyRedeemed(VerificationError):
-    """The token was redeemed before; it proves nothing a second time."""
+    """The token was redeemed before."""
 
 
 class StoreFailure(StrEnum):
-    """Why Redis could not do what it was asked."""
+    """Why Redis did not run a command."""
 
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
@@ -179,7 +181,7 @@ class StoreFailure(StrEnum):
 
 
 class StoreUnavailable(VerificationError):
-    """Redis could not do what it was asked; after a time-out or a lost connection it may have done it."""
+    """Redis did not run a command; after a timeout or a lost connection it may have run it."""
 
     def __init__(self, reason: StoreFailure = StoreFailure.OTHER) -> None:
         super().__init__(reason)

@@ -1,37 +1,28 @@
-"""What the HTTP edge asks of the store so that it can tell of a change when it happens."""
+"""The port through which event streams learn of changes."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from app.verification.errors import VerificationError
+from app.verification.errors import RetryLater
 
 
-class TooManyListeners(VerificationError):
-    """As many listen as may, to one verification, for one client or in all; try again in ``retry_after`` s."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+class TooManyListeners(RetryLater):
+    """The limit on event streams of a verification, of a client or in all is reached."""
 
 
 class Feed(Protocol):
-    """Tells one listener that a verification may have changed."""
+    """Signals one listener that a verification may have changed."""
 
     async def changed(self, seconds: float) -> bool:
-        """Wait for a change, at most so many seconds; several at once are told as one.
+        """Wait for changes, at most so many seconds; several at once are one signal.
 
-        True may be told without a change (messages may have been lost), false with one (the store may be away): only
-        reading tells.
+        True may come without a change (messages may have been lost), False with one (the store may be away): read the
+        verification to know.
         """
-        ...
 
 
 class Changes(Protocol):
-    """Tells of the changes of verifications, whoever makes them."""
+    """Signals the changes of verifications, from all workers."""
 
     def listen(self, verification_id: str, *, client: str) -> AbstractAsyncContextManager[Feed]:
-        """Listen to one verification for a client, from entering to leaving. A change after entering is told.
-
-        Raises TooManyListeners on entering.
-        """
-        ...
+        """Listen to one verification for a client, from entering to leaving. Raise TooManyListeners on entering."""

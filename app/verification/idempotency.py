@@ -1,4 +1,4 @@
-"""What the HTTP edge asks of the store so that a repeated request is answered again and not done again."""
+"""Idempotency: the port that stores answers by the key of their request, and the journal of a start."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,24 +6,22 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from app.verification.deferred import DeferredWrites
-from app.verification.errors import VerificationError
+from app.verification.errors import RetryLater, VerificationError
+from app.verification.model import Started
+from app.verification.ports import CallId
 
 
 class IdempotencyKeyReused(VerificationError):
-    """The key came before, with another body."""
+    """The key was used before, with another body."""
 
 
-class IdempotencyInProgress(VerificationError):
-    """The first request with this key is still under way; ask again in ``retry_after`` seconds."""
-
-    def __init__(self, *, retry_after: int) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
+class IdempotencyInProgress(RetryLater):
+    """The first request with this key is still in progress; retry in ``retry_after`` seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotentRequest:
-    """A request that may be repeated: two are the same if client, route and key are. The body may hold a code."""
+    """A request with an idempotency key. Two with the same client, route and key are the same. May hold a code."""
 
     client: str
     route: str
@@ -33,7 +31,7 @@ class IdempotentRequest:
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer as it was given, and as it will be given again. The body may hold a phone."""
+    """The stored answer to a request. The body may hold a phone."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,11 +40,10 @@ class KeptAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to do what a request asks: ``name`` says which request, and ``token`` that it is one's own.
+    """The exclusive right to process the request ``name``; ``token`` proves its possession.
 
-    ``fingerprint`` is a keyed digest of the request, its key and body included. ``begun`` is what somebody noted who
-    held the claim before and died over it. After ``begin_before``, by the store's clock, nothing is begun any more:
-    whoever asked for it has given up.
+    ``fingerprint`` is a keyed digest of the request, with its key and body. ``begun`` is the note of an earlier holder
+    that died. After ``begin_before``, by the store's clock, nothing may begin any more: the client has given up.
     """
 
     name: str
@@ -57,33 +54,26 @@ class Claim:
 
 
 class IdempotencyStore(Protocol):
-    """Keeps answers by the key of their request; each method is one atomic step. All raise StoreUnavailable.
+    """Stores answers by the key of their request; each method is one atomic step. All raise StoreUnavailable.
 
-    A claim is given up by ``keep`` or ``release``, and by itself once whoever holds it must have died. Neither
-    method touches a claim that somebody else has taken over by then.
+    A claim ends with ``keep`` or ``release``, or expires once its holder must have died. Neither method changes a claim
+    that another request has taken over by then.
     """
 
     async def claim(self, request: IdempotentRequest) -> Claim | KeptAnswer:
-        """Claim a request, or return the answer that it was given before.
-
-        Raises IdempotencyKeyReused or IdempotencyInProgress.
-        """
-        ...
+        """Claim a request, or return its stored answer. Raise IdempotencyKeyReused or IdempotencyInProgress."""
 
     async def begin(self, claim: Claim, note: str) -> bool:
-        """Note what is about to be done, for whoever claims the request if this process dies, and extend the claim.
+        """Store a note of what is about to be done, for the next holder if this process dies, and extend the claim.
 
-        False if somebody else has taken it over: then it must not be done.
+        Return False if another request has taken the claim over: then it must not be done.
         """
-        ...
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
-        """Keep the answer of a claimed request; false if the claim was lost, and nothing is kept."""
-        ...
+        """Store the answer to a claimed request. Return False, and store nothing, if the claim was lost."""
 
     async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
-        """Let the request be made again: nothing was done; or, where the note is kept, what it names may have been."""
-        ...
+        """Give up a claim, so that the request may be repeated. Keep the note if what it names may have been done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +83,36 @@ class Idempotency:
     store: IdempotencyStore
     deferred: DeferredWrites
     store_timeout: float
+
+
+class StartJournal(Protocol):
+    """The record of a start with an idempotency key, so that its repetition places no second call."""
+
+    async def claim(self) -> CallId | None:
+        """Claim the request; return the call that an earlier request began before it died.
+
+        Raise IdempotencyKeyReused, IdempotencyInProgress, StoreUnavailable, or an error with the stored answer.
+        """
+
+    async def begin(self, call_id: CallId) -> None:
+        """Note the call that is about to be placed; it must not be placed without the note.
+
+        Raise StoreUnavailable, or IdempotencyInProgress if another request has taken the claim over.
+        """
+
+    async def release(self) -> None:
+        """Let the request be repeated: no call was placed. Idempotent. Raise StoreUnavailable."""
+
+    async def abandon(self) -> None:
+        """Let the request be repeated, and resume the call that was noted. Raise StoreUnavailable."""
+
+    async def keep(self, started: Started) -> None:
+        """Store the answer. Raise nothing."""
+
+
+class NoJournal:
+    """The journal of a start without an idempotency key."""
+
+    async def _do_nothing(self, *_: object) -> None: ...
+
+    claim = begin = release = abandon = keep = _do_nothing

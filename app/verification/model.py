@@ -1,10 +1,10 @@
-"""What a verification is: its states, its calls, and what a provider can answer when asked to place one."""
+"""A verification and its calls, the results of starting and checking it, and the outcomes of placing a call."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from math import ceil
-from typing import Self
+from typing import ClassVar, Self
 
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
@@ -36,12 +36,12 @@ class CallStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """A call in this state stays in it."""
+        """Whether the call has ended."""
         return self is CallStatus.COMPLETED or self.is_unanswered
 
     @property
     def is_unanswered(self) -> bool:
-        """The call is over, and nobody heard a code in it."""
+        """Whether the call has ended without being answered."""
         return self in {CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED}
 
 
@@ -54,7 +54,7 @@ class Lang(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CallState:
-    """The provider's word on a call. ``provider_status`` is set where it used a word that we do not know."""
+    """The state of a call. ``provider_status`` is the provider's own text, where it is not a known status."""
 
     status: CallStatus
     provider_status: str | None = None
@@ -62,10 +62,11 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a verification. ``serial`` is never used twice within it; ``ref`` is the provider's own name.
+    """One call of a verification.
 
-    ``dial`` is the number that the person is to call, for a ``reverse_call``. ``expires_at`` is when nothing of this
-    call verifies any more. ``limits_token`` names the event under which it was counted, if it may be given back.
+    ``call_number`` is unique within it; ``ref`` is the provider's id of the call. ``dial`` is the number that the
+    person is to call, for a ``reverse_call``. ``expires_at`` is when its code expires. ``limits_token`` names the event
+    that was counted for it in the limits, if it may have to be refunded.
     """
 
     call_number: int
@@ -79,9 +80,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A verification as the store saw it at ``observed_at``, by the store's clock. ``calls`` are oldest first.
+    """A verification as it was at ``observed_at``, by the store's clock. ``calls`` are oldest first.
 
-    ``channel`` and ``code_length`` (none: there is no code) are those of the latest call. ``version`` grows with each
+    ``channel`` and ``code_length`` (None: there is no code) are those of the latest call. ``version`` grows with each
     change.
     """
 
@@ -105,55 +106,54 @@ class Verification:
 
     @property
     def status(self) -> Status:
-        """``failed`` once no call is left and none of those placed can have been heard; else as stored."""
-        if self.stored_status is Status.PENDING and not self.calls_left and self._none_heard:
+        """``failed`` once no call is left and none of those placed was answered; else as stored."""
+        unanswered = all(call.state.status.is_unanswered for call in self.calls)
+        if self.stored_status is Status.PENDING and not self.calls_left and unanswered:
             return Status.FAILED
         return self.stored_status
 
     @property
-    def _none_heard(self) -> bool:
-        return all(call.state.status.is_unanswered for call in self.calls)
-
-    @property
     def latest_call(self) -> Call | None:
-        """The last call, if any was placed."""
+        """The last call, or None if none was placed."""
         return self.calls[-1] if self.calls else None
 
     def call(self, call_number: int) -> Call | None:
-        """Return a call of this verification, if there is one with this serial."""
+        """Return the call with this number, or None."""
         return next((call for call in self.calls if call.call_number == call_number), None)
 
     @property
     def expires_in(self) -> int:
-        """Whole seconds until the last code given expires."""
+        """Whole seconds until the latest code expires."""
         return self._seconds_until(self.expires_at)
 
     @property
     def resend_in(self) -> int | None:
-        """Whole seconds until another call may be asked for; none if there will be none in this verification."""
+        """Whole seconds until a resend is allowed; None if this verification allows no other call."""
         if self.stored_status is not Status.PENDING or not self.calls_left:
             return None
         return self._seconds_until(self.resend_at) if self.resend_at else 0
 
     def with_latest_call(self, state: CallState, ref: str | None, dial: Phone | None = None) -> Self:
-        """Show the latest call in another state than the store knows of yet."""
+        """Return a copy whose latest call has the given state."""
         return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state, ref=ref, dial=dial)))
 
-    def without_lost_calls(self, *, lifetime: timedelta, patience: timedelta) -> Self:
-        """Show calls of which nothing was heard although the provider's time is over as ``unconfirmed``.
+    def without_lost_calls(self, *, lifetime: timedelta, call_timeout: timedelta) -> Self:
+        """Return a copy in which calls without an outcome are ``unconfirmed`` once ``call_timeout`` has passed.
 
-        Whoever placed them has died, before or after it did.
+        The process that was placing such a call has died, before or after the provider was asked.
         """
-        return replace(self, calls=tuple(self._told(call, lifetime - patience) for call in self.calls))
-
-    def _told(self, call: Call, left: timedelta) -> Call:
-        lost = (
-            call.state.status is CallStatus.INITIATED
+        unconfirmed = CallState(CallStatus.UNCONFIRMED)
+        newest_lost = self.observed_at + lifetime - call_timeout  # by the expiry of its code
+        calls = (
+            replace(call, state=unconfirmed)
+            if call.state.status is CallStatus.INITIATED
             and call.ref is None
             and call.expires_at is not None
-            and call.expires_at - self.observed_at < left
+            and call.expires_at < newest_lost
+            else call
+            for call in self.calls
         )
-        return replace(call, state=CallState(CallStatus.UNCONFIRMED)) if lost else call
+        return replace(self, calls=tuple(calls))
 
     def _seconds_until(self, moment: datetime) -> int:
         return max(0, ceil((moment - self.observed_at).total_seconds()))
@@ -161,36 +161,82 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A verification whose call was placed, or may have been, and what remains of the limits it counts against."""
+    """A verification whose call was placed, or may have been, and what remains of the limits that it counts against."""
 
     verification: Verification
     quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """What became of one evaluated code: ``verified``, ``pending`` (wrong, try again) or ``locked`` (wrong, the last).
-
-    ``phone`` and ``purpose`` are told only for the right code, ``retry_after`` (seconds) only when locked. A check that
-    ``is_repeated`` had verified before, and its answer was lost.
-    """
+class _Check:
+    """An evaluated check, and what remains of the limits on failed checks."""
 
     verification_id: str
-    status: Status
-    checks_left: int = 0
-    purpose: str | None = None
-    phone: Phone | None = None
-    retry_after: int | None = None
     quotas: tuple[Quota, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckPassed(_Check):
+    """The code was right, or the person has made the reverse call.
+
+    ``is_repeated``: the same request had passed before, and its answer was lost.
+    """
+
+    status: ClassVar = Status.VERIFIED
+    phone: Phone
+    purpose: str
     test: bool = False
     is_repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """What a token proves: that somebody held ``phone``, for ``purpose``; nothing any more from ``expires_at`` on.
+class WrongCode(_Check):
+    """The code was wrong; ``checks_left`` more may be tried."""
 
-    That of a test number (``test``) proves nothing.
+    status: ClassVar = Status.PENDING
+    checks_left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(_Check):
+    """The person has not made the reverse call yet."""
+
+    status: ClassVar = Status.PENDING
+    checks_left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked(_Check):
+    """The code was wrong and the last that could be tried; ``retry_after`` seconds until a new start is allowed."""
+
+    status: ClassVar = Status.LOCKED
+    retry_after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified(_Check):
+    """The check passed; ``token`` is the signed proof of it, valid for ``token_lifetime``."""
+
+    status: ClassVar = Status.VERIFIED
+    phone: Phone
+    purpose: str
+    token: str
+    token_lifetime: timedelta
+    test: bool = False
+
+
+CheckOutcome = CheckPassed | WrongCode | Waiting | Locked
+"""The outcome of a check in the store."""
+
+CheckResult = Verified | WrongCode | Waiting | Locked
+"""The result of a check for the caller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a token proves until ``expires_at``: possession of ``phone``, for ``purpose``.
+
+    The token of a test number (``test``) proves nothing.
     """
 
     phone: Phone
@@ -202,10 +248,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The provider took the call and named it ``call_ref``.
+    """The provider accepted the call; ``call_ref`` is its id there.
 
-    ``code`` is set where the provider chose it: then it counts, whatever was asked for. ``operator`` is the phone's, as
-    the provider says; ``dial`` the number to be called, for a ``reverse_call``.
+    ``code`` is set where the provider chose it, and replaces the one that was sent. ``operator`` is the phone's, by the
+    provider's data; ``dial`` is the number to call, for a ``reverse_call``.
     """
 
     call_ref: str
@@ -216,16 +262,16 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The call definitely did not happen; ``error`` says why."""
+    """The call was definitely not placed; ``error`` says why."""
 
     error: ProviderError
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The request was sent and no clear answer came: the call may have happened. ``why`` is for the log.
+    """The request was sent and no clear answer came: the call may have been placed. ``why`` is for the log.
 
-    ``call_ref`` is set where the call can be looked up all the same.
+    ``call_ref`` is set where the status of the call can be fetched nevertheless.
     """
 
     why: str

@@ -1,4 +1,4 @@
-"""Which phone numbers are called: Russian mobile numbers, in whatever way people spell them."""
+"""Phone numbers: parsing any spelling of a Russian mobile number, and masking."""
 
 import re
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _KAZAKH = ("6", "7")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared co
 
 @dataclass(frozen=True, slots=True)
 class Phone:
-    """A phone number in E.164. Prints masked, so that no log line or traceback gives it away."""
+    """A phone number in E.164. Prints masked, so that no log line or traceback contains it."""
 
     e164: str
 
     @property
     def masked(self) -> str:
-        """The number as people may see it: ``+7900•••4567``."""
+        """The number without its middle digits: ``+7900•••4567``."""
         return f"{self.e164[:5]}•••{self.e164[-4:]}"
 
     def __str__(self) -> str:
@@ -35,14 +35,14 @@ class Phone:
 
 
 def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_prefixes: tuple[str, ...] = ()) -> Phone:
-    """Read any human spelling of a Russian mobile number.
+    """Parse any spelling of a Russian mobile number.
 
-    Validity alone is not asked for: ``+7`` is shared with Kazakhstan, and a toll-free, premium or fixed line is a
-    valid number that must not be called (numbering plan as kept by the ``phonenumbers`` library).
+    A valid number is not enough: ``+7`` is shared with Kazakhstan, and toll-free, premium and fixed lines must not be
+    called (numbering plan of the ``phonenumbers`` library).
 
     Raises:
-        PhoneNotCallable: it is no number, not Russian, not a mobile, or begins with one of ``denied_prefixes`` and
-            with none of ``allowed_prefixes``.
+        PhoneNotCallable: not a number, not Russian, not a mobile, or denied: it begins with one of ``denied_prefixes``
+            and with none of ``allowed_prefixes``.
 
     """
     number = _parse(text)
@@ -68,7 +68,7 @@ def _parse(text: str) -> phonenumbers.PhoneNumber:
 
 
 def _is_foreign(number: phonenumbers.PhoneNumber) -> bool:
-    if number.country_code != 7:  # noqa: PLR2004 - the country code of Russia, and the sense of this line
+    if number.country_code != 7:  # noqa: PLR2004 - the country code of Russia
         return True
     national = str(number.national_number)
     return len(national) == 10 and national.startswith(_KAZAKH)  # noqa: PLR2004 - digits of a national number

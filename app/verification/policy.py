@@ -1,19 +1,20 @@
-"""The rules of a verification: how long, how often, how many."""
+"""The rules of verifications: lifetimes, cooldowns, numbers of calls and checks, and limits. Defaults: the settings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from app.verification.channels import Channel
+from app.verification.errors import NotAllowed
 from app.verification.fraud_guard import range_of
-from app.verification.phone import Phone
+from app.verification.phone import Phone, parse_phone
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most ``count`` events in any window of length ``period``; callers know it by its ``name``."""
+    """At most ``count`` events in any window of length ``period``. Clients see its ``name``."""
 
     name: str
     count: int
@@ -22,10 +23,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """One event against a limit, of whoever or whatever is counted: an address, a range of numbers, a client."""
+    """One event that counts against a limit for ``subject``: an address, a range of numbers, a client."""
 
     limit: Limit
-    of: str
+    subject: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,51 +39,59 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the settings allow.
+    """The rules for the verifications of one client.
 
     ``cooldowns`` are the pauses after the first, second, … call to a phone; the last one holds for all later calls.
-    A phone's streak of calls is forgotten once the longest cooldown has passed after the pause itself, so waiting for
-    that is never faster than obeying it.
+    The count of a phone starts anew once the longest cooldown has passed after the pause itself, so waiting for that is
+    never faster than obeying it.
 
-    ``channels`` are those that may be used, the first of them first; ``operator_channels`` come before them for the
-    phones of an operator. ``flash_call_checks`` is the budget of guesses at a code of four digits. Nobody dials the
-    number of a reverse call before ``earliest_dial``. ``patience`` is how long placing a call may
-    take, however many channels are tried.
+    ``channels`` are those allowed, in order of preference; ``operator_channels`` come first for the phones of an
+    operator. ``checks`` is the number of checks of a verification, ``flash_call_checks`` that of a flash call (a code
+    of four digits). A reverse call cannot be confirmed before ``earliest_dial`` has passed. ``call_timeout`` is how
+    long placing a call may take, over all channels that are tried. ``repeat`` is how often a voice says the code.
     """
 
-    code_length: int = 6
-    lifetime: timedelta = timedelta(minutes=5)
-    calls: int = 3
-    checks: int = 5
-    cooldowns: tuple[timedelta, ...] = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=300))
-    purposes: frozenset[str] = frozenset({"phone_verification", "password_reset", "login"})
-    channels: tuple[Channel, ...] = (Channel.VOICE,)
-    operator_channels: Mapping[str, Channel] = field(default_factory=dict)
-    denied_prefixes: tuple[str, ...] = ("+7940", "+7998")
-    allowed_prefixes: tuple[str, ...] = ()
-    repeat: int = 2
-    flash_call_checks: int = 3
-    earliest_dial: timedelta = timedelta(seconds=2)
-    patience: timedelta = timedelta(seconds=10)
+    code_length: int
+    lifetime: timedelta
+    calls: int
+    checks: int
+    cooldowns: tuple[timedelta, ...]
+    purposes: frozenset[str]
+    channels: tuple[Channel, ...]
+    operator_channels: Mapping[str, Channel]
+    denied_prefixes: tuple[str, ...]
+    allowed_prefixes: tuple[str, ...]
+    repeat: int
+    flash_call_checks: int
+    earliest_dial: timedelta
+    call_timeout: timedelta
 
-    calls_per_phone: tuple[Limit, ...] = (
-        Limit("calls_per_phone_hour", 5, HOUR),
-        Limit("calls_per_phone_day", 10, DAY),
-    )
-    calls_per_address: Limit = Limit("calls_per_address", 10, timedelta(minutes=10))
-    calls_per_range: Limit = Limit("calls_per_range", 30, HOUR)
-    calls_per_client: tuple[Limit, ...] = (Limit("calls_per_client", 600, timedelta(minutes=1)),)
-    calls_per_day: Limit = Limit("calls_per_day", 1000, DAY)
-    failed_checks_per_phone: Limit = Limit("failed_checks_per_phone", 50, DAY)
-    failed_checks_per_address: Limit | None = Limit("failed_checks_per_address", 100, timedelta(minutes=10))
-    failed_checks_per_client: Limit | None = Limit("failed_checks_per_client", 1000, timedelta(minutes=10))
-    test_starts_per_client: Limit = Limit("test_starts_per_client", 120, timedelta(minutes=1))
+    calls_per_phone: tuple[Limit, ...]
+    calls_per_address: Limit
+    calls_per_range: Limit
+    calls_per_client: tuple[Limit, ...]
+    calls_per_day: Limit
+    failed_checks_per_phone: Limit
+    failed_checks_per_address: Limit
+    failed_checks_per_client: Limit
+    test_starts_per_client: Limit
+
+    def require_allowed(self, purpose: str, channels: Collection[Channel] = ()) -> None:
+        """Return if a client may use them. Raise NotAllowed if not."""
+        if purpose not in self.purposes:
+            raise NotAllowed("purpose", self.purposes)
+        if not set(channels) <= set(self.channels):
+            raise NotAllowed("channel", frozenset(self.channels))
+
+    def parse_phone(self, text: str) -> Phone:
+        """Return the phone number, if it may be called. Raise PhoneNotCallable if not."""
+        return parse_phone(text, denied_prefixes=self.denied_prefixes, allowed_prefixes=self.allowed_prefixes)
 
     @property
     def failed_checks_per_phone_and_address(self) -> Limit:
-        """Of a phone's failed checks, those that may come from one address.
+        """The limit on a phone's failed checks from one address.
 
-        A third, so that one stranger cannot use them up; or what one verification can cost where that is more.
+        A third of all, so that one attacker cannot use them up; but at least what one verification may use.
         """
         whole = self.failed_checks_per_phone
         share = max(whole.count // 3, self.calls * max(self.checks_of(channel) for channel in self.channels))
@@ -96,36 +105,37 @@ class Policy:
         """Return how many checks a verification has."""
         return min(self.checks, self.flash_call_checks) if channel.rules.is_easily_guessed else self.checks
 
-    def for_calls(self, *, client: str, phone: Phone, address: str | None) -> Iterator[Allowance]:
-        """List what a call is counted against, beside the phone itself."""
-        if not phone.e164.startswith(self.allowed_prefixes):
-            yield Allowance(self.calls_per_range, range_of(phone))
-        yield from (Allowance(limit, client) for limit in self.calls_per_client)
-        yield Allowance(self.calls_per_day, "everybody")
-        if address:
-            yield Allowance(self.calls_per_address, address)
+    def for_calls(self, *, client: str, phone: Phone, address: str | None, test: bool = False) -> tuple[Allowance, ...]:
+        """Return what a call counts against, besides the phone itself. ``address`` is the end user's.
 
-    def for_test_calls(self, *, client: str) -> Iterator[Allowance]:
-        """List what a start for a test number is counted against: nobody is called, but Redis has to hold it."""
-        yield Allowance(self.test_starts_per_client, client)
+        A start for a test number places no call, but takes memory in Redis.
+        """
+        if test:
+            return (Allowance(self.test_starts_per_client, client),)
+        allowances = [Allowance(limit, client) for limit in self.calls_per_client]
+        allowances.append(Allowance(self.calls_per_day, "everybody"))
+        if not phone.e164.startswith(self.allowed_prefixes):
+            allowances.insert(0, Allowance(self.calls_per_range, range_of(phone)))
+        if address:
+            allowances.append(Allowance(self.calls_per_address, address))
+        return tuple(allowances)
 
     def for_failed_checks(self, *, client: str, address: str | None) -> Iterator[Allowance]:
-        """List what a failed check is counted against, beside the phone itself."""
-        if self.failed_checks_per_client:
-            yield Allowance(self.failed_checks_per_client, client)
-        if self.failed_checks_per_address and address:
+        """List what a failed check counts against, besides the phone itself."""
+        yield Allowance(self.failed_checks_per_client, client)
+        if address:
             yield Allowance(self.failed_checks_per_address, address)
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The rules for each client: its own, or those for everybody."""
+    """The rules of each client: its own, or the default."""
 
     default: Policy
     of_client: Mapping[str, Policy] = field(default_factory=dict)
 
     def for_client(self, client: str) -> Policy:
-        """Return the rules that hold for a client."""
+        """Return the rules of a client."""
         return self.of_client.get(client, self.default)
 
     async def gauges(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""What the domain asks of the world around it."""
+"""The ports of the domain: what the use cases need of Redis, of providers and of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from app.verification.model import (
     CallOutcome,
     CallState,
     CallStatus,
-    CheckResult,
+    CheckOutcome,
     Lang,
     Proof,
     ProviderAccount,
@@ -25,12 +25,11 @@ from app.verification.policy import Allowance, Policy, Quota
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCall:
-    """A call about to be placed: for whom, to whom, what for, and the digest of its code.
+    """A call about to be placed.
 
-    ``resend_of`` is the id of the verification that is called again; without it the call is of a new one. ``checks`` is
-    how many guesses the verification allows by this channel. ``address`` is the end user's. ``token`` is of the start
-    that places it, for ``refund``. ``test`` is a call that nobody places: it has no cooldown and counts against no
-    limit of the phone.
+    ``resend_of`` is the id of the verification of a resend. ``checks`` is the number of checks that this channel
+    allows. ``address`` is the end user's. ``token`` identifies the start, for ``refund``. ``test``: the phone is a test
+    number, without cooldown and limits.
     """
 
     client: str
@@ -48,7 +47,7 @@ class NewCall:
 
 @dataclass(frozen=True, slots=True)
 class CallId:
-    """Names one call of all: the verification that it belongs to, and its serial there."""
+    """The id of a call: its verification, and its number there."""
 
     verification_id: str
     call_number: int
@@ -58,17 +57,17 @@ class CallId:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` made of one."""
+        """Parse the result of ``str``."""
         verification_id, _, call_number = text.rpartition(":")
         return cls(verification_id, int(call_number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeCheck:
-    """A code to be checked: whose client, under which keys it may have been made, and from which address it came.
+    """A code to be checked: a digest for each key under which it may be stored, and its number of digits.
 
-    ``length`` is how many digits it has; of no code there are no candidates, and no length. ``retry_digest`` is a keyed
-    digest of the request, where it has an ``Idempotency-Key``: the check that verifies, repeated, verifies again.
+    A check without a code has no candidates and length 0. ``address`` is the end user's. ``retry_digest`` is a keyed
+    digest of the request, where it has an ``Idempotency-Key``: a check that passed, repeated with it, passes again.
     """
 
     client: str
@@ -80,10 +79,10 @@ class CodeCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallUpdate:
-    """What is known of a call: its state, and, if it was just placed, what came with the provider's answer.
+    """The new state of a call and, if it was just placed, the data of the provider's answer.
 
-    ``code_digest`` and ``code_length`` are of a code that the provider chose; ``limits_token`` names the event under
-    which the call was counted, where it may turn out later that it never was placed.
+    ``code_digest`` and ``code_length`` are those of a code that the provider chose; ``limits_token`` names the event
+    that was counted for the call in the limits, where it may turn out later that the call was never placed.
     """
 
     state: CallState
@@ -97,7 +96,7 @@ class CallUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A verification after a report on one of its calls, and whether the call has come to its end by this report."""
+    """A verification after the update of a call, and whether the call has ended by this update."""
 
     verification: Verification
     ended: bool
@@ -105,7 +104,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class CallHistory:
-    """What is known of a phone before another call: its operator, and the calls by which nobody was verified yet."""
+    """The operator of a phone, and its calls that have verified nobody yet."""
 
     operator: str | None
     calls: Sequence[tuple[Channel, CallStatus]]
@@ -113,14 +112,14 @@ class CallHistory:
 
 @dataclass(frozen=True, slots=True)
 class StartPreview:
-    """What a start would do: the call that it would place, and what was tried with the phone before."""
+    """The call that a start would place, and the history of the phone."""
 
-    name: CallId
+    call_id: CallId
     history: CallHistory
 
 
 class Confirmation(StrEnum):
-    """What became of a hook that says that a person dialled the number of a reverse call."""
+    """The result of a provider callback that reports that a person has dialled the number of a reverse call."""
 
     CONFIRMED = "confirmed"
     CONFIRMED_BEFORE = "confirmed_before"
@@ -130,191 +129,158 @@ class Confirmation(StrEnum):
 
 
 class VerificationStore(Protocol):
-    """Keeps verifications; each method is one atomic step. All raise StoreUnavailable."""
+    """Stores verifications; each method is one atomic step. All raise StoreUnavailable."""
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
-        """Return what a start would do, and change nothing. Raises as ``start`` does."""
-        ...
+        """Return what ``start`` would do, and change nothing. Raise as it does."""
 
-    async def start(self, name: CallId, call: NewCall, policy: Policy) -> Started:
-        """Store the digest of a call about to be placed, which ``preview_start`` named.
+    async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
+        """Store a call about to be placed, by the id from ``preview_start``, and count it in the limits of the phone.
 
-        A reverse call always is of a new verification, which is not found by phone, and of a phone there is one at a
-        time. Counts the call against the limits of the phone.
+        A reverse call belongs to a new verification, which ``check_by_phone`` does not find; a phone has one at a time.
 
-        Raises CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or ``failed_checks_per_…``:
+        Raise CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or ``failed_checks_per_…``:
         its code could not be checked) or VerificationNotFound (``resend_of`` is not pending, or not of this client,
         phone and purpose).
         """
-        ...
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Write what became of a call, which never goes back to an earlier stage.
-
-        Raises VerificationNotFound if it expired meanwhile.
-        """
-        ...
+        """Write the state of a call, which never goes back to an earlier one. Raise VerificationNotFound."""
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
-        """Write that the person dialled the number of a reverse call. Harmless when repeated."""
-        ...
+        """Record that ``caller`` has dialled the number of a reverse call. Idempotent."""
 
     async def refund(
-        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
     ) -> bool:
-        """Undo a call that did not happen: its code, its place in the count, its cooldown. Tells whether it was now.
+        """Delete a call that was not placed, with its code, counts and cooldown. Return False if it was gone already.
 
-        With a ``token`` only the call of that start is undone, and only before it is recorded as placed.
+        With a ``token`` only the call of that start is deleted, and only before it is recorded as placed.
         """
-        ...
 
-    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckResult:
-        """Count the check, compare, consume; a wrong one counts against the limits of failed checks too.
+    async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
+        """Compare a code with those of a verification, and count it if it is wrong.
 
-        Without candidates no code was given: whether the person has dialled is told, and consumed, and costs nothing.
-        The check that verified, repeated with its ``retry_digest``, verifies again.
+        Without candidates, see whether the person has made the reverse call; that counts nothing. A check that passed,
+        repeated with its ``retry_digest``, passes again.
 
-        Raises VerificationNotFound, VerificationAlreadyUsed, VerificationCanceled, VerificationLocked, RateLimited, or
-        CodeRequired, CodeNotExpected or CodeTooShortOrLong.
+        Raise VerificationNotFound, VerificationAlreadyUsed, VerificationAlreadyCanceled, VerificationLocked,
+        RateLimited, CodeRequired, CodeNotExpected or CodeTooShortOrLong.
         """
-        ...
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckResult:
-        """Do as ``check_by_id`` does, for all pending verifications of this phone and purpose that have a code.
+    async def check_by_phone(self, phone: Phone, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
+        """Compare a code with those of all pending verifications of the phone and purpose.
 
-        A right code verifies its own; a wrong one counts against the latest, and for the phone once for each live code.
+        A right code verifies the one that it belongs to; a wrong one counts against the latest, and for the phone once
+        for each code that it was compared with. Raise as ``check_by_id`` does.
         """
-        ...
 
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
-        """Read a verification of a client, or of whoever's it is. Raises VerificationNotFound."""
-        ...
+        """Return a verification of a client, or of any client without one. Raise VerificationNotFound."""
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
-        """Make a pending verification canceled (again: no change).
+        """Cancel a pending verification; a canceled one stays as it is.
 
-        Raises VerificationNotFound, VerificationAlreadyUsed or VerificationLocked.
+        Raise VerificationNotFound, VerificationAlreadyUsed or VerificationLocked.
         """
-        ...
 
     async def ping(self) -> None:
         """Return if the store answers."""
-        ...
 
 
 class RateLimiter(Protocol):
-    """Counts calls against limits over other things than the phone. All methods raise StoreUnavailable."""
+    """Counts calls against the limits on other subjects than the phone. All methods raise StoreUnavailable."""
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
-        """Return if each has room for one event; count nothing. Raises as ``acquire`` does."""
-        ...
+        """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
-        """Count one event, named by ``token``, against each.
-
-        Raises RateLimited or CallBudgetExhausted: one has no room; ``refund`` frees the others.
-        """
-        ...
+        """Count one event, identified by ``token``, in each. If one is full, raise LimitReached; then ``refund``."""
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
-        """Take the event back. Harmless when repeated, or when it was never counted."""
-        ...
+        """Uncount the event. Idempotent, also if it was never counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOrder:
-    """A call to be placed.
+    """A call to be placed by a provider.
 
-    ``name`` is this service's own and belongs to no other call. ``code`` is none where the channel needs none. ``lang``
-    and ``repeat`` are for a code that is spoken. ``within`` is how many seconds are left to
-    place it, where that is less than the sender has by itself.
+    ``code`` is None where the channel needs none. ``lang`` and ``repeat`` are for a code that is spoken. ``timeout`` is
+    in seconds, where it is shorter than the sender's own.
     """
 
-    name: CallId
+    call_id: CallId
     phone: Phone
     code: str | None
     lang: Lang
     repeat: int
-    within: float | None = None
+    timeout: float | None = None
 
 
 class CallSchedule(Protocol):
-    """Remembers which calls are to be looked up."""
+    """Schedules the following of calls. Raises StoreUnavailable."""
 
-    async def schedule(self, name: CallId, delay: timedelta) -> None:
-        """Have a call looked up after a while, and until it has ended. Raises StoreUnavailable."""
-        ...
+    async def schedule(self, call_id: CallId, delay: timedelta) -> None:
+        """Follow a call after ``delay`` (minutes at most) until it has ended; replaces an earlier schedule."""
 
 
 class CallSender(Protocol):
-    """One channel of one provider: places calls, and tells what became of them."""
+    """One channel of one provider: places calls and fetches their status."""
 
     @property
     def provider(self) -> str:
-        """Whose it is: a channel of another provider may work where this one does not."""
-        ...
+        """The name of the provider."""
 
     @property
     def supports_status(self) -> bool:
-        """Whether calls can be looked up."""
-        ...
+        """Whether the status of a call can be fetched."""
 
     def require_ready(self) -> None:
-        """Return if a call may be placed now, as far as that is known here without asking. Raises ProviderError."""
-        ...
+        """Return if a call may be placed now, as far as is known without a request. Raise ProviderError if not."""
 
     async def place(self, order: CallOrder) -> CallOutcome:
-        """Place a call, once. Never raises for what the provider or the network does."""
-        ...
+        """Place a call, once. Failures of the provider or the network are outcomes, not errors."""
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call, or none if it was never placed. Raises ProviderError."""
-        ...
+        """Return the state of a call, or None if it was never placed. Raise ProviderError."""
 
 
 class ProviderAccounts(Protocol):
-    """Tells of the account that pays for the calls."""
+    """The account at the provider that pays for the calls."""
 
     async def get_account(self) -> Sequence[ProviderAccount]:
-        """Return the accounts, without their tokens. Raises ProviderError."""
-        ...
+        """Return the accounts, without their tokens. Raise ProviderError."""
 
     async def get_balance(self) -> Decimal:
-        """Return the balance in RUB. Raises ProviderError."""
-        ...
+        """Return the balance in RUB. Raise ProviderError."""
 
 
 class ProofTokens(Protocol):
-    """Writes proofs down as signed tokens, and reads them back."""
+    """Signs and verifies proof tokens."""
 
     @property
     def lifetime(self) -> timedelta:
-        """How long a new token is good."""
-        ...
+        """How long a new token is valid."""
 
     @property
     def jwks(self) -> dict[str, Any]:
-        """The public keys, with which anybody verifies a token."""
-        ...
+        """The public keys, as a JWK Set (RFC 7517, section 5)."""
 
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
-        """Make the token that tells ``client`` of a verification that succeeded."""
-        ...
+        """Return the token for ``client`` of a verification that succeeded."""
 
     def verify(self, token: str, *, client: str) -> Proof:
-        """Read a token. Raises TokenInvalid or TokenExpired."""
-        ...
+        """Return the proof in a token. Raise TokenInvalid or TokenExpired."""
 
 
 class Redemptions(Protocol):
-    """Remembers which tokens were redeemed."""
+    """Stores which tokens were redeemed."""
 
     async def redeem(self, verification_id: str, expires_at: datetime) -> bool:
-        """Return whether this is the first redemption of a verification's token: true exactly once, however many ask.
+        """Return whether this is the first redemption of a verification's token: True exactly once.
 
-        Raises TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable: it may have been
-        the first.
+        Raise TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable (the token may have
+        been redeemed).
         """
-        ...

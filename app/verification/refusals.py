@@ -1,4 +1,4 @@
-"""The kinds of a provider's refusal: few words, for whoever counts them."""
+"""The kinds of provider errors, as metrics and statistics count them."""
 
 from collections.abc import Mapping
 
@@ -15,5 +15,5 @@ REFUSAL_KINDS = (*_KINDS.values(), _OTHER)
 
 
 def refusal_kind(error: ProviderError) -> str:
-    """Name the kind of a refusal: one of ``REFUSAL_KINDS``."""
-    return next((word for kind, word in _KINDS.items() if isinstance(error, kind)), _OTHER)
+    """Return the kind of an error: one of ``REFUSAL_KINDS``."""
+    return next((kind for error_type, kind in _KINDS.items() if isinstance(error, error_type)), _OTHER)

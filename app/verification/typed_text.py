@@ -1,15 +1,15 @@
-"""Reads the digits of a phone number or a code from what a person typed or pasted; the same rules for both."""
+"""Reads the digits of a phone number or a code from what a person typed or pasted."""
 
 import re
 import unicodedata
 
-# What people put between digits, after NFKC has made fullwidth and small forms ASCII: the punctuation that
-# libphonenumber takes in a number (PhoneNumberUtil, VALID_PUNCTUATION) without its "x", and the dots and bullets of
-# other keyboards. The dashes are a category of their own. A comma or a semicolon is left out: it begins an extension.
+# Punctuation between digits, after NFKC normalization: that of libphonenumber (PhoneNumberUtil, VALID_PUNCTUATION)
+# without its "x", and the dots and bullets of other keyboards. The dashes are a Unicode category of their own. A comma
+# or a semicolon is left out: it begins an extension.
 _PUNCTUATION = frozenset(".()[]/~\u2053\u223c\u2212\u30fc\u00b7\u2022\u2027\u2043\u2219\u22c5\u30fb")
 
-# What shows as nothing, or as a frame, and is neither a format character (Cf) nor white space: the combining grapheme
-# joiner, fillers, variation selectors, the braille blank, and the frame of a keycap emoji.
+# Invisible characters that are neither format characters (Cf) nor white space: the combining grapheme joiner, fillers,
+# variation selectors, the braille blank, and the frame of a keycap emoji.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u20e3\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"(\+?)\+*([0-9]+)")
 
 
 def drop_invisible(text: str) -> str:
-    """Return ``text`` without format characters (Cf), variation selectors and others that show as nothing."""
+    """Return ``text`` without format characters (Cf), variation selectors and other invisible characters."""
     if text.isascii():
         return text
     return "".join(char for char in _INVISIBLE.sub("", text) if unicodedata.category(char) != "Cf")
@@ -26,12 +26,12 @@ def drop_invisible(text: str) -> str:
 def read_digits(text: str) -> str:
     """Return the digits of ``text`` in ASCII, with ``+`` before them if the text begins with one.
 
-    A decimal digit of any script (Unicode's category Nd) is that digit. White space, punctuation between digits and
-    invisible characters are dropped. So a number copied from a contact list or typed on another keyboard reads as the
-    same number, and two numbers with different digits never read as one.
+    Decimal digits of any script (Unicode category Nd) count. White space, punctuation and invisible characters are
+    dropped, so a number copied from a contact list or typed on another keyboard reads as the same number, and two
+    numbers with different digits never read as one.
 
     Raises:
-        ValueError: it has no digit, or anything else: a letter, a fraction, a superscript, a plus between digits.
+        ValueError: no digit, or anything else: a letter, a fraction, a superscript, a plus between digits.
 
     """
     if text.isascii() and text.isdigit():  # as most are
@@ -43,7 +43,7 @@ def read_digits(text: str) -> str:
 
 
 def _read_character(char: str) -> str:
-    """Return an ASCII digit or a plus as such, nothing for what is dropped, and anything else as it is."""
+    """Return the ASCII digit or plus that a character stands for, "" if it is dropped, else the character."""
     if "0" <= char <= "9":
         return char
     category = unicodedata.category(char)

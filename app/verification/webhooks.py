@@ -1,4 +1,4 @@
-"""What clients are told of their verifications, and what the domain asks of the place where that waits for delivery."""
+"""Webhook events, and the ports of the outbox that holds them until delivery and of the dead letters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from app.verification.phone import Phone
 
 
 class EventType(StrEnum):
-    """What can happen that a client is told of."""
+    """The types of webhook events."""
 
     CREATED = "verification.created"
     VERIFIED = "verification.verified"
@@ -22,9 +22,9 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a verification of ``client``, with the facts of that moment. ``id`` is never reused.
+    """A webhook event of a verification of ``client``, with its data of that moment. ``id`` is never reused.
 
-    The words are those of whoever wrote it down, as text: a worker older than they are delivers it all the same.
+    ``type``, ``channel`` and the states are text, so that a worker of an older version delivers new ones as well.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """An event that is this worker's to deliver; ``attempts`` failed before, the last with ``error``."""
+    """An event taken for delivery; ``attempts`` failed before, the last with ``error``."""
 
     entry: str
     event: Event
@@ -61,10 +61,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """How delivery stands.
+    """The state of delivery.
 
-    ``lag`` is how long the oldest event has waited beyond its time (a pause before another try is no lag). ``queued``
-    are to be delivered now, those in flight included; ``retries`` wait for another try; ``dead`` were given up.
+    ``lag`` is how long the oldest event is overdue; a pause before a retry does not count. ``queued`` events are to be
+    delivered now, those in flight included; ``retries`` wait for a retry; ``dead`` were given up.
     """
 
     lag: timedelta
@@ -74,42 +74,35 @@ class Backlog:
 
 
 class Outbox(Protocol):
-    """Keeps events until they are delivered; each method is one atomic step. All raise StoreUnavailable.
+    """Stores events until they are delivered; each method is one atomic step. All raise StoreUnavailable.
 
-    An event that was taken and not settled, by ``done`` or ``set_aside``, is given to another worker after a while.
+    An event that was taken, and neither ``done`` nor ``set_aside``, is taken by another worker after a while.
     """
 
     async def take(self, count: int) -> Sequence[Delivery]:
         """Take up to ``count`` events that are to be delivered now."""
-        ...
 
     async def done(self, delivery: Delivery) -> None:
-        """Forget an event that was delivered, or that nobody wants."""
-        ...
+        """Delete an event that was delivered, or that no endpoint wants."""
 
     async def set_aside(self, delivery: Delivery, *, attempts: int, error: str, pause: timedelta | None) -> bool:
-        """Keep an event until after ``pause``; without one, among the dead letters.
+        """Retry an event after ``pause``; without one, make it a dead letter.
 
-        Returns whether it will be tried again: it may be dead all the same, where too many wait already.
+        Return whether it will be retried: it becomes a dead letter also where too many wait already.
         """
-        ...
 
     async def backlog(self) -> Backlog:
-        """Return how delivery stands; cheap."""
-        ...
+        """Return the state of delivery; cheap."""
 
 
 class DeadLetters(Protocol):
     """The events that were given up. All methods raise StoreUnavailable."""
 
     async def dead_letters(self) -> Sequence[DeadLetter]:
-        """List them, the oldest first."""
-        ...
+        """Return them, the oldest first."""
 
     async def resend(self, event_id: str) -> bool:
-        """Have one delivered again, with all attempts before it; false where there is none of that id."""
-        ...
+        """Deliver one again, with all attempts. Return False if there is none with this id."""
 
     async def resend_all(self) -> int:
-        """Have all delivered again that are there now; tell how many."""
-        ...
+        """Deliver all again, and return how many."""

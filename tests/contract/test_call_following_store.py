@@ -54,8 +54,8 @@ async def test_the_longest_due_are_claimed_first_and_no_more_than_asked_for(redi
         await queue.schedule(name, NOW)
         await age(redis, SECOND)
 
-    assert [call.name for call in await queue.claim(2)] == names[:2]
-    assert [call.name for call in await queue.claim(2)] == names[2:]
+    assert [call.call_id for call in await queue.claim(2)] == names[:2]
+    assert [call.call_id for call in await queue.claim(2)] == names[2:]
 
 
 async def test_of_a_hundred_claimers_at_once_each_call_has_one(redis: Redis) -> None:
@@ -65,7 +65,7 @@ async def test_of_a_hundred_claimers_at_once_each_call_has_one(redis: Redis) -> 
     await schedule(instances[0], names)
 
     claims = await asyncio.gather(*(instances[number % 2].claim(3) for number in range(100)))
-    claimed = [call.name for claim in claims for call in claim]
+    claimed = [call.call_id for claim in claims for call in claim]
     assert len(claimed) == 100
     assert set(claimed) == set(names)
 

@@ -41,7 +41,7 @@ def hook_url(name: CallId) -> str:
 
 
 def order(code: str | None) -> CallOrder:
-    return CallOrder(name=CallId("vrf_made-up", 2), phone=PHONE, code=code, lang=Lang.EN, repeat=3)
+    return CallOrder(call_id=CallId("vrf_made-up", 2), phone=PHONE, code=code, lang=Lang.EN, repeat=3)
 
 
 def channels(client: PlusofonClient) -> dict[str, CallSender]:

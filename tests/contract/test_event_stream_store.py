@@ -18,8 +18,8 @@ from app.verification.channels import Channel
 from app.verification.event_stream import TooManyListeners
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
-from app.verification.policy import Policy
 from app.verification.ports import CallUpdate, CodeCheck, NewCall
+from tests.policies import make_policy
 from tests.starting import start
 
 ONE, OTHER = "vrf_" + "1" * 23, "vrf_" + "2" * 23
@@ -218,7 +218,7 @@ async def test_a_listener_that_is_canceled_frees_its_place(redis: Redis) -> None
 async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
     redis: Redis, changes: RedisChanges, store: RedisVerificationStore
 ) -> None:
-    policy = Policy()
+    policy = make_policy()
     call = NewCall(
         client="shop",
         phone=Phone("+79001234567"),

@@ -12,11 +12,12 @@ from redis.asyncio import Redis
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited, StoreUnavailable
-from app.verification.fraud_guard import Evidence, GuardRules, range_of
+from app.verification.fraud_guard import Evidence, range_of
 from app.verification.phone import Phone
 from tests.ageing import age
+from tests.policies import make_guard_rules
 
-RULES = GuardRules()
+RULES = make_guard_rules()
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 MATURE = RULES.maturity + MINUTE  # a call is judged by the minute in which it was placed
 PUMPED, OTHER = "+79001234", "+79161234"

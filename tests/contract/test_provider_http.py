@@ -24,7 +24,7 @@ from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder, CallSender
 from tests.provider_options import http_options
 
-ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
+ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
 TOKEN = "not-a-real-token"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 
@@ -196,7 +196,7 @@ class TestBudget:
 
         line = Line(never)
         async with asyncio.timeout(2):
-            outcome = await place(provider, line, replace(ORDER, within=0.1), timeout=60)
+            outcome = await place(provider, line, replace(ORDER, timeout=0.1), timeout=60)
         assert isinstance(outcome, Unknown)
         assert outcome.why == "TimeoutError"
         (request,) = line.requests
@@ -205,7 +205,7 @@ class TestBudget:
 
     async def test_a_limit_is_never_zero_which_would_be_none(self, provider: Provider) -> None:
         line = Line(httpx.Response(200, content=provider.placed))
-        await place(provider, line, replace(ORDER, within=0.0005))
+        await place(provider, line, replace(ORDER, timeout=0.0005))
         assert all(request.extensions["timeout"]["connect"] > 0 for request in line.requests)
 
     @pytest.mark.parametrize(("connect", "total"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0)])

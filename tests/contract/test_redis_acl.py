@@ -47,12 +47,12 @@ from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.domain_events import VerificationCanceled
 from app.verification.errors import VerificationLocked
-from app.verification.fraud_guard import GuardRules
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
-from app.verification.model import CallState, CallStatus, Status
+from app.verification.model import CallState, CallStatus, Status, WrongCode
 from app.verification.phone import Phone
-from app.verification.policy import Policy
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from tests.outcomes import expect
+from tests.policies import make_guard_rules, make_policy
 from tests.starting import start
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ PASSWORD = "made-up-for-the-tests"
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
 HOUR = timedelta(hours=1)
 SOON = 5.0  # seconds
-POLICY = Policy(cooldowns=(timedelta(0),))
+POLICY = make_policy(cooldowns=(timedelta(0),))
 RIGHT, WRONG = b"r" * 32, b"w" * 32
 
 
@@ -189,7 +189,8 @@ async def verify(redis: Redis) -> None:
     assert await store.refund(second, phone=verification.phone, client="shop", policy=POLICY)
     await store.read(verification.id, client="shop")
     wrong, right = (CodeCheck(client="shop", candidates=[code], length=6) for code in (WRONG, RIGHT))
-    assert (await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)).checks_left == 4
+    checked = await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)
+    assert expect(WrongCode, checked).checks_left == 4
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
     assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
 
@@ -211,7 +212,7 @@ async def protect(redis: Redis) -> None:
     await limits.acquire("token", allowances)
     await limits.refund("token", allowances)
 
-    rules = GuardRules(min_calls=1, maturity=timedelta(0))
+    rules = make_guard_rules(min_calls=1, maturity=timedelta(0))
     guard = RedisFraudGuard(runner, rules)
     await guard.require_open(phone, "shop")
     await guard.admit(phone, "shop")
@@ -241,7 +242,7 @@ async def protect(redis: Redis) -> None:
     first, second = await queue.claim(2)
     await queue.retry(first, timedelta(0))
     await queue.lag()
-    await queue.done(second.name)
+    await queue.done(second.call_id)
 
     stats = RedisStats(runner, call_price_rub=Decimal(3))
     stats.observe(VerificationCanceled())

@@ -26,7 +26,7 @@ from tests.provider_options import http_options
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
 CALL = "vrf_made_up-1-voice"
-ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
+ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
 Reply = Callable[[Request], Awaitable[Response]]
 
@@ -120,7 +120,7 @@ class TestOrders:
 
     async def test_an_order_without_a_code_is_not_sent(self) -> None:
         relay = Relay(taken())
-        order = CallOrder(name=ORDER.name, phone=ORDER.phone, code=None, lang=Lang.RU, repeat=1)
+        order = CallOrder(call_id=ORDER.call_id, phone=ORDER.phone, code=None, lang=Lang.RU, repeat=1)
         async with relay.serving() as sender:
             assert isinstance(await sender.place(order), Refused)
         assert not relay.requests
@@ -128,7 +128,7 @@ class TestOrders:
     async def test_a_hundred_at_once_all_go_through(self) -> None:
         relay = Relay(taken())
         names = [CallId("vrf_made_up", serial) for serial in range(100)]
-        orders = [CallOrder(name=name, phone=ORDER.phone, code=CODE, lang=Lang.RU, repeat=1) for name in names]
+        orders = [CallOrder(call_id=name, phone=ORDER.phone, code=CODE, lang=Lang.RU, repeat=1) for name in names]
         async with relay.serving() as sender:
             outcomes = await asyncio.gather(*map(sender.place, orders))
         assert [outcome.call_ref for outcome in outcomes if isinstance(outcome, Placed)] == [

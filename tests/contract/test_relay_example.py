@@ -24,7 +24,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "relay.md"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 OTHER_SECRET = "whsec_YW5vdGhlciB0aGF0IGlzIG5vIHNlY3JldCBhdCBhbGw="
 CALL = "vrf_made_up-1-voice"
-ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
+ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.RU, repeat=2)
 
 
 class Example:

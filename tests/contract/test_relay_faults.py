@@ -23,7 +23,7 @@ from tests.provider_options import http_options
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
 CALL = "vrf_made_up-1-voice"
-ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
+ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
 BUDGET = 0.4  # seconds for a request
 CONNECT = 0.2  # seconds of it for the connection: too long for a second try
@@ -168,7 +168,7 @@ class TestNeverSent:
         """The time that is left ends before the usual time for a connection: what is known stays known."""
         with full_backlog() as port:
             async with sender_to(port) as sender:
-                assert_never_sent(await sender.place(replace(ORDER, within=CONNECT / 2)))
+                assert_never_sent(await sender.place(replace(ORDER, timeout=CONNECT / 2)))
 
     async def test_a_server_that_speaks_no_tls(self) -> None:
         async def answer_in_plain_text(conversation: Conversation) -> None:

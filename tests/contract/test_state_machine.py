@@ -11,17 +11,26 @@ from redis.asyncio import Redis
 from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
 from app.verification.errors import VerificationError
-from app.verification.model import CallState, CallStatus, CheckResult, Verification
+from app.verification.model import (
+    CallState,
+    CallStatus,
+    CheckOutcome,
+    CheckPassed,
+    Locked,
+    Verification,
+    Waiting,
+    WrongCode,
+)
 from app.verification.phone import Phone
-from app.verification.policy import DAY, HOUR, Limit, Policy
+from app.verification.policy import DAY, HOUR, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
+from tests.policies import make_policy
 
 PHONES = (Phone("+79001234567"), Phone("+79007654321"))
 CODES = [bytes([number]) * 32 for number in range(3)]
-POLICY = replace(
-    Policy(),
+POLICY = make_policy(
     code_length=4,
     checks=3,
     flash_call_checks=2,
@@ -105,7 +114,7 @@ class Actor:
 
     async def place(self, call: NewCall) -> Verification:
         preview = await self.store.preview_start(call, POLICY)
-        verification = (await self.store.start(preview.name, call, POLICY)).verification
+        verification = (await self.store.start(preview.call_id, call, POLICY)).verification
         self.known.append(verification)
         return verification
 
@@ -113,15 +122,15 @@ class Actor:
         """Start, and take it back, as when the provider refuses."""
         call = new_call(phone, purpose, code, channel)
         preview = await self.store.preview_start(call, POLICY)
-        await self.store.start(preview.name, call, POLICY)
-        return await self.store.refund(preview.name, phone=phone, client="shop", policy=POLICY)
+        await self.store.start(preview.call_id, call, POLICY)
+        return await self.store.refund(preview.call_id, phone=phone, client="shop", policy=POLICY)
 
-    async def check_by_id(self, age: int, code: bytes, address: str | None, retry: str | None) -> CheckResult:
+    async def check_by_id(self, age: int, code: bytes, address: str | None, retry: str | None) -> CheckOutcome:
         return await self.store.check_by_id(self.id(age), guess(code, address, retry), POLICY)
 
     async def check_by_phone(
         self, phone: Phone, purpose: str, code: bytes, address: str | None, retry: str | None
-    ) -> CheckResult:
+    ) -> CheckOutcome:
         return await self.store.check_by_phone(phone, purpose, guess(code, address, retry), POLICY)
 
     async def read(self, age: int) -> Verification:
@@ -168,8 +177,8 @@ class Actor:
                 shown = (answer.channel, answer.code_length)
                 kept = (answer.calls_placed, answer.calls_left, answer.checks_left, calls, shown)
                 return self.number(answer.id), derived, kept
-            case CheckResult():
-                return self.anonymous(asdict(answer))
+            case CheckPassed() | WrongCode() | Waiting() | Locked():
+                return type(answer), self.anonymous(asdict(answer))
         return answer
 
     def anonymous(self, facts: dict[str, object]) -> dict[str, object]:

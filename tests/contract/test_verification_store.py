@@ -17,20 +17,32 @@ from app.verification.errors import (
     CodeRequired,
     CodeTooShortOrLong,
     RateLimited,
+    VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
-    VerificationCanceled,
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.model import CallState, CallStatus, CheckResult, Status, Verification
+from app.verification.model import (
+    CallState,
+    CallStatus,
+    CheckOutcome,
+    CheckPassed,
+    Locked,
+    Status,
+    Verification,
+    Waiting,
+    WrongCode,
+)
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
 from app.verification.ports import CallHistory, CallId, CallUpdate, CodeCheck, Confirmation, NewCall, VerificationStore
 from tests.ageing import age
 from tests.fakes import FakeVerificationStore
+from tests.outcomes import expect
+from tests.policies import make_policy
 
 PHONE = Phone("+79001234567")
-POLICY = Policy()
+POLICY = make_policy()
 LIFETIME = POLICY.lifetime
 DIAL = Phone("+78005550100")
 RIGHT, SECOND, THIRD, WRONG = (bytes([number]) * 32 for number in range(1, 5))
@@ -77,7 +89,7 @@ class World:
             test=test,
         )
         preview = await self.store.preview_start(call, policy)
-        return (await self.store.start(preview.name, call, policy)).verification
+        return (await self.store.start(preview.call_id, call, policy)).verification
 
     async def history(self, client: str = "shop") -> CallHistory:
         call = NewCall(
@@ -98,14 +110,14 @@ class World:
 
     async def check(
         self, verification_id: str, candidates: list[bytes], *, client: str = "shop", address: str | None = None
-    ) -> CheckResult:
+    ) -> CheckOutcome:
         return await self.store.check_by_id(
             verification_id, self.guess(candidates, client=client, address=address), self.policy
         )
 
     async def check_phone(
         self, candidates: list[bytes], *, client: str = "shop", purpose: str = "login"
-    ) -> CheckResult:
+    ) -> CheckOutcome:
         return await self.store.check_by_phone(PHONE, purpose, self.guess(candidates, client=client), self.policy)
 
     def guess(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> CodeCheck:
@@ -168,7 +180,7 @@ async def test_a_start_makes_a_pending_verification(world: World) -> None:
 async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
     verification = await world.start()
 
-    result = await world.check(verification.id, [RIGHT])
+    result = expect(CheckPassed, await world.check(verification.id, [RIGHT]))
 
     assert (result.status, result.phone, result.purpose) == (Status.VERIFIED, PHONE, "login")
     with pytest.raises(VerificationAlreadyUsed):
@@ -178,7 +190,7 @@ async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
 async def test_a_check_by_phone_finds_the_same_verification(world: World) -> None:
     verification = await world.start()
 
-    wrong = await world.check_phone([WRONG])
+    wrong = expect(WrongCode, await world.check_phone([WRONG]))
     right = await world.check_phone([RIGHT])
 
     assert (wrong.verification_id, wrong.checks_left) == (verification.id, 4)
@@ -196,7 +208,7 @@ async def test_a_code_under_an_older_key_verifies(world: World) -> None:
 async def test_candidates_under_several_keys_cost_one_check(world: World) -> None:
     verification = await world.start(RIGHT)
 
-    result = await world.check(verification.id, [WRONG, SECOND])
+    result = expect(WrongCode, await world.check(verification.id, [WRONG, SECOND]))
 
     assert result.checks_left == 4
 
@@ -242,11 +254,9 @@ async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> N
 
     results = [await world.check(verification.id, [WRONG]) for _ in range(5)]
 
-    assert [(result.status, result.checks_left) for result in results] == [
-        *((Status.PENDING, left) for left in (4, 3, 2, 1)),
-        (Status.LOCKED, 0),
-    ]
-    assert results[-1].retry_after == 60  # when another can be started
+    assert [expect(WrongCode, result).checks_left for result in results[:4]] == [4, 3, 2, 1]
+    assert [result.status for result in results] == [*[Status.PENDING] * 4, Status.LOCKED]
+    assert expect(Locked, results[-1]).retry_after == 60  # when another can be started
     with pytest.raises(VerificationLocked):
         await world.check(verification.id, [RIGHT])
 
@@ -368,7 +378,7 @@ async def test_a_wrong_check_by_phone_counts_against_the_latest_and_once_for_eac
     await world.advance(timedelta(seconds=120))
     second = await world.start(SECOND)
 
-    wrong = await world.check_phone([WRONG])
+    wrong = expect(WrongCode, await world.check_phone([WRONG]))
 
     assert (wrong.verification_id, wrong.checks_left, wrong.quotas[0].remaining) == (second.id, 4, 48)
     assert (await world.store.read(first.id, client="shop")).checks_left == 5
@@ -387,7 +397,7 @@ async def test_a_check_by_phone_after_the_end_of_all_tells_how_the_latest_ended(
     canceled = await world.start(SECOND)
     await world.store.cancel("shop", canceled.id)
 
-    with pytest.raises(VerificationCanceled):
+    with pytest.raises(VerificationAlreadyCanceled):
         await world.check_phone([SECOND])
 
 
@@ -436,7 +446,7 @@ async def test_of_fifty_guesses_at_once_an_address_gets_its_share(world: World) 
     results = await asyncio.gather(*guesses, return_exceptions=True)
 
     assert (
-        sum(isinstance(result, CheckResult) for result in results) == 25
+        sum(isinstance(result, CheckOutcome) for result in results) == 25
     )  # five of each verification, all below the share
 
 
@@ -444,7 +454,7 @@ async def test_a_right_check_repeated_gives_the_proof_again(world: World) -> Non
     """Its answer may have been lost. Nobody else is verified by it, and no other code is."""
     verification = await world.start()
     guess = replace(world.guess([RIGHT]), retry_digest="d1")
-    first = await world.store.check_by_id(verification.id, guess, POLICY)
+    first = expect(CheckPassed, await world.store.check_by_id(verification.id, guess, POLICY))
 
     for _ in range(2):
         again = await world.store.check_by_id(verification.id, guess, POLICY)
@@ -467,7 +477,7 @@ async def test_a_right_check_by_phone_repeated_gives_the_proof_of_the_same_verif
     await world.advance(timedelta(seconds=120))
     await world.start(SECOND)
 
-    again = await world.store.check_by_phone(PHONE, "login", guess, POLICY)
+    again = expect(CheckPassed, await world.store.check_by_phone(PHONE, "login", guess, POLICY))
 
     assert (again.verification_id, again.status, again.is_repeated) == (first.id, Status.VERIFIED, True)
 
@@ -478,7 +488,7 @@ async def test_a_wrong_check_repeated_is_counted_again(world: World) -> None:
 
     results = [await world.store.check_by_id(verification.id, guess, POLICY) for _ in range(2)]
 
-    assert [result.checks_left for result in results] == [4, 3]
+    assert [expect(WrongCode, result).checks_left for result in results] == [4, 3]
 
 
 async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
@@ -611,7 +621,7 @@ async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
 
     assert canceled.status is again.status is Status.CANCELED
     assert canceled.resend_in is None
-    with pytest.raises(VerificationCanceled):
+    with pytest.raises(VerificationAlreadyCanceled):
         await world.check(verification.id, [RIGHT])
 
 
@@ -738,7 +748,7 @@ async def test_a_reverse_call_verifies_without_a_code_once_the_person_has_dialle
     assert await world.dial(verification) is Confirmation.CONFIRMED
     assert await world.dial(verification) is Confirmation.CONFIRMED_BEFORE
 
-    result = await world.check(verification.id, [])
+    result = expect(CheckPassed, await world.check(verification.id, []))
     assert (result.status, result.phone) == (Status.VERIFIED, PHONE)
     with pytest.raises(VerificationAlreadyUsed):
         await world.check(verification.id, [])
@@ -753,7 +763,7 @@ async def test_of_a_hundred_checks_of_a_reverse_call_one_verifies(world: World) 
 
     results = await asyncio.gather(*(world.check(verification.id, []) for _ in range(100)), return_exceptions=True)
 
-    assert sum(isinstance(result, CheckResult) for result in results) == 1
+    assert sum(isinstance(result, CheckOutcome) for result in results) == 1
 
 
 async def test_a_hook_confirms_nothing_but_the_call_of_that_phone_by_its_own_name(world: World) -> None:
@@ -885,7 +895,7 @@ async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: Worl
             )
         assert refused.value.lengths == {6}
 
-    assert (await world.check(verification.id, [WRONG])).checks_left == 4
+    assert expect(WrongCode, await world.check(verification.id, [WRONG])).checks_left == 4
     again = await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
     assert (await world.check(again.id, [WRONG])).status is Status.PENDING
     assert (await world.check(again.id, [RIGHT])).status is Status.VERIFIED
@@ -897,7 +907,7 @@ async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: Wor
     with pytest.raises(CodeNotExpected):
         await world.check(verification.id, [WRONG])
 
-    assert (await world.check(verification.id, [])).checks_left == verification.checks_left
+    assert expect(Waiting, await world.check(verification.id, [])).checks_left == verification.checks_left
 
 
 async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_was(world: World) -> None:
@@ -931,7 +941,7 @@ async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> N
     await world.refund(refused, 2)
 
     world.lengths[WRONG] = 6
-    assert (await world.check(coded.id, [WRONG])).checks_left == 2
+    assert expect(WrongCode, await world.check(coded.id, [WRONG])).checks_left == 2
 
 
 async def test_a_call_that_is_not_placed_yet_makes_no_budget_smaller(world: World) -> None:
@@ -1186,7 +1196,7 @@ async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world
     await world.resend(verification, SECOND)
 
     assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 2
-    result = await world.check(verification.id, [WRONG])
+    result = expect(WrongCode, await world.check(verification.id, [WRONG]))
     assert (result.quotas[0].remaining, result.checks_left) == (0, 2)
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
         await world.check(verification.id, [RIGHT])
@@ -1235,7 +1245,7 @@ async def test_a_test_number_has_no_cooldown_and_counts_against_nothing(world: W
         assert verification.test
         ids.add(verification.id)
         await world.check(verification.id, [WRONG])
-        result = await world.check(verification.id, [RIGHT])
+        result = expect(CheckPassed, await world.check(verification.id, [RIGHT]))
         assert (result.status, result.test) == (Status.VERIFIED, True)
     assert len(ids) == 5
 
@@ -1245,7 +1255,7 @@ async def test_quotas_tell_what_remains(world: World) -> None:
         client="shop", phone=PHONE, purpose="login", channel=Channel.VOICE, code_digest=RIGHT, code_length=6, checks=5
     )
     preview = await world.store.preview_start(call, POLICY)
-    started = await world.store.start(preview.name, call, POLICY)
+    started = await world.store.start(preview.call_id, call, POLICY)
     wrong = await world.check(started.verification.id, [WRONG], address="192.0.2.1")
 
     assert [(quota.limit.name, quota.remaining) for quota in started.quotas] == [
@@ -1266,7 +1276,7 @@ async def test_a_guess_beyond_the_phones_budget_is_not_held_against_the_last_cod
     await world.resend(verification, SECOND)
     await world.resend(verification, THIRD)
 
-    assert (await world.check(verification.id, [WRONG])).checks_left == 4
+    assert expect(WrongCode, await world.check(verification.id, [WRONG])).checks_left == 4
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
         await world.check(verification.id, [RIGHT])
 
@@ -1296,7 +1306,7 @@ async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(
         resend_of=first.id,
         token="winner",
     )
-    name = (await world.store.preview_start(second, policy)).name
+    name = (await world.store.preview_start(second, policy)).call_id
     placed = (await world.store.start(name, second, policy)).verification
 
     with pytest.raises(CallCooldown):

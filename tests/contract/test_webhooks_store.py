@@ -19,10 +19,10 @@ from app.verification.channels import Channel
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
-from app.verification.policy import Policy
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.webhooks import Delivery
 from tests.ageing import age
+from tests.policies import make_policy
 from tests.starting import start
 
 EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
@@ -455,10 +455,10 @@ async def test_whatever_is_told_of_a_verification_its_creation_is_told_first(
         code_length=6,
         checks=5,
     )
-    verification = (await start(store, call, Policy())).verification
+    verification = (await start(store, call, make_policy())).verification
     if recorded:
         await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
-    await store.check_by_id(verification.id, CodeCheck(client="shop", candidates=[b"r" * 32], length=6), Policy())
+    await store.check_by_id(verification.id, CodeCheck(client="shop", candidates=[b"r" * 32], length=6), make_policy())
 
     told = [(delivery.event.type, delivery.event.status) for delivery in await outbox.take(10)]
 
@@ -470,7 +470,7 @@ async def test_what_ended_does_not_expire_when_a_resend_is_refused_after_its_las
     redis: Redis, outbox: RedisOutbox, ending: str
 ) -> None:
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, webhook_clients={"shop"})
-    policy = Policy(cooldowns=(AT_ONCE,))
+    policy = make_policy(cooldowns=(AT_ONCE,))
     call = NewCall(
         client="shop",
         phone=Phone("+79001234567"),

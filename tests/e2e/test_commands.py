@@ -18,11 +18,11 @@ from app.settings import load_settings
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited
-from app.verification.fraud_guard import GuardRules
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.e2e.conftest import BARE, Demo, command, running
 from tests.e2e.test_serving import SECRETS
+from tests.policies import make_guard_rules
 
 PHONE = "+79001234567"
 COMPLETE = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}"}  # all required settings except REDIS_URL
@@ -78,7 +78,7 @@ def test_two_demos_at_once_share_no_data(demo: Demo, tmp_path: Path) -> None:
 
 
 async def test_fraud_guard_blocks_can_be_listed_and_lifted(redis: Redis, redis_url: str, tmp_path: Path) -> None:
-    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), GuardRules())
+    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), make_guard_rules())
     for number in range(20):
         await guard.admit(Phone(f"+79001234{number:03}"), "shop")
     await age(redis, timedelta(minutes=6))

@@ -21,7 +21,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
-from app.verification.service import StartRequest
+from app.verification.start import StartRequest
 from tests.integration.conftest import sandbox_settings
 
 PHONE = "+79001234567"

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from app.providers.plusofon.client import PlusofonClient
 from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.scripts import ScriptRunner
+from app.verification.check import CheckRequest
 from app.verification.model import Status
 from tests.crashing import TOKEN, USER_ID, make_service
 from tests.provider_options import http_options
@@ -38,8 +39,8 @@ async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis
                 calls = network.calls_of(phone)
                 assert len(calls) <= 1, phone
                 for call in calls:
-                    result = await service.check_by_phone(
-                        client="shop", phone=phone, purpose="login", code=call.heard or ""
+                    result = await service.check.by_phone(
+                        CheckRequest(client="shop", code=call.heard or ""), phone, "login"
                     )
                     assert result.status is Status.VERIFIED, phone
                     heard += 1

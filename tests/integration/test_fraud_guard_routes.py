@@ -14,10 +14,10 @@ from app.settings import Settings
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited
-from app.verification.fraud_guard import GuardRules
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.integration.conftest import run, sandbox_settings
+from tests.policies import make_guard_rules
 
 CLIENT_KEY, ADMIN_KEY, OLD_ADMIN_KEY = "a-key-of-the-shop", "a-key-of-an-operator", "the-key-before"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -41,7 +41,7 @@ def settings(redis_url: str) -> Settings:
 @pytest.fixture
 async def blocked(redis: Redis) -> None:
     """Block one range and report one client, after 20 calls of which none was answered."""
-    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), GuardRules())
+    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), make_guard_rules())
     for number in range(20):
         await guard.admit(Phone(f"{PUMPED}{number:03}"), "shop")
     await age(redis, timedelta(minutes=6))

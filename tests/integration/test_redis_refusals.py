@@ -30,9 +30,9 @@ from app.verification.channels import Channel
 from app.verification.errors import StoreFailure, StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
-from app.verification.policy import Policy
 from app.verification.ports import CallUpdate, NewCall
 from tests.integration.conftest import run, sandbox_settings
+from tests.policies import make_policy
 
 KEY = b"a key of the tests, known to all"
 PHONE = "+79001234567"
@@ -319,11 +319,13 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
         code_length=6,
         checks=5,
     )
-    allowances = list(Policy().for_calls(client="shop", phone=Phone(PHONE), address="192.0.2.1"))
-    unplaced = (await store.preview_start(call, Policy())).name
-    await store.start(unplaced, call, Policy())
+    allowances = list(make_policy().for_calls(client="shop", phone=Phone(PHONE), address="192.0.2.1"))
+    unplaced = (await store.preview_start(call, make_policy())).call_id
+    await store.start(unplaced, call, make_policy())
     other = replace(call, phone=Phone(OTHER))
-    verification = (await store.start((await store.preview_start(other, Policy())).name, other, Policy())).verification
+    verification = (
+        await store.start((await store.preview_start(other, make_policy())).call_id, other, make_policy())
+    ).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
     await store.cancel("shop", verification.id)
     await limits.acquire("token", allowances)
@@ -335,12 +337,12 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     await outbox.done(second)
     (again,) = await outbox.take(10)
     await outbox.done(again)
-    assert await store.refund(unplaced, phone=call.phone, client="shop", policy=Policy())
+    assert await store.refund(unplaced, phone=call.phone, client="shop", policy=make_policy())
     await limits.refund("token", allowances)
     assert [key async for key in admin.scan_iter("pv:{l:*")] == []
     assert (await RedisPhoneEraser(admin, runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
-        await store.start(unplaced, call, Policy())
+        await store.start(unplaced, call, make_policy())
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY
 
 

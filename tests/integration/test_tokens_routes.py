@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -142,9 +143,15 @@ def clock() -> Clock:
     return Clock()
 
 
+def make_signer(
+    keys: str = KEYS, *, issuer: str = "plusofon-verify", now: Callable[[], float] = time.time
+) -> TokenSigner:
+    return TokenSigner(keys, issuer=issuer, lifetime=timedelta(minutes=10), now=now)
+
+
 @pytest.fixture
 def tokens(clock: Clock) -> TokenSigner:
-    return TokenSigner(KEYS, now=clock)
+    return make_signer(now=clock)
 
 
 @asynccontextmanager
@@ -177,8 +184,8 @@ async def test_all_invalid_tokens_get_the_same_response(
     routes: httpx.AsyncClient, tokens: TokenSigner, redis: Redis
 ) -> None:
     attempts = [
-        (sign(TokenSigner(generate_keys())), "password_reset"),
-        (sign(TokenSigner(KEYS, issuer="staging")), "password_reset"),
+        (sign(make_signer(generate_keys())), "password_reset"),
+        (sign(make_signer(issuer="staging")), "password_reset"),
         (sign(tokens, client="bank"), "password_reset"),
         (sign(tokens), "login"),
         ("garbage", "password_reset"),

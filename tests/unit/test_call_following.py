@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from app.verification.call_following import MOST_ATTEMPTS, CallWatcher, DueCall
+from app.verification.call_following import MAX_ATTEMPTS, CallWatcher, DueCall
 from app.verification.errors import ProviderUnavailable, StoreUnavailable
 from app.verification.ports import CallId
 
@@ -34,7 +34,7 @@ class FakeQueue:
         return claimed
 
     async def retry(self, call: DueCall, delay: timedelta) -> None:
-        self.retried[call.name] = delay
+        self.retried[call.call_id] = delay
 
     async def done(self, name: CallId) -> None:
         self.finished.append(name)
@@ -71,7 +71,7 @@ async def test_a_call_that_needs_no_more_following_is_done() -> None:
     assert (queue.finished, queue.retried) == ([FIRST], {})
 
 
-@pytest.mark.parametrize(("attempt", "pause"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 15), (6, 15), (MOST_ATTEMPTS, 15)])
+@pytest.mark.parametrize(("attempt", "pause"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 15), (6, 15), (MAX_ATTEMPTS, 15)])
 async def test_a_call_under_way_is_looked_up_again_after_longer_and_longer_pauses(attempt: int, pause: int) -> None:
     queue = FakeQueue(DueCall(FIRST, attempt))
 
@@ -85,7 +85,9 @@ async def test_calls_of_one_moment_do_not_stay_together() -> None:
     queue = FakeQueue(*(DueCall(name, 3) for name in names))
     follow = FakeFollow(**{f"call_{name.call_number}": False for name in names})
 
-    await CallWatcher(queue, follow, most=20).step()
+    watcher = CallWatcher(queue, follow)
+    for _ in range(4):
+        await watcher.step()
     assert len(set(queue.retried.values())) > 10
 
 
@@ -93,8 +95,8 @@ async def test_calls_are_followed_at_the_same_time_but_only_so_many() -> None:
     queue = FakeQueue(*(DueCall(CallId("vrf_0a11b22c33d44e55f667788", call_number), 1) for call_number in range(9)))
     follow = FakeFollow()
 
-    await CallWatcher(queue, follow, most=4).step()
-    assert (follow.most_at_once, len(follow.followed), len(queue.due)) == (4, 4, 5)
+    await CallWatcher(queue, follow).step()
+    assert (follow.most_at_once, len(follow.followed), len(queue.due)) == (5, 5, 4)
 
 
 async def test_when_there_was_something_to_do_the_next_step_is_soon() -> None:
@@ -133,7 +135,7 @@ async def test_a_call_whose_following_hangs_is_retried(caplog: pytest.LogCapture
         await asyncio.Event().wait()
         return True
 
-    await CallWatcher(queue, hang, within=timedelta(milliseconds=10)).step()
+    await CallWatcher(queue, hang, timeout=timedelta(milliseconds=10)).step()
     assert list(queue.retried) == [FIRST]
     assert events(caplog) == ["call.follow_failed"]
 
@@ -157,7 +159,7 @@ async def test_a_call_that_could_not_be_written_down_is_left_to_its_lease(caplog
 
 
 async def test_a_call_is_given_up_after_too_many_attempts(caplog: pytest.LogCaptureFixture) -> None:
-    queue, follow = FakeQueue(DueCall(FIRST, MOST_ATTEMPTS + 1)), FakeFollow(call_1=False)
+    queue, follow = FakeQueue(DueCall(FIRST, MAX_ATTEMPTS + 1)), FakeFollow(call_1=False)
 
     with caplog.at_level(logging.WARNING):
         await CallWatcher(queue, follow).step()
@@ -168,7 +170,7 @@ async def test_a_call_is_given_up_after_too_many_attempts(caplog: pytest.LogCapt
 async def test_a_call_is_followed_for_the_whole_life_of_a_verification() -> None:
     """However the jitter falls."""
     queue, followed_for = FakeQueue(), timedelta(0)
-    for attempt in range(1, MOST_ATTEMPTS + 1):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         queue.due = [DueCall(FIRST, attempt)]
         await CallWatcher(queue, FakeFollow(call_1=False)).step()
         followed_for += queue.retried[FIRST]

@@ -4,7 +4,7 @@ from typing import get_args
 
 from app.settings.sections import RelaySettings
 from app.verification.channels import CHANNELS, Channel
-from app.verification.policy import Policy
+from tests.policies import make_policy
 
 
 def test_every_channel_has_rules() -> None:
@@ -12,7 +12,7 @@ def test_every_channel_has_rules() -> None:
 
 
 def test_a_code_is_as_long_as_its_channel_says_or_else_the_setting() -> None:
-    policy = Policy(code_length=5)
+    policy = make_policy(code_length=5)
 
     assert {channel: policy.code_length_of(channel) for channel in Channel} == {
         Channel.VOICE: 5,
@@ -22,7 +22,7 @@ def test_a_code_is_as_long_as_its_channel_says_or_else_the_setting() -> None:
 
 
 def test_only_a_channel_whose_codes_are_easily_guessed_has_the_lower_limit_of_checks() -> None:
-    policy = Policy(checks=5, flash_call_checks=2)
+    policy = make_policy(checks=5, flash_call_checks=2)
 
     assert {channel for channel in Channel if policy.checks_of(channel) == 2} == {Channel.FLASH_CALL}
 

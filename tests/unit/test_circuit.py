@@ -18,7 +18,7 @@ from app.verification.ports import CallId, CallOrder, CallSender
 
 FAILURES = 3
 OPEN_FOR = 30.0
-ORDER = CallOrder(name=CallId("vrf_made-up", 1), phone=Phone("+79001234567"), code="0421", lang=Lang.RU, repeat=2)
+ORDER = CallOrder(call_id=CallId("vrf_made-up", 1), phone=Phone("+79001234567"), code="0421", lang=Lang.RU, repeat=2)
 
 PLACED = Placed("call-1")
 UNKNOWN = Unknown("ReadTimeout")

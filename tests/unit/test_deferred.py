@@ -43,7 +43,7 @@ async def test_what_the_store_did_not_take_is_written_however_long_it_was_away()
 
 async def test_a_store_that_stays_away_is_given_up() -> None:
     write = Write(failure=StoreUnavailable())
-    deferred = DeferredWrites(pauses=(MOMENT, MOMENT), patience=5 * MOMENT)
+    deferred = DeferredWrites(pauses=(MOMENT, MOMENT), timeout=5 * MOMENT)
     deferred.write_later(write)
     await asyncio.sleep(20 * MOMENT)
 

@@ -40,12 +40,12 @@ from tests.fakes import FakeSender
 
 ROOT = Path(__file__).parents[2]
 ORDER = CallOrder(
-    name=CallId("vrf_00000000000000000000000", 1),
+    call_id=CallId("vrf_00000000000000000000000", 1),
     phone=Phone("+79001234567"),
     code="123456",
     lang=Lang.RU,
     repeat=2,
-    within=10,
+    timeout=10,
 )
 
 

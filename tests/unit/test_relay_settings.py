@@ -98,4 +98,4 @@ def test_a_request_may_take_as_long_as_its_relay(monkeypatch: pytest.MonkeyPatch
     for name, value in {**RELAY, "RELAY_TIMEOUT_SECONDS": "20"}.items():
         monkeypatch.setenv(name, value)
     assert (load_settings().longest_request - before).total_seconds() == 10
-    assert make_policies(load_settings()).default.patience.total_seconds() == 20
+    assert make_policies(load_settings()).default.call_timeout.total_seconds() == 20

@@ -17,7 +17,7 @@ from app.verification.ports import CallId, CallOrder
 
 CALL = "vrf_made_up-1-voice"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
-ORDER = CallOrder(name=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.EN, repeat=3)
+ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code="042137", lang=Lang.EN, repeat=3)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.verification.channels import Channel
+from app.verification.check import CheckRequest
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
 from app.verification.domain_events import (
@@ -34,25 +35,40 @@ from app.verification.errors import (
     RateLimited,
     StoreUnavailable,
 )
-from app.verification.fixed_codes import FixedCode, FixedCodes
 from app.verification.idempotency import IdempotencyInProgress
 from app.verification.model import (
     CallOutcome,
     CallState,
     CallStatus,
     Lang,
+    Locked,
     Placed,
     Refused,
     Started,
     Status,
     Unknown,
     Verification,
+    Verified,
+    WrongCode,
 )
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
 from app.verification.ports import CallId, CallOrder, CallSender, Confirmation
-from app.verification.service import StartRequest, VerificationService
-from tests.fakes import FakeAccounts, FakeGuard, FakeQueue, FakeRateLimiter, FakeSender, FakeVerificationStore
+from app.verification.provider_account import AccountReader
+from app.verification.service import VerificationService
+from app.verification.start import StartRequest
+from app.verification.test_numbers import TestNumber, TestNumbers
+from tests.fakes import (
+    FakeAccounts,
+    FakeGuard,
+    FakeQueue,
+    FakeRateLimiter,
+    FakeSender,
+    FakeTokens,
+    FakeVerificationStore,
+)
+from tests.outcomes import expect
+from tests.policies import make_policy
 
 PHONE = "8 (900) 123-45-67"
 TEST_PHONE = Phone("+79000000099")
@@ -64,28 +80,27 @@ def spoken(call: CallOrder) -> str:
 
 
 class World:
-    def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
+    def __init__(self, policy: Policy = make_policy()) -> None:  # noqa: B008 - frozen
         self.store = FakeVerificationStore()
         self.sender = FakeSender()
         self.senders: dict[Channel, CallSender] = {Channel.VOICE: self.sender}
-        self.accounts = FakeAccounts()
         self.queue = FakeQueue()
         self.published: list[DomainEvent] = []
         self.guard = FakeGuard()
         self.today = date(2030, 1, 1)
         self.deferred = DeferredWrites()
-        fixed = {TEST_PHONE: FixedCode("1234", until=date(2030, 1, 31))}
+        fixed = {TEST_PHONE: TestNumber("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
             store=self.store,
             limits=FakeRateLimiter(self.store),
             guard=self.guard,
             senders=self.senders,
-            accounts=self.accounts,
-            queue=self.queue,
-            observe=self.published.append,
+            schedule=self.queue,
+            publish=self.published.append,
             digester=CodeDigester([b"k" * 32]),
             policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
-            fixed_codes=FixedCodes(fixed, lambda: self.today),
+            tokens=FakeTokens(),
+            test_numbers=TestNumbers(fixed, lambda: self.today),
             deferred=self.deferred,
             store_timeout=1,
         )
@@ -138,19 +153,39 @@ def world() -> World:
 async def test_the_code_that_was_spoken_verifies(world: World) -> None:
     verification = await world.start()
 
-    result = await world.service.check_by_id(
-        client="shop", verification_id=verification.id, code=spoken(world.sender.calls[0])
+    result = await world.service.check.by_id(
+        CheckRequest(client="shop", code=spoken(world.sender.calls[0])), verification.id
     )
 
     assert result.status is Status.VERIFIED
-    assert result.phone == Phone("+79001234567")
+    assert expect(Verified, result).phone == Phone("+79001234567")
+
+
+async def test_a_right_code_gives_a_token_for_the_client_that_checks_it(world: World) -> None:
+    verification = await world.start()
+    request = CheckRequest(client="shop", code=spoken(world.sender.calls[0]))
+
+    result = expect(Verified, await world.service.check.by_id(request, verification.id))
+
+    assert result.token == f"shop +79001234567 login {verification.id} False"
+    assert result.token_lifetime == FakeTokens.lifetime
+
+
+async def test_a_wrong_code_and_the_last_wrong_code_tell_what_is_left(world: World) -> None:
+    verification = await world.start()
+    request = CheckRequest(client="shop", code=wrong(spoken(world.sender.calls[0])))
+
+    results = [await world.service.check.by_id(request, verification.id) for _ in range(5)]
+
+    assert [expect(WrongCode, result).checks_left for result in results[:4]] == [4, 3, 2, 1]
+    assert expect(Locked, results[4]).retry_after == 60
 
 
 async def test_a_check_by_phone_reads_any_spelling(world: World) -> None:
     await world.start()
 
-    result = await world.service.check_by_phone(
-        client="shop", phone="+7 900 1234567", purpose="login", code=spoken(world.sender.calls[0])
+    result = await world.service.check.by_phone(
+        CheckRequest(client="shop", code=spoken(world.sender.calls[0])), "+7 900 1234567", "login"
     )
 
     assert result.status is Status.VERIFIED
@@ -169,7 +204,7 @@ async def test_the_digest_is_stored_before_the_call_is_placed(world: World) -> N
 
     class Impatient(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
-            result = await world.service.check_by_phone(client="shop", phone=PHONE, purpose="login", code=spoken(order))
+            result = await world.service.check.by_phone(CheckRequest(client="shop", code=spoken(order)), PHONE, "login")
             seen.append(result.status)
             return Placed("ref")
 
@@ -202,7 +237,7 @@ async def test_a_purpose_that_is_not_allowed_is_refused(world: World) -> None:
     assert caught.value.field == "purpose"
 
     with pytest.raises(NotAllowed):
-        await world.service.check_by_phone(client="shop", phone=PHONE, purpose="lottery", code="123456")
+        await world.service.check.by_phone(CheckRequest(client="shop", code="123456"), PHONE, "lottery")
     assert world.sender.calls == []
 
 
@@ -222,8 +257,8 @@ async def test_a_call_of_unknown_outcome_counts_and_its_code_verifies(world: Wor
     assert [call.state.status for call in verification.calls] == [CallStatus.UNCONFIRMED]
     with pytest.raises(CallCooldown):
         await world.start()
-    result = await world.service.check_by_id(
-        client="shop", verification_id=verification.id, code=spoken(world.sender.calls[0])
+    result = await world.service.check.by_id(
+        CheckRequest(client="shop", code=spoken(world.sender.calls[0])), verification.id
     )
     assert result.status is Status.VERIFIED
 
@@ -265,8 +300,8 @@ async def test_a_call_is_told_even_if_it_cannot_be_recorded(
     assert [call.state.status for call in verification.calls] == [told]
 
     world.store.available = True
-    result = await world.service.check_by_id(
-        client="shop", verification_id=verification.id, code=spoken(provider.calls[0])
+    result = await world.service.check.by_id(
+        CheckRequest(client="shop", code=spoken(provider.calls[0])), verification.id
     )
     assert result.status is Status.VERIFIED
 
@@ -330,10 +365,10 @@ async def test_a_call_that_its_server_did_not_live_to_record_is_unconfirmed(worl
         await world.start()
     (name,) = world.store.records
     assert await call_status(world, name) is CallStatus.INITIATED
-    world.store.advance(Policy().patience + timedelta(seconds=1))
+    world.store.advance(make_policy().call_timeout + timedelta(seconds=1))
 
     assert await call_status(world, name) is CallStatus.UNCONFIRMED
-    result = await world.service.check_by_id(client="shop", verification_id=name, code=spoken(sender.calls[0]))
+    result = await world.service.check.by_id(CheckRequest(client="shop", code=spoken(sender.calls[0])), name)
     assert result.status is Status.VERIFIED
 
 
@@ -347,11 +382,11 @@ async def test_a_placed_call_is_followed_to_its_end(world: World) -> None:
     (name,) = world.queue.scheduled
 
     assert name == CallId(verification.id, 1)
-    assert not await world.service.follow(name)
+    assert not await world.service.calls.follow(name)
     assert await call_status(world, verification.id) is CallStatus.RINGING
     world.sender.state = CallState(CallStatus.COMPLETED)
-    assert await world.service.follow(name)
-    assert await world.service.follow(name)
+    assert await world.service.calls.follow(name)
+    assert await world.service.calls.follow(name)
     assert await call_status(world, verification.id) is CallStatus.COMPLETED
     assert world.published.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
 
@@ -361,24 +396,24 @@ async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
     world.sender.state = ProviderUnavailable(retry_after=5)
 
     with pytest.raises(ProviderUnavailable):
-        await world.service.follow(CallId(verification.id, 1))
+        await world.service.calls.follow(CallId(verification.id, 1))
 
 
 async def test_a_word_that_nobody_knows_is_counted_and_the_call_is_followed_on(world: World) -> None:
     verification = await world.start()
     world.sender.state = CallState(CallStatus.INITIATED, "rerouted")
 
-    assert not await world.service.follow(CallId(verification.id, 1))
+    assert not await world.service.calls.follow(CallId(verification.id, 1))
 
     assert UnknownCallStatus(Channel.VOICE) in world.published
 
 
 async def test_what_is_gone_needs_no_following(world: World) -> None:
     verification = await world.start()
-    assert await world.service.follow(CallId(verification.id, 2))
-    world.store.advance(Policy().lifetime)
+    assert await world.service.calls.follow(CallId(verification.id, 2))
+    world.store.advance(make_policy().lifetime)
 
-    assert await world.service.follow(CallId(verification.id, 1))
+    assert await world.service.calls.follow(CallId(verification.id, 1))
 
 
 async def test_what_expires_during_a_look_up_needs_no_following(world: World) -> None:
@@ -386,11 +421,11 @@ async def test_what_expires_during_a_look_up_needs_no_following(world: World) ->
 
     class Slow(FakeSender):
         async def fetch_status(self, call_ref: str) -> CallState | None:
-            world.store.advance(Policy().lifetime)
+            world.store.advance(make_policy().lifetime)
             return CallState(CallStatus.RINGING)
 
     world.senders[Channel.VOICE] = Slow()
-    assert await world.service.follow(CallId(verification.id, 1))
+    assert await world.service.calls.follow(CallId(verification.id, 1))
 
 
 async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: World) -> None:
@@ -400,8 +435,8 @@ async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: W
     assert list(world.queue.scheduled) == [name]
     world.sender.state = None
 
-    assert await world.service.follow(name)
-    assert await world.service.follow(name)
+    assert await world.service.calls.follow(name)
+    assert await world.service.calls.follow(name)
 
     assert not world.store.records
     assert world.guard.calls == []
@@ -414,10 +449,10 @@ async def test_a_call_that_was_placed_is_not_given_back_by_a_provider_that_does_
     verification = await world.start()
     world.sender.state = None
 
-    assert await world.service.follow(CallId(verification.id, 1))
+    assert await world.service.calls.follow(CallId(verification.id, 1))
 
     code = spoken(world.sender.calls[0])
-    result = await world.service.check_by_id(client="shop", verification_id=verification.id, code=code)
+    result = await world.service.check.by_id(CheckRequest(client="shop", code=code), verification.id)
     assert result.status is Status.VERIFIED
 
 
@@ -426,25 +461,27 @@ async def test_an_unclear_call_that_was_placed_is_confirmed(world: World) -> Non
     verification = await world.start()
     assert verification.calls[-1].state.status is CallStatus.UNCONFIRMED
 
-    await world.service.follow(CallId(verification.id, 1))
+    await world.service.calls.follow(CallId(verification.id, 1))
 
     assert await call_status(world, verification.id) is CallStatus.RINGING
 
 
-async def test_an_unreadable_balance_is_unknown_and_the_accounts_are_told(world: World) -> None:
-    assert (await world.service.provider_overview()).balance_rub == Decimal("12.50")
+async def test_an_unreadable_balance_is_unknown_and_the_accounts_are_told() -> None:
+    accounts = FakeAccounts()
+    reader = AccountReader(accounts)
+    assert (await reader.read()).balance_rub == Decimal("12.50")
 
-    world.accounts.balance = ProviderUnavailable(retry_after=5)
-    overview = await world.service.provider_overview()
+    accounts.balance = ProviderUnavailable(retry_after=5)
+    overview = await reader.read()
     assert overview.balance_rub is None
     assert [account.name for account in overview.accounts] == ["Fake"]
 
 
 MINUTE = timedelta(minutes=1)
 ONE_CALL = {
-    "calls_per_range": replace(Policy(), calls_per_range=Limit("calls_per_range", 1, HOUR)),
-    "calls_per_client": replace(Policy(), calls_per_client=(Limit("calls_per_client", 1, MINUTE),)),
-    "calls_per_address": replace(Policy(), calls_per_address=Limit("calls_per_address", 1, MINUTE)),
+    "calls_per_range": make_policy(calls_per_range=Limit("calls_per_range", 1, HOUR)),
+    "calls_per_client": make_policy(calls_per_client=(Limit("calls_per_client", 1, MINUTE),)),
+    "calls_per_address": make_policy(calls_per_address=Limit("calls_per_address", 1, MINUTE)),
 }
 
 
@@ -464,7 +501,7 @@ async def test_a_call_beyond_a_limit_is_not_placed_and_leaves_nothing(limit: str
 
 
 async def test_the_budget_of_a_day_is_everybodys() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world = World(make_policy(calls_per_day=Limit("calls_per_day", 1, DAY)))
     await world.start("+79001234567")
 
     with pytest.raises(CallBudgetExhausted) as caught:
@@ -474,7 +511,7 @@ async def test_the_budget_of_a_day_is_everybodys() -> None:
 
 
 async def test_what_is_refused_for_the_phone_counts_against_no_other_limit() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 2, DAY)))
+    world = World(make_policy(calls_per_day=Limit("calls_per_day", 2, DAY)))
     await world.start()
     for _ in range(5):
         with pytest.raises(CallCooldown):
@@ -484,7 +521,7 @@ async def test_what_is_refused_for_the_phone_counts_against_no_other_limit() -> 
 
 
 async def test_a_call_that_did_not_happen_counts_against_no_limit() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world = World(make_policy(calls_per_day=Limit("calls_per_day", 1, DAY)))
     world.sender.outcome = Refused(ProviderRejected("no"))
     for _ in range(3):
         with pytest.raises(ProviderRejected):
@@ -494,13 +531,15 @@ async def test_a_call_that_did_not_happen_counts_against_no_limit() -> None:
     await world.start()
 
 
-async def test_all_who_ask_for_the_account_at_once_share_one_answer(world: World) -> None:
-    overviews = await asyncio.gather(*[world.service.provider_overview() for _ in range(50)])
-    assert world.accounts.overviews == 1
+async def test_all_who_ask_for_the_account_at_once_share_one_answer() -> None:
+    accounts = FakeAccounts()
+    reader = AccountReader(accounts)
+    overviews = await asyncio.gather(*[reader.read() for _ in range(50)])
+    assert accounts.overviews == 1
     assert len({overview.balance_rub for overview in overviews}) == 1
 
-    await world.service.provider_overview()
-    assert world.accounts.overviews == 2
+    await reader.read()
+    assert accounts.overviews == 2
 
 
 async def test_a_client_may_do_only_what_its_own_policy_allows(world: World) -> None:
@@ -533,8 +572,8 @@ async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: Wo
     for _ in range(3):
         verification = await world.start(TEST_PHONE.e164)
         assert (verification.test, verification.code_length) == (True, 4)
-        result = await world.service.check_by_id(client="shop", verification_id=verification.id, code="1234")
-        assert (result.status, result.test) == (Status.VERIFIED, True)
+        result = await world.service.check.by_id(CheckRequest(client="shop", code="1234"), verification.id)
+        assert expect(Verified, result).test
 
     assert world.sender.calls == []
 
@@ -552,8 +591,8 @@ async def test_after_its_last_day_a_test_number_is_called_no_more_than_before(wo
 async def test_the_guard_hears_of_calls_and_successes_and_of_nothing_that_did_not_happen(world: World) -> None:
     verification = await world.start()
     code = spoken(world.sender.calls[0])
-    await world.service.check_by_id(client="shop", verification_id=verification.id, code=wrong(code))
-    await world.service.check_by_id(client="shop", verification_id=verification.id, code=code)
+    await world.service.check.by_id(CheckRequest(client="shop", code=wrong(code)), verification.id)
+    await world.service.check.by_id(CheckRequest(client="shop", code=code), verification.id)
     with pytest.raises(CallCooldown):
         await world.start()
     world.sender.outcome = Refused(ProviderRejected("no"))
@@ -586,7 +625,7 @@ class Choice(World):
     """A world with all channels, the voice and the flash call of one provider, the reverse call of another."""
 
     def __init__(self, **policy: Any) -> None:  # noqa: ANN401 - fields of a policy
-        super().__init__(replace(Policy(), channels=tuple(Channel), **policy))
+        super().__init__(make_policy(channels=tuple(Channel), **policy))
         self.flash, self.reverse = FakeSender(), FakeSender("other")
         self.senders |= {Channel.FLASH_CALL: self.flash, Channel.REVERSE_CALL: self.reverse}
 
@@ -606,8 +645,8 @@ async def test_the_next_channel_is_tried_when_one_refuses() -> None:
     assert world.placed == (1, 1, 0)
     refused, spoken_last = spoken(world.sender.calls[0]), spoken(world.flash.calls[0])
     with pytest.raises(CodeTooShortOrLong):
-        await world.service.check_by_id(client="shop", verification_id=verification.id, code=refused)
-    right = await world.service.check_by_id(client="shop", verification_id=verification.id, code=spoken_last)
+        await world.service.check.by_id(CheckRequest(client="shop", code=refused), verification.id)
+    right = await world.service.check.by_id(CheckRequest(client="shop", code=spoken_last), verification.id)
     assert right.status is Status.VERIFIED
     assert world.published[:2] == [
         CallRefused(Channel.VOICE, world.sender.outcome.error),
@@ -699,7 +738,7 @@ async def test_a_start_that_died_before_anything_was_stored_is_made_anew(world: 
 
 @pytest.mark.parametrize("refusal", ["address", "guard", "cooldown", "balance"])
 async def test_a_start_that_is_refused_changes_nothing_for_anybody_else(refusal: str) -> None:
-    world = World(replace(Policy(), calls_per_address=Limit("calls_per_address", 1, HOUR)))
+    world = World(make_policy(calls_per_address=Limit("calls_per_address", 1, HOUR)))
     await world.start("+79031234567", address="192.0.2.66")
     match refusal:
         case "guard":
@@ -726,7 +765,7 @@ async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: Worl
     code = spoken(world.sender.calls[0])
 
     results = [
-        await world.service.check_by_id(client="shop", verification_id=verification.id, code=code, retry_digest="d1")
+        await world.service.check.by_id(CheckRequest(client="shop", code=code, retry_digest="d1"), verification.id)
         for _ in range(3)
     ]
 
@@ -737,7 +776,7 @@ async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: Worl
 
 
 async def test_starts_of_test_numbers_are_limited_for_each_client() -> None:
-    world = World(replace(Policy(), test_starts_per_client=Limit("test_starts_per_client", 3, HOUR)))
+    world = World(make_policy(test_starts_per_client=Limit("test_starts_per_client", 3, HOUR)))
     for _ in range(3):
         await world.start(TEST_PHONE.e164)
 
@@ -811,7 +850,7 @@ async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
     world = Choice()
     first = await world.start()
     world.sender.state = CallState(CallStatus.NO_ANSWER)
-    await world.service.follow(CallId(first.id, 1))
+    await world.service.calls.follow(CallId(first.id, 1))
     world.store.advance(timedelta(minutes=2))
 
     second = await world.start(verification_id=first.id)
@@ -852,7 +891,7 @@ async def test_a_code_that_the_provider_chose_is_the_one_that_counts() -> None:
     world.flash.outcome = Placed("ref", code="7391")
     verification = await world.start(channels=(Channel.FLASH_CALL,))
 
-    result = await world.service.check_by_id(client="shop", verification_id=verification.id, code="7391")
+    result = await world.service.check.by_id(CheckRequest(client="shop", code="7391"), verification.id)
 
     assert result.status is Status.VERIFIED
 
@@ -882,12 +921,12 @@ async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None
     assert world.reverse.calls[0].code is None
 
     async def check() -> Status:
-        return (await world.service.check_by_id(client="shop", verification_id=verification.id, code=None)).status
+        return (await world.service.check.by_id(CheckRequest(client="shop", code=None), verification.id)).status
 
     assert await check() is Status.PENDING
-    stranger = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79031234567"))
+    stranger = await world.service.calls.confirm_reverse_call(name, ref="key-1", caller=Phone("+79031234567"))
     assert stranger is Confirmation.NOT_THE_CALLER
-    confirmed = await world.service.confirm_reverse_call(name, ref="key-1", caller=verification.phone)
+    confirmed = await world.service.calls.confirm_reverse_call(name, ref="key-1", caller=verification.phone)
     assert confirmed is Confirmation.CONFIRMED
     assert await check() is Status.VERIFIED
     assert world.published.count(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED)) == 1
@@ -897,13 +936,13 @@ async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None
 async def test_a_hook_of_a_verification_that_never_was_finds_nothing(world: World) -> None:
     name = CallId("vrf_00000000000000000000000", 1)
 
-    confirmation = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79001234567"))
+    confirmation = await world.service.calls.confirm_reverse_call(name, ref="key-1", caller=Phone("+79001234567"))
 
     assert confirmation is Confirmation.NOT_FOUND
 
 
 async def test_what_limits_refuse_is_told() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world = World(make_policy(calls_per_day=Limit("calls_per_day", 1, DAY)))
     await world.start()
     with pytest.raises(CallCooldown):
         await world.start()

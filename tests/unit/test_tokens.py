@@ -19,7 +19,7 @@ from app.tokens import TokenSigner, generate_keys
 from app.verification.errors import TokenAlreadyRedeemed, TokenExpired, TokenInvalid
 from app.verification.model import Proof
 from app.verification.phone import Phone
-from app.verification.proof import redeem
+from app.verification.tokens import redeem
 
 PHONE = Phone("+79001234567")
 VERIFICATION_ID = "vrf_0a11b22c33d44e55f667788"
@@ -38,7 +38,8 @@ class Clock:
 
 
 def signer(keys: str = KEYS, **arguments: Any) -> TokenSigner:  # noqa: ANN401 - whatever a TokenSigner takes
-    return TokenSigner(keys, **{"now": Clock(), **arguments})
+    defaults = {"issuer": "plusofon-verify", "lifetime": timedelta(minutes=10), "now": Clock()}
+    return TokenSigner(keys, **{**defaults, **arguments})
 
 
 def sign(tokens: TokenSigner, *, client: str = "shop", purpose: str = "login") -> str:
@@ -416,7 +417,7 @@ def bad_keys() -> dict[str, str]:
 @pytest.mark.parametrize("keys", bad_keys().values(), ids=bad_keys())
 def test_bad_keys_are_refused_with_a_sentence_that_shows_nothing_of_them(keys: str) -> None:
     with pytest.raises(ValueError, match=r"^must ") as caught:
-        TokenSigner(keys)
+        signer(keys)
 
     assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True) or not caught.value.__context__
     assert json.loads(KEYS)["d"] not in str(caught.value)

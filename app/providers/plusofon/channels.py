@@ -35,7 +35,7 @@ class VoiceChannel(_Channel):
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the code spoken."""
         return await self._client.initiate_call(
-            order.phone, order.code or "", order.lang, order.repeat, within=order.within
+            order.phone, order.code or "", order.lang, order.repeat, within=order.timeout
         )
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
@@ -51,7 +51,7 @@ class FlashCallChannel(_Channel):
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the phone called. The ``code`` of the outcome counts, where there is one."""
-        return await self._client.send_flash_call(order.phone, order.code, within=order.within)
+        return await self._client.send_flash_call(order.phone, order.code, within=order.timeout)
 
 
 class ReverseCallChannel(_Channel):
@@ -67,4 +67,4 @@ class ReverseCallChannel(_Channel):
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
-        return await self._client.call_to_auth(order.phone, self._hook_url(order.name), within=order.within)
+        return await self._client.call_to_auth(order.phone, self._hook_url(order.call_id), within=order.timeout)

@@ -79,10 +79,10 @@ class RelaySender:
         """
         if order.code is None:  # never so in practice: the channels that have no code are not taken
             return Refused(ProviderRejected("a relay needs a code"))
-        call = wire.name_call(order.name, self._channel)
+        call = wire.name_call(order.call_id, self._channel)
         body = wire.write_order(order, self._channel, call)
         try:
-            return Placed(wire.parse_placed(await self._send("POST", self._url, call, body, order.within), call=call))
+            return Placed(wire.parse_placed(await self._send("POST", self._url, call, body, order.timeout), call=call))
         except ProviderError as error:
             return Refused(error)
         except Unclear as error:

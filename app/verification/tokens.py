@@ -1,4 +1,4 @@
-"""The use case of a proof: a token is accepted once."""
+"""The use case of redeeming a token: it is accepted once."""
 
 from app.verification.errors import TokenAlreadyRedeemed, TokenInvalid
 from app.verification.model import Proof
@@ -6,11 +6,11 @@ from app.verification.ports import ProofTokens, Redemptions
 
 
 async def redeem(tokens: ProofTokens, redemptions: Redemptions, *, client: str, token: str, purpose: str) -> Proof:
-    """Accept a token once. What is invalid, expired or meant for another purpose is refused before it is used up.
+    """Accept a token once. A refused token is not used up.
 
     Raises:
-        TokenInvalid, TokenExpired, TokenAlreadyRedeemed: it proves nothing here.
-        StoreUnavailable: it may have been used up, so it cannot be accepted.
+        TokenInvalid, TokenExpired, TokenAlreadyRedeemed: it is not accepted.
+        StoreUnavailable: it may have been redeemed, so it is not accepted.
 
     """
     proof = tokens.verify(token, client=client)

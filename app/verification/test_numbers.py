@@ -1,0 +1,44 @@
+"""Test numbers: no call, a fixed code, no limits of the phone; for app reviewers and the tests of integrators."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import ClassVar
+
+from app.verification.errors import PhoneNotCallable, PhoneReason
+from app.verification.phone import Phone
+
+
+@dataclass(frozen=True, slots=True)
+class TestNumber:
+    """The fixed code of a number, and the last day (UTC) on which it is valid; None: without end."""
+
+    __test__: ClassVar = False  # no test class, whatever pytest infers from its name
+
+    code: str
+    until: date | None = None
+
+
+class TestNumbers:
+    """The test numbers by phone. ``today`` returns the day in UTC."""
+
+    __test__ = False
+
+    def __init__(self, numbers: Mapping[Phone, TestNumber], today: Callable[[], date]) -> None:
+        self._numbers = numbers
+        self._today = today
+
+    def code_of(self, phone: Phone) -> str | None:
+        """Return the fixed code of a test number, None for any other.
+
+        Raises:
+            PhoneNotCallable: its last day has passed. It may be a person's number, so it does not silently become one
+                that is called.
+
+        """
+        number = self._numbers.get(phone)
+        if number is None:
+            return None
+        if number.until is not None and self._today() > number.until:
+            raise PhoneNotCallable(PhoneReason.DENIED)
+        return number.code
