@@ -98,11 +98,11 @@ class Policy:
         return Limit("failed_checks_per_phone_and_address", min(whole.count, share), whole.period)
 
     def code_length_of(self, channel: Channel) -> int | None:
-        """Return how many digits a code has; none if the channel has no code."""
+        """Return the number of digits of a code; None if the channel has no code."""
         return (channel.rules.code_length or self.code_length) if channel.rules.has_code else None
 
     def checks_of(self, channel: Channel) -> int:
-        """Return how many checks a verification has."""
+        """Return how many checks a verification allows."""
         return min(self.checks, self.flash_call_checks) if channel.rules.is_easily_guessed else self.checks
 
     def for_calls(self, *, client: str, phone: Phone, address: str | None, test: bool = False) -> tuple[Allowance, ...]:

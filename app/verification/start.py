@@ -122,7 +122,7 @@ class _Start:
         phone = policy.parse_phone(request.phone)
         self.ports, self.request, self.journal, self.policy, self.phone = ports, request, journal, policy, phone
         self.channels = request.channels or policy.channels
-        # The first channel of each kind, since their rules differ; the key says whether it has a code.
+        # The first channel of each kind, since their rules differ; the key is True if the channel has a code.
         self.kinds = {channel.rules.has_code: channel for channel in reversed(self.channels)}
         self.test_code = ports.test_numbers.code_of(phone)
         self.is_test = self.test_code is not None
