@@ -30,9 +30,9 @@ class RedisCallQueue:
         self._per_second = per_second
         self._lease = lease
 
-    async def schedule(self, name: CallId, delay: timedelta) -> None:
+    async def schedule(self, call_id: CallId, delay: timedelta) -> None:
         """Schedule the first poll of a call after ``delay``."""
-        await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(name), ms(delay), ms(_MEMORY)])
+        await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(call_id), ms(delay), ms(_MEMORY)])
 
     async def claim(self, most: int) -> list[DueCall]:
         """Claim up to ``most`` calls that are due, the longest due first."""
@@ -46,9 +46,9 @@ class RedisCallQueue:
         """Schedule another poll of a claimed call after ``delay``, unless the claim is over."""
         await self._runner.run(RETRY, [_DUE, _ATTEMPTS], [str(call.call_id), call.attempt, ms(delay), ms(_MEMORY)])
 
-    async def done(self, name: CallId) -> None:
+    async def done(self, call_id: CallId) -> None:
         """Remove a call from the queue. Idempotent."""
-        await self._runner.run(DONE, [_DUE, _ATTEMPTS], [str(name)])
+        await self._runner.run(DONE, [_DUE, _ATTEMPTS], [str(call_id)])
 
     async def lag(self) -> timedelta:
         """Return how long the call that is longest due has waited to be claimed."""

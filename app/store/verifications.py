@@ -90,11 +90,11 @@ class RedisVerificationStore:
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
         return StartPreview(CallId(verification_id, number), CallHistory(operator.decode() or None, tuple(states)))
 
-    async def start(self, name: CallId, call: NewCall, policy: Policy) -> Started:
+    async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
-        phone, record = self._name(call.phone), _record(name.verification_id)
+        phone, record = self._name(call.phone), _record(call_id.verification_id)
         keys = [phone.key, record.key, *self._events(call.client)]
-        arguments = self._start_arguments(phone, call, name.call_number, policy)
+        arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = replace(_verification(record, *stored), checks_left=checks_left)
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
@@ -120,21 +120,21 @@ class RedisVerificationStore:
         return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
 
     async def refund(
-        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
     ) -> bool:
         """Refund a call that did not happen."""
-        keys = [self._name(phone).key, _record(name.verification_id).key, *self._events(client)]
-        return bool(await self._runner.run(REFUND, keys, [name.call_number, ms(policy.lifetime), token or ""]))
+        keys = [self._name(phone).key, _record(call_id.verification_id).key, *self._events(client)]
+        return bool(await self._runner.run(REFUND, keys, [call_id.call_number, ms(policy.lifetime), token or ""]))
 
-    async def check_by_id(self, verification_id: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
+    async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Count the check, compare the code and consume it."""
         record = _record(verification_id)
-        return await self._check(record.key, record.bucket, "", guess, policy)
+        return await self._check(record.key, record.bucket, "", check, policy)
 
-    async def check_by_phone(self, phone: Phone, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
+    async def check_by_phone(self, phone: Phone, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Do so for all pending verifications of a phone and purpose."""
         name = self._name(phone)
-        return await self._check(name.key, name.bucket, purpose, guess, policy)
+        return await self._check(name.key, name.bucket, purpose, check, policy)
 
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
         """Read a verification."""
@@ -171,19 +171,19 @@ class RedisVerificationStore:
             _limit_list(_phone_limits(call, policy)),
         ]
 
-    async def _check(self, key: str, bucket: str, purpose: str, guess: CodeCheck, policy: Policy) -> CheckOutcome:
-        further = list(policy.for_failed_checks(client=guess.client, address=guess.address))
+    async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
+        further = list(policy.for_failed_checks(client=check.client, address=check.address))
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *(allowance.limit for allowance in further)]
-        events = self._events(guess.client)
+        events = self._events(check.client)
         keys = [key, *(name_limit(self._phone_key, allowance) for allowance in further), *events]
         arguments: list[Argument] = [
-            *(guess.client, purpose, secrets.token_hex(6), len(events)),
-            *(guess.retry_digest or "", self._address(guess.address)),
+            *(check.client, purpose, secrets.token_hex(6), len(events)),
+            *(check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period)),
-            guess.length,
+            check.length,
             _limit_list(limits[1:]),
-            *guess.candidates,
+            *check.candidates,
         ]
         reply = await self._runner.run(CHECK, keys, arguments)
         rest, left, *facts = _facts(reply)

@@ -83,5 +83,5 @@ class FollowCalls:
             verification, call_id.call_number, ref=ref, caller=caller, policy=policy
         )
         if confirmation is Confirmation.CONFIRMED:
-            self.publish(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED))
+            self.publish(CallEnded(verification.channel, CallStatus.COMPLETED))
         return confirmation
