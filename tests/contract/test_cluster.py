@@ -1,4 +1,4 @@
-"""The scripts run on Redis Cluster: every key that one of them touches lies in one slot."""
+"""The scripts run on Redis Cluster: all keys that one script uses are in one slot."""
 
 import socket
 import subprocess
@@ -29,13 +29,13 @@ from app.verification.policy import Policy
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.starting import start
 
-# These two lie in slots of their own, but have to be decided in the script of the check.
+# These two limits have keys in other slots, but the check script must decide about them.
 POLICY = replace(Policy(), failed_checks_per_client=None, failed_checks_per_address=None)
 
 
 @pytest.fixture(scope="module")
 def cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A cluster of one node, which refuses a script whose keys lie in two slots as any other does."""
+    """Start a cluster of one node; it refuses a script with keys in two slots like any cluster."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
     command = [
@@ -50,7 +50,7 @@ def cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def form_cluster(port: int) -> None:
-    """Give the node all slots, and wait until it serves them."""
+    """Assign all slots to the node, and wait until it serves them."""
     deadline = time.monotonic() + 10
     with SyncRedis(port=port) as node:
         while True:

@@ -1,4 +1,4 @@
-"""The order of steps that keeps money and codes safe, with fakes for Redis and the provider."""
+"""The use cases start, check, follow, read and cancel, with a reference store and a fake provider."""
 
 import asyncio
 from copy import deepcopy
@@ -92,7 +92,7 @@ class World:
 
     @property
     def kept(self) -> object:
-        """All that is kept for anybody."""
+        """Return everything that is stored."""
         events = {name: events for name, events in self.store.counters.events.items() if events}
         return self.store.records, self.store.phones, events, self.guard.calls
 
@@ -102,7 +102,7 @@ class World:
 
 
 class FakeJournal:
-    """Remembers what it was told; ``noted`` is what it answers to a note, if it is an error."""
+    """Record what is written to it; ``noted`` is the error that ``begin`` raises, if any."""
 
     def __init__(self) -> None:
         self.begun: CallId | None = None
@@ -135,7 +135,7 @@ def world() -> World:
     return World()
 
 
-async def test_the_code_that_was_spoken_verifies(world: World) -> None:
+async def test_the_code_of_a_placed_call_verifies(world: World) -> None:
     verification = await world.start()
 
     result = await world.service.check_by_id(
@@ -146,7 +146,7 @@ async def test_the_code_that_was_spoken_verifies(world: World) -> None:
     assert result.phone == Phone("+79001234567")
 
 
-async def test_a_check_by_phone_reads_any_spelling(world: World) -> None:
+async def test_a_check_by_phone_accepts_any_spelling_of_the_number(world: World) -> None:
     await world.start()
 
     result = await world.service.check_by_phone(
@@ -156,7 +156,7 @@ async def test_a_check_by_phone_reads_any_spelling(world: World) -> None:
     assert result.status is Status.VERIFIED
 
 
-async def test_the_provider_is_asked_for_what_the_caller_wanted(world: World) -> None:
+async def test_the_call_is_placed_with_the_requested_phone_and_language(world: World) -> None:
     await world.start(lang=Lang.EN)
 
     (call,) = world.sender.calls
@@ -164,7 +164,7 @@ async def test_the_provider_is_asked_for_what_the_caller_wanted(world: World) ->
 
 
 async def test_the_digest_is_stored_before_the_call_is_placed(world: World) -> None:
-    """So a code that was heard always verifies: the store is asked while the provider is still dialling."""
+    """So the code always verifies, even if it is checked while the provider is still dialling."""
     seen: list[Status] = []
 
     class Impatient(FakeSender):
@@ -179,7 +179,7 @@ async def test_the_digest_is_stored_before_the_call_is_placed(world: World) -> N
     assert seen == [Status.VERIFIED]
 
 
-async def test_no_call_is_placed_without_a_store(world: World) -> None:
+async def test_no_call_is_placed_when_the_store_is_unavailable(world: World) -> None:
     world.store.available = False
 
     with pytest.raises(StoreUnavailable):
@@ -189,7 +189,7 @@ async def test_no_call_is_placed_without_a_store(world: World) -> None:
 
 
 @pytest.mark.parametrize("phone", ["87011234567", "88001234567", "+79401234567", "nobody"])
-async def test_no_call_is_placed_to_a_number_that_is_not_called(world: World, phone: str) -> None:
+async def test_no_call_is_placed_to_a_number_that_may_not_be_called(world: World, phone: str) -> None:
     with pytest.raises(PhoneNotCallable):
         await world.start(phone)
 
@@ -206,7 +206,7 @@ async def test_a_purpose_that_is_not_allowed_is_refused(world: World) -> None:
     assert world.sender.calls == []
 
 
-async def test_a_placed_call_is_recorded_with_the_providers_name_for_it(world: World) -> None:
+async def test_a_placed_call_is_recorded_with_the_providers_reference(world: World) -> None:
     verification = await world.start()
 
     call = verification.latest_call
@@ -233,7 +233,7 @@ async def test_a_call_of_unknown_outcome_counts_and_its_code_verifies(world: Wor
     [ProviderRejected("no"), ProviderUnavailable(retry_after=5), BalanceTooLow()],
     ids=["rejected", "unavailable", "balance"],
 )
-async def test_a_refused_call_gives_everything_back(world: World, error: Exception) -> None:
+async def test_a_refused_call_is_refunded_completely(world: World, error: Exception) -> None:
     assert isinstance(error, ProviderRejected | ProviderUnavailable | BalanceTooLow)
     world.sender.outcome = Refused(error)
     with pytest.raises(type(error)):
@@ -246,13 +246,13 @@ async def test_a_refused_call_gives_everything_back(world: World, error: Excepti
 
 
 @pytest.mark.parametrize(
-    ("outcome", "told"),
+    ("outcome", "status"),
     [(Placed("ref"), CallStatus.INITIATED), (Unknown("timed out"), CallStatus.UNCONFIRMED)],
 )
-async def test_a_call_is_told_even_if_it_cannot_be_recorded(
-    world: World, outcome: CallOutcome, told: CallStatus
+async def test_a_start_succeeds_even_if_the_placed_call_cannot_be_recorded(
+    world: World, outcome: CallOutcome, status: CallStatus
 ) -> None:
-    """It is under way and paid for, and its code verifies once the store is back."""
+    """The call is in progress and paid for, and its code verifies once the store is available."""
 
     class StoreGoesAway(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
@@ -262,7 +262,7 @@ async def test_a_call_is_told_even_if_it_cannot_be_recorded(
 
     world.senders[Channel.VOICE] = provider = StoreGoesAway()
     verification = await world.start()
-    assert [call.state.status for call in verification.calls] == [told]
+    assert [call.state.status for call in verification.calls] == [status]
 
     world.store.available = True
     result = await world.service.check_by_id(
@@ -271,8 +271,8 @@ async def test_a_call_is_told_even_if_it_cannot_be_recorded(
     assert result.status is Status.VERIFIED
 
 
-async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_answers_again(world: World) -> None:
-    """Else the client's webhook is never told of the verification, and nobody follows the call."""
+async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_available(world: World) -> None:
+    """Otherwise no webhook would be sent for the verification, and the call would not be followed."""
 
     class StoreGoesAway(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
@@ -289,7 +289,7 @@ async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_answ
     assert [name.verification_id for name in world.queue.scheduled] == [verification.id]
 
 
-async def test_a_refusal_is_told_even_if_it_cannot_be_taken_back(world: World) -> None:
+async def test_a_refused_call_is_reported_even_if_it_cannot_be_refunded(world: World) -> None:
     class StoreGoesAway(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             world.store.available = False
@@ -307,7 +307,7 @@ async def test_a_refusal_is_told_even_if_it_cannot_be_taken_back(world: World) -
     assert (await world.start()).resend_in == 60
 
 
-async def test_reading_asks_nobody(world: World) -> None:
+async def test_reading_a_verification_does_not_ask_the_provider(world: World) -> None:
     verification = await world.start()
 
     read = await world.service.read(client="shop", verification_id=verification.id)
@@ -316,8 +316,8 @@ async def test_reading_asks_nobody(world: World) -> None:
     assert world.sender.lookups == 0
 
 
-async def test_a_call_that_its_server_did_not_live_to_record_is_unconfirmed(world: World) -> None:
-    """Whether it died before or after the call was placed, nobody knows; the code verifies if it was heard."""
+async def test_a_call_that_a_crashed_worker_did_not_record_is_unconfirmed(world: World) -> None:
+    """It may have crashed before or after the call was placed; the code verifies either way."""
     world.store.available = True
 
     class Dies(FakeSender):
@@ -342,7 +342,7 @@ async def call_status(world: World, verification_id: str) -> CallStatus:
     return read.calls[-1].state.status
 
 
-async def test_a_placed_call_is_followed_to_its_end(world: World) -> None:
+async def test_a_placed_call_is_followed_until_its_status_is_final(world: World) -> None:
     verification = await world.start()
     (name,) = world.queue.scheduled
 
@@ -356,7 +356,7 @@ async def test_a_placed_call_is_followed_to_its_end(world: World) -> None:
     assert world.published.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
 
 
-async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
+async def test_a_failed_status_lookup_raises_the_providers_error(world: World) -> None:
     verification = await world.start()
     world.sender.state = ProviderUnavailable(retry_after=5)
 
@@ -364,7 +364,7 @@ async def test_what_cannot_be_looked_up_now_is_told(world: World) -> None:
         await world.service.follow(CallId(verification.id, 1))
 
 
-async def test_a_word_that_nobody_knows_is_counted_and_the_call_is_followed_on(world: World) -> None:
+async def test_an_unknown_call_status_is_counted_and_the_call_is_still_followed(world: World) -> None:
     verification = await world.start()
     world.sender.state = CallState(CallStatus.INITIATED, "rerouted")
 
@@ -373,7 +373,7 @@ async def test_a_word_that_nobody_knows_is_counted_and_the_call_is_followed_on(w
     assert UnknownCallStatus(Channel.VOICE) in world.published
 
 
-async def test_what_is_gone_needs_no_following(world: World) -> None:
+async def test_an_expired_or_missing_call_is_no_longer_followed(world: World) -> None:
     verification = await world.start()
     assert await world.service.follow(CallId(verification.id, 2))
     world.store.advance(Policy().lifetime)
@@ -381,7 +381,7 @@ async def test_what_is_gone_needs_no_following(world: World) -> None:
     assert await world.service.follow(CallId(verification.id, 1))
 
 
-async def test_what_expires_during_a_look_up_needs_no_following(world: World) -> None:
+async def test_a_call_that_expires_during_a_status_lookup_is_no_longer_followed(world: World) -> None:
     verification = await world.start()
 
     class Slow(FakeSender):
@@ -393,7 +393,7 @@ async def test_what_expires_during_a_look_up_needs_no_following(world: World) ->
     assert await world.service.follow(CallId(verification.id, 1))
 
 
-async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: World) -> None:
+async def test_an_unconfirmed_call_that_was_never_placed_is_refunded_once(world: World) -> None:
     world.sender.outcome = Unknown("no answer", call_ref="ours")
     verification = await world.start()
     name = CallId(verification.id, 1)
@@ -409,8 +409,8 @@ async def test_an_unclear_call_that_was_never_placed_is_given_back_once(world: W
     await world.start()  # no cooldown is left
 
 
-async def test_a_call_that_was_placed_is_not_given_back_by_a_provider_that_does_not_know_it(world: World) -> None:
-    """As after ``RELAY_CHANNELS`` has moved a channel to another provider while a call was under way."""
+async def test_a_placed_call_is_not_refunded_when_a_provider_does_not_know_it(world: World) -> None:
+    """As after ``RELAY_CHANNELS`` has moved a channel to another provider during a call."""
     verification = await world.start()
     world.sender.state = None
 
@@ -421,7 +421,7 @@ async def test_a_call_that_was_placed_is_not_given_back_by_a_provider_that_does_
     assert result.status is Status.VERIFIED
 
 
-async def test_an_unclear_call_that_was_placed_is_confirmed(world: World) -> None:
+async def test_an_unconfirmed_call_that_was_placed_is_confirmed_by_a_status_lookup(world: World) -> None:
     world.sender.outcome = Unknown("no answer", call_ref="ours")
     verification = await world.start()
     assert verification.calls[-1].state.status is CallStatus.UNCONFIRMED
@@ -431,7 +431,7 @@ async def test_an_unclear_call_that_was_placed_is_confirmed(world: World) -> Non
     assert await call_status(world, verification.id) is CallStatus.RINGING
 
 
-async def test_an_unreadable_balance_is_unknown_and_the_accounts_are_told(world: World) -> None:
+async def test_the_accounts_are_returned_without_a_balance_when_that_cannot_be_read(world: World) -> None:
     assert (await world.service.provider_overview()).balance_rub == Decimal("12.50")
 
     world.accounts.balance = ProviderUnavailable(retry_after=5)
@@ -449,7 +449,7 @@ ONE_CALL = {
 
 
 @pytest.mark.parametrize("limit", ONE_CALL)
-async def test_a_call_beyond_a_limit_is_not_placed_and_leaves_nothing(limit: str) -> None:
+async def test_a_call_beyond_a_rate_limit_is_not_placed_and_nothing_is_stored(limit: str) -> None:
     world = World(ONE_CALL[limit])
     await world.start("+79001234567", address="192.0.2.1")
 
@@ -463,7 +463,7 @@ async def test_a_call_beyond_a_limit_is_not_placed_and_leaves_nothing(limit: str
     await world.start("+79001234568", address="192.0.2.1")
 
 
-async def test_the_budget_of_a_day_is_everybodys() -> None:
+async def test_the_daily_call_budget_is_shared_by_all_clients() -> None:
     world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
     await world.start("+79001234567")
 
@@ -473,7 +473,7 @@ async def test_the_budget_of_a_day_is_everybodys() -> None:
     assert caught.value.retry_after == DAY.total_seconds()
 
 
-async def test_what_is_refused_for_the_phone_counts_against_no_other_limit() -> None:
+async def test_a_start_refused_by_the_cooldown_counts_against_no_other_limit() -> None:
     world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 2, DAY)))
     await world.start()
     for _ in range(5):
@@ -483,7 +483,7 @@ async def test_what_is_refused_for_the_phone_counts_against_no_other_limit() -> 
     await world.start("+79117654321")
 
 
-async def test_a_call_that_did_not_happen_counts_against_no_limit() -> None:
+async def test_a_refused_call_counts_against_no_rate_limit() -> None:
     world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
     world.sender.outcome = Refused(ProviderRejected("no"))
     for _ in range(3):
@@ -494,7 +494,7 @@ async def test_a_call_that_did_not_happen_counts_against_no_limit() -> None:
     await world.start()
 
 
-async def test_all_who_ask_for_the_account_at_once_share_one_answer(world: World) -> None:
+async def test_concurrent_reads_of_the_provider_account_share_one_request(world: World) -> None:
     overviews = await asyncio.gather(*[world.service.provider_overview() for _ in range(50)])
     assert world.accounts.overviews == 1
     assert len({overview.balance_rub for overview in overviews}) == 1
@@ -503,13 +503,13 @@ async def test_all_who_ask_for_the_account_at_once_share_one_answer(world: World
     assert world.accounts.overviews == 2
 
 
-async def test_a_client_may_do_only_what_its_own_policy_allows(world: World) -> None:
+async def test_a_client_may_use_only_the_purposes_of_its_own_policy(world: World) -> None:
     await world.start(client="bank", purpose="login")
     with pytest.raises(NotAllowed):
         await world.start(client="bank", purpose="password_reset")
 
 
-async def test_what_is_told_and_what_is_kept_are_the_same(world: World) -> None:
+async def test_the_result_of_a_start_is_recorded_in_the_journal(world: World) -> None:
     journal = FakeJournal()
 
     told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
@@ -517,7 +517,7 @@ async def test_what_is_told_and_what_is_kept_are_the_same(world: World) -> None:
     assert journal.kept == [told]
 
 
-async def test_a_start_that_died_is_told_of_once_and_as_it_is(world: World) -> None:
+async def test_a_repeated_start_returns_the_call_begun_by_a_crashed_one(world: World) -> None:
     journal, request = FakeJournal(), StartRequest(client="shop", phone=PHONE, purpose="login")
     told = await world.service.start(request, journal=journal)
 
@@ -525,11 +525,11 @@ async def test_a_start_that_died_is_told_of_once_and_as_it_is(world: World) -> N
 
     assert resumed.verification.id == told.verification.id
     assert len(world.sender.calls) == 1
-    with pytest.raises(CallCooldown):  # another client's call is none that it had begun
+    with pytest.raises(CallCooldown):  # a call begun by another client is not resumed
         await world.service.start(replace(request, client="bank"), journal=journal)
 
 
-async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: World) -> None:
+async def test_a_test_number_is_not_called_and_its_fixed_code_verifies_it(world: World) -> None:
     for _ in range(3):
         verification = await world.start(TEST_PHONE.e164)
         assert (verification.test, verification.code_length) == (True, 4)
@@ -539,7 +539,7 @@ async def test_a_test_number_is_not_called_and_its_fixed_code_verifies(world: Wo
     assert world.sender.calls == []
 
 
-async def test_after_its_last_day_a_test_number_is_called_no_more_than_before(world: World) -> None:
+async def test_an_expired_test_number_is_not_accepted(world: World) -> None:
     world.today = date(2030, 1, 31)
     await world.start(TEST_PHONE.e164)
 
@@ -549,7 +549,7 @@ async def test_after_its_last_day_a_test_number_is_called_no_more_than_before(wo
     assert world.sender.calls == []
 
 
-async def test_the_guard_hears_of_calls_and_successes_and_of_nothing_that_did_not_happen(world: World) -> None:
+async def test_the_fraud_guard_counts_only_placed_calls_and_first_successes(world: World) -> None:
     verification = await world.start()
     code = spoken(world.sender.calls[0])
     await world.service.check_by_id(client="shop", verification_id=verification.id, code=wrong(code))
@@ -566,7 +566,7 @@ async def test_the_guard_hears_of_calls_and_successes_and_of_nothing_that_did_no
     assert world.guard.successes == ["+79001234567"]
 
 
-async def test_what_the_guard_blocks_is_not_called_and_takes_nothing(world: World) -> None:
+async def test_a_number_blocked_by_the_fraud_guard_is_not_called_and_uses_no_limit(world: World) -> None:
     world.guard.blocked = {"+79001234567"}
     for _ in range(3):
         with pytest.raises(RateLimited) as caught:
@@ -583,7 +583,7 @@ def wrong(code: str) -> str:
 
 
 class Choice(World):
-    """A world with all channels, the voice and the flash call of one provider, the reverse call of another."""
+    """A harness with all channels: voice and flash calls of one provider, reverse calls of another."""
 
     def __init__(self, **policy: Any) -> None:  # noqa: ANN401 - fields of a policy
         super().__init__(replace(Policy(), channels=tuple(Channel), **policy))
@@ -595,7 +595,7 @@ class Choice(World):
         return len(self.sender.calls), len(self.flash.calls), len(self.reverse.calls)
 
 
-async def test_the_next_channel_is_tried_when_one_refuses() -> None:
+async def test_the_next_channel_is_tried_when_one_refuses_the_call() -> None:
     world = Choice()
     world.sender.outcome = Refused(ProviderRejected("not to this number"))
 
@@ -615,7 +615,7 @@ async def test_the_next_channel_is_tried_when_one_refuses() -> None:
     ]
 
 
-async def test_whoever_starts_meanwhile_is_not_told_the_id_of_the_reverse_call_that_it_becomes() -> None:
+async def test_a_concurrent_start_does_not_learn_the_id_of_a_pending_reverse_call() -> None:
     world = Choice()
     told: list[str | None] = []
 
@@ -634,7 +634,7 @@ async def test_whoever_starts_meanwhile_is_not_told_the_id_of_the_reverse_call_t
     assert verification.id not in told
 
 
-async def test_the_call_that_is_noted_is_the_one_that_is_placed() -> None:
+async def test_the_call_recorded_in_the_journal_is_the_one_that_is_placed() -> None:
     world = Choice()
     world.sender.outcome = Refused(ProviderRejected("not to this number"))
     journal = FakeJournal()
@@ -649,7 +649,7 @@ async def test_the_call_that_is_noted_is_the_one_that_is_placed() -> None:
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable(), IdempotencyInProgress(retry_after=1)])
-async def test_no_call_is_placed_that_could_not_be_noted(world: World, error: Exception) -> None:
+async def test_no_call_is_placed_that_could_not_be_recorded_in_the_journal(world: World, error: Exception) -> None:
     journal = FakeJournal()
     journal.noted = error
 
@@ -661,8 +661,8 @@ async def test_no_call_is_placed_that_could_not_be_noted(world: World, error: Ex
     assert journal.released
 
 
-async def test_a_start_that_is_broken_off_while_the_provider_is_asked_is_not_released(world: World) -> None:
-    """The call may have been placed: a repetition is told of it, and places no other."""
+async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_released(world: World) -> None:
+    """The call may have been placed: a repeated request returns it and places no second one."""
     asked = asyncio.Event()
 
     class Slow(FakeSender):
@@ -687,7 +687,7 @@ async def test_a_start_that_is_broken_off_while_the_provider_is_asked_is_not_rel
     assert journal.kept == [resumed]
 
 
-async def test_a_start_that_died_before_anything_was_stored_is_made_anew(world: World) -> None:
+async def test_a_start_that_crashed_before_storing_anything_is_started_again(world: World) -> None:
     journal = FakeJournal()
     journal.begun = CallId("vrf_00000000000000000000009", 1)
 
@@ -698,7 +698,7 @@ async def test_a_start_that_died_before_anything_was_stored_is_made_anew(world: 
 
 
 @pytest.mark.parametrize("refusal", ["address", "guard", "cooldown", "balance"])
-async def test_a_start_that_is_refused_changes_nothing_for_anybody_else(refusal: str) -> None:
+async def test_a_refused_start_changes_no_stored_state(refusal: str) -> None:
     world = World(replace(Policy(), calls_per_address=Limit("calls_per_address", 1, HOUR)))
     await world.start("+79031234567", address="192.0.2.66")
     match refusal:
@@ -721,7 +721,7 @@ async def test_a_start_that_is_refused_changes_nothing_for_anybody_else(refusal:
     assert (journal.begun, journal.released) == (None, 3)
 
 
-async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: World) -> None:
+async def test_a_repeated_correct_check_is_counted_once(world: World) -> None:
     verification = await world.start()
     code = spoken(world.sender.calls[0])
 
@@ -736,7 +736,7 @@ async def test_a_right_check_repeated_is_told_once_to_whoever_counts(world: Worl
     assert len(world.guard.successes) == 1
 
 
-async def test_starts_of_test_numbers_are_limited_for_each_client() -> None:
+async def test_starts_of_test_numbers_are_rate_limited_per_client() -> None:
     world = World(replace(Policy(), test_starts_per_client=Limit("test_starts_per_client", 3, HOUR)))
     for _ in range(3):
         await world.start(TEST_PHONE.e164)
@@ -749,7 +749,7 @@ async def test_starts_of_test_numbers_are_limited_for_each_client() -> None:
 
 
 @pytest.mark.parametrize("outcome", [Unknown("time-out"), None])
-async def test_a_call_that_may_have_been_placed_is_never_followed_by_another(outcome: CallOutcome | None) -> None:
+async def test_no_other_channel_is_tried_after_a_call_that_may_have_been_placed(outcome: CallOutcome | None) -> None:
     world = Choice()
     world.sender.outcome = outcome
 
@@ -759,7 +759,7 @@ async def test_a_call_that_may_have_been_placed_is_never_followed_by_another(out
 
 
 @pytest.mark.parametrize("error", [ProviderUnavailable(retry_after=5), BalanceTooLow()])
-async def test_a_provider_that_fails_is_not_tried_by_another_channel_but_another_provider_is(
+async def test_after_a_provider_failure_only_channels_of_other_providers_are_tried(
     error: ProviderError,
 ) -> None:
     world = Choice()
@@ -771,7 +771,7 @@ async def test_a_provider_that_fails_is_not_tried_by_another_channel_but_another
     assert verification.channel is Channel.REVERSE_CALL
 
 
-async def test_when_all_refuse_nothing_is_left_and_the_last_reason_is_told() -> None:
+async def test_when_all_channels_refuse_everything_is_refunded_and_the_last_error_raised() -> None:
     world = Choice()
     for place, sender in enumerate((world.sender, world.flash, world.reverse)):
         sender.outcome = Refused(ProviderRejected(f"no {place}"))
@@ -784,7 +784,7 @@ async def test_when_all_refuse_nothing_is_left_and_the_last_reason_is_told() -> 
     assert not world.guard.calls
 
 
-async def test_a_channel_that_is_not_ready_is_left_out_before_anything_is_taken() -> None:
+async def test_a_channel_that_is_not_ready_is_skipped_before_limits_are_acquired() -> None:
     world = Choice()
     world.sender.unready = ProviderUnavailable(retry_after=9)
 
@@ -797,7 +797,7 @@ async def test_a_channel_that_is_not_ready_is_left_out_before_anything_is_taken(
     assert len(world.store.records) == 1
 
 
-async def test_the_channel_that_is_asked_for_is_the_only_one() -> None:
+async def test_only_the_requested_channel_is_used() -> None:
     world = Choice()
     world.flash.outcome = Refused(ProviderRejected("no"))
 
@@ -807,7 +807,7 @@ async def test_the_channel_that_is_asked_for_is_the_only_one() -> None:
     assert world.placed == (0, 1, 0)
 
 
-async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
+async def test_a_resend_after_an_unanswered_call_uses_another_channel() -> None:
     world = Choice()
     first = await world.start()
     world.sender.state = CallState(CallStatus.NO_ANSWER)
@@ -820,7 +820,7 @@ async def test_a_resend_goes_by_another_channel_if_nobody_answered() -> None:
 
 
 @pytest.mark.parametrize("unready", [True, False], ids=["not ready", "refuses"])
-async def test_a_resend_that_becomes_a_reverse_call_leaves_the_verification_that_it_names(unready: bool) -> None:  # noqa: FBT001
+async def test_a_resend_that_becomes_a_reverse_call_leaves_the_original_verification_unchanged(unready: bool) -> None:  # noqa: FBT001
     world, channels = Choice(), (Channel.VOICE, Channel.REVERSE_CALL)
     first = await world.start(channels=channels)
     world.store.advance(timedelta(minutes=2))
@@ -836,7 +836,7 @@ async def test_a_resend_that_becomes_a_reverse_call_leaves_the_verification_that
     assert (named.channel, named.calls_placed, named.calls_left) == (Channel.VOICE, 1, 2)
 
 
-async def test_a_rule_for_an_operator_decides_and_the_operator_is_remembered() -> None:
+async def test_a_reported_operator_is_stored_and_selects_the_channel_of_later_calls() -> None:
     world = Choice(operator_channels={"mts": Channel.REVERSE_CALL})
     assert (await world.start(phone="+79101234567")).channel is Channel.REVERSE_CALL
 
@@ -847,7 +847,7 @@ async def test_a_rule_for_an_operator_decides_and_the_operator_is_remembered() -
     assert (await world.start(phone="+79031234567")).channel is Channel.REVERSE_CALL
 
 
-async def test_a_code_that_the_provider_chose_is_the_one_that_counts() -> None:
+async def test_a_code_chosen_by_the_provider_verifies() -> None:
     world = Choice()
     world.flash.outcome = Placed("ref", code="7391")
     verification = await world.start(channels=(Channel.FLASH_CALL,))
@@ -857,8 +857,8 @@ async def test_a_code_that_the_provider_chose_is_the_one_that_counts() -> None:
     assert result.status is Status.VERIFIED
 
 
-async def test_a_code_that_the_provider_chose_and_nobody_could_store_is_told_as_a_failure() -> None:
-    """The caller must not wait for a code that nobody can check."""
+async def test_a_start_fails_when_a_code_chosen_by_the_provider_cannot_be_stored() -> None:
+    """Otherwise the caller would wait for a code that can never be checked."""
     world = Choice()
 
     class StoreGoesAway(FakeSender):
@@ -871,7 +871,7 @@ async def test_a_code_that_the_provider_chose_and_nobody_could_store_is_told_as_
         await world.start(channels=(Channel.FLASH_CALL,))
 
 
-async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None:
+async def test_a_reverse_call_has_a_number_to_dial_and_no_code() -> None:
     world = Choice(earliest_dial=timedelta())
     world.reverse.outcome = Placed("key-1", dial=Phone("+78005550100"))
     verification = await world.start(channels=(Channel.REVERSE_CALL,))
@@ -894,7 +894,7 @@ async def test_a_reverse_call_tells_the_number_to_dial_and_has_no_code() -> None
     assert CodeChecked(Status.PENDING) not in world.published
 
 
-async def test_a_hook_of_a_verification_that_never_was_finds_nothing(world: World) -> None:
+async def test_a_callback_for_an_unknown_verification_is_not_found(world: World) -> None:
     name = CallId("vrf_00000000000000000000000", 1)
 
     confirmation = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79001234567"))
@@ -902,7 +902,7 @@ async def test_a_hook_of_a_verification_that_never_was_finds_nothing(world: Worl
     assert confirmation is Confirmation.NOT_FOUND
 
 
-async def test_what_limits_refuse_is_told() -> None:
+async def test_a_refusal_by_a_limit_is_published_as_a_domain_event() -> None:
     world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
     await world.start()
     with pytest.raises(CallCooldown):
