@@ -1,4 +1,4 @@
-"""Stand-ins for what the domain asks of the world: simple enough to be obviously right."""
+"""Test doubles of the domain's ports; ``ReferenceStore`` is the reference implementation of the contract suite."""
 
 import asyncio
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def seconds(wait: timedelta) -> int:
 
 @dataclass
 class Record:
-    """A verification; ``checks`` is its budget, ``wanted`` what the channel of each call allows."""
+    """A verification; ``checks`` is its number of checks, ``wanted`` that of the channel of each call."""
 
     verification: Verification
     checks: int
@@ -100,7 +100,7 @@ class PhoneRecord:
 
 
 class Counters:
-    """Counts events in sliding windows, by remembering each."""
+    """Count events in sliding windows, by storing each."""
 
     def __init__(self) -> None:
         self.events: dict[tuple[str, str], list[tuple[datetime, str]]] = {}
@@ -129,8 +129,8 @@ class Counters:
         return self.events.setdefault((limit.name, of), [])
 
 
-class FakeVerificationStore:
-    """Keeps verifications in a dictionary, with a clock that moves only when told to."""
+class ReferenceStore:
+    """The reference implementation of ``VerificationStore``, in memory, with a clock moved by ``advance``."""
 
     def __init__(self) -> None:
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
@@ -183,7 +183,7 @@ class FakeVerificationStore:
         return call.test or reverse not in {call.channel, named.verification.channel}
 
     def _refuse(self, call: NewCall, policy: Policy) -> Record | None:
-        """Raise what refuses a start; return the verification that it names, if it names one."""
+        """Raise if the start is refused; return the verification to resend, if any."""
         phone = self.phones.get(call.phone) or PhoneRecord()
         named = self._named(call)
         if named and self._is_resend(named, call) and (named.verification.calls_left <= 0 or named.call_number >= 100):
@@ -205,7 +205,7 @@ class FakeVerificationStore:
         return named
 
     def _is_asked(self, name: CallId | None, policy: Policy) -> bool:
-        """Return whether the provider may just be asked for a call."""
+        """Return whether the provider may still be processing the request for this call."""
         record = self.records.get(name.verification_id) if name else None
         call = record.verification.call(name.call_number) if record and name else None
         if not call or call.ref or call.state.status is not CallStatus.INITIATED or not call.expires_at:
@@ -413,7 +413,7 @@ class FakeVerificationStore:
             raise CodeTooShortOrLong(lengths)
         comparisons, counted = max(1, len(live)), self._counted(before, guess, policy)
         for place, (limit, of) in enumerate(counted):
-            # A guess is held against every live code, so for the phone there has to be room for each.
+            # A check is compared with every live code, so the phone's limit needs room for each of them.
             room = limit if place else replace(limit, count=max(1, limit.count - comparisons + 1))
             self._require_room(room, of)
             if not place:
@@ -559,9 +559,9 @@ def _used_up(limit: Limit, wait: timedelta) -> Exception:
 
 
 class FakeRateLimiter:
-    """Counts in memory, on the clock of a store."""
+    """Count in memory, by the clock of a store."""
 
-    def __init__(self, store: FakeVerificationStore) -> None:
+    def __init__(self, store: ReferenceStore) -> None:
         self._store = store
         self._counters = Counters()
 
@@ -586,7 +586,7 @@ class FakeRateLimiter:
 
 
 class FakeGuard:
-    """Remembers what it was told, and blocks what it is told to."""
+    """Record calls and successes, and block the phones in ``blocked``."""
 
     def __init__(self) -> None:
         self.blocked: set[str] = set()
@@ -619,7 +619,7 @@ class FakeGuard:
 
 
 class FakeSender:
-    """Takes every call, or answers what ``outcome`` says; ``state`` is what it tells of any call."""
+    """Place every call, or return ``outcome``; ``state`` is the status of every call."""
 
     def __init__(self, provider: str = "fake") -> None:
         self.provider = provider
@@ -646,7 +646,7 @@ class FakeSender:
 
 
 class FakeAccounts:
-    """Tells of one account, and the ``balance``."""
+    """Return one account, and the ``balance``."""
 
     def __init__(self) -> None:
         self.overviews = 0
@@ -664,7 +664,7 @@ class FakeAccounts:
 
 
 class FakeQueue:
-    """Remembers what was scheduled."""
+    """Record what was scheduled."""
 
     def __init__(self) -> None:
         self.scheduled: dict[CallId, timedelta] = {}

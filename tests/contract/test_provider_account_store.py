@@ -1,4 +1,4 @@
-"""The board of the balance in Redis: one worker reads for all, and a dead one holds nobody up."""
+"""The cached balance in Redis: one worker at a time reads the account, and a crashed reader is replaced."""
 
 import asyncio
 from datetime import timedelta
@@ -18,18 +18,18 @@ INTERVAL, LEASE, SECOND = timedelta(seconds=60), timedelta(seconds=30), timedelt
 KEY = "pv:{balance}"
 
 
-def make_board(redis: Redis) -> RedisBalanceCache:
+def make_cache(redis: Redis) -> RedisBalanceCache:
     return RedisBalanceCache(ScriptRunner(redis, timeout=1), lease=LEASE)
 
 
 @pytest.fixture
 def board(redis: Redis) -> BalanceCache:
-    return make_board(redis)
+    return make_cache(redis)
 
 
-async def test_of_a_hundred_who_look_at_once_one_is_to_read(redis: Redis) -> None:
-    """From two instances of the service, so that not all of them travel in one write."""
-    instances = [make_board(redis) for _ in range(2)]
+async def test_of_a_hundred_concurrent_workers_exactly_one_reads_the_account(redis: Redis) -> None:
+    """From two instances of the service, so that not all commands are sent in one write."""
+    instances = [make_cache(redis) for _ in range(2)]
 
     posted = await asyncio.gather(*(instances[number % 2].look(INTERVAL) for number in range(100)))
     assert sum(each.is_reader for each in posted) == 1
@@ -37,17 +37,17 @@ async def test_of_a_hundred_who_look_at_once_one_is_to_read(redis: Redis) -> Non
 
 
 @pytest.mark.parametrize("rub", ["123.45", "0", "-3.50", "1E+3"])
-async def test_what_one_posts_all_others_see_with_its_age(redis: Redis, board: BalanceCache, rub: str) -> None:
+async def test_a_written_balance_is_read_by_all_with_its_age(redis: Redis, board: BalanceCache, rub: str) -> None:
     await board.look(INTERVAL)
     await board.post(Decimal(rub))
     await age(redis, 7 * SECOND)
 
-    seen = await make_board(redis).look(INTERVAL)
+    seen = await make_cache(redis).look(INTERVAL)
     assert (seen.rub, seen.is_reader) == (Decimal(rub), False)
     assert 7 * SECOND <= seen.age < 8 * SECOND
 
 
-async def test_it_is_read_anew_by_one_when_the_interval_is_over(redis: Redis, board: BalanceCache) -> None:
+async def test_one_worker_reads_the_account_again_after_the_interval(redis: Redis, board: BalanceCache) -> None:
     await board.post(Decimal(50))
     await age(redis, INTERVAL - SECOND)
     assert not (await board.look(INTERVAL)).is_reader
@@ -57,7 +57,7 @@ async def test_it_is_read_anew_by_one_when_the_interval_is_over(redis: Redis, bo
     assert readers == [True, False, False]
 
 
-async def test_who_dies_while_reading_is_replaced_when_its_lease_ends(redis: Redis, board: BalanceCache) -> None:
+async def test_a_crashed_reader_is_replaced_when_its_lease_ends(redis: Redis, board: BalanceCache) -> None:
     assert (await board.look(INTERVAL)).is_reader
     await age(redis, LEASE - SECOND)
     assert not (await board.look(INTERVAL)).is_reader
@@ -66,7 +66,7 @@ async def test_who_dies_while_reading_is_replaced_when_its_lease_ends(redis: Red
     assert (await board.look(INTERVAL)).is_reader
 
 
-async def test_a_reader_that_has_posted_holds_no_lease_any_more(redis: Redis, board: BalanceCache) -> None:
+async def test_writing_the_balance_ends_the_lease(redis: Redis, board: BalanceCache) -> None:
     """A lease may be longer than the interval."""
     await board.look(INTERVAL)
     await board.post(Decimal(50))
@@ -75,29 +75,29 @@ async def test_a_reader_that_has_posted_holds_no_lease_any_more(redis: Redis, bo
     assert (await board.look(LEASE / 3)).is_reader
 
 
-async def test_the_last_balance_stays_while_it_cannot_be_read(redis: Redis, board: BalanceCache) -> None:
+async def test_the_last_balance_is_kept_while_no_new_one_is_written(redis: Redis, board: BalanceCache) -> None:
     await board.post(Decimal(50))
     for _ in range(5):
         await age(redis, INTERVAL)
         assert (await board.look(INTERVAL)).rub == Decimal(50)
 
 
-async def test_the_key_has_a_ttl_from_the_first_look_on(redis: Redis, board: BalanceCache) -> None:
+async def test_the_key_always_has_a_ttl(redis: Redis, board: BalanceCache) -> None:
     for act in (board.look(INTERVAL), board.post(Decimal(50)), board.look(INTERVAL)):
         await act
         assert await redis.keys() == [KEY.encode()]
         assert 0 < await redis.pttl(KEY) <= 3_600_000
 
 
-async def test_nothing_is_known_on_an_empty_board(board: BalanceCache) -> None:
+async def test_an_empty_cache_has_no_balance(board: BalanceCache) -> None:
     await board.look(INTERVAL)
 
     assert await board.look(INTERVAL) == CachedBalance(is_reader=False)
 
 
-async def test_without_redis_nobody_reads() -> None:
+async def test_without_redis_reading_the_cache_raises_store_unavailable() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
 
     with pytest.raises(StoreUnavailable):
-        await make_board(nowhere).look(INTERVAL)
+        await make_cache(nowhere).look(INTERVAL)
     await nowhere.aclose()

@@ -1,4 +1,4 @@
-"""Any sequence of starts, checks, cancels, outcomes and time gives the same answers from Redis as from the model."""
+"""Any sequence of starts, checks, cancels, call updates and time has the same results in Redis and in the reference."""
 
 import asyncio
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +16,7 @@ from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, VerificationStore
 from tests.ageing import age
-from tests.fakes import FakeVerificationStore
+from tests.fakes import ReferenceStore
 
 PHONES = (Phone("+79001234567"), Phone("+79007654321"))
 CODES = [bytes([number]) * 32 for number in range(3)]
@@ -81,7 +81,7 @@ def guess(code: bytes, address: str | None, retry: str | None) -> CodeCheck:
 
 @dataclass
 class Actor:
-    """Plays steps on a store and tells what came back, with ids replaced by their order of appearance."""
+    """Run steps on a store, and return the results with ids replaced by their order of appearance."""
 
     store: VerificationStore
     known: list[Verification] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Actor:
         return verification
 
     async def refused(self, phone: Phone, purpose: str, code: bytes, channel: Channel) -> object:
-        """Start, and take it back, as when the provider refuses."""
+        """Start and refund, as when the provider refuses the call."""
         call = new_call(phone, purpose, code, channel)
         preview = await self.store.preview_start(call, POLICY)
         await self.store.start(preview.name, call, POLICY)
@@ -146,7 +146,7 @@ class Actor:
         return None
 
     def age(self, duration: timedelta) -> None:
-        """Move what is remembered into the past as ``age`` moves what Redis keeps."""
+        """Move the known verifications into the past, as ``age`` does in Redis."""
         self.known = [
             replace(
                 verification,
@@ -185,11 +185,11 @@ class Actor:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(steps, min_size=1, max_size=30))
-async def test_redis_answers_as_the_model_does(
+async def test_redis_gives_the_same_results_as_the_reference_store(
     script: list[tuple[object, ...]], redis: Redis, store: RedisVerificationStore
 ) -> None:
     await redis.flushall()
-    model = FakeVerificationStore()
+    model = ReferenceStore()
     real_actor, model_actor = Actor(store), Actor(model)
     for step in script:
         if step[0] == "wait":

@@ -1,4 +1,4 @@
-"""What every VerificationStore does: one suite over the fake that other tests trust, and over Redis."""
+"""The contract of every VerificationStore: one suite over the reference store and over Redis."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
 from app.verification.ports import CallHistory, CallId, CallUpdate, CodeCheck, Confirmation, NewCall, VerificationStore
 from tests.ageing import age
-from tests.fakes import FakeVerificationStore
+from tests.fakes import ReferenceStore
 
 PHONE = Phone("+79001234567")
 POLICY = Policy()
@@ -41,8 +41,8 @@ def _update(status: CallStatus, word: str | None = None, **facts: Any) -> CallUp
 
 
 @dataclass
-class World:
-    """A store, and the means to let time pass in it."""
+class StoreHarness:
+    """A store, and methods that start, check and refund verifications and let time pass."""
 
     store: VerificationStore
     advance: Callable[[timedelta], Awaitable[None]]
@@ -88,7 +88,7 @@ class World:
             code_digest=None,
             code_length=None,
             checks=5,
-            test=True,  # which meets no limit
+            test=True,  # without limits
         )
         return (await self.store.preview_start(call, POLICY)).history
 
@@ -109,17 +109,17 @@ class World:
         return await self.store.check_by_phone(PHONE, purpose, self.guess(candidates, client=client), self.policy)
 
     def guess(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> CodeCheck:
-        """Guess at a code that is as long as the one that was given, a wrong one as the last that was."""
+        """Return a check of a code with the length of the given one, a wrong code with that of the latest."""
         lengths = {self.lengths.get(candidate, 6) for candidate in candidates}
         return CodeCheck(client=client, candidates=candidates, length=max(lengths, default=0), address=address)
 
     async def again(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
-        """Begin to call again, once the cooldown of the call before is over."""
+        """Start a resend once the cooldown is over, without recording its call."""
         await self.advance(timedelta(seconds=120))
         return await self.start(code, channel=channel, resend_of=first)
 
     async def resend(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
-        """Call again, and record the call as placed."""
+        """Start a resend once the cooldown is over, and record its call as placed."""
         return await self.place(await self.again(first, code, channel=channel))
 
     async def place(self, verification: Verification) -> Verification:
@@ -140,21 +140,21 @@ class World:
             await self.check(verification.id, [WRONG])
 
 
-@pytest.fixture(params=["fake", "redis"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "fake":
-        fake = FakeVerificationStore()
+@pytest.fixture(params=["reference", "redis"])
+def world(request: pytest.FixtureRequest) -> StoreHarness:
+    if request.param == "reference":
+        fake = ReferenceStore()
 
         async def advance(duration: timedelta) -> None:
             fake.advance(duration)
 
-        return World(fake, advance)
+        return StoreHarness(fake, advance)
     redis: Redis = request.getfixturevalue("redis")
     store: RedisVerificationStore = request.getfixturevalue("store")
-    return World(store, lambda duration: age(redis, duration))
+    return StoreHarness(store, lambda duration: age(redis, duration))
 
 
-async def test_a_start_makes_a_pending_verification(world: World) -> None:
+async def test_a_start_makes_a_pending_verification(world: StoreHarness) -> None:
     verification = await world.start()
 
     assert verification.status is Status.PENDING
@@ -165,7 +165,7 @@ async def test_a_start_makes_a_pending_verification(world: World) -> None:
     assert (verification.expires_in, verification.resend_in) == (300, 60)
 
 
-async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
+async def test_the_correct_code_verifies_once(world: StoreHarness) -> None:
     verification = await world.start()
 
     result = await world.check(verification.id, [RIGHT])
@@ -175,7 +175,7 @@ async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
         await world.check(verification.id, [RIGHT])
 
 
-async def test_a_check_by_phone_finds_the_same_verification(world: World) -> None:
+async def test_a_check_by_phone_finds_the_same_verification(world: StoreHarness) -> None:
     verification = await world.start()
 
     wrong = await world.check_phone([WRONG])
@@ -185,7 +185,7 @@ async def test_a_check_by_phone_finds_the_same_verification(world: World) -> Non
     assert (right.verification_id, right.status) == (verification.id, Status.VERIFIED)
 
 
-async def test_a_code_under_an_older_key_verifies(world: World) -> None:
+async def test_a_code_digested_with_an_older_key_verifies(world: StoreHarness) -> None:
     verification = await world.start(RIGHT)
 
     result = await world.check(verification.id, [WRONG, RIGHT])
@@ -193,7 +193,7 @@ async def test_a_code_under_an_older_key_verifies(world: World) -> None:
     assert result.status is Status.VERIFIED
 
 
-async def test_candidates_under_several_keys_cost_one_check(world: World) -> None:
+async def test_candidates_of_several_keys_count_as_one_check(world: StoreHarness) -> None:
     verification = await world.start(RIGHT)
 
     result = await world.check(verification.id, [WRONG, SECOND])
@@ -204,8 +204,8 @@ async def test_candidates_under_several_keys_cost_one_check(world: World) -> Non
 @pytest.mark.parametrize(
     ("client", "purpose"), [("other", "login"), ("shop", "password_reset")], ids=["client", "purpose"]
 )
-async def test_another_clients_or_purposes_verification_is_not_found_by_phone(
-    world: World, client: str, purpose: str
+async def test_a_check_by_phone_finds_only_verifications_of_the_same_client_and_purpose(
+    world: StoreHarness, client: str, purpose: str
 ) -> None:
     await world.start()
 
@@ -213,7 +213,7 @@ async def test_another_clients_or_purposes_verification_is_not_found_by_phone(
         await world.check_phone([RIGHT], client=client, purpose=purpose)
 
 
-async def test_a_client_sees_only_its_own_verifications(world: World) -> None:
+async def test_a_client_sees_only_its_own_verifications(world: StoreHarness) -> None:
     verification = await world.start()
 
     for attempt in (
@@ -227,7 +227,7 @@ async def test_a_client_sees_only_its_own_verifications(world: World) -> None:
 
 
 @pytest.mark.parametrize("verification_id", ["vrf_00000000000000000000000", "vrf_", "", "x" * 64, "vrf_{}:*"])
-async def test_an_unknown_or_impossible_id_is_not_found(world: World, verification_id: str) -> None:
+async def test_an_unknown_or_malformed_id_is_not_found(world: StoreHarness, verification_id: str) -> None:
     for attempt in (
         world.check(verification_id, [RIGHT]),
         world.store.read(verification_id, client="shop"),
@@ -237,7 +237,7 @@ async def test_an_unknown_or_impossible_id_is_not_found(world: World, verificati
             await attempt
 
 
-async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> None:
+async def test_wrong_codes_are_counted_and_the_last_one_locks_the_verification(world: StoreHarness) -> None:
     verification = await world.start()
 
     results = [await world.check(verification.id, [WRONG]) for _ in range(5)]
@@ -251,7 +251,7 @@ async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> N
         await world.check(verification.id, [RIGHT])
 
 
-async def test_the_last_check_still_verifies(world: World) -> None:
+async def test_the_correct_code_verifies_with_the_last_check(world: StoreHarness) -> None:
     verification = await world.start()
     for _ in range(4):
         await world.check(verification.id, [WRONG])
@@ -259,7 +259,7 @@ async def test_the_last_check_still_verifies(world: World) -> None:
     assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_wrong_code_moves_no_expiry(world: World) -> None:
+async def test_a_wrong_code_does_not_change_the_expiry(world: StoreHarness) -> None:
     verification = await world.start()
     await world.advance(timedelta(seconds=200))
 
@@ -269,8 +269,8 @@ async def test_a_wrong_code_moves_no_expiry(world: World) -> None:
     assert reading.expires_in <= 100
 
 
-async def test_a_locked_verification_keeps_nobody_from_starting_another(world: World) -> None:
-    """Else a stranger who locks one of his own would lock the phone's owner out."""
+async def test_another_verification_can_be_started_after_one_is_locked(world: StoreHarness) -> None:
+    """Otherwise an attacker could lock out the owner of the phone."""
     verification = await world.start()
     await world.lock(verification)
     with pytest.raises(VerificationLocked) as caught:
@@ -285,7 +285,7 @@ async def test_a_locked_verification_keeps_nobody_from_starting_another(world: W
 
 
 @pytest.mark.parametrize("ending", ["verified", "locked", "canceled", "expired"])
-async def test_only_a_pending_verification_can_be_called_again(world: World, ending: str) -> None:
+async def test_only_a_pending_verification_can_be_resent(world: StoreHarness, ending: str) -> None:
     verification = await world.start()
     match ending:
         case "verified":
@@ -311,8 +311,8 @@ async def test_only_a_pending_verification_can_be_called_again(world: World, end
     ],
     ids=str,
 )
-async def test_a_resend_is_of_the_same_client_phone_and_purpose(world: World, other: dict[str, Any]) -> None:
-    """Whoever names another's verification is told that there is none, and its state is as it was."""
+async def test_a_resend_needs_the_same_client_phone_and_purpose(world: StoreHarness, other: dict[str, Any]) -> None:
+    """A resend of another client's verification is not found, and does not change it."""
     verification = await world.start()
     await world.advance(timedelta(seconds=120))
 
@@ -324,7 +324,7 @@ async def test_a_resend_is_of_the_same_client_phone_and_purpose(world: World, ot
 
 
 @pytest.mark.parametrize("verification_id", ["", "vrf_00000000000000000000000", "vrf_", "x" * 64, "vrf_{}:*", "7"])
-async def test_no_call_is_stored_for_an_id_that_is_none(world: World, verification_id: str) -> None:
+async def test_a_resend_of_an_unknown_or_malformed_id_is_not_found(world: StoreHarness, verification_id: str) -> None:
     verification = await world.start()
     await world.advance(timedelta(seconds=120))
 
@@ -332,7 +332,7 @@ async def test_no_call_is_stored_for_an_id_that_is_none(world: World, verificati
         await world.start(SECOND, resend_of=replace(verification, id=verification_id))
 
 
-async def test_every_start_without_an_id_is_a_verification_of_its_own(world: World) -> None:
+async def test_every_start_without_an_id_makes_a_new_verification(world: StoreHarness) -> None:
     first = await world.start(RIGHT)
     await world.lock(first)
     await world.advance(timedelta(seconds=120))
@@ -350,7 +350,7 @@ async def test_every_start_without_an_id_is_a_verification_of_its_own(world: Wor
 
 
 @pytest.mark.parametrize("code", [RIGHT, SECOND, THIRD], ids=["first", "second", "third"])
-async def test_a_check_by_phone_knows_the_code_of_each_pending_verification(world: World, code: bytes) -> None:
+async def test_a_check_by_phone_accepts_the_code_of_any_pending_verification(world: StoreHarness, code: bytes) -> None:
     ids = {}
     for own, cooldown in ((RIGHT, 60), (SECOND, 120), (THIRD, 0)):
         ids[own] = (await world.start(own)).id
@@ -363,7 +363,9 @@ async def test_a_check_by_phone_knows_the_code_of_each_pending_verification(worl
         assert (await world.store.read(ids[other], client="shop")).status is Status.PENDING
 
 
-async def test_a_wrong_check_by_phone_counts_against_the_latest_and_once_for_each_code(world: World) -> None:
+async def test_a_wrong_check_by_phone_counts_for_the_latest_verification_and_once_per_live_code(
+    world: StoreHarness,
+) -> None:
     first = await world.start(RIGHT)
     await world.advance(timedelta(seconds=120))
     second = await world.start(SECOND)
@@ -378,7 +380,9 @@ async def test_a_wrong_check_by_phone_counts_against_the_latest_and_once_for_eac
     assert (await world.check_phone([RIGHT])).verification_id == first.id
 
 
-async def test_a_check_by_phone_after_the_end_of_all_tells_how_the_latest_ended(world: World) -> None:
+async def test_a_check_by_phone_without_pending_verifications_raises_the_outcome_of_the_latest(
+    world: StoreHarness,
+) -> None:
     await world.start(RIGHT)
     await world.check_phone([RIGHT])
     with pytest.raises(VerificationAlreadyUsed):
@@ -391,8 +395,8 @@ async def test_a_check_by_phone_after_the_end_of_all_tells_how_the_latest_ended(
         await world.check_phone([SECOND])
 
 
-async def test_one_address_can_use_a_third_of_a_phones_failed_checks(world: World) -> None:
-    """So a stranger does not lock the phone's owner out, whose own wrong codes count for all that."""
+async def test_one_address_can_use_at_most_a_third_of_a_phones_failed_checks(world: StoreHarness) -> None:
+    """So an attacker cannot lock out the owner of the phone, whose own wrong codes still count."""
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 48, DAY))
     for _ in range(4):
         stranger = await world.start(policy=world.policy)
@@ -400,7 +404,7 @@ async def test_one_address_can_use_a_third_of_a_phones_failed_checks(world: Worl
             await world.check(stranger.id, [WRONG], address="192.0.2.66")
         await world.advance(LIFETIME)
 
-    with pytest.raises(RateLimited) as start:  # nobody could check its code from there
+    with pytest.raises(RateLimited) as start:  # its code could not be checked from this address
         await world.start(address="192.0.2.66", policy=world.policy)
     own = await world.start(address="192.0.2.1", policy=world.policy)
     with pytest.raises(RateLimited) as check:
@@ -409,11 +413,11 @@ async def test_one_address_can_use_a_third_of_a_phones_failed_checks(world: Worl
     assert start.value.limit == check.value.limit == "failed_checks_per_phone_and_address"
     assert 85_000 <= check.value.retry_after <= 86_400
     assert (await world.check(own.id, [WRONG], address="192.0.2.1")).quotas[0].remaining == 31
-    assert (await world.check(own.id, [WRONG])).quotas[0].remaining == 30  # without an address there is no share
+    assert (await world.check(own.id, [WRONG])).quotas[0].remaining == 30  # checks without an address have no share
     assert (await world.check(own.id, [RIGHT], address="192.0.2.1")).status is Status.VERIFIED
 
 
-async def test_the_share_of_an_address_is_never_less_than_one_verification_can_cost(world: World) -> None:
+async def test_the_share_of_an_address_covers_all_checks_of_one_verification(world: StoreHarness) -> None:
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 18, DAY))
     verification = await world.start(RIGHT)
     await world.resend(verification, SECOND)
@@ -425,7 +429,7 @@ async def test_the_share_of_an_address_is_never_less_than_one_verification_can_c
     assert results[-1].status is Status.LOCKED
 
 
-async def test_of_fifty_guesses_at_once_an_address_gets_its_share(world: World) -> None:
+async def test_concurrent_checks_of_one_address_stay_within_its_share(world: StoreHarness) -> None:
     world.policy = replace(POLICY, checks=50, failed_checks_per_phone=Limit("failed_checks_per_phone", 500, DAY))
     ids = [
         (await world.start(address=f"192.0.2.{it}", policy=replace(POLICY, cooldowns=(timedelta(),)))).id
@@ -440,8 +444,8 @@ async def test_of_fifty_guesses_at_once_an_address_gets_its_share(world: World) 
     )  # five of each verification, all below the share
 
 
-async def test_a_right_check_repeated_gives_the_proof_again(world: World) -> None:
-    """Its answer may have been lost. Nobody else is verified by it, and no other code is."""
+async def test_a_repeated_correct_check_returns_the_same_result(world: StoreHarness) -> None:
+    """The response may have been lost. Only the same request and client get the result again."""
     verification = await world.start()
     guess = replace(world.guess([RIGHT]), retry_digest="d1")
     first = await world.store.check_by_id(verification.id, guess, POLICY)
@@ -460,7 +464,7 @@ async def test_a_right_check_repeated_gives_the_proof_again(world: World) -> Non
         await world.store.check_by_id(verification.id, guess, POLICY)
 
 
-async def test_a_right_check_by_phone_repeated_gives_the_proof_of_the_same_verification(world: World) -> None:
+async def test_a_repeated_correct_check_by_phone_returns_the_same_verification(world: StoreHarness) -> None:
     first = await world.start(RIGHT)
     guess = replace(world.guess([RIGHT]), retry_digest="d1")
     await world.store.check_by_phone(PHONE, "login", guess, POLICY)
@@ -472,7 +476,7 @@ async def test_a_right_check_by_phone_repeated_gives_the_proof_of_the_same_verif
     assert (again.verification_id, again.status, again.is_repeated) == (first.id, Status.VERIFIED, True)
 
 
-async def test_a_wrong_check_repeated_is_counted_again(world: World) -> None:
+async def test_a_repeated_wrong_check_is_counted_again(world: StoreHarness) -> None:
     verification = await world.start()
     guess = replace(world.guess([WRONG]), retry_digest="d1")
 
@@ -481,7 +485,7 @@ async def test_a_wrong_check_repeated_is_counted_again(world: World) -> None:
     assert [result.checks_left for result in results] == [4, 3]
 
 
-async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
+async def test_a_verification_is_not_found_after_its_lifetime(world: StoreHarness) -> None:
     verification = await world.start()
     await world.advance(LIFETIME)
 
@@ -495,7 +499,7 @@ async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
             await attempt
 
 
-async def test_a_second_start_within_the_cooldown_is_refused_and_changes_nothing(world: World) -> None:
+async def test_a_start_within_the_cooldown_is_refused_and_changes_nothing(world: StoreHarness) -> None:
     verification = await world.start()
 
     await world.place(verification)
@@ -509,7 +513,7 @@ async def test_a_second_start_within_the_cooldown_is_refused_and_changes_nothing
     assert reading.calls_placed == 1
 
 
-async def test_the_cooldown_is_the_phones_whoever_asks_and_whatever_for(world: World) -> None:
+async def test_the_cooldown_of_a_phone_applies_to_all_clients_and_purposes(world: StoreHarness) -> None:
     await world.start()
 
     for client, purpose in (("shop", "password_reset"), ("other", "login")):
@@ -518,7 +522,7 @@ async def test_the_cooldown_is_the_phones_whoever_asks_and_whatever_for(world: W
         assert caught.value.verification_id is None
 
 
-async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(world: World) -> None:
+async def test_a_resend_keeps_the_id_the_counted_checks_and_the_older_codes(world: StoreHarness) -> None:
     first = await world.start(RIGHT)
     await world.check(first.id, [WRONG])
 
@@ -529,7 +533,7 @@ async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(wo
     assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_each_code_lives_for_its_own_time(world: World) -> None:
+async def test_each_code_has_its_own_lifetime(world: StoreHarness) -> None:
     verification = await world.start(RIGHT)
     await world.resend(verification, SECOND)
     await world.advance(LIFETIME - timedelta(seconds=60))
@@ -540,7 +544,7 @@ async def test_each_code_lives_for_its_own_time(world: World) -> None:
     assert (expired.status, alive.status) == (Status.PENDING, Status.VERIFIED)
 
 
-async def test_cooldowns_grow_with_every_call_of_a_phone(world: World) -> None:
+async def test_the_cooldown_grows_with_every_call_to_a_phone(world: StoreHarness) -> None:
     policy = replace(POLICY, calls=5)
     waits = []
     for _ in range(4):
@@ -552,7 +556,7 @@ async def test_cooldowns_grow_with_every_call_of_a_phone(world: World) -> None:
     assert waits == [60, 120, 300, 300]
 
 
-async def test_canceling_and_starting_again_does_not_shorten_the_cooldown(world: World) -> None:
+async def test_canceling_and_starting_again_does_not_shorten_the_cooldown(world: StoreHarness) -> None:
     first = await world.start()
     await world.store.cancel("shop", first.id)
 
@@ -566,7 +570,7 @@ async def test_canceling_and_starting_again_does_not_shorten_the_cooldown(world:
     assert second.resend_in == 120
 
 
-async def test_a_streak_of_calls_is_forgotten_only_after_the_longest_cooldown(world: World) -> None:
+async def test_the_cooldown_is_reset_only_after_the_longest_cooldown(world: StoreHarness) -> None:
     await world.start()
     await world.advance(timedelta(seconds=359))
     assert (await world.start()).resend_in == 120
@@ -575,7 +579,7 @@ async def test_a_streak_of_calls_is_forgotten_only_after_the_longest_cooldown(wo
     assert (await world.start()).resend_in == 60
 
 
-async def test_calls_of_a_verification_are_limited(world: World) -> None:
+async def test_calls_of_a_verification_are_limited(world: StoreHarness) -> None:
     first = await world.start()
     await world.resend(first, SECOND)
     third = await world.resend(first, THIRD)
@@ -590,7 +594,7 @@ async def test_calls_of_a_verification_are_limited(world: World) -> None:
     assert (await world.start()).id != third.id
 
 
-async def test_after_success_a_start_makes_a_new_verification(world: World) -> None:
+async def test_after_success_a_start_makes_a_new_verification(world: StoreHarness) -> None:
     first = await world.start()
     await world.check(first.id, [RIGHT])
     await world.advance(timedelta(seconds=60))
@@ -603,7 +607,7 @@ async def test_after_success_a_start_makes_a_new_verification(world: World) -> N
         await world.check(first.id, [RIGHT])
 
 
-async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
+async def test_a_canceled_verification_cannot_be_verified(world: StoreHarness) -> None:
     verification = await world.start()
 
     canceled = await world.store.cancel("shop", verification.id)
@@ -615,7 +619,7 @@ async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
         await world.check(verification.id, [RIGHT])
 
 
-async def test_what_is_final_cannot_be_canceled(world: World) -> None:
+async def test_a_verified_or_locked_verification_cannot_be_canceled(world: StoreHarness) -> None:
     verified = await world.start()
     await world.check(verified.id, [RIGHT])
     with pytest.raises(VerificationAlreadyUsed):
@@ -627,7 +631,7 @@ async def test_what_is_final_cannot_be_canceled(world: World) -> None:
         await world.store.cancel("shop", locked.id)
 
 
-async def test_a_recorded_call_is_read_back(world: World) -> None:
+async def test_a_recorded_call_is_returned(world: StoreHarness) -> None:
     verification = await world.start()
 
     recorded = (
@@ -641,7 +645,7 @@ async def test_a_recorded_call_is_read_back(world: World) -> None:
     assert (call.call_number, call.ref, call.state) == (1, "ref-1", CallState(CallStatus.RINGING, "rerouted"))
 
 
-async def test_a_final_call_state_stays(world: World) -> None:
+async def test_a_final_call_status_does_not_change(world: StoreHarness) -> None:
     verification = await world.start()
     await world.store.record_call(verification, 1, _update(CallStatus.BUSY))
 
@@ -650,7 +654,7 @@ async def test_a_final_call_state_stays(world: World) -> None:
     assert [call.state.status for call in after.calls] == [CallStatus.BUSY]
 
 
-async def test_a_call_never_goes_back(world: World) -> None:
+async def test_a_call_status_never_goes_back_to_an_earlier_stage(world: StoreHarness) -> None:
     verification = await world.start()
     await world.store.record_call(verification, 1, _update(CallStatus.ANSWERED))
 
@@ -659,7 +663,7 @@ async def test_a_call_never_goes_back(world: World) -> None:
     assert [call.state.status for call in recorded.verification.calls] == [CallStatus.ANSWERED]
 
 
-async def test_of_many_reports_of_the_end_of_a_call_one_has_ended_it(world: World) -> None:
+async def test_of_a_hundred_concurrent_final_updates_exactly_one_ends_the_call(world: StoreHarness) -> None:
     verification = await world.start()
 
     reports = [world.store.record_call(verification, 1, _update(CallStatus.COMPLETED)) for _ in range(100)]
@@ -667,7 +671,7 @@ async def test_of_many_reports_of_the_end_of_a_call_one_has_ended_it(world: Worl
     assert sum(recorded.ended for recorded in await asyncio.gather(*reports)) == 1
 
 
-async def test_whoever_knows_the_code_has_heard_it(world: World) -> None:
+async def test_a_correct_code_marks_its_unconfirmed_call_as_answered(world: StoreHarness) -> None:
     verification = await world.start()
     await world.store.record_call(verification, 1, _update(CallStatus.UNCONFIRMED, ref=None))
 
@@ -677,7 +681,7 @@ async def test_whoever_knows_the_code_has_heard_it(world: World) -> None:
     assert [call.state.status for call in read.calls] == [CallStatus.ANSWERED]
 
 
-async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: World) -> None:
+async def test_a_code_chosen_by_the_provider_replaces_ours(world: StoreHarness) -> None:
     verification = await world.start(channel=Channel.FLASH_CALL)
     report = _update(CallStatus.INITIATED, code_digest=SECOND, code_length=4)
     await world.store.record_call(verification, 1, report)
@@ -687,7 +691,7 @@ async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: 
     assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: World) -> None:
+async def test_after_a_refund_only_the_code_of_the_next_call_is_valid(world: StoreHarness) -> None:
     refused = await world.start()
     await world.refund(refused, 1)
 
@@ -700,7 +704,7 @@ async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: Wo
     assert (await world.check(placed.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: World) -> None:
+async def test_a_resend_on_a_channel_with_fewer_checks_leaves_at_least_one_check(world: StoreHarness) -> None:
     verification = await world.start()
     for _ in range(4):
         await world.check(verification.id, [WRONG])
@@ -713,7 +717,7 @@ async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: 
     assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_what_was_tried_is_told(world: World) -> None:
+async def test_the_history_has_the_operator_and_the_calls_of_pending_verifications(world: StoreHarness) -> None:
     verification = await world.start()
     await world.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER, operator="mts"))
     await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
@@ -730,7 +734,7 @@ async def test_what_was_tried_is_told(world: World) -> None:
     assert not (await world.history("shop")).calls
 
 
-async def test_a_reverse_call_verifies_without_a_code_once_the_person_has_dialled(world: World) -> None:
+async def test_a_reverse_call_verifies_without_a_code_once_confirmed(world: StoreHarness) -> None:
     verification = await world.reverse_call()
     assert (await world.check(verification.id, [])).status is Status.PENDING
     await world.advance(timedelta(seconds=5))
@@ -745,7 +749,7 @@ async def test_a_reverse_call_verifies_without_a_code_once_the_person_has_dialle
     assert await world.dial(verification) is Confirmation.CONFIRMED_BEFORE
 
 
-async def test_of_a_hundred_checks_of_a_reverse_call_one_verifies(world: World) -> None:
+async def test_of_a_hundred_concurrent_checks_of_a_reverse_call_exactly_one_verifies(world: StoreHarness) -> None:
     verification = await world.reverse_call()
     await world.advance(timedelta(seconds=5))
     confirmations = await asyncio.gather(*(world.dial(verification) for _ in range(100)))
@@ -756,7 +760,7 @@ async def test_of_a_hundred_checks_of_a_reverse_call_one_verifies(world: World) 
     assert sum(isinstance(result, CheckResult) for result in results) == 1
 
 
-async def test_a_hook_confirms_nothing_but_the_call_of_that_phone_by_its_own_name(world: World) -> None:
+async def test_a_callback_confirms_only_the_call_with_its_reference_and_caller(world: StoreHarness) -> None:
     verification = await world.reverse_call()
     assert await world.dial(verification) is Confirmation.TOO_EARLY
     await world.advance(timedelta(seconds=5))
@@ -769,7 +773,7 @@ async def test_a_hook_confirms_nothing_but_the_call_of_that_phone_by_its_own_nam
     assert (await world.check(verification.id, [])).status is Status.PENDING
 
 
-async def test_a_call_with_a_code_is_not_confirmed_by_a_hook(world: World) -> None:
+async def test_a_callback_does_not_confirm_a_call_with_a_code(world: StoreHarness) -> None:
     verification = await world.start()
     await world.store.record_call(verification, 1, _update(CallStatus.INITIATED))
     await world.advance(timedelta(seconds=5))
@@ -779,7 +783,7 @@ async def test_a_call_with_a_code_is_not_confirmed_by_a_hook(world: World) -> No
         await world.check(verification.id, [])
 
 
-async def test_what_was_canceled_or_is_over_is_not_confirmed(world: World) -> None:
+async def test_a_callback_does_not_confirm_a_canceled_reverse_call(world: StoreHarness) -> None:
     verification = await world.reverse_call()
     await world.advance(timedelta(seconds=5))
     await world.store.cancel("shop", verification.id)
@@ -787,7 +791,7 @@ async def test_what_was_canceled_or_is_over_is_not_confirmed(world: World) -> No
     assert await world.dial(verification) is Confirmation.NOT_FOUND
 
 
-async def test_a_reverse_call_that_was_confirmed_is_worth_nothing_after_its_time(world: World) -> None:
+async def test_a_confirmed_reverse_call_does_not_verify_after_its_lifetime(world: StoreHarness) -> None:
     verification = await world.reverse_call()
     await world.advance(timedelta(seconds=250))
     assert await world.dial(verification) is Confirmation.CONFIRMED
@@ -797,8 +801,8 @@ async def test_a_reverse_call_that_was_confirmed_is_worth_nothing_after_its_time
         await world.check(verification.id, [])
 
 
-async def test_the_id_of_a_reverse_call_is_told_to_nobody_but_who_asked(world: World) -> None:
-    """It is all that proves who asked: another session could wait with it until the person has dialled."""
+async def test_the_id_of_a_reverse_call_is_not_revealed_by_other_requests(world: StoreHarness) -> None:
+    """The id alone identifies the session: another session could check with it once the person has dialled."""
     reverse = await world.reverse_call()
 
     with pytest.raises(CallCooldown) as refused:
@@ -813,7 +817,7 @@ async def test_the_id_of_a_reverse_call_is_told_to_nobody_but_who_asked(world: W
     assert (await world.check_phone([WRONG])).verification_id == coded.id
 
 
-async def test_a_verification_with_a_code_and_a_reverse_call_have_nothing_in_common(world: World) -> None:
+async def test_a_verification_with_a_code_and_a_reverse_call_are_independent(world: StoreHarness) -> None:
     coded = await world.start(RIGHT)
     await world.advance(timedelta(seconds=60))
     reverse = await world.reverse_call()
@@ -829,8 +833,8 @@ async def test_a_verification_with_a_code_and_a_reverse_call_have_nothing_in_com
     assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world: World) -> None:
-    """Else whoever dials for one may confirm another: a provider may tell both to dial the same number."""
+async def test_a_phone_has_at_most_one_pending_reverse_call_over_all_clients(world: StoreHarness) -> None:
+    """Otherwise one dialled call could confirm another, because both may have the same number to dial."""
     first = await world.reverse_call()
     await world.advance(timedelta(seconds=120))
 
@@ -852,8 +856,8 @@ async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world:
     assert (await world.reverse_call()).status is Status.PENDING
 
 
-async def test_a_reverse_call_never_shares_a_verification(world: World) -> None:
-    """Neither does it join the one that is named, nor can another call join its own."""
+async def test_a_reverse_call_always_has_its_own_verification(world: StoreHarness) -> None:
+    """A resend as a reverse call makes a new verification, and so does a resend of a reverse call."""
     coded = await world.start(RIGHT)
     await world.advance(timedelta(seconds=60))
     reverse = await world.start(channel=Channel.REVERSE_CALL, resend_of=coded)
@@ -864,7 +868,7 @@ async def test_a_reverse_call_never_shares_a_verification(world: World) -> None:
     assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> None:
+async def test_of_fifty_concurrent_reverse_calls_exactly_one_is_started(world: StoreHarness) -> None:
     policy = replace(POLICY, cooldowns=(timedelta(),))
     starts = [
         world.start(client=f"client-{number}", channel=Channel.REVERSE_CALL, policy=policy) for number in range(50)
@@ -875,7 +879,7 @@ async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> No
     assert sum(isinstance(it, CallCooldown) for it in started) == 49
 
 
-async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: World) -> None:
+async def test_a_code_of_another_length_is_rejected_and_not_counted(world: StoreHarness) -> None:
     verification = await world.start()
 
     for length in (4, 5):
@@ -891,7 +895,7 @@ async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: Worl
     assert (await world.check(again.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: World) -> None:
+async def test_a_code_for_a_reverse_call_is_rejected_and_not_counted(world: StoreHarness) -> None:
     verification = await world.reverse_call()
 
     with pytest.raises(CodeNotExpected):
@@ -900,7 +904,9 @@ async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: Wor
     assert (await world.check(verification.id, [])).checks_left == verification.checks_left
 
 
-async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_was(world: World) -> None:
+async def test_refunding_a_call_of_another_channel_leaves_the_pending_verification_unchanged(
+    world: StoreHarness,
+) -> None:
     coded = await world.start(RIGHT)
     for channel in (Channel.REVERSE_CALL, Channel.FLASH_CALL):
         refused = await world.again(coded, SECOND, channel=channel)
@@ -913,7 +919,7 @@ async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_wa
     assert (await world.check_phone([RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> None:
+async def test_refunding_a_call_leaves_a_pending_reverse_call_unchanged(world: StoreHarness) -> None:
     reverse = await world.reverse_call()
     await world.advance(timedelta(seconds=120))
     refused = await world.start(SECOND)
@@ -923,7 +929,7 @@ async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> N
     assert (await world.check(reverse.id, [])).status is Status.VERIFIED
 
 
-async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> None:
+async def test_wrong_codes_stay_counted_after_a_refund(world: StoreHarness) -> None:
     coded = await world.start(RIGHT)
     await world.check(coded.id, [WRONG])
     refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
@@ -934,8 +940,8 @@ async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> N
     assert (await world.check(coded.id, [WRONG])).checks_left == 2
 
 
-async def test_a_call_that_is_not_placed_yet_makes_no_budget_smaller(world: World) -> None:
-    """A start that the provider refuses must not lock what three wrong codes had left open."""
+async def test_a_call_that_is_not_placed_yet_does_not_reduce_the_checks_left(world: StoreHarness) -> None:
+    """A start that the provider refuses must not lock a verification after three wrong codes."""
     coded = await world.start(RIGHT)
     for _ in range(3):
         await world.check(coded.id, [WRONG])
@@ -948,7 +954,7 @@ async def test_a_call_that_is_not_placed_yet_makes_no_budget_smaller(world: Worl
     assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(world: World) -> None:
+async def test_refunding_a_call_of_a_locked_verification_does_not_unlock_it(world: StoreHarness) -> None:
     coded = await world.start(RIGHT)
     refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
     for _ in range(5):
@@ -960,7 +966,7 @@ async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(
     assert (after.status, after.checks_left) == (Status.LOCKED, 0)
 
 
-async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: World) -> None:
+async def test_a_pending_reverse_call_is_in_the_history_of_every_client(world: StoreHarness) -> None:
     reverse = await world.reverse_call()
     history = await world.history("bank")
     assert list(history.calls) == [(Channel.REVERSE_CALL, CallStatus.INITIATED)]
@@ -970,8 +976,8 @@ async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: Wo
     assert not (await world.history("bank")).calls
 
 
-async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerificationStore) -> None:
-    world = World(store, lambda duration: age(redis, duration))
+async def test_each_change_increases_the_version(redis: Redis, store: RedisVerificationStore) -> None:
+    world = StoreHarness(store, lambda duration: age(redis, duration))
     verification = await world.start()
     versions = [verification.version]
     versions.append((await world.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification.version)
@@ -986,7 +992,7 @@ async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerifi
     assert versions == [0, 1, 1, 2, 3, 3]
 
 
-async def test_a_verification_whose_calls_all_failed_has_failed(world: World) -> None:
+async def test_a_verification_fails_when_all_its_calls_failed(world: StoreHarness) -> None:
     policy = replace(POLICY, calls=1)
     verification = await world.start(policy=policy)
 
@@ -995,7 +1001,7 @@ async def test_a_verification_whose_calls_all_failed_has_failed(world: World) ->
     assert after.status is Status.FAILED
 
 
-async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
+async def test_refunding_the_only_call_deletes_the_verification(world: StoreHarness) -> None:
     verification = await world.start()
 
     await world.refund(verification, 1)
@@ -1006,7 +1012,7 @@ async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
     assert (again.calls_placed, again.resend_in) == (1, 60)
 
 
-async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World) -> None:
+async def test_refunding_a_resend_leaves_the_first_call_unchanged(world: StoreHarness) -> None:
     first = await world.start(RIGHT)
     second = await world.again(first, SECOND)
 
@@ -1020,7 +1026,7 @@ async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World
     assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World) -> None:
+async def test_a_second_refund_changes_nothing_even_after_a_new_call(world: StoreHarness) -> None:
     first = await world.start(RIGHT)
     second = await world.again(first, SECOND)
     await world.refund(second, 2)
@@ -1035,8 +1041,8 @@ async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World)
     assert (await world.check(third.id, [THIRD])).status is Status.VERIFIED
 
 
-async def test_guesses_stay_counted_for_the_phone_when_the_call_is_taken_back(world: World) -> None:
-    """Else a provider that refuses every call would let somebody guess for ever at codes never spoken."""
+async def test_failed_checks_of_a_phone_stay_counted_after_a_refund(world: StoreHarness) -> None:
+    """Otherwise an attacker could guess without limit while the provider refuses every call."""
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
     for _ in range(5):
         verification = await world.start(policy=world.policy)
@@ -1047,8 +1053,8 @@ async def test_guesses_stay_counted_for_the_phone_when_the_call_is_taken_back(wo
         await world.start(policy=world.policy)
 
 
-async def test_a_refused_start_leaves_the_phone_as_it_was(world: World) -> None:
-    """The next cooldown is as long, the next call as many, as if it had never been."""
+async def test_a_refunded_start_leaves_the_phone_unchanged(world: StoreHarness) -> None:
+    """Cooldown, calls and the latest verification are as if the start had not happened."""
     first = await world.start()
     await world.place(first)
     await world.advance(timedelta(seconds=100))
@@ -1062,7 +1068,7 @@ async def test_a_refused_start_leaves_the_phone_as_it_was(world: World) -> None:
     assert (await world.check_phone([RIGHT])).verification_id == first.id
 
 
-async def test_taking_back_after_an_older_code_verified_changes_no_success(world: World) -> None:
+async def test_a_refund_after_success_leaves_the_verification_verified(world: StoreHarness) -> None:
     first = await world.start(RIGHT)
     second = await world.again(first, SECOND)
     await world.check(first.id, [RIGHT])
@@ -1072,7 +1078,7 @@ async def test_taking_back_after_an_older_code_verified_changes_no_success(world
     assert (await world.store.read(first.id, client="shop")).status is Status.VERIFIED
 
 
-async def test_of_a_hundred_right_checks_at_once_one_verifies(world: World) -> None:
+async def test_of_a_hundred_concurrent_correct_checks_exactly_one_verifies(world: StoreHarness) -> None:
     verification = await world.start()
 
     checks = [world.check(verification.id, [RIGHT]) for _ in range(100)]
@@ -1082,7 +1088,7 @@ async def test_of_a_hundred_right_checks_at_once_one_verifies(world: World) -> N
     assert (len(refused), len(results)) == (99, 100)
 
 
-async def test_of_a_hundred_wrong_checks_at_once_five_count(world: World) -> None:
+async def test_of_a_hundred_concurrent_wrong_checks_exactly_five_are_counted(world: StoreHarness) -> None:
     verification = await world.start()
 
     checks = [world.check(verification.id, [WRONG]) for _ in range(100)]
@@ -1091,15 +1097,15 @@ async def test_of_a_hundred_wrong_checks_at_once_five_count(world: World) -> Non
     assert sum(isinstance(result, VerificationLocked) for result in results) == 95
 
 
-async def test_of_fifty_starts_at_once_one_places_a_call(world: World) -> None:
+async def test_of_fifty_concurrent_starts_exactly_one_succeeds(world: StoreHarness) -> None:
     results = await asyncio.gather(*[world.start() for _ in range(50)], return_exceptions=True)
 
     assert sum(isinstance(result, Verification) for result in results) == 1
     assert sum(isinstance(result, CallCooldown) for result in results) == 49
 
 
-async def test_calls_of_a_phone_are_limited_in_every_hour_and_day(world: World) -> None:
-    """Whatever the client, purpose or verification: what is counted is the phone."""
+async def test_calls_to_a_phone_are_limited_per_hour_and_day(world: StoreHarness) -> None:
+    """The limit counts calls of all clients, purposes and verifications."""
     policy = replace(
         POLICY,
         cooldowns=(timedelta(),),
@@ -1124,7 +1130,7 @@ async def test_calls_of_a_phone_are_limited_in_every_hour_and_day(world: World) 
     await world.start(policy=policy)
 
 
-async def test_a_call_taken_back_makes_room_for_another(world: World) -> None:
+async def test_a_refunded_call_does_not_count_for_the_limit(world: StoreHarness) -> None:
     policy = replace(POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),))
     verification = await world.start(policy=policy)
     await world.refund(verification, 1)
@@ -1132,7 +1138,7 @@ async def test_a_call_taken_back_makes_room_for_another(world: World) -> None:
     await world.start(policy=policy)
 
 
-async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(world: World) -> None:
+async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(world: StoreHarness) -> None:
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 7, DAY))
     first = await world.start()
     await world.lock(first)
@@ -1146,7 +1152,7 @@ async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(w
             await refused
         assert caught.value.limit == "failed_checks_per_phone"
     await world.advance(timedelta(seconds=120))
-    with pytest.raises(RateLimited, match="failed_checks_per_phone"):  # a call whose code nobody may check
+    with pytest.raises(RateLimited, match="failed_checks_per_phone"):  # its code could not be checked
         await world.start(policy=world.policy)
 
     await world.advance(DAY)
@@ -1154,7 +1160,7 @@ async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(w
     assert (await world.check(third.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_right_checks_are_not_counted_as_failed(world: World) -> None:
+async def test_correct_checks_are_not_counted_as_failed(world: StoreHarness) -> None:
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
     for _ in range(3):
         verification = await world.start()
@@ -1162,8 +1168,8 @@ async def test_right_checks_are_not_counted_as_failed(world: World) -> None:
         await world.advance(LIFETIME)
 
 
-async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world: World) -> None:
-    """Each is a chance to be right: else whoever asks for three calls before guessing is three times as lucky."""
+async def test_a_failed_check_counts_for_the_phone_once_per_live_code(world: StoreHarness) -> None:
+    """Each live code is another chance to guess correctly, so three calls must not triple the chances."""
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
     verification = await world.start()
     assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 4
@@ -1176,7 +1182,7 @@ async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world
         await world.check(verification.id, [RIGHT])
 
 
-async def test_the_last_failed_check_leaves_nothing_and_not_less(world: World) -> None:
+async def test_a_quota_of_failed_checks_never_becomes_negative(world: StoreHarness) -> None:
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
     verification = await world.start()
     await world.resend(verification, SECOND)
@@ -1184,8 +1190,8 @@ async def test_the_last_failed_check_leaves_nothing_and_not_less(world: World) -
     assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 0
 
 
-async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_phones(world: World) -> None:
-    """One guess against each of many phones is an attack too."""
+async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_phones(world: StoreHarness) -> None:
+    """One guess for each of many phones is an attack as well."""
     minutes = timedelta(minutes=10)
     world.policy = replace(
         POLICY,
@@ -1208,7 +1214,7 @@ async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_pho
     assert (refused.status, refused.checks_left) == (Status.PENDING, 5)
 
 
-async def test_a_test_number_has_no_cooldown_and_counts_against_nothing(world: World) -> None:
+async def test_a_test_number_has_no_cooldown_and_counts_for_no_limit(world: StoreHarness) -> None:
     once = Limit("failed_checks_per_phone", 1, DAY)
     world.policy = replace(
         POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),), failed_checks_per_phone=once
@@ -1224,7 +1230,7 @@ async def test_a_test_number_has_no_cooldown_and_counts_against_nothing(world: W
     assert len(ids) == 5
 
 
-async def test_quotas_tell_what_remains(world: World) -> None:
+async def test_quotas_have_the_remaining_count_of_each_limit(world: StoreHarness) -> None:
     call = NewCall(
         client="shop", phone=PHONE, purpose="login", channel=Channel.VOICE, code_digest=RIGHT, code_length=6, checks=5
     )
@@ -1243,8 +1249,8 @@ async def test_quotas_tell_what_remains(world: World) -> None:
     ]
 
 
-async def test_a_guess_beyond_the_phones_budget_is_not_held_against_the_last_codes_either(world: World) -> None:
-    """With three live codes a guess is three comparisons: for the second one there is no room among four."""
+async def test_a_check_is_refused_when_the_phones_limit_has_no_room_for_every_live_code(world: StoreHarness) -> None:
+    """With three live codes a check counts three times, so a limit of four has no room for a second check."""
     world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 4, DAY))
     verification = await world.start(RIGHT)
     await world.resend(verification, SECOND)
@@ -1255,7 +1261,7 @@ async def test_a_guess_beyond_the_phones_budget_is_not_held_against_the_last_cod
         await world.check(verification.id, [RIGHT])
 
 
-async def test_a_test_verification_is_not_gone_on_with_once_its_number_is_an_ordinary_one(world: World) -> None:
+async def test_a_former_test_number_starts_a_new_verification(world: StoreHarness) -> None:
     test = await world.start(test=True)
 
     ordinary = await world.start(SECOND)
@@ -1265,8 +1271,8 @@ async def test_a_test_verification_is_not_gone_on_with_once_its_number_is_an_ord
     assert (await world.check(ordinary.id, [RIGHT])).status is Status.PENDING
 
 
-async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(world: World) -> None:
-    """Both were told in the preview that theirs would be the second call."""
+async def test_of_two_concurrent_resends_the_refused_one_does_not_refund_the_other(world: StoreHarness) -> None:
+    """The preview gave both of them the same call number."""
     policy = replace(POLICY, cooldowns=(timedelta(),))
     first = await world.place(await world.start(policy=policy))
     second = NewCall(
@@ -1294,8 +1300,8 @@ async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(
     assert (await world.check(first.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_while_the_provider_is_asked_nobody_is_told_to_wait_for_a_call_that_may_not_be(world: World) -> None:
-    """It may refuse. Once a call was placed, or the time to answer is over, the whole cooldown holds."""
+async def test_retry_after_is_short_until_the_call_is_placed(world: StoreHarness) -> None:
+    """The provider may refuse. Once the call is placed or its timeout is over, the full cooldown applies."""
     asked = await world.start()
     with pytest.raises(CallCooldown) as meanwhile:
         await world.start(SECOND, purpose="password_reset")
@@ -1313,7 +1319,7 @@ async def test_while_the_provider_is_asked_nobody_is_told_to_wait_for_a_call_tha
     assert 35 <= late.value.retry_after <= 40
 
 
-async def test_a_provider_that_refuses_for_ever_is_not_asked_for_ever(world: World) -> None:
+async def test_refunded_calls_of_a_verification_are_limited(world: StoreHarness) -> None:
     first = await world.place(await world.start(policy=replace(POLICY, cooldowns=(timedelta(),))))
     policy = replace(POLICY, cooldowns=(timedelta(),))
     for number in range(2, 101):

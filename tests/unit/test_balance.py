@@ -22,27 +22,27 @@ class FakeClock:
         return self.now
 
 
-class FakeBoard:
+class FakeBalanceCache:
     """The cached balance that workers share; ``is_due`` makes the next worker the one that reads the account."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.is_due = self.is_available = True
         self.intervals: list[timedelta] = []
-        self.posted: tuple[Decimal, float] | None = None
+        self.written: tuple[Decimal, float] | None = None
 
     async def look(self, interval: timedelta) -> CachedBalance:
         self.intervals.append(interval)
         if not self.is_available:
             raise StoreUnavailable
         is_reader, self.is_due = self.is_due, False
-        if self.posted is None:
+        if self.written is None:
             return CachedBalance(is_reader=is_reader)
-        rub, moment = self.posted
+        rub, moment = self.written
         return CachedBalance(rub=rub, age=timedelta(seconds=self.clock() - moment), is_reader=is_reader)
 
     async def post(self, rub: Decimal) -> None:
-        self.posted = rub, self.clock()
+        self.written = rub, self.clock()
 
 
 class Deployment:
@@ -50,10 +50,10 @@ class Deployment:
 
     def __init__(self, workers: int = 1) -> None:
         self.clock = FakeClock()
-        self.board = FakeBoard(self.clock)
+        self.cache = FakeBalanceCache(self.clock)
         self.accounts = FakeAccounts()
         self.workers = [
-            BalancePoller(self.accounts, self.board, minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
+            BalancePoller(self.accounts, self.cache, minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
             for _ in range(workers)
         ]
 
@@ -64,7 +64,7 @@ class Deployment:
     async def read(self, balance: Decimal | ProviderUnavailable) -> None:
         """Let the first worker read this balance from the account, and the others read it from the cache."""
         self.accounts.balance = balance
-        self.board.is_due = True
+        self.cache.is_due = True
         for worker in self.workers:
             await worker.step()
 
@@ -129,7 +129,7 @@ async def test_one_worker_reads_the_balance_for_all_workers(deployment: Deployme
 async def test_all_workers_notice_a_top_up_within_a_minute(deployment: Deployment) -> None:
     """A reading is due after the interval; one worker notices a step later, the others a step after it has read."""
     pause = await deployment.workers[0].step()
-    (interval,) = deployment.board.intervals
+    (interval,) = deployment.cache.intervals
     longest_reading = timedelta(seconds=10)
 
     assert timedelta(seconds=3) < pause <= timedelta(seconds=5)
@@ -204,7 +204,7 @@ async def test_a_balance_that_was_never_read_is_logged_once_and_the_failure_each
 async def test_nothing_is_logged_before_the_first_reading(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deployment.board.is_due = False
+    deployment.cache.is_due = False
     await deployment.workers[0].step()
 
     assert deployment.balance.level is BalanceLevel.UNKNOWN
@@ -215,7 +215,7 @@ async def test_when_the_cache_is_unavailable_the_balance_expires_and_that_is_log
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     await deployment.read(LOW)
-    deployment.board.is_available = False
+    deployment.cache.is_available = False
     deployment.clock.now += 300
     with pytest.raises(StoreUnavailable):
         await deployment.workers[0].step()

@@ -52,7 +52,7 @@ from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
 from app.verification.ports import CallId, CallOrder, CallSender, Confirmation
 from app.verification.service import StartRequest, VerificationService
-from tests.fakes import FakeAccounts, FakeGuard, FakeQueue, FakeRateLimiter, FakeSender, FakeVerificationStore
+from tests.fakes import FakeAccounts, FakeGuard, FakeQueue, FakeRateLimiter, FakeSender, ReferenceStore
 
 PHONE = "8 (900) 123-45-67"
 TEST_PHONE = Phone("+79000000099")
@@ -63,9 +63,9 @@ def spoken(call: CallOrder) -> str:
     return call.code
 
 
-class World:
+class ServiceHarness:
     def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
-        self.store = FakeVerificationStore()
+        self.store = ReferenceStore()
         self.sender = FakeSender()
         self.senders: dict[Channel, CallSender] = {Channel.VOICE: self.sender}
         self.accounts = FakeAccounts()
@@ -131,11 +131,11 @@ class FakeJournal:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> ServiceHarness:
+    return ServiceHarness()
 
 
-async def test_the_code_of_a_placed_call_verifies(world: World) -> None:
+async def test_the_code_of_a_placed_call_verifies(world: ServiceHarness) -> None:
     verification = await world.start()
 
     result = await world.service.check_by_id(
@@ -146,7 +146,7 @@ async def test_the_code_of_a_placed_call_verifies(world: World) -> None:
     assert result.phone == Phone("+79001234567")
 
 
-async def test_a_check_by_phone_accepts_any_spelling_of_the_number(world: World) -> None:
+async def test_a_check_by_phone_accepts_any_spelling_of_the_number(world: ServiceHarness) -> None:
     await world.start()
 
     result = await world.service.check_by_phone(
@@ -156,14 +156,14 @@ async def test_a_check_by_phone_accepts_any_spelling_of_the_number(world: World)
     assert result.status is Status.VERIFIED
 
 
-async def test_the_call_is_placed_with_the_requested_phone_and_language(world: World) -> None:
+async def test_the_call_is_placed_with_the_requested_phone_and_language(world: ServiceHarness) -> None:
     await world.start(lang=Lang.EN)
 
     (call,) = world.sender.calls
     assert (call.phone, call.lang, call.repeat, len(spoken(call))) == (Phone("+79001234567"), Lang.EN, 2, 6)
 
 
-async def test_the_digest_is_stored_before_the_call_is_placed(world: World) -> None:
+async def test_the_digest_is_stored_before_the_call_is_placed(world: ServiceHarness) -> None:
     """So the code always verifies, even if it is checked while the provider is still dialling."""
     seen: list[Status] = []
 
@@ -179,7 +179,7 @@ async def test_the_digest_is_stored_before_the_call_is_placed(world: World) -> N
     assert seen == [Status.VERIFIED]
 
 
-async def test_no_call_is_placed_when_the_store_is_unavailable(world: World) -> None:
+async def test_no_call_is_placed_when_the_store_is_unavailable(world: ServiceHarness) -> None:
     world.store.available = False
 
     with pytest.raises(StoreUnavailable):
@@ -189,14 +189,14 @@ async def test_no_call_is_placed_when_the_store_is_unavailable(world: World) -> 
 
 
 @pytest.mark.parametrize("phone", ["87011234567", "88001234567", "+79401234567", "nobody"])
-async def test_no_call_is_placed_to_a_number_that_may_not_be_called(world: World, phone: str) -> None:
+async def test_no_call_is_placed_to_a_number_that_may_not_be_called(world: ServiceHarness, phone: str) -> None:
     with pytest.raises(PhoneNotCallable):
         await world.start(phone)
 
     assert world.sender.calls == []
 
 
-async def test_a_purpose_that_is_not_allowed_is_refused(world: World) -> None:
+async def test_a_purpose_that_is_not_allowed_is_refused(world: ServiceHarness) -> None:
     with pytest.raises(NotAllowed) as caught:
         await world.start(purpose="lottery")
     assert caught.value.field == "purpose"
@@ -206,7 +206,7 @@ async def test_a_purpose_that_is_not_allowed_is_refused(world: World) -> None:
     assert world.sender.calls == []
 
 
-async def test_a_placed_call_is_recorded_with_the_providers_reference(world: World) -> None:
+async def test_a_placed_call_is_recorded_with_the_providers_reference(world: ServiceHarness) -> None:
     verification = await world.start()
 
     call = verification.latest_call
@@ -214,7 +214,7 @@ async def test_a_placed_call_is_recorded_with_the_providers_reference(world: Wor
     assert (call.ref, call.state.status) == ("call-1", CallStatus.INITIATED)
 
 
-async def test_a_call_of_unknown_outcome_counts_and_its_code_verifies(world: World) -> None:
+async def test_a_call_of_unknown_outcome_counts_and_its_code_verifies(world: ServiceHarness) -> None:
     world.sender.outcome = Unknown("timed out")
 
     verification = await world.start()
@@ -233,7 +233,7 @@ async def test_a_call_of_unknown_outcome_counts_and_its_code_verifies(world: Wor
     [ProviderRejected("no"), ProviderUnavailable(retry_after=5), BalanceTooLow()],
     ids=["rejected", "unavailable", "balance"],
 )
-async def test_a_refused_call_is_refunded_completely(world: World, error: Exception) -> None:
+async def test_a_refused_call_is_refunded_completely(world: ServiceHarness, error: Exception) -> None:
     assert isinstance(error, ProviderRejected | ProviderUnavailable | BalanceTooLow)
     world.sender.outcome = Refused(error)
     with pytest.raises(type(error)):
@@ -250,7 +250,7 @@ async def test_a_refused_call_is_refunded_completely(world: World, error: Except
     [(Placed("ref"), CallStatus.INITIATED), (Unknown("timed out"), CallStatus.UNCONFIRMED)],
 )
 async def test_a_start_succeeds_even_if_the_placed_call_cannot_be_recorded(
-    world: World, outcome: CallOutcome, status: CallStatus
+    world: ServiceHarness, outcome: CallOutcome, status: CallStatus
 ) -> None:
     """The call is in progress and paid for, and its code verifies once the store is available."""
 
@@ -271,7 +271,7 @@ async def test_a_start_succeeds_even_if_the_placed_call_cannot_be_recorded(
     assert result.status is Status.VERIFIED
 
 
-async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_available(world: World) -> None:
+async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_available(world: ServiceHarness) -> None:
     """Otherwise no webhook would be sent for the verification, and the call would not be followed."""
 
     class StoreGoesAway(FakeSender):
@@ -289,7 +289,7 @@ async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_a
     assert [name.verification_id for name in world.queue.scheduled] == [verification.id]
 
 
-async def test_a_refused_call_is_reported_even_if_it_cannot_be_refunded(world: World) -> None:
+async def test_a_refused_call_is_reported_even_if_it_cannot_be_refunded(world: ServiceHarness) -> None:
     class StoreGoesAway(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             world.store.available = False
@@ -307,7 +307,7 @@ async def test_a_refused_call_is_reported_even_if_it_cannot_be_refunded(world: W
     assert (await world.start()).resend_in == 60
 
 
-async def test_reading_a_verification_does_not_ask_the_provider(world: World) -> None:
+async def test_reading_a_verification_does_not_ask_the_provider(world: ServiceHarness) -> None:
     verification = await world.start()
 
     read = await world.service.read(client="shop", verification_id=verification.id)
@@ -316,7 +316,7 @@ async def test_reading_a_verification_does_not_ask_the_provider(world: World) ->
     assert world.sender.lookups == 0
 
 
-async def test_a_call_that_a_crashed_worker_did_not_record_is_unconfirmed(world: World) -> None:
+async def test_a_call_that_a_crashed_worker_did_not_record_is_unconfirmed(world: ServiceHarness) -> None:
     """It may have crashed before or after the call was placed; the code verifies either way."""
     world.store.available = True
 
@@ -337,12 +337,12 @@ async def test_a_call_that_a_crashed_worker_did_not_record_is_unconfirmed(world:
     assert result.status is Status.VERIFIED
 
 
-async def call_status(world: World, verification_id: str) -> CallStatus:
+async def call_status(world: ServiceHarness, verification_id: str) -> CallStatus:
     read = await world.service.read(client="shop", verification_id=verification_id)
     return read.calls[-1].state.status
 
 
-async def test_a_placed_call_is_followed_until_its_status_is_final(world: World) -> None:
+async def test_a_placed_call_is_followed_until_its_status_is_final(world: ServiceHarness) -> None:
     verification = await world.start()
     (name,) = world.queue.scheduled
 
@@ -356,7 +356,7 @@ async def test_a_placed_call_is_followed_until_its_status_is_final(world: World)
     assert world.published.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
 
 
-async def test_a_failed_status_lookup_raises_the_providers_error(world: World) -> None:
+async def test_a_failed_status_lookup_raises_the_providers_error(world: ServiceHarness) -> None:
     verification = await world.start()
     world.sender.state = ProviderUnavailable(retry_after=5)
 
@@ -364,7 +364,7 @@ async def test_a_failed_status_lookup_raises_the_providers_error(world: World) -
         await world.service.follow(CallId(verification.id, 1))
 
 
-async def test_an_unknown_call_status_is_counted_and_the_call_is_still_followed(world: World) -> None:
+async def test_an_unknown_call_status_is_counted_and_the_call_is_still_followed(world: ServiceHarness) -> None:
     verification = await world.start()
     world.sender.state = CallState(CallStatus.INITIATED, "rerouted")
 
@@ -373,7 +373,7 @@ async def test_an_unknown_call_status_is_counted_and_the_call_is_still_followed(
     assert UnknownCallStatus(Channel.VOICE) in world.published
 
 
-async def test_an_expired_or_missing_call_is_no_longer_followed(world: World) -> None:
+async def test_an_expired_or_missing_call_is_no_longer_followed(world: ServiceHarness) -> None:
     verification = await world.start()
     assert await world.service.follow(CallId(verification.id, 2))
     world.store.advance(Policy().lifetime)
@@ -381,7 +381,7 @@ async def test_an_expired_or_missing_call_is_no_longer_followed(world: World) ->
     assert await world.service.follow(CallId(verification.id, 1))
 
 
-async def test_a_call_that_expires_during_a_status_lookup_is_no_longer_followed(world: World) -> None:
+async def test_a_call_that_expires_during_a_status_lookup_is_no_longer_followed(world: ServiceHarness) -> None:
     verification = await world.start()
 
     class Slow(FakeSender):
@@ -393,7 +393,7 @@ async def test_a_call_that_expires_during_a_status_lookup_is_no_longer_followed(
     assert await world.service.follow(CallId(verification.id, 1))
 
 
-async def test_an_unconfirmed_call_that_was_never_placed_is_refunded_once(world: World) -> None:
+async def test_an_unconfirmed_call_that_was_never_placed_is_refunded_once(world: ServiceHarness) -> None:
     world.sender.outcome = Unknown("no answer", call_ref="ours")
     verification = await world.start()
     name = CallId(verification.id, 1)
@@ -409,7 +409,7 @@ async def test_an_unconfirmed_call_that_was_never_placed_is_refunded_once(world:
     await world.start()  # no cooldown is left
 
 
-async def test_a_placed_call_is_not_refunded_when_a_provider_does_not_know_it(world: World) -> None:
+async def test_a_placed_call_is_not_refunded_when_a_provider_does_not_know_it(world: ServiceHarness) -> None:
     """As after ``RELAY_CHANNELS`` has moved a channel to another provider during a call."""
     verification = await world.start()
     world.sender.state = None
@@ -421,7 +421,7 @@ async def test_a_placed_call_is_not_refunded_when_a_provider_does_not_know_it(wo
     assert result.status is Status.VERIFIED
 
 
-async def test_an_unconfirmed_call_that_was_placed_is_confirmed_by_a_status_lookup(world: World) -> None:
+async def test_an_unconfirmed_call_that_was_placed_is_confirmed_by_a_status_lookup(world: ServiceHarness) -> None:
     world.sender.outcome = Unknown("no answer", call_ref="ours")
     verification = await world.start()
     assert verification.calls[-1].state.status is CallStatus.UNCONFIRMED
@@ -431,7 +431,7 @@ async def test_an_unconfirmed_call_that_was_placed_is_confirmed_by_a_status_look
     assert await call_status(world, verification.id) is CallStatus.RINGING
 
 
-async def test_the_accounts_are_returned_without_a_balance_when_that_cannot_be_read(world: World) -> None:
+async def test_the_accounts_are_returned_without_a_balance_when_that_cannot_be_read(world: ServiceHarness) -> None:
     assert (await world.service.provider_overview()).balance_rub == Decimal("12.50")
 
     world.accounts.balance = ProviderUnavailable(retry_after=5)
@@ -450,7 +450,7 @@ ONE_CALL = {
 
 @pytest.mark.parametrize("limit", ONE_CALL)
 async def test_a_call_beyond_a_rate_limit_is_not_placed_and_nothing_is_stored(limit: str) -> None:
-    world = World(ONE_CALL[limit])
+    world = ServiceHarness(ONE_CALL[limit])
     await world.start("+79001234567", address="192.0.2.1")
 
     with pytest.raises(RateLimited) as caught:
@@ -464,7 +464,7 @@ async def test_a_call_beyond_a_rate_limit_is_not_placed_and_nothing_is_stored(li
 
 
 async def test_the_daily_call_budget_is_shared_by_all_clients() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world = ServiceHarness(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
     await world.start("+79001234567")
 
     with pytest.raises(CallBudgetExhausted) as caught:
@@ -474,7 +474,7 @@ async def test_the_daily_call_budget_is_shared_by_all_clients() -> None:
 
 
 async def test_a_start_refused_by_the_cooldown_counts_against_no_other_limit() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 2, DAY)))
+    world = ServiceHarness(replace(Policy(), calls_per_day=Limit("calls_per_day", 2, DAY)))
     await world.start()
     for _ in range(5):
         with pytest.raises(CallCooldown):
@@ -484,7 +484,7 @@ async def test_a_start_refused_by_the_cooldown_counts_against_no_other_limit() -
 
 
 async def test_a_refused_call_counts_against_no_rate_limit() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world = ServiceHarness(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
     world.sender.outcome = Refused(ProviderRejected("no"))
     for _ in range(3):
         with pytest.raises(ProviderRejected):
@@ -494,7 +494,7 @@ async def test_a_refused_call_counts_against_no_rate_limit() -> None:
     await world.start()
 
 
-async def test_concurrent_reads_of_the_provider_account_share_one_request(world: World) -> None:
+async def test_concurrent_reads_of_the_provider_account_share_one_request(world: ServiceHarness) -> None:
     overviews = await asyncio.gather(*[world.service.provider_overview() for _ in range(50)])
     assert world.accounts.overviews == 1
     assert len({overview.balance_rub for overview in overviews}) == 1
@@ -503,13 +503,13 @@ async def test_concurrent_reads_of_the_provider_account_share_one_request(world:
     assert world.accounts.overviews == 2
 
 
-async def test_a_client_may_use_only_the_purposes_of_its_own_policy(world: World) -> None:
+async def test_a_client_may_use_only_the_purposes_of_its_own_policy(world: ServiceHarness) -> None:
     await world.start(client="bank", purpose="login")
     with pytest.raises(NotAllowed):
         await world.start(client="bank", purpose="password_reset")
 
 
-async def test_the_result_of_a_start_is_recorded_in_the_journal(world: World) -> None:
+async def test_the_result_of_a_start_is_recorded_in_the_journal(world: ServiceHarness) -> None:
     journal = FakeJournal()
 
     told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
@@ -517,7 +517,7 @@ async def test_the_result_of_a_start_is_recorded_in_the_journal(world: World) ->
     assert journal.kept == [told]
 
 
-async def test_a_repeated_start_returns_the_call_begun_by_a_crashed_one(world: World) -> None:
+async def test_a_repeated_start_returns_the_call_begun_by_a_crashed_one(world: ServiceHarness) -> None:
     journal, request = FakeJournal(), StartRequest(client="shop", phone=PHONE, purpose="login")
     told = await world.service.start(request, journal=journal)
 
@@ -529,7 +529,7 @@ async def test_a_repeated_start_returns_the_call_begun_by_a_crashed_one(world: W
         await world.service.start(replace(request, client="bank"), journal=journal)
 
 
-async def test_a_test_number_is_not_called_and_its_fixed_code_verifies_it(world: World) -> None:
+async def test_a_test_number_is_not_called_and_its_fixed_code_verifies_it(world: ServiceHarness) -> None:
     for _ in range(3):
         verification = await world.start(TEST_PHONE.e164)
         assert (verification.test, verification.code_length) == (True, 4)
@@ -539,7 +539,7 @@ async def test_a_test_number_is_not_called_and_its_fixed_code_verifies_it(world:
     assert world.sender.calls == []
 
 
-async def test_an_expired_test_number_is_not_accepted(world: World) -> None:
+async def test_an_expired_test_number_is_not_accepted(world: ServiceHarness) -> None:
     world.today = date(2030, 1, 31)
     await world.start(TEST_PHONE.e164)
 
@@ -549,7 +549,7 @@ async def test_an_expired_test_number_is_not_accepted(world: World) -> None:
     assert world.sender.calls == []
 
 
-async def test_the_fraud_guard_counts_only_placed_calls_and_first_successes(world: World) -> None:
+async def test_the_fraud_guard_counts_only_placed_calls_and_first_successes(world: ServiceHarness) -> None:
     verification = await world.start()
     code = spoken(world.sender.calls[0])
     await world.service.check_by_id(client="shop", verification_id=verification.id, code=wrong(code))
@@ -566,7 +566,7 @@ async def test_the_fraud_guard_counts_only_placed_calls_and_first_successes(worl
     assert world.guard.successes == ["+79001234567"]
 
 
-async def test_a_number_blocked_by_the_fraud_guard_is_not_called_and_uses_no_limit(world: World) -> None:
+async def test_a_number_blocked_by_the_fraud_guard_is_not_called_and_uses_no_limit(world: ServiceHarness) -> None:
     world.guard.blocked = {"+79001234567"}
     for _ in range(3):
         with pytest.raises(RateLimited) as caught:
@@ -582,7 +582,7 @@ def wrong(code: str) -> str:
     return code[:-1] + str((int(code[-1]) + 1) % 10)
 
 
-class Choice(World):
+class AllChannelsHarness(ServiceHarness):
     """A harness with all channels: voice and flash calls of one provider, reverse calls of another."""
 
     def __init__(self, **policy: Any) -> None:  # noqa: ANN401 - fields of a policy
@@ -596,7 +596,7 @@ class Choice(World):
 
 
 async def test_the_next_channel_is_tried_when_one_refuses_the_call() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.sender.outcome = Refused(ProviderRejected("not to this number"))
 
     verification = await world.start()
@@ -616,7 +616,7 @@ async def test_the_next_channel_is_tried_when_one_refuses_the_call() -> None:
 
 
 async def test_a_concurrent_start_does_not_learn_the_id_of_a_pending_reverse_call() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     told: list[str | None] = []
 
     class RefusesSlowly(FakeSender):
@@ -635,7 +635,7 @@ async def test_a_concurrent_start_does_not_learn_the_id_of_a_pending_reverse_cal
 
 
 async def test_the_call_recorded_in_the_journal_is_the_one_that_is_placed() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.sender.outcome = Refused(ProviderRejected("not to this number"))
     journal = FakeJournal()
 
@@ -649,7 +649,9 @@ async def test_the_call_recorded_in_the_journal_is_the_one_that_is_placed() -> N
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable(), IdempotencyInProgress(retry_after=1)])
-async def test_no_call_is_placed_that_could_not_be_recorded_in_the_journal(world: World, error: Exception) -> None:
+async def test_no_call_is_placed_that_could_not_be_recorded_in_the_journal(
+    world: ServiceHarness, error: Exception
+) -> None:
     journal = FakeJournal()
     journal.noted = error
 
@@ -661,7 +663,7 @@ async def test_no_call_is_placed_that_could_not_be_recorded_in_the_journal(world
     assert journal.released
 
 
-async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_released(world: World) -> None:
+async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_released(world: ServiceHarness) -> None:
     """The call may have been placed: a repeated request returns it and places no second one."""
     asked = asyncio.Event()
 
@@ -687,7 +689,7 @@ async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_
     assert journal.kept == [resumed]
 
 
-async def test_a_start_that_crashed_before_storing_anything_is_started_again(world: World) -> None:
+async def test_a_start_that_crashed_before_storing_anything_is_started_again(world: ServiceHarness) -> None:
     journal = FakeJournal()
     journal.begun = CallId("vrf_00000000000000000000009", 1)
 
@@ -699,7 +701,7 @@ async def test_a_start_that_crashed_before_storing_anything_is_started_again(wor
 
 @pytest.mark.parametrize("refusal", ["address", "guard", "cooldown", "balance"])
 async def test_a_refused_start_changes_no_stored_state(refusal: str) -> None:
-    world = World(replace(Policy(), calls_per_address=Limit("calls_per_address", 1, HOUR)))
+    world = ServiceHarness(replace(Policy(), calls_per_address=Limit("calls_per_address", 1, HOUR)))
     await world.start("+79031234567", address="192.0.2.66")
     match refusal:
         case "guard":
@@ -721,7 +723,7 @@ async def test_a_refused_start_changes_no_stored_state(refusal: str) -> None:
     assert (journal.begun, journal.released) == (None, 3)
 
 
-async def test_a_repeated_correct_check_is_counted_once(world: World) -> None:
+async def test_a_repeated_correct_check_is_counted_once(world: ServiceHarness) -> None:
     verification = await world.start()
     code = spoken(world.sender.calls[0])
 
@@ -737,7 +739,7 @@ async def test_a_repeated_correct_check_is_counted_once(world: World) -> None:
 
 
 async def test_starts_of_test_numbers_are_rate_limited_per_client() -> None:
-    world = World(replace(Policy(), test_starts_per_client=Limit("test_starts_per_client", 3, HOUR)))
+    world = ServiceHarness(replace(Policy(), test_starts_per_client=Limit("test_starts_per_client", 3, HOUR)))
     for _ in range(3):
         await world.start(TEST_PHONE.e164)
 
@@ -750,7 +752,7 @@ async def test_starts_of_test_numbers_are_rate_limited_per_client() -> None:
 
 @pytest.mark.parametrize("outcome", [Unknown("time-out"), None])
 async def test_no_other_channel_is_tried_after_a_call_that_may_have_been_placed(outcome: CallOutcome | None) -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.sender.outcome = outcome
 
     await world.start()
@@ -762,7 +764,7 @@ async def test_no_other_channel_is_tried_after_a_call_that_may_have_been_placed(
 async def test_after_a_provider_failure_only_channels_of_other_providers_are_tried(
     error: ProviderError,
 ) -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.sender.outcome = Refused(error)
 
     verification = await world.start()
@@ -772,7 +774,7 @@ async def test_after_a_provider_failure_only_channels_of_other_providers_are_tri
 
 
 async def test_when_all_channels_refuse_everything_is_refunded_and_the_last_error_raised() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     for place, sender in enumerate((world.sender, world.flash, world.reverse)):
         sender.outcome = Refused(ProviderRejected(f"no {place}"))
 
@@ -785,7 +787,7 @@ async def test_when_all_channels_refuse_everything_is_refunded_and_the_last_erro
 
 
 async def test_a_channel_that_is_not_ready_is_skipped_before_limits_are_acquired() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.sender.unready = ProviderUnavailable(retry_after=9)
 
     assert (await world.start()).channel is Channel.FLASH_CALL
@@ -798,7 +800,7 @@ async def test_a_channel_that_is_not_ready_is_skipped_before_limits_are_acquired
 
 
 async def test_only_the_requested_channel_is_used() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.flash.outcome = Refused(ProviderRejected("no"))
 
     with pytest.raises(ProviderRejected):
@@ -808,7 +810,7 @@ async def test_only_the_requested_channel_is_used() -> None:
 
 
 async def test_a_resend_after_an_unanswered_call_uses_another_channel() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     first = await world.start()
     world.sender.state = CallState(CallStatus.NO_ANSWER)
     await world.service.follow(CallId(first.id, 1))
@@ -821,7 +823,7 @@ async def test_a_resend_after_an_unanswered_call_uses_another_channel() -> None:
 
 @pytest.mark.parametrize("unready", [True, False], ids=["not ready", "refuses"])
 async def test_a_resend_that_becomes_a_reverse_call_leaves_the_original_verification_unchanged(unready: bool) -> None:  # noqa: FBT001
-    world, channels = Choice(), (Channel.VOICE, Channel.REVERSE_CALL)
+    world, channels = AllChannelsHarness(), (Channel.VOICE, Channel.REVERSE_CALL)
     first = await world.start(channels=channels)
     world.store.advance(timedelta(minutes=2))
     if unready:
@@ -837,7 +839,7 @@ async def test_a_resend_that_becomes_a_reverse_call_leaves_the_original_verifica
 
 
 async def test_a_reported_operator_is_stored_and_selects_the_channel_of_later_calls() -> None:
-    world = Choice(operator_channels={"mts": Channel.REVERSE_CALL})
+    world = AllChannelsHarness(operator_channels={"mts": Channel.REVERSE_CALL})
     assert (await world.start(phone="+79101234567")).channel is Channel.REVERSE_CALL
 
     world.flash.outcome = Placed("ref", operator="mts")
@@ -848,7 +850,7 @@ async def test_a_reported_operator_is_stored_and_selects_the_channel_of_later_ca
 
 
 async def test_a_code_chosen_by_the_provider_verifies() -> None:
-    world = Choice()
+    world = AllChannelsHarness()
     world.flash.outcome = Placed("ref", code="7391")
     verification = await world.start(channels=(Channel.FLASH_CALL,))
 
@@ -859,7 +861,7 @@ async def test_a_code_chosen_by_the_provider_verifies() -> None:
 
 async def test_a_start_fails_when_a_code_chosen_by_the_provider_cannot_be_stored() -> None:
     """Otherwise the caller would wait for a code that can never be checked."""
-    world = Choice()
+    world = AllChannelsHarness()
 
     class StoreGoesAway(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
@@ -872,7 +874,7 @@ async def test_a_start_fails_when_a_code_chosen_by_the_provider_cannot_be_stored
 
 
 async def test_a_reverse_call_has_a_number_to_dial_and_no_code() -> None:
-    world = Choice(earliest_dial=timedelta())
+    world = AllChannelsHarness(earliest_dial=timedelta())
     world.reverse.outcome = Placed("key-1", dial=Phone("+78005550100"))
     verification = await world.start(channels=(Channel.REVERSE_CALL,))
     name = CallId(verification.id, 1)
@@ -894,7 +896,7 @@ async def test_a_reverse_call_has_a_number_to_dial_and_no_code() -> None:
     assert CodeChecked(Status.PENDING) not in world.published
 
 
-async def test_a_callback_for_an_unknown_verification_is_not_found(world: World) -> None:
+async def test_a_callback_for_an_unknown_verification_is_not_found(world: ServiceHarness) -> None:
     name = CallId("vrf_00000000000000000000000", 1)
 
     confirmation = await world.service.confirm_reverse_call(name, ref="key-1", caller=Phone("+79001234567"))
@@ -903,7 +905,7 @@ async def test_a_callback_for_an_unknown_verification_is_not_found(world: World)
 
 
 async def test_a_refusal_by_a_limit_is_published_as_a_domain_event() -> None:
-    world = World(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
+    world = ServiceHarness(replace(Policy(), calls_per_day=Limit("calls_per_day", 1, DAY)))
     await world.start()
     with pytest.raises(CallCooldown):
         await world.start()
