@@ -331,10 +331,10 @@ async def test_every_documented_permission_is_needed(right: str, server_url: str
         ("CLIENT", "LIST"),
         ("SCRIPT", "FLUSH"),
         ("REPLICAOF", "192.0.2.1", "6379"),
-        ("HGETALL", "somebody:else"),
-        ("SET", "somebody:else", "1"),
-        ("PUBLISH", "somebody:else", "1"),
-        ("SUBSCRIBE", "somebody:else"),
+        ("HGETALL", "other:key"),
+        ("SET", "other:key", "1"),
+        ("PUBLISH", "other:key", "1"),
+        ("SUBSCRIBE", "other:key"),
     ],
     ids=" ".join,
 )
@@ -349,7 +349,7 @@ async def test_other_commands_keys_and_channels_are_denied(
 async def test_a_loaded_script_has_only_the_permissions_of_the_user(server_url: str, admin: Redis) -> None:
     """The user may load scripts, but they run with the user's permissions."""
     async with user(server_url) as redis:
-        for source in ("return redis.call('FLUSHALL')", "return redis.call('HGETALL', 'somebody:else')"):
+        for source in ("return redis.call('FLUSHALL')", "return redis.call('HGETALL', 'other:key')"):
             sha = await redis.script_load(source)
             with pytest.raises(ResponseError, match=r"(?i)no permissions|user executing the script can't"):
                 await redis.evalsha(sha, 0)

@@ -150,7 +150,7 @@ async def test_a_body_that_is_not_a_json_object_is_a_400(sandbox: Sandbox, path:
 
 
 async def test_a_response_is_not_delayed_by_nagles_algorithm(sandbox: Sandbox) -> None:
-    """Without TCP_NODELAY on the listening socket every response would take 40 ms longer."""
+    """With Nagle's algorithm on its connection every response would take 40 ms longer."""
     durations = [(await sandbox.calls.post(STATUS, json={"call_id": "0" * 32})).elapsed for _ in range(10)]
     assert min(durations) < timedelta(milliseconds=30)
 

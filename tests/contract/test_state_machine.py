@@ -89,7 +89,7 @@ class Actor:
     async def play(self, step: tuple[object, ...]) -> object:
         name, *arguments = step
         try:
-            return self.tell(await getattr(self, str(name))(*arguments))
+            return self.normalize(await getattr(self, str(name))(*arguments))
         except VerificationError as error:
             return type(error).__name__, self.anonymous(vars(error))
 
@@ -136,7 +136,7 @@ class Actor:
         verification = self.known[-1 - age % len(self.known)]
         report = CallUpdate(state=CallState(status), ref="ref")
         recorded = await self.store.record_call(verification, verification.calls[-1].call_number, report)
-        return self.tell(recorded.verification), recorded.ended
+        return self.normalize(recorded.verification), recorded.ended
 
     async def refund(self, age: int) -> object:
         if self.known:
@@ -160,7 +160,7 @@ class Actor:
     def id(self, age: int) -> str:
         return self.known[-1 - age % len(self.known)].id if self.known else "vrf_00000000000000000000000"
 
-    def tell(self, answer: object) -> object:
+    def normalize(self, answer: object) -> object:
         match answer:
             case Verification():
                 derived = (answer.status, answer.expires_in, answer.resend_in)

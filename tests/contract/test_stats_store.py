@@ -33,7 +33,7 @@ PRICE = Decimal("2.50")
 DAY_NUMBER_OF_2026_01_31 = 20484
 
 
-class LosesReplies(ScriptRunner):
+class ReplyLosingRunner(ScriptRunner):
     """Run a script, and then raise as if its reply was lost."""
 
     def __init__(self, redis: Redis) -> None:
@@ -154,7 +154,7 @@ async def test_a_hundred_concurrent_processes_are_counted_exactly(redis: Redis) 
 
 
 async def test_a_batch_whose_reply_was_lost_is_retried_and_counted_once(redis: Redis) -> None:
-    runner = LosesReplies(redis)
+    runner = ReplyLosingRunner(redis)
     stats = RedisStats(runner, call_price_rub=PRICE)
     stats.observe(VerificationCanceled())
     runner.lost = 2
@@ -171,7 +171,7 @@ async def test_a_batch_whose_reply_was_lost_is_retried_and_counted_once(redis: R
 
 
 async def test_closing_writes_pending_events(redis: Redis) -> None:
-    runner = LosesReplies(redis)
+    runner = ReplyLosingRunner(redis)
     stats = RedisStats(runner, call_price_rub=PRICE)
     stats.observe(CodeChecked(Status.VERIFIED))
     runner.lost = 1

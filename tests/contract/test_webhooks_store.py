@@ -42,7 +42,7 @@ ENTRY: dict[str, str] = {
 }
 
 
-def make(
+def make_outbox(
     redis: Redis,
     *,
     claim_after: timedelta = timedelta(minutes=1),
@@ -55,7 +55,7 @@ def make(
 
 @pytest.fixture
 def outbox(redis: Redis) -> RedisOutbox:
-    return make(redis)
+    return make_outbox(redis)
 
 
 async def add(redis: Redis, count: int = 1, **fields: str) -> list[str]:
@@ -71,7 +71,7 @@ async def add_pending(redis: Redis, count: int = 1, *, expired_ago: int = 1_000)
     await redis.pexpire(EXPIRY, timedelta(days=3))
 
 
-async def where(redis: Redis) -> tuple[int, int, int, int]:
+async def sizes(redis: Redis) -> tuple[int, int, int, int]:
     """Return the numbers of events in the stream, waiting for a retry and dead, and of stored letters."""
     return (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD), await redis.hlen(LETTERS))
 
@@ -110,7 +110,7 @@ async def test_taking_from_an_empty_outbox_writes_nothing(redis: Redis, outbox: 
 
 async def test_of_a_hundred_concurrent_takes_each_event_is_taken_once(redis: Redis) -> None:
     names = await add(redis, 100)
-    instances = [make(redis) for _ in range(4)]
+    instances = [make_outbox(redis) for _ in range(4)]
 
     taken = await asyncio.gather(*[instances[number % 4].take(3) for number in range(100)])
 
@@ -124,15 +124,15 @@ async def test_no_more_events_are_taken_than_requested(redis: Redis, outbox: Red
 
 
 async def test_a_delivered_event_is_deleted(redis: Redis) -> None:
-    hasty = make(redis, claim_after=AT_ONCE)
+    reclaiming = make_outbox(redis, claim_after=AT_ONCE)
     await add(redis)
-    (delivery,) = await hasty.take(1)
+    (delivery,) = await reclaiming.take(1)
 
-    await hasty.done(delivery)
-    await hasty.done(delivery)
+    await reclaiming.done(delivery)
+    await reclaiming.done(delivery)
 
-    assert await where(redis) == (0, 0, 0, 0)
-    assert await hasty.take(1) == []
+    assert await sizes(redis) == (0, 0, 0, 0)
+    assert await reclaiming.take(1) == []
 
 
 async def test_an_event_of_a_crashed_worker_is_taken_again_after_claim_after(redis: Redis, outbox: RedisOutbox) -> None:
@@ -140,11 +140,11 @@ async def test_an_event_of_a_crashed_worker_is_taken_again_after_claim_after(red
     (held,) = await outbox.take(1)
 
     assert await outbox.take(1) == []
-    assert await make(redis, claim_after=AT_ONCE).take(1) == [held]
+    assert await make_outbox(redis, claim_after=AT_ONCE).take(1) == [held]
 
 
 async def test_of_a_hundred_concurrent_takes_one_gets_the_event_of_a_crashed_worker(redis: Redis) -> None:
-    slow = make(redis, claim_after=timedelta(milliseconds=50))
+    slow = make_outbox(redis, claim_after=timedelta(milliseconds=50))
     await add(redis)
     await slow.take(1)
     await asyncio.sleep(0.06)
@@ -154,12 +154,12 @@ async def test_of_a_hundred_concurrent_takes_one_gets_the_event_of_a_crashed_wor
 
 
 async def test_reclaimed_and_new_events_together_stay_within_the_count(redis: Redis) -> None:
-    hasty = make(redis, claim_after=AT_ONCE)
+    reclaiming = make_outbox(redis, claim_after=AT_ONCE)
     await add(redis, 3)
-    await hasty.take(2)
+    await reclaiming.take(2)
 
-    assert len(await hasty.take(2)) == 2
-    assert len(await hasty.take(5)) == 3
+    assert len(await reclaiming.take(2)) == 2
+    assert len(await reclaiming.take(5)) == 3
 
 
 async def test_a_deleted_consumer_group_is_created_again_without_losing_events(
@@ -180,7 +180,7 @@ async def test_an_event_without_its_consumer_group_stays_in_the_stream(redis: Re
     await redis.xgroup_create(STREAM, GROUP, id="0")
 
     await outbox.set_aside(delivery, attempts=1, error="", pause=AT_ONCE)
-    assert await where(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (1, 0, 0, 0)
     assert await outbox.take(10) == [delivery]
 
 
@@ -202,14 +202,14 @@ async def test_a_retried_event_is_taken_when_due_with_the_same_id(redis: Redis, 
 
     assert await outbox.set_aside(first, attempts=1, error="status 500", pause=SOON)
     assert await outbox.take(1) == []
-    assert await where(redis) == (0, 1, 0, 1)
+    assert await sizes(redis) == (0, 1, 0, 1)
     await asyncio.sleep(SOON.total_seconds() + 0.01)
 
     (second,) = await outbox.take(1)
     assert second.event == first.event
     assert (second.attempts, second.error) == (1, "status 500")
     assert second.entry != name
-    assert await where(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (1, 0, 0, 0)
 
     await outbox.set_aside(second, attempts=2, error="timeout", pause=AT_ONCE)
     (third,) = await outbox.take(1)
@@ -224,7 +224,7 @@ async def test_a_hundred_concurrent_set_asides_count_once(redis: Redis, outbox: 
         *[outbox.set_aside(delivery, attempts=n, error="", pause=HOUR if n % 2 else None) for n in range(100)]
     )
 
-    stream, retry, dead, letters = await where(redis)
+    stream, retry, dead, letters = await sizes(redis)
     assert (stream, retry + dead, letters) == (0, 1, 1)
 
 
@@ -235,7 +235,7 @@ async def test_setting_aside_a_delivered_event_changes_nothing(redis: Redis, out
     await outbox.done(delivery)
     await outbox.set_aside(delivery, attempts=1, error="timeout", pause=AT_ONCE)
 
-    assert await where(redis) == (0, 0, 0, 0)
+    assert await sizes(redis) == (0, 0, 0, 0)
 
 
 async def test_of_a_hundred_concurrent_takes_each_due_retry_is_taken_once(redis: Redis, outbox: RedisOutbox) -> None:
@@ -243,14 +243,14 @@ async def test_of_a_hundred_concurrent_takes_each_due_retry_is_taken_once(redis:
     for delivery in await outbox.take(10):
         await outbox.set_aside(delivery, attempts=1, error="", pause=AT_ONCE)
 
-    taken = await asyncio.gather(*[make(redis).take(1) for _ in range(100)])
+    taken = await asyncio.gather(*[make_outbox(redis).take(1) for _ in range(100)])
     assert len(set(ids(delivery for part in taken for delivery in part))) == sum(map(len, taken)) == 10
 
 
 async def test_an_expired_verification_becomes_exactly_one_event(redis: Redis) -> None:
     await add_pending(redis, 100)
 
-    taken = await asyncio.gather(*[make(redis).take(10) for _ in range(100)])
+    taken = await asyncio.gather(*[make_outbox(redis).take(10) for _ in range(100)])
 
     events = [delivery.event for part in taken for delivery in part]
     assert len({event.verification_id for event in events}) == len({event.id for event in events}) == len(events) == 100
@@ -290,16 +290,16 @@ async def test_an_unreadable_entry_is_logged_and_deleted(
 async def test_an_event_trimmed_during_its_delivery_is_logged_as_lost(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hasty = make(redis, claim_after=AT_ONCE)
+    reclaiming = make_outbox(redis, claim_after=AT_ONCE)
     await add(redis)
-    await hasty.take(1)
+    await reclaiming.take(1)
     await redis.xtrim(STREAM, maxlen=0, approximate=False)
 
-    assert await hasty.take(1) == []
+    assert await reclaiming.take(1) == []
     assert [record.message for record in caplog.records] == ["event.lost"]
 
 
-async def bury(redis: Redis, outbox: RedisOutbox, count: int = 1) -> list[str]:
+async def make_dead_letters(redis: Redis, outbox: RedisOutbox, count: int = 1) -> list[str]:
     await add(redis, count)
     deliveries = await outbox.take(count)
     for delivery in deliveries:
@@ -308,25 +308,25 @@ async def bury(redis: Redis, outbox: RedisOutbox, count: int = 1) -> list[str]:
 
 
 async def test_a_dead_letter_is_listed_and_can_be_resent(redis: Redis, outbox: RedisOutbox) -> None:
-    (event_id,) = await bury(redis, outbox)
+    (event_id,) = await make_dead_letters(redis, outbox)
 
     (letter,) = await outbox.dead_letters()
     assert (letter.event.id, letter.attempts, letter.error) == (event_id, 7, "status 500")
     assert abs(time.time() - letter.died_at.timestamp()) < 5
-    assert await where(redis) == (0, 0, 1, 1)
+    assert await sizes(redis) == (0, 0, 1, 1)
 
     assert await outbox.resend(event_id)
-    assert await where(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (1, 0, 0, 0)
     (delivery,) = await outbox.take(1)
     assert (delivery.event, delivery.attempts) == (letter.event, 0)
 
 
 @pytest.mark.parametrize("event_id", ["", "msg_", "-", "msg_1-0", "*"])
 async def test_an_unknown_dead_letter_is_not_resent(redis: Redis, outbox: RedisOutbox, event_id: str) -> None:
-    await bury(redis, outbox)
+    await make_dead_letters(redis, outbox)
 
     assert not await outbox.resend(event_id)
-    assert await where(redis) == (0, 0, 1, 1)
+    assert await sizes(redis) == (0, 0, 1, 1)
 
 
 async def test_an_event_waiting_for_a_retry_is_not_resent(redis: Redis, outbox: RedisOutbox) -> None:
@@ -335,18 +335,18 @@ async def test_an_event_waiting_for_a_retry_is_not_resent(redis: Redis, outbox: 
     await outbox.set_aside(delivery, attempts=1, error="", pause=HOUR)
 
     assert not await outbox.resend(delivery.event.id)
-    assert await where(redis) == (0, 1, 0, 1)
+    assert await sizes(redis) == (0, 1, 0, 1)
 
 
 async def test_of_a_hundred_concurrent_resends_exactly_one_succeeds(redis: Redis, outbox: RedisOutbox) -> None:
-    (event_id,) = await bury(redis, outbox)
+    (event_id,) = await make_dead_letters(redis, outbox)
 
     assert sum(await asyncio.gather(*[outbox.resend(event_id) for _ in range(100)])) == 1
     assert await redis.xlen(STREAM) == 1
 
 
 async def test_resend_all_resends_every_dead_letter(redis: Redis, outbox: RedisOutbox) -> None:
-    event_ids = await bury(redis, outbox, 1_001)
+    event_ids = await make_dead_letters(redis, outbox, 1_001)
 
     assert await outbox.resend_all() == 1_001
     assert await outbox.resend_all() == 0
@@ -354,38 +354,38 @@ async def test_resend_all_resends_every_dead_letter(redis: Redis, outbox: RedisO
 
 
 async def test_the_number_of_dead_letters_is_limited_to_the_newest(redis: Redis) -> None:
-    outbox = make(redis, most_dead=3)
-    event_ids = await bury(redis, outbox, 5)
+    outbox = make_outbox(redis, most_dead=3)
+    event_ids = await make_dead_letters(redis, outbox, 5)
 
     assert [letter.event.id for letter in await outbox.dead_letters()] == event_ids[2:]
-    assert await where(redis) == (0, 0, 3, 3)
+    assert await sizes(redis) == (0, 0, 3, 3)
 
 
 async def test_an_event_becomes_a_dead_letter_when_too_many_retries_are_waiting(redis: Redis) -> None:
-    outbox = make(redis, most_retries=1)
+    outbox = make_outbox(redis, most_retries=1)
     await add(redis, 2)
     first, second = await outbox.take(2)
 
     assert await outbox.set_aside(first, attempts=1, error="", pause=HOUR)
     assert not await outbox.set_aside(second, attempts=1, error="", pause=HOUR)
-    assert await where(redis) == (0, 1, 1, 2)
+    assert await sizes(redis) == (0, 1, 1, 2)
 
 
 async def test_a_dead_letter_is_deleted_after_thirty_days(redis: Redis, outbox: RedisOutbox) -> None:
-    (old,) = await bury(redis, outbox)
+    (old,) = await make_dead_letters(redis, outbox)
     await redis.zincrby(DEAD, -(timedelta(days=30, seconds=1) // timedelta(milliseconds=1)), old.removeprefix("msg_"))
 
     assert await outbox.dead_letters() == []
     assert (await outbox.backlog()).dead == 0
     assert await outbox.resend_all() == 0
-    await bury(redis, outbox)
-    assert await where(redis) == (0, 0, 1, 1)
+    await make_dead_letters(redis, outbox)
+    assert await sizes(redis) == (0, 0, 1, 1)
 
 
 async def test_the_backlog_has_lag_queued_retries_and_dead_letters(redis: Redis, outbox: RedisOutbox) -> None:
     empty = await outbox.backlog()
     assert (empty.lag, empty.queued, empty.retries, empty.dead) == (timedelta(0), 0, 0, 0)
-    await bury(redis, outbox)
+    await make_dead_letters(redis, outbox)
     await add(redis, 3)
     (delivery,) = await outbox.take(1)
     await outbox.set_aside(delivery, attempts=1, error="", pause=HOUR)
@@ -438,7 +438,7 @@ async def test_taking_without_redis_raises_store_unavailable() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
 
     with pytest.raises(StoreUnavailable):
-        await make(nowhere).take(1)
+        await make_outbox(nowhere).take(1)
     await nowhere.aclose()
 
 

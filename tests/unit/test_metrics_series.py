@@ -184,11 +184,11 @@ async def test_status_lookups_are_timed_by_their_outcome(state: CallState | Prov
 
 
 async def test_a_timed_sender_delegates_everything_else() -> None:
-    sender = FakeSender("somebody")
+    sender = FakeSender("provider")
     timed = Metrics().timed(Channel.VOICE, sender)
     sender.unready = ProviderUnavailable(retry_after=3)
 
-    assert (timed.provider, timed.supports_status) == ("somebody", True)
+    assert (timed.provider, timed.supports_status) == ("provider", True)
     with pytest.raises(ProviderUnavailable):
         timed.require_ready()
 

@@ -167,13 +167,13 @@ async def test_the_digest_is_stored_before_the_call_is_placed(world: ServiceHarn
     """So the code always verifies, even if it is checked while the provider is still dialling."""
     seen: list[Status] = []
 
-    class Impatient(FakeSender):
+    class ChecksWhileDialling(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             result = await world.service.check_by_phone(client="shop", phone=PHONE, purpose="login", code=spoken(order))
             seen.append(result.status)
             return Placed("ref")
 
-    world.senders[Channel.VOICE] = Impatient()
+    world.senders[Channel.VOICE] = ChecksWhileDialling()
     await world.start()
 
     assert seen == [Status.VERIFIED]
@@ -188,7 +188,7 @@ async def test_no_call_is_placed_when_the_store_is_unavailable(world: ServiceHar
     assert world.sender.calls == []
 
 
-@pytest.mark.parametrize("phone", ["87011234567", "88001234567", "+79401234567", "nobody"])
+@pytest.mark.parametrize("phone", ["87011234567", "88001234567", "+79401234567", "not a number"])
 async def test_no_call_is_placed_to_a_number_that_may_not_be_called(world: ServiceHarness, phone: str) -> None:
     with pytest.raises(PhoneNotCallable):
         await world.start(phone)
@@ -254,13 +254,13 @@ async def test_a_start_succeeds_even_if_the_placed_call_cannot_be_recorded(
 ) -> None:
     """The call is in progress and paid for, and its code verifies once the store is available."""
 
-    class StoreGoesAway(FakeSender):
+    class StoreFails(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             world.store.available = False
             await super().place(order)
             return outcome
 
-    world.senders[Channel.VOICE] = provider = StoreGoesAway()
+    world.senders[Channel.VOICE] = provider = StoreFails()
     verification = await world.start()
     assert [call.state.status for call in verification.calls] == [status]
 
@@ -274,12 +274,12 @@ async def test_a_start_succeeds_even_if_the_placed_call_cannot_be_recorded(
 async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_available(world: ServiceHarness) -> None:
     """Otherwise no webhook would be sent for the verification, and the call would not be followed."""
 
-    class StoreGoesAway(FakeSender):
+    class StoreFails(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             world.store.available = False
             return await super().place(order)
 
-    world.senders[Channel.VOICE] = StoreGoesAway()
+    world.senders[Channel.VOICE] = StoreFails()
     verification = await world.start()
     world.store.available = True
     await world.deferred.aclose()
@@ -290,12 +290,12 @@ async def test_a_call_that_could_not_be_recorded_is_recorded_once_the_store_is_a
 
 
 async def test_a_refused_call_is_reported_even_if_it_cannot_be_refunded(world: ServiceHarness) -> None:
-    class StoreGoesAway(FakeSender):
+    class StoreFails(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             world.store.available = False
             return Refused(ProviderRejected("no"))
 
-    world.senders[Channel.VOICE] = StoreGoesAway()
+    world.senders[Channel.VOICE] = StoreFails()
     with pytest.raises(ProviderRejected):
         await world.start()
 
@@ -320,12 +320,12 @@ async def test_a_call_that_a_crashed_worker_did_not_record_is_unconfirmed(world:
     """It may have crashed before or after the call was placed; the code verifies either way."""
     world.store.available = True
 
-    class Dies(FakeSender):
+    class Crashes(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             await super().place(order)
             raise asyncio.CancelledError
 
-    world.senders[Channel.VOICE] = sender = Dies()
+    world.senders[Channel.VOICE] = sender = Crashes()
     with pytest.raises(asyncio.CancelledError):
         await world.start()
     (name,) = world.store.records
@@ -512,18 +512,18 @@ async def test_a_client_may_use_only_the_purposes_of_its_own_policy(world: Servi
 async def test_the_result_of_a_start_is_recorded_in_the_journal(world: ServiceHarness) -> None:
     journal = FakeJournal()
 
-    told = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
+    started = await world.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
 
-    assert journal.kept == [told]
+    assert journal.kept == [started]
 
 
 async def test_a_repeated_start_returns_the_call_begun_by_a_crashed_one(world: ServiceHarness) -> None:
     journal, request = FakeJournal(), StartRequest(client="shop", phone=PHONE, purpose="login")
-    told = await world.service.start(request, journal=journal)
+    started = await world.service.start(request, journal=journal)
 
     resumed = await world.service.start(request, journal=journal)
 
-    assert resumed.verification.id == told.verification.id
+    assert resumed.verification.id == started.verification.id
     assert len(world.sender.calls) == 1
     with pytest.raises(CallCooldown):  # a call begun by another client is not resumed
         await world.service.start(replace(request, client="bank"), journal=journal)
@@ -617,21 +617,21 @@ async def test_the_next_channel_is_tried_when_one_refuses_the_call() -> None:
 
 async def test_a_concurrent_start_does_not_learn_the_id_of_a_pending_reverse_call() -> None:
     world = AllChannelsHarness()
-    told: list[str | None] = []
+    shown: list[str | None] = []
 
     class RefusesSlowly(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             with pytest.raises(CallCooldown) as refused:
                 await world.start()
-            told.append(refused.value.verification_id)
+            shown.append(refused.value.verification_id)
             return Refused(ProviderRejected("not to this number"))
 
     world.senders[Channel.VOICE] = RefusesSlowly()
     verification = await world.start(channels=(Channel.VOICE, Channel.REVERSE_CALL))
 
     assert verification.channel is Channel.REVERSE_CALL
-    assert told
-    assert verification.id not in told
+    assert shown
+    assert verification.id not in shown
 
 
 async def test_the_call_recorded_in_the_journal_is_the_one_that_is_placed() -> None:
@@ -863,12 +863,12 @@ async def test_a_start_fails_when_a_code_chosen_by_the_provider_cannot_be_stored
     """Otherwise the caller would wait for a code that can never be checked."""
     world = AllChannelsHarness()
 
-    class StoreGoesAway(FakeSender):
+    class StoreFails(FakeSender):
         async def place(self, order: CallOrder) -> CallOutcome:
             world.store.available = False
             return Placed("ref", code="7391")
 
-    world.senders[Channel.FLASH_CALL] = StoreGoesAway()
+    world.senders[Channel.FLASH_CALL] = StoreFails()
     with pytest.raises(StoreUnavailable):
         await world.start(channels=(Channel.FLASH_CALL,))
 
