@@ -165,7 +165,7 @@ async def test_an_expired_claim_cannot_record_what_was_begun(idempotency: RedisI
 
 
 async def test_begin_after_its_deadline_records_nothing(idempotency: RedisIdempotency, redis: Redis) -> None:
-    """Redis was blocked: the client gave up, and the short claim must end as planned."""
+    """Redis was stalled and the caller gave up, so the claim still ends after its few seconds."""
     claimed = await claim(idempotency)
     assert timedelta(0) < claimed.begin_before - datetime.now(UTC) <= timedelta(seconds=1)
 

@@ -429,7 +429,7 @@ async def test_the_share_of_an_address_covers_all_checks_of_one_verification(wor
     assert results[-1].status is Status.LOCKED
 
 
-async def test_concurrent_checks_of_one_address_stay_within_its_share(world: StoreHarness) -> None:
+async def test_of_250_concurrent_checks_of_one_address_five_per_verification_are_counted(world: StoreHarness) -> None:
     world.policy = replace(POLICY, checks=50, failed_checks_per_phone=Limit("failed_checks_per_phone", 500, DAY))
     ids = [
         (await world.start(address=f"192.0.2.{it}", policy=replace(POLICY, cooldowns=(timedelta(),)))).id

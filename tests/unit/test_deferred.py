@@ -54,7 +54,7 @@ async def test_a_write_is_given_up_after_the_time_limit() -> None:
     await deferred.aclose()
 
 
-async def test_a_write_to_a_verification_that_no_longer_exists_is_not_retried_in_the_background() -> None:
+async def test_a_write_to_a_missing_verification_is_repeated_only_after_the_configured_pauses() -> None:
     write, deferred = Write(failure=VerificationNotFound()), DeferredWrites(pauses=(MOMENT, MOMENT))
     await deferred.write(write)
     await asyncio.sleep(20 * MOMENT)

@@ -18,7 +18,7 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
 
 
-def test_an_unknown_name_in_the_env_file_with_the_prefix_of_a_setting_is_misspelt() -> None:
+def test_an_unknown_name_in_the_env_file_that_resembles_a_setting_is_reported() -> None:
     Path(".env").write_text(
         "LIMIT_CALLS_PER_DY=5\nlimit_whatever=1\nWORKER=4\nREDIS_URI=\nSITE=x\nCOMPOSE_PROJECT_NAME=x\nPORT=1\n",
         encoding="utf-8",
@@ -41,7 +41,9 @@ def test_all_names_in_env_example_and_compose_are_known() -> None:
     assert misspelt_settings() == {}
 
 
-def test_in_the_environment_only_names_specific_to_this_service_are_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_environment_only_unknown_names_specific_to_this_service_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     misspelt = {"PLUSOFON_TOKEN": "", "LIMIT_CALLS_DAILY": "", "RELAY_CHANELS": "RELAY_CHANNELS"}
     others = (
         "REDIS_PORT",

@@ -32,7 +32,7 @@ NOT_PUBLIC = [
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_public(address: str) -> None:
+def test_globally_routable_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
