@@ -74,7 +74,7 @@ Script = Callable[[Conversation], Awaitable[None]]
 Playing = Callable[[], AbstractAsyncContextManager[Provider]]
 
 
-class _Stage:
+class _FaultyServer:
     """Run ``unread`` for each connection before anything is read, or ``script`` once a call is requested."""
 
     def __init__(self, provider: Provider, script: Script | None, unread: Script | None) -> None:
@@ -132,10 +132,10 @@ def listening(script: Script | None = None, *, unread: Script | None = None, tls
     async def play() -> AsyncIterator[Provider]:
         bound, address = _bound()
         provider = Provider(f"{'https' if tls else 'http'}://{address}")
-        stage = _Stage(provider, script, unread)
-        async with await asyncio.start_server(stage.accept, sock=bound, ssl=_untrusted_tls() if tls else None):
+        server = _FaultyServer(provider, script, unread)
+        async with await asyncio.start_server(server.accept, sock=bound, ssl=_untrusted_tls() if tls else None):
             yield provider
-            await stage.stop()
+            await server.stop()
 
     return play
 
@@ -189,13 +189,13 @@ def opening_after_one_refusal(script: Script) -> Playing:
     async def play() -> AsyncIterator[Provider]:
         bound, address = _bound()
         provider = Provider(f"http://{address}")
-        stage = _Stage(provider, script, None)
+        server = _FaultyServer(provider, script, None)
         opened: list[asyncio.Task[asyncio.Server]] = []
 
         class Opener(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 if record.msg == "plusofon.not_reached" and asking.get() is provider and not opened:
-                    opened.append(asyncio.create_task(asyncio.start_server(stage.accept, sock=bound)))
+                    opened.append(asyncio.create_task(asyncio.start_server(server.accept, sock=bound)))
 
         opener, logger = Opener(), logging.getLogger("app.providers.plusofon.exchange")
         logger.addHandler(opener)
@@ -203,9 +203,9 @@ def opening_after_one_refusal(script: Script) -> Playing:
             yield provider
         finally:
             logger.removeHandler(opener)
-            for server in opened:
-                (await server).close()
-            await stage.stop()
+            for task in opened:
+                (await task).close()
+            await server.stop()
             bound.close()
 
     return play

@@ -124,7 +124,7 @@ async def place(plusofon: PlusofonClient) -> CallOutcome:
     return await plusofon.initiate_call(PHONE, PIN, Lang.RU, 2)
 
 
-async def why_not(plusofon: PlusofonClient) -> NeverSent:
+async def connection_failure(plusofon: PlusofonClient) -> NeverSent:
     with pytest.raises(ProviderUnavailable) as caught:
         await plusofon.get_account()
     assert isinstance(caught.value.__cause__, NeverSent)
@@ -183,7 +183,7 @@ async def test_a_custom_ca_is_trusted_only_if_configured(tls: ssl.SSLContext, ca
             assert await place(plusofon) == Placed("call-1")
         async with client(f"https://127.0.0.1:{server.port}") as plusofon:
             assert_never_sent(await place(plusofon))
-            error = await why_not(plusofon)
+            error = await connection_failure(plusofon)
         assert len(server.requests) == 1
     assert (error.reason, error.detail) == (Reason.CERTIFICATE, "unable to get local issuer certificate")
 
@@ -244,7 +244,7 @@ async def test_a_call_is_refused_when_the_proxy_makes_no_tunnel(
     """Nothing was written to the provider, so the call is certainly refused and never unclear."""
     async with proxying(1, tunnel) as proxy, client(f"https://{HOST}", proxy.url) as plusofon:
         assert_never_sent(await place(plusofon))
-        error = await why_not(plusofon)
+        error = await connection_failure(plusofon)
     assert error.reason in reasons
     assert detail in error.detail
     assert all(PIN not in head and TOKEN not in head for head in proxy.heads)
@@ -256,7 +256,7 @@ async def test_an_unreachable_proxy_is_reported(monkeypatch: pytest.MonkeyPatch)
         proxy = f"http://127.0.0.1:{unused.getsockname()[1]}"
         async with client(f"https://{HOST}", proxy) as plusofon:
             assert_never_sent(await place(plusofon))
-            assert (await why_not(plusofon)).reason is Reason.PROXY_UNREACHABLE
+            assert (await connection_failure(plusofon)).reason is Reason.PROXY_UNREACHABLE
 
 
 async def test_a_request_cut_off_inside_the_tunnel_is_unclear(tls: ssl.SSLContext, ca_file: Path) -> None:

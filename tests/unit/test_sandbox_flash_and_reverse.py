@@ -58,7 +58,7 @@ def reverse(network: VirtualNetwork, phone: str = PHONE) -> str:
     return dial
 
 
-def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
+def timeline(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
     call_id = flash(network, phone)
     states = []
     for _ in range(6):
@@ -72,7 +72,7 @@ def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str
 
 
 def test_the_code_of_a_flash_call_is_visible_once_it_rings(network: VirtualNetwork, clock: Clock) -> None:
-    assert journey(network, clock, PHONE) == [("queued", None), ("ringing", PIN), *[("completed", PIN)] * 4]
+    assert timeline(network, clock, PHONE) == [("queued", None), ("ringing", PIN), *[("completed", PIN)] * 4]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_code_of_a_flash_call_is_visible_once_it_rings(network: VirtualNetwo
 def test_a_flash_call_that_does_not_arrive_shows_no_code(
     network: VirtualNetwork, clock: Clock, phone: str, states: list[tuple[str, str | None]]
 ) -> None:
-    assert journey(network, clock, phone) == states
+    assert timeline(network, clock, phone) == states
 
 
 def test_a_voice_call_reaches_subscribers_of_mts(network: VirtualNetwork, clock: Clock) -> None:

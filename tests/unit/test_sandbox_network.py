@@ -49,7 +49,7 @@ def place(network: VirtualNetwork, phone: str = PHONE, pin: str = PIN) -> Virtua
     return network.place(phone=phone, pin=pin, lang=Lang.EN, repeat=3)
 
 
-def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
+def timeline(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
     """Return the call's status and the code heard so far in each of the first seven seconds."""
     call_id = place(network, phone).call_id
     states = []
@@ -63,7 +63,7 @@ def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str
 def test_a_call_is_queued_rings_is_answered_after_two_seconds_and_ends_after_five(
     network: VirtualNetwork, clock: Clock
 ) -> None:
-    assert journey(network, clock, PHONE) == [
+    assert timeline(network, clock, PHONE) == [
         ("queued", None),
         ("ringing", None),
         ("answered", PIN),
@@ -132,11 +132,11 @@ def test_a_phone_lists_only_its_own_calls_oldest_first(network: VirtualNetwork) 
 def test_a_code_is_never_heard_by_a_phone_that_does_not_answer(
     network: VirtualNetwork, clock: Clock, phone: str, states: list[str]
 ) -> None:
-    assert journey(network, clock, phone) == [(state, None) for state in states]
+    assert timeline(network, clock, phone) == [(state, None) for state in states]
 
 
 def test_a_call_with_an_unknown_status_still_delivers_its_code(network: VirtualNetwork, clock: Clock) -> None:
-    assert journey(network, clock, MagicNumber.ODD_STATUS) == [
+    assert timeline(network, clock, MagicNumber.ODD_STATUS) == [
         ("queued", None),
         *[("rerouted", None)] * 4,
         *[("completed", PIN)] * 2,

@@ -300,7 +300,7 @@ async def test_a_refused_call_is_reported_even_if_it_cannot_be_refunded(world: S
         await world.start()
 
     world.store.available = True
-    with pytest.raises(CallCooldown):  # too strict for a moment, never too lax
+    with pytest.raises(CallCooldown):  # until the deferred refund
         await world.start()
     await world.deferred.aclose()
     world.senders[Channel.VOICE] = world.sender

@@ -115,7 +115,7 @@ def test_a_proof_is_immutable_and_its_repr_shows_no_phone() -> None:
     proof = tokens.verify(sign(tokens), client="shop")
 
     with pytest.raises(FrozenInstanceError):
-        proof.purpose = "password_reset"  # type: ignore[misc] # that is the point
+        proof.purpose = "password_reset"  # type: ignore[misc] # expected to fail
     assert "+79001234567" not in repr(proof)
 
 

@@ -113,7 +113,7 @@ def test_every_other_character_is_rejected_or_ignored() -> None:
 
 
 @st.composite
-def disguises(draw: st.DrawFn, number: str) -> str:
+def spellings(draw: st.DrawFn, number: str) -> str:
     """Write ``number`` in any Unicode digits, with ignored characters between them."""
     noise = st.text(st.sampled_from(DROPPED), max_size=2)
     written = ""
@@ -127,16 +127,16 @@ def disguises(draw: st.DrawFn, number: str) -> str:
 
 @given(st.data(), st.from_regex(r"\+?[0-9]{1,15}", fullmatch=True))
 def test_a_number_is_read_alike_with_any_digits_and_ignored_characters(data: st.DataObject, number: str) -> None:
-    assert read_digits(data.draw(disguises(number))) == number
+    assert read_digits(data.draw(spellings(number))) == number
 
 
 @given(st.data(), st.integers(0, 999_999))
 def test_phones_and_codes_are_read_alike_by_api_and_command_line(data: st.DataObject, number: int) -> None:
     code, phone = f"{number:06}", f"+7900{number:07}"
 
-    assert normalize_code(data.draw(disguises(code))) == code
-    assert parse_phone(data.draw(disguises(phone))).e164 == phone
-    assert read_phone(data.draw(disguises(phone))).e164 == phone
+    assert normalize_code(data.draw(spellings(code))) == code
+    assert parse_phone(data.draw(spellings(phone))).e164 == phone
+    assert read_phone(data.draw(spellings(phone))).e164 == phone
 
 
 @given(st.text(max_size=20))

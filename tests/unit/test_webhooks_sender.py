@@ -210,17 +210,17 @@ async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.transport.abort()
 
 
-async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def speak_ssh(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"SSH-2.0-OpenSSH_9.6 a secret of the receiver\r\n")
 
 
-async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_huge_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("answer", [reset, babble, shout])
+@pytest.mark.parametrize("answer", [reset, speak_ssh, send_huge_header])
 async def test_a_response_that_is_not_http_is_a_failure_and_is_not_quoted(answer: Answer) -> None:
     async with listening(answer) as receiver:
         outcome, error = await attempt(f"http://127.0.0.1:{receiver.port}/hook")
