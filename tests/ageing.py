@@ -1,4 +1,4 @@
-"""Lets time pass in Redis without waiting: every moment that is kept moves into the past."""
+"""Let time pass in Redis without waiting: move every stored timestamp into the past."""
 
 import re
 from datetime import timedelta
@@ -12,7 +12,7 @@ _MOMENT = re.compile(r"\d{13}")
 
 
 async def age(redis: Redis, duration: timedelta) -> None:
-    """Make everything in Redis ``duration`` older; what has expired by then is gone."""
+    """Make everything in Redis ``duration`` older, and delete what has expired."""
     ms = duration // timedelta(milliseconds=1)
     for key in map(_text, await redis.keys()):
         match await redis.type(key):
@@ -24,7 +24,7 @@ async def age(redis: Redis, duration: timedelta) -> None:
                     await redis.zincrby(key, -ms, member)
         left = await redis.pttl(key)
         assert left != _NO_TTL, f"{key!r} has no TTL"
-        await redis.pexpire(key, left - ms)  # one that has gone meanwhile, gone with the background's work, stays so
+        await redis.pexpire(key, left - ms)  # a key deleted in the meantime stays deleted
 
 
 async def _age_hash(redis: Redis, key: str, ms: int) -> None:

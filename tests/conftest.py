@@ -1,4 +1,4 @@
-"""What tests share: a real embedded server, a store on it, and the whole application over it."""
+"""Fixtures for all tests: a real embedded Redis server, a client and a store."""
 
 from collections.abc import AsyncIterator, Iterator
 

@@ -1,7 +1,7 @@
-"""Starts verifications in processes that are killed on the way: at each point where a start waits for something.
+"""Start verifications in processes that are killed: once at each point where a start awaits something.
 
-Run with the URLs of Redis and of a provider. For each point a child of this process starts one verification and gets
-SIGKILL there, either before what it waits for has happened or just after; a line on stdout tells its phone and its end.
+Run with the URLs of Redis and of a provider. For each point a child process starts one verification and gets
+SIGKILL there, before or after the awaited operation; a line on stdout has its phone, the point and its exit code.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationSe
 
 
 class Killed:
-    """Awaits a coroutine, and kills the process when it waits for the ``at``-th time, or goes on after that."""
+    """Await a coroutine, and kill the process at its ``at``-th suspension, or when it resumes from that if ``late``."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, object], at: int, *, late: bool) -> None:
         self._coroutine, self._at, self._late = coroutine, at, late

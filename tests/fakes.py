@@ -1,4 +1,4 @@
-"""Stand-ins for what the domain asks of the world: simple enough to be obviously right."""
+"""Test doubles of the domain's ports; ``ReferenceStore`` is the reference implementation of the contract suite."""
 
 import asyncio
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def seconds(wait: timedelta) -> int:
 
 @dataclass
 class Record:
-    """A verification; ``checks`` is its budget, ``wanted`` what the channel of each call allows."""
+    """A verification; ``checks`` is its number of checks, ``wanted`` that of the channel of each call."""
 
     verification: Verification
     checks: int
@@ -98,15 +98,15 @@ class Record:
 class PhoneRecord:
     streak: int = 0
     next_call: datetime = NEVER
-    forgotten: datetime = NEVER
+    expires_at: datetime = NEVER
     operator: str | None = None
-    asked: CallId | None = None
+    pending: CallId | None = None
     reverse: str = ""
     ids: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
 class Counters:
-    """Counts events in sliding windows, by remembering each."""
+    """Count events in sliding windows, by storing each."""
 
     def __init__(self) -> None:
         self.events: dict[tuple[str, str], list[tuple[datetime, str]]] = {}
@@ -135,8 +135,8 @@ class Counters:
         return self.events.setdefault((limit.name, of), [])
 
 
-class FakeVerificationStore:
-    """Keeps verifications in a dictionary, with a clock that moves only when told to."""
+class ReferenceStore:
+    """The reference implementation of ``VerificationStore``, in memory, with a clock moved by ``advance``."""
 
     def __init__(self) -> None:
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
@@ -151,7 +151,7 @@ class FakeVerificationStore:
         self.records = {
             name: record for name, record in self.records.items() if record.verification.expires_at > self.now
         }
-        self.phones = {phone: record for phone, record in self.phones.items() if record.forgotten > self.now}
+        self.phones = {phone: record for phone, record in self.phones.items() if record.expires_at > self.now}
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         self._require_available()
@@ -189,16 +189,16 @@ class FakeVerificationStore:
         return call.test or reverse not in {call.channel, named.verification.channel}
 
     def _refuse(self, call: NewCall, policy: Policy) -> Record | None:
-        """Raise what refuses a start; return the verification that it names, if it names one."""
+        """Raise if the start is refused; return the verification to resend, if any."""
         phone = self.phones.get(call.phone) or PhoneRecord()
-        named = self._named(call)
+        named = self._find_resent(call)
         if named and self._is_resend(named, call) and (named.verification.calls_left <= 0 or named.call_number >= 100):
             until = max(named.verification.expires_at, phone.next_call)
             raise RateLimited(limit="calls_per_verification", retry_after=self._until(until))
         if call.test:
             return named
         if phone.next_call > self.now:
-            wait = 1 if self._is_asked(phone.asked, policy) else self._until(phone.next_call)
+            wait = 1 if self._is_being_placed(phone.pending, policy) else self._until(phone.next_call)
             raise CallCooldown(retry_after=wait, verification_id=call.resend_of)
         other = self.records.get(phone.reverse)
         if call.channel is Channel.REVERSE_CALL and other and other.is_pending:
@@ -210,15 +210,15 @@ class FakeVerificationStore:
             self._require_room(limit, call.phone.e164)
         return named
 
-    def _is_asked(self, name: CallId | None, policy: Policy) -> bool:
-        """Return whether the provider may just be asked for a call."""
+    def _is_being_placed(self, name: CallId | None, policy: Policy) -> bool:
+        """Return whether the provider may still be processing the request for this call."""
         record = self.records.get(name.verification_id) if name else None
         call = record.verification.call(name.call_number) if record and name else None
         if not call or call.ref or call.state.status is not CallStatus.INITIATED or not call.expires_at:
             return False
         return call.expires_at - policy.lifetime + timedelta(seconds=15) > self.now
 
-    def _named(self, call: NewCall) -> Record | None:
+    def _find_resent(self, call: NewCall) -> Record | None:
         if call.resend_of is None:
             return None
         record = self._own(call.client, call.resend_of)
@@ -264,15 +264,15 @@ class FakeVerificationStore:
         phone = self.phones.setdefault(call.phone, PhoneRecord())
         before, cooldowns = record.verification, [timedelta()] if call.test else policy.cooldowns
         limits = [] if call.test else policy.calls_per_phone
-        remembered = phone.streak and phone.next_call + cooldowns[-1] > self.now
-        streak = phone.streak + 1 if remembered else 1
+        is_streak = phone.streak and phone.next_call + cooldowns[-1] > self.now
+        streak = phone.streak + 1 if is_streak else 1
         resend_at = self.now + cooldowns[min(streak, len(cooldowns)) - 1]
         record.call_number += 1
         record.tokens[record.call_number] = call.token
         record.phone_before[record.call_number] = resend_at, phone.streak, phone.next_call
         if not call.test:
             phone.streak, phone.next_call = streak, resend_at
-            phone.asked = CallId(before.id, record.call_number)
+            phone.pending = CallId(before.id, record.call_number)
         if call.channel is Channel.REVERSE_CALL and not call.test:
             phone.reverse = before.id
         elif record.call_number == 1:
@@ -280,7 +280,7 @@ class FakeVerificationStore:
             phone.ids[call.client, call.purpose] = [*(it for it in ids if it in self.records), before.id]
         expires = self.now + policy.lifetime
         longest = max([limit.period for limit in limits], default=timedelta())
-        phone.forgotten = max(phone.forgotten, expires, resend_at + cooldowns[-1], self.now + longest)
+        phone.expires_at = max(phone.expires_at, expires, resend_at + cooldowns[-1], self.now + longest)
         record.lengths[record.call_number] = call.code_length or 0
         if call.code_digest:
             record.codes[record.call_number] = (call.code_digest, expires)
@@ -419,7 +419,7 @@ class FakeVerificationStore:
             raise CodeTooShortOrLong(lengths)
         comparisons, counted = max(1, len(live)), self._counted(before, guess, policy)
         for place, (limit, of) in enumerate(counted):
-            # A guess is held against every live code, so for the phone there has to be room for each.
+            # A check is compared with every live code, so the phone's limit needs room for each of them.
             room = limit if place else replace(limit, count=max(1, limit.count - comparisons + 1))
             self._require_room(room, of)
             if not place:
@@ -429,7 +429,7 @@ class FakeVerificationStore:
         ]
         if right:
             record, call_number = right[0]
-            self._hear(record, call_number)
+            self._mark_answered(record, call_number)
             self._finish(record, Status.VERIFIED)
             record.retry_digest = guess.retry_digest
             quotas = tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted)
@@ -458,7 +458,7 @@ class FakeVerificationStore:
         for limit, of in counted[:1] * (comparisons - 1):  # for the phone, once for each live code
             self.counters.add(limit, of, self.now, guess.address or "")
         quotas = tuple(self.counters.add(limit, of, self.now, guess.address or "") for limit, of in counted)
-        self._keep_phone(before.phone, policy)
+        self._extend_phone(before.phone, policy)
         record.checks_used += 1
         left = record.checks - record.checks_used
         if left > 0:
@@ -487,7 +487,7 @@ class FakeVerificationStore:
             return self._passed(record)
         return Waiting(verification_id=verification.id, checks_left=verification.checks_left)
 
-    def _hear(self, record: Record, call_number: int) -> None:
+    def _mark_answered(self, record: Record, call_number: int) -> None:
         call = record.verification.call(call_number)
         if call and STAGES[call.state.status] < STAGES[CallStatus.ANSWERED]:
             self._change(record, call_number, state=replace(call.state, status=CallStatus.ANSWERED))
@@ -501,10 +501,10 @@ class FakeVerificationStore:
             *((allowance.limit, allowance.subject) for allowance in further),
         ]
 
-    def _keep_phone(self, phone: Phone, policy: Policy) -> None:
+    def _extend_phone(self, phone: Phone, policy: Policy) -> None:
         if phone in self.phones:
             until = self.now + policy.failed_checks_per_phone.period
-            self.phones[phone].forgotten = max(self.phones[phone].forgotten, until)
+            self.phones[phone].expires_at = max(self.phones[phone].expires_at, until)
 
     async def read(self, verification_id: str, *, client: str | None) -> Verification:
         self._require_available()
@@ -558,9 +558,9 @@ def _used_up(limit: Limit, wait: timedelta) -> Exception:
 
 
 class FakeRateLimiter:
-    """Counts in memory, on the clock of a store."""
+    """Count in memory, by the clock of a store."""
 
-    def __init__(self, store: FakeVerificationStore) -> None:
+    def __init__(self, store: ReferenceStore) -> None:
         self._store = store
         self._counters = Counters()
 
@@ -585,7 +585,7 @@ class FakeRateLimiter:
 
 
 class FakeGuard:
-    """Remembers what it was told, and blocks what it is told to."""
+    """Record calls and successes, and block the phones in ``blocked``."""
 
     def __init__(self) -> None:
         self.blocked: set[str] = set()
@@ -618,7 +618,7 @@ class FakeGuard:
 
 
 class FakeSender:
-    """Takes every call, or answers what ``outcome`` says; ``state`` is what it tells of any call."""
+    """Place every call, or return ``outcome``; ``state`` is the status of every call."""
 
     def __init__(self, provider: str = "fake") -> None:
         self.provider = provider
@@ -645,7 +645,7 @@ class FakeSender:
 
 
 class FakeAccounts:
-    """Tells of one account, and the ``balance``."""
+    """Return one account, and the ``balance``."""
 
     def __init__(self) -> None:
         self.overviews = 0
@@ -676,7 +676,7 @@ class FakeTokens:
 
 
 class FakeQueue:
-    """Remembers what was scheduled."""
+    """Record what was scheduled."""
 
     def __init__(self) -> None:
         self.scheduled: dict[CallId, timedelta] = {}

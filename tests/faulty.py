@@ -1,6 +1,6 @@
-"""Providers that fail on purpose: each plays one fault, over a real port, to whoever asks for a call.
+"""Servers that simulate failing providers: each has one fault, on a real port, for requests to place a call.
 
-What does not ask for a call (the balance, the state of one) is answered as it should be, as far as it gets through.
+Other requests (balance, call status) are answered correctly if they reach the server.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ import trustme
 CALL = b"POST /api/v1/flash-call/call "
 PLACED = b'{"success": true, "data": {"call_id": "call-1"}}'
 PAGE = b"<html><body>Oops</body></html>"
-# No name can be this long, so the resolver of the system says that there is none without asking anybody.
+# No name can be this long, so the system's resolver fails without asking a name server.
 NO_NAME = "a." * 130 + "invalid"
 
 asking = ContextVar[object]("asking", default=None)
-"""Whose request for a call this task is about: many are played at once, and only one of them is meant."""
+"""The provider that the current task calls: several run concurrently, and only one of them is meant."""
 
 
 @dataclass
 class Provider:
-    """What it was asked (requests for a call, read to their end) and what people heard: the codes of placed calls."""
+    """A simulated provider: the number of complete requests for a call, and the codes of placed calls."""
 
     url: str = ""
     requests: int = 0
@@ -38,7 +38,7 @@ class Provider:
 
 
 class Conversation:
-    """A connection on which a call was asked for."""
+    """A connection on which a call was requested."""
 
     def __init__(
         self, provider: Provider, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pin: str = ""
@@ -49,7 +49,7 @@ class Conversation:
         self._pin = pin
 
     def ring(self) -> None:
-        """Place the call: from here on somebody knows the code."""
+        """Place the call: from now on its code is known to a person."""
         self._provider.heard.append(self._pin)
 
     async def send(self, data: bytes) -> None:
@@ -74,8 +74,8 @@ Script = Callable[[Conversation], Awaitable[None]]
 Playing = Callable[[], AbstractAsyncContextManager[Provider]]
 
 
-class _Stage:
-    """Plays to each connection ``unread`` before anything is read of it, or ``script`` once a call is asked for."""
+class _FaultyServer:
+    """Run ``unread`` for each connection before anything is read, or ``script`` once a call is requested."""
 
     def __init__(self, provider: Provider, script: Script | None, unread: Script | None) -> None:
         self._provider = provider
@@ -119,29 +119,29 @@ async def _read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 
 def _bound() -> tuple[socket.socket, str]:
-    """Hold a port of its own, on which nobody listens yet."""
+    """Return a socket bound to a free port, not listening yet, and its address."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     return bound, f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 def listening(script: Script | None = None, *, unread: Script | None = None, tls: bool = False) -> Playing:
-    """Accept connections; with ``tls`` under a certificate of an authority that nobody trusts."""
+    """Accept connections; with ``tls`` using a certificate of an untrusted CA."""
 
     @asynccontextmanager
     async def play() -> AsyncIterator[Provider]:
         bound, address = _bound()
         provider = Provider(f"{'https' if tls else 'http'}://{address}")
-        stage = _Stage(provider, script, unread)
-        async with await asyncio.start_server(stage.accept, sock=bound, ssl=_unheard_of() if tls else None):
+        server = _FaultyServer(provider, script, unread)
+        async with await asyncio.start_server(server.accept, sock=bound, ssl=_untrusted_tls() if tls else None):
             yield provider
-            await stage.stop()
+            await server.stop()
 
     return play
 
 
 def no_tls(unread: Script) -> Playing:
-    """Be asked for TLS where ``unread`` is all that is known."""
+    """Have an https URL, but run ``unread`` in place of TLS."""
 
     @asynccontextmanager
     async def play() -> AsyncIterator[Provider]:
@@ -154,7 +154,7 @@ def no_tls(unread: Script) -> Playing:
 
 @asynccontextmanager
 async def refusing() -> AsyncIterator[Provider]:
-    """Have a port and refuse whoever comes."""
+    """Have a port that refuses connections."""
     bound, address = _bound()
     with bound:
         yield Provider(f"http://{address}")
@@ -168,12 +168,12 @@ async def nameless() -> AsyncIterator[Provider]:
 
 @asynccontextmanager
 async def unaccepting() -> AsyncIterator[Provider]:
-    """Have a queue of connections that is full: the kernel drops whoever knocks, as a firewall does."""
+    """Have a full accept queue: the kernel drops connection requests, as a firewall does."""
     bound, address = _bound()
     with bound, contextlib.ExitStack() as waiting:
         bound.listen(0)
         with contextlib.suppress(OSError):
-            while True:  # how many it holds is the kernel's affair
+            while True:  # its size depends on the kernel
                 caller = waiting.enter_context(socket.socket())
                 caller.setblocking(False)  # noqa: FBT003 - the library's signature
                 caller.connect_ex(bound.getsockname())
@@ -183,41 +183,41 @@ async def unaccepting() -> AsyncIterator[Provider]:
 
 
 def opening_after_one_refusal(script: Script) -> Playing:
-    """Listen only from the moment on at which the client tells of one connection, for this very call, that failed."""
+    """Start to listen when the client logs that its first connection for this call failed."""
 
     @asynccontextmanager
     async def play() -> AsyncIterator[Provider]:
         bound, address = _bound()
         provider = Provider(f"http://{address}")
-        stage = _Stage(provider, script, None)
+        server = _FaultyServer(provider, script, None)
         opened: list[asyncio.Task[asyncio.Server]] = []
 
         class Opener(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 if record.msg == "plusofon.not_reached" and asking.get() is provider and not opened:
-                    opened.append(asyncio.create_task(asyncio.start_server(stage.accept, sock=bound)))
+                    opened.append(asyncio.create_task(asyncio.start_server(server.accept, sock=bound)))
 
-        opener, told = Opener(), logging.getLogger("app.providers.http")
-        told.addHandler(opener)
+        opener, logger = Opener(), logging.getLogger("app.providers.http")
+        logger.addHandler(opener)
         try:
             yield provider
         finally:
-            told.removeHandler(opener)
-            for server in opened:
-                (await server).close()
-            await stage.stop()
+            logger.removeHandler(opener)
+            for task in opened:
+                (await task).close()
+            await server.stop()
             bound.close()
 
     return play
 
 
-def _unheard_of() -> ssl.SSLContext:
+def _untrusted_tls() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 
-# What is played to a connection of which nothing was read.
+# Faults before anything is read.
 
 
 async def resets(conversation: Conversation) -> None:
@@ -228,11 +228,11 @@ async def says_nothing(conversation: Conversation) -> None:
     await conversation.wait_until_left()
 
 
-# What is played to a request for a call.
+# Faults after a call was requested.
 
 
 def says_no(body: bytes, status: str = "200 OK", headers: str = "") -> Script:
-    """Refuse, and place nothing."""
+    """Send this response without placing the call."""
 
     async def play(conversation: Conversation) -> None:
         await conversation.answer(body, status=status, headers=headers)
@@ -241,7 +241,7 @@ def says_no(body: bytes, status: str = "200 OK", headers: str = "") -> Script:
 
 
 def rings_and_says(body: bytes, status: str = "200 OK", headers: str = "") -> Script:
-    """Place the call, and answer this."""
+    """Place the call, and send this response."""
 
     async def play(conversation: Conversation) -> None:
         conversation.ring()
@@ -251,7 +251,7 @@ def rings_and_says(body: bytes, status: str = "200 OK", headers: str = "") -> Sc
 
 
 def rings_and_sends(*parts: bytes, pause: float = 0, then: Script | None = None) -> Script:
-    """Place the call, and send these bytes with pauses before each; then close, or do as ``then`` says."""
+    """Place the call, and send these bytes with a pause before each; then run ``then`` or close."""
 
     async def play(conversation: Conversation) -> None:
         conversation.ring()
@@ -265,7 +265,7 @@ def rings_and_sends(*parts: bytes, pause: float = 0, then: Script | None = None)
 
 
 def sends_for_ever(part: bytes) -> Script:
-    """Send the same again and again, each time well within any time-out per read."""
+    """Send the same bytes repeatedly, each time within any read timeout."""
 
     async def play(conversation: Conversation) -> None:
         while True:
@@ -276,6 +276,6 @@ def sends_for_ever(part: bytes) -> Script:
 
 
 def gzip_bomb(size: int) -> bytes:
-    """Compress so many blanks, a thousand to one."""
+    """Compress ``size`` blanks, about a thousand to one."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     return b"".join(deflate.compress(b" " * 1_000_000) for _ in range(size // 1_000_000)) + deflate.flush()

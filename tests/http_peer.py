@@ -1,4 +1,4 @@
-"""An application behind the service's HTTP protocol on a loopback port, and a peer that sends it any bytes."""
+"""A test application behind the service's HTTP protocol on a loopback port, and a client that sends arbitrary bytes."""
 
 import asyncio
 import re
@@ -29,7 +29,7 @@ Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Echo:
-    """Answers with the length of the body once it is whole, and remembers what it was asked."""
+    """Respond with the length of the complete body, and record the requests."""
 
     asked: list[Scope] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Echo:
 
 @dataclass
 class Served:
-    """A running server: ``state`` is uvicorn's, ``connections`` ours."""
+    """A running server: ``state`` is uvicorn's, ``connections`` is the service's."""
 
     state: ServerState
     connections: Connections
@@ -61,14 +61,14 @@ class Served:
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def connect(self, *, plain: bool = False) -> Peer:
-        """Connect, over TLS where it is spoken unless ``plain``; the connection is closed with the server."""
+        """Connect, over TLS if the server has it unless ``plain``; the connection is closed with the server."""
         named = {"ssl": self.trust, "server_hostname": "localhost"} if self.trust and not plain else {}
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **named)  # type: ignore[arg-type]
         self.writers.append(writer)
         return reader, writer
 
     async def ask(self, *parts: bytes) -> bytes:
-        """Send these, each in a packet of its own, and read until the server closes the connection."""
+        """Send each part in its own packet, and read until the server closes the connection."""
         reader, writer = await self.connect()
         try:
             for part in parts:
@@ -81,7 +81,7 @@ class Served:
 
     async def until_none_is_open(self) -> None:
         async with asyncio.timeout(SOON):
-            while self.connections.all:  # noqa: ASYNC110 - nothing tells of it, as nothing but a test waits for it
+            while self.connections.all:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
 
 
@@ -89,7 +89,7 @@ class Served:
 async def served(
     app: ASGIApp, *, limits: HttpLimits = HASTY, keep_alive: int = 1, certificate: Path | None = None
 ) -> AsyncIterator[Served]:
-    """Serve an app; with a folder for its certificate over TLS."""
+    """Serve an app; over TLS if a folder for its certificate is given."""
     config = uvicorn.Config(
         app, ws="none", lifespan="off", log_config=None, access_log=False, timeout_keep_alive=keep_alive
     )
@@ -116,10 +116,10 @@ async def served(
 
 
 def statuses(answer: bytes) -> list[int]:
-    """Return the status of each answer in a stream of answers without such text in their bodies."""
+    """Return the status code of each response in a stream of responses."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
 def patient(**changes: float) -> HttpLimits:
-    """Make limits that no test runs into, but for these."""
+    """Return limits that no test reaches, except for the given ones."""
     return replace(HttpLimits(check_seconds=0.02), **changes)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The calls in flight in Redis: each is one claimer's, none is lost, and everybody together asks slowly enough."""
+"""The queue of calls to follow: each call has one claimer, none is lost, and the rate of lookups is limited."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ async def schedule(queue: CallQueue, names: Iterable[CallId]) -> None:
     await asyncio.gather(*(queue.schedule(name, NOW) for name in names))
 
 
-async def test_a_call_is_claimed_when_it_is_due_and_not_before(redis: Redis, queue: CallQueue) -> None:
+async def test_a_call_is_claimed_only_once_it_is_due(redis: Redis, queue: CallQueue) -> None:
     await queue.schedule(CALL, timedelta(seconds=5))
     await age(redis, timedelta(seconds=4))
     assert await queue.claim(10) == []
@@ -48,7 +48,7 @@ async def test_a_call_is_claimed_when_it_is_due_and_not_before(redis: Redis, que
     assert await queue.claim(10) == [DueCall(CALL, 1)]
 
 
-async def test_the_longest_due_are_claimed_first_and_no_more_than_asked_for(redis: Redis, queue: CallQueue) -> None:
+async def test_calls_are_claimed_in_order_of_their_due_time_up_to_the_maximum(redis: Redis, queue: CallQueue) -> None:
     names = calls(3)
     for name in names:
         await queue.schedule(name, NOW)
@@ -58,8 +58,8 @@ async def test_the_longest_due_are_claimed_first_and_no_more_than_asked_for(redi
     assert [call.call_id for call in await queue.claim(2)] == names[2:]
 
 
-async def test_of_a_hundred_claimers_at_once_each_call_has_one(redis: Redis) -> None:
-    """From two instances of the service, so that not all of them travel in one write."""
+async def test_of_a_hundred_concurrent_claims_each_call_is_claimed_once(redis: Redis) -> None:
+    """From two instances of the service, so that not all commands are sent in one write."""
     names = calls(100)
     instances = [make_queue(redis) for _ in range(2)]
     await schedule(instances[0], names)
@@ -70,7 +70,7 @@ async def test_of_a_hundred_claimers_at_once_each_call_has_one(redis: Redis) -> 
     assert set(claimed) == set(names)
 
 
-async def test_the_call_of_a_dead_claimer_passes_on_when_its_lease_ends(redis: Redis, queue: CallQueue) -> None:
+async def test_a_call_is_claimed_again_when_its_lease_ends(redis: Redis, queue: CallQueue) -> None:
     await queue.schedule(CALL, NOW)
     await queue.claim(1)
     await age(redis, LEASE - SECOND)
@@ -80,7 +80,7 @@ async def test_the_call_of_a_dead_claimer_passes_on_when_its_lease_ends(redis: R
     assert await queue.claim(1) == [DueCall(CALL, 2)]
 
 
-async def test_a_call_that_is_done_does_not_come_again(redis: Redis, queue: CallQueue) -> None:
+async def test_a_finished_call_is_not_claimed_again(redis: Redis, queue: CallQueue) -> None:
     await queue.schedule(CALL, NOW)
     await queue.claim(1)
     for _ in range(2):
@@ -91,9 +91,7 @@ async def test_a_call_that_is_done_does_not_come_again(redis: Redis, queue: Call
     assert set(await redis.keys()) <= {_POLLS.encode()}
 
 
-async def test_a_call_to_be_retried_comes_again_after_its_delay_with_the_next_attempt(
-    redis: Redis, queue: CallQueue
-) -> None:
+async def test_a_retried_call_is_claimed_after_its_delay_with_the_next_attempt(redis: Redis, queue: CallQueue) -> None:
     await queue.schedule(CALL, NOW)
     for attempt in range(1, 5):
         (call,) = await queue.claim(1)
@@ -104,7 +102,9 @@ async def test_a_call_to_be_retried_comes_again_after_its_delay_with_the_next_at
         await age(redis, SECOND)
 
 
-async def test_scheduling_again_moves_a_call_and_resets_its_attempts(redis: Redis, queue: CallQueue) -> None:
+async def test_scheduling_a_call_again_changes_its_due_time_and_resets_its_attempts(
+    redis: Redis, queue: CallQueue
+) -> None:
     await queue.schedule(CALL, NOW)
     await queue.claim(1)
     await queue.schedule(CALL, timedelta(seconds=5))
@@ -115,8 +115,8 @@ async def test_scheduling_again_moves_a_call_and_resets_its_attempts(redis: Redi
 
 
 @pytest.mark.parametrize("ended", ["done", "scheduled", "claimed"])
-async def test_a_claim_that_is_over_moves_nothing(redis: Redis, queue: CallQueue, ended: str) -> None:
-    """A worker that was slow must not bring back what another has settled, nor take a call from it."""
+async def test_retrying_with_an_ended_claim_changes_nothing(redis: Redis, queue: CallQueue, ended: str) -> None:
+    """A slow worker must not reschedule a call that another has finished, rescheduled or claimed."""
     await queue.schedule(CALL, NOW)
     (call,) = await queue.claim(1)
     match ended:
@@ -133,7 +133,7 @@ async def test_a_claim_that_is_over_moves_nothing(redis: Redis, queue: CallQueue
     assert await redis.zrange(_DUE, 0, -1, withscores=True) == before
 
 
-async def test_everybody_together_claims_no_more_than_the_rate(redis: Redis) -> None:
+async def test_all_workers_together_claim_no_more_than_the_rate(redis: Redis) -> None:
     instances = [make_queue(redis, per_second=5) for _ in range(4)]
     await schedule(instances[0], calls(100))
 
@@ -141,13 +141,13 @@ async def test_everybody_together_claims_no_more_than_the_rate(redis: Redis) -> 
         claims = await asyncio.gather(*(instances[number % 4].claim(2) for number in range(100)))
         assert sum(map(len, claims)) == 5, second
         await age(redis, timedelta(milliseconds=100))
-        assert await instances[0].claim(100) == []  # less than a second has passed: still nobody
+        assert await instances[0].claim(100) == []  # less than a second has passed
         await redis.pexpire(_POLLS, 1000)  # the set lives for a second, and is aged twice within one here
         await age(redis, timedelta(milliseconds=900))
 
 
-async def test_a_rate_that_was_lowered_holds_at_once(redis: Redis) -> None:
-    """While the service is deployed anew, some workers have the old rate and some the new one."""
+async def test_a_lowered_rate_applies_at_once(redis: Redis) -> None:
+    """During a deployment some workers use the old rate and some the new one."""
     await schedule(make_queue(redis), calls(20))
     assert len(await make_queue(redis, per_second=10).claim(10)) == 10
 
@@ -170,7 +170,7 @@ async def test_every_key_has_a_ttl_of_an_hour_at_most(redis: Redis, queue: CallQ
     await require_ttls(_DUE, _ATTEMPTS, _POLLS)
 
 
-async def test_a_call_that_nobody_claimed_for_an_hour_is_dropped(
+async def test_a_call_not_claimed_for_an_hour_is_dropped(
     redis: Redis, queue: CallQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     late = CallId(CALL.verification_id, 2)
@@ -189,8 +189,8 @@ async def test_a_call_that_nobody_claimed_for_an_hour_is_dropped(
     assert await redis.hkeys(_ATTEMPTS) == [b"vrf_0a11b22c33d44e55f667788:2"]
 
 
-async def test_a_queue_that_nobody_empties_stops_growing(redis: Redis, queue: CallQueue) -> None:
-    """Each call that is scheduled keeps the key alive; those of more than an hour ago go all the same."""
+async def test_a_queue_without_claims_stops_growing(redis: Redis, queue: CallQueue) -> None:
+    """Each scheduled call extends the life of the key, but calls older than an hour are still dropped."""
     old = calls(20)
     await schedule(queue, old[:10])
     await make_it_older_than_its_key(redis)
@@ -200,18 +200,18 @@ async def test_a_queue_that_nobody_empties_stops_growing(redis: Redis, queue: Ca
 
 
 async def make_it_older_than_its_key(redis: Redis) -> None:
-    """Let an hour pass in which further calls kept the keys alive."""
+    """Let an hour pass in which other calls extended the life of the keys."""
     for _ in range(2):
         await age(redis, HOUR / 2)
         for key in await redis.keys():
             await redis.pexpire(key, HOUR)
 
 
-async def test_all_keys_lie_in_one_slot() -> None:
+async def test_all_keys_are_in_one_cluster_slot() -> None:
     assert len({key_slot(name.encode()) for name in (_DUE, _ATTEMPTS, _POLLS)}) == 1
 
 
-async def test_without_redis_nothing_is_claimed() -> None:
+async def test_claiming_without_redis_raises_store_unavailable() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
     queue = make_queue(nowhere)
 

@@ -1,4 +1,4 @@
-"""Listeners hear of every change of their verification, over one connection, whatever happens to it."""
+"""Listeners are notified of every change of their verification over one shared connection, also after reconnects."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from tests.policies import make_policy
 from tests.starting import start
 
 ONE, OTHER = "vrf_" + "1" * 23, "vrf_" + "2" * 23
-SOON = 5.0  # seconds; what is heard is heard in milliseconds
+SOON = 5.0  # seconds; a notification normally takes milliseconds
 NEVER = 0.1
 
 
@@ -46,12 +46,12 @@ async def until_connected(redis: Redis, number: int) -> None:
 
 
 async def settled(feed: ChangeFeed) -> ChangeFeed:
-    """Wait for the wake-up that comes with the connection."""
+    """Wait for the notification that follows a new connection."""
     assert await feed.changed(SOON)
     return feed
 
 
-async def test_a_change_is_heard_by_those_who_listen_to_it_alone(redis: Redis, changes: RedisChanges) -> None:
+async def test_a_change_notifies_only_listeners_of_its_verification(redis: Redis, changes: RedisChanges) -> None:
     async with (
         changes.listen(ONE, client="shop") as one,
         changes.listen(ONE, client="shop") as same,
@@ -67,7 +67,7 @@ async def test_a_change_is_heard_by_those_who_listen_to_it_alone(redis: Redis, c
         assert not await other.changed(NEVER)
 
 
-async def test_a_burst_is_told_as_one_change(redis: Redis, changes: RedisChanges) -> None:
+async def test_a_burst_of_changes_is_one_notification(redis: Redis, changes: RedisChanges) -> None:
     async with changes.listen(ONE, client="shop") as one, changes.listen(OTHER, client="shop") as other:
         await settled(one)
         await settled(other)
@@ -80,7 +80,7 @@ async def test_a_burst_is_told_as_one_change(redis: Redis, changes: RedisChanges
         assert not await one.changed(NEVER)
 
 
-async def test_what_is_no_id_disturbs_nobody(redis: Redis, changes: RedisChanges) -> None:
+async def test_a_malformed_message_is_ignored(redis: Redis, changes: RedisChanges) -> None:
     async with changes.listen(ONE, client="shop") as one:
         await settled(one)
 
@@ -91,7 +91,7 @@ async def test_what_is_no_id_disturbs_nobody(redis: Redis, changes: RedisChanges
         assert await one.changed(SOON)
 
 
-async def test_all_share_one_connection_that_is_there_as_long_as_anybody_listens(
+async def test_all_listeners_share_one_connection_that_closes_with_the_last_one(
     redis: Redis, changes: RedisChanges
 ) -> None:
     assert await connections(redis) == []
@@ -108,14 +108,16 @@ async def test_all_share_one_connection_that_is_there_as_long_as_anybody_listens
         assert await again.changed(SOON)
 
 
-async def test_closing_takes_the_connection_from_those_who_still_listen(redis: Redis, changes: RedisChanges) -> None:
+async def test_closing_ends_the_connection_despite_listeners(redis: Redis, changes: RedisChanges) -> None:
     async with changes.listen(ONE, client="shop") as one:
         await settled(one)
         await changes.aclose()
         await until_connected(redis, 0)
 
 
-async def test_after_a_lost_connection_everybody_is_woken_and_hears_again(redis: Redis, changes: RedisChanges) -> None:
+async def test_after_a_lost_connection_all_listeners_are_notified_and_subscribed_again(
+    redis: Redis, changes: RedisChanges
+) -> None:
     async with changes.listen(ONE, client="shop") as one, changes.listen(OTHER, client="shop") as other:
         await settled(one)
         await settled(other)
@@ -129,7 +131,7 @@ async def test_after_a_lost_connection_everybody_is_woken_and_hears_again(redis:
         assert not await other.changed(NEVER)
 
 
-async def test_a_redis_that_died_is_found_again_when_it_is_back() -> None:
+async def test_listeners_are_notified_again_after_redis_restarts() -> None:
     with EmbeddedServer() as server:
         redis = connect(server.url, timeout=1)
         async with RedisChanges(redis).listen(ONE, client="shop") as one:
@@ -143,7 +145,7 @@ async def test_a_redis_that_died_is_found_again_when_it_is_back() -> None:
         await redis.aclose()
 
 
-async def test_a_connection_that_answers_no_ping_is_replaced(redis: Redis) -> None:
+async def test_a_connection_that_does_not_answer_pings_is_replaced(redis: Redis) -> None:
     async with RedisChanges(redis, quiet=0.05).listen(ONE, client="shop") as one:
         await settled(one)
         assert not await one.changed(0.3)  # pings are answered, so nothing happens
@@ -156,7 +158,7 @@ async def test_a_connection_that_answers_no_ping_is_replaced(redis: Redis) -> No
         assert await connections(redis) != before
 
 
-async def test_of_a_hundred_at_once_exactly_as_many_listen_as_may(redis: Redis) -> None:
+async def test_of_a_hundred_concurrent_listeners_exactly_the_maximum_is_admitted(redis: Redis) -> None:
     changes = RedisChanges(redis, listeners=10)
     async with AsyncExitStack() as stack:
         entered = await asyncio.gather(
@@ -169,7 +171,7 @@ async def test_of_a_hundred_at_once_exactly_as_many_listen_as_may(redis: Redis) 
         pass
 
 
-async def test_one_client_leaves_places_to_the_others(redis: Redis) -> None:
+async def test_listeners_of_one_client_are_limited(redis: Redis) -> None:
     changes = RedisChanges(redis, listeners=3, listeners_of_client=2)
     async with changes.listen(ONE, client="shop"), changes.listen(OTHER, client="shop"):
         with pytest.raises(TooManyListeners):
@@ -184,7 +186,7 @@ async def test_one_client_leaves_places_to_the_others(redis: Redis) -> None:
         assert changes.listeners == 1
 
 
-async def test_one_verification_has_a_few_listeners_and_a_place_that_is_left_is_free(redis: Redis) -> None:
+async def test_listeners_of_one_verification_are_limited_and_their_places_released(redis: Redis) -> None:
     changes = RedisChanges(redis, listeners_of_one=2)
     async with changes.listen(ONE, client="shop"), changes.listen(OTHER, client="shop"):
         async with changes.listen(ONE, client="shop"):
@@ -196,7 +198,7 @@ async def test_one_verification_has_a_few_listeners_and_a_place_that_is_left_is_
             pass
 
 
-async def test_a_listener_that_is_canceled_frees_its_place(redis: Redis) -> None:
+async def test_a_canceled_listener_releases_its_place(redis: Redis) -> None:
     changes = RedisChanges(redis, listeners=1)
 
     async def listen() -> None:
@@ -215,7 +217,7 @@ async def test_a_listener_that_is_canceled_frees_its_place(redis: Redis) -> None
     await until_connected(redis, 0)
 
 
-async def test_every_change_of_a_verification_raises_its_version_and_is_heard(
+async def test_every_change_of_a_verification_increases_its_version_and_notifies_listeners(
     redis: Redis, changes: RedisChanges, store: RedisVerificationStore
 ) -> None:
     policy = make_policy()

@@ -1,4 +1,4 @@
-"""What the IdempotencyStore does on Redis: a request is claimed once, and its answer kept for its repetitions."""
+"""Idempotency keys in Redis: a request is claimed once, and its response stored for repeated requests."""
 
 import asyncio
 from dataclasses import replace
@@ -39,7 +39,7 @@ async def claim(idempotency: RedisIdempotency, request: IdempotentRequest = REQU
     return claimed
 
 
-async def test_a_claimed_request_is_in_progress_for_everybody_else(idempotency: RedisIdempotency) -> None:
+async def test_a_claimed_request_is_in_progress_for_repeated_requests(idempotency: RedisIdempotency) -> None:
     await claim(idempotency)
 
     for _ in range(2):
@@ -48,13 +48,13 @@ async def test_a_claimed_request_is_in_progress_for_everybody_else(idempotency: 
         assert refused.value.retry_after == 1
 
 
-async def test_a_kept_answer_is_given_again_byte_for_byte(idempotency: RedisIdempotency) -> None:
+async def test_a_stored_response_is_returned_byte_for_byte(idempotency: RedisIdempotency) -> None:
     assert await idempotency.keep(await claim(idempotency), ANSWER, DAY)
 
     assert [await idempotency.claim(REQUEST) for _ in range(2)] == [ANSWER, ANSWER]
 
 
-async def test_an_answer_without_headers_and_body_is_kept_too(idempotency: RedisIdempotency) -> None:
+async def test_a_response_without_headers_and_body_is_stored(idempotency: RedisIdempotency) -> None:
     empty = KeptAnswer(204, {}, b"")
     await idempotency.keep(await claim(idempotency), empty, DAY)
 
@@ -70,7 +70,9 @@ async def test_a_released_request_can_be_claimed_again_with_any_body(idempotency
 
 @pytest.mark.parametrize("done", [False, True], ids=["in-progress", "done"])
 @pytest.mark.parametrize("body", [b"", b'{"phone":"+79001234567"}', REQUEST.body + b"\0"], ids=["empty", "spaced", "0"])
-async def test_another_body_is_a_reuse_of_the_key(idempotency: RedisIdempotency, done: bool, body: bytes) -> None:  # noqa: FBT001
+async def test_a_different_body_with_the_same_key_is_rejected(
+    idempotency: RedisIdempotency, done: bool, body: bytes
+) -> None:  # noqa: FBT001
     claimed = await claim(idempotency)
     if done:
         await idempotency.keep(claimed, ANSWER, DAY)
@@ -89,7 +91,7 @@ async def test_another_body_is_a_reuse_of_the_key(idempotency: RedisIdempotency,
     ],
     ids=["client", "route", "key", "case"],
 )
-async def test_requests_that_differ_in_name_do_not_meet(
+async def test_requests_of_another_client_route_or_key_are_independent(
     idempotency: RedisIdempotency, other: IdempotentRequest
 ) -> None:
     await idempotency.keep(await claim(idempotency), ANSWER, DAY)
@@ -97,7 +99,7 @@ async def test_requests_that_differ_in_name_do_not_meet(
     await claim(idempotency, other)
 
 
-async def test_of_a_hundred_claims_at_once_one_is_granted(idempotency: RedisIdempotency) -> None:
+async def test_of_a_hundred_concurrent_claims_exactly_one_is_granted(idempotency: RedisIdempotency) -> None:
     outcomes = await asyncio.gather(*[idempotency.claim(REQUEST) for _ in range(100)], return_exceptions=True)
 
     assert [type(outcome) for outcome in outcomes].count(Claim) == 1
@@ -130,13 +132,13 @@ async def test_after_a_hundred_releases_at_once_one_request_is_claimed(idempoten
     assert [type(outcome) for outcome in outcomes].count(Claim) == 1
 
 
-async def test_a_hundred_repetitions_at_once_get_the_answer(idempotency: RedisIdempotency) -> None:
+async def test_a_hundred_concurrent_repeated_requests_get_the_stored_response(idempotency: RedisIdempotency) -> None:
     await idempotency.keep(await claim(idempotency), ANSWER, DAY)
 
     assert await asyncio.gather(*[idempotency.claim(REQUEST) for _ in range(100)]) == [ANSWER] * 100
 
 
-async def test_the_claim_of_a_dead_request_expires_and_is_taken_over(
+async def test_the_claim_of_a_crashed_request_expires_and_can_be_claimed_again(
     idempotency: RedisIdempotency, redis: Redis
 ) -> None:
     await claim(idempotency)
@@ -149,7 +151,7 @@ async def test_the_claim_of_a_dead_request_expires_and_is_taken_over(
     await claim(idempotency)
 
 
-async def test_whoever_takes_a_claim_over_is_told_what_was_begun(idempotency: RedisIdempotency, redis: Redis) -> None:
+async def test_a_new_claim_returns_what_an_expired_claim_had_begun(idempotency: RedisIdempotency, redis: Redis) -> None:
     assert (await claim(idempotency)).begun is None
     await age(redis, CLAIM_FOR)
     assert await idempotency.begin(await claim(idempotency), "vrf_1:1")
@@ -166,7 +168,7 @@ async def test_whoever_takes_a_claim_over_is_told_what_was_begun(idempotency: Re
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-async def test_what_was_begun_is_forgotten_with_the_end_of_the_claim(
+async def test_what_was_begun_is_deleted_when_the_claim_is_stored_or_released(
     idempotency: RedisIdempotency,
     redis: Redis,
     keeps: bool,  # noqa: FBT001 - a parameter of the test
@@ -180,7 +182,7 @@ async def test_what_was_begun_is_forgotten_with_the_end_of_the_claim(
     assert (await claim(idempotency)).begun is None
 
 
-async def test_who_lost_a_claim_notes_nothing(idempotency: RedisIdempotency, redis: Redis) -> None:
+async def test_an_expired_claim_cannot_record_what_was_begun(idempotency: RedisIdempotency, redis: Redis) -> None:
     late = await claim(idempotency)
     await age(redis, CLAIM_FOR)
     await claim(idempotency)
@@ -188,8 +190,8 @@ async def test_who_lost_a_claim_notes_nothing(idempotency: RedisIdempotency, red
     assert not await idempotency.begin(late, "vrf_1:1")
 
 
-async def test_a_note_that_comes_late_is_none(idempotency: RedisIdempotency, redis: Redis) -> None:
-    """Redis stood still; whoever wanted to begin has given up, and the claim ends in its few seconds."""
+async def test_begin_after_its_deadline_records_nothing(idempotency: RedisIdempotency, redis: Redis) -> None:
+    """Redis was stalled and the caller gave up, so the claim still ends after its few seconds."""
     claimed = await claim(idempotency)
     assert timedelta(0) < claimed.begin_before - datetime.now(UTC) <= timedelta(seconds=1)
 
@@ -200,14 +202,14 @@ async def test_a_note_that_comes_late_is_none(idempotency: RedisIdempotency, red
     assert await redis.pttl(claimed.name) <= 3_000
 
 
-async def test_what_was_begun_outlives_every_code_and_not_for_long(idempotency: RedisIdempotency, redis: Redis) -> None:
+async def test_what_was_begun_is_kept_longer_than_any_code_lives(idempotency: RedisIdempotency, redis: Redis) -> None:
     await idempotency.begin(await claim(idempotency), "vrf_1:1")
 
     (name,) = await redis.keys("pv:begun:*")
     assert 300_000 < await redis.pttl(name) <= 600_000
 
 
-async def test_a_claim_that_was_taken_over_neither_keeps_nor_releases(
+async def test_an_expired_claim_that_was_claimed_again_neither_stores_nor_releases(
     idempotency: RedisIdempotency, redis: Redis
 ) -> None:
     late = await claim(idempotency)
@@ -223,7 +225,7 @@ async def test_a_claim_that_was_taken_over_neither_keeps_nor_releases(
     assert await idempotency.claim(REQUEST) == ANSWER
 
 
-async def test_a_claim_that_expired_keeps_nothing(idempotency: RedisIdempotency, redis: Redis) -> None:
+async def test_an_expired_claim_stores_no_response(idempotency: RedisIdempotency, redis: Redis) -> None:
     late = await claim(idempotency)
     await age(redis, CLAIM_FOR)
 
@@ -231,7 +233,7 @@ async def test_a_claim_that_expired_keeps_nothing(idempotency: RedisIdempotency,
     assert await redis.keys() == []
 
 
-async def test_an_answer_stays_as_it_was_kept_first(idempotency: RedisIdempotency) -> None:
+async def test_a_stored_response_is_not_overwritten_or_released(idempotency: RedisIdempotency) -> None:
     claimed = await claim(idempotency)
     assert await idempotency.keep(claimed, ANSWER, DAY)
 
@@ -241,7 +243,7 @@ async def test_an_answer_stays_as_it_was_kept_first(idempotency: RedisIdempotenc
     assert await idempotency.claim(REQUEST) == ANSWER
 
 
-async def test_releasing_twice_frees_nobody_elses_claim(idempotency: RedisIdempotency) -> None:
+async def test_releasing_twice_does_not_release_a_newer_claim(idempotency: RedisIdempotency) -> None:
     first = await claim(idempotency)
     await idempotency.release(first)
     await claim(idempotency)
@@ -253,7 +255,7 @@ async def test_releasing_twice_frees_nobody_elses_claim(idempotency: RedisIdempo
 
 
 @pytest.mark.parametrize("lifetime", [DAY, timedelta(minutes=5)], ids=["start", "check"])
-async def test_a_claim_and_an_answer_live_as_long_as_they_are_meant_to(
+async def test_claims_and_responses_have_their_configured_ttl(
     idempotency: RedisIdempotency, redis: Redis, lifetime: timedelta
 ) -> None:
     claimed = await claim(idempotency)
@@ -269,8 +271,8 @@ async def test_a_claim_and_an_answer_live_as_long_as_they_are_meant_to(
     await claim(idempotency)
 
 
-async def test_neither_names_nor_what_is_kept_tell_the_request(idempotency: RedisIdempotency, redis: Redis) -> None:
-    """A body may hold a code of four digits, so its fingerprint is keyed, and differs from request to request."""
+async def test_stored_keys_and_values_do_not_reveal_the_request(idempotency: RedisIdempotency, redis: Redis) -> None:
+    """A body may contain a four-digit code, so its fingerprint is keyed and differs for each request."""
     requests = [REQUEST, replace(REQUEST, key="order-43"), replace(REQUEST, body=b'{"code": "1234"}', key="c")]
     for request in requests:
         await claim(idempotency, request)
@@ -284,7 +286,7 @@ async def test_neither_names_nor_what_is_kept_tell_the_request(idempotency: Redi
             assert secret not in stored
 
 
-async def test_nothing_that_can_be_logged_shows_a_body(idempotency: RedisIdempotency) -> None:
+async def test_the_repr_of_requests_claims_and_responses_shows_no_body_or_token(idempotency: RedisIdempotency) -> None:
     claimed = await claim(idempotency)
 
     assert "79001234567" not in repr(REQUEST)
@@ -292,7 +294,7 @@ async def test_nothing_that_can_be_logged_shows_a_body(idempotency: RedisIdempot
     assert claimed.token not in repr(claimed)
 
 
-async def test_names_and_fingerprints_depend_on_the_key(idempotency: RedisIdempotency, redis: Redis) -> None:
+async def test_key_names_and_fingerprints_depend_on_the_secret_key(idempotency: RedisIdempotency, redis: Redis) -> None:
     other = RedisIdempotency(ScriptRunner(redis, timeout=1), key=b"another key")
 
     ours, theirs = await claim(idempotency), await claim(other)
@@ -301,7 +303,7 @@ async def test_names_and_fingerprints_depend_on_the_key(idempotency: RedisIdempo
     assert await redis.hget(ours.name, "fingerprint") != await redis.hget(theirs.name, "fingerprint")
 
 
-async def test_each_step_is_one_script(idempotency: RedisIdempotency, redis: Redis) -> None:
+async def test_each_operation_runs_one_script(idempotency: RedisIdempotency, redis: Redis) -> None:
     async def scripts_run() -> int:
         stats = await redis.info("commandstats")
         return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])

@@ -1,4 +1,4 @@
-"""Requests through a proxy and with an authority of one's own, over real sockets: what arrives, what a fault means."""
+"""Requests through a proxy and with a custom CA over real sockets: what arrives, and how failures are reported."""
 
 import asyncio
 import base64
@@ -40,14 +40,14 @@ from tests.contract.test_plusofon_faults import (
 from tests.provider_options import http_options
 from tests.unit.test_webhooks_endpoint import EVENT
 
-HOST = "restapi.plusofon.test"  # a name that nobody but the proxy knows
+HOST = "restapi.plusofon.test"  # a name that only the proxy can resolve
 SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 
 Tunnel = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Proxy:
-    """A forward proxy that tunnels every CONNECT to one port of this machine, unless ``tunnel`` does otherwise."""
+    """A forward proxy that tunnels every CONNECT to one local port, or runs ``tunnel`` instead."""
 
     def __init__(self, port: int, tunnel: Tunnel | None = None) -> None:
         self._port = port
@@ -126,14 +126,14 @@ async def place(plusofon: PlusofonClient) -> CallOutcome:
     return await plusofon.initiate_call(PHONE, PIN, Lang.RU, 2)
 
 
-async def why_not(plusofon: PlusofonClient) -> NeverSent:
+async def connection_failure(plusofon: PlusofonClient) -> NeverSent:
     with pytest.raises(ProviderUnavailable) as caught:
         await plusofon.get_account()
     assert isinstance(caught.value.__cause__, NeverSent)
     return caught.value.__cause__
 
 
-async def test_a_call_goes_through_a_proxy_that_alone_knows_the_name(tls: ssl.SSLContext, ca_file: Path) -> None:
+async def test_a_call_goes_through_a_proxy_that_resolves_the_host(tls: ssl.SSLContext, ca_file: Path) -> None:
     async with (
         serving(answer_each, tls=tls) as server,
         proxying(server.port, credentials="user:p%40ss@") as proxy,
@@ -152,7 +152,7 @@ async def test_a_call_goes_through_a_proxy_that_alone_knows_the_name(tls: ssl.SS
 
 
 @pytest.mark.parametrize("written", ["%D0%BF%23%C3%A9:%D1%8F%3A%40", "п%23é:я%3A%40"])
-async def test_a_password_that_is_not_ascii_reaches_the_proxy_in_utf_8(
+async def test_a_non_ascii_password_is_sent_to_the_proxy_in_utf_8(
     tls: ssl.SSLContext, ca_file: Path, written: str
 ) -> None:
     async with serving(answer_each, tls=tls) as server, proxying(server.port, credentials=f"{written}@") as proxy:
@@ -163,7 +163,7 @@ async def test_a_password_that_is_not_ascii_reaches_the_proxy_in_utf_8(
     assert f"Basic {base64.b64encode('п#é:я:@'.encode()).decode()}" in proxy.heads[0]
 
 
-async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file: Path) -> None:
+async def test_a_relay_is_reached_through_the_proxy(tls: ssl.SSLContext, ca_file: Path) -> None:
     async with (
         serving(answer_each, tls=tls) as server,
         proxying(server.port) as proxy,
@@ -174,23 +174,23 @@ async def test_a_relay_is_reached_by_the_proxy_too(tls: ssl.SSLContext, ca_file:
             **http_options(transport=make_transport(proxy=proxy.url, ca_file=ca_file)),
         ) as relay,
     ):
-        with pytest.raises(ProviderUnavailable):  # what it answers is no relay's answer
+        with pytest.raises(ProviderUnavailable):  # the server does not answer like a relay
             await relay.fetch_status(wire.name_call(CallId("vrf_0a11b22c33d44e55f667788", 1), Channel.VOICE))
     assert len(proxy.heads) == len(server.requests) == 1
 
 
-async def test_an_authority_of_ones_own_is_trusted_only_if_it_is_named(tls: ssl.SSLContext, ca_file: Path) -> None:
+async def test_a_custom_ca_is_trusted_only_if_configured(tls: ssl.SSLContext, ca_file: Path) -> None:
     async with serving(answer_each, tls=tls) as server:
         async with client(f"https://127.0.0.1:{server.port}", ca_file=ca_file) as plusofon:
             assert await place(plusofon) == Placed("call-1")
         async with client(f"https://127.0.0.1:{server.port}") as plusofon:
             assert_never_sent(await place(plusofon))
-            error = await why_not(plusofon)
+            error = await connection_failure(plusofon)
         assert len(server.requests) == 1
     assert (error.reason, error.detail) == (Reason.CERTIFICATE, "unable to get local issuer certificate")
 
 
-def test_the_usual_authorities_stay_trusted(ca_file: Path) -> None:
+def test_the_default_cas_stay_trusted_with_a_custom_ca(ca_file: Path) -> None:
     usual = ssl.create_default_context()
     usual.verify_flags |= ssl.VERIFY_X509_STRICT  # as from Python 3.13 on
     assert trust(usual, None).verify_flags & ssl.VERIFY_X509_STRICT
@@ -216,7 +216,7 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def no_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     await reader.read(1)
-    writer.write(b"this is no TLS, whatever was asked for")
+    writer.write(b"this is not TLS")
     await reader.read()
 
 
@@ -238,28 +238,30 @@ async def cut_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         (no_tls, {Reason.TLS}, ""),
         (cut_tls, {Reason.PROXY_UNREACHABLE, Reason.TLS}, ""),
     ],
-    ids=["407", "403", "502", "hangs up", "is no proxy", "breaks off", "hangs", "no TLS behind it", "TLS is cut"],
+    ids=["407", "403", "502", "closes", "is not HTTP", "truncated", "hangs", "no TLS behind it", "TLS is cut"],
 )
-async def test_a_proxy_that_makes_no_tunnel_costs_no_call(tunnel: Tunnel, reasons: set[Reason], detail: str) -> None:
-    """Nothing was written to the provider, so the call is refused for certain and never unclear."""
+async def test_a_call_is_refused_when_the_proxy_makes_no_tunnel(
+    tunnel: Tunnel, reasons: set[Reason], detail: str
+) -> None:
+    """Nothing was written to the provider, so the call is certainly refused and never unclear."""
     async with proxying(1, tunnel) as proxy, client(f"https://{HOST}", proxy.url) as plusofon:
         assert_never_sent(await place(plusofon))
-        error = await why_not(plusofon)
+        error = await connection_failure(plusofon)
     assert error.reason in reasons
     assert detail in error.detail
     assert all(PIN not in head and TOKEN not in head for head in proxy.heads)
 
 
-async def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         proxy = f"http://127.0.0.1:{unused.getsockname()[1]}"
         async with client(f"https://{HOST}", proxy) as plusofon:
             assert_never_sent(await place(plusofon))
-            assert (await why_not(plusofon)).reason is Reason.PROXY_UNREACHABLE
+            assert (await connection_failure(plusofon)).reason is Reason.PROXY_UNREACHABLE
 
 
-async def test_a_request_that_is_cut_behind_the_tunnel_is_unclear(tls: ssl.SSLContext, ca_file: Path) -> None:
+async def test_a_request_cut_off_inside_the_tunnel_is_unclear(tls: ssl.SSLContext, ca_file: Path) -> None:
     async def read_and_cut(conversation: Conversation) -> None:
         await conversation.read_request()
         conversation.reset()
@@ -274,7 +276,7 @@ async def test_a_request_that_is_cut_behind_the_tunnel_is_unclear(tls: ssl.SSLCo
 
 
 async def deliver(url: str, **how: object) -> tuple[Outcome, str]:
-    async with WebhookSender(timeout=2, **how) as sender:  # type: ignore[arg-type] # as the test says
+    async with WebhookSender(timeout=2, **how) as sender:  # type: ignore[arg-type] # arguments of the sender
         attempt = await sender.send(WebhookEndpoint(url, (b"s" * 24,)), EVENT)
     return attempt.outcome, attempt.error
 
@@ -290,13 +292,13 @@ async def test_a_webhook_goes_through_the_proxy_byte_for_byte(tls: ssl.SSLContex
     async with serving(accept_events, tls=tls) as server, proxying(server.port) as proxy:
         url = f"https://{HOST}/a%2fb?"
         assert await deliver(url, proxy=proxy.url, ssl_context=trusted) == (Outcome.DELIVERED, "")
-        # Without the proxy the address of this machine would not do; with it, the proxy decides.
+        # A loopback address is forbidden without the proxy; with it, the proxy decides.
         assert (await deliver(f"https://127.0.0.1:{server.port}/", ssl_context=trusted))[0] is Outcome.FORBIDDEN
     assert proxy.heads[0].startswith(f"CONNECT {HOST}:443 HTTP/1.1\r\n")
     assert server.requests[0].startswith(b"POST /a%2fb? HTTP/1.1\r\n")
 
 
-async def test_a_webhook_to_this_machine_needs_no_proxy_in_the_sandbox() -> None:
+async def test_a_webhook_to_localhost_bypasses_the_proxy_in_the_sandbox() -> None:
     async with serving(accept_events) as server, proxying(1, answering(b"HTTP/1.1 403 No\r\n\r\n")) as proxy:
         for host in ("127.0.0.1", "localhost"):
             url = f"http://{host}:{server.port}/"
@@ -305,7 +307,7 @@ async def test_a_webhook_to_this_machine_needs_no_proxy_in_the_sandbox() -> None
 
 
 @pytest.mark.parametrize("private", [False, True])
-async def test_a_webhook_that_the_proxy_refuses_says_so(*, private: bool) -> None:
+async def test_a_webhook_refused_by_the_proxy_is_reported(*, private: bool) -> None:
     async with proxying(1, answering(b"HTTP/1.1 407 Who are you\r\n\r\n")) as proxy:
         outcome, error = await deliver(f"https://{HOST}/", proxy=proxy.url, allow_private=private)
     assert (outcome, error) == (Outcome.UNREACHABLE, "no connection: the proxy refused with status 407")
@@ -313,7 +315,7 @@ async def test_a_webhook_that_the_proxy_refuses_says_so(*, private: bool) -> Non
     assert (outcome, error) == (Outcome.UNREACHABLE, "no connection by the proxy: Connection refused")
 
 
-async def test_the_settings_lead_there(tls: ssl.SSLContext, ca_file: Path) -> None:
+async def test_proxy_and_ca_of_the_settings_are_used(tls: ssl.SSLContext, ca_file: Path) -> None:
     async def accounts(conversation: Conversation) -> None:
         await conversation.read_request()
         await conversation.answer(b'{"success": true, "data": [{"id": 7, "name": "Shop"}]}')

@@ -1,4 +1,4 @@
-"""The client against the provider's answers as documented and as seen, and the exact requests that it sends."""
+"""The Plusofon client: the exact requests it sends, and the outcome of documented and observed responses."""
 
 import asyncio
 import gzip
@@ -100,7 +100,7 @@ async def ask(client: PlusofonClient, plusofon: respx.Router, question: str, res
 
 
 class TestRequests:
-    async def test_a_call_is_asked_for_exactly_as_the_brief_says(
+    async def test_the_request_for_a_call_is_exactly_as_documented(
         self, client: PlusofonClient, plusofon: respx.Router
     ) -> None:
         route = plusofon.post(CALL).respond(json=PLACED)
@@ -115,7 +115,7 @@ class TestRequests:
         assert "Cookie" not in request.headers
 
     @pytest.mark.parametrize(("prefix", "spelled"), [("8", "89001234567"), ("7", "79001234567")])
-    async def test_the_phone_begins_with_the_prefix_that_is_set(
+    async def test_the_phone_begins_with_the_configured_prefix(
         self, plusofon: respx.Router, prefix: PhonePrefix, spelled: str
     ) -> None:
         route = plusofon.post(CALL).respond(json=PLACED)
@@ -131,7 +131,7 @@ class TestRequests:
         assert isinstance(outcome, Refused)
         assert not route.called
 
-    async def test_a_call_s_state_is_asked_for_with_the_token_that_placed_it(
+    async def test_the_call_status_is_requested_with_the_access_token(
         self, client: PlusofonClient, plusofon: respx.Router
     ) -> None:
         route = plusofon.post(STATUS).respond(json={"success": True, "data": {"status": "ringing"}})
@@ -141,7 +141,7 @@ class TestRequests:
         assert request.headers["Authorization"] == f"Bearer {TOKEN}"
 
     @pytest.mark.parametrize(("cabinet", "used"), [(CABINET_TOKEN, CABINET_TOKEN), (None, TOKEN), ("", TOKEN)])
-    async def test_accounts_and_balance_use_the_cabinet_token_if_there_is_one(
+    async def test_accounts_and_balance_use_the_cabinet_token_if_configured(
         self, plusofon: respx.Router, cabinet: str | None, used: str
     ) -> None:
         accounts = plusofon.get(ACCOUNTS).respond(json={"success": True, "data": []})
@@ -163,7 +163,7 @@ class TestRequests:
         assert route.called
 
     async def test_a_cookie_is_not_sent_back(self, client: PlusofonClient, plusofon: respx.Router) -> None:
-        """A session of the provider's would tie requests together that carry different tokens."""
+        """A session cookie of the provider would link requests that carry different tokens."""
         route = plusofon.post(CALL).respond(json=PLACED, headers={"Set-Cookie": "session=abc; Path=/"})
         await call(client)
         await call(client)
@@ -172,7 +172,7 @@ class TestRequests:
 
 class TestCallOutcomes:
     @pytest.mark.parametrize(("call_id", "ref"), [("call-1", "call-1"), (17, "17")])
-    async def test_a_call_is_placed(
+    async def test_a_success_with_a_call_id_is_a_placed_call(
         self, client: PlusofonClient, plusofon: respx.Router, call_id: object, ref: str
     ) -> None:
         plusofon.post(CALL).respond(json={"success": True, "data": {"call_id": call_id}})
@@ -196,7 +196,7 @@ class TestCallOutcomes:
         ],
         ids=lambda value: f"{value.status_code} {value.text[:60]}" if isinstance(value, httpx.Response) else None,
     )
-    async def test_a_no_is_a_refusal_in_the_provider_s_words(
+    async def test_a_refusal_has_the_message_of_the_provider(
         self, client: PlusofonClient, plusofon: respx.Router, response: httpx.Response, message: str
     ) -> None:
         plusofon.post(CALL).mock(return_value=response)
@@ -205,14 +205,16 @@ class TestCallOutcomes:
         assert isinstance(outcome.error, ProviderRejected)
         assert outcome.error.message == message
 
-    async def test_no_money_is_its_own_refusal(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_insufficient_funds_are_refused_as_balance_too_low(
+        self, client: PlusofonClient, plusofon: respx.Router
+    ) -> None:
         plusofon.post(CALL).respond(json={"success": False, "message": "Недостаточно средств на счёте"})
         outcome = await call(client)
         assert isinstance(outcome, Refused)
         assert isinstance(outcome.error, BalanceTooLow)
 
     @pytest.mark.parametrize(("header", "seconds"), [({"Retry-After": "7"}, 7), ({}, DEFAULT_RETRY_AFTER)])
-    async def test_too_many_requests_are_a_refusal_with_a_time_to_wait(
+    async def test_status_429_is_a_refusal_with_retry_after(
         self, client: PlusofonClient, plusofon: respx.Router, header: dict[str, str], seconds: int
     ) -> None:
         plusofon.post(CALL).respond(429, headers=header)
@@ -241,7 +243,7 @@ class TestCallOutcomes:
         ],
         ids=lambda response: f"{response.status_code} {response.text}",
     )
-    async def test_an_answer_without_a_verdict_is_unknown_and_asked_for_once(
+    async def test_an_unclear_response_is_unknown_and_the_request_is_sent_once(
         self, client: PlusofonClient, plusofon: respx.Router, response: httpx.Response
     ) -> None:
         route = plusofon.post(CALL).mock(return_value=response)
@@ -249,7 +251,7 @@ class TestCallOutcomes:
         assert route.call_count == 1
 
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout])
-    async def test_no_connection_is_a_refusal(
+    async def test_a_failed_connection_is_a_refusal(
         self, client: PlusofonClient, plusofon: respx.Router, error: type[httpx.HTTPError]
     ) -> None:
         plusofon.post(CALL).mock(side_effect=error)
@@ -270,14 +272,14 @@ class TestCallOutcomes:
         plusofon.post(CALL).mock(side_effect=error("x"))
         assert await call(client) == Unknown(error.__name__)
 
-    async def test_a_library_s_bug_is_logged_and_leaves_the_call_unknown(
+    async def test_an_unexpected_exception_is_logged_and_the_call_unknown(
         self, client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
     ) -> None:
         plusofon.post(CALL).mock(side_effect=KeyError("bug"))
         assert isinstance(await call(client), Unknown)
         assert [record.message for record in caplog.records] == ["plusofon.unexpected_error"]
 
-    async def test_a_cancelled_call_is_cancelled(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_cancellation_is_propagated(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         async def never(_: httpx.Request) -> httpx.Response:
             await asyncio.Event().wait()
             raise AssertionError
@@ -289,7 +291,7 @@ class TestCallOutcomes:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    async def test_a_compressed_answer_is_read_although_none_is_asked_for(
+    async def test_a_compressed_response_is_read_although_identity_was_requested(
         self, client: PlusofonClient, plusofon: respx.Router
     ) -> None:
         body = gzip.compress(json.dumps(PLACED).encode())
@@ -300,7 +302,7 @@ class TestCallOutcomes:
 
 class TestOneRetry:
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout])
-    async def test_a_connection_that_was_never_made_is_tried_for_once_more(
+    async def test_a_failed_connection_is_retried_once(
         self, plusofon: respx.Router, error: type[httpx.HTTPError]
     ) -> None:
         route = plusofon.post(CALL).mock(side_effect=[error("x"), httpx.Response(200, json=PLACED)])
@@ -319,7 +321,7 @@ class TestOneRetry:
         ],
         ids=lambda effect: effect.__name__ if isinstance(effect, type) else f"{effect.status_code}",
     )
-    async def test_whatever_else_happens_is_the_end(
+    async def test_no_other_failure_is_retried(
         self, plusofon: respx.Router, effect: type[Exception] | httpx.Response
     ) -> None:
         route = plusofon.post(CALL).mock(side_effect=[effect, httpx.Response(200, json=PLACED)])
@@ -333,7 +335,7 @@ class TestFlashCalls:
         ("pin", "body"),
         [("0421", {"phone": "89001234567", "pin": "0421"}), (None, {"phone": "89001234567"})],
     )
-    async def test_one_is_asked_for_as_the_docs_say(
+    async def test_the_request_is_exactly_as_documented(
         self, client: PlusofonClient, plusofon: respx.Router, pin: str | None, body: dict[str, str]
     ) -> None:
         route = plusofon.post(FLASH_CALL).respond(json={"success": True, "data": {"key": "key-1", "pin": "7788"}})
@@ -342,7 +344,7 @@ class TestFlashCalls:
         assert json.loads(request.content) == body
         assert request.headers["Authorization"] == f"Bearer {TOKEN}"
 
-    async def test_the_operator_is_told(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_the_operator_is_returned(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         plusofon.post(FLASH_CALL).respond(json={"success": True, "data": {"key": "key-1", "operator": " MTS "}})
         assert await client.send_flash_call(PHONE, "0421") == Placed("key-1", operator="mts")
 
@@ -350,7 +352,7 @@ class TestFlashCalls:
         ("pin", "data"),
         [("0421", {"key": "key-1", "pin": "12345"}), ("0421", {"pin": "0421"}), (None, {"key": "key-1"})],
     )
-    async def test_a_call_with_a_code_that_nobody_knows_is_unknown(
+    async def test_a_placed_call_without_a_usable_code_is_unknown(
         self, client: PlusofonClient, plusofon: respx.Router, pin: str | None, data: dict[str, str]
     ) -> None:
         plusofon.post(FLASH_CALL).respond(json={"success": True, "data": data})
@@ -359,7 +361,7 @@ class TestFlashCalls:
         assert "1234" not in outcome.why
 
     @pytest.mark.parametrize("pin", ["123", "12345", "123456", "12a4", "١٢٣٤", ""])
-    async def test_a_code_that_does_not_fit_is_refused_without_a_request(
+    async def test_a_code_that_is_not_four_digits_is_refused_without_a_request(
         self, client: PlusofonClient, plusofon: respx.Router, pin: str
     ) -> None:
         route = plusofon.post(FLASH_CALL)
@@ -379,7 +381,7 @@ class TestFlashCalls:
         ],
         ids=lambda value: f"{value!r} {value.text}" if isinstance(value, httpx.Response) else repr(value),
     )
-    async def test_failures_mean_what_they_mean_for_a_spoken_code(
+    async def test_failures_have_the_same_outcomes_as_for_a_voice_call(
         self,
         client: PlusofonClient,
         plusofon: respx.Router,
@@ -391,7 +393,7 @@ class TestFlashCalls:
 
 
 class TestReverseCalls:
-    async def test_one_is_asked_for_as_the_docs_say(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_the_request_is_exactly_as_documented(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         answer = {"success": True, "data": {"key": "key-1", "phone": "8 (800) 555-35-35"}}
         route = plusofon.post(REVERSE_CALL).respond(json=answer)
         assert await client.call_to_auth(PHONE, HOOK_URL) == Placed("key-1", dial=Phone("+78005553535"))
@@ -414,7 +416,7 @@ class TestReverseCalls:
         ],
         ids=lambda value: f"{value!r} {value.text}" if isinstance(value, httpx.Response) else repr(value),
     )
-    async def test_without_a_number_to_dial_there_is_no_call(
+    async def test_a_response_without_a_number_to_dial_is_a_refusal(
         self,
         client: PlusofonClient,
         plusofon: respx.Router,
@@ -427,7 +429,7 @@ class TestReverseCalls:
         assert isinstance(outcome.error, error)
         assert route.call_count == 1
 
-    async def test_the_secret_of_the_hook_is_not_repeated(
+    async def test_the_secret_of_the_callback_url_is_redacted(
         self, client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
@@ -441,11 +443,11 @@ class TestReverseCalls:
 
 
 class TestQuestions:
-    async def test_a_call_s_state_is_told(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_a_call_status_is_returned(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         response = httpx.Response(200, json={"success": True, "data": {"status": "no_answer", "message": "…"}})
         assert await ask(client, plusofon, "status", response) == CallState(CallStatus.NO_ANSWER)
 
-    async def test_an_unknown_word_is_kept_and_logged_without_what_may_be_a_code(
+    async def test_an_unknown_status_word_is_kept_and_logged_redacted(
         self, client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
     ) -> None:
         response = httpx.Response(200, json={"success": True, "data": {"status": "saying 447144 to 89001234567"}})
@@ -455,12 +457,12 @@ class TestQuestions:
         assert record.getMessage() == "plusofon.unknown_call_status"
         assert vars(record)["word"] == "saying ••• to •••"
 
-    async def test_accounts_are_told_without_tokens(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_accounts_are_returned_without_tokens(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         entry = {"id": 7, "name": "Main", "access_token": TOKEN}
         response = httpx.Response(200, json={"success": True, "data": [entry, None, {}]})
         assert await ask(client, plusofon, "accounts", response) == [ProviderAccount("7", "Main")]
 
-    async def test_the_balance_is_told_exactly(self, client: PlusofonClient, plusofon: respx.Router) -> None:
+    async def test_the_balance_is_an_exact_decimal(self, client: PlusofonClient, plusofon: respx.Router) -> None:
         assert await ask(client, plusofon, "balance", httpx.Response(200, text='{"balance": 0.1}')) == Decimal("0.1")
 
     @any_question
@@ -475,7 +477,7 @@ class TestQuestions:
         ],
         ids=lambda response: f"{response.status_code} {response.text}",
     )
-    async def test_a_no_is_a_rejection(
+    async def test_a_refused_query_raises_provider_rejected(
         self, client: PlusofonClient, plusofon: respx.Router, question: str, response: httpx.Response
     ) -> None:
         with pytest.raises(ProviderRejected):
@@ -496,7 +498,7 @@ class TestQuestions:
         ],
         ids=lambda response: f"{response.status_code} {response.text}",
     )
-    async def test_what_makes_no_sense_is_unavailable(
+    async def test_an_unclear_response_to_a_query_raises_provider_unavailable(
         self, client: PlusofonClient, plusofon: respx.Router, question: str, response: httpx.Response
     ) -> None:
         with pytest.raises(ProviderUnavailable):
@@ -504,7 +506,7 @@ class TestQuestions:
 
     @any_question
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout, KeyError])
-    async def test_whatever_goes_wrong_is_unavailable(
+    async def test_any_exception_during_a_query_raises_provider_unavailable(
         self, client: PlusofonClient, plusofon: respx.Router, question: str, error: type[Exception]
     ) -> None:
         method, path, asking = QUESTIONS[question]
@@ -514,12 +516,12 @@ class TestQuestions:
 
 
 class TestSecrets:
-    """Neither tokens nor codes nor phones leave the client, in whatever way it fails."""
+    """No failure of the client reveals a token, a code or a phone."""
 
     SECRETS = (TOKEN, CABINET_TOKEN, USER_ID, PIN, "9001234567")
 
     @pytest.mark.parametrize("status", [200, 400, 403, 500])
-    async def test_a_provider_that_repeats_secrets_is_not_quoted(
+    async def test_secrets_in_the_message_of_a_refusal_are_redacted(
         self, client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture, status: int
     ) -> None:
         caplog.set_level(logging.DEBUG)
@@ -529,11 +531,11 @@ class TestSecrets:
         assert isinstance(outcome, Refused)
         assert isinstance(outcome.error, ProviderRejected)
         assert outcome.error.message == "••• ••• ••• pin ••• to ••• or +•••"
-        self.assert_told_nothing(caplog, outcome.error)
+        self.assert_no_secret(caplog, outcome.error)
 
     @any_question
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadError, KeyError])
-    async def test_a_failing_network_tells_no_secret(
+    async def test_a_network_failure_reveals_no_secret(
         self,
         client: PlusofonClient,
         plusofon: respx.Router,
@@ -546,13 +548,13 @@ class TestSecrets:
         plusofon.request(method, path).mock(side_effect=error("x"))
         with pytest.raises(ProviderError) as caught:
             await asking(client)
-        self.assert_told_nothing(caplog, caught.value)
+        self.assert_no_secret(caplog, caught.value)
 
-    def assert_told_nothing(self, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
-        told = "".join([*traceback.format_exception(error), caplog.text, *(str(vars(log)) for log in caplog.records)])
-        assert not [secret for secret in self.SECRETS if secret in told]
+    def assert_no_secret(self, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+        shown = "".join([*traceback.format_exception(error), caplog.text, *(str(vars(log)) for log in caplog.records)])
+        assert not [secret for secret in self.SECRETS if secret in shown]
 
-    def test_the_client_prints_no_secret(self, plusofon: respx.Router) -> None:
+    def test_the_repr_of_the_client_shows_no_secret(self, plusofon: respx.Router) -> None:
         assert not [secret for secret in self.SECRETS if secret in repr(make_client(plusofon))]
 
 
@@ -569,24 +571,26 @@ class TestConstruction:
             "\x00",
         ],
     )
-    def test_a_base_url_must_be_one(self, plusofon: respx.Router, base_url: str) -> None:
+    def test_an_invalid_base_url_is_rejected(self, plusofon: respx.Router, base_url: str) -> None:
         with pytest.raises(ValueError, match="base_url"):
             make_client(plusofon, base_url=base_url)
 
     @pytest.mark.parametrize("token", ["token\n", "to ken", "токен", "a\r\nX-Evil: 1"])
-    def test_a_token_must_fit_into_a_header_and_is_not_repeated(self, plusofon: respx.Router, token: str) -> None:
+    def test_a_token_that_is_not_a_valid_header_is_rejected_without_showing_it(
+        self, plusofon: respx.Router, token: str
+    ) -> None:
         with pytest.raises(ValueError, match="cabinet_token") as caught:
             make_client(plusofon, cabinet_token=token)
         assert token not in str(caught.value)
 
     @pytest.mark.parametrize(("connect", "total"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0)])
-    def test_connecting_must_end_before_the_budget_does(
+    def test_the_connect_timeout_must_be_positive_and_below_the_timeout(
         self, plusofon: respx.Router, connect: float, total: float
     ) -> None:
         with pytest.raises(ValueError, match="connect_timeout"):
             make_client(plusofon, connect_timeout=connect, timeout=total)
 
-    async def test_it_needs_no_loop_and_no_network_to_be_made(self) -> None:
+    async def test_a_client_can_be_constructed_without_an_event_loop(self) -> None:
         client = await asyncio.to_thread(
             lambda: PlusofonClient(
                 base_url="https://restapi.plusofon.ru", user_id=USER_ID, access_token=TOKEN, **http_options()
@@ -596,7 +600,7 @@ class TestConstruction:
             pass
 
 
-async def test_the_words_of_a_refusal_are_logged_without_a_number(
+async def test_the_message_of_a_refusal_is_logged_redacted(
     client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
 ) -> None:
     plusofon.post(CALL).respond(400, json={"message": "The number 89001234567 is wrong"})

@@ -1,4 +1,4 @@
-"""The client over real sockets, against servers that fail in every way: is a call told right, and never sent twice?"""
+"""The Plusofon client over real sockets against failing servers: correct outcomes, and no request sent twice."""
 
 import asyncio
 import contextlib
@@ -27,11 +27,11 @@ PHONE = Phone("+79001234567")
 
 BUDGET = 0.4  # seconds for a request
 CONNECT = 0.2  # seconds of it for the connection
-SLACK = 0.4  # seconds that a slow machine may take on top
+SLACK = 0.4  # additional seconds for a slow machine
 
 
 class Conversation:
-    """One connection as the server has it."""
+    """The server's side of one connection."""
 
     def __init__(self, server: "Server", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._server = server
@@ -59,7 +59,7 @@ class Conversation:
     async def place(self, call_id: str) -> None:
         await self.answer(b'{"success": true, "data": {"call_id": "%b"}}' % call_id.encode())
 
-    async def wait_for_the_client_to_leave(self) -> None:
+    async def wait_until_closed(self) -> None:
         while await self._reader.read(4096):
             pass
 
@@ -74,7 +74,7 @@ Script = Callable[[Conversation], Awaitable[None]]
 
 
 class Server:
-    """Plays its script to each connection, counts what it receives, and closes when the script ends."""
+    """Run the script for each connection, record requests, and close when the script ends."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -138,7 +138,7 @@ def make_client(
 
 
 async def call(client: PlusofonClient) -> CallOutcome:
-    """Place a call, and hold the client to its budget."""
+    """Place a call, and assert that it stays within its timeout."""
     started = monotonic()
     outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
     assert monotonic() - started < BUDGET + SLACK
@@ -157,7 +157,7 @@ async def answer_each(conversation: Conversation) -> None:
 
 
 class NoAddress(AbstractResolver):
-    """Name servers that know no such name, the first ``failures`` times and after ``delay``, without asking any."""
+    """A resolver that fails the first ``failures`` times, after ``delay`` seconds, without asking a name server."""
 
     def __init__(self, failures: float = float("inf"), *, delay: float = 0) -> None:
         self._failures = failures
@@ -189,21 +189,21 @@ def asking(resolver: NoAddress) -> AiohttpTransport:
 
 
 def not_reached(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Tell the tries that failed for want of a connection."""
+    """Return the logged errors of attempts that failed to connect."""
     return [vars(record)["error"] for record in caplog.records if record.message == "plusofon.not_reached"]
 
 
 class TestNeverSent:
-    """The request was not written, so the call did not happen and the attempt can be given back."""
+    """The request was not written, so no call was placed and it can be refunded."""
 
     async def test_a_refused_connection(self) -> None:
         with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets this port meanwhile
+            unused.bind(("127.0.0.1", 0))  # bound but not listening, so that no other process gets this port
             async with make_client(f"http://127.0.0.1:{unused.getsockname()[1]}") as client:
                 assert_never_sent(await call(client))
 
     async def test_a_connection_that_is_never_accepted(self) -> None:
-        """A full backlog swallows connection requests as a firewall does."""
+        """A full backlog drops connection requests as a firewall does."""
         with contextlib.ExitStack() as sockets:
             listener = sockets.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
@@ -241,20 +241,20 @@ class TestNeverSent:
 
     async def test_a_tls_handshake_that_never_ends(self) -> None:
         async def swallow(conversation: Conversation) -> None:
-            await conversation.wait_for_the_client_to_leave()
+            await conversation.wait_until_closed()
 
         async with serving(swallow) as server, make_client(f"https://127.0.0.1:{server.port}") as client:
             assert_never_sent(await call(client))
 
-    async def test_a_certificate_that_nobody_vouches_for(self) -> None:
+    async def test_an_untrusted_certificate(self) -> None:
         async with (
-            serving(answer_each, tls=unheard_of()) as server,
+            serving(answer_each, tls=untrusted_tls()) as server,
             make_client(f"https://127.0.0.1:{server.port}") as client,
         ):
             assert_never_sent(await call(client))
             assert server.requests == []
 
-    async def test_no_free_place_in_the_pool(self) -> None:
+    async def test_no_free_connection_in_the_pool(self) -> None:
         async def answer_slowly(conversation: Conversation) -> None:
             await conversation.read_request()
             await asyncio.sleep(CONNECT * 1.5)
@@ -269,9 +269,9 @@ class TestNeverSent:
 
 
 class TestOneRetry:
-    """A connection that was never made is tried for once more, if the budget still has room for a whole one."""
+    """A failed connection is retried once if the remaining time allows a whole connect timeout."""
 
-    async def test_a_name_that_is_found_the_second_time(self) -> None:
+    async def test_a_name_that_resolves_at_the_second_attempt(self) -> None:
         resolver = NoAddress(failures=1)
         async with (
             serving(answer_each) as server,
@@ -280,20 +280,20 @@ class TestOneRetry:
             assert await call(client) == Placed("call-1")
             assert (resolver.asked, len(server.requests)) == (2, 1)
 
-    async def test_no_connection_is_tried_for_a_third_time(self) -> None:
+    async def test_a_connection_is_not_attempted_a_third_time(self) -> None:
         resolver = NoAddress()
         async with make_client("http://plusofon.test", transport=asking(resolver), budget=5) as client:
             assert_never_sent(await call(client))
         assert resolver.asked == 2
 
-    async def test_a_question_has_its_retry_too(self) -> None:
+    async def test_a_query_is_retried_as_well(self) -> None:
         resolver = NoAddress()
         async with make_client("http://plusofon.test", transport=asking(resolver), budget=2) as client:
             with pytest.raises(ProviderUnavailable):
                 await client.get_balance()
         assert resolver.asked == 2
 
-    async def test_a_port_that_begins_to_listen(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_port_that_starts_to_listen_before_the_retry(self, caplog: pytest.LogCaptureFixture) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             async with make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", budget=2) as client:
@@ -316,7 +316,7 @@ class TestOneRetry:
 
     async def test_a_connection_that_takes_too_long(self) -> None:
         async def swallow(conversation: Conversation) -> None:
-            await conversation.wait_for_the_client_to_leave()
+            await conversation.wait_until_closed()
 
         async with (
             serving(swallow) as server,
@@ -327,16 +327,16 @@ class TestOneRetry:
             assert monotonic() - started < 0.6
             assert server.connections == 2
 
-    async def test_none_where_the_budget_has_no_room_for_a_whole_connection(self) -> None:
-        """The first try takes 0.15 s, and what is left is less than a pause and the 0.2 s for a connection."""
+    async def test_no_retry_when_the_remaining_time_is_less_than_a_connect_timeout(self) -> None:
+        """The first attempt takes 0.15 s, so less than a pause and the 0.2 s connect timeout is left."""
         resolver = NoAddress(delay=0.15)
         async with make_client("http://plusofon.test", transport=asking(resolver)) as client:
             assert_never_sent(await call(client))
         assert resolver.asked == 1
 
-    async def test_none_for_want_of_a_place(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_no_retry_when_the_pool_is_full(self, caplog: pytest.LogCaptureFixture) -> None:
         async with (
-            serving(read_and_keep_silent) as server,
+            serving(read_and_hang) as server,
             make_client(server.url, max_connections=1, connect=0.1, budget=1) as client,
         ):
             first = asyncio.create_task(call(client))
@@ -345,22 +345,22 @@ class TestOneRetry:
             assert not_reached(caplog) == ["PoolTimeout"]
             first.cancel()
 
-    async def test_none_for_a_request_that_the_provider_has_no_time_for(self) -> None:
-        async def tell_to_wait(conversation: Conversation) -> None:
+    async def test_no_retry_after_status_429(self) -> None:
+        async def answer_429(conversation: Conversation) -> None:
             await conversation.read_request()
             await conversation.answer(b"", status=b"429 Too Many Requests", extra=b"Retry-After: 1\r\n")
 
-        async with serving(tell_to_wait) as server, make_client(server.url, budget=5) as client:
+        async with serving(answer_429) as server, make_client(server.url, budget=5) as client:
             assert_never_sent(await call(client))
             assert server.connections == 1
 
     @pytest.mark.parametrize("script", ["reset_at_once", "read_and_reset", "half_a_head", "half_a_body"])
-    async def test_none_for_a_request_that_may_have_been_written_however_much_time_is_left(self, script: str) -> None:
+    async def test_no_retry_of_a_request_that_may_have_been_written(self, script: str) -> None:
         async with serving(globals()[script]) as server, make_client(server.url, budget=5) as client:
             assert isinstance(await call(client), Unknown)
             assert server.connections == 1
 
-    async def test_a_place_is_free_again_after_whatever_became_of_the_request(self) -> None:
+    async def test_failed_and_canceled_requests_release_their_connection(self) -> None:
         resolver = NoAddress(failures=2)
         async with (
             serving(answer_each) as server,
@@ -390,9 +390,9 @@ async def read_and_close(conversation: Conversation) -> None:
     await conversation.read_request()
 
 
-async def read_and_keep_silent(conversation: Conversation) -> None:
+async def read_and_hang(conversation: Conversation) -> None:
     await conversation.read_request()
-    await conversation.wait_for_the_client_to_leave()
+    await conversation.wait_until_closed()
 
 
 async def half_a_head(conversation: Conversation) -> None:
@@ -439,7 +439,7 @@ async def a_dripping_head(conversation: Conversation) -> None:
 
 
 async def a_dripping_body(conversation: Conversation) -> None:
-    """Each byte comes well within any time-out per read; only a budget for the whole ends this."""
+    """Each byte arrives within any read timeout; only a total timeout ends this."""
     await conversation.read_request()
     await conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
     while True:
@@ -455,42 +455,44 @@ async def a_reason_in_another_encoding(conversation: Conversation) -> None:
     )
 
 
-class TestSentWithoutAnAnswer:
-    """The request was written, or may have been: the call may ring, so its code must live, and it is not sent again."""
+class TestSentWithoutAResponse:
+    """The request may have been written: the call may ring, so its code stays valid and it is not sent again."""
 
     @pytest.mark.parametrize(
         "script",
         [
-            *(read_and_reset, read_and_close, read_and_keep_silent),
+            *(read_and_reset, read_and_close, read_and_hang),
             *(half_a_head, half_a_body, half_a_body_and_reset, half_a_chunk, no_http),
             *(an_endless_head, a_dripping_head, a_dripping_body, a_reason_in_another_encoding),
         ],
         ids=lambda script: script.__name__,
     )
-    async def test_a_call_is_unknown_and_asked_for_once(self, script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_call_is_unknown_and_the_request_sent_once(
+        self, script: Script, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.DEBUG)
         async with serving(script) as server, make_client(server.url) as client:
             outcome = await call(client)
             assert isinstance(outcome, Unknown)
             assert len(server.requests) == 1
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-        told = caplog.text + outcome.why
-        assert not [secret for secret in (TOKEN, PIN, "9001234567") if secret in told]
+        shown = caplog.text + outcome.why
+        assert not [secret for secret in (TOKEN, PIN, "9001234567") if secret in shown]
 
-    async def test_a_connection_that_is_reset_before_the_request_is_read_is_no_proof_either(self) -> None:
-        """The client cannot see how far the other side had read when it went."""
+    async def test_a_connection_reset_before_the_request_is_read_is_unknown_too(self) -> None:
+        """The client cannot know how much the server had read before the reset."""
         async with serving(reset_at_once) as server, make_client(server.url) as client:
             assert isinstance(await call(client), Unknown)
             assert server.connections == 1
 
-    @pytest.mark.parametrize("script", [read_and_keep_silent, a_dripping_body], ids=lambda script: script.__name__)
-    async def test_a_connection_that_took_too_long_is_closed(self, script: Script) -> None:
-        """Kept open, it would give the next request the answer to this one."""
+    @pytest.mark.parametrize("script", [read_and_hang, a_dripping_body], ids=lambda script: script.__name__)
+    async def test_a_connection_that_timed_out_is_closed(self, script: Script) -> None:
+        """If kept open, the next request would receive the response to this one."""
         async with serving(script) as server, make_client(server.url) as client:
             await call(client)
             await until(lambda: server.open_connections == 0)
 
-    async def test_an_endless_body_is_read_no_further_than_needed(self) -> None:
+    async def test_an_endless_body_is_not_read_to_its_end(self) -> None:
         sent = 0
 
         async def flood(conversation: Conversation) -> None:
@@ -504,27 +506,27 @@ class TestSentWithoutAnAnswer:
         async with serving(flood) as server, make_client(server.url) as client:
             started = monotonic()
             assert isinstance(await call(client), Unknown)
-            assert monotonic() - started < BUDGET  # it did not have to wait for the time-out
+            assert monotonic() - started < BUDGET  # it ended before the timeout
             await until(lambda: server.open_connections == 0)
         assert sent < 16 * 1024 * 1024  # what fits into the buffers of two sockets
 
 
 class TestConnections:
-    async def test_each_request_has_a_connection_of_its_own_and_says_so(self) -> None:
+    async def test_each_request_uses_its_own_connection_with_connection_close(self) -> None:
         async with serving(answer_each) as server, make_client(server.url) as client:
             for _ in range(3):
                 assert await call(client) == Placed("call-1")
             assert (server.connections, len(server.requests)) == (3, 3)
             assert all(b"\r\nconnection: close\r\n" in request.lower() for request in server.requests)
 
-    async def test_a_connection_that_the_server_would_keep_is_closed(self) -> None:
+    async def test_a_connection_that_the_server_keeps_open_is_closed(self) -> None:
         async with serving(answer_each) as server, make_client(server.url) as client:
             await call(client)
             await until(lambda: server.open_connections == 0)
 
     @pytest.mark.parametrize("pause", [0, 0.02])
-    async def test_a_second_answer_is_not_taken_for_the_next_request_s(self, pause: float) -> None:
-        """It would give a person the code, or a call the fate, of another."""
+    async def test_a_second_response_is_not_used_for_the_next_request(self, pause: float) -> None:
+        """A later request would otherwise receive the code or the status of another call."""
 
         async def answer_twice(conversation: Conversation) -> None:
             call_id = f"call-{server.connections}"
@@ -539,7 +541,7 @@ class TestConnections:
                 assert await call(client) == Placed(f"call-{number}")
                 await asyncio.sleep(0.05)
 
-    async def test_a_connection_that_the_server_closed_is_not_used(self) -> None:
+    async def test_a_connection_closed_by_the_server_is_not_reused(self) -> None:
         async def answer_once(conversation: Conversation) -> None:
             await conversation.read_request()
             await conversation.place("call-1")
@@ -552,7 +554,7 @@ class TestConnections:
             assert (server.connections, len(server.requests)) == (2, 2)
 
 
-class TestAnswersThatAreOdd:
+class TestUnusualResponses:
     async def test_a_redirect_is_not_followed(self) -> None:
         async def redirect(conversation: Conversation) -> None:
             while True:
@@ -564,7 +566,7 @@ class TestAnswersThatAreOdd:
             assert len(server.requests) == 1
 
     async def test_a_cookie_is_not_sent_back(self) -> None:
-        """Neither library keeps one. Asked by name, for aiohttp takes no cookies from a bare address."""
+        """Neither library keeps cookies. The host is a name, because aiohttp ignores cookies of IP addresses."""
 
         async def set_cookie(conversation: Conversation) -> None:
             while True:
@@ -577,7 +579,7 @@ class TestAnswersThatAreOdd:
             assert len(server.requests) == 2
             assert b"cookie" not in server.requests[1].lower()
 
-    async def test_a_state_is_read_in_chunks_too(self) -> None:
+    async def test_a_chunked_response_is_read(self) -> None:
         async def answer_in_chunks(conversation: Conversation) -> None:
             await conversation.read_request()
             await conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -589,16 +591,16 @@ class TestAnswersThatAreOdd:
 
     @pytest.mark.parametrize(
         "script",
-        [read_and_reset, read_and_keep_silent, half_a_body, a_dripping_body],
+        [read_and_reset, read_and_hang, half_a_body, a_dripping_body],
         ids=lambda script: script.__name__,
     )
-    async def test_a_question_that_gets_no_answer_finds_the_provider_unavailable(self, script: Script) -> None:
+    async def test_a_query_without_a_response_raises_provider_unavailable(self, script: Script) -> None:
         async with serving(script) as server, make_client(server.url) as client:
             for ask in (client.get_account, client.get_balance, lambda: client.check_call_status("call-1")):
                 with pytest.raises(ProviderUnavailable):
                     await ask()
 
-    async def test_a_proxy_in_the_environment_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_proxy_in_the_environment_is_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with serving(answer_each) as server, serving(answer_each) as proxy, make_client(server.url) as client:
             for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
                 monkeypatch.setenv(name, proxy.url)
@@ -607,8 +609,8 @@ class TestAnswersThatAreOdd:
 
 
 class TestCancellation:
-    async def test_a_cancelled_call_closes_its_connection(self) -> None:
-        async with serving(read_and_keep_silent) as server, make_client(server.url) as client:
+    async def test_canceling_a_call_closes_its_connection(self) -> None:
+        async with serving(read_and_hang) as server, make_client(server.url) as client:
             task = asyncio.create_task(call(client))
             await until(lambda: len(server.requests) == 1)
             task.cancel()
@@ -619,12 +621,12 @@ class TestCancellation:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - what is waited for is in the sockets, which set no event
+        while not condition():  # noqa: ASYNC110 - sockets set no event to wait for
             await asyncio.sleep(0.005)
 
 
-def unheard_of() -> ssl.SSLContext:
-    """Make a certificate of an authority that nobody trusts."""
+def untrusted_tls() -> ssl.SSLContext:
+    """Return a TLS context with a certificate of an untrusted CA."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     return context

@@ -1,4 +1,4 @@
-"""The client and the sandbox speak one protocol: every outcome that a magic number stands for, over real HTTP."""
+"""The Plusofon client against the sandbox over real HTTP: the outcome of every magic number."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ async def call(client: PlusofonClient, phone: str = PHONE) -> CallOutcome:
 
 
 @pytest.mark.parametrize("prefix", ["8", "7"])
-async def test_a_call_is_placed_heard_and_followed_to_its_end(
+async def test_a_call_is_placed_heard_and_completed(
     server: SandboxServer, network: VirtualNetwork, prefix: str
 ) -> None:
     async with client_of(server, prefix=prefix) as client:
@@ -68,7 +68,7 @@ async def test_a_call_is_placed_heard_and_followed_to_its_end(
         (MagicNumber.NO_REPLY_NOT_PLACED, None, 0),
     ],
 )
-async def test_what_was_not_clearly_placed_is_refused_or_unknown(
+async def test_magic_numbers_give_refused_or_unknown_calls(
     server: SandboxServer, network: VirtualNetwork, number: MagicNumber, error: type[Exception] | None, calls: int
 ) -> None:
     async with client_of(server) as client:
@@ -82,9 +82,7 @@ async def test_what_was_not_clearly_placed_is_refused_or_unknown(
     assert len(network.calls_of(number)) == calls
 
 
-async def test_a_wrong_token_places_nothing_and_unknown_calls_are_told(
-    server: SandboxServer, network: VirtualNetwork
-) -> None:
+async def test_a_wrong_token_or_an_unknown_call_is_rejected(server: SandboxServer, network: VirtualNetwork) -> None:
     for token in ("wrong", "not-a-cabinet-token"):
         async with client_of(server, access_token=token) as client:
             outcome = await call(client)
@@ -96,7 +94,7 @@ async def test_a_wrong_token_places_nothing_and_unknown_calls_are_told(
     assert network.calls_of(PHONE) == []
 
 
-async def test_the_account_has_no_token_and_the_balance_pays_for_calls(server: SandboxServer) -> None:
+async def test_the_account_is_returned_without_a_token_and_calls_reduce_the_balance(server: SandboxServer) -> None:
     async with client_of(server) as client:
         assert await client.get_account() == [ProviderAccount("7", "Sandbox")]
         before = await client.get_balance()

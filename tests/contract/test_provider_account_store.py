@@ -1,4 +1,4 @@
-"""The cache of the balance in Redis: one worker reads for all, and a dead one holds nobody up."""
+"""The cached balance in Redis: one worker at a time reads the account, and a crashed reader is replaced."""
 
 import asyncio
 from datetime import timedelta
@@ -27,8 +27,8 @@ def cache(redis: Redis) -> BalanceCache:
     return make_cache(redis)
 
 
-async def test_of_a_hundred_who_look_at_once_one_is_to_read(redis: Redis) -> None:
-    """From two instances of the service, so that not all of them travel in one write."""
+async def test_of_a_hundred_concurrent_workers_exactly_one_reads_the_account(redis: Redis) -> None:
+    """From two instances of the service, so that not all commands are sent in one write."""
     instances = [make_cache(redis) for _ in range(2)]
 
     cached = await asyncio.gather(*(instances[number % 2].read(INTERVAL) for number in range(100)))
@@ -37,7 +37,7 @@ async def test_of_a_hundred_who_look_at_once_one_is_to_read(redis: Redis) -> Non
 
 
 @pytest.mark.parametrize("rub", ["123.45", "0", "-3.50", "1E+3"])
-async def test_what_one_writes_all_others_see_with_its_age(redis: Redis, cache: BalanceCache, rub: str) -> None:
+async def test_a_written_balance_is_read_by_all_with_its_age(redis: Redis, cache: BalanceCache, rub: str) -> None:
     await cache.read(INTERVAL)
     await cache.write(Decimal(rub))
     await age(redis, 7 * SECOND)
@@ -47,7 +47,7 @@ async def test_what_one_writes_all_others_see_with_its_age(redis: Redis, cache: 
     assert 7 * SECOND <= seen.age < 8 * SECOND
 
 
-async def test_it_is_read_anew_by_one_when_the_interval_is_over(redis: Redis, cache: BalanceCache) -> None:
+async def test_one_worker_reads_the_account_again_after_the_interval(redis: Redis, cache: BalanceCache) -> None:
     await cache.write(Decimal(50))
     await age(redis, INTERVAL - SECOND)
     assert not (await cache.read(INTERVAL)).is_reader
@@ -57,7 +57,7 @@ async def test_it_is_read_anew_by_one_when_the_interval_is_over(redis: Redis, ca
     assert readers == [True, False, False]
 
 
-async def test_who_dies_while_reading_is_replaced_when_its_lease_ends(redis: Redis, cache: BalanceCache) -> None:
+async def test_a_crashed_reader_is_replaced_when_its_lease_ends(redis: Redis, cache: BalanceCache) -> None:
     assert (await cache.read(INTERVAL)).is_reader
     await age(redis, LEASE - SECOND)
     assert not (await cache.read(INTERVAL)).is_reader
@@ -66,7 +66,7 @@ async def test_who_dies_while_reading_is_replaced_when_its_lease_ends(redis: Red
     assert (await cache.read(INTERVAL)).is_reader
 
 
-async def test_a_reader_that_has_written_holds_no_lease_any_more(redis: Redis, cache: BalanceCache) -> None:
+async def test_writing_the_balance_ends_the_lease(redis: Redis, cache: BalanceCache) -> None:
     """A lease may be longer than the interval."""
     await cache.read(INTERVAL)
     await cache.write(Decimal(50))
@@ -75,27 +75,27 @@ async def test_a_reader_that_has_written_holds_no_lease_any_more(redis: Redis, c
     assert (await cache.read(LEASE / 3)).is_reader
 
 
-async def test_the_last_balance_stays_while_it_cannot_be_read(redis: Redis, cache: BalanceCache) -> None:
+async def test_the_last_balance_is_kept_while_no_new_one_is_written(redis: Redis, cache: BalanceCache) -> None:
     await cache.write(Decimal(50))
     for _ in range(5):
         await age(redis, INTERVAL)
         assert (await cache.read(INTERVAL)).rub == Decimal(50)
 
 
-async def test_the_key_has_a_ttl_from_the_first_read_on(redis: Redis, cache: BalanceCache) -> None:
+async def test_the_key_always_has_a_ttl(redis: Redis, cache: BalanceCache) -> None:
     for act in (cache.read(INTERVAL), cache.write(Decimal(50)), cache.read(INTERVAL)):
         await act
         assert await redis.keys() == [KEY.encode()]
         assert 0 < await redis.pttl(KEY) <= 3_600_000
 
 
-async def test_nothing_is_known_in_an_empty_cache(cache: BalanceCache) -> None:
+async def test_an_empty_cache_has_no_balance(cache: BalanceCache) -> None:
     await cache.read(INTERVAL)
 
     assert await cache.read(INTERVAL) == CachedBalance(is_reader=False)
 
 
-async def test_without_redis_nobody_reads() -> None:
+async def test_without_redis_reading_the_cache_raises_store_unavailable() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
 
     with pytest.raises(StoreUnavailable):

@@ -1,4 +1,4 @@
-"""The service's user in Redis: with the rights of docs/operations.md everything works, and not without any of them."""
+"""The Redis ACL of docs/operations.md: everything works with these permissions, and each of them is needed."""
 
 import asyncio
 import hashlib
@@ -67,12 +67,12 @@ RIGHT, WRONG = b"r" * 32, b"w" * 32
 
 (BLOCK,) = re.findall(r"```sh\n(RIGHTS=.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
 RIGHTS = BLOCK.split("'")[1].split()
-RIGHTS_OF_OPERATOR = [*RIGHTS, *re.findall(r"\+\S+", BLOCK.partition('"$RIGHTS ')[2].partition('"')[0])]
-SET_INFO = "+client|setinfo"  # in the document a line of its own, for Redis 7.0 does not know it
+OPERATOR_RIGHTS = [*RIGHTS, *re.findall(r"\+\S+", BLOCK.partition('"$RIGHTS ')[2].partition('"')[0])]
+SET_INFO = "+client|setinfo"  # a separate line in the document, because Redis 7.0 does not know it
 
 
-def debians_redis() -> str:
-    """Find Debian's Redis, which in Debian 12 is the oldest that the service supports (7.0)."""
+def debian_redis() -> str:
+    """Return the path of Debian's Redis; Debian 12 has the oldest supported version (7.0)."""
     if path := shutil.which("redis-server"):
         return path
     missing = "redis-server is needed; on Debian: apt-get install --no-install-recommends redis-server"
@@ -83,9 +83,9 @@ def debians_redis() -> str:
 
 @contextmanager
 def running_redis(folder: Path, *options: str) -> Iterator[str]:
-    """Run Debian's Redis on a socket in ``folder``, and tell its URL."""
+    """Run Debian's Redis on a socket in ``folder``, and yield its URL."""
     socket = folder / "s"
-    command = [debians_redis(), *options, "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
+    command = [debian_redis(), *options, "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
             deadline = time.monotonic() + SOON
@@ -99,7 +99,7 @@ def running_redis(folder: Path, *options: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["embedded", "debian"])
 def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server of its own: what is counted here is of this user alone."""
+    """Start a separate server, so that its ACL log contains only this user."""
     if request.param == "embedded":
         with EmbeddedServer() as server:
             yield server.url
@@ -113,7 +113,7 @@ async def admin(server_url: str) -> AsyncIterator[Redis]:
     client = connect(server_url, timeout=1)
     await send(client, "FLUSHALL")
     await send(client, "SCRIPT", "FLUSH")
-    await give(client, RIGHTS)
+    await create_user(client, RIGHTS)
     yield client
     await client.aclose()
 
@@ -122,18 +122,18 @@ async def send(redis: Redis, *words: str) -> Any:  # noqa: ANN401 - a RESP reply
     return await redis.execute_command(*words)  # type: ignore[no-untyped-call] # the library's own
 
 
-async def give(admin: Redis, rights: list[str], *, but: str = "") -> None:
-    """Make the user anew with these rights, known to no connection and to no log."""
+async def create_user(admin: Redis, rights: list[str], *, but: str = "") -> None:
+    """Create the user again with these permissions, and clear the ACL log."""
     await send(admin, "ACL", "DELUSER", "verify")
-    given = [*rights, *await also_known(admin)]
+    given = [*rights, *await newer_permissions(admin)]
     await send(
         admin, "ACL", "SETUSER", "verify", "reset", "on", f">{PASSWORD}", *(right for right in given if right != but)
     )
     await send(admin, "ACL", "LOG", "RESET")
 
 
-async def also_known(admin: Redis) -> list[str]:
-    """Tell the right that only Redis 7.2 and later and Valkey have a name for."""
+async def newer_permissions(admin: Redis) -> list[str]:
+    """Return the permission that only Redis 7.2 and later and Valkey know."""
     try:
         await send(admin, "ACL", "SETUSER", "nobody", SET_INFO)
     except ResponseError:
@@ -142,7 +142,7 @@ async def also_known(admin: Redis) -> list[str]:
 
 
 async def refusals(admin: Redis) -> set[str]:
-    """Tell what the user was refused."""
+    """Return the commands, keys and channels that the user was denied."""
     log: list[Any] = await send(admin, "ACL", "LOG")
     entries = [entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True)) for entry in log]
     found = [{_text(name): _text(value) for name, value in entry.items()} for entry in entries]
@@ -179,7 +179,7 @@ def new_call(number: int) -> NewCall:
 
 
 async def verify(redis: Redis) -> None:
-    """Start, resend, follow, check, lock, cancel, redeem, and take back."""
+    """Start, resend, follow, check, lock, cancel, redeem and refund."""
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, webhook_clients={"shop"})
     await store.ping()
     verification = (await start(store, new_call(1), POLICY)).verification
@@ -204,7 +204,7 @@ async def verify(redis: Redis) -> None:
 
 
 async def protect(redis: Redis) -> None:
-    """Limits, the guard, repeated requests, the balance, the queue of calls and the statistics."""
+    """Use rate limits, the fraud guard, idempotency, the balance, the call queue and the statistics."""
     runner = ScriptRunner(redis, timeout=1)
     limits, phone = RedisRateLimiter(runner, key=KEY), Phone("+79001234567")
     allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
@@ -252,7 +252,7 @@ async def protect(redis: Redis) -> None:
 
 
 async def deliver(redis: Redis) -> None:
-    """Take events, try again, give up, look at what was given up, and send it again."""
+    """Take events, retry, give up, list dead letters and resend them."""
     runner = ScriptRunner(redis, timeout=1)
     store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
     outbox = RedisOutbox(runner, claim_after=timedelta(0), most_dead=1)
@@ -271,8 +271,8 @@ async def deliver(redis: Redis) -> None:
         await outbox.done(delivery)
 
 
-async def hear(redis: Redis) -> None:
-    """Hear of changes, on a connection that is quiet for long enough to be asked whether it lives."""
+async def listen(redis: Redis) -> None:
+    """Listen to changes on a connection that is idle long enough to be pinged."""
     changes = RedisChanges(redis, quiet=0.05)
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY)
     verification = (await start(store, new_call(9), POLICY)).verification
@@ -286,11 +286,11 @@ async def hear(redis: Redis) -> None:
         await changes.aclose()
 
 
-FLOWS = (verify, protect, deliver, hear)
+FLOWS = (verify, protect, deliver, listen)
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-async def test_with_these_rights_every_script_and_subscription_works(
+async def test_every_script_and_subscription_works_with_the_documented_permissions(
     flow: Callable[[Redis], Any], server_url: str, admin: Redis
 ) -> None:
     async with user(server_url) as redis:
@@ -300,19 +300,19 @@ async def test_with_these_rights_every_script_and_subscription_works(
 
 
 @pytest.mark.parametrize("right", [*RIGHTS, SET_INFO])
-async def test_without_any_one_of_these_rights_something_is_refused(right: str, server_url: str, admin: Redis) -> None:
-    if right == SET_INFO and not await also_known(admin):
-        pytest.skip("this Redis has no such right")
-    await give(admin, RIGHTS, but=right)
+async def test_every_documented_permission_is_needed(right: str, server_url: str, admin: Redis) -> None:
+    if right == SET_INFO and not await newer_permissions(admin):
+        pytest.skip("this Redis does not know the permission")
+    await create_user(admin, RIGHTS, but=right)
 
     async with user(server_url) as redis:
         for flow in (verify, protect, deliver):
             with suppress(Exception):
                 await flow(redis)
-        if not await refusals(admin):  # it can only be the subscription, which begins at once and never comes about
+        if not await refusals(admin):  # only the subscription can be left, which never completes
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
-                    await hear(redis)
+                    await listen(redis)
 
     assert any(name.startswith(right[1:].rstrip("*")) for name in await refusals(admin))
 
@@ -332,38 +332,40 @@ async def test_without_any_one_of_these_rights_something_is_refused(right: str, 
         ("CLIENT", "LIST"),
         ("SCRIPT", "FLUSH"),
         ("REPLICAOF", "192.0.2.1", "6379"),
-        ("HGETALL", "somebody:else"),
-        ("SET", "somebody:else", "1"),
-        ("PUBLISH", "somebody:else", "1"),
-        ("SUBSCRIBE", "somebody:else"),
+        ("HGETALL", "other:key"),
+        ("SET", "other:key", "1"),
+        ("PUBLISH", "other:key", "1"),
+        ("SUBSCRIBE", "other:key"),
     ],
     ids=" ".join,
 )
-async def test_what_the_service_does_not_do_is_refused(command: tuple[str, ...], server_url: str, admin: Redis) -> None:
+async def test_other_commands_keys_and_channels_are_denied(
+    command: tuple[str, ...], server_url: str, admin: Redis
+) -> None:
     async with user(server_url) as redis:
         with pytest.raises(NoPermissionError):
             await send(redis, *command)
 
 
-async def test_a_script_of_somebody_elses_reaches_no_further(server_url: str, admin: Redis) -> None:
-    """Whoever has the password may load scripts; these have the rights of the user all the same."""
+async def test_a_loaded_script_has_only_the_permissions_of_the_user(server_url: str, admin: Redis) -> None:
+    """The user may load scripts, but they run with the user's permissions."""
     async with user(server_url) as redis:
-        for source in ("return redis.call('FLUSHALL')", "return redis.call('HGETALL', 'somebody:else')"):
+        for source in ("return redis.call('FLUSHALL')", "return redis.call('HGETALL', 'other:key')"):
             sha = await redis.script_load(source)
             with pytest.raises(ResponseError, match=r"(?i)no permissions|user executing the script can't"):
                 await redis.evalsha(sha, 0)
 
 
-def test_every_command_of_a_script_stands_in_the_document() -> None:
-    """A script of the command line, such as `forget`, is run by whoever runs the service."""
+def test_every_command_used_by_a_script_is_documented() -> None:
+    """Scripts of commands such as `forget` are run by the operator's user."""
     for file in (ROOT / "app" / "store" / "lua").rglob("*.lua"):
         used = re.findall(r"(?:redis\.p?call|in_group)\('([A-Z]+)'", file.read_text())
-        rights = RIGHTS_OF_OPERATOR if file.parent.name == "erasure" else RIGHTS
+        rights = OPERATOR_RIGHTS if file.parent.name == "erasure" else RIGHTS
         assert {name.lower() for name in used} <= {right[1:].partition("|")[0] for right in rights}, file.name
 
 
 def pasted(folder: Path) -> list[list[str]]:
-    """Run what stands in the document with a redis-cli that only writes down how it was called."""
+    """Run the document's shell code with a redis-cli that only records its arguments."""
     stand_in = folder / "redis-cli"
     stand_in.write_text(f'#!/bin/sh\nprintf "%s " "$@" >> {folder}/called\necho >> {folder}/called\n')
     stand_in.chmod(0o755)
@@ -371,16 +373,16 @@ def pasted(folder: Path) -> list[list[str]]:
     return [call.split() for call in (folder / "called").read_text().splitlines()]
 
 
-async def test_what_the_document_has_pasted_makes_both_users(admin: Redis, tmp_path: Path) -> None:
+async def test_the_documented_commands_create_both_users(admin: Redis, tmp_path: Path) -> None:
     of_service, of_operator = pasted(tmp_path)
 
     assert of_service == ["ACL", "SETUSER", "verify", "reset", "on", ">the-password", *RIGHTS]
-    assert of_operator == ["ACL", "SETUSER", "verify-operator", "reset", "on", ">another-password", *RIGHTS_OF_OPERATOR]
+    assert of_operator == ["ACL", "SETUSER", "verify-operator", "reset", "on", ">another-password", *OPERATOR_RIGHTS]
     for call in (of_service, of_operator):
         assert await send(admin, *call) == b"OK"
 
 
-def test_the_document_gives_newer_servers_their_one_more_right() -> None:
+def test_the_document_has_the_additional_permission_of_newer_servers() -> None:
     document = (ROOT / "docs" / "operations.md").read_text()
     for name in ("verify", "verify-operator"):
         assert f"redis-cli ACL SETUSER {name} '{SET_INFO}'\n" in document
@@ -388,7 +390,7 @@ def test_the_document_gives_newer_servers_their_one_more_right() -> None:
 
 
 @pytest.mark.parametrize(("with_file", "save"), [(True, ("ACL", "SAVE")), (False, ("CONFIG", "REWRITE"))])
-async def test_the_users_are_kept_over_a_restart_as_the_document_says(
+async def test_users_are_kept_over_a_restart_as_documented(
     tmp_path: Path, *, with_file: bool, save: tuple[str, str]
 ) -> None:
     configuration = tmp_path / "redis.conf"
@@ -406,8 +408,8 @@ async def test_the_users_are_kept_over_a_restart_as_the_document_says(
         (tmp_path / "s").unlink(missing_ok=True)
 
 
-async def test_whoever_runs_the_service_may_do_the_same_and_look_and_forget(server_url: str, admin: Redis) -> None:
-    await give(admin, RIGHTS_OF_OPERATOR)
+async def test_the_operator_user_may_also_inspect_the_server_and_erase_phones(server_url: str, admin: Redis) -> None:
+    await create_user(admin, OPERATOR_RIGHTS)
 
     async with user(server_url) as redis:
         for flow in FLOWS:
@@ -423,7 +425,7 @@ async def test_whoever_runs_the_service_may_do_the_same_and_look_and_forget(serv
     assert await refusals(admin) == {"flushall"}
 
 
-async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: Redis) -> None:
+async def test_the_whole_service_runs_with_the_documented_permissions(server_url: str, admin: Redis) -> None:
     network, events = VirtualNetwork(pace=0.02), list[str]()
 
     async def receive(request: Request) -> Response:
@@ -450,7 +452,7 @@ async def test_the_whole_service_runs_with_these_rights(server_url: str, admin: 
 
 
 async def use(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
-    """Do over HTTP what clients do, and whoever runs the service."""
+    """Send the requests of a client and of an operator over HTTP."""
     body = {"phone": "+79001234567", "channel": "voice", "client_ip": "192.0.2.1"}
     key = {"Idempotency-Key": "one"}
     first = (await api.post("/verify/start", json=body, headers=key)).json()

@@ -1,4 +1,4 @@
-"""The relay's sender over real HTTP: what it sends, who can verify it, and what it makes of answers."""
+"""The relay's sender over real HTTP: the signed requests it sends, and the outcome of responses."""
 
 import asyncio
 import gzip
@@ -32,7 +32,7 @@ Reply = Callable[[Request], Awaitable[Response]]
 
 
 class Relay:
-    """A relay that keeps what it is sent, and replies as told."""
+    """A relay that records requests and sends ``reply``."""
 
     def __init__(self, reply: Response | Reply) -> None:
         self._reply = reply
@@ -52,13 +52,13 @@ class Relay:
             yield sender
 
 
-def taken(**fields: object) -> Response:
+def accepted(**fields: object) -> Response:
     return JSONResponse({"status": "accepted", **fields}, status_code=202)
 
 
 class TestOrders:
     async def test_an_order_is_posted_as_json(self) -> None:
-        relay = Relay(taken())
+        relay = Relay(accepted())
         async with relay.serving() as sender:
             assert await sender.place(ORDER) == Placed(CALL)
         ((method, path, headers, body),) = relay.requests
@@ -72,8 +72,8 @@ class TestOrders:
             "repeat": 2,
         }
 
-    async def test_the_library_of_standard_webhooks_verifies_it_and_its_name_is_the_id(self) -> None:
-        relay = Relay(taken())
+    async def test_an_order_is_signed_as_a_standard_webhook_with_its_call_name_as_id(self) -> None:
+        relay = Relay(accepted())
         async with relay.serving() as sender:
             await sender.place(ORDER)
         ((_, _, headers, body),) = relay.requests
@@ -82,8 +82,8 @@ class TestOrders:
         with pytest.raises(WebhookVerificationError):
             Webhook(SECRET).verify(body.replace(b"42137", b"42138"), headers)
 
-    async def test_an_order_belongs_to_the_trace_of_its_request(self) -> None:
-        relay = Relay(taken())
+    async def test_an_order_carries_the_trace_context(self) -> None:
+        relay = Relay(accepted())
         context = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
         app = Starlette(routes=[Route("/", relay.answer, methods=["POST"])])
         async with (
@@ -98,20 +98,20 @@ class TestOrders:
         assert Webhook(SECRET).verify(body, headers)["code"] == CODE
 
     async def test_the_secret_itself_is_never_sent(self) -> None:
-        relay = Relay(taken())
+        relay = Relay(accepted())
         async with relay.serving() as sender:
             await sender.place(ORDER)
         assert SECRET.removeprefix("whsec_") not in str(relay.requests)
 
-    async def test_another_channel_is_another_order(self) -> None:
-        """What one channel refused may go by another, so a relay that knows the first name must not know the second."""
-        relay = Relay(taken())
+    async def test_an_order_of_another_channel_has_another_name(self) -> None:
+        """A call refused on one channel may be placed on another, so the two orders must have different names."""
+        relay = Relay(accepted())
         async with relay.serving(Channel.FLASH_CALL) as sender:
             assert await sender.place(ORDER) == Placed("vrf_made_up-1-flash_call")
         assert json.loads(relay.requests[0][3])["channel"] == "flash_call"
 
-    async def test_a_slash_at_the_end_of_the_url_makes_no_difference(self) -> None:
-        relay = Relay(taken())
+    async def test_a_trailing_slash_of_the_url_is_ignored(self) -> None:
+        relay = Relay(accepted())
         async with relay.serving(path="/verify/") as sender:
             await sender.place(ORDER)
             with pytest.raises(ProviderUnavailable):
@@ -119,14 +119,14 @@ class TestOrders:
         assert [path for _, path, _, _ in relay.requests] == ["/verify", f"/verify/{CALL}"]
 
     async def test_an_order_without_a_code_is_not_sent(self) -> None:
-        relay = Relay(taken())
+        relay = Relay(accepted())
         order = CallOrder(call_id=ORDER.call_id, phone=ORDER.phone, code=None, lang=Lang.RU, repeat=1)
         async with relay.serving() as sender:
             assert isinstance(await sender.place(order), Refused)
         assert not relay.requests
 
-    async def test_a_hundred_at_once_all_go_through(self) -> None:
-        relay = Relay(taken())
+    async def test_a_hundred_concurrent_orders_are_all_placed(self) -> None:
+        relay = Relay(accepted())
         names = [CallId("vrf_made_up", serial) for serial in range(100)]
         orders = [CallOrder(call_id=name, phone=ORDER.phone, code=CODE, lang=Lang.RU, repeat=1) for name in names]
         async with relay.serving() as sender:
@@ -138,7 +138,7 @@ class TestOrders:
 
 
 class TestAnswers:
-    async def test_a_refusal_is_told_without_what_must_not_be(self) -> None:
+    async def test_the_reason_of_a_refusal_is_redacted(self) -> None:
         reason = f"{SECRET} cannot ring +7 900 123 45 67 for {CODE}"
         async with Relay(JSONResponse({"status": "refused", "reason": reason}, status_code=409)).serving() as sender:
             outcome = await sender.place(ORDER)
@@ -146,7 +146,7 @@ class TestAnswers:
         assert isinstance(outcome.error, ProviderRejected)
         assert outcome.error.message == "••• cannot ring +••• for •••"
 
-    async def test_no_money_is_told_as_such(self) -> None:
+    async def test_the_reason_balance_too_low_raises_balance_too_low(self) -> None:
         reply = JSONResponse({"status": "refused", "reason": "balance_too_low"}, status_code=402)
         async with Relay(reply).serving() as sender:
             outcome = await sender.place(ORDER)
@@ -154,7 +154,7 @@ class TestAnswers:
         assert isinstance(outcome.error, BalanceTooLow)
 
     @pytest.mark.parametrize("status", [429, 503])
-    async def test_a_relay_that_cannot_now_says_when(self, status: int) -> None:
+    async def test_status_429_or_503_is_a_refusal_with_retry_after(self, status: int) -> None:
         relay = Relay(JSONResponse({"status": "refused"}, status_code=status, headers={"Retry-After": "11"}))
         async with relay.serving() as sender:
             outcome = await sender.place(ORDER)
@@ -180,7 +180,7 @@ class TestAnswers:
         ],
         ids=range(11),
     )
-    async def test_any_other_answer_leaves_a_call_that_can_be_looked_up(self, reply: Response) -> None:
+    async def test_any_other_response_is_unknown_with_a_reference_for_status_lookups(self, reply: Response) -> None:
         relay = Relay(reply)
         async with relay.serving() as sender:
             outcome = await sender.place(ORDER)
@@ -206,7 +206,7 @@ class TestAnswers:
 
 
 class TestLookUps:
-    async def test_a_call_is_asked_for_by_its_name_and_signed(self) -> None:
+    async def test_a_status_lookup_is_signed_for_its_call(self) -> None:
         relay = Relay(JSONResponse({"status": "ringing"}))
         async with relay.serving() as sender:
             assert await sender.fetch_status("Theirs-7") == CallState(CallStatus.RINGING)
@@ -214,22 +214,22 @@ class TestLookUps:
         assert (method, path, body) == ("GET", "/verify/Theirs-7", b"")
         assert (
             headers["webhook-id"] == "Theirs-7"
-        )  # so the signature, which covers no path, is good for this call alone
+        )  # the signature does not cover the path, so the id limits it to this call
         Webhook(SECRET).verify(body, headers, json_parse=False)
 
-    async def test_a_call_whose_answer_was_lost_can_be_settled(self) -> None:
-        async def lose_the_answer(request: Request) -> Response:
+    async def test_a_call_whose_response_was_lost_is_found_by_a_status_lookup(self) -> None:
+        async def lose_the_response(request: Request) -> Response:
             if request.method == "POST":
                 return Response("<h1>Bad Gateway</h1>", status_code=502)
             known = request.url.path.rpartition("/")[2] == CALL
             return JSONResponse({"status": "answered"}) if known else JSONResponse({"error": "x"}, status_code=404)
 
-        async with Relay(lose_the_answer).serving() as sender:
+        async with Relay(lose_the_response).serving() as sender:
             outcome = await sender.place(ORDER)
             assert isinstance(outcome, Unknown)
             assert await sender.fetch_status(outcome.call_ref or "") == CallState(CallStatus.ANSWERED)
 
-    async def test_a_call_that_never_arrived_was_never_placed(self) -> None:
+    async def test_unknown_call_means_that_the_call_was_never_placed(self) -> None:
         async with Relay(JSONResponse({"error": "unknown_call"}, status_code=404)).serving() as sender:
             assert await sender.fetch_status(CALL) is None
 
@@ -238,13 +238,13 @@ class TestLookUps:
         [Response(status_code=404), JSONResponse({"detail": "Not Found"}, status_code=404), JSONResponse({})],
         ids=range(3),
     )
-    async def test_a_wrong_path_is_no_such_proof(self, reply: Response) -> None:
+    async def test_any_other_404_or_body_raises_provider_unavailable(self, reply: Response) -> None:
         async with Relay(reply).serving() as sender:
             with pytest.raises(ProviderUnavailable):
                 await sender.fetch_status(CALL)
 
     @pytest.mark.parametrize("name", ["", "..", "a/b", "a?b=c", "a\r\nb", "x" * 129])
-    async def test_what_is_no_name_is_not_asked_for(self, name: str) -> None:
+    async def test_an_invalid_call_name_is_not_looked_up(self, name: str) -> None:
         relay = Relay(JSONResponse({"status": "ringing"}))
         async with relay.serving() as sender:
             with pytest.raises(ProviderRejected):
@@ -252,7 +252,7 @@ class TestLookUps:
         assert not relay.requests
 
 
-class TestTheSender:
+class TestConstruction:
     @pytest.mark.parametrize(
         "wrong",
         [
@@ -268,13 +268,13 @@ class TestTheSender:
         ],
         ids=str,
     )
-    def test_what_cannot_work_is_told_at_once_without_its_value(self, wrong: dict[str, object]) -> None:
+    def test_invalid_arguments_are_rejected_without_showing_their_values(self, wrong: dict[str, object]) -> None:
         arguments: dict[str, Any] = {"url": "https://calls.example", "secret": SECRET, **http_options(), **wrong}
         with pytest.raises(ValueError, match=r"\w") as caught:
             RelaySender(**{"channel": Channel.VOICE, **arguments})
         assert "not-real" not in str(caught.value)
 
-    async def test_it_is_a_call_sender_that_can_be_followed(self) -> None:
+    async def test_the_sender_supports_status_lookups(self) -> None:
         async with RelaySender(Channel.VOICE, url="https://calls.example", secret=SECRET, **http_options()) as sender:
             port: CallSender = sender
             port.require_ready()

@@ -1,4 +1,4 @@
-"""The relay that the documentation shows, run as it stands there, with the sender before it."""
+"""The example relay of docs/relay.md, run as documented and called by the relay's sender."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"),
 
 
 class Example:
-    """The code of the document, with a telephone system that keeps what it is to say."""
+    """The code of the document, with a telephone system that records the orders."""
 
     def __init__(self) -> None:
         (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
@@ -55,24 +55,24 @@ async def example(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Example]:
         yield example
 
 
-async def test_it_rings_with_the_code_and_tells_the_state(example: Example) -> None:
+async def test_an_order_rings_and_its_status_can_be_looked_up(example: Example) -> None:
     async with example.sender() as sender:
         assert await sender.place(ORDER) == Placed(CALL)
         async with asyncio.timeout(2):
-            while not example.rung:  # noqa: ASYNC110 - it rings in the background, which sets no event
+            while not example.rung:  # noqa: ASYNC110 - the background task sets no event to wait for
                 await asyncio.sleep(0.005)
         assert await sender.fetch_status(CALL) == CallState(CallStatus.RINGING)
     assert [(order["phone"], order["code"]) for order in example.rung] == [("+79001234567", "042137")]
 
 
-async def test_an_order_that_a_proxy_repeats_rings_once(example: Example) -> None:
+async def test_a_repeated_order_rings_once(example: Example) -> None:
     async with example.sender() as sender:
         outcomes = await asyncio.gather(*(sender.place(ORDER) for _ in range(20)))
     assert set(outcomes) == {Placed(CALL)}
     assert len(example.rung) == 1
 
 
-async def test_a_call_that_was_said_to_be_unknown_is_not_placed_when_its_order_comes_late(example: Example) -> None:
+async def test_an_order_that_arrives_after_unknown_call_was_answered_is_refused(example: Example) -> None:
     async with example.sender() as sender:
         assert await sender.fetch_status(CALL) is None
         assert isinstance(await sender.place(ORDER), Refused)
@@ -80,7 +80,7 @@ async def test_a_call_that_was_said_to_be_unknown_is_not_placed_when_its_order_c
     assert not example.rung
 
 
-async def test_a_wrong_secret_is_a_refusal_and_gives_the_attempt_back(example: Example) -> None:
+async def test_a_wrong_secret_is_a_refusal(example: Example) -> None:
     async with example.sender(secret=OTHER_SECRET) as sender:
         outcome = await sender.place(ORDER)
     assert isinstance(outcome, Refused)
@@ -89,14 +89,14 @@ async def test_a_wrong_secret_is_a_refusal_and_gives_the_attempt_back(example: E
     assert not example.rung
 
 
-async def test_a_channel_that_it_does_not_serve_is_a_refusal(example: Example) -> None:
+async def test_an_unsupported_channel_is_a_refusal(example: Example) -> None:
     async with example.sender(channel=Channel.FLASH_CALL) as sender:
         assert isinstance(await sender.place(ORDER), Refused)
     assert not example.rung
 
 
 @pytest.mark.parametrize("signature", ["", "v1", "v1,", "garbage,garbage", "v1,====="])
-async def test_nobody_else_is_let_in(example: Example, signature: str) -> None:
+async def test_an_invalid_or_old_signature_is_rejected(example: Example, signature: str) -> None:
     headers = sign(parse_secret(SECRET), message_id=CALL, timestamp=0, body=b"{}")  # of 1970
     async with httpx.AsyncClient(base_url=example.url, trust_env=False) as stranger:
         for shown in (headers, {**headers, "webhook-signature": signature}, {}):
@@ -105,7 +105,7 @@ async def test_nobody_else_is_let_in(example: Example, signature: str) -> None:
     assert not example.rung
 
 
-async def test_the_signature_of_one_look_up_opens_no_other(example: Example) -> None:
+async def test_the_signature_of_one_status_lookup_is_not_valid_for_another_call(example: Example) -> None:
     headers = sign(parse_secret(SECRET), message_id=CALL, timestamp=int(time()), body=b"")
     async with httpx.AsyncClient(base_url=example.url, headers=headers, trust_env=False) as stranger:
         assert (await stranger.get(f"/verify/{CALL}")).json() == {"error": "unknown_call"}

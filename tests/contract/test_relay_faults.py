@@ -1,4 +1,4 @@
-"""The relay's sender against sockets that fail in every way: a call is told right, and never written twice."""
+"""The relay's sender over real sockets against failing servers: correct outcomes, and no order sent twice."""
 
 import asyncio
 import contextlib
@@ -26,12 +26,12 @@ CALL = "vrf_made_up-1-voice"
 ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
 BUDGET = 0.4  # seconds for a request
-CONNECT = 0.2  # seconds of it for the connection: too long for a second try
-SLACK = 0.4  # seconds that a slow machine may take on top
+CONNECT = 0.2  # seconds of it for the connection: too long for a retry
+SLACK = 0.4  # additional seconds for a slow machine
 
 
 class Conversation:
-    """One connection as the relay has it."""
+    """The relay's side of one connection."""
 
     def __init__(self, server: "Server", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._server = server
@@ -50,7 +50,7 @@ class Conversation:
     async def answer(self, body: bytes) -> None:
         await self.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
-    async def wait_for_the_sender_to_leave(self) -> None:
+    async def wait_until_closed(self) -> None:
         while await self._reader.read(4096):
             pass
 
@@ -65,7 +65,7 @@ Script = Callable[[Conversation], Awaitable[None]]
 
 
 class Server:
-    """Plays its script to each connection, and closes when the script ends."""
+    """Run the script for each connection, and close when the script ends."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -118,7 +118,7 @@ def sender_to(port: int, *, scheme: str = "http", connections: int = 10) -> Rela
 
 
 async def place(sender: RelaySender) -> CallOutcome:
-    """Place a call, and hold the sender to its budget."""
+    """Place a call, and assert that it stays within its timeout."""
     started = monotonic()
     outcome = await sender.place(ORDER)
     assert monotonic() - started < BUDGET + SLACK
@@ -130,7 +130,7 @@ def assert_never_sent(outcome: CallOutcome) -> None:
     assert isinstance(outcome.error, ProviderUnavailable)
 
 
-async def take_each(conversation: Conversation) -> None:
+async def accept_each(conversation: Conversation) -> None:
     while True:
         await conversation.read_request()
         await conversation.answer(b'{"status": "accepted"}')
@@ -138,7 +138,7 @@ async def take_each(conversation: Conversation) -> None:
 
 @contextlib.contextmanager
 def full_backlog() -> Iterator[int]:
-    """Swallow connection requests as a firewall does."""
+    """Drop connection requests as a firewall does."""
     with contextlib.ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -151,11 +151,11 @@ def full_backlog() -> Iterator[int]:
 
 
 class TestNeverSent:
-    """The request was not written, so the call did not happen and the attempt can be given back."""
+    """The request was not written, so no call was placed and it can be refunded."""
 
     async def test_a_refused_connection(self) -> None:
         with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets this port meanwhile
+            unused.bind(("127.0.0.1", 0))  # bound but not listening, so that no other process gets this port
             async with sender_to(unused.getsockname()[1]) as sender:
                 assert_never_sent(await place(sender))
 
@@ -164,8 +164,8 @@ class TestNeverSent:
             async with sender_to(port) as sender:
                 assert_never_sent(await place(sender))
 
-    async def test_a_connection_that_is_never_accepted_with_little_time_left(self) -> None:
-        """The time that is left ends before the usual time for a connection: what is known stays known."""
+    async def test_a_connection_that_is_never_accepted_with_less_time_than_a_connect_timeout(self) -> None:
+        """The remaining time is shorter than the connect timeout; the order is still certainly not sent."""
         with full_backlog() as port:
             async with sender_to(port) as sender:
                 assert_never_sent(await sender.place(replace(ORDER, timeout=CONNECT / 2)))
@@ -173,12 +173,12 @@ class TestNeverSent:
     async def test_a_server_that_speaks_no_tls(self) -> None:
         async def answer_in_plain_text(conversation: Conversation) -> None:
             await conversation.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            await conversation.wait_for_the_sender_to_leave()
+            await conversation.wait_until_closed()
 
         async with serving(answer_in_plain_text) as server, sender_to(server.port, scheme="https") as sender:
             assert_never_sent(await place(sender))
 
-    async def test_no_free_place_in_the_pool(self) -> None:
+    async def test_no_free_connection_in_the_pool(self) -> None:
         async def answer_slowly(conversation: Conversation) -> None:
             await conversation.read_request()
             await asyncio.sleep(CONNECT * 1.5)
@@ -191,7 +191,7 @@ class TestNeverSent:
             assert await first == Placed(CALL)
             assert len(server.requests) == 1
 
-    async def test_a_look_up_finds_the_relay_unavailable(self) -> None:
+    async def test_a_status_lookup_raises_provider_unavailable(self) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             async with sender_to(unused.getsockname()[1]) as sender:
@@ -199,68 +199,72 @@ class TestNeverSent:
                     await sender.fetch_status(CALL)
 
 
-class Line(httpx.AsyncBaseTransport):
-    """A way to the relay on which requests meet what is told, one after another."""
+class ScriptedTransport(httpx.AsyncBaseTransport):
+    """A transport that returns or raises ``results``, one per request."""
 
-    def __init__(self, *fates: Exception | httpx.Response) -> None:
-        self._fates = iter(fates)
+    def __init__(self, *results: Exception | httpx.Response) -> None:
+        self._results = iter(results)
         self.requests: list[httpx.Request] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        fate = next(self._fates)
-        if isinstance(fate, Exception):
-            raise fate
-        return fate
+        result = next(self._results)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
-def sender_on(line: Line, *, timeout: float = 5.0, now: Callable[[], float] = lambda: 0.0) -> RelaySender:
+def sender_on(
+    transport: ScriptedTransport, *, timeout: float = 5.0, now: Callable[[], float] = lambda: 0.0
+) -> RelaySender:
     url = "https://relay.test/verify"
     return RelaySender(
         Channel.VOICE,
         url=url,
         secret=SECRET,
         now=now,
-        **http_options(connect_timeout=CONNECT, timeout=timeout, transport=line),
+        **http_options(connect_timeout=CONNECT, timeout=timeout, transport=transport),
     )
 
 
-class TestTheSecondTry:
-    async def test_a_connection_that_was_never_made_is_tried_once_more_and_signed_anew(self) -> None:
-        line = Line(httpx.ConnectError(""), httpx.Response(202, json={"status": "accepted"}))
+class TestOneRetry:
+    async def test_a_failed_connection_is_retried_with_a_new_signature(self) -> None:
+        transport = ScriptedTransport(httpx.ConnectError(""), httpx.Response(202, json={"status": "accepted"}))
         clock = iter((1_767_225_600.9, 1_767_225_601.0))
-        async with sender_on(line, now=lambda: next(clock)) as sender:
+        async with sender_on(transport, now=lambda: next(clock)) as sender:
             assert await sender.place(ORDER) == Placed(CALL)
-        assert [request.headers["webhook-timestamp"] for request in line.requests] == ["1767225600", "1767225601"]
-        assert len({request.headers["webhook-signature"] for request in line.requests}) == 2
-        assert {request.headers["webhook-id"] for request in line.requests} == {CALL}
+        assert [request.headers["webhook-timestamp"] for request in transport.requests] == ["1767225600", "1767225601"]
+        assert len({request.headers["webhook-signature"] for request in transport.requests}) == 2
+        assert {request.headers["webhook-id"] for request in transport.requests} == {CALL}
 
-    async def test_and_no_more_than_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        line = Line(*[httpx.ConnectError("")] * 9)
-        async with sender_on(line) as sender:
+    async def test_a_connection_is_not_attempted_a_third_time(self, caplog: pytest.LogCaptureFixture) -> None:
+        transport = ScriptedTransport(*[httpx.ConnectError("")] * 9)
+        async with sender_on(transport) as sender:
             assert_never_sent(await sender.place(ORDER))
-        assert len(line.requests) == 2
+        assert len(transport.requests) == 2
         assert [record.getMessage() for record in caplog.records] == ["relay.not_reached"] * 2
 
-    async def test_what_may_have_been_written_is_never_tried_again(self) -> None:
+    async def test_an_order_that_may_have_been_written_is_not_retried(self) -> None:
         for fault in (httpx.ReadError(""), httpx.WriteError(""), httpx.RemoteProtocolError(""), RuntimeError()):
-            line = Line(fault, httpx.Response(202, json={"status": "accepted"}))
-            async with sender_on(line) as sender:
+            transport = ScriptedTransport(fault, httpx.Response(202, json={"status": "accepted"}))
+            async with sender_on(transport) as sender:
                 assert isinstance(await sender.place(ORDER), Unknown)
-            assert len(line.requests) == 1
+            assert len(transport.requests) == 1
 
-    async def test_nor_on_the_second_try(self) -> None:
-        line = Line(httpx.ConnectTimeout(""), httpx.ReadError(""), httpx.Response(202, json={"status": "accepted"}))
-        async with sender_on(line) as sender:
+    async def test_an_order_that_may_have_been_written_by_the_retry_is_unknown(self) -> None:
+        transport = ScriptedTransport(
+            httpx.ConnectTimeout(""), httpx.ReadError(""), httpx.Response(202, json={"status": "accepted"})
+        )
+        async with sender_on(transport) as sender:
             assert isinstance(await sender.place(ORDER), Unknown)
-        assert len(line.requests) == 2
+        assert len(transport.requests) == 2
 
-    async def test_a_budget_that_could_end_while_connecting_again_allows_none(self) -> None:
-        """The end of the budget would look as if the order could have been written."""
-        line = Line(*[httpx.ConnectError("")] * 9)
-        async with sender_on(line, timeout=CONNECT + 0.05) as sender:
+    async def test_no_retry_when_the_remaining_time_is_less_than_a_connect_timeout(self) -> None:
+        """A timeout of the second connection would look as if the order might have been written."""
+        transport = ScriptedTransport(*[httpx.ConnectError("")] * 9)
+        async with sender_on(transport, timeout=CONNECT + 0.05) as sender:
             assert_never_sent(await sender.place(ORDER))
-        assert len(line.requests) == 1
+        assert len(transport.requests) == 1
 
 
 async def reset_at_once(conversation: Conversation) -> None:
@@ -276,9 +280,9 @@ async def read_and_close(conversation: Conversation) -> None:
     await conversation.read_request()
 
 
-async def read_and_keep_silent(conversation: Conversation) -> None:
+async def read_and_hang(conversation: Conversation) -> None:
     await conversation.read_request()
-    await conversation.wait_for_the_sender_to_leave()
+    await conversation.wait_until_closed()
 
 
 async def half_a_body(conversation: Conversation) -> None:
@@ -305,7 +309,7 @@ async def an_endless_head(conversation: Conversation) -> None:
 
 
 async def a_dripping_body(conversation: Conversation) -> None:
-    """Each byte comes well within any time-out per read; only a budget for the whole ends this."""
+    """Each byte arrives within any read timeout; only a total timeout ends this."""
     await conversation.read_request()
     await conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
     while True:
@@ -326,74 +330,76 @@ async def a_reason_in_another_encoding(conversation: Conversation) -> None:
 
 
 FAULTS = [
-    *(read_and_reset, read_and_close, read_and_keep_silent, half_a_body, half_a_body_and_reset, no_http),
+    *(read_and_reset, read_and_close, read_and_hang, half_a_body, half_a_body_and_reset, no_http),
     *(an_endless_head, a_dripping_body, an_endless_body, a_reason_in_another_encoding),
 ]
 
 
-class TestSentWithoutAnAnswer:
-    """The order was written, or may have been: its code must live, it can be looked up, and is not sent again."""
+class TestSentWithoutAResponse:
+    """The order may have been written: its code stays valid, it can be looked up and is not sent again."""
 
     @pytest.mark.parametrize("script", FAULTS, ids=lambda script: script.__name__)
-    async def test_a_call_is_unknown_and_asked_for_once(self, script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_call_is_unknown_and_the_order_sent_once(
+        self, script: Script, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.DEBUG)
         async with serving(script) as server, sender_to(server.port) as sender:
             outcome = await place(sender)
             assert isinstance(outcome, Unknown)
             assert outcome.call_ref == CALL
             assert len(server.requests) == 1
-            await until(lambda: server.open_connections == 0)  # kept, it would give the next request this answer
+            await until(lambda: server.open_connections == 0)  # if kept, the next request would receive this response
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-        told = caplog.text + outcome.why
-        assert not [secret for secret in (SECRET.removeprefix("whsec_"), CODE, "9001234567") if secret in told]
+        shown = caplog.text + outcome.why
+        assert not [secret for secret in (SECRET.removeprefix("whsec_"), CODE, "9001234567") if secret in shown]
 
-    async def test_a_connection_that_is_reset_before_the_order_is_read_is_no_proof_either(self) -> None:
+    async def test_a_connection_reset_before_the_order_is_read_is_unknown_too(self) -> None:
         async with serving(reset_at_once) as server, sender_to(server.port) as sender:
             assert isinstance(await place(sender), Unknown)
             assert server.connections == 1
 
     @pytest.mark.parametrize("script", FAULTS, ids=lambda script: script.__name__)
-    async def test_a_look_up_finds_the_relay_unavailable(self, script: Script) -> None:
+    async def test_a_status_lookup_raises_provider_unavailable(self, script: Script) -> None:
         async with serving(script) as server, sender_to(server.port) as sender:
             with pytest.raises(ProviderUnavailable):
                 await sender.fetch_status(CALL)
 
-    async def test_an_answer_that_was_lost_is_made_up_for_by_a_look_up(self) -> None:
-        async def lose_the_first_answer(conversation: Conversation) -> None:
+    async def test_a_call_whose_response_was_lost_is_found_by_a_status_lookup(self) -> None:
+        async def lose_the_first_response(conversation: Conversation) -> None:
             await conversation.read_request()
             if server.connections > 1:
                 await conversation.answer(b'{"status": "completed"}')
 
-        async with serving(lose_the_first_answer) as server, sender_to(server.port) as sender:
+        async with serving(lose_the_first_response) as server, sender_to(server.port) as sender:
             outcome = await place(sender)
             assert isinstance(outcome, Unknown)
             assert await sender.fetch_status(outcome.call_ref or "") == CallState(CallStatus.COMPLETED)
             assert [request.split(b" ")[0] for request in server.requests] == [b"POST", b"GET"]
 
-    async def test_an_answer_too_many_is_not_taken_for_that_to_the_next_order(self) -> None:
-        async def answer_twice_and_then_no_more(conversation: Conversation) -> None:
+    async def test_a_second_response_is_not_used_for_the_next_order(self) -> None:
+        async def answer_twice_and_then_never(conversation: Conversation) -> None:
             await conversation.read_request()
             if server.connections == 1:
                 await conversation.answer(b'{"status": "placed"}')
                 await conversation.answer(b'{"status": "placed"}')
                 await conversation.read_request()
 
-        async with serving(answer_twice_and_then_no_more) as server, sender_to(server.port) as sender:
+        async with serving(answer_twice_and_then_never) as server, sender_to(server.port) as sender:
             assert await place(sender) == Placed(CALL)
             assert isinstance(await place(sender), Unknown)
             assert (server.connections, len(server.requests)) == (2, 2)
 
 
-async def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(take_each) as server, serving(take_each) as proxy, sender_to(server.port) as sender:
+async def test_a_proxy_in_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(accept_each) as server, serving(accept_each) as proxy, sender_to(server.port) as sender:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         assert await place(sender) == Placed(CALL)
         assert (len(server.requests), proxy.connections) == (1, 0)
 
 
-async def test_a_cancelled_order_closes_its_connection() -> None:
-    async with serving(read_and_keep_silent) as server, sender_to(server.port) as sender:
+async def test_canceling_an_order_closes_its_connection() -> None:
+    async with serving(read_and_hang) as server, sender_to(server.port) as sender:
         task = asyncio.create_task(place(sender))
         await until(lambda: len(server.requests) == 1)
         task.cancel()
@@ -404,5 +410,5 @@ async def test_a_cancelled_order_closes_its_connection() -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - what is waited for is in the sockets, which set no event
+        while not condition():  # noqa: ASYNC110 - sockets set no event to wait for
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""The callbacks of the sandbox's reverse calls, as a server receives them."""
+"""The callbacks of the sandbox's reverse calls, as received by an HTTP server."""
 
 import asyncio
 import contextlib
@@ -27,9 +27,9 @@ FORM = "application/x-www-form-urlencoded"
 
 @dataclass
 class Listener:
-    """Records what is posted to it: the content type and the fields of each callback."""
+    """Record each callback as its content type and fields."""
 
-    statuses: list[int] = field(default_factory=list)  # of the next answers; 200 once they are used up
+    statuses: list[int] = field(default_factory=list)  # of the next responses; then 200
     hang: bool = False
     posted: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     followed: int = 0
@@ -51,14 +51,14 @@ class Listener:
     def phones(self) -> list[str]:
         return [body["phone"] for _, body in self.posted]
 
-    async def hears(self, count: int) -> None:
+    async def expect(self, count: int) -> None:
         await eventually(lambda: len(self.posted) >= count)
         assert len(self.posted) == count
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(3):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.002)
 
 
@@ -99,57 +99,57 @@ async def sandbox() -> AsyncIterator[Sandbox]:
         yield sandbox
 
 
-async def test_the_number_to_dial_is_announced_and_the_caller_confirmed_once_they_dialled(
+async def test_callbacks_announce_the_number_to_dial_and_then_confirm_the_caller(
     sandbox: Sandbox, listener: Listener
 ) -> None:
     asked = await sandbox.ask(listener.url)
-    await listener.hears(1)
+    await listener.expect(1)
     assert listener.posted == [(JSON, {"key": asked["key"], "phone": asked["phone"]})]
     sandbox.network.dial(phone=PHONE, number=asked["phone"])
-    await listener.hears(2)
+    await listener.expect(2)
     assert listener.posted[1] == (JSON, {"key": asked["key"], "phone": "89001234567"})
 
 
-async def test_every_other_reverse_call_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
+async def test_every_second_reverse_call_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
     for number in range(4):
         asked = await sandbox.ask(listener.url, f"+7900123456{number}")
-        await listener.hears(2 * number + 1)
+        await listener.expect(2 * number + 1)
         sandbox.network.dial(phone=f"+7900123456{number}", number=asked["phone"])
-        await listener.hears(2 * number + 2)
+        await listener.expect(2 * number + 2)
         assert listener.posted[-1][1] == {"key": asked["key"], "phone": f"8900123456{number}"}
     assert [kind for kind, _ in listener.posted] == [JSON, JSON, FORM, FORM] * 2
 
 
-async def test_one_number_always_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
+async def test_a_magic_number_always_posts_form_fields(sandbox: Sandbox, listener: Listener) -> None:
     asked = [await sandbox.ask(listener.url, MagicNumber.CALLBACK_AS_FORM) for _ in range(2)]
-    await listener.hears(2)
+    await listener.expect(2)
     assert sorted(body["key"] for _, body in listener.posted) == sorted(data["key"] for data in asked)
     assert {kind for kind, _ in listener.posted} == {FORM}
 
 
-async def test_the_callbacks_of_one_number_are_sent_twice(sandbox: Sandbox, listener: Listener) -> None:
+async def test_a_magic_number_posts_every_callback_twice(sandbox: Sandbox, listener: Listener) -> None:
     asked = await sandbox.ask(listener.url, MagicNumber.CALLBACK_TWICE)
-    await listener.hears(2)
+    await listener.expect(2)
     sandbox.network.dial(phone=MagicNumber.CALLBACK_TWICE, number=asked["phone"])
-    await listener.hears(4)
+    await listener.expect(4)
     assert listener.phones == [asked["phone"]] * 2 + ["89000000012"] * 2
 
 
-async def test_the_confirming_callback_of_one_number_has_another_caller(sandbox: Sandbox, listener: Listener) -> None:
+async def test_a_magic_number_confirms_with_another_caller(sandbox: Sandbox, listener: Listener) -> None:
     asked = await sandbox.ask(listener.url, MagicNumber.CALLBACK_OF_ANOTHER)
-    await listener.hears(1)
+    await listener.expect(1)
     sandbox.network.dial(phone=MagicNumber.CALLBACK_OF_ANOTHER, number=asked["phone"])
-    await listener.hears(2)
+    await listener.expect(2)
     assert listener.phones == [asked["phone"], "89000000014"]
 
 
 @pytest.mark.parametrize("statuses", [[500], [404, 503], [307, 307]], ids=str)
-async def test_a_callback_that_was_not_accepted_is_sent_again(
+async def test_a_callback_without_a_2xx_response_is_retried(
     sandbox: Sandbox, listener: Listener, statuses: list[int]
 ) -> None:
     listener.statuses = [*statuses]
     await sandbox.ask(listener.url)
-    await listener.hears(len(statuses) + 1)
+    await listener.expect(len(statuses) + 1)
     assert len({body["key"] for _, body in listener.posted}) == 1
     assert listener.followed == 0
 
@@ -165,19 +165,19 @@ async def test_a_callback_is_dropped_after_three_attempts(
 
 
 @pytest.mark.parametrize("host", ["http://127.0.0.1:9", "https://127.0.0.1:9"])
-async def test_where_nobody_listens_the_call_is_placed_all_the_same(
+async def test_a_call_is_placed_although_its_callback_cannot_be_delivered(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     asked = await sandbox.ask(f"{host}/made-up-secret")
     await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
     assert sandbox.network.dial(phone=PHONE, number=asked["phone"]).status == "completed"
-    told = [vars(record) for record in caplog.records if record.name == "app.sandbox.provider_callbacks"]
-    assert told
-    assert "made-up-secret" not in str(told)
-    assert "1234567" not in str(told)
+    logged = [vars(record) for record in caplog.records if record.name == "app.sandbox.provider_callbacks"]
+    assert logged
+    assert "made-up-secret" not in str(logged)
+    assert "1234567" not in str(logged)
 
 
-async def test_a_listener_that_does_not_answer_costs_three_attempts_of_limited_time(
+async def test_a_callback_that_times_out_is_dropped_after_three_attempts(
     listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener.hang = True
@@ -187,20 +187,20 @@ async def test_a_listener_that_does_not_answer_costs_three_attempts_of_limited_t
     assert len(listener.posted) == 3
 
 
-async def test_a_sandbox_stops_at_once_and_leaves_no_task_while_callbacks_are_being_sent(listener: Listener) -> None:
+async def test_stopping_the_sandbox_cancels_pending_callbacks_at_once(listener: Listener) -> None:
     listener.hang = True
     tasks = asyncio.all_tasks()
     began = asyncio.get_running_loop().time()
     async with sandbox_of(VirtualNetwork(pace=60.0)) as sandbox:
         for _ in range(3):
             await sandbox.ask(listener.url)
-        await sandbox.ask("http://127.0.0.1:9/")  # waits a minute before it is posted again
-        await listener.hears(3)
+        await sandbox.ask("http://127.0.0.1:9/")  # the retry is a minute later
+        await listener.expect(3)
     assert asyncio.get_running_loop().time() - began < 2
-    await eventually(lambda: asyncio.all_tasks() == tasks)  # the listener's own end when their clients are gone
+    await eventually(lambda: asyncio.all_tasks() == tasks)  # the listener's tasks end when their clients disconnect
 
 
-async def test_a_failing_lifespan_is_raised_and_nothing_is_served() -> None:
+async def test_a_failing_lifespan_is_raised_and_no_task_is_left() -> None:
     def fail(_: Starlette) -> contextlib.AbstractAsyncContextManager[None]:
         raise OSError("no room")
 

@@ -45,8 +45,8 @@ class Sandbox:
         return await self.post(path, **{"phone": phone.replace("+7", "8"), **BODIES[path], **changes})
 
 
-class Stage:
-    """An app that is another one for each test, behind one server: a server takes its time to leave."""
+class ReplaceableApp:
+    """An app that can be replaced for each test behind one server, because stopping a server takes time."""
 
     app: ASGIApp
 
@@ -55,24 +55,24 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served() -> AsyncIterator[tuple[Stage, httpx.AsyncClient]]:
-    stage = Stage()
-    async with SandboxServer(stage) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
-        yield stage, http
+async def served() -> AsyncIterator[tuple[ReplaceableApp, httpx.AsyncClient]]:
+    outer = ReplaceableApp()
+    async with SandboxServer(outer) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
+        yield outer, http
 
 
 @pytest.fixture
-def sandbox(served: tuple[Stage, httpx.AsyncClient]) -> Sandbox:
-    stage, http = served
+def sandbox(served: tuple[ReplaceableApp, httpx.AsyncClient]) -> Sandbox:
+    outer, http = served
     network = VirtualNetwork(pace=0.0)
-    stage.app = create_sandbox_app(network, user_id="0", access_token="calls", cabinet_token="cabinet", stall=STALL)
+    outer.app = create_sandbox_app(network, user_id="0", access_token="calls", cabinet_token="cabinet", stall=STALL)
     return Sandbox(network, http)
 
 
 # --- flash calls ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_flash_call_is_named_seen_and_checked(sandbox: Sandbox) -> None:
+async def test_a_flash_call_is_placed_and_its_code_checked(sandbox: Sandbox) -> None:
     answer = await sandbox.place(SEND)
     assert answer.status_code == 200
     key = answer.json()["data"]["key"]
@@ -84,20 +84,20 @@ async def test_a_flash_call_is_named_seen_and_checked(sandbox: Sandbox) -> None:
     assert (wrong.status_code, wrong.json()["success"]) == (200, False)
 
 
-async def test_a_flash_call_needs_no_code_and_makes_one(sandbox: Sandbox) -> None:
+async def test_a_code_is_generated_for_a_flash_call_without_one(sandbox: Sandbox) -> None:
     key = (await sandbox.post(SEND, phone="89001234567")).json()["data"]["key"]
     (call,) = sandbox.network.calls_of(PHONE)
     assert (await sandbox.post(CHECK, key=key, pin=call.heard)).json()["success"] is True
 
 
-async def test_a_code_in_the_answer_is_what_the_phone_sees_whatever_was_asked(sandbox: Sandbox) -> None:
+async def test_a_code_in_the_response_overrides_the_requested_one(sandbox: Sandbox) -> None:
     data = (await sandbox.place(SEND, MagicNumber.OTHER_PIN)).json()["data"]
     (call,) = sandbox.network.calls_of(MagicNumber.OTHER_PIN)
     assert data == {"key": call.call_id, "pin": call.heard, "operator": "t2"}
     assert call.heard != "0123"
 
 
-async def test_an_account_set_so_answers_code_and_operator() -> None:
+async def test_an_account_configured_to_returns_code_and_operator() -> None:
     network = VirtualNetwork(returns_pin=True)
     app = create_sandbox_app(network, user_id="0", access_token="calls")
     async with SandboxServer(app) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
@@ -112,7 +112,7 @@ async def test_a_flash_call_to_mts_is_placed_and_never_arrives(sandbox: Sandbox)
     assert (call.status, call.heard, call.caller) == ("no_answer", None, None)
 
 
-# --- what is asked for wrongly --------------------------------------------------------------------------------------
+# --- invalid requests -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,9 @@ async def test_a_flash_call_to_mts_is_placed_and_never_arrives(sandbox: Sandbox)
         (CALL_TO_AUTH, {"hook_url": "http://[1/"}),
     ],
 )
-async def test_a_bad_parameter_is_a_400_that_names_it(sandbox: Sandbox, path: str, changes: dict[str, Any]) -> None:
+async def test_an_invalid_parameter_is_a_400_with_its_name(
+    sandbox: Sandbox, path: str, changes: dict[str, Any]
+) -> None:
     answer = await sandbox.place(path, **changes)
     assert (answer.status_code, answer.json()["code"]) == (400, 400)
     assert answer.json()["message"].startswith(f"{next(iter(changes))}: ")
@@ -143,14 +145,12 @@ async def test_a_bad_parameter_is_a_400_that_names_it(sandbox: Sandbox, path: st
 
 @pytest.mark.parametrize("path", [SEND, CHECK, CALL_TO_AUTH])
 @pytest.mark.parametrize(("token", "status"), [("cabinet", 403), ("wrong", 401)])
-async def test_only_the_token_of_the_calls_opens_the_channels(
-    sandbox: Sandbox, path: str, token: str, status: int
-) -> None:
+async def test_only_the_access_token_may_place_calls(sandbox: Sandbox, path: str, token: str, status: int) -> None:
     answer = await sandbox.http.post(path, headers={"Authorization": f"Bearer {token}"}, json={})
     assert answer.status_code == status
 
 
-async def test_the_status_is_told_of_voice_calls_and_the_code_checked_of_flash_calls_alone(sandbox: Sandbox) -> None:
+async def test_status_lookups_work_only_for_voice_calls_and_code_checks_only_for_flash_calls(sandbox: Sandbox) -> None:
     voice = (await sandbox.place(CALL)).json()["data"]["call_id"]
     flash = (await sandbox.place(SEND)).json()["data"]["key"]
     reverse = (await sandbox.place(CALL_TO_AUTH)).json()["data"]["key"]
@@ -162,7 +162,7 @@ async def test_the_status_is_told_of_voice_calls_and_the_code_checked_of_flash_c
 
 
 @pytest.mark.parametrize("path", [SEND, CALL_TO_AUTH])
-async def test_a_refusal_is_one_on_every_channel(sandbox: Sandbox, path: str) -> None:
+async def test_refusals_have_the_same_form_on_every_channel(sandbox: Sandbox, path: str) -> None:
     refused = await sandbox.place(path, MagicNumber.REFUSED)
     assert (refused.status_code, refused.json()["success"]) == (200, False)
     assert (await sandbox.place(path, MagicNumber.NO_BALANCE)).json()["message"] == "Недостаточно средств на балансе"
@@ -172,13 +172,13 @@ async def test_a_refusal_is_one_on_every_channel(sandbox: Sandbox, path: str) ->
     assert (await sandbox.place(path, MagicNumber.NO_REPLY_NOT_PLACED)).status_code == 504
 
 
-async def test_a_number_that_refuses_voice_alone_is_reached_on_the_next_channel(sandbox: Sandbox) -> None:
+async def test_a_number_that_refuses_voice_calls_accepts_other_channels(sandbox: Sandbox) -> None:
     assert (await sandbox.place(CALL, MagicNumber.VOICE_REFUSED)).json()["success"] is False
     assert (await sandbox.place(SEND, MagicNumber.VOICE_REFUSED)).json()["success"] is True
     assert (await sandbox.place(CALL_TO_AUTH, MagicNumber.VOICE_REFUSED)).json()["success"] is True
 
 
-# --- failing on purpose ---------------------------------------------------------------------------------------------
+# --- injected faults ------------------------------------------------------------------------------------------------
 
 ANSWERED: dict[Fault, Callable[[httpx.Response], bool]] = {
     Fault.REFUSED: lambda answer: answer.status_code == 200 and answer.json()["success"] is False,
@@ -205,7 +205,7 @@ def only(fault: Fault) -> Faults:
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("fault", ANSWERED)
-async def test_a_fault_is_met_and_the_call_placed_or_not_as_it_says(sandbox: Sandbox, path: str, fault: Fault) -> None:
+async def test_a_fault_has_its_response_and_places_the_call_or_not(sandbox: Sandbox, path: str, fault: Fault) -> None:
     sandbox.network.faults = only(fault)
     assert ANSWERED[fault](await sandbox.place(path))
     assert len(sandbox.network.calls_of(PHONE)) == fault.placed
@@ -213,7 +213,7 @@ async def test_a_fault_is_met_and_the_call_placed_or_not_as_it_says(sandbox: San
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("fault", [Fault.CLOSED_BEFORE, Fault.CLOSED_AFTER])
-async def test_a_connection_is_closed_without_a_word_before_or_after_the_call_was_placed(
+async def test_a_fault_closes_the_connection_before_or_after_the_call_is_placed(
     sandbox: Sandbox, path: str, fault: Fault
 ) -> None:
     sandbox.network.faults = only(fault)
@@ -222,7 +222,7 @@ async def test_a_connection_is_closed_without_a_word_before_or_after_the_call_wa
     assert len(sandbox.network.calls_of(PHONE)) == fault.placed
 
 
-async def test_only_the_connection_that_meets_the_fault_is_closed(sandbox: Sandbox) -> None:
+async def test_a_fault_closes_only_its_own_connection(sandbox: Sandbox) -> None:
     sandbox.network.faults = Faults(share=1, kinds=(Fault.DELAYED,), delay=0.2)
     waiting = asyncio.create_task(sandbox.place(CALL))
     async with asyncio.timeout(2):
@@ -234,7 +234,7 @@ async def test_only_the_connection_that_meets_the_fault_is_closed(sandbox: Sandb
     assert (await waiting).json()["success"] is True
 
 
-async def test_what_places_no_call_meets_no_fault(sandbox: Sandbox) -> None:
+async def test_requests_that_place_no_call_have_no_faults(sandbox: Sandbox) -> None:
     key = (await sandbox.place(SEND)).json()["data"]["key"]
     call_id = (await sandbox.place(CALL)).json()["data"]["call_id"]
     sandbox.network.faults = Faults(share=1)
@@ -244,14 +244,14 @@ async def test_what_places_no_call_meets_no_fault(sandbox: Sandbox) -> None:
     assert account.json() == {"balance": 9994.0}
 
 
-async def test_after_the_faults_are_gone_all_is_well(sandbox: Sandbox) -> None:
+async def test_calls_succeed_after_faults_are_switched_off(sandbox: Sandbox) -> None:
     sandbox.network.faults = only(Fault.REFUSED)
     await sandbox.place(CALL)
     sandbox.network.faults = Faults()
     assert (await sandbox.place(CALL)).json()["success"] is True
 
 
-async def test_under_a_storm_of_faults_every_call_placed_is_listed_and_paid_for(sandbox: Sandbox) -> None:
+async def test_with_many_faults_every_placed_call_is_listed_and_paid_for(sandbox: Sandbox) -> None:
     sandbox.network.faults = Faults(share=0.5, seed=4, delay=0.01)
     phones = [f"+7900555{number:04}" for number in range(150)]
 

@@ -1,4 +1,4 @@
-"""What a person does with the sandbox over HTTP: dial, look at a phone, change the account and the faults."""
+"""The sandbox's own HTTP API: a phone's calls, dialling, the account and fault injection."""
 
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -30,7 +30,7 @@ async def person(network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
 # --- phones ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_phone_shows_the_code_of_a_flash_call_and_who_called(
+async def test_a_phone_shows_the_code_and_the_calling_number_of_a_flash_call(
     person: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
     network.place_flash_call(phone=PHONE, pin="0123")
@@ -47,7 +47,7 @@ async def test_a_phone_shows_the_code_of_a_flash_call_and_who_called(
     }
 
 
-async def test_a_phone_shows_what_to_dial_until_it_was_dialled(
+async def test_a_phone_shows_the_number_to_dial_until_it_is_dialled(
     person: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
     number = network.place_reverse_call(phone=PHONE, callback_url=HOOK_URL).dial
@@ -63,7 +63,7 @@ async def test_a_phone_shows_what_to_dial_until_it_was_dialled(
     assert (await person.get(f"/phones/{PHONE}/calls")).json()["calls"] == [dialled.json()]
 
 
-async def test_a_wrong_number_and_nobody_waiting_are_told_as_problems(
+async def test_a_wrong_number_and_a_phone_without_a_waiting_call_are_problems(
     person: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:
     for status in (404, 409):
@@ -75,7 +75,7 @@ async def test_a_wrong_number_and_nobody_waiting_are_told_as_problems(
 
 
 @pytest.mark.parametrize("body", [{}, {"number": ""}, {"number": "abc"}, {"number": 88005550100}, {"dial": "8"}])
-async def test_only_a_number_can_be_dialled(person: httpx.AsyncClient, body: dict[str, object]) -> None:
+async def test_anything_but_a_number_to_dial_is_rejected(person: httpx.AsyncClient, body: dict[str, object]) -> None:
     assert (await person.post(f"/phones/{PHONE}/dial", json=body)).status_code == 422
 
 
@@ -92,7 +92,7 @@ async def test_the_balance_is_shown_and_can_be_set(person: httpx.AsyncClient, ne
 
 
 @pytest.mark.parametrize("body", ['{"balance": -1}', '{"balance": "much"}', '{"balance": 1e9}', "{}"])
-async def test_a_balance_that_is_none_is_refused(person: httpx.AsyncClient, network: VirtualNetwork, body: str) -> None:
+async def test_an_invalid_balance_is_rejected(person: httpx.AsyncClient, network: VirtualNetwork, body: str) -> None:
     answer = await person.put("/account", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert network.balance == 10_000
@@ -108,14 +108,14 @@ async def test_the_share_of_faults_is_shown_and_can_be_set(person: httpx.AsyncCl
     assert network.faults.share == 0.3
 
 
-async def test_what_happened_so_far_is_counted(person: httpx.AsyncClient, network: VirtualNetwork) -> None:
+async def test_injected_faults_are_counted_by_kind(person: httpx.AsyncClient, network: VirtualNetwork) -> None:
     await person.put("/faults", json={"share": 1, "kinds": ["refused"], "seed": 1})
     network.faults.draw()
     network.faults.draw()
     assert (await person.get("/faults")).json() == {"share": 1.0, "kinds": ["refused"], "met": {"refused": 2}}
 
 
-async def test_the_faults_are_those_of_the_seed(person: httpx.AsyncClient, network: VirtualNetwork) -> None:
+async def test_the_seed_determines_the_faults(person: httpx.AsyncClient, network: VirtualNetwork) -> None:
     await person.put("/faults", json={"share": 0.5, "seed": 7})
     same = Faults(share=0.5, seed=7)
     assert [network.faults.draw() for _ in range(20)] == [same.draw() for _ in range(20)]
@@ -124,7 +124,7 @@ async def test_the_faults_are_those_of_the_seed(person: httpx.AsyncClient, netwo
 @pytest.mark.parametrize(
     "body", [{"share": 1.1}, {"share": -0.1}, {}, {"share": 1, "kinds": []}, {"share": 0, "odd": 1}]
 )
-async def test_faults_that_cannot_be_are_refused(
+async def test_invalid_fault_settings_are_rejected(
     person: httpx.AsyncClient, network: VirtualNetwork, body: dict[str, object]
 ) -> None:
     assert (await person.put("/faults", json=body)).status_code == 422

@@ -1,4 +1,4 @@
-"""The sandbox over real HTTP: every route and failure shape of the provider, and a server that goes quietly."""
+"""The sandbox over real HTTP: every route and error response of the provider, and a server that stops cleanly."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 # --- placing a call -------------------------------------------------------------------------------------------------
 
 
-async def test_a_placed_call_is_named_heard_and_asked_after_by_that_name(sandbox: Sandbox) -> None:
+async def test_a_call_is_placed_heard_and_its_status_looked_up(sandbox: Sandbox) -> None:
     answer = await sandbox.place(phone="89001110001")
     assert answer.status_code == 200
     call_id = answer.json()["data"]["call_id"]
@@ -85,7 +85,7 @@ async def test_a_placed_call_is_named_heard_and_asked_after_by_that_name(sandbox
     assert status.json() == {"success": True, "data": {"status": "completed", "message": "call completed"}}
 
 
-async def test_a_number_with_either_prefix_rings_the_same_phone(sandbox: Sandbox) -> None:
+async def test_prefixes_7_and_8_call_the_same_phone(sandbox: Sandbox) -> None:
     for prefix in "78":
         await sandbox.place(phone=f"{prefix}9001110002")
     assert len(sandbox.network.calls_of("+79001110002")) == 2
@@ -119,7 +119,7 @@ async def test_a_code_has_four_to_six_digits(sandbox: Sandbox, pin: str) -> None
     ],
     ids=str,
 )
-async def test_a_bad_parameter_is_a_400_that_names_it(sandbox: Sandbox, changes: dict[str, Any]) -> None:
+async def test_an_invalid_parameter_is_a_400_with_its_name(sandbox: Sandbox, changes: dict[str, Any]) -> None:
     spent = sandbox.network.balance
     answer = await sandbox.place(**changes)
     assert answer.status_code == 400
@@ -137,16 +137,16 @@ async def test_every_parameter_of_a_call_is_required(sandbox: Sandbox, missing: 
 
 @pytest.mark.parametrize("path", [CALL, STATUS])
 @pytest.mark.parametrize("body", ["", "{", "[]", '"text"', "phone=89001234567", "\ufeff{}"])
-async def test_a_body_that_is_no_json_object_is_a_400(sandbox: Sandbox, path: str, body: str) -> None:
+async def test_a_body_that_is_not_a_json_object_is_a_400(sandbox: Sandbox, path: str, body: str) -> None:
     answer = await sandbox.calls.post(path, content=body)
     assert (answer.status_code, answer.json()["code"]) == (400, 400)
     assert answer.json()["message"].startswith("body: ")
 
 
-async def test_an_answer_does_not_wait_for_a_delayed_acknowledgement(sandbox: Sandbox) -> None:
-    """Which is what every answer does, for 40 ms, where the listening socket is made carelessly."""
-    taken = [(await sandbox.calls.post(STATUS, json={"call_id": "0" * 32})).elapsed for _ in range(10)]
-    assert min(taken) < timedelta(milliseconds=30)
+async def test_a_response_is_not_delayed_by_nagles_algorithm(sandbox: Sandbox) -> None:
+    """With Nagle's algorithm on its connection every response would take 40 ms longer."""
+    durations = [(await sandbox.calls.post(STATUS, json={"call_id": "0" * 32})).elapsed for _ in range(10)]
+    assert min(durations) < timedelta(milliseconds=30)
 
 
 # --- the magic numbers ----------------------------------------------------------------------------------------------
@@ -163,13 +163,13 @@ def local(number: MagicNumber) -> str:
         (MagicNumber.NO_BALANCE, "Недостаточно средств на балансе"),
     ],
 )
-async def test_a_refusal_is_a_failure_inside_a_200(sandbox: Sandbox, number: MagicNumber, message: str) -> None:
+async def test_a_refusal_is_status_200_with_success_false(sandbox: Sandbox, number: MagicNumber, message: str) -> None:
     answer = await sandbox.place(phone=local(number))
     assert answer.status_code == 200
     assert answer.json() == {"success": False, "code": 500, "message": message}
 
 
-async def test_no_access_is_a_500_in_plain_text(sandbox: Sandbox) -> None:
+async def test_no_access_is_status_500_in_plain_text(sandbox: Sandbox) -> None:
     answer = await sandbox.place(phone=local(MagicNumber.NO_ACCESS))
     assert (answer.status_code, answer.text) == (500, "no access")
     assert sandbox.network.calls_of(MagicNumber.NO_ACCESS) == []
@@ -178,7 +178,7 @@ async def test_no_access_is_a_500_in_plain_text(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("number", "placed"), [(MagicNumber.NO_REPLY_PLACED, ["123456"]), (MagicNumber.NO_REPLY_NOT_PLACED, [])]
 )
-async def test_a_reply_that_never_comes_is_held_back_for_the_stall_and_ends_in_a_504(
+async def test_a_missing_reply_is_status_504_after_the_stall(
     sandbox: Sandbox, number: MagicNumber, placed: list[str]
 ) -> None:
     began = time.monotonic()
@@ -197,7 +197,7 @@ async def test_a_reply_that_never_comes_is_held_back_for_the_stall_and_ends_in_a
         (MagicNumber.ODD_STATUS, "completed", "call completed"),
     ],
 )
-async def test_what_became_of_a_placed_call_is_told_by_its_status(
+async def test_the_status_of_a_call_is_its_outcome(
     sandbox: Sandbox, number: MagicNumber, status: str, message: str
 ) -> None:
     placed = await sandbox.place(phone=local(number))
@@ -208,24 +208,24 @@ async def test_what_became_of_a_placed_call_is_told_by_its_status(
 # --- the other routes -----------------------------------------------------------------------------------------------
 
 
-async def test_an_unknown_call_is_a_failure_inside_a_200(sandbox: Sandbox) -> None:
+async def test_an_unknown_call_is_status_200_with_success_false(sandbox: Sandbox) -> None:
     answer = await sandbox.calls.post(STATUS, json={"call_id": "0" * 32})
     assert answer.status_code == 200
     assert answer.json() == {"success": False, "code": 500, "message": "error find call: not found"}
 
 
-async def test_a_call_is_asked_after_by_a_string(sandbox: Sandbox) -> None:
+async def test_a_call_id_must_be_a_string(sandbox: Sandbox) -> None:
     answer = await sandbox.calls.post(STATUS, json={"call_id": 7})
     assert (answer.status_code, answer.json()["message"]) == (400, "call_id: Input should be a valid string")
 
 
-async def test_the_accounts_come_with_a_token_as_the_vendor_sends_it(sandbox: Sandbox) -> None:
+async def test_accounts_include_a_token_as_the_provider_sends_it(sandbox: Sandbox) -> None:
     answer = await sandbox.account.get(ACCOUNTS)
     assert answer.status_code == 200
     assert answer.json() == {"success": True, "data": [{"id": 7, "name": "Sandbox", "access_token": ACCOUNT_TOKEN}]}
 
 
-async def test_the_balance_comes_without_an_envelope_and_goes_down_with_a_call(sandbox: Sandbox) -> None:
+async def test_the_balance_is_a_plain_object_and_decreases_with_a_call(sandbox: Sandbox) -> None:
     before = (await sandbox.account.get(BALANCE)).json()
     assert before == {"balance": float(sandbox.network.balance)}
     await sandbox.place(phone="89001110004")
@@ -236,7 +236,7 @@ async def test_the_balance_comes_without_an_envelope_and_goes_down_with_a_call(s
     ("method", "path"),
     [("POST", "/"), ("POST", "/api/v1/flash-call/cal"), ("POST", f"{CALL}/"), ("GET", CALL), ("POST", BALANCE)],
 )
-async def test_a_wrong_path_or_method_is_a_page_not_found_inside_a_200(
+async def test_a_wrong_path_or_method_is_status_200_with_page_not_found(
     sandbox: Sandbox, method: str, path: str
 ) -> None:
     answer = await sandbox.calls.request(method, path)
@@ -244,7 +244,7 @@ async def test_a_wrong_path_or_method_is_a_page_not_found_inside_a_200(
     assert answer.json() == {"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}}
 
 
-# --- who may do what ------------------------------------------------------------------------------------------------
+# --- authentication -------------------------------------------------------------------------------------------------
 
 ROUTES = [("POST", CALL), ("POST", STATUS), ("GET", ACCOUNTS), ("GET", BALANCE)]
 
@@ -271,14 +271,14 @@ async def test_a_missing_header_is_a_401(sandbox: Sandbox, missing: str) -> None
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_a_token_of_the_other_kind_is_a_403(sandbox: Sandbox, method: str, path: str) -> None:
+async def test_a_token_without_permission_is_a_403(sandbox: Sandbox, method: str, path: str) -> None:
     client = sandbox.account if method == "POST" else sandbox.calls
     answer = await client.request(method, path)
     assert answer.status_code == 403
     assert answer.json() == {"success": False, "code": 403, "message": "Недостаточно прав"}
 
 
-async def test_without_a_cabinet_token_one_token_opens_every_route() -> None:
+async def test_without_a_cabinet_token_the_access_token_is_valid_for_every_route() -> None:
     app = sandbox_app(VirtualNetwork(), cabinet_token=None)
     async with SandboxServer(app) as server, client_of(server) as client:
         assert (await client.post(CALL, json=ORDER)).json()["success"] is True
@@ -291,12 +291,12 @@ async def test_without_a_cabinet_token_one_token_opens_every_route() -> None:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(1):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
 
 
-async def leave_a_server_while_a_client_hangs() -> float:
-    """Answers how many seconds the leaving took."""
+async def stop_server_during_a_request() -> float:
+    """Return the seconds that stopping the server took."""
     network = VirtualNetwork()
     async with httpx.AsyncClient(headers=headers("calls")) as client:
         async with SandboxServer(sandbox_app(network, stall=30.0)) as server:
@@ -312,18 +312,18 @@ async def leave_a_server_while_a_client_hangs() -> float:
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-async def test_a_server_goes_at_once_and_cleanly_while_a_client_hangs(
+async def test_a_server_stops_at_once_during_a_request(
     loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def leave() -> float:
+    def stop() -> float:
         with asyncio.Runner(loop_factory=loop) as runner:
-            return runner.run(leave_a_server_while_a_client_hangs())
+            return runner.run(stop_server_during_a_request())
 
-    assert await asyncio.to_thread(leave) < 1.0
+    assert await asyncio.to_thread(stop) < 1.0
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_a_client_that_hangs_up_is_not_held_any_longer() -> None:
+async def test_a_request_ends_when_its_client_disconnects() -> None:
     tasks = asyncio.all_tasks()
     async with SandboxServer(sandbox_app(VirtualNetwork(), stall=30.0)) as server, client_of(server) as client:
         serving = asyncio.all_tasks()
@@ -333,7 +333,7 @@ async def test_a_client_that_hangs_up_is_not_held_any_longer() -> None:
     assert asyncio.all_tasks() == tasks
 
 
-async def test_a_server_is_gone_once_it_was_left() -> None:
+async def test_a_stopped_server_refuses_connections() -> None:
     async with SandboxServer(sandbox_app(VirtualNetwork())) as server:
         pass
     async with client_of(server) as client:
@@ -341,7 +341,7 @@ async def test_a_server_is_gone_once_it_was_left() -> None:
             await client.get(BALANCE)
 
 
-async def test_a_server_that_cannot_start_says_why_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_cannot_start_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def startup(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
         raise OSError("no room")
 
@@ -350,7 +350,7 @@ async def test_a_server_that_cannot_start_says_why_and_holds_nobody_up(monkeypat
         await SandboxServer(sandbox_app(VirtualNetwork())).__aenter__()
 
 
-async def test_two_servers_have_ports_and_networks_of_their_own() -> None:
+async def test_two_servers_have_separate_ports_and_networks() -> None:
     rich, poor = VirtualNetwork(), VirtualNetwork(balance=Decimal(0))
     async with (
         SandboxServer(sandbox_app(rich)) as one,
@@ -363,7 +363,7 @@ async def test_two_servers_have_ports_and_networks_of_their_own() -> None:
         assert (await to_two.post(CALL, json=ORDER)).json()["success"] is False
 
 
-async def test_a_server_takes_no_signals_from_the_process() -> None:
+async def test_a_server_installs_no_signal_handlers() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     async with SandboxServer(sandbox_app(VirtualNetwork())) as server:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
@@ -382,7 +382,7 @@ async def phones_of(network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]
 
 
 @pytest.mark.parametrize("spelling", ["+79001110005", "89001110005", "8 (900) 111-00-05"])
-async def test_a_phone_shows_its_calls_however_it_is_spelled(spelling: str) -> None:
+async def test_a_phone_lists_its_calls_in_any_spelling_of_the_number(spelling: str) -> None:
     network = VirtualNetwork(pace=0.0)
     calls = [network.place(phone="+79001110005", pin=pin, lang=Lang.EN, repeat=1) for pin in ("1111", "2222")]
     async with phones_of(network) as client:
@@ -406,7 +406,7 @@ async def test_a_phone_shows_its_calls_however_it_is_spelled(spelling: str) -> N
     }
 
 
-async def test_a_phone_hears_nothing_before_it_was_answered() -> None:
+async def test_a_code_is_not_shown_before_the_call_is_answered() -> None:
     network = VirtualNetwork(pace=60.0)
     network.place(phone="+79001110006", pin="1111", lang=Lang.RU, repeat=1)
     async with phones_of(network) as client:
@@ -414,13 +414,13 @@ async def test_a_phone_hears_nothing_before_it_was_answered() -> None:
     assert (call["status"], call["heard"]) == ("queued", None)
 
 
-async def test_a_phone_that_cannot_be_called_is_left_to_the_app_to_explain() -> None:
+async def test_a_phone_that_may_not_be_called_raises_phone_not_callable() -> None:
     async with phones_of(VirtualNetwork()) as client:
         with pytest.raises(PhoneNotCallable):
             await client.get("/sandbox/phones/88001234567/calls")
 
 
-async def test_the_magic_numbers_are_listed_with_what_they_do() -> None:
+async def test_magic_numbers_are_listed_with_their_effects() -> None:
     async with phones_of(VirtualNetwork()) as client:
         answer = await client.get("/sandbox/magic-numbers")
     assert answer.json()["numbers"][0] == {

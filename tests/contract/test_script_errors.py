@@ -1,4 +1,4 @@
-"""What Redis did not run is sent once more, on a new connection; what it may have run never is."""
+"""ScriptRunner: a script that Redis refused to run is retried once on a new connection, any other error is not."""
 
 import asyncio
 import hashlib
@@ -49,7 +49,7 @@ NOT_REPEATED = {
 
 
 class Count(Script):
-    """Counts how often it runs."""
+    """Increment a counter, and return it."""
 
     def __init__(self) -> None:
         super().__init__("verification", "read")
@@ -61,10 +61,10 @@ COUNT = Count()
 
 
 @dataclass
-class Between:
-    """Stands between the service and a real server; ``plan`` has what becomes of the next scripts.
+class FaultyRedisProxy:
+    """A proxy between the service and a real server; ``plan`` has what happens to the next scripts.
 
-    None passes a script on, as everything else is; an error is answered in place of the server.
+    None forwards a script, as all other commands; an error is returned instead of the server's reply.
     """
 
     upstream: str
@@ -98,7 +98,7 @@ class Between:
 
 
 async def _read_command(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None:
-    """Read one command: all of it as it came, and its first word."""
+    """Read one command; return its bytes and its first word."""
     raw = await reader.readline()
     if not raw:
         return None
@@ -119,10 +119,10 @@ async def _read_reply(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture
-async def between(redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[Between]:
-    between = Between(redis_url.removeprefix("unix://"))
-    async with await asyncio.start_unix_server(between.serve, tmp_path / "s"):
-        yield between
+async def proxy(redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[FaultyRedisProxy]:
+    proxy = FaultyRedisProxy(redis_url.removeprefix("unix://"))
+    async with await asyncio.start_unix_server(proxy.serve, tmp_path / "s"):
+        yield proxy
 
 
 @asynccontextmanager
@@ -135,11 +135,11 @@ async def runner_of(folder: Path, *, budget: float = 2) -> AsyncIterator[ScriptR
 
 
 @pytest.fixture
-async def runner(between: Between, tmp_path: Path) -> AsyncIterator[ScriptRunner]:
-    """A runner that is connected, on a server that knows the script."""
+async def runner(proxy: FaultyRedisProxy, tmp_path: Path) -> AsyncIterator[ScriptRunner]:
+    """A connected runner on a server that has loaded the script."""
     async with runner_of(tmp_path) as runner:
         await runner.run(COUNT, ["warm"], [])
-        between.scripts = between.connections = 0
+        proxy.scripts = proxy.connections = 0
         yield runner
 
 
@@ -150,46 +150,50 @@ async def failure(runner: ScriptRunner) -> StoreFailure:
 
 
 @pytest.mark.parametrize("error", REPEATED, ids=str)
-async def test_what_redis_did_not_run_is_run_once_on_a_new_connection(
-    error: str, between: Between, runner: ScriptRunner
+async def test_a_script_that_redis_refused_to_run_is_retried_on_a_new_connection(
+    error: str, proxy: FaultyRedisProxy, runner: ScriptRunner
 ) -> None:
-    between.plan = [error.encode()]
+    proxy.plan = [error.encode()]
 
     assert await runner.run(COUNT, ["runs"], []) == 1
-    assert (between.scripts, between.connections) == (2, 1)
+    assert (proxy.scripts, proxy.connections) == (2, 1)
 
 
 @pytest.mark.parametrize("error", REPEATED, ids=str)
-async def test_there_is_one_more_try_and_no_third(
-    error: str, between: Between, runner: ScriptRunner, redis: Redis
+async def test_a_script_is_retried_only_once(
+    error: str, proxy: FaultyRedisProxy, runner: ScriptRunner, redis: Redis
 ) -> None:
-    between.plan = [error.encode()] * 2
+    proxy.plan = [error.encode()] * 2
 
     assert await failure(runner) == REPEATED[error]
-    assert (between.scripts, between.connections) == (2, 1)
+    assert (proxy.scripts, proxy.connections) == (2, 1)
     assert await redis.get("runs") is None
     assert await runner.run(COUNT, ["runs"], []) == 1
 
 
 @pytest.mark.parametrize("error", NOT_REPEATED, ids=str)
-async def test_any_other_refusal_is_told_at_once(error: str, between: Between, runner: ScriptRunner) -> None:
-    between.plan = [error.encode()]
+async def test_any_other_error_is_raised_without_a_retry(
+    error: str, proxy: FaultyRedisProxy, runner: ScriptRunner
+) -> None:
+    proxy.plan = [error.encode()]
 
     assert await failure(runner) == NOT_REPEATED[error]
-    assert between.scripts == 1
+    assert proxy.scripts == 1
 
 
-async def test_a_new_primary_that_does_not_know_the_script_is_taught_it(
-    between: Between, runner: ScriptRunner, redis: Redis
+async def test_a_script_is_loaded_again_on_a_new_primary(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, redis: Redis
 ) -> None:
     await redis.script_flush()
-    between.plan = [b"READONLY You can't write against a read only replica."]
+    proxy.plan = [b"READONLY You can't write against a read only replica."]
 
     assert await runner.run(COUNT, ["runs"], []) == 1
 
 
-async def test_only_what_was_refused_is_repeated(between: Between, runner: ScriptRunner, redis: Redis) -> None:
-    between.plan = [None, b"READONLY x", None, b"OOM x", None, b"TRYAGAIN x"]
+async def test_only_refused_scripts_of_a_batch_are_retried(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, redis: Redis
+) -> None:
+    proxy.plan = [None, b"READONLY x", None, b"OOM x", None, b"TRYAGAIN x"]
     keys = [f"k{number}" for number in range(6)]
 
     results = await asyncio.gather(*(runner.run(COUNT, [key], []) for key in keys), return_exceptions=True)
@@ -199,21 +203,21 @@ async def test_only_what_was_refused_is_repeated(between: Between, runner: Scrip
     assert await redis.mget(keys) == [b"1", b"1", b"1", None, b"1", b"1"]
 
 
-async def test_a_script_whose_reply_was_lost_is_not_repeated(
-    between: Between, runner: ScriptRunner, redis: Redis
+async def test_a_script_whose_reply_was_lost_is_not_retried(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, redis: Redis
 ) -> None:
-    between.plan = [CUT]
+    proxy.plan = [CUT]
 
     assert await failure(runner) == StoreFailure.CONNECTION_LOST
     assert await redis.get("runs") == b"1"
-    assert between.scripts == 1
+    assert proxy.scripts == 1
     assert await runner.run(COUNT, ["runs"], []) == 2
 
 
-async def test_replies_that_came_before_the_connection_was_lost_are_handed_out(
-    between: Between, runner: ScriptRunner
+async def test_replies_received_before_a_lost_connection_are_returned(
+    proxy: FaultyRedisProxy, runner: ScriptRunner
 ) -> None:
-    between.plan = [None, CUT]
+    proxy.plan = [None, CUT]
 
     results = await asyncio.gather(*(runner.run(COUNT, [key], []) for key in "abc"), return_exceptions=True)
 
@@ -221,21 +225,21 @@ async def test_replies_that_came_before_the_connection_was_lost_are_handed_out(
     assert [getattr(result, "reason", None) for result in results[1:]] == [StoreFailure.CONNECTION_LOST] * 2
 
 
-async def test_a_lost_reply_to_the_second_try_is_not_followed_by_a_third(
-    between: Between, runner: ScriptRunner, redis: Redis
+async def test_a_retry_whose_reply_was_lost_is_not_retried_again(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, redis: Redis
 ) -> None:
-    between.plan = [b"READONLY x", CUT]
+    proxy.plan = [b"READONLY x", CUT]
 
     assert await failure(runner) == StoreFailure.CONNECTION_LOST
-    assert (await redis.get("runs"), between.scripts) == (b"1", 2)
+    assert (await redis.get("runs"), proxy.scripts) == (b"1", 2)
 
 
-async def test_what_waited_while_a_connection_was_lost_is_sent_on_the_next(
-    between: Between, runner: ScriptRunner
+async def test_scripts_queued_while_a_connection_is_lost_run_on_the_next_one(
+    proxy: FaultyRedisProxy, runner: ScriptRunner
 ) -> None:
-    between.plan = [CUT]
+    proxy.plan = [CUT]
     first = asyncio.create_task(runner.run(COUNT, ["a"], []))
-    await asyncio.sleep(0)  # the write of the first is under way
+    await asyncio.sleep(0)  # the first one is being written
     await asyncio.sleep(0)
     later = await asyncio.gather(*(runner.run(COUNT, [key], []) for key in "bc"))
 
@@ -244,23 +248,23 @@ async def test_what_waited_while_a_connection_was_lost_is_sent_on_the_next(
     assert later == [1, 1]
 
 
-async def test_both_tries_share_one_time_out(between: Between, tmp_path: Path) -> None:
+async def test_a_script_and_its_retry_share_one_timeout(proxy: FaultyRedisProxy, tmp_path: Path) -> None:
     async with runner_of(tmp_path, budget=0.5) as runner:
         await runner.run(COUNT, ["warm"], [])
-        between.plan = [b"LOADING x", SILENCE]
+        proxy.plan = [b"LOADING x", SILENCE]
         began = time.monotonic()
 
         assert await failure(runner) == StoreFailure.TIMEOUT
         assert time.monotonic() - began < 1
 
 
-async def test_an_address_that_nobody_listens_at_is_unreachable(tmp_path: Path) -> None:
+async def test_an_address_without_a_server_is_unreachable(tmp_path: Path) -> None:
     async with runner_of(tmp_path) as runner:
         assert await failure(runner) == StoreFailure.UNREACHABLE
 
 
 @pytest.mark.parametrize("rights", [[], ["on", ">made-up"], ["on", ">made-up", "~pv:*", "+evalsha", "+client"]])
-async def test_a_user_who_may_not_is_told_whether_it_is_found_when_connecting_or_later(
+async def test_missing_permissions_are_access_denied_at_connecting_and_later(
     rights: list[str], redis: Redis, redis_url: str
 ) -> None:
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", *rights)  # type: ignore[no-untyped-call] # the library's own
@@ -272,25 +276,25 @@ async def test_a_user_who_may_not_is_told_whether_it_is_found_when_connecting_or
         await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # the library's own
 
 
-async def test_the_log_has_the_code_of_an_error_and_nothing_of_its_text(
-    between: Between, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
+async def test_the_log_has_the_code_of_an_error_and_not_its_text(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    between.plan = [b"ERR in pv:{a1b}:79001234567 at 192.0.2.7", b"MISCONF of pv:{a1b}:79001234567"]
+    proxy.plan = [b"ERR in pv:{a1b}:79001234567 at 192.0.2.7", b"MISCONF of pv:{a1b}:79001234567"]
     for _ in range(2):
         await failure(runner)
 
-    told = [vars(record) for record in caplog.records if record.getMessage() == "store.unavailable"]
-    assert [(one["reason"], one["error"], one["commands"]) for one in told] == [
+    logged = [vars(record) for record in caplog.records if record.getMessage() == "store.unavailable"]
+    assert [(one["reason"], one["error"], one["commands"]) for one in logged] == [
         ("other", "ERR", 1),
         ("cannot_save", "MISCONF", 1),
     ]
-    assert not any(secret in str(one) for one in told for secret in ("pv:", "79001234567", "192.0.2.7"))
+    assert not any(secret in str(one) for one in logged for secret in ("pv:", "79001234567", "192.0.2.7"))
 
 
-async def test_failures_that_go_on_are_counted_in_few_lines(
-    between: Between, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
+async def test_repeated_failures_are_aggregated_in_few_log_lines(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    between.plan = [b"OOM x"] * 1000
+    proxy.plan = [b"OOM x"] * 1000
     for _ in range(100):
         await asyncio.gather(*(failure(runner) for _ in range(5)))
     await asyncio.sleep(0.25)
@@ -302,24 +306,22 @@ async def test_failures_that_go_on_are_counted_in_few_lines(
     assert len(counts) < 50
 
 
-async def test_redis_is_probed_once_a_second_however_many_ask(
-    between: Between, runner: ScriptRunner, redis: Redis
+async def test_redis_is_probed_at_most_once_a_second(
+    proxy: FaultyRedisProxy, runner: ScriptRunner, redis: Redis
 ) -> None:
     for _ in range(3):
         await asyncio.gather(*(runner.ping() for _ in range(100)))
-    assert between.scripts == 2  # the first time it has to be loaded
+    assert proxy.scripts == 2  # one to load the script
     assert 0 < await redis.pttl("pv:{probe}") <= 10_000
 
     await asyncio.sleep(1.1)
-    between.plan = [b"OOM x"]
+    proxy.plan = [b"OOM x"]
     results = await asyncio.gather(*(runner.ping() for _ in range(100)), return_exceptions=True)
     assert {getattr(result, "reason", None) for result in results} == {StoreFailure.OUT_OF_MEMORY}
-    assert between.scripts == 3
+    assert proxy.scripts == 3
 
 
-async def test_a_probe_that_somebody_gave_up_waiting_for_is_still_everybody_else_s(
-    between: Between, tmp_path: Path
-) -> None:
+async def test_canceling_one_ping_does_not_cancel_the_shared_probe(proxy: FaultyRedisProxy, tmp_path: Path) -> None:
     async with runner_of(tmp_path) as runner:
         first = asyncio.create_task(runner.ping())
         await asyncio.sleep(0)
@@ -329,7 +331,7 @@ async def test_a_probe_that_somebody_gave_up_waiting_for_is_still_everybody_else
 
         await second
         assert first.cancelled()
-        assert between.scripts <= 2
+        assert proxy.scripts <= 2
 
 
 LUA = Path(__file__).parents[2] / "app" / "store" / "lua"
@@ -338,40 +340,38 @@ SCRIPTS = sorted(f"{file.parent.name}.{file.stem}" for file in LUA.glob("*/*.lua
 
 @pytest.fixture(scope="module")
 def spare() -> Iterator[EmbeddedServer]:
-    """A server that is spoilt."""
+    """A separate server, because these tests change its configuration."""
     with EmbeddedServer() as server:
         yield server
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-async def test_a_script_is_refused_before_it_runs_by_a_replica_and_by_a_full_redis(
-    name: str, spare: EmbeddedServer
-) -> None:
-    """Without keys and arguments each would fail in another way if a line of it ran."""
+async def test_a_replica_and_a_full_redis_refuse_a_script_before_it_runs(name: str, spare: EmbeddedServer) -> None:
+    """Without keys and arguments each script would fail differently if it ran."""
     client = connect(spare.url, timeout=1)
     runner = ScriptRunner(client, timeout=1)
     script = Script(*name.split("."))
 
-    async def told() -> StoreFailure:
+    async def reason() -> StoreFailure:
         with pytest.raises(StoreUnavailable) as raised:
             await runner.run(script, [], [])
         return raised.value.reason
 
     try:
         await client.replicaof("127.0.0.1", "1")
-        assert await told() == StoreFailure.REPLICA
+        assert await reason() == StoreFailure.REPLICA
         await client.replicaof("NO", "ONE")
         if "flags=allow-oom" not in script.source.partition("\n")[0]:
             await client.config_set("maxmemory", "1")
-            assert await told() == StoreFailure.OUT_OF_MEMORY
+            assert await reason() == StoreFailure.OUT_OF_MEMORY
     finally:
         await client.replicaof("NO", "ONE")
         await client.config_set("maxmemory", "0")
         await client.aclose()
 
 
-async def test_a_script_that_wrote_is_not_stopped_half_way(redis: Redis) -> None:
-    """A server that fills up between two writes of a script refuses the next script, not the second write."""
+async def test_a_script_is_not_stopped_between_two_writes(redis: Redis) -> None:
+    """Memory that runs out between two writes of a script refuses the next script, not the second write."""
     await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] + 500_000)
     try:
         half = "#!lua\nfor i = 1, 20 do redis.call('SET', 'k' .. i, string.rep('x', 100000)) end return 1"
@@ -383,14 +383,14 @@ async def test_a_script_that_wrote_is_not_stopped_half_way(redis: Redis) -> None
         await redis.config_set("maxmemory", "0")
 
 
-def test_every_reason_has_a_sentence() -> None:
+def test_every_kind_of_failure_has_a_description() -> None:
     details = [detail_of(StoreUnavailable(reason)) for reason in StoreFailure]
 
     assert len(set(details)) == len(StoreFailure)
     assert all("Redis" in detail and detail.endswith(".") for detail in details)
 
 
-def test_the_probe_asks_for_the_right_to_every_command_of_the_service() -> None:
+def test_the_probe_tests_the_permission_for_every_command_of_the_service() -> None:
     used, probed = set[str](), set[str]()
     for file in LUA.rglob("*.lua"):
         text = file.read_text(encoding="utf-8")

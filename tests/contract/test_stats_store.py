@@ -1,4 +1,4 @@
-"""The statistics of a day in Redis: exact over all processes, whatever fails on the way."""
+"""The statistics of a day in Redis: exact over all processes, also after failed writes."""
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
@@ -33,8 +33,8 @@ PRICE = Decimal("2.50")
 DAY_NUMBER_OF_2026_01_31 = 20484
 
 
-class LosesReplies(ScriptRunner):
-    """Runs a script, and then tells that it may not have run."""
+class ReplyLosingRunner(ScriptRunner):
+    """Run a script, and then raise as if its reply was lost."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, timeout=1)
@@ -57,7 +57,7 @@ def stats(redis: Redis) -> RedisStats:
     return stats_on(redis)
 
 
-async def test_a_day_tells_what_happened_on_it(stats: RedisStats) -> None:
+async def test_a_day_counts_every_kind_of_event(stats: RedisStats) -> None:
     for event in (
         VerificationStarted(Channel.VOICE),
         VerificationStarted(Channel.VOICE),
@@ -94,7 +94,7 @@ async def test_a_day_tells_what_happened_on_it(stats: RedisStats) -> None:
     assert (day.calls, day.conversion) == (3, 0.5)
 
 
-async def test_a_day_without_anything_is_empty(stats: RedisStats) -> None:
+async def test_a_day_without_events_is_empty(stats: RedisStats) -> None:
     day = await stats.read(date(2026, 1, 31))
 
     assert day == DayStats(day=date(2026, 1, 31))
@@ -109,7 +109,7 @@ async def test_another_day_is_read_by_its_date(stats: RedisStats, redis: Redis) 
     assert (await stats.read()).verified == 0
 
 
-async def test_what_another_version_has_counted_is_passed_over(stats: RedisStats, redis: Redis) -> None:
+async def test_unknown_counters_of_another_version_are_ignored(stats: RedisStats, redis: Redis) -> None:
     names = (
         "placed:telepathy:initiated",
         "placed:voice:vanished",
@@ -123,14 +123,14 @@ async def test_what_another_version_has_counted_is_passed_over(stats: RedisStats
     assert await stats.read(date(2026, 1, 31)) == DayStats(day=date(2026, 1, 31))
 
 
-async def test_nothing_is_written_when_nothing_happened(stats: RedisStats, redis: Redis) -> None:
+async def test_nothing_is_written_without_events(stats: RedisStats, redis: Redis) -> None:
     assert await stats.step() == timedelta(seconds=1)
     await stats.aclose()
 
     assert await redis.keys() == []
 
 
-async def test_every_key_expires_a_day_after_eight_days(stats: RedisStats, redis: Redis) -> None:
+async def test_every_key_has_a_ttl_of_at_most_eight_days(stats: RedisStats, redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.step()
 
@@ -141,7 +141,7 @@ async def test_every_key_expires_a_day_after_eight_days(stats: RedisStats, redis
     assert 8 * 86400 - 10 <= left[1] <= 8 * 86400
 
 
-async def test_a_hundred_processes_at_once_lose_and_add_nothing(redis: Redis) -> None:
+async def test_a_hundred_concurrent_processes_are_counted_exactly(redis: Redis) -> None:
     runners = [ScriptRunner(redis, timeout=5) for _ in range(10)]  # ten connections, ten processes on each
     processes = [RedisStats(runner, call_price_rub=PRICE) for runner in runners for _ in range(10)]
     for process in processes:
@@ -153,15 +153,15 @@ async def test_a_hundred_processes_at_once_lose_and_add_nothing(redis: Redis) ->
     assert (day.calls, day.spend_rub) == (100, Decimal(250))
 
 
-async def test_a_batch_whose_reply_was_lost_is_repeated_and_counted_once(redis: Redis) -> None:
-    runner = LosesReplies(redis)
+async def test_a_batch_whose_reply_was_lost_is_retried_and_counted_once(redis: Redis) -> None:
+    runner = ReplyLosingRunner(redis)
     stats = RedisStats(runner, call_price_rub=PRICE)
     stats.observe(VerificationCanceled())
     runner.lost = 2
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             await stats.step()
-        stats.observe(VerificationCanceled())  # meanwhile: of the next batch
+        stats.observe(VerificationCanceled())  # belongs to the next batch
 
     await stats.step()
     assert (await stats.read()).canceled == 1
@@ -170,8 +170,8 @@ async def test_a_batch_whose_reply_was_lost_is_repeated_and_counted_once(redis: 
     assert (await stats.read()).canceled == 3
 
 
-async def test_what_is_left_is_written_at_the_end(redis: Redis) -> None:
-    runner = LosesReplies(redis)
+async def test_closing_writes_pending_events(redis: Redis) -> None:
+    runner = ReplyLosingRunner(redis)
     stats = RedisStats(runner, call_price_rub=PRICE)
     stats.observe(CodeChecked(Status.VERIFIED))
     runner.lost = 1
@@ -184,18 +184,18 @@ async def test_what_is_left_is_written_at_the_end(redis: Redis) -> None:
     assert (await stats.read()).verified == 2
 
 
-async def test_a_dead_redis_at_the_end_is_told_and_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
-    nobody = connect("redis://127.0.0.1:1/0", timeout=0.2)
-    stats = stats_on(nobody)
+async def test_closing_without_redis_logs_the_lost_events_and_does_not_block(caplog: pytest.LogCaptureFixture) -> None:
+    unreachable = connect("redis://127.0.0.1:1/0", timeout=0.2)
+    stats = stats_on(unreachable)
     stats.observe(VerificationCanceled())
 
     await stats.aclose()
-    await nobody.aclose()
+    await unreachable.aclose()
 
     assert "stats.lost" in caplog.text
 
 
-async def test_what_is_used_of_a_limit_is_read_without_using_it(redis: Redis) -> None:
+async def test_reading_the_use_of_a_limit_does_not_change_it(redis: Redis) -> None:
     limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
     limits = RedisRateLimiter(ScriptRunner(redis, timeout=1), key=key)
     budget = Allowance(limit, "everybody")
@@ -207,31 +207,31 @@ async def test_what_is_used_of_a_limit_is_read_without_using_it(redis: Redis) ->
     assert [await limits.used(budget) for _ in range(3)] == [2, 2, 2]
 
 
-async def test_round_trips_are_timed_and_failures_told(redis: Redis) -> None:
-    told: list[tuple[float, bool]] = []
+async def test_round_trips_are_observed_with_their_duration_and_failure(redis: Redis) -> None:
+    trips: list[tuple[float, bool]] = []
     waited: list[str] = []
 
     def round_trip(seconds: float, *, failed: bool) -> None:
-        told.append((seconds, failed))
+        trips.append((seconds, failed))
 
     runner = ScriptRunner(redis, timeout=1, round_trip=round_trip, waited=lambda name, _: waited.append(name))
     stats = RedisStats(runner, call_price_rub=PRICE)
     await asyncio.gather(stats.read(), stats.read(), stats.read())
 
-    assert [failed for _, failed in told] == [False]  # all in one
-    assert 0 < told[0][0] < 1
+    assert [failed for _, failed in trips] == [False]  # all in one round trip
+    assert 0 < trips[0][0] < 1
     assert waited == ["stats.read"] * 3
 
-    nobody = connect("redis://127.0.0.1:1/0", timeout=0.2)
-    broken = ScriptRunner(nobody, timeout=0.2, round_trip=round_trip)
+    unreachable = connect("redis://127.0.0.1:1/0", timeout=0.2)
+    broken = ScriptRunner(unreachable, timeout=0.2, round_trip=round_trip)
     with pytest.raises(StoreUnavailable) as raised:
         await broken.ping()
-    await nobody.aclose()
-    assert told[-1][1] is True
+    await unreachable.aclose()
+    assert trips[-1][1] is True
     assert isinstance(raised.value.__cause__, RedisConnectionError)
 
 
-async def test_the_lag_of_the_queue_is_that_of_the_call_which_is_longest_due(redis: Redis) -> None:
+async def test_the_lag_of_the_call_queue_is_the_delay_of_its_longest_due_call(redis: Redis) -> None:
     queue = RedisCallQueue(ScriptRunner(redis, timeout=1))
     assert await queue.lag() == timedelta(0)
     await queue.schedule(CallId("vrf_0a11b22c33d44e55f667788", 1), timedelta(hours=1))

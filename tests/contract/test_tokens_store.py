@@ -1,4 +1,4 @@
-"""Redemptions in Redis: once each, whoever asks, and remembered as long as a token might come again."""
+"""Redemptions in Redis: each token is redeemed once, and this is stored longer than the token is valid."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -26,14 +26,14 @@ def after(**duration: float) -> datetime:
     return datetime.now(UTC) + timedelta(**duration)
 
 
-async def test_the_first_redemption_is_told_from_all_others(redemptions: RedisRedemptions) -> None:
+async def test_only_the_first_redemption_succeeds(redemptions: RedisRedemptions) -> None:
     expires_at = after(minutes=10)
 
     assert [await redemptions.redeem(VERIFICATION_ID, expires_at) for _ in range(3)] == [True, False, False]
 
 
-async def test_of_a_hundred_redemptions_at_once_one_is_the_first(redis: Redis) -> None:
-    """From two instances of the service, so that not all of them travel in one write."""
+async def test_of_a_hundred_concurrent_redemptions_exactly_one_succeeds(redis: Redis) -> None:
+    """From two instances of the service, so that not all commands are sent in one write."""
     expires_at = after(minutes=10)
     instances = [RedisRedemptions(ScriptRunner(redis, timeout=1)) for _ in range(2)]
 
@@ -41,14 +41,14 @@ async def test_of_a_hundred_redemptions_at_once_one_is_the_first(redis: Redis) -
     assert sorted(await asyncio.gather(*attempts)) == [False] * 99 + [True]
 
 
-async def test_redemptions_of_different_verifications_do_not_meet(redemptions: RedisRedemptions) -> None:
+async def test_redemptions_of_different_verifications_are_independent(redemptions: RedisRedemptions) -> None:
     expires_at = after(minutes=10)
     ids = [f"vrf_{bucket:03x}{rest:020x}" for bucket in range(10) for rest in range(10)]
 
     assert all(await asyncio.gather(*[redemptions.redeem(name, expires_at) for name in ids]))
 
 
-async def test_a_redemption_is_remembered_a_minute_longer_than_the_token_is_good(
+async def test_a_redemption_is_stored_a_minute_longer_than_the_token_is_valid(
     redis: Redis, redemptions: RedisRedemptions
 ) -> None:
     await redemptions.redeem(VERIFICATION_ID, after(minutes=10))
@@ -57,30 +57,32 @@ async def test_a_redemption_is_remembered_a_minute_longer_than_the_token_is_good
     assert 650_000 < await redis.pttl(KEY) <= 660_000
 
 
-async def test_asking_again_moves_no_expiry(redis: Redis, redemptions: RedisRedemptions) -> None:
+async def test_redeeming_again_does_not_change_the_expiry(redis: Redis, redemptions: RedisRedemptions) -> None:
     await redemptions.redeem(VERIFICATION_ID, after(minutes=10))
     await redemptions.redeem(VERIFICATION_ID, after(hours=10))
 
     assert await redis.pttl(KEY) <= 660_000
 
 
-async def test_a_token_that_expired_within_the_minute_is_still_redeemed_once(redemptions: RedisRedemptions) -> None:
-    """The clock of Redis may be ahead of the one that found the token good."""
+async def test_a_token_that_expired_less_than_a_minute_ago_is_redeemed_once(redemptions: RedisRedemptions) -> None:
+    """The clock of Redis may be ahead of the one that verified the token."""
     expires_at = after(seconds=-30)
 
     assert [await redemptions.redeem(VERIFICATION_ID, expires_at) for _ in range(2)] == [True, False]
 
 
-async def test_a_token_that_could_not_be_remembered_is_refused(redis: Redis, redemptions: RedisRedemptions) -> None:
-    """Redis drops a key at once that expires in the past: every redemption would be the first."""
+async def test_a_token_whose_redemption_could_not_be_stored_is_refused(
+    redis: Redis, redemptions: RedisRedemptions
+) -> None:
+    """Redis deletes a key that expires in the past at once, so every redemption would be the first."""
     for _ in range(2):
         with pytest.raises(TokenExpired):
             await redemptions.redeem(VERIFICATION_ID, after(seconds=-61))
     assert await redis.keys() == []
 
 
-async def test_a_token_is_not_redeemed_again_when_its_redemption_is_forgotten(redemptions: RedisRedemptions) -> None:
-    """Whatever clock is wrong: when the key is gone, the time to redeem is over as well."""
+async def test_a_token_cannot_be_redeemed_after_its_redemption_expired(redemptions: RedisRedemptions) -> None:
+    """With any clock difference, the time to redeem ends before the key does."""
     expires_at = after(seconds=-59.9)
     assert await redemptions.redeem(VERIFICATION_ID, expires_at)
     await asyncio.sleep(0.15)
@@ -89,7 +91,7 @@ async def test_a_token_is_not_redeemed_again_when_its_redemption_is_forgotten(re
         await redemptions.redeem(VERIFICATION_ID, expires_at)
 
 
-async def test_the_key_lies_in_the_slot_of_its_verification() -> None:
+async def test_the_key_is_in_the_cluster_slot_of_its_verification() -> None:
     record = RecordName.from_id(VERIFICATION_ID)
 
     assert record
@@ -100,15 +102,15 @@ async def test_the_key_lies_in_the_slot_of_its_verification() -> None:
 @pytest.mark.parametrize(
     "verification_id", ["", "vrf_", "vrf_0a1", "x" * 64, "vrf_{}:*", "vrf_0A11B22C33D44E55F667788"]
 )
-async def test_an_impossible_id_is_invalid(redis: Redis, redemptions: RedisRedemptions, verification_id: str) -> None:
+async def test_a_malformed_verification_id_is_an_invalid_token(
+    redis: Redis, redemptions: RedisRedemptions, verification_id: str
+) -> None:
     with pytest.raises(TokenInvalid):
         await redemptions.redeem(verification_id, after(minutes=10))
     assert await redis.keys() == []
 
 
-async def test_a_script_that_redis_forgot_is_loaded_again_and_counts_once(
-    redis: Redis, redemptions: RedisRedemptions
-) -> None:
+async def test_a_flushed_script_is_loaded_again_and_run_once(redis: Redis, redemptions: RedisRedemptions) -> None:
     expires_at = after(minutes=10)
     await redis.script_flush()
     assert await redemptions.redeem(VERIFICATION_ID, expires_at)
@@ -117,7 +119,7 @@ async def test_a_script_that_redis_forgot_is_loaded_again_and_counts_once(
     assert not await redemptions.redeem(VERIFICATION_ID, expires_at)
 
 
-async def test_without_redis_nothing_is_redeemed() -> None:
+async def test_redeeming_without_redis_raises_store_unavailable() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
     redemptions = RedisRedemptions(ScriptRunner(nowhere, timeout=0.1))
 

@@ -1,4 +1,4 @@
-"""What every VerificationStore does: one suite over the fake that other tests trust, and over Redis."""
+"""The contract of every VerificationStore: one suite over the reference store and over Redis."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -37,7 +37,7 @@ from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policy
 from app.verification.ports import CallHistory, CallId, CallUpdate, CodeCheck, Confirmation, NewCall, VerificationStore
 from tests.ageing import age
-from tests.fakes import FakeVerificationStore
+from tests.fakes import ReferenceStore
 from tests.outcomes import expect
 from tests.policies import make_policy
 
@@ -53,8 +53,8 @@ def _update(status: CallStatus, word: str | None = None, **facts: Any) -> CallUp
 
 
 @dataclass
-class World:
-    """A store, and the means to let time pass in it."""
+class StoreHarness:
+    """A store, and methods that start, check and refund verifications and let time pass."""
 
     store: VerificationStore
     advance: Callable[[timedelta], Awaitable[None]]
@@ -100,7 +100,7 @@ class World:
             code_digest=None,
             code_length=None,
             checks=5,
-            test=True,  # which meets no limit
+            test=True,  # without limits
         )
         return (await self.store.preview_start(call, POLICY)).history
 
@@ -112,26 +112,26 @@ class World:
         self, verification_id: str, candidates: list[bytes], *, client: str = "shop", address: str | None = None
     ) -> CheckOutcome:
         return await self.store.check_by_id(
-            verification_id, self.guess(candidates, client=client, address=address), self.policy
+            verification_id, self.code_check(candidates, client=client, address=address), self.policy
         )
 
     async def check_phone(
         self, candidates: list[bytes], *, client: str = "shop", purpose: str = "login"
     ) -> CheckOutcome:
-        return await self.store.check_by_phone(PHONE, purpose, self.guess(candidates, client=client), self.policy)
+        return await self.store.check_by_phone(PHONE, purpose, self.code_check(candidates, client=client), self.policy)
 
-    def guess(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> CodeCheck:
-        """Guess at a code that is as long as the one that was given, a wrong one as the last that was."""
+    def code_check(self, candidates: list[bytes], *, client: str = "shop", address: str | None = None) -> CodeCheck:
+        """Return a check of a code with the length of the given one, a wrong code with that of the latest."""
         lengths = {self.lengths.get(candidate, 6) for candidate in candidates}
         return CodeCheck(client=client, candidates=candidates, length=max(lengths, default=0), address=address)
 
     async def again(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
-        """Begin to call again, once the cooldown of the call before is over."""
+        """Start a resend once the cooldown is over, without recording its call."""
         await self.advance(timedelta(seconds=120))
         return await self.start(code, channel=channel, resend_of=first)
 
     async def resend(self, first: Verification, code: bytes, *, channel: Channel = Channel.VOICE) -> Verification:
-        """Call again, and record the call as placed."""
+        """Start a resend once the cooldown is over, and record its call as placed."""
         return await self.place(await self.again(first, code, channel=channel))
 
     async def place(self, verification: Verification) -> Verification:
@@ -152,22 +152,22 @@ class World:
             await self.check(verification.id, [WRONG])
 
 
-@pytest.fixture(params=["fake", "redis"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "fake":
-        fake = FakeVerificationStore()
+@pytest.fixture(params=["reference", "redis"])
+def harness(request: pytest.FixtureRequest) -> StoreHarness:
+    if request.param == "reference":
+        fake = ReferenceStore()
 
         async def advance(duration: timedelta) -> None:
             fake.advance(duration)
 
-        return World(fake, advance)
+        return StoreHarness(fake, advance)
     redis: Redis = request.getfixturevalue("redis")
     store: RedisVerificationStore = request.getfixturevalue("store")
-    return World(store, lambda duration: age(redis, duration))
+    return StoreHarness(store, lambda duration: age(redis, duration))
 
 
-async def test_a_start_makes_a_pending_verification(world: World) -> None:
-    verification = await world.start()
+async def test_a_start_makes_a_pending_verification(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
     assert verification.status is Status.PENDING
     assert verification.phone == PHONE
@@ -177,38 +177,38 @@ async def test_a_start_makes_a_pending_verification(world: World) -> None:
     assert (verification.expires_in, verification.resend_in) == (300, 60)
 
 
-async def test_the_right_code_verifies_and_is_then_spent(world: World) -> None:
-    verification = await world.start()
+async def test_the_correct_code_verifies_once(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    result = expect(CheckPassed, await world.check(verification.id, [RIGHT]))
+    result = expect(CheckPassed, await harness.check(verification.id, [RIGHT]))
 
     assert (result.status, result.phone, result.purpose) == (Status.VERIFIED, PHONE, "login")
     with pytest.raises(VerificationAlreadyUsed):
-        await world.check(verification.id, [RIGHT])
+        await harness.check(verification.id, [RIGHT])
 
 
-async def test_a_check_by_phone_finds_the_same_verification(world: World) -> None:
-    verification = await world.start()
+async def test_a_check_by_phone_finds_the_same_verification(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    wrong = expect(WrongCode, await world.check_phone([WRONG]))
-    right = await world.check_phone([RIGHT])
+    wrong = expect(WrongCode, await harness.check_phone([WRONG]))
+    right = await harness.check_phone([RIGHT])
 
     assert (wrong.verification_id, wrong.checks_left) == (verification.id, 4)
     assert (right.verification_id, right.status) == (verification.id, Status.VERIFIED)
 
 
-async def test_a_code_under_an_older_key_verifies(world: World) -> None:
-    verification = await world.start(RIGHT)
+async def test_a_code_digested_with_an_older_key_verifies(harness: StoreHarness) -> None:
+    verification = await harness.start(RIGHT)
 
-    result = await world.check(verification.id, [WRONG, RIGHT])
+    result = await harness.check(verification.id, [WRONG, RIGHT])
 
     assert result.status is Status.VERIFIED
 
 
-async def test_candidates_under_several_keys_cost_one_check(world: World) -> None:
-    verification = await world.start(RIGHT)
+async def test_candidates_of_several_keys_count_as_one_check(harness: StoreHarness) -> None:
+    verification = await harness.start(RIGHT)
 
-    result = expect(WrongCode, await world.check(verification.id, [WRONG, SECOND]))
+    result = expect(WrongCode, await harness.check(verification.id, [WRONG, SECOND]))
 
     assert result.checks_left == 4
 
@@ -216,98 +216,98 @@ async def test_candidates_under_several_keys_cost_one_check(world: World) -> Non
 @pytest.mark.parametrize(
     ("client", "purpose"), [("other", "login"), ("shop", "password_reset")], ids=["client", "purpose"]
 )
-async def test_another_clients_or_purposes_verification_is_not_found_by_phone(
-    world: World, client: str, purpose: str
+async def test_a_check_by_phone_finds_only_verifications_of_the_same_client_and_purpose(
+    harness: StoreHarness, client: str, purpose: str
 ) -> None:
-    await world.start()
+    await harness.start()
 
     with pytest.raises(VerificationNotFound):
-        await world.check_phone([RIGHT], client=client, purpose=purpose)
+        await harness.check_phone([RIGHT], client=client, purpose=purpose)
 
 
-async def test_a_client_sees_only_its_own_verifications(world: World) -> None:
-    verification = await world.start()
+async def test_a_client_sees_only_its_own_verifications(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
     for attempt in (
-        world.check(verification.id, [RIGHT], client="other"),
-        world.store.read(verification.id, client="other"),
-        world.store.cancel("other", verification.id),
+        harness.check(verification.id, [RIGHT], client="other"),
+        harness.store.read(verification.id, client="other"),
+        harness.store.cancel("other", verification.id),
     ):
         with pytest.raises(VerificationNotFound):
             await attempt
-    assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
+    assert (await harness.check(verification.id, [RIGHT])).status is Status.VERIFIED
 
 
 @pytest.mark.parametrize("verification_id", ["vrf_00000000000000000000000", "vrf_", "", "x" * 64, "vrf_{}:*"])
-async def test_an_unknown_or_impossible_id_is_not_found(world: World, verification_id: str) -> None:
+async def test_an_unknown_or_malformed_id_is_not_found(harness: StoreHarness, verification_id: str) -> None:
     for attempt in (
-        world.check(verification_id, [RIGHT]),
-        world.store.read(verification_id, client="shop"),
-        world.store.cancel("shop", verification_id),
+        harness.check(verification_id, [RIGHT]),
+        harness.store.read(verification_id, client="shop"),
+        harness.store.cancel("shop", verification_id),
     ):
         with pytest.raises(VerificationNotFound):
             await attempt
 
 
-async def test_wrong_codes_are_counted_and_the_last_one_locks(world: World) -> None:
-    verification = await world.start()
+async def test_wrong_codes_are_counted_and_the_last_one_locks_the_verification(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    results = [await world.check(verification.id, [WRONG]) for _ in range(5)]
+    results = [await harness.check(verification.id, [WRONG]) for _ in range(5)]
 
     assert [expect(WrongCode, result).checks_left for result in results[:4]] == [4, 3, 2, 1]
     assert [result.status for result in results] == [*[Status.PENDING] * 4, Status.LOCKED]
     assert expect(Locked, results[-1]).retry_after == 60  # when another can be started
     with pytest.raises(VerificationLocked):
-        await world.check(verification.id, [RIGHT])
+        await harness.check(verification.id, [RIGHT])
 
 
-async def test_the_last_check_still_verifies(world: World) -> None:
-    verification = await world.start()
+async def test_the_correct_code_verifies_with_the_last_check(harness: StoreHarness) -> None:
+    verification = await harness.start()
     for _ in range(4):
-        await world.check(verification.id, [WRONG])
+        await harness.check(verification.id, [WRONG])
 
-    assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
+    assert (await harness.check(verification.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_wrong_code_moves_no_expiry(world: World) -> None:
-    verification = await world.start()
-    await world.advance(timedelta(seconds=200))
+async def test_a_wrong_code_does_not_change_the_expiry(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.advance(timedelta(seconds=200))
 
-    await world.check(verification.id, [WRONG])
+    await harness.check(verification.id, [WRONG])
 
-    reading = await world.store.read(verification.id, client="shop")
+    reading = await harness.store.read(verification.id, client="shop")
     assert reading.expires_in <= 100
 
 
-async def test_a_locked_verification_keeps_nobody_from_starting_another(world: World) -> None:
-    """Else a stranger who locks one of his own would lock the phone's owner out."""
-    verification = await world.start()
-    await world.lock(verification)
+async def test_another_verification_can_be_started_after_one_is_locked(harness: StoreHarness) -> None:
+    """Otherwise an attacker could lock out the owner of the phone."""
+    verification = await harness.start()
+    await harness.lock(verification)
     with pytest.raises(VerificationLocked) as caught:
-        await world.check(verification.id, [RIGHT])
+        await harness.check(verification.id, [RIGHT])
     assert 1 <= caught.value.retry_after <= 60
-    await world.advance(timedelta(seconds=caught.value.retry_after))
+    await harness.advance(timedelta(seconds=caught.value.retry_after))
 
-    other = await world.start(SECOND)
+    other = await harness.start(SECOND)
 
     assert (other.checks_left, other.id == verification.id) == (5, False)
-    assert (await world.check(other.id, [SECOND])).status is Status.VERIFIED
+    assert (await harness.check(other.id, [SECOND])).status is Status.VERIFIED
 
 
 @pytest.mark.parametrize("ending", ["verified", "locked", "canceled", "expired"])
-async def test_only_a_pending_verification_can_be_called_again(world: World, ending: str) -> None:
-    verification = await world.start()
+async def test_only_a_pending_verification_can_be_resent(harness: StoreHarness, ending: str) -> None:
+    verification = await harness.start()
     match ending:
         case "verified":
-            await world.check(verification.id, [RIGHT])
+            await harness.check(verification.id, [RIGHT])
         case "locked":
-            await world.lock(verification)
+            await harness.lock(verification)
         case "canceled":
-            await world.store.cancel("shop", verification.id)
-    await world.advance(LIFETIME if ending == "expired" else timedelta(seconds=120))
+            await harness.store.cancel("shop", verification.id)
+    await harness.advance(LIFETIME if ending == "expired" else timedelta(seconds=120))
 
     with pytest.raises(VerificationNotFound):
-        await world.start(SECOND, resend_of=verification)
+        await harness.start(SECOND, resend_of=verification)
 
 
 @pytest.mark.parametrize(
@@ -321,327 +321,333 @@ async def test_only_a_pending_verification_can_be_called_again(world: World, end
     ],
     ids=str,
 )
-async def test_a_resend_is_of_the_same_client_phone_and_purpose(world: World, other: dict[str, Any]) -> None:
-    """Whoever names another's verification is told that there is none, and its state is as it was."""
-    verification = await world.start()
-    await world.advance(timedelta(seconds=120))
+async def test_a_resend_needs_the_same_client_phone_and_purpose(harness: StoreHarness, other: dict[str, Any]) -> None:
+    """A resend of another client's verification is not found, and does not change it."""
+    verification = await harness.start()
+    await harness.advance(timedelta(seconds=120))
 
     with pytest.raises(VerificationNotFound):
-        await world.start(SECOND, resend_of=verification, **other)
+        await harness.start(SECOND, resend_of=verification, **other)
 
-    after = await world.store.read(verification.id, client="shop")
+    after = await harness.store.read(verification.id, client="shop")
     assert (after.calls_placed, after.checks_left, after.resend_in) == (1, 5, 0)
 
 
 @pytest.mark.parametrize("verification_id", ["", "vrf_00000000000000000000000", "vrf_", "x" * 64, "vrf_{}:*", "7"])
-async def test_no_call_is_stored_for_an_id_that_is_none(world: World, verification_id: str) -> None:
-    verification = await world.start()
-    await world.advance(timedelta(seconds=120))
+async def test_a_resend_of_an_unknown_or_malformed_id_is_not_found(harness: StoreHarness, verification_id: str) -> None:
+    verification = await harness.start()
+    await harness.advance(timedelta(seconds=120))
 
     with pytest.raises(VerificationNotFound):
-        await world.start(SECOND, resend_of=replace(verification, id=verification_id))
+        await harness.start(SECOND, resend_of=replace(verification, id=verification_id))
 
 
-async def test_every_start_without_an_id_is_a_verification_of_its_own(world: World) -> None:
-    first = await world.start(RIGHT)
-    await world.lock(first)
-    await world.advance(timedelta(seconds=120))
-    second = await world.start(SECOND)
-    await world.advance(timedelta(seconds=120))
-    third = await world.start(THIRD)
+async def test_every_start_without_an_id_makes_a_new_verification(harness: StoreHarness) -> None:
+    first = await harness.start(RIGHT)
+    await harness.lock(first)
+    await harness.advance(timedelta(seconds=120))
+    second = await harness.start(SECOND)
+    await harness.advance(timedelta(seconds=120))
+    third = await harness.start(THIRD)
 
     assert len({first.id, second.id, third.id}) == 3
     assert [(it.calls_placed, it.calls_left, it.checks_left) for it in (second, third)] == [(1, 2, 5)] * 2
     with pytest.raises(VerificationLocked):
-        await world.check(first.id, [RIGHT])
-    assert (await world.check(second.id, [THIRD])).status is Status.PENDING
-    assert (await world.check(third.id, [THIRD])).status is Status.VERIFIED
-    assert (await world.check(second.id, [SECOND])).status is Status.VERIFIED
+        await harness.check(first.id, [RIGHT])
+    assert (await harness.check(second.id, [THIRD])).status is Status.PENDING
+    assert (await harness.check(third.id, [THIRD])).status is Status.VERIFIED
+    assert (await harness.check(second.id, [SECOND])).status is Status.VERIFIED
 
 
 @pytest.mark.parametrize("code", [RIGHT, SECOND, THIRD], ids=["first", "second", "third"])
-async def test_a_check_by_phone_knows_the_code_of_each_pending_verification(world: World, code: bytes) -> None:
+async def test_a_check_by_phone_accepts_the_code_of_any_pending_verification(
+    harness: StoreHarness, code: bytes
+) -> None:
     ids = {}
     for own, cooldown in ((RIGHT, 60), (SECOND, 120), (THIRD, 0)):
-        ids[own] = (await world.start(own)).id
-        await world.advance(timedelta(seconds=cooldown))
+        ids[own] = (await harness.start(own)).id
+        await harness.advance(timedelta(seconds=cooldown))
 
-    result = await world.check_phone([code])
+    result = await harness.check_phone([code])
 
     assert (result.verification_id, result.status) == (ids[code], Status.VERIFIED)
     for other in ids.keys() - {code}:
-        assert (await world.store.read(ids[other], client="shop")).status is Status.PENDING
+        assert (await harness.store.read(ids[other], client="shop")).status is Status.PENDING
 
 
-async def test_a_wrong_check_by_phone_counts_against_the_latest_and_once_for_each_code(world: World) -> None:
-    first = await world.start(RIGHT)
-    await world.advance(timedelta(seconds=120))
-    second = await world.start(SECOND)
+async def test_a_wrong_check_by_phone_counts_for_the_latest_verification_and_once_per_live_code(
+    harness: StoreHarness,
+) -> None:
+    first = await harness.start(RIGHT)
+    await harness.advance(timedelta(seconds=120))
+    second = await harness.start(SECOND)
 
-    wrong = expect(WrongCode, await world.check_phone([WRONG]))
+    wrong = expect(WrongCode, await harness.check_phone([WRONG]))
 
     assert (wrong.verification_id, wrong.checks_left, wrong.quotas[0].remaining) == (second.id, 4, 48)
-    assert (await world.store.read(first.id, client="shop")).checks_left == 5
+    assert (await harness.store.read(first.id, client="shop")).checks_left == 5
     for _ in range(3):
-        await world.check_phone([WRONG])
-    assert (await world.check_phone([WRONG])).status is Status.LOCKED
-    assert (await world.check_phone([RIGHT])).verification_id == first.id
+        await harness.check_phone([WRONG])
+    assert (await harness.check_phone([WRONG])).status is Status.LOCKED
+    assert (await harness.check_phone([RIGHT])).verification_id == first.id
 
 
-async def test_a_check_by_phone_after_the_end_of_all_tells_how_the_latest_ended(world: World) -> None:
-    await world.start(RIGHT)
-    await world.check_phone([RIGHT])
+async def test_a_check_by_phone_without_pending_verifications_raises_the_outcome_of_the_latest(
+    harness: StoreHarness,
+) -> None:
+    await harness.start(RIGHT)
+    await harness.check_phone([RIGHT])
     with pytest.raises(VerificationAlreadyUsed):
-        await world.check_phone([RIGHT])
-    await world.advance(timedelta(seconds=120))
-    canceled = await world.start(SECOND)
-    await world.store.cancel("shop", canceled.id)
+        await harness.check_phone([RIGHT])
+    await harness.advance(timedelta(seconds=120))
+    canceled = await harness.start(SECOND)
+    await harness.store.cancel("shop", canceled.id)
 
     with pytest.raises(VerificationAlreadyCanceled):
-        await world.check_phone([SECOND])
+        await harness.check_phone([SECOND])
 
 
-async def test_one_address_can_use_a_third_of_a_phones_failed_checks(world: World) -> None:
-    """So a stranger does not lock the phone's owner out, whose own wrong codes count for all that."""
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 48, DAY))
+async def test_one_address_can_use_at_most_a_third_of_a_phones_failed_checks(harness: StoreHarness) -> None:
+    """So an attacker cannot lock out the owner of the phone, whose own wrong codes still count."""
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 48, DAY))
     for _ in range(4):
-        stranger = await world.start(policy=world.policy)
+        stranger = await harness.start(policy=harness.policy)
         for _ in range(4):
-            await world.check(stranger.id, [WRONG], address="192.0.2.66")
-        await world.advance(LIFETIME)
+            await harness.check(stranger.id, [WRONG], address="192.0.2.66")
+        await harness.advance(LIFETIME)
 
-    with pytest.raises(RateLimited) as start:  # nobody could check its code from there
-        await world.start(address="192.0.2.66", policy=world.policy)
-    own = await world.start(address="192.0.2.1", policy=world.policy)
+    with pytest.raises(RateLimited) as start:  # its code could not be checked from this address
+        await harness.start(address="192.0.2.66", policy=harness.policy)
+    own = await harness.start(address="192.0.2.1", policy=harness.policy)
     with pytest.raises(RateLimited) as check:
-        await world.check(own.id, [RIGHT], address="192.0.2.66")
+        await harness.check(own.id, [RIGHT], address="192.0.2.66")
 
     assert start.value.limit == check.value.limit == "failed_checks_per_phone_and_address"
     assert 85_000 <= check.value.retry_after <= 86_400
-    assert (await world.check(own.id, [WRONG], address="192.0.2.1")).quotas[0].remaining == 31
-    assert (await world.check(own.id, [WRONG])).quotas[0].remaining == 30  # without an address there is no share
-    assert (await world.check(own.id, [RIGHT], address="192.0.2.1")).status is Status.VERIFIED
+    assert (await harness.check(own.id, [WRONG], address="192.0.2.1")).quotas[0].remaining == 31
+    assert (await harness.check(own.id, [WRONG])).quotas[0].remaining == 30  # checks without an address have no share
+    assert (await harness.check(own.id, [RIGHT], address="192.0.2.1")).status is Status.VERIFIED
 
 
-async def test_the_share_of_an_address_is_never_less_than_one_verification_can_cost(world: World) -> None:
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 18, DAY))
-    verification = await world.start(RIGHT)
-    await world.resend(verification, SECOND)
-    await world.resend(verification, THIRD)
+async def test_the_share_of_an_address_covers_all_checks_of_one_verification(harness: StoreHarness) -> None:
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 18, DAY))
+    verification = await harness.start(RIGHT)
+    await harness.resend(verification, SECOND)
+    await harness.resend(verification, THIRD)
 
-    results = [await world.check(verification.id, [WRONG], address="192.0.2.1") for _ in range(5)]
+    results = [await harness.check(verification.id, [WRONG], address="192.0.2.1") for _ in range(5)]
 
     assert [result.quotas[0].remaining for result in results] == [15, 12, 9, 6, 3]
     assert results[-1].status is Status.LOCKED
 
 
-async def test_of_fifty_guesses_at_once_an_address_gets_its_share(world: World) -> None:
-    world.policy = replace(POLICY, checks=50, failed_checks_per_phone=Limit("failed_checks_per_phone", 500, DAY))
+async def test_of_250_concurrent_checks_of_one_address_five_per_verification_are_counted(harness: StoreHarness) -> None:
+    harness.policy = replace(POLICY, checks=50, failed_checks_per_phone=Limit("failed_checks_per_phone", 500, DAY))
     ids = [
-        (await world.start(address=f"192.0.2.{it}", policy=replace(POLICY, cooldowns=(timedelta(),)))).id
+        (await harness.start(address=f"192.0.2.{it}", policy=replace(POLICY, cooldowns=(timedelta(),)))).id
         for it in range(5)
     ]
 
-    guesses = [world.check(name, [WRONG], address="192.0.2.66") for name in ids for _ in range(50)]
-    results = await asyncio.gather(*guesses, return_exceptions=True)
+    checks = [harness.check(name, [WRONG], address="192.0.2.66") for name in ids for _ in range(50)]
+    results = await asyncio.gather(*checks, return_exceptions=True)
 
     assert (
         sum(isinstance(result, CheckOutcome) for result in results) == 25
     )  # five of each verification, all below the share
 
 
-async def test_a_right_check_repeated_gives_the_proof_again(world: World) -> None:
-    """Its answer may have been lost. Nobody else is verified by it, and no other code is."""
-    verification = await world.start()
-    guess = replace(world.guess([RIGHT]), retry_digest="d1")
-    first = expect(CheckPassed, await world.store.check_by_id(verification.id, guess, POLICY))
+async def test_a_repeated_correct_check_returns_the_same_result(harness: StoreHarness) -> None:
+    """The response may have been lost. Only the same request and client get the result again."""
+    verification = await harness.start()
+    code_check = replace(harness.code_check([RIGHT]), retry_digest="d1")
+    first = expect(CheckPassed, await harness.store.check_by_id(verification.id, code_check, POLICY))
 
     for _ in range(2):
-        again = await world.store.check_by_id(verification.id, guess, POLICY)
+        again = await harness.store.check_by_id(verification.id, code_check, POLICY)
         assert again == replace(first, quotas=(), is_repeated=True)
     assert not first.is_repeated
     for other in (None, "d2"):
         with pytest.raises(VerificationAlreadyUsed):
-            await world.store.check_by_id(verification.id, replace(guess, retry_digest=other), POLICY)
+            await harness.store.check_by_id(verification.id, replace(code_check, retry_digest=other), POLICY)
     with pytest.raises(VerificationNotFound):
-        await world.store.check_by_id(verification.id, replace(guess, client="bank"), POLICY)
-    await world.advance(LIFETIME)
+        await harness.store.check_by_id(verification.id, replace(code_check, client="bank"), POLICY)
+    await harness.advance(LIFETIME)
     with pytest.raises(VerificationNotFound):
-        await world.store.check_by_id(verification.id, guess, POLICY)
+        await harness.store.check_by_id(verification.id, code_check, POLICY)
 
 
-async def test_a_right_check_by_phone_repeated_gives_the_proof_of_the_same_verification(world: World) -> None:
-    first = await world.start(RIGHT)
-    guess = replace(world.guess([RIGHT]), retry_digest="d1")
-    await world.store.check_by_phone(PHONE, "login", guess, POLICY)
-    await world.advance(timedelta(seconds=120))
-    await world.start(SECOND)
+async def test_a_repeated_correct_check_by_phone_returns_the_same_verification(harness: StoreHarness) -> None:
+    first = await harness.start(RIGHT)
+    code_check = replace(harness.code_check([RIGHT]), retry_digest="d1")
+    await harness.store.check_by_phone(PHONE, "login", code_check, POLICY)
+    await harness.advance(timedelta(seconds=120))
+    await harness.start(SECOND)
 
-    again = expect(CheckPassed, await world.store.check_by_phone(PHONE, "login", guess, POLICY))
+    again = expect(CheckPassed, await harness.store.check_by_phone(PHONE, "login", code_check, POLICY))
 
     assert (again.verification_id, again.status, again.is_repeated) == (first.id, Status.VERIFIED, True)
 
 
-async def test_a_wrong_check_repeated_is_counted_again(world: World) -> None:
-    verification = await world.start()
-    guess = replace(world.guess([WRONG]), retry_digest="d1")
+async def test_a_repeated_wrong_check_is_counted_again(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    code_check = replace(harness.code_check([WRONG]), retry_digest="d1")
 
-    results = [await world.store.check_by_id(verification.id, guess, POLICY) for _ in range(2)]
+    results = [await harness.store.check_by_id(verification.id, code_check, POLICY) for _ in range(2)]
 
     assert [expect(WrongCode, result).checks_left for result in results] == [4, 3]
 
 
-async def test_after_its_lifetime_a_verification_is_gone(world: World) -> None:
-    verification = await world.start()
-    await world.advance(LIFETIME)
+async def test_a_verification_is_not_found_after_its_lifetime(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.advance(LIFETIME)
 
     for attempt in (
-        world.check(verification.id, [RIGHT]),
-        world.check_phone([RIGHT]),
-        world.store.read(verification.id, client="shop"),
-        world.store.record_call(verification, 1, _update(CallStatus.COMPLETED)),
+        harness.check(verification.id, [RIGHT]),
+        harness.check_phone([RIGHT]),
+        harness.store.read(verification.id, client="shop"),
+        harness.store.record_call(verification, 1, _update(CallStatus.COMPLETED)),
     ):
         with pytest.raises(VerificationNotFound):
             await attempt
 
 
-async def test_a_second_start_within_the_cooldown_is_refused_and_changes_nothing(world: World) -> None:
-    verification = await world.start()
+async def test_a_start_within_the_cooldown_is_refused_and_changes_nothing(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    await world.place(verification)
+    await harness.place(verification)
     for named in (None, verification):
         with pytest.raises(CallCooldown) as caught:
-            await world.start(SECOND, resend_of=named)
+            await harness.start(SECOND, resend_of=named)
         assert caught.value.verification_id == (named and named.id)
         assert 50 <= caught.value.retry_after <= 60
 
-    reading = await world.store.read(verification.id, client="shop")
+    reading = await harness.store.read(verification.id, client="shop")
     assert reading.calls_placed == 1
 
 
-async def test_the_cooldown_is_the_phones_whoever_asks_and_whatever_for(world: World) -> None:
-    await world.start()
+async def test_the_cooldown_of_a_phone_applies_to_all_clients_and_purposes(harness: StoreHarness) -> None:
+    await harness.start()
 
     for client, purpose in (("shop", "password_reset"), ("other", "login")):
         with pytest.raises(CallCooldown) as caught:
-            await world.start(client=client, purpose=purpose)
+            await harness.start(client=client, purpose=purpose)
         assert caught.value.verification_id is None
 
 
-async def test_a_resend_keeps_the_verification_its_checks_and_its_older_codes(world: World) -> None:
-    first = await world.start(RIGHT)
-    await world.check(first.id, [WRONG])
+async def test_a_resend_keeps_the_id_the_counted_checks_and_the_older_codes(harness: StoreHarness) -> None:
+    first = await harness.start(RIGHT)
+    await harness.check(first.id, [WRONG])
 
-    second = await world.resend(first, SECOND)
+    second = await harness.resend(first, SECOND)
 
     assert second.id == first.id
     assert (second.calls_placed, second.calls_left, second.checks_left) == (2, 1, 4)
-    assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
+    assert (await harness.check(first.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_each_code_lives_for_its_own_time(world: World) -> None:
-    verification = await world.start(RIGHT)
-    await world.resend(verification, SECOND)
-    await world.advance(LIFETIME - timedelta(seconds=60))
+async def test_each_code_has_its_own_lifetime(harness: StoreHarness) -> None:
+    verification = await harness.start(RIGHT)
+    await harness.resend(verification, SECOND)
+    await harness.advance(LIFETIME - timedelta(seconds=60))
 
-    expired = await world.check(verification.id, [RIGHT])
-    alive = await world.check(verification.id, [SECOND])
+    expired = await harness.check(verification.id, [RIGHT])
+    alive = await harness.check(verification.id, [SECOND])
 
     assert (expired.status, alive.status) == (Status.PENDING, Status.VERIFIED)
 
 
-async def test_cooldowns_grow_with_every_call_of_a_phone(world: World) -> None:
+async def test_the_cooldown_grows_with_every_call_to_a_phone(harness: StoreHarness) -> None:
     policy = replace(POLICY, calls=5)
     waits = []
     for _ in range(4):
-        verification = await world.start(policy=policy)
+        verification = await harness.start(policy=policy)
         assert verification.resend_in is not None
         waits.append(verification.resend_in)
-        await world.advance(timedelta(seconds=verification.resend_in))
+        await harness.advance(timedelta(seconds=verification.resend_in))
 
     assert waits == [60, 120, 300, 300]
 
 
-async def test_canceling_and_starting_again_does_not_shorten_the_cooldown(world: World) -> None:
-    first = await world.start()
-    await world.store.cancel("shop", first.id)
+async def test_canceling_and_starting_again_does_not_shorten_the_cooldown(harness: StoreHarness) -> None:
+    first = await harness.start()
+    await harness.store.cancel("shop", first.id)
 
     with pytest.raises(CallCooldown) as caught:
-        await world.start()
+        await harness.start()
     assert caught.value.verification_id is None
 
-    await world.advance(timedelta(seconds=60))
-    second = await world.start()
+    await harness.advance(timedelta(seconds=60))
+    second = await harness.start()
     assert second.id != first.id
     assert second.resend_in == 120
 
 
-async def test_a_streak_of_calls_is_forgotten_only_after_the_longest_cooldown(world: World) -> None:
-    await world.start()
-    await world.advance(timedelta(seconds=359))
-    assert (await world.start()).resend_in == 120
+async def test_the_cooldown_is_reset_only_after_the_longest_cooldown(harness: StoreHarness) -> None:
+    await harness.start()
+    await harness.advance(timedelta(seconds=359))
+    assert (await harness.start()).resend_in == 120
 
-    await world.advance(timedelta(seconds=420))
-    assert (await world.start()).resend_in == 60
+    await harness.advance(timedelta(seconds=420))
+    assert (await harness.start()).resend_in == 60
 
 
-async def test_calls_of_a_verification_are_limited(world: World) -> None:
-    first = await world.start()
-    await world.resend(first, SECOND)
-    third = await world.resend(first, THIRD)
+async def test_calls_of_a_verification_are_limited(harness: StoreHarness) -> None:
+    first = await harness.start()
+    await harness.resend(first, SECOND)
+    third = await harness.resend(first, THIRD)
     assert (third.calls_left, third.resend_in) == (0, None)
 
     with pytest.raises(RateLimited) as caught:
-        await world.start(resend_of=first)
+        await harness.start(resend_of=first)
 
     assert caught.value.limit == "calls_per_verification"
     assert 299 <= caught.value.retry_after <= 300
-    await world.advance(timedelta(seconds=caught.value.retry_after))
-    assert (await world.start()).id != third.id
+    await harness.advance(timedelta(seconds=caught.value.retry_after))
+    assert (await harness.start()).id != third.id
 
 
-async def test_after_success_a_start_makes_a_new_verification(world: World) -> None:
-    first = await world.start()
-    await world.check(first.id, [RIGHT])
-    await world.advance(timedelta(seconds=60))
+async def test_after_success_a_start_makes_a_new_verification(harness: StoreHarness) -> None:
+    first = await harness.start()
+    await harness.check(first.id, [RIGHT])
+    await harness.advance(timedelta(seconds=60))
 
-    second = await world.start(SECOND)
+    second = await harness.start(SECOND)
 
     assert second.id != first.id
     assert second.checks_left == 5
     with pytest.raises(VerificationAlreadyUsed):
-        await world.check(first.id, [RIGHT])
+        await harness.check(first.id, [RIGHT])
 
 
-async def test_a_canceled_verification_verifies_no_more(world: World) -> None:
-    verification = await world.start()
+async def test_a_canceled_verification_cannot_be_verified(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    canceled = await world.store.cancel("shop", verification.id)
-    again = await world.store.cancel("shop", verification.id)
+    canceled = await harness.store.cancel("shop", verification.id)
+    again = await harness.store.cancel("shop", verification.id)
 
     assert canceled.status is again.status is Status.CANCELED
     assert canceled.resend_in is None
     with pytest.raises(VerificationAlreadyCanceled):
-        await world.check(verification.id, [RIGHT])
+        await harness.check(verification.id, [RIGHT])
 
 
-async def test_what_is_final_cannot_be_canceled(world: World) -> None:
-    verified = await world.start()
-    await world.check(verified.id, [RIGHT])
+async def test_a_verified_or_locked_verification_cannot_be_canceled(harness: StoreHarness) -> None:
+    verified = await harness.start()
+    await harness.check(verified.id, [RIGHT])
     with pytest.raises(VerificationAlreadyUsed):
-        await world.store.cancel("shop", verified.id)
+        await harness.store.cancel("shop", verified.id)
 
-    locked = await world.start(phone=Phone("+79007654321"))
-    await world.lock(locked)
+    locked = await harness.start(phone=Phone("+79007654321"))
+    await harness.lock(locked)
     with pytest.raises(VerificationLocked):
-        await world.store.cancel("shop", locked.id)
+        await harness.store.cancel("shop", locked.id)
 
 
-async def test_a_recorded_call_is_read_back(world: World) -> None:
-    verification = await world.start()
+async def test_a_recorded_call_is_returned(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
     recorded = (
-        await world.store.record_call(
+        await harness.store.record_call(
             verification, 1, CallUpdate(state=CallState(CallStatus.RINGING, "rerouted"), ref="ref-1")
         )
     ).verification
@@ -651,233 +657,233 @@ async def test_a_recorded_call_is_read_back(world: World) -> None:
     assert (call.call_number, call.ref, call.state) == (1, "ref-1", CallState(CallStatus.RINGING, "rerouted"))
 
 
-async def test_a_final_call_state_stays(world: World) -> None:
-    verification = await world.start()
-    await world.store.record_call(verification, 1, _update(CallStatus.BUSY))
+async def test_a_final_call_status_does_not_change(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.store.record_call(verification, 1, _update(CallStatus.BUSY))
 
-    after = (await world.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification
+    after = (await harness.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification
 
     assert [call.state.status for call in after.calls] == [CallStatus.BUSY]
 
 
-async def test_a_call_never_goes_back(world: World) -> None:
-    verification = await world.start()
-    await world.store.record_call(verification, 1, _update(CallStatus.ANSWERED))
+async def test_a_call_status_never_goes_back_to_an_earlier_stage(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.store.record_call(verification, 1, _update(CallStatus.ANSWERED))
 
-    recorded = await world.store.record_call(verification, 1, _update(CallStatus.RINGING))
+    recorded = await harness.store.record_call(verification, 1, _update(CallStatus.RINGING))
 
     assert [call.state.status for call in recorded.verification.calls] == [CallStatus.ANSWERED]
 
 
-async def test_of_many_reports_of_the_end_of_a_call_one_has_ended_it(world: World) -> None:
-    verification = await world.start()
+async def test_of_a_hundred_concurrent_final_updates_exactly_one_ends_the_call(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    reports = [world.store.record_call(verification, 1, _update(CallStatus.COMPLETED)) for _ in range(100)]
+    reports = [harness.store.record_call(verification, 1, _update(CallStatus.COMPLETED)) for _ in range(100)]
 
     assert sum(recorded.ended for recorded in await asyncio.gather(*reports)) == 1
 
 
-async def test_whoever_knows_the_code_has_heard_it(world: World) -> None:
-    verification = await world.start()
-    await world.store.record_call(verification, 1, _update(CallStatus.UNCONFIRMED, ref=None))
+async def test_a_correct_code_marks_its_unconfirmed_call_as_answered(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.store.record_call(verification, 1, _update(CallStatus.UNCONFIRMED, ref=None))
 
-    await world.check(verification.id, [RIGHT])
+    await harness.check(verification.id, [RIGHT])
 
-    read = await world.store.read(verification.id, client="shop")
+    read = await harness.store.read(verification.id, client="shop")
     assert [call.state.status for call in read.calls] == [CallStatus.ANSWERED]
 
 
-async def test_a_code_that_the_provider_chose_verifies_and_ours_does_not(world: World) -> None:
-    verification = await world.start(channel=Channel.FLASH_CALL)
+async def test_a_code_chosen_by_the_provider_replaces_ours(harness: StoreHarness) -> None:
+    verification = await harness.start(channel=Channel.FLASH_CALL)
     report = _update(CallStatus.INITIATED, code_digest=SECOND, code_length=4)
-    await world.store.record_call(verification, 1, report)
-    world.lengths[SECOND] = 4
+    await harness.store.record_call(verification, 1, report)
+    harness.lengths[SECOND] = 4
 
-    assert (await world.check(verification.id, [RIGHT])).status is Status.PENDING
-    assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
+    assert (await harness.check(verification.id, [RIGHT])).status is Status.PENDING
+    assert (await harness.check(verification.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_a_call_in_place_of_a_refused_one_has_the_new_code_alone(world: World) -> None:
-    refused = await world.start()
-    await world.refund(refused, 1)
+async def test_after_a_refund_only_the_code_of_the_next_call_is_valid(harness: StoreHarness) -> None:
+    refused = await harness.start()
+    await harness.refund(refused, 1)
 
-    placed = await world.start(SECOND, channel=Channel.FLASH_CALL)
+    placed = await harness.start(SECOND, channel=Channel.FLASH_CALL)
 
     assert (placed.channel, placed.code_length, placed.checks_left) == (Channel.FLASH_CALL, 4, 3)
     assert (placed.calls_placed, placed.calls_left, placed.resend_in) == (1, 2, 60)
-    world.lengths[RIGHT] = 4
-    assert (await world.check(placed.id, [RIGHT])).status is Status.PENDING
-    assert (await world.check(placed.id, [SECOND])).status is Status.VERIFIED
+    harness.lengths[RIGHT] = 4
+    assert (await harness.check(placed.id, [RIGHT])).status is Status.PENDING
+    assert (await harness.check(placed.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_a_channel_with_a_tighter_budget_leaves_at_least_one_check(world: World) -> None:
-    verification = await world.start()
+async def test_a_resend_on_a_channel_with_fewer_checks_leaves_at_least_one_check(harness: StoreHarness) -> None:
+    verification = await harness.start()
     for _ in range(4):
-        await world.check(verification.id, [WRONG])
+        await harness.check(verification.id, [WRONG])
 
-    again = await world.again(verification, SECOND, channel=Channel.FLASH_CALL)
+    again = await harness.again(verification, SECOND, channel=Channel.FLASH_CALL)
     assert again.checks_left == 1
-    again = await world.place(again)
+    again = await harness.place(again)
 
     assert again.checks_left == 1
-    assert (await world.check(verification.id, [SECOND])).status is Status.VERIFIED
+    assert (await harness.check(verification.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_what_was_tried_is_told(world: World) -> None:
-    verification = await world.start()
-    await world.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER, operator="mts"))
-    await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
+async def test_the_history_has_the_operator_and_the_calls_of_pending_verifications(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER, operator="mts"))
+    await harness.resend(verification, SECOND, channel=Channel.FLASH_CALL)
 
-    history = await world.history("shop")
+    history = await harness.history("shop")
 
     assert history.operator == "mts"
     assert list(history.calls) == [
         (Channel.VOICE, CallStatus.NO_ANSWER),
         (Channel.FLASH_CALL, CallStatus.INITIATED),
     ]
-    assert not (await world.history("other")).calls
-    await world.store.cancel("shop", verification.id)
-    assert not (await world.history("shop")).calls
+    assert not (await harness.history("other")).calls
+    await harness.store.cancel("shop", verification.id)
+    assert not (await harness.history("shop")).calls
 
 
-async def test_a_reverse_call_verifies_without_a_code_once_the_person_has_dialled(world: World) -> None:
-    verification = await world.reverse_call()
-    assert (await world.check(verification.id, [])).status is Status.PENDING
-    await world.advance(timedelta(seconds=5))
+async def test_a_reverse_call_verifies_without_a_code_once_confirmed(harness: StoreHarness) -> None:
+    verification = await harness.reverse_call()
+    assert (await harness.check(verification.id, [])).status is Status.PENDING
+    await harness.advance(timedelta(seconds=5))
 
-    assert await world.dial(verification) is Confirmation.CONFIRMED
-    assert await world.dial(verification) is Confirmation.CONFIRMED_BEFORE
+    assert await harness.dial(verification) is Confirmation.CONFIRMED
+    assert await harness.dial(verification) is Confirmation.CONFIRMED_BEFORE
 
-    result = expect(CheckPassed, await world.check(verification.id, []))
+    result = expect(CheckPassed, await harness.check(verification.id, []))
     assert (result.status, result.phone) == (Status.VERIFIED, PHONE)
     with pytest.raises(VerificationAlreadyUsed):
-        await world.check(verification.id, [])
-    assert await world.dial(verification) is Confirmation.CONFIRMED_BEFORE
+        await harness.check(verification.id, [])
+    assert await harness.dial(verification) is Confirmation.CONFIRMED_BEFORE
 
 
-async def test_of_a_hundred_checks_of_a_reverse_call_one_verifies(world: World) -> None:
-    verification = await world.reverse_call()
-    await world.advance(timedelta(seconds=5))
-    confirmations = await asyncio.gather(*(world.dial(verification) for _ in range(100)))
+async def test_of_a_hundred_concurrent_checks_of_a_reverse_call_exactly_one_verifies(harness: StoreHarness) -> None:
+    verification = await harness.reverse_call()
+    await harness.advance(timedelta(seconds=5))
+    confirmations = await asyncio.gather(*(harness.dial(verification) for _ in range(100)))
     assert confirmations.count(Confirmation.CONFIRMED) == 1
 
-    results = await asyncio.gather(*(world.check(verification.id, []) for _ in range(100)), return_exceptions=True)
+    results = await asyncio.gather(*(harness.check(verification.id, []) for _ in range(100)), return_exceptions=True)
 
     assert sum(isinstance(result, CheckOutcome) for result in results) == 1
 
 
-async def test_a_hook_confirms_nothing_but_the_call_of_that_phone_by_its_own_name(world: World) -> None:
-    verification = await world.reverse_call()
-    assert await world.dial(verification) is Confirmation.TOO_EARLY
-    await world.advance(timedelta(seconds=5))
+async def test_a_callback_confirms_only_the_call_with_its_reference_and_caller(harness: StoreHarness) -> None:
+    verification = await harness.reverse_call()
+    assert await harness.dial(verification) is Confirmation.TOO_EARLY
+    await harness.advance(timedelta(seconds=5))
 
-    assert await world.dial(verification, ref="another") is Confirmation.NOT_FOUND
-    assert await world.dial(verification, caller=DIAL) is Confirmation.NOT_THE_CALLER
+    assert await harness.dial(verification, ref="another") is Confirmation.NOT_FOUND
+    assert await harness.dial(verification, caller=DIAL) is Confirmation.NOT_THE_CALLER
     assert (
-        await world.store.confirm(verification, 2, ref="ref-1", caller=PHONE, policy=POLICY) is Confirmation.NOT_FOUND
+        await harness.store.confirm(verification, 2, ref="ref-1", caller=PHONE, policy=POLICY) is Confirmation.NOT_FOUND
     )
-    assert (await world.check(verification.id, [])).status is Status.PENDING
+    assert (await harness.check(verification.id, [])).status is Status.PENDING
 
 
-async def test_a_call_with_a_code_is_not_confirmed_by_a_hook(world: World) -> None:
-    verification = await world.start()
-    await world.store.record_call(verification, 1, _update(CallStatus.INITIATED))
-    await world.advance(timedelta(seconds=5))
+async def test_a_callback_does_not_confirm_a_call_with_a_code(harness: StoreHarness) -> None:
+    verification = await harness.start()
+    await harness.store.record_call(verification, 1, _update(CallStatus.INITIATED))
+    await harness.advance(timedelta(seconds=5))
 
-    assert await world.dial(verification) is Confirmation.NOT_FOUND
+    assert await harness.dial(verification) is Confirmation.NOT_FOUND
     with pytest.raises(CodeRequired):
-        await world.check(verification.id, [])
+        await harness.check(verification.id, [])
 
 
-async def test_what_was_canceled_or_is_over_is_not_confirmed(world: World) -> None:
-    verification = await world.reverse_call()
-    await world.advance(timedelta(seconds=5))
-    await world.store.cancel("shop", verification.id)
+async def test_a_callback_does_not_confirm_a_canceled_reverse_call(harness: StoreHarness) -> None:
+    verification = await harness.reverse_call()
+    await harness.advance(timedelta(seconds=5))
+    await harness.store.cancel("shop", verification.id)
 
-    assert await world.dial(verification) is Confirmation.NOT_FOUND
+    assert await harness.dial(verification) is Confirmation.NOT_FOUND
 
 
-async def test_a_reverse_call_that_was_confirmed_is_worth_nothing_after_its_time(world: World) -> None:
-    verification = await world.reverse_call()
-    await world.advance(timedelta(seconds=250))
-    assert await world.dial(verification) is Confirmation.CONFIRMED
-    await world.advance(timedelta(seconds=60))
+async def test_a_confirmed_reverse_call_does_not_verify_after_its_lifetime(harness: StoreHarness) -> None:
+    verification = await harness.reverse_call()
+    await harness.advance(timedelta(seconds=250))
+    assert await harness.dial(verification) is Confirmation.CONFIRMED
+    await harness.advance(timedelta(seconds=60))
 
     with pytest.raises(VerificationNotFound):
-        await world.check(verification.id, [])
+        await harness.check(verification.id, [])
 
 
-async def test_the_id_of_a_reverse_call_is_told_to_nobody_but_who_asked(world: World) -> None:
-    """It is all that proves who asked: another session could wait with it until the person has dialled."""
-    reverse = await world.reverse_call()
+async def test_the_id_of_a_reverse_call_is_not_revealed_by_other_requests(harness: StoreHarness) -> None:
+    """The id alone identifies the session: another session could check with it once the person has dialled."""
+    reverse = await harness.reverse_call()
 
     with pytest.raises(CallCooldown) as refused:
-        await world.start()
+        await harness.start()
     with pytest.raises(VerificationNotFound):
-        await world.check_phone([WRONG])
-    await world.advance(timedelta(seconds=120))
-    coded = await world.start(RIGHT)
+        await harness.check_phone([WRONG])
+    await harness.advance(timedelta(seconds=120))
+    coded = await harness.start(RIGHT)
 
     assert refused.value.verification_id is None
     assert coded.id != reverse.id
-    assert (await world.check_phone([WRONG])).verification_id == coded.id
+    assert (await harness.check_phone([WRONG])).verification_id == coded.id
 
 
-async def test_a_verification_with_a_code_and_a_reverse_call_have_nothing_in_common(world: World) -> None:
-    coded = await world.start(RIGHT)
-    await world.advance(timedelta(seconds=60))
-    reverse = await world.reverse_call()
-    again = await world.resend(coded, SECOND)
+async def test_a_verification_with_a_code_and_a_reverse_call_are_independent(harness: StoreHarness) -> None:
+    coded = await harness.start(RIGHT)
+    await harness.advance(timedelta(seconds=60))
+    reverse = await harness.reverse_call()
+    again = await harness.resend(coded, SECOND)
 
     assert again.id == coded.id != reverse.id
     assert (coded.calls_left, reverse.calls_left, again.calls_left) == (2, 0, 1)
     assert reverse.resend_in is None
-    assert await world.dial(reverse) is Confirmation.CONFIRMED
+    assert await harness.dial(reverse) is Confirmation.CONFIRMED
     with pytest.raises(CodeRequired):
-        await world.check(coded.id, [])
-    assert (await world.check(reverse.id, [])).status is Status.VERIFIED
-    assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
+        await harness.check(coded.id, [])
+    assert (await harness.check(reverse.id, [])).status is Status.VERIFIED
+    assert (await harness.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_one_reverse_call_of_a_phone_is_live_at_a_time_whoever_asks(world: World) -> None:
-    """Else whoever dials for one may confirm another: a provider may tell both to dial the same number."""
-    first = await world.reverse_call()
-    await world.advance(timedelta(seconds=120))
+async def test_a_phone_has_at_most_one_pending_reverse_call_over_all_clients(harness: StoreHarness) -> None:
+    """Otherwise one dialled call could confirm another, because both may have the same number to dial."""
+    first = await harness.reverse_call()
+    await harness.advance(timedelta(seconds=120))
 
     with pytest.raises(CallCooldown) as refused:
-        await world.start(client="bank", purpose="password_reset", channel=Channel.REVERSE_CALL)
+        await harness.start(client="bank", purpose="password_reset", channel=Channel.REVERSE_CALL)
 
     assert refused.value.verification_id is None
     assert 170 <= refused.value.retry_after <= 180
-    await world.store.cancel("shop", first.id)
-    second = await world.start(client="bank", channel=Channel.REVERSE_CALL)
-    await world.refund(second, 1)
-    third = await world.reverse_call()
-    await world.advance(timedelta(seconds=5))
-    await world.dial(third)
-    await world.check(third.id, [])
-    await world.advance(timedelta(seconds=295))
-    assert (await world.reverse_call()).status is Status.PENDING
-    await world.advance(LIFETIME)
-    assert (await world.reverse_call()).status is Status.PENDING
+    await harness.store.cancel("shop", first.id)
+    second = await harness.start(client="bank", channel=Channel.REVERSE_CALL)
+    await harness.refund(second, 1)
+    third = await harness.reverse_call()
+    await harness.advance(timedelta(seconds=5))
+    await harness.dial(third)
+    await harness.check(third.id, [])
+    await harness.advance(timedelta(seconds=295))
+    assert (await harness.reverse_call()).status is Status.PENDING
+    await harness.advance(LIFETIME)
+    assert (await harness.reverse_call()).status is Status.PENDING
 
 
-async def test_a_reverse_call_never_shares_a_verification(world: World) -> None:
-    """Neither does it join the one that is named, nor can another call join its own."""
-    coded = await world.start(RIGHT)
-    await world.advance(timedelta(seconds=60))
-    reverse = await world.start(channel=Channel.REVERSE_CALL, resend_of=coded)
-    await world.advance(timedelta(seconds=120))
-    other = await world.start(SECOND, resend_of=reverse)
+async def test_a_reverse_call_always_has_its_own_verification(harness: StoreHarness) -> None:
+    """A resend as a reverse call makes a new verification, and so does a resend of a reverse call."""
+    coded = await harness.start(RIGHT)
+    await harness.advance(timedelta(seconds=60))
+    reverse = await harness.start(channel=Channel.REVERSE_CALL, resend_of=coded)
+    await harness.advance(timedelta(seconds=120))
+    other = await harness.start(SECOND, resend_of=reverse)
 
     assert len({coded.id, reverse.id, other.id}) == 3
-    assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
+    assert (await harness.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> None:
+async def test_of_fifty_concurrent_reverse_calls_exactly_one_is_started(harness: StoreHarness) -> None:
     policy = replace(POLICY, cooldowns=(timedelta(),))
     starts = [
-        world.start(client=f"client-{number}", channel=Channel.REVERSE_CALL, policy=policy) for number in range(50)
+        harness.start(client=f"client-{number}", channel=Channel.REVERSE_CALL, policy=policy) for number in range(50)
     ]
 
     started = await asyncio.gather(*starts, return_exceptions=True)
@@ -885,378 +891,382 @@ async def test_of_fifty_reverse_calls_at_once_one_is_started(world: World) -> No
     assert sum(isinstance(it, CallCooldown) for it in started) == 49
 
 
-async def test_a_code_of_another_length_is_refused_and_costs_nothing(world: World) -> None:
-    verification = await world.start()
+async def test_a_code_of_another_length_is_rejected_and_not_counted(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
     for length in (4, 5):
         with pytest.raises(CodeTooShortOrLong) as refused:
-            await world.store.check_by_id(
+            await harness.store.check_by_id(
                 verification.id, CodeCheck(client="shop", candidates=[WRONG], length=length), POLICY
             )
         assert refused.value.lengths == {6}
 
-    assert expect(WrongCode, await world.check(verification.id, [WRONG])).checks_left == 4
-    again = await world.resend(verification, SECOND, channel=Channel.FLASH_CALL)
-    assert (await world.check(again.id, [WRONG])).status is Status.PENDING
-    assert (await world.check(again.id, [RIGHT])).status is Status.VERIFIED
+    assert expect(WrongCode, await harness.check(verification.id, [WRONG])).checks_left == 4
+    again = await harness.resend(verification, SECOND, channel=Channel.FLASH_CALL)
+    assert (await harness.check(again.id, [WRONG])).status is Status.PENDING
+    assert (await harness.check(again.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_code_for_a_reverse_call_is_refused_and_costs_nothing(world: World) -> None:
-    verification = await world.reverse_call()
+async def test_a_code_for_a_reverse_call_is_rejected_and_not_counted(harness: StoreHarness) -> None:
+    verification = await harness.reverse_call()
 
     with pytest.raises(CodeNotExpected):
-        await world.check(verification.id, [WRONG])
+        await harness.check(verification.id, [WRONG])
 
-    assert expect(Waiting, await world.check(verification.id, [])).checks_left == verification.checks_left
+    assert expect(Waiting, await harness.check(verification.id, [])).checks_left == verification.checks_left
 
 
-async def test_a_refused_call_of_another_channel_leaves_what_is_pending_as_it_was(world: World) -> None:
-    coded = await world.start(RIGHT)
+async def test_refunding_a_call_of_another_channel_leaves_the_pending_verification_unchanged(
+    harness: StoreHarness,
+) -> None:
+    coded = await harness.start(RIGHT)
     for channel in (Channel.REVERSE_CALL, Channel.FLASH_CALL):
-        refused = await world.again(coded, SECOND, channel=channel)
-        await world.refund(refused, refused.calls[-1].call_number)
+        refused = await harness.again(coded, SECOND, channel=channel)
+        await harness.refund(refused, refused.calls[-1].call_number)
 
-    after = await world.store.read(coded.id, client="shop")
+    after = await harness.store.read(coded.id, client="shop")
     assert (after.channel, after.code_length, after.checks_left) == (Channel.VOICE, 6, 5)
     assert (after.calls_placed, after.calls_left) == (1, 2)
-    assert (await world.start(THIRD, resend_of=coded)).id == coded.id
-    assert (await world.check_phone([RIGHT])).status is Status.VERIFIED
+    assert (await harness.start(THIRD, resend_of=coded)).id == coded.id
+    assert (await harness.check_phone([RIGHT])).status is Status.VERIFIED
 
 
-async def test_a_refused_call_leaves_a_reverse_call_as_it_was(world: World) -> None:
-    reverse = await world.reverse_call()
-    await world.advance(timedelta(seconds=120))
-    refused = await world.start(SECOND)
-    await world.refund(refused, 1)
+async def test_refunding_a_call_leaves_a_pending_reverse_call_unchanged(harness: StoreHarness) -> None:
+    reverse = await harness.reverse_call()
+    await harness.advance(timedelta(seconds=120))
+    refused = await harness.start(SECOND)
+    await harness.refund(refused, 1)
 
-    assert await world.dial(reverse) is Confirmation.CONFIRMED
-    assert (await world.check(reverse.id, [])).status is Status.VERIFIED
-
-
-async def test_wrong_codes_before_a_refused_call_stay_counted(world: World) -> None:
-    coded = await world.start(RIGHT)
-    await world.check(coded.id, [WRONG])
-    refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
-    await world.check(coded.id, [WRONG])
-    await world.refund(refused, 2)
-
-    world.lengths[WRONG] = 6
-    assert expect(WrongCode, await world.check(coded.id, [WRONG])).checks_left == 2
+    assert await harness.dial(reverse) is Confirmation.CONFIRMED
+    assert (await harness.check(reverse.id, [])).status is Status.VERIFIED
 
 
-async def test_a_call_that_is_not_placed_yet_makes_no_budget_smaller(world: World) -> None:
-    """A start that the provider refuses must not lock what three wrong codes had left open."""
-    coded = await world.start(RIGHT)
+async def test_wrong_codes_stay_counted_after_a_refund(harness: StoreHarness) -> None:
+    coded = await harness.start(RIGHT)
+    await harness.check(coded.id, [WRONG])
+    refused = await harness.again(coded, SECOND, channel=Channel.FLASH_CALL)
+    await harness.check(coded.id, [WRONG])
+    await harness.refund(refused, 2)
+
+    harness.lengths[WRONG] = 6
+    assert expect(WrongCode, await harness.check(coded.id, [WRONG])).checks_left == 2
+
+
+async def test_a_call_that_is_not_placed_yet_does_not_reduce_the_checks_left(harness: StoreHarness) -> None:
+    """A start that the provider refuses must not lock a verification after three wrong codes."""
+    coded = await harness.start(RIGHT)
     for _ in range(3):
-        await world.check(coded.id, [WRONG])
-    refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
-    world.lengths[WRONG] = 6
-    assert (await world.check(coded.id, [WRONG])).status is Status.PENDING
-    await world.refund(refused, 2)
+        await harness.check(coded.id, [WRONG])
+    refused = await harness.again(coded, SECOND, channel=Channel.FLASH_CALL)
+    harness.lengths[WRONG] = 6
+    assert (await harness.check(coded.id, [WRONG])).status is Status.PENDING
+    await harness.refund(refused, 2)
 
-    assert (await world.store.read(coded.id, client="shop")).checks_left == 1
-    assert (await world.check(coded.id, [RIGHT])).status is Status.VERIFIED
+    assert (await harness.store.read(coded.id, client="shop")).checks_left == 1
+    assert (await harness.check(coded.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_taking_a_call_of_a_locked_verification_back_gives_no_checks_back(world: World) -> None:
-    coded = await world.start(RIGHT)
-    refused = await world.again(coded, SECOND, channel=Channel.FLASH_CALL)
+async def test_refunding_a_call_of_a_locked_verification_does_not_unlock_it(harness: StoreHarness) -> None:
+    coded = await harness.start(RIGHT)
+    refused = await harness.again(coded, SECOND, channel=Channel.FLASH_CALL)
     for _ in range(5):
-        await world.check(coded.id, [WRONG])
+        await harness.check(coded.id, [WRONG])
 
-    await world.refund(refused, 2)
+    await harness.refund(refused, 2)
 
-    after = await world.store.read(refused.id, client="shop")
+    after = await harness.store.read(refused.id, client="shop")
     assert (after.status, after.checks_left) == (Status.LOCKED, 0)
 
 
-async def test_a_reverse_call_that_waits_is_told_as_tried_to_everybody(world: World) -> None:
-    reverse = await world.reverse_call()
-    history = await world.history("bank")
+async def test_a_pending_reverse_call_is_in_the_history_of_every_client(harness: StoreHarness) -> None:
+    reverse = await harness.reverse_call()
+    history = await harness.history("bank")
     assert list(history.calls) == [(Channel.REVERSE_CALL, CallStatus.INITIATED)]
 
-    await world.store.cancel("shop", reverse.id)
+    await harness.store.cancel("shop", reverse.id)
 
-    assert not (await world.history("bank")).calls
+    assert not (await harness.history("bank")).calls
 
 
-async def test_each_change_has_a_higher_version(redis: Redis, store: RedisVerificationStore) -> None:
-    world = World(store, lambda duration: age(redis, duration))
-    verification = await world.start()
+async def test_each_change_increases_the_version(redis: Redis, store: RedisVerificationStore) -> None:
+    harness = StoreHarness(store, lambda duration: age(redis, duration))
+    verification = await harness.start()
     versions = [verification.version]
-    versions.append((await world.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification.version)
     versions.append(
-        (await world.store.record_call(verification, 1, _update(CallStatus.RINGING, ref=None))).verification.version
+        (await harness.store.record_call(verification, 1, _update(CallStatus.RINGING))).verification.version
     )
-    await world.check(verification.id, [WRONG])
-    versions.append((await world.store.read(verification.id, client="shop")).version)
-    versions.append((await world.store.cancel("shop", verification.id)).version)
-    versions.append((await world.store.cancel("shop", verification.id)).version)
+    versions.append(
+        (await harness.store.record_call(verification, 1, _update(CallStatus.RINGING, ref=None))).verification.version
+    )
+    await harness.check(verification.id, [WRONG])
+    versions.append((await harness.store.read(verification.id, client="shop")).version)
+    versions.append((await harness.store.cancel("shop", verification.id)).version)
+    versions.append((await harness.store.cancel("shop", verification.id)).version)
 
     assert versions == [0, 1, 1, 2, 3, 3]
 
 
-async def test_a_verification_whose_calls_all_failed_has_failed(world: World) -> None:
+async def test_a_verification_fails_when_all_its_calls_failed(harness: StoreHarness) -> None:
     policy = replace(POLICY, calls=1)
-    verification = await world.start(policy=policy)
+    verification = await harness.start(policy=policy)
 
-    after = (await world.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER))).verification
+    after = (await harness.store.record_call(verification, 1, _update(CallStatus.NO_ANSWER))).verification
 
     assert after.status is Status.FAILED
 
 
-async def test_taking_the_only_call_back_leaves_nothing(world: World) -> None:
-    verification = await world.start()
+async def test_refunding_the_only_call_deletes_the_verification(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    await world.refund(verification, 1)
+    await harness.refund(verification, 1)
 
     with pytest.raises(VerificationNotFound):
-        await world.store.read(verification.id, client="shop")
-    again = await world.start()
+        await harness.store.read(verification.id, client="shop")
+    again = await harness.start()
     assert (again.calls_placed, again.resend_in) == (1, 60)
 
 
-async def test_taking_a_resend_back_leaves_the_first_call_as_it_was(world: World) -> None:
-    first = await world.start(RIGHT)
-    second = await world.again(first, SECOND)
+async def test_refunding_a_resend_leaves_the_first_call_unchanged(harness: StoreHarness) -> None:
+    first = await harness.start(RIGHT)
+    second = await harness.again(first, SECOND)
 
-    await world.refund(second, 2)
+    await harness.refund(second, 2)
 
-    after = await world.store.read(first.id, client="shop")
+    after = await harness.store.read(first.id, client="shop")
     assert (after.calls_placed, after.calls_left, after.resend_in) == (1, 2, 0)
     assert after.expires_at <= after.created_at + LIFETIME
     assert [call.call_number for call in after.calls] == [1]
-    assert (await world.check(first.id, [SECOND])).status is Status.PENDING
-    assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
+    assert (await harness.check(first.id, [SECOND])).status is Status.PENDING
+    assert (await harness.check(first.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_taking_back_twice_is_harmless_even_after_a_new_call(world: World) -> None:
-    first = await world.start(RIGHT)
-    second = await world.again(first, SECOND)
-    await world.refund(second, 2)
-    third = await world.start(THIRD, resend_of=first)
+async def test_a_second_refund_changes_nothing_even_after_a_new_call(harness: StoreHarness) -> None:
+    first = await harness.start(RIGHT)
+    second = await harness.again(first, SECOND)
+    await harness.refund(second, 2)
+    third = await harness.start(THIRD, resend_of=first)
 
-    await world.refund(second, 2)
+    await harness.refund(second, 2)
 
-    after = await world.store.read(third.id, client="shop")
+    after = await harness.store.read(third.id, client="shop")
     assert (after.calls_placed, after.calls_left) == (2, 1)
     with pytest.raises(CallCooldown):
-        await world.start()
-    assert (await world.check(third.id, [THIRD])).status is Status.VERIFIED
+        await harness.start()
+    assert (await harness.check(third.id, [THIRD])).status is Status.VERIFIED
 
 
-async def test_guesses_stay_counted_for_the_phone_when_the_call_is_taken_back(world: World) -> None:
-    """Else a provider that refuses every call would let somebody guess for ever at codes never spoken."""
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
+async def test_failed_checks_of_a_phone_stay_counted_after_a_refund(harness: StoreHarness) -> None:
+    """Otherwise an attacker could guess without limit while the provider refuses every call."""
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
     for _ in range(5):
-        verification = await world.start(policy=world.policy)
-        await world.check(verification.id, [WRONG])
-        await world.refund(verification, 1)
+        verification = await harness.start(policy=harness.policy)
+        await harness.check(verification.id, [WRONG])
+        await harness.refund(verification, 1)
 
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
-        await world.start(policy=world.policy)
+        await harness.start(policy=harness.policy)
 
 
-async def test_a_refused_start_leaves_the_phone_as_it_was(world: World) -> None:
-    """The next cooldown is as long, the next call as many, as if it had never been."""
-    first = await world.start()
-    await world.place(first)
-    await world.advance(timedelta(seconds=100))
+async def test_a_refunded_start_leaves_the_phone_unchanged(harness: StoreHarness) -> None:
+    """Cooldown, calls and the latest verification are as if the start had not happened."""
+    first = await harness.start()
+    await harness.place(first)
+    await harness.advance(timedelta(seconds=100))
     for _ in range(5):
-        await world.refund(await world.start(SECOND), 1)
-    await world.refund(await world.start(SECOND, resend_of=first), 2)
+        await harness.refund(await harness.start(SECOND), 1)
+    await harness.refund(await harness.start(SECOND, resend_of=first), 2)
 
-    again = await world.start(SECOND)
+    again = await harness.start(SECOND)
 
     assert again.resend_in == 120
-    assert (await world.check_phone([RIGHT])).verification_id == first.id
+    assert (await harness.check_phone([RIGHT])).verification_id == first.id
 
 
-async def test_taking_back_after_an_older_code_verified_changes_no_success(world: World) -> None:
-    first = await world.start(RIGHT)
-    second = await world.again(first, SECOND)
-    await world.check(first.id, [RIGHT])
+async def test_a_refund_after_success_leaves_the_verification_verified(harness: StoreHarness) -> None:
+    first = await harness.start(RIGHT)
+    second = await harness.again(first, SECOND)
+    await harness.check(first.id, [RIGHT])
 
-    await world.refund(second, 2)
+    await harness.refund(second, 2)
 
-    assert (await world.store.read(first.id, client="shop")).status is Status.VERIFIED
+    assert (await harness.store.read(first.id, client="shop")).status is Status.VERIFIED
 
 
-async def test_of_a_hundred_right_checks_at_once_one_verifies(world: World) -> None:
-    verification = await world.start()
+async def test_of_a_hundred_concurrent_correct_checks_exactly_one_verifies(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    checks = [world.check(verification.id, [RIGHT]) for _ in range(100)]
+    checks = [harness.check(verification.id, [RIGHT]) for _ in range(100)]
     results = await asyncio.gather(*checks, return_exceptions=True)
 
     refused = [result for result in results if isinstance(result, VerificationAlreadyUsed)]
     assert (len(refused), len(results)) == (99, 100)
 
 
-async def test_of_a_hundred_wrong_checks_at_once_five_count(world: World) -> None:
-    verification = await world.start()
+async def test_of_a_hundred_concurrent_wrong_checks_exactly_five_are_counted(harness: StoreHarness) -> None:
+    verification = await harness.start()
 
-    checks = [world.check(verification.id, [WRONG]) for _ in range(100)]
+    checks = [harness.check(verification.id, [WRONG]) for _ in range(100)]
     results = await asyncio.gather(*checks, return_exceptions=True)
 
     assert sum(isinstance(result, VerificationLocked) for result in results) == 95
 
 
-async def test_of_a_hundred_refunds_at_once_one_undoes_the_call(world: World) -> None:
-    first = await world.place(await world.start())
-    second = await world.again(first, SECOND)
+async def test_of_a_hundred_refunds_at_once_one_undoes_the_call(harness: StoreHarness) -> None:
+    first = await harness.place(await harness.start())
+    second = await harness.again(first, SECOND)
 
-    assert sum(await asyncio.gather(*(world.refund(second, 2) for _ in range(100)))) == 1
-    assert (await world.store.read(first.id, client="shop")).calls_left == 2
+    assert sum(await asyncio.gather(*(harness.refund(second, 2) for _ in range(100)))) == 1
+    assert (await harness.store.read(first.id, client="shop")).calls_left == 2
 
 
-async def test_of_a_hundred_cancellations_at_once_one_changes_it(world: World) -> None:
-    before = await world.place(await world.start())
+async def test_of_a_hundred_cancellations_at_once_one_changes_it(harness: StoreHarness) -> None:
+    before = await harness.place(await harness.start())
 
-    canceled = await asyncio.gather(*(world.store.cancel("shop", before.id) for _ in range(100)))
+    canceled = await asyncio.gather(*(harness.store.cancel("shop", before.id) for _ in range(100)))
 
     assert {(it.status, it.version - before.version) for it in canceled} <= {(Status.CANCELED, 0), (Status.CANCELED, 1)}
 
 
-async def test_of_fifty_starts_at_once_one_places_a_call(world: World) -> None:
-    results = await asyncio.gather(*[world.start() for _ in range(50)], return_exceptions=True)
+async def test_of_fifty_concurrent_starts_exactly_one_succeeds(harness: StoreHarness) -> None:
+    results = await asyncio.gather(*[harness.start() for _ in range(50)], return_exceptions=True)
 
     assert sum(isinstance(result, Verification) for result in results) == 1
     assert sum(isinstance(result, CallCooldown) for result in results) == 49
 
 
-async def test_calls_of_a_phone_are_limited_in_every_hour_and_day(world: World) -> None:
-    """Whatever the client, purpose or verification: what is counted is the phone."""
+async def test_calls_to_a_phone_are_limited_per_hour_and_day(harness: StoreHarness) -> None:
+    """The limit counts calls of all clients, purposes and verifications."""
     policy = replace(
         POLICY,
         cooldowns=(timedelta(),),
         calls=100,
         calls_per_phone=(Limit("calls_per_phone_hour", 2, HOUR), Limit("calls_per_phone_day", 3, DAY)),
     )
-    await world.start(policy=policy)
-    await world.start(policy=policy, client="bank")
+    await harness.start(policy=policy)
+    await harness.start(policy=policy, client="bank")
     with pytest.raises(RateLimited) as hourly:
-        await world.start(policy=policy, purpose="password_reset")
+        await harness.start(policy=policy, purpose="password_reset")
     assert hourly.value.limit == "calls_per_phone_hour"
     assert 3590 <= hourly.value.retry_after <= 3600
 
-    await world.advance(HOUR)
-    await world.start(policy=policy)
+    await harness.advance(HOUR)
+    await harness.start(policy=policy)
     with pytest.raises(RateLimited) as daily:
-        await world.start(policy=policy)
+        await harness.start(policy=policy)
     assert daily.value.limit == "calls_per_phone_day"
     assert 82_790 <= daily.value.retry_after <= 82_800
 
-    await world.advance(timedelta(seconds=daily.value.retry_after))
-    await world.start(policy=policy)
+    await harness.advance(timedelta(seconds=daily.value.retry_after))
+    await harness.start(policy=policy)
 
 
-async def test_a_call_taken_back_makes_room_for_another(world: World) -> None:
+async def test_a_refunded_call_does_not_count_for_the_limit(harness: StoreHarness) -> None:
     policy = replace(POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),))
-    verification = await world.start(policy=policy)
-    await world.refund(verification, 1)
+    verification = await harness.start(policy=policy)
+    await harness.refund(verification, 1)
 
-    await world.start(policy=policy)
+    await harness.start(policy=policy)
 
 
-async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(world: World) -> None:
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 7, DAY))
-    first = await world.start()
-    await world.lock(first)
-    await world.advance(LIFETIME)
-    second = await world.start()
-    await world.check(second.id, [WRONG])
-    await world.check_phone([WRONG])
+async def test_failed_checks_of_a_phone_are_limited_over_all_its_verifications(harness: StoreHarness) -> None:
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 7, DAY))
+    first = await harness.start()
+    await harness.lock(first)
+    await harness.advance(LIFETIME)
+    second = await harness.start()
+    await harness.check(second.id, [WRONG])
+    await harness.check_phone([WRONG])
 
-    for refused in (world.check(second.id, [RIGHT]), world.check_phone([RIGHT])):
+    for refused in (harness.check(second.id, [RIGHT]), harness.check_phone([RIGHT])):
         with pytest.raises(RateLimited) as caught:
             await refused
         assert caught.value.limit == "failed_checks_per_phone"
-    await world.advance(timedelta(seconds=120))
-    with pytest.raises(RateLimited, match="failed_checks_per_phone"):  # a call whose code nobody may check
-        await world.start(policy=world.policy)
+    await harness.advance(timedelta(seconds=120))
+    with pytest.raises(RateLimited, match="failed_checks_per_phone"):  # its code could not be checked
+        await harness.start(policy=harness.policy)
 
-    await world.advance(DAY)
-    third = await world.start(policy=world.policy)
-    assert (await world.check(third.id, [RIGHT])).status is Status.VERIFIED
+    await harness.advance(DAY)
+    third = await harness.start(policy=harness.policy)
+    assert (await harness.check(third.id, [RIGHT])).status is Status.VERIFIED
 
 
-async def test_right_checks_are_not_counted_as_failed(world: World) -> None:
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
+async def test_correct_checks_are_not_counted_as_failed(harness: StoreHarness) -> None:
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
     for _ in range(3):
-        verification = await world.start()
-        assert (await world.check(verification.id, [RIGHT])).status is Status.VERIFIED
-        await world.advance(LIFETIME)
+        verification = await harness.start()
+        assert (await harness.check(verification.id, [RIGHT])).status is Status.VERIFIED
+        await harness.advance(LIFETIME)
 
 
-async def test_a_failed_check_counts_for_the_phone_once_for_each_live_code(world: World) -> None:
-    """Each is a chance to be right: else whoever asks for three calls before guessing is three times as lucky."""
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
-    verification = await world.start()
-    assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 4
-    await world.resend(verification, SECOND)
+async def test_a_failed_check_counts_for_the_phone_once_per_live_code(harness: StoreHarness) -> None:
+    """Each live code is another chance to guess correctly, so three calls must not triple the chances."""
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 5, DAY))
+    verification = await harness.start()
+    assert (await harness.check(verification.id, [WRONG])).quotas[0].remaining == 4
+    await harness.resend(verification, SECOND)
 
-    assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 2
-    result = expect(WrongCode, await world.check(verification.id, [WRONG]))
+    assert (await harness.check(verification.id, [WRONG])).quotas[0].remaining == 2
+    result = expect(WrongCode, await harness.check(verification.id, [WRONG]))
     assert (result.quotas[0].remaining, result.checks_left) == (0, 2)
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
-        await world.check(verification.id, [RIGHT])
+        await harness.check(verification.id, [RIGHT])
 
 
-async def test_the_last_failed_check_leaves_nothing_and_not_less(world: World) -> None:
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
-    verification = await world.start()
-    await world.resend(verification, SECOND)
+async def test_a_quota_of_failed_checks_never_becomes_negative(harness: StoreHarness) -> None:
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 1, DAY))
+    verification = await harness.start()
+    await harness.resend(verification, SECOND)
 
-    assert (await world.check(verification.id, [WRONG])).quotas[0].remaining == 0
+    assert (await harness.check(verification.id, [WRONG])).quotas[0].remaining == 0
 
 
-async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_phones(world: World) -> None:
-    """One guess against each of many phones is an attack too."""
+async def test_failed_checks_of_an_address_and_a_client_are_limited_over_all_phones(harness: StoreHarness) -> None:
+    """One guess for each of many phones is an attack as well."""
     minutes = timedelta(minutes=10)
-    world.policy = replace(
+    harness.policy = replace(
         POLICY,
         failed_checks_per_address=Limit("failed_checks_per_address", 2, minutes),
         failed_checks_per_client=Limit("failed_checks_per_client", 3, minutes),
     )
-    ids = [(await world.start(phone=Phone(f"+7900123456{number}"))).id for number in range(6)]
+    ids = [(await harness.start(phone=Phone(f"+7900123456{number}"))).id for number in range(6)]
     for name in ids[:2]:
-        await world.check(name, [WRONG], address="192.0.2.1")
+        await harness.check(name, [WRONG], address="192.0.2.1")
     with pytest.raises(RateLimited) as caught:
-        await world.check(ids[2], [RIGHT], address="192.0.2.1")
+        await harness.check(ids[2], [RIGHT], address="192.0.2.1")
     assert caught.value.limit == "failed_checks_per_address"
 
-    await world.check(ids[3], [WRONG], address="192.0.2.2")
+    await harness.check(ids[3], [WRONG], address="192.0.2.2")
     with pytest.raises(RateLimited) as caught:
-        await world.check(ids[4], [RIGHT], address="192.0.2.3")
+        await harness.check(ids[4], [RIGHT], address="192.0.2.3")
     assert caught.value.limit == "failed_checks_per_client"
 
-    refused = await world.store.read(ids[4], client="shop")
+    refused = await harness.store.read(ids[4], client="shop")
     assert (refused.status, refused.checks_left) == (Status.PENDING, 5)
 
 
-async def test_a_test_number_has_no_cooldown_and_counts_against_nothing(world: World) -> None:
+async def test_a_test_number_has_no_cooldown_and_counts_for_no_limit(harness: StoreHarness) -> None:
     once = Limit("failed_checks_per_phone", 1, DAY)
-    world.policy = replace(
+    harness.policy = replace(
         POLICY, calls_per_phone=(Limit("calls_per_phone_hour", 1, HOUR),), failed_checks_per_phone=once
     )
     ids = set()
     for _ in range(5):
-        verification = await world.start(test=True, policy=world.policy)
+        verification = await harness.start(test=True, policy=harness.policy)
         assert verification.test
         ids.add(verification.id)
-        await world.check(verification.id, [WRONG])
-        result = expect(CheckPassed, await world.check(verification.id, [RIGHT]))
+        await harness.check(verification.id, [WRONG])
+        result = expect(CheckPassed, await harness.check(verification.id, [RIGHT]))
         assert (result.status, result.test) == (Status.VERIFIED, True)
     assert len(ids) == 5
 
 
-async def test_quotas_tell_what_remains(world: World) -> None:
+async def test_quotas_have_the_remaining_count_of_each_limit(harness: StoreHarness) -> None:
     call = NewCall(
         client="shop", phone=PHONE, purpose="login", channel=Channel.VOICE, code_digest=RIGHT, code_length=6, checks=5
     )
-    preview = await world.store.preview_start(call, POLICY)
-    started = await world.store.start(preview.call_id, call, POLICY)
-    wrong = await world.check(started.verification.id, [WRONG], address="192.0.2.1")
+    preview = await harness.store.preview_start(call, POLICY)
+    started = await harness.store.start(preview.call_id, call, POLICY)
+    wrong = await harness.check(started.verification.id, [WRONG], address="192.0.2.1")
 
     assert [(quota.limit.name, quota.remaining) for quota in started.quotas] == [
         ("calls_per_phone_hour", 4),
@@ -1269,32 +1279,32 @@ async def test_quotas_tell_what_remains(world: World) -> None:
     ]
 
 
-async def test_a_guess_beyond_the_phones_budget_is_not_held_against_the_last_codes_either(world: World) -> None:
-    """With three live codes a guess is three comparisons: for the second one there is no room among four."""
-    world.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 4, DAY))
-    verification = await world.start(RIGHT)
-    await world.resend(verification, SECOND)
-    await world.resend(verification, THIRD)
+async def test_a_check_is_refused_when_the_phones_limit_has_no_room_for_every_live_code(harness: StoreHarness) -> None:
+    """With three live codes a check counts three times, so a limit of four has no room for a second check."""
+    harness.policy = replace(POLICY, failed_checks_per_phone=Limit("failed_checks_per_phone", 4, DAY))
+    verification = await harness.start(RIGHT)
+    await harness.resend(verification, SECOND)
+    await harness.resend(verification, THIRD)
 
-    assert expect(WrongCode, await world.check(verification.id, [WRONG])).checks_left == 4
+    assert expect(WrongCode, await harness.check(verification.id, [WRONG])).checks_left == 4
     with pytest.raises(RateLimited, match="failed_checks_per_phone"):
-        await world.check(verification.id, [RIGHT])
+        await harness.check(verification.id, [RIGHT])
 
 
-async def test_a_test_verification_is_not_gone_on_with_once_its_number_is_an_ordinary_one(world: World) -> None:
-    test = await world.start(test=True)
+async def test_a_former_test_number_starts_a_new_verification(harness: StoreHarness) -> None:
+    test = await harness.start(test=True)
 
-    ordinary = await world.start(SECOND)
+    ordinary = await harness.start(SECOND)
 
     assert ordinary.id != test.id
     assert not ordinary.test
-    assert (await world.check(ordinary.id, [RIGHT])).status is Status.PENDING
+    assert (await harness.check(ordinary.id, [RIGHT])).status is Status.PENDING
 
 
-async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(world: World) -> None:
-    """Both were told in the preview that theirs would be the second call."""
+async def test_of_two_concurrent_resends_the_refused_one_does_not_refund_the_other(harness: StoreHarness) -> None:
+    """The preview gave both of them the same call number."""
     policy = replace(POLICY, cooldowns=(timedelta(),))
-    first = await world.place(await world.start(policy=policy))
+    first = await harness.place(await harness.start(policy=policy))
     second = NewCall(
         client="shop",
         phone=PHONE,
@@ -1306,45 +1316,45 @@ async def test_of_two_resends_at_once_the_refused_one_does_not_refund_the_other(
         resend_of=first.id,
         token="winner",
     )
-    name = (await world.store.preview_start(second, policy)).call_id
-    placed = (await world.store.start(name, second, policy)).verification
+    name = (await harness.store.preview_start(second, policy)).call_id
+    placed = (await harness.store.start(name, second, policy)).verification
 
     with pytest.raises(CallCooldown):
-        await world.store.start(name, replace(second, token="loser"), policy)
-    undone = await world.store.refund(name, phone=PHONE, client="shop", policy=policy, token="loser")
-    await world.place(placed)
-    late = await world.store.refund(name, phone=PHONE, client="shop", policy=policy, token="winner")
+        await harness.store.start(name, replace(second, token="loser"), policy)
+    undone = await harness.store.refund(name, phone=PHONE, client="shop", policy=policy, token="loser")
+    await harness.place(placed)
+    late = await harness.store.refund(name, phone=PHONE, client="shop", policy=policy, token="winner")
 
     assert (name, undone, late) == (CallId(first.id, 2), False, False)
-    assert (await world.store.read(first.id, client="shop")).calls_placed == 2
-    assert (await world.check(first.id, [SECOND])).status is Status.VERIFIED
+    assert (await harness.store.read(first.id, client="shop")).calls_placed == 2
+    assert (await harness.check(first.id, [SECOND])).status is Status.VERIFIED
 
 
-async def test_while_the_provider_is_asked_nobody_is_told_to_wait_for_a_call_that_may_not_be(world: World) -> None:
-    """It may refuse. Once a call was placed, or the time to answer is over, the whole cooldown holds."""
-    asked = await world.start()
+async def test_retry_after_is_short_until_the_call_is_placed(harness: StoreHarness) -> None:
+    """The provider may refuse. Once the call is placed or its timeout is over, the full cooldown applies."""
+    asked = await harness.start()
     with pytest.raises(CallCooldown) as meanwhile:
-        await world.start(SECOND, purpose="password_reset")
-    await world.place(asked)
+        await harness.start(SECOND, purpose="password_reset")
+    await harness.place(asked)
     with pytest.raises(CallCooldown) as after:
-        await world.start(SECOND, purpose="password_reset")
+        await harness.start(SECOND, purpose="password_reset")
     other = Phone("+79007654321")
-    await world.start(phone=other)
-    await world.advance(timedelta(seconds=20))
+    await harness.start(phone=other)
+    await harness.advance(timedelta(seconds=20))
     with pytest.raises(CallCooldown) as late:
-        await world.start(phone=other)
+        await harness.start(phone=other)
 
     assert meanwhile.value.retry_after == 1
     assert 55 <= after.value.retry_after <= 60
     assert 35 <= late.value.retry_after <= 40
 
 
-async def test_a_provider_that_refuses_for_ever_is_not_asked_for_ever(world: World) -> None:
-    first = await world.place(await world.start(policy=replace(POLICY, cooldowns=(timedelta(),))))
+async def test_refunded_calls_of_a_verification_are_limited(harness: StoreHarness) -> None:
+    first = await harness.place(await harness.start(policy=replace(POLICY, cooldowns=(timedelta(),))))
     policy = replace(POLICY, cooldowns=(timedelta(),))
     for number in range(2, 101):
-        await world.refund(await world.start(SECOND, resend_of=first, policy=policy), number)
+        await harness.refund(await harness.start(SECOND, resend_of=first, policy=policy), number)
 
     with pytest.raises(RateLimited, match="calls_per_verification"):
-        await world.start(SECOND, resend_of=first, policy=policy)
-    assert (await world.check(first.id, [RIGHT])).status is Status.VERIFIED
+        await harness.start(SECOND, resend_of=first, policy=policy)
+    assert (await harness.check(first.id, [RIGHT])).status is Status.VERIFIED

@@ -1,4 +1,4 @@
-"""The outbox in Redis: an event is in one place at every moment, whoever works on it and whoever dies."""
+"""The webhook outbox in Redis: each event is in exactly one place, also with concurrent and crashed workers."""
 
 import asyncio
 import time
@@ -42,7 +42,7 @@ ENTRY: dict[str, str] = {
 }
 
 
-def make(
+def make_outbox(
     redis: Redis,
     *,
     claim_after: timedelta = timedelta(minutes=1),
@@ -55,7 +55,7 @@ def make(
 
 @pytest.fixture
 def outbox(redis: Redis) -> RedisOutbox:
-    return make(redis)
+    return make_outbox(redis)
 
 
 async def add(redis: Redis, count: int = 1, **fields: str) -> list[str]:
@@ -71,8 +71,8 @@ async def add_pending(redis: Redis, count: int = 1, *, expired_ago: int = 1_000)
     await redis.pexpire(EXPIRY, timedelta(days=3))
 
 
-async def where(redis: Redis) -> tuple[int, int, int, int]:
-    """How many are in the stream, wait for another try, are dead; and how many letters there are."""
+async def sizes(redis: Redis) -> tuple[int, int, int, int]:
+    """Return the numbers of events in the stream, waiting for a retry and dead, and of stored letters."""
     return (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD), await redis.hlen(LETTERS))
 
 
@@ -84,7 +84,7 @@ def ids(deliveries: Iterable[Delivery]) -> list[str]:
     return [delivery.event.id for delivery in deliveries]
 
 
-async def test_an_entry_is_read_as_an_event(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_a_stream_entry_is_read_as_an_event(redis: Redis, outbox: RedisOutbox) -> None:
     (name,) = await add(redis)
 
     (delivery,) = await outbox.take(10)
@@ -97,54 +97,54 @@ async def test_an_entry_is_read_as_an_event(redis: Redis, outbox: RedisOutbox) -
     assert event.at.isoformat() == "2026-01-31T09:00:00.123000+00:00"
 
 
-async def test_without_a_call_there_is_no_call_status(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_an_event_without_a_call_has_no_call_status(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis, call="")
 
     assert [delivery.event.call_status for delivery in await outbox.take(1)] == [None]
 
 
-async def test_an_empty_outbox_gives_nothing_and_leaves_nothing(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_taking_from_an_empty_outbox_writes_nothing(redis: Redis, outbox: RedisOutbox) -> None:
     assert await outbox.take(10) == []
     assert await redis.keys() == []
 
 
-async def test_of_a_hundred_takers_each_gets_events_of_its_own(redis: Redis) -> None:
+async def test_of_a_hundred_concurrent_takes_each_event_is_taken_once(redis: Redis) -> None:
     names = await add(redis, 100)
-    instances = [make(redis) for _ in range(4)]
+    instances = [make_outbox(redis) for _ in range(4)]
 
     taken = await asyncio.gather(*[instances[number % 4].take(3) for number in range(100)])
 
     assert sorted(delivery.entry for part in taken for delivery in part) == sorted(names)
 
 
-async def test_no_more_are_taken_than_asked_for(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_no_more_events_are_taken_than_requested(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis, 5)
 
     assert [len(await outbox.take(2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_a_delivered_event_is_gone(redis: Redis) -> None:
-    hasty = make(redis, claim_after=AT_ONCE)
+async def test_a_delivered_event_is_deleted(redis: Redis) -> None:
+    reclaiming = make_outbox(redis, claim_after=AT_ONCE)
     await add(redis)
-    (delivery,) = await hasty.take(1)
+    (delivery,) = await reclaiming.take(1)
 
-    await hasty.done(delivery)
-    await hasty.done(delivery)
+    await reclaiming.done(delivery)
+    await reclaiming.done(delivery)
 
-    assert await where(redis) == (0, 0, 0, 0)
-    assert await hasty.take(1) == []
+    assert await sizes(redis) == (0, 0, 0, 0)
+    assert await reclaiming.take(1) == []
 
 
-async def test_what_a_dead_worker_held_is_given_to_another_and_not_before(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_an_event_of_a_crashed_worker_is_taken_again_after_claim_after(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis)
     (held,) = await outbox.take(1)
 
     assert await outbox.take(1) == []
-    assert await make(redis, claim_after=AT_ONCE).take(1) == [held]
+    assert await make_outbox(redis, claim_after=AT_ONCE).take(1) == [held]
 
 
-async def test_of_a_hundred_who_take_over_one_gets_the_event(redis: Redis) -> None:
-    slow = make(redis, claim_after=timedelta(milliseconds=50))
+async def test_of_a_hundred_concurrent_takes_one_gets_the_event_of_a_crashed_worker(redis: Redis) -> None:
+    slow = make_outbox(redis, claim_after=timedelta(milliseconds=50))
     await add(redis)
     await slow.take(1)
     await asyncio.sleep(0.06)
@@ -153,16 +153,18 @@ async def test_of_a_hundred_who_take_over_one_gets_the_event(redis: Redis) -> No
     assert sum(map(len, taken)) == 1
 
 
-async def test_what_was_taken_over_and_what_is_new_are_within_the_count(redis: Redis) -> None:
-    hasty = make(redis, claim_after=AT_ONCE)
+async def test_reclaimed_and_new_events_together_stay_within_the_count(redis: Redis) -> None:
+    reclaiming = make_outbox(redis, claim_after=AT_ONCE)
     await add(redis, 3)
-    await hasty.take(2)
+    await reclaiming.take(2)
 
-    assert len(await hasty.take(2)) == 2
-    assert len(await hasty.take(5)) == 3
+    assert len(await reclaiming.take(2)) == 2
+    assert len(await reclaiming.take(5)) == 3
 
 
-async def test_a_group_that_vanished_is_made_again_and_nothing_is_lost(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_a_deleted_consumer_group_is_created_again_without_losing_events(
+    redis: Redis, outbox: RedisOutbox
+) -> None:
     names = await add(redis, 2)
     await outbox.take(1)
     await redis.xgroup_destroy(STREAM, GROUP)
@@ -170,19 +172,19 @@ async def test_a_group_that_vanished_is_made_again_and_nothing_is_lost(redis: Re
     assert [delivery.entry for delivery in await outbox.take(10)] == names
 
 
-async def test_without_its_group_an_event_stays_where_it_is(redis: Redis, outbox: RedisOutbox) -> None:
-    """The group that is made again gives it out anew: set aside as well, it would be in two places."""
+async def test_an_event_without_its_consumer_group_stays_in_the_stream(redis: Redis, outbox: RedisOutbox) -> None:
+    """The new group delivers the event again; set aside as well, it would be in two places."""
     await add(redis)
     (delivery,) = await outbox.take(1)
     await redis.xgroup_destroy(STREAM, GROUP)
     await redis.xgroup_create(STREAM, GROUP, id="0")
 
     await outbox.set_aside(delivery, attempts=1, error="", pause=AT_ONCE)
-    assert await where(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (1, 0, 0, 0)
     assert await outbox.take(10) == [delivery]
 
 
-async def test_after_a_flush_it_goes_on(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_the_outbox_works_after_redis_was_flushed(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis)
     (delivery,) = await outbox.take(1)
     await redis.flushall()
@@ -194,27 +196,27 @@ async def test_after_a_flush_it_goes_on(redis: Redis, outbox: RedisOutbox) -> No
     assert len(await outbox.take(1)) == 1
 
 
-async def test_an_event_set_aside_comes_back_when_it_is_due_with_its_id(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_a_retried_event_is_taken_when_due_with_the_same_id(redis: Redis, outbox: RedisOutbox) -> None:
     (name,) = await add(redis)
     (first,) = await outbox.take(1)
 
     assert await outbox.set_aside(first, attempts=1, error="status 500", pause=SOON)
     assert await outbox.take(1) == []
-    assert await where(redis) == (0, 1, 0, 1)
+    assert await sizes(redis) == (0, 1, 0, 1)
     await asyncio.sleep(SOON.total_seconds() + 0.01)
 
     (second,) = await outbox.take(1)
     assert second.event == first.event
     assert (second.attempts, second.error) == (1, "status 500")
     assert second.entry != name
-    assert await where(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (1, 0, 0, 0)
 
     await outbox.set_aside(second, attempts=2, error="timeout", pause=AT_ONCE)
     (third,) = await outbox.take(1)
     assert (third.event, third.attempts, third.error) == (first.event, 2, "timeout")
 
 
-async def test_setting_aside_counts_once_however_many_do_it(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_a_hundred_concurrent_set_asides_count_once(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis)
     (delivery,) = await outbox.take(1)
 
@@ -222,33 +224,33 @@ async def test_setting_aside_counts_once_however_many_do_it(redis: Redis, outbox
         *[outbox.set_aside(delivery, attempts=n, error="", pause=HOUR if n % 2 else None) for n in range(100)]
     )
 
-    stream, retry, dead, letters = await where(redis)
+    stream, retry, dead, letters = await sizes(redis)
     assert (stream, retry + dead, letters) == (0, 1, 1)
 
 
-async def test_who_comes_second_does_not_bring_a_delivered_event_back(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_setting_aside_a_delivered_event_changes_nothing(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis)
     (delivery,) = await outbox.take(1)
 
     await outbox.done(delivery)
     await outbox.set_aside(delivery, attempts=1, error="timeout", pause=AT_ONCE)
 
-    assert await where(redis) == (0, 0, 0, 0)
+    assert await sizes(redis) == (0, 0, 0, 0)
 
 
-async def test_of_a_hundred_takers_one_gets_what_is_due_again(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_of_a_hundred_concurrent_takes_each_due_retry_is_taken_once(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis, 10)
     for delivery in await outbox.take(10):
         await outbox.set_aside(delivery, attempts=1, error="", pause=AT_ONCE)
 
-    taken = await asyncio.gather(*[make(redis).take(1) for _ in range(100)])
+    taken = await asyncio.gather(*[make_outbox(redis).take(1) for _ in range(100)])
     assert len(set(ids(delivery for part in taken for delivery in part))) == sum(map(len, taken)) == 10
 
 
-async def test_an_expiry_becomes_one_event_however_many_look(redis: Redis) -> None:
+async def test_an_expired_verification_becomes_exactly_one_event(redis: Redis) -> None:
     await add_pending(redis, 100)
 
-    taken = await asyncio.gather(*[make(redis).take(10) for _ in range(100)])
+    taken = await asyncio.gather(*[make_outbox(redis).take(10) for _ in range(100)])
 
     events = [delivery.event for part in taken for delivery in part]
     assert len({event.verification_id for event in events}) == len({event.id for event in events}) == len(events) == 100
@@ -259,21 +261,21 @@ async def test_an_expiry_becomes_one_event_however_many_look(redis: Redis) -> No
     assert await redis.zcard(EXPIRY) == 0
 
 
-async def test_a_verification_expired_when_it_did_not_when_somebody_looked(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_the_time_of_an_expired_event_is_the_time_of_the_expiry(redis: Redis, outbox: RedisOutbox) -> None:
     await add_pending(redis, expired_ago=60_000)
 
     (delivery,) = await outbox.take(1)
     assert 55 < time.time() - delivery.event.at.timestamp() < 65
 
 
-async def test_what_expires_later_stays(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_a_verification_that_has_not_expired_has_no_event(redis: Redis, outbox: RedisOutbox) -> None:
     await add_pending(redis, expired_ago=-60_000)
 
     assert await outbox.take(10) == []
     assert await redis.zcard(EXPIRY) == 1
 
 
-async def test_an_entry_that_nobody_can_read_is_dropped_aloud_and_holds_nothing_up(
+async def test_an_unreadable_entry_is_logged_and_deleted(
     redis: Redis, outbox: RedisOutbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     await redis.xadd(STREAM, {"type": "verification.created", "phone": "79001234567"})
@@ -285,19 +287,19 @@ async def test_an_entry_that_nobody_can_read_is_dropped_aloud_and_holds_nothing_
     assert "79001234567" not in str(vars(caplog.records[0]))
 
 
-async def test_what_redis_trimmed_while_it_was_in_flight_is_told(
+async def test_an_event_trimmed_during_its_delivery_is_logged_as_lost(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hasty = make(redis, claim_after=AT_ONCE)
+    reclaiming = make_outbox(redis, claim_after=AT_ONCE)
     await add(redis)
-    await hasty.take(1)
+    await reclaiming.take(1)
     await redis.xtrim(STREAM, maxlen=0, approximate=False)
 
-    assert await hasty.take(1) == []
+    assert await reclaiming.take(1) == []
     assert [record.message for record in caplog.records] == ["event.lost"]
 
 
-async def bury(redis: Redis, outbox: RedisOutbox, count: int = 1) -> list[str]:
+async def make_dead_letters(redis: Redis, outbox: RedisOutbox, count: int = 1) -> list[str]:
     await add(redis, count)
     deliveries = await outbox.take(count)
     for delivery in deliveries:
@@ -305,85 +307,85 @@ async def bury(redis: Redis, outbox: RedisOutbox, count: int = 1) -> list[str]:
     return ids(deliveries)
 
 
-async def test_a_dead_letter_is_listed_and_sent_again_with_all_its_attempts(redis: Redis, outbox: RedisOutbox) -> None:
-    (event_id,) = await bury(redis, outbox)
+async def test_a_dead_letter_is_listed_and_can_be_resent(redis: Redis, outbox: RedisOutbox) -> None:
+    (event_id,) = await make_dead_letters(redis, outbox)
 
     (letter,) = await outbox.dead_letters()
     assert (letter.event.id, letter.attempts, letter.error) == (event_id, 7, "status 500")
     assert abs(time.time() - letter.died_at.timestamp()) < 5
-    assert await where(redis) == (0, 0, 1, 1)
+    assert await sizes(redis) == (0, 0, 1, 1)
 
     assert await outbox.resend(event_id)
-    assert await where(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (1, 0, 0, 0)
     (delivery,) = await outbox.take(1)
     assert (delivery.event, delivery.attempts) == (letter.event, 0)
 
 
 @pytest.mark.parametrize("event_id", ["", "msg_", "-", "msg_1-0", "*"])
-async def test_an_event_that_is_not_dead_is_not_sent_again(redis: Redis, outbox: RedisOutbox, event_id: str) -> None:
-    await bury(redis, outbox)
+async def test_an_unknown_dead_letter_is_not_resent(redis: Redis, outbox: RedisOutbox, event_id: str) -> None:
+    await make_dead_letters(redis, outbox)
 
     assert not await outbox.resend(event_id)
-    assert await where(redis) == (0, 0, 1, 1)
+    assert await sizes(redis) == (0, 0, 1, 1)
 
 
-async def test_an_event_that_waits_for_another_try_is_not_sent_twice(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_an_event_waiting_for_a_retry_is_not_resent(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis)
     (delivery,) = await outbox.take(1)
     await outbox.set_aside(delivery, attempts=1, error="", pause=HOUR)
 
     assert not await outbox.resend(delivery.event.id)
-    assert await where(redis) == (0, 1, 0, 1)
+    assert await sizes(redis) == (0, 1, 0, 1)
 
 
-async def test_of_a_hundred_who_send_again_one_does(redis: Redis, outbox: RedisOutbox) -> None:
-    (event_id,) = await bury(redis, outbox)
+async def test_of_a_hundred_concurrent_resends_exactly_one_succeeds(redis: Redis, outbox: RedisOutbox) -> None:
+    (event_id,) = await make_dead_letters(redis, outbox)
 
     assert sum(await asyncio.gather(*[outbox.resend(event_id) for _ in range(100)])) == 1
     assert await redis.xlen(STREAM) == 1
 
 
-async def test_all_dead_letters_are_sent_again_however_many(redis: Redis, outbox: RedisOutbox) -> None:
-    event_ids = await bury(redis, outbox, 1_001)
+async def test_resend_all_resends_every_dead_letter(redis: Redis, outbox: RedisOutbox) -> None:
+    event_ids = await make_dead_letters(redis, outbox, 1_001)
 
     assert await outbox.resend_all() == 1_001
     assert await outbox.resend_all() == 0
     assert sorted(ids(await outbox.take(2_000))) == sorted(event_ids)
 
 
-async def test_dead_letters_are_bounded_and_the_oldest_go(redis: Redis) -> None:
-    outbox = make(redis, most_dead=3)
-    event_ids = await bury(redis, outbox, 5)
+async def test_the_number_of_dead_letters_is_limited_to_the_newest(redis: Redis) -> None:
+    outbox = make_outbox(redis, most_dead=3)
+    event_ids = await make_dead_letters(redis, outbox, 5)
 
     assert [letter.event.id for letter in await outbox.dead_letters()] == event_ids[2:]
-    assert await where(redis) == (0, 0, 3, 3)
+    assert await sizes(redis) == (0, 0, 3, 3)
 
 
-async def test_where_too_many_wait_already_an_event_is_given_up(redis: Redis) -> None:
-    outbox = make(redis, most_retries=1)
+async def test_an_event_becomes_a_dead_letter_when_too_many_retries_are_waiting(redis: Redis) -> None:
+    outbox = make_outbox(redis, most_retries=1)
     await add(redis, 2)
     first, second = await outbox.take(2)
 
     assert await outbox.set_aside(first, attempts=1, error="", pause=HOUR)
     assert not await outbox.set_aside(second, attempts=1, error="", pause=HOUR)
-    assert await where(redis) == (0, 1, 1, 2)
+    assert await sizes(redis) == (0, 1, 1, 2)
 
 
-async def test_after_thirty_days_a_dead_letter_is_gone_though_others_came(redis: Redis, outbox: RedisOutbox) -> None:
-    (old,) = await bury(redis, outbox)
+async def test_a_dead_letter_is_deleted_after_thirty_days(redis: Redis, outbox: RedisOutbox) -> None:
+    (old,) = await make_dead_letters(redis, outbox)
     await redis.zincrby(DEAD, -(timedelta(days=30, seconds=1) // timedelta(milliseconds=1)), old.removeprefix("msg_"))
 
     assert await outbox.dead_letters() == []
     assert (await outbox.backlog()).dead == 0
     assert await outbox.resend_all() == 0
-    await bury(redis, outbox)
-    assert await where(redis) == (0, 0, 1, 1)
+    await make_dead_letters(redis, outbox)
+    assert await sizes(redis) == (0, 0, 1, 1)
 
 
-async def test_the_backlog_is_told(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_the_backlog_has_lag_queued_retries_and_dead_letters(redis: Redis, outbox: RedisOutbox) -> None:
     empty = await outbox.backlog()
     assert (empty.lag, empty.queued, empty.retries, empty.dead) == (timedelta(0), 0, 0, 0)
-    await bury(redis, outbox)
+    await make_dead_letters(redis, outbox)
     await add(redis, 3)
     (delivery,) = await outbox.take(1)
     await outbox.set_aside(delivery, attempts=1, error="", pause=HOUR)
@@ -394,7 +396,7 @@ async def test_the_backlog_is_told(redis: Redis, outbox: RedisOutbox) -> None:
 
 
 @pytest.mark.parametrize("key", [RETRY, EXPIRY])
-async def test_what_is_overdue_is_lag_and_what_waits_is_not(redis: Redis, outbox: RedisOutbox, key: str) -> None:
+async def test_overdue_retries_and_expiries_count_as_lag(redis: Redis, outbox: RedisOutbox, key: str) -> None:
     now = int(time.time() * 1000)
     await redis.zadd(key, {"one": now + 60_000})
     assert (await outbox.backlog()).lag == timedelta(0)
@@ -403,7 +405,7 @@ async def test_what_is_overdue_is_lag_and_what_waits_is_not(redis: Redis, outbox
     assert timedelta(seconds=59) < (await outbox.backlog()).lag < timedelta(seconds=65)
 
 
-async def test_an_event_that_nobody_took_is_lag(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_an_event_that_was_not_taken_counts_as_lag(redis: Redis, outbox: RedisOutbox) -> None:
     old = int(time.time() * 1000) - 60_000
     await redis.xadd(STREAM, dict[Any, Any](ENTRY), id=f"{old}-0")
     await add(redis)
@@ -411,7 +413,7 @@ async def test_an_event_that_nobody_took_is_lag(redis: Redis, outbox: RedisOutbo
     assert timedelta(seconds=59) < (await outbox.backlog()).lag < timedelta(seconds=65)
 
 
-async def test_every_key_has_a_ttl_at_every_step(redis: Redis, outbox: RedisOutbox) -> None:
+async def test_every_key_has_a_ttl_after_every_step(redis: Redis, outbox: RedisOutbox) -> None:
     await add_pending(redis)
     (delivery,) = await outbox.take(1)
     assert await all_have_a_ttl(redis)
@@ -428,23 +430,23 @@ async def test_every_key_has_a_ttl_at_every_step(redis: Redis, outbox: RedisOutb
     assert await all_have_a_ttl(redis)
 
 
-async def test_all_keys_lie_in_one_slot() -> None:
+async def test_all_keys_are_in_one_cluster_slot() -> None:
     assert len({key_slot(key.encode()) for key in (STREAM, EXPIRY, RETRY, DEAD, LETTERS)}) == 1
 
 
-async def test_without_redis_nothing_is_taken() -> None:
+async def test_taking_without_redis_raises_store_unavailable() -> None:
     nowhere = connect("unix:///nonexistent/socket", timeout=0.1)
 
     with pytest.raises(StoreUnavailable):
-        await make(nowhere).take(1)
+        await make_outbox(nowhere).take(1)
     await nowhere.aclose()
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "not recorded"])
-async def test_whatever_is_told_of_a_verification_its_creation_is_told_first(
+async def test_the_created_event_is_always_the_first_of_a_verification(
     redis: Redis, outbox: RedisOutbox, *, recorded: bool
 ) -> None:
-    """The call may not have been recorded: the worker died, or the code was typed before the provider answered."""
+    """The call may not be recorded: the worker crashed, or the code was checked before the provider answered."""
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, webhook_clients={"shop"})
     call = NewCall(
         client="shop",
@@ -460,13 +462,13 @@ async def test_whatever_is_told_of_a_verification_its_creation_is_told_first(
         await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
     await store.check_by_id(verification.id, CodeCheck(client="shop", candidates=[b"r" * 32], length=6), make_policy())
 
-    told = [(delivery.event.type, delivery.event.status) for delivery in await outbox.take(10)]
+    sent = [(delivery.event.type, delivery.event.status) for delivery in await outbox.take(10)]
 
-    assert told == [("verification.created", "pending"), ("verification.verified", "verified")]
+    assert sent == [("verification.created", "pending"), ("verification.verified", "verified")]
 
 
 @pytest.mark.parametrize("ending", ["verified", "canceled"])
-async def test_what_ended_does_not_expire_when_a_resend_is_refused_after_its_last_code(
+async def test_an_ended_verification_has_no_expired_event_after_a_refunded_resend(
     redis: Redis, outbox: RedisOutbox, ending: str
 ) -> None:
     store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, webhook_clients={"shop"})
@@ -492,5 +494,5 @@ async def test_what_ended_does_not_expire_when_a_resend_is_refused_after_its_las
 
     await store.refund(CallId(first.id, 2), phone=call.phone, client="shop", policy=policy)
 
-    told = [delivery.event.type for delivery in await outbox.take(10)]
-    assert told == ["verification.created", f"verification.{ending}"]
+    sent = [delivery.event.type for delivery in await outbox.take(10)]
+    assert sent == ["verification.created", f"verification.{ending}"]

@@ -31,7 +31,7 @@ from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.store.connection import connect
 from app.store.health import RedisHealth
 from app.tokens import generate_keys
-from tests.contract.test_plusofon_faults import Conversation, NoAddress, answer_each, asking, serving, unheard_of
+from tests.contract.test_plusofon_faults import Conversation, NoAddress, answer_each, asking, serving, untrusted_tls
 from tests.integration.conftest import sandbox_settings
 from tests.provider_options import http_options
 
@@ -234,7 +234,7 @@ async def test_a_connection_timeout_to_the_provider_has_its_own_message() -> Non
 
 
 async def test_an_untrusted_certificate_of_the_provider_has_its_own_message() -> None:
-    async with serving(answer_each, tls=unheard_of()) as server:
+    async with serving(answer_each, tls=untrusted_tls()) as server:
         (found,) = await ask_provider(f"https://127.0.0.1:{server.port}")
     assert found.told == (
         "not reached: TLS failed, for its certificate is not trusted (unable to get local issuer certificate)"
@@ -254,7 +254,7 @@ async def test_a_provider_without_tls_has_its_own_message() -> None:
 
 async def test_a_response_timeout_of_the_provider_has_its_own_message() -> None:
     async def swallow(conversation: Conversation) -> None:
-        await conversation.wait_for_the_client_to_leave()
+        await conversation.wait_until_closed()
 
     async with serving(swallow) as server:
         (found,) = await ask_provider(server.url)

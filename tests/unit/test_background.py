@@ -1,4 +1,4 @@
-"""What runs beside the requests: every step goes on whatever happens to it, and all of them end in time."""
+"""Background steps: each is repeated despite errors, and all of them end within the grace period."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ AT_ONCE, LONG, MOMENT = timedelta(0), timedelta(hours=1), timedelta(milliseconds
 
 
 class Steps:
-    """A step that fails as it is told to, one failure after the other, and then succeeds."""
+    """A step that raises each of ``failures`` in turn, and then succeeds."""
 
     def __init__(self, *failures: BaseException, pause: timedelta = MOMENT) -> None:
         self.failures = list(failures)
@@ -38,7 +38,7 @@ def background_of(steps: Mapping[str, Step], **pauses: timedelta) -> Background:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - nothing tells of it
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
 
 
@@ -46,7 +46,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(record.message, vars(record)["step"]) for record in caplog.records]
 
 
-async def test_every_step_is_repeated_for_as_long_as_it_is_open() -> None:
+async def test_every_step_is_repeated_until_the_context_is_closed() -> None:
     calls, balance = Steps(), Steps()
     async with background_of({"calls": calls, "balance": balance}):
         await until(lambda: calls.count > 3 and balance.count > 3)
@@ -56,14 +56,14 @@ async def test_every_step_is_repeated_for_as_long_as_it_is_open() -> None:
     assert (calls.count, balance.count) == after
 
 
-async def test_a_step_is_repeated_after_the_pause_that_it_asked_for() -> None:
+async def test_a_step_is_repeated_after_the_pause_that_it_returned() -> None:
     often, once = Steps(), Steps(pause=LONG)
     async with background_of({"often": often, "once": once}):
         await until(lambda: often.count > 5)
         assert once.count == 1
 
 
-async def test_a_bug_is_logged_and_the_step_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_is_logged_and_the_step_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
     buggy, other = Steps(ZeroDivisionError(), asyncio.CancelledError()), Steps()
     async with background_of({"buggy": buggy, "other": other}, first_pause=MOMENT):
         await until(lambda: buggy.count > 3 and other.count > 1)
@@ -72,7 +72,7 @@ async def test_a_bug_is_logged_and_the_step_goes_on(caplog: pytest.LogCaptureFix
     assert all(record.exc_info for record in caplog.records)
 
 
-async def test_an_outage_of_the_store_is_told_once_when_it_begins_and_once_when_it_ends(
+async def test_an_outage_of_the_store_is_logged_once_when_it_begins_and_once_when_it_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "app.background")
@@ -87,7 +87,7 @@ async def test_an_outage_of_the_store_is_told_once_when_it_begins_and_once_when_
     assert not any(record.exc_info for record in caplog.records)
 
 
-async def test_pauses_after_failures_grow_up_to_a_bound() -> None:
+async def test_pauses_after_failures_grow_exponentially_up_to_a_maximum() -> None:
     background = background_of({}, first_pause=timedelta(seconds=1), longest_pause=timedelta(seconds=30))
 
     for failures, longest in ((1, 1), (2, 2), (3, 4), (5, 16), (6, 30), (7, 30), (100_000, 30)):
@@ -95,7 +95,7 @@ async def test_pauses_after_failures_grow_up_to_a_bound() -> None:
         assert longest / 2 <= min(pauses) < max(pauses) <= longest
 
 
-async def test_closing_cancels_what_is_under_way_at_once() -> None:
+async def test_closing_cancels_running_steps_at_once() -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def hang() -> timedelta:
@@ -115,7 +115,7 @@ async def test_closing_cancels_what_is_under_way_at_once() -> None:
     assert time.monotonic() - started < 2.5  # before the grace was over
 
 
-async def test_a_step_that_swallows_its_cancellation_ends_all_the_same() -> None:
+async def test_a_step_that_swallows_its_cancellation_is_not_repeated() -> None:
     begun = asyncio.Event()
 
     async def stubborn() -> timedelta:
@@ -132,7 +132,7 @@ async def test_a_step_that_swallows_its_cancellation_ends_all_the_same() -> None
     assert asyncio.all_tasks() == before
 
 
-async def test_a_step_that_does_not_end_holds_nobody_up_for_long(caplog: pytest.LogCaptureFixture) -> None:
+async def test_closing_waits_for_a_stuck_step_no_longer_than_the_grace_period(caplog: pytest.LogCaptureFixture) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def stuck() -> timedelta:
@@ -153,7 +153,7 @@ async def test_a_step_that_does_not_end_holds_nobody_up_for_long(caplog: pytest.
     await until(lambda: asyncio.all_tasks() == before)
 
 
-async def test_an_error_inside_passes_through_and_ends_the_steps() -> None:
+async def test_an_error_in_the_context_propagates_and_ends_the_steps() -> None:
     before = asyncio.all_tasks()
 
     with pytest.raises(LookupError):
@@ -173,6 +173,6 @@ async def test_the_lag_is_the_time_since_a_step_last_succeeded() -> None:
         await until(lambda: background.gauges()["failing"] < 0.05)
 
 
-async def test_nothing_to_do_is_fine() -> None:
+async def test_a_background_without_steps_can_be_opened_and_closed() -> None:
     async with background_of({}) as background:
         assert background.gauges() == {}

@@ -1,4 +1,4 @@
-"""The watcher: calls are followed until they need it no more, whatever happens to one of them."""
+"""CallWatcher: calls are followed until their outcome is final, and an error with one does not affect the others."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ FIRST, SECOND_CALL, THIRD = (CallId("vrf_0a11b22c33d44e55f667788", call_number) 
 
 
 class FakeQueue:
-    """Hands out what is ``due``, and remembers what became of it."""
+    """Return the calls that are ``due``, and record which were finished and which are to be retried."""
 
     def __init__(self, *due: DueCall) -> None:
         self.due = list(due)
@@ -41,7 +41,7 @@ class FakeQueue:
 
 
 class FakeFollow:
-    """Tells of each call what it is told to."""
+    """Return or raise the given result of each call: ``call_1=True``."""
 
     def __init__(self, **results: bool | Exception) -> None:
         self.results = results
@@ -64,7 +64,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records]
 
 
-async def test_a_call_that_needs_no_more_following_is_done() -> None:
+async def test_a_call_with_a_final_outcome_leaves_the_queue() -> None:
     queue = FakeQueue(DueCall(FIRST, 1))
 
     await CallWatcher(queue, FakeFollow(call_1=True)).step()
@@ -72,7 +72,7 @@ async def test_a_call_that_needs_no_more_following_is_done() -> None:
 
 
 @pytest.mark.parametrize(("attempt", "pause"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 15), (6, 15), (MAX_ATTEMPTS, 15)])
-async def test_a_call_under_way_is_looked_up_again_after_longer_and_longer_pauses(attempt: int, pause: int) -> None:
+async def test_a_call_in_progress_is_followed_again_after_growing_pauses(attempt: int, pause: int) -> None:
     queue = FakeQueue(DueCall(FIRST, attempt))
 
     await CallWatcher(queue, FakeFollow(call_1=False)).step()
@@ -80,7 +80,7 @@ async def test_a_call_under_way_is_looked_up_again_after_longer_and_longer_pause
     assert 0.8 * pause * SECOND <= queue.retried[FIRST] <= 1.2 * pause * SECOND
 
 
-async def test_calls_of_one_moment_do_not_stay_together() -> None:
+async def test_pauses_are_jittered_so_that_calls_placed_together_spread_out() -> None:
     names = [CallId("vrf_0a11b22c33d44e55f667788", call_number) for call_number in range(1, 21)]
     queue = FakeQueue(*(DueCall(name, 3) for name in names))
     follow = FakeFollow(**{f"call_{name.call_number}": False for name in names})
@@ -91,7 +91,7 @@ async def test_calls_of_one_moment_do_not_stay_together() -> None:
     assert len(set(queue.retried.values())) > 10
 
 
-async def test_calls_are_followed_at_the_same_time_but_only_so_many() -> None:
+async def test_a_step_follows_calls_concurrently_up_to_its_maximum() -> None:
     queue = FakeQueue(*(DueCall(CallId("vrf_0a11b22c33d44e55f667788", call_number), 1) for call_number in range(9)))
     follow = FakeFollow()
 
@@ -99,14 +99,14 @@ async def test_calls_are_followed_at_the_same_time_but_only_so_many() -> None:
     assert (follow.most_at_once, len(follow.followed), len(queue.due)) == (5, 5, 4)
 
 
-async def test_when_there_was_something_to_do_the_next_step_is_soon() -> None:
+async def test_the_next_step_comes_sooner_when_calls_were_due() -> None:
     watcher = CallWatcher(FakeQueue(DueCall(FIRST, 1)), FakeFollow())
 
     busy, idle = await watcher.step(), await watcher.step()
     assert timedelta(0) < busy < idle <= SECOND
 
 
-async def test_a_provider_that_fails_is_left_alone_for_longer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_whose_lookup_failed_is_retried_after_a_longer_pause(caplog: pytest.LogCaptureFixture) -> None:
     queue = FakeQueue(DueCall(FIRST, 1), DueCall(SECOND_CALL, 1))
     follow = FakeFollow(call_1=ProviderUnavailable(retry_after=5), call_2=True)
 
@@ -117,7 +117,9 @@ async def test_a_provider_that_fails_is_left_alone_for_longer(caplog: pytest.Log
     assert caplog.records[0].exc_info is None
 
 
-async def test_a_bug_in_following_one_call_is_logged_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_for_one_call_is_logged_and_the_others_are_followed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     queue = FakeQueue(DueCall(FIRST, 1), DueCall(SECOND_CALL, 1), DueCall(THIRD, 1))
     follow = FakeFollow(call_1=True, call_2=ZeroDivisionError(), call_3=True)
 
@@ -128,7 +130,7 @@ async def test_a_bug_in_following_one_call_is_logged_and_the_others_go_on(caplog
     assert caplog.records[0].exc_info
 
 
-async def test_a_call_whose_following_hangs_is_retried(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_whose_following_times_out_is_retried(caplog: pytest.LogCaptureFixture) -> None:
     queue = FakeQueue(DueCall(FIRST, 1))
 
     async def hang(_: CallId) -> bool:
@@ -140,7 +142,7 @@ async def test_a_call_whose_following_hangs_is_retried(caplog: pytest.LogCapture
     assert events(caplog) == ["call.follow_failed"]
 
 
-async def test_without_a_queue_the_step_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+async def test_when_the_queue_is_unavailable_the_step_raises_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     queue = FakeQueue(DueCall(FIRST, 1))
     queue.is_available = False
 
@@ -149,7 +151,9 @@ async def test_without_a_queue_the_step_ends_quietly(caplog: pytest.LogCaptureFi
     assert events(caplog) == []
 
 
-async def test_a_call_that_could_not_be_written_down_is_left_to_its_lease(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_that_could_not_be_stored_stays_claimed_until_its_lease_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     queue = FakeQueue(DueCall(FIRST, 1), DueCall(SECOND_CALL, 1))
 
     with pytest.raises(StoreUnavailable):
@@ -158,7 +162,7 @@ async def test_a_call_that_could_not_be_written_down_is_left_to_its_lease(caplog
     assert events(caplog) == []
 
 
-async def test_a_call_is_given_up_after_too_many_attempts(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_leaves_the_queue_after_too_many_attempts(caplog: pytest.LogCaptureFixture) -> None:
     queue, follow = FakeQueue(DueCall(FIRST, MAX_ATTEMPTS + 1)), FakeFollow(call_1=False)
 
     with caplog.at_level(logging.WARNING):
@@ -167,8 +171,8 @@ async def test_a_call_is_given_up_after_too_many_attempts(caplog: pytest.LogCapt
     assert events(caplog) == ["call.given_up"]
 
 
-async def test_a_call_is_followed_for_the_whole_life_of_a_verification() -> None:
-    """However the jitter falls."""
+async def test_a_call_is_followed_for_the_whole_lifetime_of_a_verification() -> None:
+    """With any jitter."""
     queue, followed_for = FakeQueue(), timedelta(0)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         queue.due = [DueCall(FIRST, attempt)]
@@ -178,7 +182,7 @@ async def test_a_call_is_followed_for_the_whole_life_of_a_verification() -> None
     assert followed_for > timedelta(minutes=5)
 
 
-async def test_a_step_that_is_canceled_follows_nothing_any_more() -> None:
+async def test_canceling_a_step_cancels_the_calls_it_follows() -> None:
     ended: list[CallId] = []
     begun = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The accounting of the chaos run notices what it is there to notice."""
+"""The accounting of the chaos run detects lost webhooks, double calls, lost proofs and stuck idempotency keys."""
 
 from typing import Any
 
@@ -21,25 +21,25 @@ def ledger_of(*events: str, created: bool = True, end: str | None = None) -> Led
 
 
 @pytest.mark.parametrize("end", ["verified", "locked", "canceled"])
-def test_an_end_that_was_told_and_delivered_adds_up(end: str) -> None:
+def test_an_end_that_was_answered_and_delivered_is_no_lost_webhook(end: str) -> None:
     assert list(ledger_of("created", end, end=end).lost_webhooks()) == []
 
 
 @pytest.mark.parametrize(
     ("events", "end"),
     [
-        (["created"], None),  # nobody ended it, so it expired
+        (["created"], None),  # it was not ended, so it must have expired
         (["created", "expired"], "verified"),
         (["verified"], "verified"),
         (["created", "created", "expired"], None),
         (["created", "verified", "expired"], "verified"),
     ],
 )
-def test_what_is_missing_or_told_twice_is_found(events: list[str], end: str | None) -> None:
+def test_a_missing_or_repeated_event_is_reported_as_lost(events: list[str], end: str | None) -> None:
     assert list(ledger_of(*events, end=end).lost_webhooks())
 
 
-def test_an_end_that_nobody_is_sure_of_may_be_any_and_must_be_one() -> None:
+def test_a_verification_whose_end_is_unknown_needs_one_end_event_of_any_kind() -> None:
     ledger = ledger_of("created", "canceled")
     ledger.told[ID].is_unsure = True
     assert list(ledger.lost_webhooks()) == []
@@ -48,7 +48,7 @@ def test_an_end_that_nobody_is_sure_of_may_be_any_and_must_be_one() -> None:
     assert list(ledger.lost_webhooks())
 
 
-def test_events_of_a_verification_that_nobody_was_told_of_need_a_start_that_nobody_was_answered() -> None:
+def test_events_of_an_unknown_verification_are_explained_only_by_an_unanswered_start() -> None:
     ledger = ledger_of("created", created=False)
 
     assert list(ledger.unexplained_events(set()))
@@ -56,7 +56,7 @@ def test_events_of_a_verification_that_nobody_was_told_of_need_a_start_that_nobo
     assert ledger.counts["events of starts without a response"] == 1
 
 
-def test_two_calls_for_one_start_and_calls_of_no_start_are_found() -> None:
+def test_a_second_call_for_one_start_and_a_call_without_a_start_are_reported() -> None:
     ledger = Ledger()
     ledger.note_start(PHONE, "initiated", 1)
     ledger.note_calls({PHONE: 1})
@@ -67,7 +67,7 @@ def test_two_calls_for_one_start_and_calls_of_no_start_are_found() -> None:
     assert len(ledger.placed_twice) == 2
 
 
-def test_a_call_of_a_start_that_was_refused_is_found() -> None:
+def test_a_start_of_the_chaos_run_that_was_refused_is_reported() -> None:
     ledger = Ledger()
     ledger.note_start(PHONE, "refused", 1)
     assert ledger.not_verified
@@ -94,29 +94,29 @@ def evidence(*rights: Right) -> dict[str, int]:
 USED = "409 verification-already-used"
 
 
-def test_one_request_that_verifies_again_is_one_verification_and_two_requests_are_two() -> None:
+def test_a_repeated_request_may_verify_again_but_a_different_request_may_not() -> None:
     assert evidence(right("200 verified"), right("200 verified")) == {}
     assert evidence(right("200 verified"), right(USED, request="other")) == {}
     assert evidence(right("200 verified"), right("200 verified", request="other")) == {"verified twice": 1}
 
 
-def test_a_code_that_verifies_another_verification_is_found() -> None:
+def test_a_code_that_verifies_another_verification_is_reported() -> None:
     assert evidence(right("200 verified", verified_id="vrf_0b2")) == {"not verified": 1}
 
 
 @pytest.mark.parametrize("answer", ["404 verification-not-found", "200 pending", USED])
-def test_a_right_code_that_did_not_verify_is_found_unless_it_is_excused(answer: str) -> None:
+def test_a_correct_code_that_did_not_verify_is_reported_unless_excused(answer: str) -> None:
     assert evidence(right(answer)) == {"not verified": 1}
     assert evidence(right(answer, excused="too late")) == {}
 
 
-def test_a_proof_is_lost_if_its_key_is_repeated_and_the_code_was_used_unseen() -> None:
+def test_a_proof_is_lost_if_a_repeated_idempotency_key_is_answered_already_used() -> None:
     assert evidence(right(USED, is_unsure=True)) == {"lost proofs": 1}
     assert evidence(right(USED, is_unsure=True, has_key=False)) == {}
     assert evidence(right("200 verified", request="first"), right(USED, is_unsure=True)) == {}
 
 
-def test_a_repeated_start_that_is_another_verification_is_found() -> None:
+def test_a_repeated_start_that_returns_another_verification_is_reported() -> None:
     ledger = Ledger()
     ledger.note_repeated_start(PHONE, ID, ID)
     assert ledger.placed_twice == []
@@ -133,14 +133,16 @@ def test_a_repeated_start_that_is_another_verification_is_found() -> None:
         ([Attempt(0, 1, "503"), Attempt(4.1, 4.2, is_held=True)], 1),
         ([Attempt(0, 1, is_answered=False), Attempt(8.9, 9, is_held=True)], 0),
         ([Attempt(0, 1, is_answered=False), Attempt(9.1, 9.2, is_held=True)], 1),
-        # The one that was cut off may be why, whatever was answered after it.
+        # The attempt that was cut off may hold the claim, even if a later one was answered.
         ([Attempt(0, 1, is_answered=False), Attempt(1, 2, "503"), Attempt(8, 8.1, is_held=True)], 0),
         ([Attempt(0, 1, is_answered=False), Attempt(1, 6, "503"), Attempt(9.5, 9.6, is_held=True)], 1),
-        # Somebody is at work.
+        # Another attempt is still being processed.
         ([Attempt(0, 1, "503"), Attempt(2, 20, "201"), Attempt(9, 9.1, is_held=True)], 0),
     ],
 )
-def test_a_key_in_progress_with_nobody_at_work_is_found(attempts: list[Attempt], found: int) -> None:
+def test_an_idempotency_key_that_stays_in_progress_without_a_running_request_is_reported(
+    attempts: list[Attempt], found: int
+) -> None:
     ledger = Ledger()
     ledger.attempts["/verify/start", "key"] += attempts
 

@@ -1,4 +1,4 @@
-"""A failing provider is left alone for a while and then asked by one call at a time; and never by too many at once."""
+"""Circuit breaker and bulkhead: pause calls to a failing provider, probe it with one, and bound concurrent calls."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Provider:
-    """A CallSender that answers as told, at once or, while it is ``slow``, when told to."""
+    """A CallSender that returns ``outcome`` or raises ``error`` once ``answering`` is set."""
 
     provider = "fake"
     supports_status = True
@@ -74,7 +74,7 @@ class Provider:
 
 
 class Setup:
-    """A protected sender, and all that it is made of."""
+    """A protected sender and its parts."""
 
     def __init__(self, most: int = 1000) -> None:
         self.clock = Clock()
@@ -142,7 +142,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class TestOpening:
-    async def test_what_fails_for_one_phone_alone_closes_the_door_to_nobody_else(self) -> None:
+    async def test_failures_of_calls_to_one_phone_alone_do_not_open_the_circuit(self) -> None:
         setup = Setup()
         setup.provider.outcome = UNKNOWN
         for _ in range(3 * FAILURES):
@@ -154,7 +154,7 @@ class TestOpening:
         assert setup.state() is CircuitState.OPEN
 
     @pytest.mark.parametrize("failure", [UNKNOWN, UNAVAILABLE])
-    async def test_it_opens_after_so_many_failures_in_a_row(
+    async def test_it_opens_after_the_configured_number_of_consecutive_failures(
         self, failure: CallOutcome, caplog: pytest.LogCaptureFixture
     ) -> None:
         setup = Setup()
@@ -165,13 +165,13 @@ class TestOpening:
         assert events(caplog) == ["circuit.opened"]
 
     @pytest.mark.parametrize("success", [PLACED, REJECTED, NO_MONEY])
-    async def test_an_answer_in_between_begins_the_count_anew(self, success: CallOutcome) -> None:
+    async def test_an_answer_between_failures_resets_the_count(self, success: CallOutcome) -> None:
         setup = Setup()
         for _ in range(3):
             await setup.place(*[UNKNOWN] * (FAILURES - 1), success)
         assert setup.state() is CircuitState.CLOSED
 
-    async def test_an_open_circuit_asks_nobody_and_tells_what_remains(self) -> None:
+    async def test_an_open_circuit_refuses_calls_with_the_remaining_time_as_retry_after(self) -> None:
         setup = Setup()
         await setup.open()
         setup.clock.now += 20.5
@@ -183,7 +183,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("late_outcome", [PLACED, UNKNOWN])
     @pytest.mark.parametrize("passed", [OPEN_FOR - 1, OPEN_FOR])
-    async def test_what_began_before_it_opened_changes_nothing_any_more(
+    async def test_outcomes_of_calls_begun_before_it_opened_do_not_change_its_state(
         self, late_outcome: CallOutcome, passed: float
     ) -> None:
         setup = Setup()
@@ -203,7 +203,7 @@ class TestOpening:
 
 
 class TestHalfOpen:
-    async def test_a_probe_that_succeeds_closes_it(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_successful_probe_closes_the_circuit(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         setup = Setup()
         await setup.half_open()
@@ -214,14 +214,14 @@ class TestHalfOpen:
         await setup.place(*[UNKNOWN] * (FAILURES - 1))
         assert setup.state() is CircuitState.CLOSED
 
-    async def test_a_probe_that_fails_opens_it_anew_for_the_whole_time(self) -> None:
+    async def test_a_failed_probe_opens_the_circuit_again_for_the_full_time(self) -> None:
         setup = Setup()
         await setup.half_open()
         assert await setup.place(UNKNOWN) == UNKNOWN
         assert setup.state() is CircuitState.OPEN
         assert retry_after(await setup.place(PLACED)) == OPEN_FOR
 
-    async def test_of_a_hundred_at_once_one_is_the_probe(self) -> None:
+    async def test_of_a_hundred_concurrent_calls_exactly_one_is_the_probe(self) -> None:
         setup = Setup()
         await setup.half_open()
         setup.provider.outcome = PLACED
@@ -237,7 +237,7 @@ class TestHalfOpen:
         assert setup.state() is CircuitState.CLOSED
 
     @pytest.mark.parametrize("end", ["cancelled", "bug"])
-    async def test_a_probe_without_an_outcome_frees_its_place_and_decides_nothing(self, end: str) -> None:
+    async def test_a_probe_without_an_outcome_leaves_the_circuit_half_open_for_another_probe(self, end: str) -> None:
         setup = Setup()
         await setup.half_open()
         setup.provider.answering = asyncio.Event()
@@ -256,7 +256,7 @@ class TestHalfOpen:
         assert await setup.place(PLACED) == PLACED
         assert setup.state() is CircuitState.CLOSED
 
-    async def test_a_late_end_of_an_earlier_call_does_not_free_the_place_of_the_probe(self) -> None:
+    async def test_an_earlier_call_that_ends_late_does_not_admit_a_second_probe(self) -> None:
         setup = Setup()
         slow = setup.provider.answering = asyncio.Event()
         late = asyncio.create_task(setup.sender.place(ORDER))
@@ -277,7 +277,7 @@ class TestHalfOpen:
 
 
 class TestBulkhead:
-    async def test_of_a_hundred_at_once_five_are_in_flight_and_the_rest_is_refused_at_once(self) -> None:
+    async def test_of_a_hundred_concurrent_calls_five_run_and_the_rest_is_refused_at_once(self) -> None:
         setup = Setup(most=5)
         setup.provider.answering = asyncio.Event()
         calls = [asyncio.create_task(setup.sender.place(ORDER)) for _ in range(100)]
@@ -291,7 +291,7 @@ class TestBulkhead:
         await asyncio.gather(*calls)
         assert (setup.provider.asked, setup.provider.most_in_flight, setup.bulkhead.in_flight) == (5, 5, 0)
 
-    async def test_its_refusals_do_not_open_the_circuit(self) -> None:
+    async def test_refusals_by_the_bulkhead_do_not_open_the_circuit(self) -> None:
         setup = Setup(most=1)
         setup.provider.answering = asyncio.Event()
         call = asyncio.create_task(setup.sender.place(ORDER))
@@ -302,7 +302,7 @@ class TestBulkhead:
         setup.provider.answering.set()
         assert await call == PLACED
 
-    async def test_a_cancelled_call_and_one_that_raises_free_their_places(self) -> None:
+    async def test_a_canceled_call_and_one_that_raises_release_their_places(self) -> None:
         setup = Setup(most=2)
         setup.provider.answering = asyncio.Event()
         cancelled, broken = (asyncio.create_task(setup.sender.place(ORDER)) for _ in range(2))
@@ -314,7 +314,7 @@ class TestBulkhead:
         assert setup.bulkhead.in_flight == 0
         assert setup.state() is CircuitState.CLOSED
 
-    async def test_an_open_circuit_takes_no_place(self) -> None:
+    async def test_a_call_refused_by_an_open_circuit_takes_no_place(self) -> None:
         setup = Setup(most=1)
         await setup.open()
         for _ in range(3):
@@ -323,24 +323,24 @@ class TestBulkhead:
 
 
 class TestProtectedSender:
-    async def test_it_is_ready_where_nothing_is_in_the_way(self) -> None:
+    async def test_it_is_ready_and_places_calls_when_nothing_prevents_it(self) -> None:
         setup = Setup()
         setup.sender.require_ready()
         assert await setup.place(PLACED) == PLACED
 
-    async def test_it_is_not_ready_without_money(self) -> None:
+    async def test_it_is_not_ready_when_the_balance_is_too_low(self) -> None:
         setup = Setup()
         setup.has_money = False
         with pytest.raises(BalanceTooLow):
             setup.sender.require_ready()
 
-    async def test_it_is_not_ready_where_the_other_is_not(self) -> None:
+    async def test_it_is_not_ready_when_the_wrapped_sender_is_not(self) -> None:
         setup = Setup()
         setup.provider.not_ready = ProviderRejected("not now")
         with pytest.raises(ProviderRejected):
             setup.sender.require_ready()
 
-    async def test_only_requests_that_pass_and_have_an_outcome_are_observed(self) -> None:
+    async def test_only_requests_that_are_sent_and_have_an_outcome_are_observed(self) -> None:
         setup = Setup(most=1)
         setup.provider.answering = asyncio.Event()
         cancelled = asyncio.create_task(setup.sender.place(ORDER))
@@ -355,11 +355,11 @@ class TestProtectedSender:
         await setup.sender.fetch_status("call-1")
         assert setup.timed == [("place", "unknown")] * FAILURES + [("look_up", "found")]
 
-    async def test_it_is_whose_the_other_is(self) -> None:
+    async def test_it_has_the_provider_and_the_capabilities_of_the_wrapped_sender(self) -> None:
         setup = Setup()
         assert (setup.sender.provider, setup.sender.supports_status) == ("fake", True)
 
-    async def test_looking_calls_up_goes_on_and_counts_for_nothing(self) -> None:
+    async def test_status_lookups_pass_an_open_circuit_and_do_not_change_its_state(self) -> None:
         setup = Setup()
         setup.provider.state = ProviderUnavailable(retry_after=1)
         for _ in range(FAILURES * 2):
@@ -374,10 +374,12 @@ class TestProtectedSender:
 
 class TestConstruction:
     @pytest.mark.parametrize(("failures", "open_for"), [(0, 1.0), (1, 0.0), (1, -1.0)])
-    def test_a_circuit_must_be_able_to_open_and_to_try_again(self, failures: int, open_for: float) -> None:
+    def test_a_circuit_needs_at_least_one_failure_to_open_and_a_positive_time_to_stay_open(
+        self, failures: int, open_for: float
+    ) -> None:
         with pytest.raises(ValueError, match="failures"):
             CircuitBreaker("fake", failures=failures, open_for=open_for)
 
-    def test_a_bulkhead_must_hold_something(self) -> None:
+    def test_a_bulkhead_needs_at_least_one_place(self) -> None:
         with pytest.raises(ValueError, match="most"):
             Bulkhead(0)

@@ -1,4 +1,4 @@
-"""``client_ip`` is read as people send it, and what is no end user's address shares no limit."""
+"""``client_ip`` is read in its usual spellings, and an address that is not public is not counted by rate limits."""
 
 import logging
 from ipaddress import ip_address
@@ -46,11 +46,11 @@ V4, V6 = "203.0.113.7", "2001:db8::7"
         ("::1", "::1"),
     ],
 )
-def test_an_address_is_read_as_people_send_it(text: str, address: str) -> None:
+def test_an_address_is_read_in_all_common_spellings(text: str, address: str) -> None:
     assert read_address(text) == ip_address(address)
 
 
-def test_what_a_proxy_does_not_know_is_not_given() -> None:
+def test_unknown_in_a_proxy_chain_means_that_no_address_is_given() -> None:
     assert read_address("unknown") is None
     assert read_address("Unknown, 10.0.0.1") is None
 
@@ -83,13 +83,13 @@ def test_what_a_proxy_does_not_know_is_not_given() -> None:
         *("\u0661.2.3.4", "1.2.3.4\0"),
     ],
 )
-def test_what_is_no_address_is_none(text: str) -> None:
+def test_text_that_is_not_an_address_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_address(text)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"[0-9a-f.:\[\]%, ]{0,60}", fullmatch=True))
-def test_no_text_does_more_than_be_refused(text: str) -> None:
+def test_no_text_raises_anything_but_value_error(text: str) -> None:
     try:
         address = read_address(text)
     except ValueError:
@@ -98,7 +98,7 @@ def test_no_text_does_more_than_be_refused(text: str) -> None:
 
 
 @given(st.ip_addresses(), st.integers(0, 65535))
-def test_no_two_addresses_become_the_same_by_how_they_are_written(address: object, port: int) -> None:
+def test_an_address_is_the_same_in_every_spelling(address: object, port: int) -> None:
     plain = read_address(str(address))
     spellings = [f"[{address}]:{port}", f"[{address}]", f"{address}, 10.0.0.1"]
 
@@ -130,7 +130,7 @@ def test_no_two_addresses_become_the_same_by_how_they_are_written(address: objec
         ("::", "unspecified"),
     ],
 )
-def test_an_address_that_no_end_user_has_is_not_counted_and_told_once(
+def test_an_address_that_is_not_public_is_not_counted_and_is_logged_once(
     caplog: pytest.LogCaptureFixture, address: str, kind: str
 ) -> None:
     client_address._warn_once.cache_clear()
@@ -161,5 +161,5 @@ def test_an_address_that_no_end_user_has_is_not_counted_and_told_once(
         (f"64:ff9b::{V4}", V4),
     ],
 )
-def test_any_other_counts_as_itself_or_its_64(address: str, counted: str) -> None:
+def test_a_public_address_counts_as_itself_or_as_its_64_bit_prefix(address: str, counted: str) -> None:
     assert count_address(read_address(address)) == counted

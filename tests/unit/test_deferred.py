@@ -1,4 +1,4 @@
-"""Writes in the background: made until the store takes them, also when whoever began them has gone."""
+"""Deferred writes: retried in the background until they succeed, also when their caller was canceled."""
 
 import asyncio
 from contextlib import suppress
@@ -12,7 +12,7 @@ MOMENT = 0.01
 
 
 class Write:
-    """A write that fails as it is told to, as long as it is told to."""
+    """A write that raises ``failure`` as long as one is set."""
 
     def __init__(self, *, failure: Exception | None) -> None:
         self.failure = failure
@@ -27,7 +27,7 @@ class Write:
             raise self.failure
 
 
-async def test_what_the_store_did_not_take_is_written_however_long_it_was_away() -> None:
+async def test_a_write_that_failed_is_retried_until_the_store_is_available_again() -> None:
     write, deferred = Write(failure=StoreUnavailable()), DeferredWrites(pauses=(MOMENT, MOMENT))
     await deferred.write(write)
     await asyncio.sleep(20 * MOMENT)
@@ -41,7 +41,7 @@ async def test_what_the_store_did_not_take_is_written_however_long_it_was_away()
     await deferred.aclose()
 
 
-async def test_a_store_that_stays_away_is_given_up() -> None:
+async def test_a_write_is_given_up_after_the_time_limit() -> None:
     write = Write(failure=StoreUnavailable())
     deferred = DeferredWrites(pauses=(MOMENT, MOMENT), timeout=5 * MOMENT)
     deferred.write_later(write)
@@ -54,7 +54,7 @@ async def test_a_store_that_stays_away_is_given_up() -> None:
     await deferred.aclose()
 
 
-async def test_what_is_gone_is_not_asked_for_again_and_again() -> None:
+async def test_a_write_to_a_missing_verification_is_repeated_only_after_the_configured_pauses() -> None:
     write, deferred = Write(failure=VerificationNotFound()), DeferredWrites(pauses=(MOMENT, MOMENT))
     await deferred.write(write)
     await asyncio.sleep(20 * MOMENT)
@@ -63,7 +63,7 @@ async def test_what_is_gone_is_not_asked_for_again_and_again() -> None:
     await deferred.aclose()
 
 
-async def test_a_service_that_stops_does_not_wait_for_a_store_that_is_away() -> None:
+async def test_shutdown_does_not_wait_for_an_unavailable_store() -> None:
     write, deferred = Write(failure=StoreUnavailable()), DeferredWrites(pauses=(60, 60))
     await deferred.write(write)
 
@@ -74,7 +74,7 @@ async def test_a_service_that_stops_does_not_wait_for_a_store_that_is_away() -> 
 
 
 @pytest.mark.parametrize("turns", [0, 1])
-async def test_a_write_whose_caller_is_canceled_is_repeated_all_the_same(turns: int) -> None:
+async def test_a_write_whose_caller_is_canceled_is_still_retried(turns: int) -> None:
     write, deferred = Write(failure=StoreUnavailable()), DeferredWrites(pauses=(MOMENT, MOMENT))
     caller = asyncio.create_task(deferred.write(write))
     await write.begun.wait()

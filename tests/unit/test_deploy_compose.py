@@ -1,4 +1,4 @@
-"""docker-compose.yml: which services belong to which profile, what is pinned, and whom the service believes."""
+"""docker-compose.yml: the services of each profile, pinned images, and the proxy that the service trusts."""
 
 import os
 import re
@@ -21,7 +21,7 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 CADDYFILE = (ROOT / "deploy/caddy/Caddyfile").read_text(encoding="utf-8")
 
 
-def test_without_a_profile_there_are_the_service_and_its_redis() -> None:
+def test_without_a_profile_only_the_service_and_redis_start() -> None:
     profiles = {name: tuple(service.get("profiles", ())) for name, service in SERVICES.items()}
 
     assert profiles == {
@@ -37,17 +37,17 @@ def test_without_a_profile_there_are_the_service_and_its_redis() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"verify"}))
-def test_every_image_is_pinned_by_a_tag(name: str) -> None:
+def test_every_image_is_pinned_to_a_version_tag(name: str) -> None:
     assert re.fullmatch(r"[a-z/]+:v?[0-9]+\.[0-9]+[0-9.a-z-]*", SERVICES[name]["image"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_service_may_more_than_it_needs(name: str) -> None:
+def test_every_service_drops_all_capabilities_and_gains_no_privileges(name: str) -> None:
     assert SERVICES[name]["cap_drop"] == ["ALL"]
     assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_what_is_mounted_from_here_is_here() -> None:
+def test_every_file_mounted_from_the_repository_exists() -> None:
     sources = [
         mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", ()) if mount[0] == "."
     ]
@@ -56,7 +56,7 @@ def test_what_is_mounted_from_here_is_here() -> None:
     assert not [source for source in sources if not (ROOT / source).exists()]
 
 
-def test_what_it_asks_of_the_environment_is_in_the_example() -> None:
+def test_every_variable_that_compose_reads_is_in_env_example() -> None:
     asked = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", TEXT)) | {COMPOSE["secrets"]["grafana-password"]["environment"]}
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
 
@@ -68,7 +68,7 @@ COMPLETE = {"SITE": "verify.example", "ACME_EMAIL": "ops@verify.example", "GRAFA
 
 
 def run_files(name: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run what makes copies for containers, with folders here in place of those in its container."""
+    """Run the script that copies files for containers, with folders of this test in place of those in its container."""
     shell, options = FILES[name]["entrypoint"]
     (script,) = FILES[name]["command"]
     for place in ("from", "to"):
@@ -117,7 +117,7 @@ def test_files_made_under_umask_077_are_readable_by_any_container(tmp_path: Path
     [("tls-files", "SITE"), ("tls-files", "ACME_EMAIL"), ("monitoring-files", "GRAFANA_PASSWORD")],
 )
 @pytest.mark.parametrize("given", [{}, dict.fromkeys(COMPLETE, "")], ids=["missing", "empty"])
-def test_what_a_profile_needs_is_said_and_not_tried_again(
+def test_a_missing_variable_of_a_profile_is_reported_and_the_container_not_restarted(
     tmp_path: Path, name: str, empty: str, given: dict[str, str]
 ) -> None:
     others = {key: value for key, value in COMPLETE.items() if key != empty}
@@ -129,7 +129,7 @@ def test_what_a_profile_needs_is_said_and_not_tried_again(
     assert FILES[name]["restart"] == "no"
 
 
-def test_no_container_starts_before_its_files_are_there() -> None:
+def test_no_container_starts_before_its_files_are_copied() -> None:
     filled = {mount.split(":")[0]: name for name, service in FILES.items() for mount in service["volumes"]}
     for name, service in SERVICES.items():
         for mount in service.get("volumes", ()):
@@ -141,7 +141,7 @@ def test_no_container_starts_before_its_files_are_there() -> None:
     assert not [mount for name in waiting for mount in SERVICES[name]["volumes"] if mount.startswith(".")]
 
 
-def test_each_secret_that_is_required_may_come_as_a_file() -> None:
+def test_each_required_secret_can_be_given_as_a_file() -> None:
     pattern = re.compile(r"\$\{(\w+):-\$\{(\w+):\?set \1 in \.env(?:; plusofon-verify keygen makes one)?\}\}")
     required = {found[1]: found[2] for found in map(pattern.fullmatch, COMPOSE["x-required"]) if found}
     assert len(required) == len(COMPOSE["x-required"])
@@ -151,7 +151,7 @@ def test_each_secret_that_is_required_may_come_as_a_file() -> None:
     assert "verify-files:/run/secrets:ro" in SERVICES["verify"]["volumes"]
 
 
-def test_the_one_proxy_that_is_believed_is_caddy_and_nobody_else_is_given_its_address() -> None:
+def test_only_caddy_is_trusted_as_a_proxy_and_no_other_container_can_get_its_address() -> None:
     address = SERVICES["caddy"]["networks"]["front"]["ipv4_address"]
     (config,) = COMPOSE["networks"]["front"]["ipam"]["config"]
 
@@ -160,7 +160,7 @@ def test_the_one_proxy_that_is_believed_is_caddy_and_nobody_else_is_given_its_ad
     assert ip_address(address) not in ip_network(config["ip_range"])
 
 
-def test_caddy_hands_over_to_the_service_and_writes_the_callers_address_itself() -> None:
+def test_caddy_forwards_to_the_service_and_overwrites_x_forwarded_for() -> None:
     port = SERVICES["verify"]["environment"]["PORT"]
 
     assert f"reverse_proxy verify:{port} {{" in CADDYFILE

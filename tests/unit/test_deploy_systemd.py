@@ -1,4 +1,4 @@
-"""deploy/systemd: the unit's numbers are those of the documentation, and long enough for what the service may take."""
+"""deploy/systemd: the unit's numbers agree with the documentation, and its time-outs with the settings."""
 
 import re
 from collections import defaultdict
@@ -19,27 +19,27 @@ def options() -> dict[str, list[str]]:
     return found
 
 
-def test_the_numbers_are_those_of_the_documentation() -> None:
+def test_numbers_of_the_unit_agree_with_operations_md() -> None:
     for name in ("TimeoutStopSec", "LimitNOFILE"):
         assert set(re.findall(rf"`{name}=(\d+)`", OPERATIONS)) == set(options()[name]), name
 
 
-def test_it_waits_for_the_longest_request_before_it_kills() -> None:
+def test_the_stop_timeout_is_longer_than_the_longest_request() -> None:
     (seconds,) = options()["TimeoutStopSec"]
 
     assert int(seconds) > Settings(mode=Mode.SANDBOX).longest_request.total_seconds() + 3
 
 
-def test_wrong_settings_are_not_tried_again() -> None:
+def test_the_service_is_not_restarted_after_invalid_settings() -> None:
     assert options()["RestartPreventExitStatus"] == [str(EXIT_SETTINGS)]
 
 
-def test_a_reload_tells_the_first_process_and_a_stop_too() -> None:
+def test_reload_and_stop_signal_the_main_process() -> None:
     assert options()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert options()["KillMode"] == ["mixed"]
 
 
-def test_the_steps_of_the_documentation_make_what_the_unit_names() -> None:
+def test_the_documented_steps_create_every_path_that_the_unit_uses() -> None:
     steps = OPERATIONS.partition("### With systemd")[2].partition("```sh")[2].partition("```")[0]
     (folder,), (variables,), (program,) = (
         options()[name] for name in ("WorkingDirectory", "EnvironmentFile", "ExecStart")

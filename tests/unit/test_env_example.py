@@ -1,4 +1,4 @@
-"""`.env.example` says what the code says: every setting, once, with its default."""
+"""`.env.example` lists every setting of the code once, with its default."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ LINE = re.compile(r"(?P<off>#?)(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 
 # Read by docker-compose.yml, not by the service.
 ONLY_COMPOSE = {"REDIS_PASSWORD", "SITE", "ACME_EMAIL", "GRAFANA_PASSWORD", "RUNBOOKS_URL"}
-# What production does not start without; the values are made up.
+# Settings that production requires; the values are made up.
 REQUIRED = {
     "PLUSOFON_USER_ID": "0",
     "PLUSOFON_ACCESS_TOKEN": "not-a-real-token",
@@ -27,7 +27,7 @@ REQUIRED = {
 
 
 def defaults(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Walk the settings: the name of each in the environment, and its default as one would write it there."""
+    """Yield the environment variable of each setting and its default, written as in the environment."""
     for name, field in model.model_fields.items():
         if isinstance(field.default, BaseModel):
             yield from defaults(type(field.default), f"{name}_")
@@ -59,32 +59,32 @@ def found() -> list[re.Match[str]]:
     return [match for match in map(LINE.fullmatch, lines()) if match]
 
 
-def test_every_setting_is_there_once_and_no_other() -> None:
+def test_every_setting_is_listed_once_and_nothing_else() -> None:
     assert sorted(match["name"] for match in found()) == sorted([*dict(defaults()), *files(), *ONLY_COMPOSE])
 
 
-def test_what_is_commented_out_is_the_default() -> None:
+def test_commented_lines_show_the_defaults() -> None:
     shown = {match["name"]: match["value"] for match in found() if match["off"]}
     settings = {name: value for name, value in defaults() if name not in REQUIRED}
     assert shown == {**settings, **dict.fromkeys(files(), "")}
 
 
-def test_what_must_be_set_waits_for_a_value() -> None:
+def test_required_settings_are_empty_and_not_commented_out() -> None:
     assert {match["name"]: match["value"] for match in found() if not match["off"]} == dict.fromkeys(
         [*REQUIRED, *ONLY_COMPOSE], ""
     )
 
 
-def test_every_setting_has_a_line_of_why() -> None:
+def test_every_setting_has_an_explaining_comment() -> None:
     text = lines()
     for match in found():
         place = text.index(match[0]) - 1
-        while text[place].removeprefix("#").removesuffix("=") in files():  # those have one line for all of them
+        while text[place].removeprefix("#").removesuffix("=") in files():  # one comment line stands for all of them
             place -= 1
         assert text[place].startswith("# "), match["name"]
 
 
-def test_filled_in_it_starts_in_production_and_the_commented_lines_change_nothing(
+def test_with_required_values_production_starts_and_uncommenting_the_rest_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The names and the spelling of the values are those that the settings read."""

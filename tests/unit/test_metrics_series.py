@@ -1,4 +1,4 @@
-"""Counting what happens: each fact once, in few words, and the same over several workers."""
+"""Metrics: each event counts once, label values are bounded, and several workers are scraped as one."""
 
 import asyncio
 import os
@@ -84,7 +84,7 @@ async def seen(metrics: Metrics, *gauges: ReadGauges, process: ProcessGauges | N
     return Seen(await exposition.render())
 
 
-async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
+async def test_each_domain_event_increments_its_own_counter_once() -> None:
     metrics = Metrics()
     for event in (
         VerificationStarted(Channel.VOICE),
@@ -114,7 +114,7 @@ async def test_what_happens_is_counted_once_each_under_its_own_name() -> None:
     assert [now("verifications_ended_total", status=status) for status in ("verified", "locked", "canceled")] == [1] * 3
 
 
-async def test_what_has_not_happened_yet_is_0_so_that_its_first_time_is_a_rise() -> None:
+async def test_counters_start_at_0_so_that_a_first_event_is_seen_as_an_increase() -> None:
     now = await seen(Metrics())
 
     for channel in Channel:
@@ -133,14 +133,14 @@ async def test_what_has_not_happened_yet_is_0_so_that_its_first_time_is_a_rise()
         (ProviderError(), "other"),
     ],
 )
-async def test_a_refusal_is_one_of_four_kinds(error: ProviderError, kind: str) -> None:
+async def test_a_refused_call_is_counted_by_the_kind_of_its_error(error: ProviderError, kind: str) -> None:
     metrics = Metrics()
     metrics.observe(CallRefused(Channel.VOICE, error))
 
     assert (await seen(metrics))("calls_refused_total", channel="voice", kind=kind) == 1
 
 
-async def test_names_of_limits_without_end_become_one() -> None:
+async def test_many_different_limit_names_share_one_series_beyond_a_maximum() -> None:
     metrics = Metrics()
     for number in range(1000):
         metrics.observe(LimitHit(f"limit_{number}"))
@@ -151,7 +151,7 @@ async def test_names_of_limits_without_end_become_one() -> None:
     assert sum(counted.values()) == 1000
 
 
-async def test_methods_and_paths_without_end_become_one() -> None:
+async def test_unknown_methods_and_paths_share_one_series() -> None:
     metrics = Metrics()
     for number in range(100):
         metrics.request_handled(f"METHOD{number}", None, 404, "http-404", 0.001)
@@ -183,7 +183,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
         (ProviderUnavailable(retry_after=1), "unavailable"),
     ],
 )
-async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, word: str) -> None:
+async def test_status_lookups_are_timed_by_their_outcome(state: CallState | ProviderError | None, word: str) -> None:
     metrics, sender = Metrics(), FakeSender()
     sender.state = state
     timed = observed(sender, ProviderObserver(record_time=metrics.provider_call))
@@ -198,17 +198,17 @@ async def test_look_ups_are_timed_too(state: CallState | ProviderError | None, w
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
 
 
-async def test_an_observed_sender_is_otherwise_the_one_behind_it() -> None:
-    sender = FakeSender("somebody")
+async def test_an_observed_sender_delegates_everything_else() -> None:
+    sender = FakeSender("provider")
     timed = observed(sender, ProviderObserver(record_time=Metrics().provider_call))
     sender.unready = ProviderUnavailable(retry_after=3)
 
-    assert (timed.provider, timed.supports_status) == ("somebody", True)
+    assert (timed.provider, timed.supports_status) == ("provider", True)
     with pytest.raises(ProviderUnavailable):
         timed.require_ready()
 
 
-async def test_what_others_know_is_asked_at_the_scrape_and_absent_while_unknown() -> None:
+async def test_gauges_of_components_are_read_at_the_scrape_and_absent_while_unknown() -> None:
     balance: list[Decimal | None] = [None]
 
     async def facts() -> dict[str, Decimal | None]:
@@ -228,7 +228,7 @@ async def test_what_others_know_is_asked_at_the_scrape_and_absent_while_unknown(
     assert known("build_info", version="1.2.3") == 1
 
 
-async def test_a_bug_in_one_source_hides_no_other_number(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_in_one_source_of_gauges_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     async def broken() -> dict[str, float]:
         raise ZeroDivisionError
 
@@ -241,7 +241,7 @@ async def test_a_bug_in_one_source_hides_no_other_number(caplog: pytest.LogCaptu
     assert "metrics.source_failed" in caplog.text
 
 
-async def test_what_a_worker_knows_of_itself_is_refreshed() -> None:
+async def test_gauges_of_the_process_are_refreshed_at_each_scrape() -> None:
     states: dict[str, str] = {"voice": "open"}
     process = ProcessGauges(circuits=lambda: states, listeners=lambda: 4, background=lambda: {"follow": 1.5})
     metrics = Metrics()
@@ -277,7 +277,7 @@ for _ in sys.stdin:
 
 
 class Worker:
-    """A process that counts the same as any other, and answers a scrape."""
+    """A worker process that counts one event of each kind and answers a scrape."""
 
     def __init__(self, state: str, lag: str, environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-c", WORKER, state, lag]
@@ -302,7 +302,7 @@ class Worker:
         self.process.communicate()
 
 
-async def test_several_workers_are_one_to_whoever_scrapes_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scrape_of_any_worker_returns_the_metrics_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     with shared_between_workers() as folder:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -323,7 +323,7 @@ async def test_several_workers_are_one_to_whoever_scrapes_any_of_them(monkeypatc
             first.kill()
             left = await asyncio.to_thread(second.scrape)
 
-            # What the dead one has counted has happened; what it was is no more.
+            # Counters of a dead worker stay, its gauges do not.
             assert left("verifications_ended_total", status="verified") == 2
             assert left("circuit_state", circuit="voice", state="open") == 0
             assert left("listeners") == 2
@@ -334,7 +334,7 @@ async def test_several_workers_are_one_to_whoever_scrapes_any_of_them(monkeypatc
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
 
 
-def test_a_folder_that_is_given_loses_the_series_of_an_earlier_run_and_nothing_else(
+def test_a_configured_multiprocess_folder_is_cleared_of_old_series_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The description is valid OpenAPI, and what generators of clients and linters such as Redocly's ask for holds."""
+"""The OpenAPI description is valid, and keeps the rules of client generators and of linters such as Redocly's."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def examples(description: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any],
 
 
 def closed(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the components, their models allowing no member that they do not name."""
+    """Return the components, with ``additionalProperties: false`` in every model."""
     return {
         "schemas": {
             name: {"additionalProperties": False, **schema} if "properties" in schema else schema
@@ -101,26 +101,26 @@ def test_every_example_fits_its_schema(description: dict[str, Any]) -> None:
     assert len(found) > 100
 
 
-def test_no_example_has_a_member_that_its_schema_does_not_name(description: dict[str, Any]) -> None:
+def test_no_example_has_a_field_that_its_schema_does_not_define(description: dict[str, Any]) -> None:
     for pointer, schema, value in examples(description):
         errors = Draft202012Validator({**schema, "components": closed(description)}).iter_errors(value)
         assert not [error.message for error in errors], pointer
 
 
-def test_names_are_safe_in_a_url_and_in_a_program(description: dict[str, Any]) -> None:
+def test_operation_ids_and_component_names_are_valid_identifiers(description: dict[str, Any]) -> None:
     for kind, parts in description["components"].items():
         assert all(re.fullmatch(r"[A-Z][A-Za-z0-9]*", name) for name in parts), kind
     for name, operation in operations(description):
         assert re.fullmatch(r"[a-z]+([A-Z][a-z]+)*", operation["operationId"]), name
 
 
-def test_operation_ids_are_unique_and_stay_as_they_are(description: dict[str, Any]) -> None:
+def test_operation_ids_are_unique_and_stable(description: dict[str, Any]) -> None:
     ids = {operation["operationId"]: name for name, operation in operations(description)}
     assert len(ids) == len(list(operations(description)))
     assert {name: ids[name] for name in OPERATION_IDS} == OPERATION_IDS
 
 
-def test_every_operation_says_which_key_it_takes_or_that_it_is_public(description: dict[str, Any]) -> None:
+def test_every_operation_declares_its_security_or_that_it_is_public(description: dict[str, Any]) -> None:
     known = set(description["components"]["securitySchemes"])
     for name, operation in operations(description):
         assert {scheme for asked in operation["security"] for scheme in asked} <= known, name
@@ -129,27 +129,27 @@ def test_every_operation_says_which_key_it_takes_or_that_it_is_public(descriptio
         assert (operation["security"] == []) is is_public, name
 
 
-def test_every_operation_has_a_summary_a_description_and_a_success(description: dict[str, Any]) -> None:
+def test_every_operation_has_a_summary_a_description_and_a_success_response(description: dict[str, Any]) -> None:
     for name, operation in operations(description):
         assert operation["summary"], name
         assert operation["description"], name
         assert any(status.startswith("2") for status in operation["responses"]), name
 
 
-def test_every_component_is_used_and_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
+def test_every_component_is_used_and_every_reference_resolves(description: dict[str, Any]) -> None:
     referenced = {part["$ref"] for _, part in walk(description) if isinstance(part.get("$ref"), str)}
     assert referenced == {f"#/components/schemas/{name}" for name in description["components"]["schemas"]}
 
 
-def test_the_parameters_of_a_path_are_those_that_its_operations_describe(description: dict[str, Any]) -> None:
+def test_path_parameters_are_exactly_those_that_the_operations_describe(description: dict[str, Any]) -> None:
     for name, operation in operations(description):
         found = [(parameter["in"], parameter["name"]) for parameter in operation.get("parameters", ())]
         assert not [twice for twice, times in Counter(found).items() if times > 1], name
         assert {name for kind, name in found if kind == "path"} == set(re.findall(r"{(\w+)}", name))
 
 
-def test_no_two_paths_can_be_taken_for_one_another(description: dict[str, Any]) -> None:
-    """But for a path without a parameter, which is matched first (OpenAPI 3.1, section 4.8.8.2)."""
+def test_no_path_is_ambiguous_with_another(description: dict[str, Any]) -> None:
+    """Except with a path without parameters, which is matched first (OpenAPI 3.1, section 4.8.8.2)."""
     templates = [re.sub(r"{\w+}", "{}", path) for path in description["paths"]]
     assert len(set(templates)) == len(templates)
     for path in templates:
@@ -157,7 +157,7 @@ def test_no_two_paths_can_be_taken_for_one_another(description: dict[str, Any]) 
         assert not [other for other in templates if "{}" in other and other != path and re.fullmatch(pattern, other)]
 
 
-def test_the_licence_and_the_server_are_named(description: dict[str, Any]) -> None:
+def test_the_licence_and_the_server_url_are_given(description: dict[str, Any]) -> None:
     assert description["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
     assert description["servers"] == [{"url": "/"}]
 
@@ -175,7 +175,7 @@ def test_a_check_is_described_as_one_of_two_models(description: dict[str, Any]) 
     assert not schemas["CheckByPhone"]["additionalProperties"]
 
 
-def test_the_status_tells_the_answers_to_a_check_apart(description: dict[str, Any]) -> None:
+def test_check_responses_are_discriminated_by_status(description: dict[str, Any]) -> None:
     answer = description["paths"]["/verify/check"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     mapping = answer["discriminator"]["mapping"]
     assert answer["discriminator"]["propertyName"] == "status"
@@ -188,7 +188,7 @@ def test_the_status_tells_the_answers_to_a_check_apart(description: dict[str, An
 @pytest.mark.parametrize("kind", EventType)
 @pytest.mark.parametrize("call_status", ["no_answer", None])
 @pytest.mark.parametrize("full_phone", [True, False])
-def test_what_is_sent_to_a_webhook_fits_its_description(
+def test_a_delivered_webhook_matches_its_description(
     description: dict[str, Any], kind: EventType, call_status: str | None, *, full_phone: bool
 ) -> None:
     event = Event(

@@ -1,4 +1,4 @@
-"""Which phone numbers are called."""
+"""Parsing phone numbers, and which of them may be called."""
 
 import phonenumbers
 import pytest
@@ -26,10 +26,10 @@ DENIED = ("+7940", "+7998")
         "\u00a0+7\u00a0900\u00a01234567 ",
         "\uff18 \uff19\uff10\uff10 1234567",
         "+7.900.123.45.67",
-        "+8 900 123-45-67",  # +89 is no country's, so that it can only be 8 900
+        "+8 900 123-45-67",  # +89 is not a country code, so this can only be 8 900
     ],
 )
-def test_any_human_spelling_is_the_same_number(text: str) -> None:
+def test_all_common_spellings_of_a_number_are_read_alike(text: str) -> None:
     assert parse_phone(text).e164 == "+79001234567"
 
 
@@ -69,24 +69,24 @@ def test_any_human_spelling_is_the_same_number(text: str) -> None:
         ("+79981234567", PhoneReason.DENIED),
     ],
 )
-def test_what_is_not_called_says_why(text: str, reason: PhoneReason) -> None:
+def test_a_number_that_may_not_be_called_is_rejected_with_a_reason(text: str, reason: PhoneReason) -> None:
     with pytest.raises(PhoneNotCallable) as caught:
         parse_phone(text, denied_prefixes=DENIED)
     assert caught.value.reason is reason
 
 
-def test_denied_ranges_are_the_callers_choice() -> None:
+def test_no_range_is_denied_unless_configured() -> None:
     assert parse_phone("+79401234567").e164 == "+79401234567"
 
 
-def test_what_is_allowed_by_name_is_called_though_its_range_is_denied() -> None:
+def test_an_allowed_prefix_overrides_a_denied_one() -> None:
     allowed = ("+79401234567",)
     assert parse_phone("+79401234567", denied_prefixes=DENIED, allowed_prefixes=allowed).e164 == "+79401234567"
     with pytest.raises(PhoneNotCallable):
         parse_phone("+79401234568", denied_prefixes=DENIED, allowed_prefixes=allowed)
 
 
-def test_a_phone_prints_masked() -> None:
+def test_a_phone_is_masked_when_printed() -> None:
     phone = Phone("+79001234567")
 
     for shown in (str(phone), repr(phone), f"{phone}", phone.masked):
@@ -95,7 +95,7 @@ def test_a_phone_prints_masked() -> None:
 
 
 @given(st.text(max_size=40))
-def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
+def test_any_text_is_either_a_russian_mobile_number_or_rejected(text: str) -> None:
     try:
         phone = parse_phone(text, denied_prefixes=DENIED)
     except PhoneNotCallable:

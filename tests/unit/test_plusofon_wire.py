@@ -1,4 +1,4 @@
-"""What Plusofon's answers mean, shape by shape, and that no answer whatever is misread or gives a secret away."""
+"""Parsing Plusofon's responses: every known shape, arbitrary input, and redaction of secrets."""
 
 import json
 import re
@@ -46,7 +46,7 @@ class TestPlacedCall:
     def test_a_success_with_a_call_id_is_a_placed_call(self, call_id: object, expected: str) -> None:
         assert wire.parse_placed_call(answer({"success": True, "data": {"call_id": call_id}})) == expected
 
-    def test_a_byte_order_mark_is_no_obstacle(self) -> None:
+    def test_a_byte_order_mark_is_ignored(self) -> None:
         body = b"\xef\xbb\xbf" + b'{"success": true, "data": {"call_id": "abc"}}'
         assert wire.parse_placed_call(answer(body)) == "abc"
 
@@ -60,17 +60,17 @@ class TestPlacedCall:
             "abc",
         ],
     )
-    def test_a_success_without_a_usable_call_id_may_have_been_a_call(self, data: object) -> None:
+    def test_a_success_without_a_usable_call_id_is_unclear(self, data: object) -> None:
         with pytest.raises(Unclear):
             wire.parse_placed_call(answer({"success": True, "data": data}))
 
     @pytest.mark.parametrize("status", [201, 202, 204, 302, 400, 401, 404, 429, 500, 502])
-    def test_a_success_under_another_status_contradicts_itself_and_is_unclear(self, status: int) -> None:
+    def test_a_success_body_with_another_http_status_is_unclear(self, status: int) -> None:
         with pytest.raises(Unclear):
             wire.parse_placed_call(answer({"success": True, "data": {"call_id": "abc"}}, status))
 
     @pytest.mark.parametrize("truthy", [1, "true", "True", "ok", [1], None])
-    def test_only_true_is_a_success(self, truthy: object) -> None:
+    def test_only_the_json_value_true_means_success(self, truthy: object) -> None:
         with pytest.raises(Unclear):
             wire.parse_placed_call(answer({"success": truthy, "data": {"call_id": "abc"}}))
 
@@ -93,27 +93,27 @@ class TestPlacedCall:
         ],
         ids=lambda body: repr(body[:80]),
     )
-    def test_what_makes_no_sense_may_have_been_a_call(self, body: bytes) -> None:
+    def test_an_unreadable_response_is_unclear(self, body: bytes) -> None:
         with pytest.raises(Unclear):
             wire.parse_placed_call(answer(body))
 
 
 class TestRefusals:
     @pytest.mark.parametrize("status", [200, 400, 403, 500, 503])
-    def test_success_false_is_a_no_under_any_status(self, status: int) -> None:
+    def test_success_false_is_a_refusal_with_any_http_status(self, status: int) -> None:
         error = refusal({"success": False, "code": 500, "message": "error find flashcall account: x"}, status)
         assert isinstance(error, ProviderRejected)
         assert error.message == "error find flashcall account: x"
 
     @pytest.mark.parametrize("status", [200, 404, 500])
-    def test_a_page_not_found_is_a_no(self, status: int) -> None:
+    def test_page_not_found_is_a_refusal(self, status: int) -> None:
         error = refusal(PAGE_NOT_FOUND, status)
         assert isinstance(error, ProviderRejected)
         assert error.message == "Page not found."
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
     @pytest.mark.parametrize("body", [b"", b"<html>no</html>", {}])
-    def test_a_refusing_status_needs_no_body(self, status: int, body: object) -> None:
+    def test_a_4xx_status_is_a_refusal_with_any_body(self, status: int, body: object) -> None:
         error = refusal(body, status)
         assert isinstance(error, ProviderRejected)
         assert error.message == f"HTTP {status}"
@@ -121,7 +121,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "body", [{"message": "No access"}, {"error": "no access"}, b"no access", {"x": "no access"}]
     )
-    def test_a_500_that_says_no_access_is_a_no(self, body: object) -> None:
+    def test_status_500_with_no_access_is_a_refusal(self, body: object) -> None:
         assert isinstance(refusal(body, 500), ProviderRejected)
 
     @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ class TestRefusals:
         ["Недостаточно средств на балансе", "НЕДОСТАТОЧНО  СРЕДСТВ", "Insufficient funds", "недостаточно денег"],
     )
     @pytest.mark.parametrize("status", [200, 400])
-    def test_a_message_about_money_is_a_balance_too_low(self, message: str, status: int) -> None:
+    def test_a_message_about_insufficient_funds_is_balance_too_low(self, message: str, status: int) -> None:
         assert isinstance(refusal({"success": False, "message": message}, status), BalanceTooLow)
 
-    def test_insufficient_rights_are_no_matter_of_money(self) -> None:
+    def test_insufficient_rights_are_a_refusal_and_not_balance_too_low(self) -> None:
         assert isinstance(refusal({"message": "Недостаточно прав"}, 403), ProviderRejected)
 
     @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ class TestRefusals:
         + [(bad, DEFAULT_RETRY_AFTER) for bad in (None, "0", "-5", "3601", "1e3", "٣", "99999999999", "soon", "")],
     )
     @pytest.mark.parametrize("body", [b"", {"success": False, "message": "Too many requests"}])
-    def test_too_many_requests_name_a_sane_time_to_wait(self, body: object, header: str | None, seconds: int) -> None:
+    def test_status_429_has_a_bounded_retry_after(self, body: object, header: str | None, seconds: int) -> None:
         error = refusal(body, 429, header)
         assert isinstance(error, ProviderUnavailable)
         assert error.retry_after == seconds
@@ -208,7 +208,7 @@ class TestFlashCall:
         ["123", "12345", "12 34", "abcd", "\u0661\u0662\u0663\u0664", "1234\n", 42, 12345, -123, 1234.5, True, [1234]],
         ids=repr,
     )
-    def test_a_pin_that_is_no_code_of_four_digits_leaves_the_code_unknown(self, pin: object) -> None:
+    def test_a_pin_that_is_not_four_digits_is_unclear(self, pin: object) -> None:
         with pytest.raises(Unclear) as caught:
             wire.parse_flash_call(answer({"success": True, "data": {"key": "abc", "pin": pin}}))
         assert not re.search(r"\d", caught.value.why)
@@ -216,7 +216,7 @@ class TestFlashCall:
     @pytest.mark.parametrize(
         "data", [None, [], {}, {"key": None}, {"key": ""}, {"key": True}, {"call_id": "abc"}], ids=repr
     )
-    def test_a_success_without_a_usable_key_may_have_been_a_call(self, data: object) -> None:
+    def test_a_success_without_a_usable_key_is_unclear(self, data: object) -> None:
         with pytest.raises(Unclear):
             wire.parse_flash_call(answer({"success": True, "data": data}))
 
@@ -236,7 +236,7 @@ class TestFlashCall:
         ],
         ids=repr,
     )
-    def test_an_operator_is_made_fit_to_be_compared(self, operator: object, shown: str | None) -> None:
+    def test_an_operator_name_is_normalized(self, operator: object, shown: str | None) -> None:
         placed = wire.parse_flash_call(answer({"success": True, "data": {"key": "abc", "operator": operator}}))
         assert placed.operator == shown
 
@@ -256,7 +256,9 @@ class TestReverseCall:
         ],
         ids=repr,
     )
-    def test_the_number_to_dial_may_be_spelled_in_any_way_and_be_of_any_kind(self, spelled: object, dial: str) -> None:
+    def test_the_number_to_dial_is_read_in_any_spelling_and_of_any_number_type(
+        self, spelled: object, dial: str
+    ) -> None:
         placed = wire.parse_reverse_call(answer({"success": True, "data": {"key": "abc", "phone": spelled}}))
         assert placed == Placed("abc", dial=Phone(dial))
 
@@ -271,17 +273,17 @@ class TestReverseCall:
         ],
         ids=repr,
     )
-    def test_a_number_that_nobody_should_dial_is_a_refusal(self, phone: object) -> None:
+    def test_a_premium_foreign_or_invalid_number_to_dial_is_a_refusal(self, phone: object) -> None:
         with pytest.raises(ProviderRejected) as caught:
             wire.parse_reverse_call(answer({"success": True, "data": {"key": "abc", "phone": phone}}))
         assert not re.search(r"\d", caught.value.message)
 
     @pytest.mark.parametrize("key", [None, "", True, "a\nb", "x" * 129], ids=repr)
-    def test_without_a_key_the_call_could_not_be_told_when_it_comes(self, key: object) -> None:
+    def test_a_reverse_call_without_a_usable_key_is_a_refusal(self, key: object) -> None:
         with pytest.raises(ProviderRejected):
             wire.parse_reverse_call(answer({"success": True, "data": {"key": key, "phone": "88005553535"}}))
 
-    def test_without_a_verdict_it_is_unclear(self) -> None:
+    def test_a_response_without_success_is_unclear(self) -> None:
         with pytest.raises(Unclear):
             wire.parse_reverse_call(answer({"data": {"key": "abc", "phone": "88005553535"}}))
 
@@ -301,7 +303,7 @@ class TestCallState:
             (" BUSY\n", CallStatus.BUSY),
         ],
     )
-    def test_a_known_word_is_a_state(self, word: str, status: CallStatus) -> None:
+    def test_a_known_status_word_is_mapped_to_a_call_status(self, word: str, status: CallStatus) -> None:
         state = wire.parse_call_state(answer({"success": True, "data": {"status": word, "message": "…"}}))
         assert state == CallState(status)
 
@@ -309,32 +311,32 @@ class TestCallState:
         ("word", "kept"),
         [("Transferred", "Transferred"), ("a\x00b\u200bc", "abc"), ("ждём", "ждём"), ("w" * 99, "w" * 64)],
     )
-    def test_an_unknown_word_is_kept_and_means_still_under_way(self, word: str, kept: str) -> None:
+    def test_an_unknown_status_word_is_kept_and_means_in_progress(self, word: str, kept: str) -> None:
         state = wire.parse_call_state(answer({"success": True, "data": {"status": word}}))
         assert state == CallState(CallStatus.INITIATED, provider_status=kept)
 
     @pytest.mark.parametrize(
         "data", [{}, {"status": None}, {"status": 7}, {"status": ""}, {"status": "\x00"}, [], None]
     )
-    def test_no_word_is_no_state(self, data: object) -> None:
+    def test_a_response_without_a_status_word_is_unclear(self, data: object) -> None:
         with pytest.raises(Unclear):
             wire.parse_call_state(answer({"success": True, "data": data}))
 
 
 class TestAccounts:
-    def test_accounts_come_without_their_tokens(self) -> None:
+    def test_accounts_are_read_without_their_tokens(self) -> None:
         body = {"success": True, "data": [{"id": 7, "name": "Main", "access_token": TOKEN}, {"id": "b", "name": None}]}
         accounts = wire.parse_accounts(answer(body))
         assert accounts == [ProviderAccount("7", "Main"), ProviderAccount("b", "")]
         assert TOKEN not in repr(accounts)
         assert TOKEN not in repr(answer(body))
 
-    def test_odd_entries_are_left_out(self) -> None:
+    def test_malformed_accounts_are_left_out(self) -> None:
         odd: list[object] = [None, 5, "x", [], {}, {"id": None}, {"id": True}, {"id": {}}, {"name": "nameless"}]
         assert wire.parse_accounts(answer({"success": True, "data": [*odd, {"id": 1}]})) == [ProviderAccount("1", "")]
 
     @pytest.mark.parametrize("data", [None, {}, {"id": 1}, "x", 7])
-    def test_no_list_is_no_account(self, data: object) -> None:
+    def test_anything_but_a_list_of_accounts_is_unclear(self, data: object) -> None:
         with pytest.raises(Unclear):
             wire.parse_accounts(answer({"success": True, "data": data}))
 
@@ -344,7 +346,7 @@ class TestBalance:
         ("text", "rub"),
         [("123.45", "123.45"), ("0", "0"), ("-7", "-7"), ('"9.90"', "9.90"), ("0.1", "0.1"), ("1e2", "100")],
     )
-    def test_a_number_is_read_exactly(self, text: str, rub: str) -> None:
+    def test_a_balance_is_read_as_an_exact_decimal(self, text: str, rub: str) -> None:
         assert wire.parse_balance(answer(f'{{"balance": {text}}}'.encode())) == Decimal(rub)
 
     @pytest.mark.parametrize(
@@ -354,27 +356,27 @@ class TestBalance:
             *("1e999999999", "1e-999999999", "0e-999999999", "1e99999999999999999999"),
         ],
     )
-    def test_anything_else_is_no_balance(self, text: str) -> None:
+    def test_a_balance_that_is_not_a_finite_number_is_unclear(self, text: str) -> None:
         with pytest.raises(Unclear):
             wire.parse_balance(answer(f'{{"balance": {text}}}'.encode()))
 
     @pytest.mark.parametrize(("status", "body"), [(200, b""), (200, b"123.45"), (200, {}), (502, {"balance": 1})])
-    def test_no_field_or_another_status_is_no_balance(self, status: int, body: object) -> None:
+    def test_a_response_without_a_balance_is_unclear(self, status: int, body: object) -> None:
         with pytest.raises(Unclear):
             wire.parse_balance(answer(body, status))
 
-    def test_a_refusal_is_told_as_one(self) -> None:
+    def test_a_refused_balance_request_raises_provider_rejected(self) -> None:
         with pytest.raises(ProviderRejected, match="Недостаточно прав"):
             wire.parse_balance(answer({"success": False, "message": "Недостаточно прав", "balance": 5}))
 
 
 class TestPhoneFormat:
-    def test_the_prefix_takes_the_place_of_the_country_code(self) -> None:
+    def test_the_prefix_replaces_the_country_code(self) -> None:
         assert wire.format_phone(PHONE, "8") == "89001234567"
         assert wire.format_phone(PHONE, "7") == "79001234567"
 
     @pytest.mark.parametrize("e164", ["+4915112345678", "9001234567x", "+7900123456", "", "+7\u0669001234567"])
-    def test_another_country_s_number_never_becomes_a_russian_one(self, e164: str) -> None:
+    def test_a_foreign_or_malformed_number_is_rejected(self, e164: str) -> None:
         with pytest.raises(ProviderRejected):
             wire.format_phone(Phone(e164), "8")
 
@@ -394,20 +396,20 @@ class TestRedaction:
             ("not-a-\x00real-token", "•••"),
         ],
     )
-    def test_secrets_go_and_words_stay(self, text: str, shown: str) -> None:
+    def test_secrets_phones_and_codes_are_redacted_and_words_stay(self, text: str, shown: str) -> None:
         assert Redactor([TOKEN, USER_ID])(text) == shown
 
-    def test_a_secret_on_the_edge_of_the_cut_goes_whole(self) -> None:
+    def test_a_secret_at_the_length_limit_is_redacted_whole(self) -> None:
         assert "not-a" not in Redactor([TOKEN])("x" * 195 + TOKEN)
 
-    def test_a_secret_that_begins_with_another_goes_whole(self) -> None:
+    def test_a_secret_that_begins_with_another_secret_is_redacted_whole(self) -> None:
         assert Redactor(["made-up", "made-up-token"])("made-up-token") == "•••"
 
-    def test_without_secrets_only_digits_go(self) -> None:
+    def test_without_secrets_only_digits_are_redacted(self) -> None:
         assert Redactor(["", ""])("abc 1234") == "abc •••"
 
     @given(before=st.text(), after=st.text(), secret=st.sampled_from([TOKEN, CABINET_TOKEN, USER_ID]))
-    def test_no_secret_gets_through_whatever_stands_around_it(self, before: str, after: str, secret: str) -> None:
+    def test_a_secret_is_redacted_in_any_surrounding_text(self, before: str, after: str, secret: str) -> None:
         shown = Redactor([TOKEN, CABINET_TOKEN, USER_ID])(before + secret + after)
         assert secret not in shown
         assert len(shown) <= 200
@@ -418,7 +420,7 @@ class TestRedaction:
         digits=st.sampled_from([PIN, "9001234567", "89001234567", "+79001234567"]),
         separator=st.text(alphabet=" -().,/_\t\u00a0\u2013\u200b", max_size=4),
     )
-    def test_no_code_and_no_phone_gets_through_in_any_spelling(
+    def test_a_code_or_phone_is_redacted_in_any_spelling(
         self, before: str, after: str, digits: str, separator: str
     ) -> None:
         shown = Redactor([])(before + separator.join(digits) + after)
@@ -467,7 +469,7 @@ def client_answered(status: int, body: bytes) -> PlusofonClient:
 
 
 def is_success(status: int, body: bytes) -> bool:
-    """Say, in other words than the code's, whether a call was placed for certain."""
+    """Return whether a call was certainly placed, by an implementation independent of the code's."""
     try:
         value = json.loads(body)
         return status == 200 and value["success"] is True and value["data"]["call_id"] not in {"", None}
@@ -476,7 +478,7 @@ def is_success(status: int, body: bytes) -> bool:
 
 
 @given(status=STATUSES, body=BODIES)
-async def test_no_answer_whatever_crashes_a_call_or_is_taken_for_a_success(status: int, body: bytes) -> None:
+async def test_an_arbitrary_response_never_crashes_and_never_counts_as_a_success(status: int, body: bytes) -> None:
     async with client_answered(status, body) as client:
         outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
     assert isinstance(outcome, Placed | Refused | Unknown)
@@ -485,7 +487,7 @@ async def test_no_answer_whatever_crashes_a_call_or_is_taken_for_a_success(statu
 
 @given(status=STATUSES, data=JSON)
 async def test_a_success_with_arbitrary_data_is_placed_or_unknown_but_never_refused(status: int, data: object) -> None:
-    """The other way round would give an attempt back for a call that was paid."""
+    """A refusal would refund the reservation of a call that was paid for."""
     body = json.dumps({"success": True, "data": data, "message": "no access"}).encode()
     async with client_answered(status, body) as client:
         outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
@@ -493,8 +495,8 @@ async def test_a_success_with_arbitrary_data_is_placed_or_unknown_but_never_refu
 
 
 @given(status=STATUSES, data=JSON | st.dictionaries(st.sampled_from(["key", "pin", "operator", "phone"]), JSON))
-async def test_no_success_whatever_crashes_another_channel(status: int, data: object) -> None:
-    """A flash call may have been placed by any of them; a reverse call without a number never was."""
+async def test_a_success_with_arbitrary_data_never_crashes_flash_or_reverse_calls(status: int, data: object) -> None:
+    """Each may have placed a flash call; without a number to dial, no reverse call was placed."""
     body = json.dumps({"success": True, "data": data}).encode()
     async with client_answered(status, body) as client:
         flash = await client.send_flash_call(PHONE, "0421")
@@ -505,9 +507,7 @@ async def test_no_success_whatever_crashes_another_channel(status: int, data: ob
 
 
 @given(status=STATUSES, body=BODIES)
-async def test_no_answer_whatever_makes_a_question_fail_with_another_error_than_the_provider_s(
-    status: int, body: bytes
-) -> None:
+async def test_an_arbitrary_response_to_a_query_raises_only_provider_errors(status: int, body: bytes) -> None:
     async with client_answered(status, body) as client:
         for ask in (client.get_account, client.get_balance, lambda: client.check_call_status("abc")):
             try:
@@ -517,7 +517,7 @@ async def test_no_answer_whatever_makes_a_question_fail_with_another_error_than_
 
 
 @given(message=JSON, status=STATUSES)
-async def test_a_refusal_never_repeats_the_code_the_phone_or_a_token(message: object, status: int) -> None:
+async def test_a_refusal_never_contains_the_code_the_phone_or_a_token(message: object, status: int) -> None:
     body = json.dumps({"success": False, "message": message}).encode()
     async with client_answered(status, body) as client:
         outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)

@@ -1,4 +1,4 @@
-"""The settings of a relay: nothing is needed without one, and nothing may be missing with one."""
+"""Relay settings: none is required without a relay channel, and URL and secret are required with one."""
 
 import pytest
 
@@ -35,11 +35,11 @@ def mistakes(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
     return caught.value.sentences
 
 
-def test_no_channel_goes_to_a_relay_by_default() -> None:
+def test_no_channel_uses_a_relay_by_default() -> None:
     assert load_settings().relay.channels == []
 
 
-def test_the_channels_of_a_relay_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_channels_are_a_comma_separated_list(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**RELAY, "RELAY_CHANNELS": "voice, flash_call"}.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
@@ -48,7 +48,7 @@ def test_the_channels_of_a_relay_are_a_list(monkeypatch: pytest.MonkeyPatch) -> 
     assert "not-real" not in repr(settings.relay)
 
 
-def test_url_and_secret_are_needed_once_a_channel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_and_secret_are_required_once_a_channel_uses_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
     found = mistakes(monkeypatch, RELAY_CHANNELS="flash_call")
     assert [sentence.split()[0] for sentence in found] == ["RELAY_SECRET", "RELAY_URL"]
     assert all("is missing" in sentence for sentence in found)
@@ -71,7 +71,7 @@ def test_url_and_secret_are_needed_once_a_channel_is_named(monkeypatch: pytest.M
         ("RELAY_CONNECT_TIMEOUT_SECONDS", "0"),
     ],
 )
-def test_a_wrong_setting_is_told_by_its_name_without_its_value(
+def test_an_invalid_setting_is_reported_by_name_without_its_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     (sentence,) = mistakes(monkeypatch, **{**RELAY, name: value})
@@ -81,19 +81,19 @@ def test_a_wrong_setting_is_told_by_its_name_without_its_value(
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8080/verify", "http://127.0.0.1", "https://[::1]:1/"])
-def test_the_sandbox_takes_a_relay_on_this_machine(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_the_sandbox_accepts_a_relay_on_localhost(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for name, value in {**RELAY, "RELAY_URL": url, "MODE": "sandbox"}.items():
         monkeypatch.setenv(name, value)
     assert load_settings().relay.url
 
 
 @pytest.mark.parametrize("url", ["https://calls.example", "http://localhost.example/", "http://127.0.0.1.example"])
-def test_the_sandbox_takes_no_other(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_the_sandbox_rejects_a_relay_elsewhere(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     (sentence,) = mistakes(monkeypatch, **{**RELAY, "RELAY_URL": url, "MODE": "sandbox"})
     assert sentence.startswith("RELAY_URL must be on localhost")
 
 
-def test_a_request_may_take_as_long_as_its_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_relay_timeout_is_part_of_the_longest_request(monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_settings().longest_request
     for name, value in {**RELAY, "RELAY_TIMEOUT_SECONDS": "20"}.items():
         monkeypatch.setenv(name, value)

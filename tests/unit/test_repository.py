@@ -1,4 +1,4 @@
-"""The files around the code: no address of a package index, pins that agree, a package that is whole."""
+"""Repository files: no package index addresses, consistent pins, a complete package."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-sandbox.lock", "requirements-dev.lock")
-CLIENTS_LOCK = "requirements-clients.lock"  # of an environment of its own, so it agrees with none of them
+CLIENTS_LOCK = "requirements-clients.lock"  # for a separate environment, so its pins may differ
 
 # Joined here, so that this file does not find itself.
 ADDRESSES = [
@@ -40,7 +40,7 @@ ADDRESSES = [
 
 @pytest.fixture(scope="module")
 def repository() -> list[Path]:
-    """Every file that is in git, or will be."""
+    """Return every file that git tracks or would add."""
     git = shutil.which("git")
     if not git or not (ROOT / ".git").exists():
         pytest.skip("not a checkout of git")
@@ -78,8 +78,8 @@ def requirements(lock: str) -> list[tuple[Requirement, str]]:
     return read
 
 
-def test_no_file_has_the_address_of_a_package_index(repository: list[Path]) -> None:
-    """The house installs from whatever index a machine is set up for."""
+def test_no_file_contains_the_address_of_a_package_index(repository: list[Path]) -> None:
+    """Packages are installed from the index that the machine is configured for."""
     seen = [
         f"{path.relative_to(ROOT)}: {address}"
         for path in repository
@@ -89,7 +89,7 @@ def test_no_file_has_the_address_of_a_package_index(repository: list[Path]) -> N
     assert not seen
 
 
-def test_no_lock_file_of_a_kind_that_holds_addresses(repository: list[Path]) -> None:
+def test_no_lock_file_format_that_stores_index_addresses_is_used(repository: list[Path]) -> None:
     kinds = {"uv.lock", "poetry.lock", "pdm.lock", "pylock.toml", "Pipfile.lock", "package-lock.json", "yarn.lock"}
     assert not [path for path in repository if path.name in kinds]
 
@@ -102,7 +102,7 @@ def test_every_requirement_is_pinned_and_has_hashes(lock: str) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_requirement_of_a_locked_package_is_locked_with_its_extras(lock: str) -> None:
+def test_every_dependency_of_a_locked_package_is_locked_with_its_extras(lock: str) -> None:
     """Old versions of pip take the newest release of a package whose extra is not pinned, and refuse to install it."""
     pinned = extras(lock)
     examined, missing = 0, []
@@ -123,7 +123,7 @@ def test_every_requirement_of_a_locked_package_is_locked_with_its_extras(lock: s
     assert not missing
 
 
-def test_the_lock_files_pin_the_extras_that_this_project_asks_for() -> None:
+def test_the_lock_files_pin_the_extras_of_the_project_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [Requirement(text) for text in project["dependencies"]]
     assert any(requirement.extras for requirement in asked)
@@ -134,14 +134,14 @@ def test_the_lock_files_pin_the_extras_that_this_project_asks_for() -> None:
     )
 
 
-def test_the_lock_files_agree() -> None:
-    """What is tested is what runs: each file has all of the one before, in the same versions."""
+def test_the_lock_files_pin_the_same_versions() -> None:
+    """Each file includes all pins of the smaller one, so that what is tested is what runs."""
     for smaller, larger in pairwise(map(pins, LOCKS)):
         assert smaller == {name: larger.get(name) for name in smaller}
 
 
-def test_the_package_has_its_lua_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both as it is imported here, and as it is built for the image."""
+def test_the_package_includes_its_lua_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both as imported here and as a built wheel."""
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "app/store/lua").rglob("*.lua")}
     assert len(scripts) > 1
     assert all((files("app") / name.removeprefix("app/")).is_file() for name in scripts)
@@ -153,7 +153,7 @@ def test_the_package_has_its_lua_files(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["host", "port"])
-def test_make_run_listens_where_the_settings_do_by_default(name: str) -> None:
+def test_make_run_uses_the_default_host_and_port_of_the_settings(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(rf"^{name.upper()} := (.*)$", makefile, re.MULTILINE) == [
         str(Settings.model_fields[name].default)
@@ -161,7 +161,7 @@ def test_make_run_listens_where_the_settings_do_by_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["PYTHONHOME", "PYTHONPATH", "PIP_PREFIX", "PIP_TARGET", "PIP_USER"])
-def test_make_installs_and_runs_in_its_own_environment_whatever_that_of_the_shell_is(name: str) -> None:
+def test_make_ignores_python_and_pip_variables_of_the_shell(name: str) -> None:
     done = subprocess.run(
         ["make", "--eval", "show: ; @env", "show"],
         cwd=ROOT,
@@ -178,7 +178,7 @@ def test_make_installs_and_runs_in_its_own_environment_whatever_that_of_the_shel
 @pytest.mark.parametrize(
     ("arguments", "host"), [((), "127.0.0.1"), (("HOST=::",), "::")], ids=["environment", "command line"]
 )
-def test_make_run_listens_where_its_command_line_says_whatever_the_environment_does(
+def test_make_run_takes_host_from_its_command_line_and_not_from_the_environment(
     arguments: tuple[str, ...], host: str
 ) -> None:
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Which channel a call goes by, and what becomes of it when that one refuses."""
+"""The order in which channels are tried for a call."""
 
 import pytest
 
@@ -26,34 +26,34 @@ NOTHING = CallHistory(None, ())
         ("+79770000000", None),
     ],
 )
-def test_the_numbering_plan_tells_the_operator(phone: str, operator: str | None) -> None:
+def test_the_operator_is_found_by_the_numbering_plan(phone: str, operator: str | None) -> None:
     assert operator_of(Phone(phone)) == operator
 
 
-def test_without_a_reason_the_order_is_that_of_the_settings() -> None:
+def test_the_default_order_is_that_of_the_settings() -> None:
     assert route(ALL, phone=MTS, history=NOTHING, operator_channels={}) == ALL
 
 
-def test_the_channel_of_the_operator_comes_first() -> None:
+def test_the_channel_configured_for_the_operator_comes_first() -> None:
     rules = {"mts": REVERSE}
 
     assert route(ALL, phone=MTS, history=NOTHING, operator_channels=rules) == (REVERSE, VOICE, FLASH)
     assert route(ALL, phone=OTHER, history=NOTHING, operator_channels=rules) == ALL
 
 
-def test_the_provider_knows_the_operator_better_than_the_numbering_plan() -> None:
+def test_the_operator_reported_by_the_provider_overrides_the_numbering_plan() -> None:
     rules = {"mts": REVERSE}
 
     assert route(ALL, phone=OTHER, history=CallHistory("mts", ()), operator_channels=rules)[0] is REVERSE
     assert route(ALL, phone=MTS, history=CallHistory("beeline", ()), operator_channels=rules)[0] is VOICE
 
 
-def test_a_channel_that_may_not_be_used_is_not_used_for_an_operator_either() -> None:
+def test_a_channel_that_is_not_allowed_is_not_used_for_its_operator() -> None:
     assert route((VOICE,), phone=MTS, history=NOTHING, operator_channels={"mts": REVERSE}) == (VOICE,)
 
 
 @pytest.mark.parametrize("status", [CallStatus.NO_ANSWER, CallStatus.BUSY, CallStatus.FAILED])
-def test_after_a_call_that_was_not_answered_another_channel_comes_first(status: CallStatus) -> None:
+def test_after_an_unanswered_call_another_channel_comes_first(status: CallStatus) -> None:
     assert route(ALL, phone=OTHER, history=CallHistory(None, ((VOICE, status),)), operator_channels={}) == (
         FLASH,
         REVERSE,
@@ -66,7 +66,7 @@ def test_after_any_other_call_the_same_channel_is_used_again(status: CallStatus)
     assert route(ALL, phone=OTHER, history=CallHistory(None, ((VOICE, status),)), operator_channels={}) == ALL
 
 
-def test_when_no_channel_was_answered_they_begin_anew() -> None:
+def test_when_every_channel_was_unanswered_the_default_order_is_used_again() -> None:
     history = CallHistory(None, tuple((channel, CallStatus.NO_ANSWER) for channel in ALL))
 
     assert route(ALL, phone=OTHER, history=history, operator_channels={}) == ALL

@@ -1,4 +1,4 @@
-"""Flash and reverse calls in the virtual telephone network, moved by a clock that the tests turn."""
+"""Flash and reverse calls in the virtual telephone network, with a fake clock."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def reverse(network: VirtualNetwork, phone: str = PHONE) -> str:
     return dial
 
 
-def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
+def timeline(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
     call_id = flash(network, phone)
     states = []
     for _ in range(6):
@@ -62,8 +62,8 @@ def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str
 # --- flash calls ----------------------------------------------------------------------------------------------------
 
 
-def test_the_code_of_a_flash_call_is_heard_from_the_moment_it_rings(network: VirtualNetwork, clock: Clock) -> None:
-    assert journey(network, clock, PHONE) == [("queued", None), ("ringing", PIN), *[("completed", PIN)] * 4]
+def test_the_code_of_a_flash_call_is_visible_once_it_rings(network: VirtualNetwork, clock: Clock) -> None:
+    assert timeline(network, clock, PHONE) == [("queued", None), ("ringing", PIN), *[("completed", PIN)] * 4]
 
 
 @pytest.mark.parametrize(
@@ -77,26 +77,26 @@ def test_the_code_of_a_flash_call_is_heard_from_the_moment_it_rings(network: Vir
         (MagicNumber.ODD_STATUS, [("queued", None)] + [("rerouted", None)] * 4 + [("completed", PIN)]),
     ],
 )
-def test_a_flash_call_that_does_not_arrive_gives_no_code_away(
+def test_a_flash_call_that_does_not_arrive_shows_no_code(
     network: VirtualNetwork, clock: Clock, phone: str, states: list[tuple[str, str | None]]
 ) -> None:
-    assert journey(network, clock, phone) == states
+    assert timeline(network, clock, phone) == states
 
 
-def test_a_voice_call_does_reach_subscribers_of_mts(network: VirtualNetwork, clock: Clock) -> None:
+def test_a_voice_call_reaches_subscribers_of_mts(network: VirtualNetwork, clock: Clock) -> None:
     network.place(phone=OF_MTS, pin="123456", lang=Lang.RU, repeat=2)
     clock.seconds += 2
     assert [call.heard for call in network.calls_of(OF_MTS)] == ["123456"]
 
 
-def test_the_calling_number_ends_with_the_code_and_is_nobodys(network: VirtualNetwork, clock: Clock) -> None:
+def test_the_calling_number_is_unassigned_and_ends_with_the_code(network: VirtualNetwork, clock: Clock) -> None:
     call_id = flash(network)
     assert network.status(call_id).caller is None
     clock.seconds += 1
     assert network.status(call_id).caller == f"+7495000{PIN}"
 
 
-def test_a_code_is_made_up_if_none_was_asked_for(network: VirtualNetwork, clock: Clock) -> None:
+def test_a_code_is_generated_if_none_was_requested(network: VirtualNetwork, clock: Clock) -> None:
     ids = [flash(network, pin=None) for _ in range(10)]
     clock.seconds += 1
     pins = [network.status(call_id).heard or "" for call_id in ids]
@@ -104,14 +104,14 @@ def test_a_code_is_made_up_if_none_was_asked_for(network: VirtualNetwork, clock:
     assert {(len(pin), pin.isdigit()) for pin in pins} == {(4, True)}
 
 
-def test_only_an_account_set_so_tells_the_code_and_the_operator(network: VirtualNetwork) -> None:
+def test_code_and_operator_are_returned_only_by_an_account_configured_to(network: VirtualNetwork) -> None:
     told = VirtualNetwork(returns_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
-    kept = network.place_flash_call(phone=OF_MTS, pin=PIN)
-    assert (told.pin, told.operator) == (PIN, "mts")
-    assert (kept.pin, kept.operator) == (None, None)
+    hidden = network.place_flash_call(phone=OF_MTS, pin=PIN)
+    assert (shown.pin, shown.operator) == (PIN, "mts")
+    assert (hidden.pin, hidden.operator) == (None, None)
 
 
-def test_where_the_code_asked_for_is_ignored_the_phone_sees_the_one_that_is_answered(
+def test_a_network_that_ignores_the_requested_code_shows_the_code_it_returned(
     network: VirtualNetwork, clock: Clock
 ) -> None:
     for asked in (PIN, "9999", None):
@@ -122,7 +122,7 @@ def test_where_the_code_asked_for_is_ignored_the_phone_sees_the_one_that_is_answ
         assert network.status(placed.call.call_id).heard == placed.pin
 
 
-def test_a_code_is_right_for_its_own_flash_call_alone(network: VirtualNetwork) -> None:
+def test_a_code_is_correct_only_for_its_own_flash_call(network: VirtualNetwork) -> None:
     call_id = flash(network)
     assert network.is_pin(call_id, PIN)
     assert not network.is_pin(call_id, "3210")
@@ -144,19 +144,19 @@ def test_a_code_is_right_for_its_own_flash_call_alone(network: VirtualNetwork) -
         ("+70001234567", None),
     ],
 )
-def test_the_operator_follows_from_the_numbering_plan(phone: str, operator: str | None) -> None:
+def test_the_operator_is_found_by_the_numbering_plan(phone: str, operator: str | None) -> None:
     assert operator_of(phone) == operator
 
 
 @pytest.mark.parametrize("phone", ["+79091234567", "+79201234567", "+79791234567", "+79901234567"])
-def test_the_neighbouring_ranges_are_not_of_mts(phone: str) -> None:
+def test_neighbouring_ranges_do_not_belong_to_mts(phone: str) -> None:
     assert operator_of(phone) != "mts"
 
 
 # --- reverse calls --------------------------------------------------------------------------------------------------
 
 
-def test_a_reverse_call_waits_for_five_minutes_and_no_longer(network: VirtualNetwork, clock: Clock) -> None:
+def test_a_reverse_call_waits_for_five_minutes(network: VirtualNetwork, clock: Clock) -> None:
     dial = reverse(network)
     assert dial in DIAL_NUMBERS
     clock.seconds += 299.9
@@ -168,13 +168,13 @@ def test_a_reverse_call_waits_for_five_minutes_and_no_longer(network: VirtualNet
 
 
 @pytest.mark.parametrize("spelling", ["8{}", "+7{}", "7{}", "8 ({}"])
-def test_a_number_is_dialled_however_it_is_spelled(network: VirtualNetwork, spelling: str) -> None:
+def test_a_number_is_dialled_in_any_spelling(network: VirtualNetwork, spelling: str) -> None:
     dial = reverse(network)
     call = network.dial(phone=PHONE, number=spelling.format(dial[1:]))
     assert (call.status, call.dial, call.heard) == ("completed", None, None)
 
 
-def test_a_call_is_dialled_once_by_its_own_phone_at_its_own_number(network: VirtualNetwork) -> None:
+def test_a_reverse_call_is_completed_once_by_its_own_phone_dialling_its_own_number(network: VirtualNetwork) -> None:
     dial = reverse(network)
     for phone, number, error in (
         ("+79007654321", dial, NoCallWaiting),
@@ -188,7 +188,7 @@ def test_a_call_is_dialled_once_by_its_own_phone_at_its_own_number(network: Virt
         network.dial(phone=PHONE, number=dial)
 
 
-def test_of_two_waiting_calls_the_one_at_the_number_dialled_is_meant(network: VirtualNetwork) -> None:
+def test_of_two_waiting_calls_the_one_with_the_dialled_number_completes(network: VirtualNetwork) -> None:
     first, second = reverse(network), reverse(network)
     assert first != second
     network.dial(phone=PHONE, number=first)
@@ -203,7 +203,7 @@ def test_of_two_waiting_calls_the_one_at_the_number_dialled_is_meant(network: Vi
         (MagicNumber.CALLBACK_OF_ANOTHER, 1, ["89000000014"]),
     ],
 )
-def test_the_number_to_dial_is_announced_and_the_caller_confirmed(
+def test_callbacks_announce_the_number_to_dial_and_then_confirm_the_caller(
     network: VirtualNetwork, phone: str, announced: int, confirmed: list[str]
 ) -> None:
     callbacks: list[ProviderCallback] = []
@@ -215,7 +215,7 @@ def test_the_number_to_dial_is_announced_and_the_caller_confirmed(
     assert {(callback.url, callback.body["key"]) for callback in callbacks} == {(HOOK_URL, call.call_id)}
 
 
-def test_callbacks_alternate_between_json_and_form_fields_but_for_the_magic_number(network: VirtualNetwork) -> None:
+def test_callbacks_alternate_between_json_and_form_except_for_a_magic_number(network: VirtualNetwork) -> None:
     callbacks: list[ProviderCallback] = []
     network.send_callback = callbacks.append
     for phone in (PHONE, PHONE, MagicNumber.CALLBACK_AS_FORM, MagicNumber.CALLBACK_AS_FORM):
@@ -262,7 +262,7 @@ CHANNELS: dict[Channel, Callable[[VirtualNetwork, str], object]] = {
         (MagicNumber.NO_REPLY_PLACED, NoReply, 1),
     ],
 )
-def test_a_number_that_refuses_does_so_on_every_channel(
+def test_a_magic_number_that_refuses_does_so_on_every_channel(
     network: VirtualNetwork, channel: Channel, phone: str, error: type[Exception], placed: int
 ) -> None:
     with pytest.raises(error):
@@ -271,7 +271,7 @@ def test_a_number_that_refuses_does_so_on_every_channel(
     assert network.balance == Decimal(10000) - 3 * placed
 
 
-def test_one_number_refuses_a_spoken_code_alone(network: VirtualNetwork) -> None:
+def test_one_magic_number_refuses_only_voice_calls(network: VirtualNetwork) -> None:
     with pytest.raises(CallRefused):
         CHANNELS[Channel.VOICE](network, MagicNumber.VOICE_REFUSED)
     for channel in (Channel.FLASH_CALL, Channel.REVERSE_CALL):
@@ -281,7 +281,7 @@ def test_one_number_refuses_a_spoken_code_alone(network: VirtualNetwork) -> None
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_without_money_no_channel_works_until_the_account_is_topped_up(channel: Channel) -> None:
+def test_with_a_low_balance_every_channel_refuses_until_a_top_up(channel: Channel) -> None:
     network = VirtualNetwork(balance=Decimal("2.99"))
     with pytest.raises(CallRefused):
         CHANNELS[channel](network, PHONE)
@@ -290,20 +290,20 @@ def test_without_money_no_channel_works_until_the_account_is_topped_up(channel: 
     assert (network.balance, len(network.calls_of(PHONE))) == (Decimal(0), 1)
 
 
-def test_a_phone_lists_the_calls_of_all_channels_oldest_first(network: VirtualNetwork) -> None:
+def test_calls_of_all_channels_are_listed_oldest_first(network: VirtualNetwork) -> None:
     for place in CHANNELS.values():
         place(network, PHONE)
     assert [call.channel for call in network.calls_of(PHONE)] == list(CHANNELS)
 
 
-def test_the_number_of_calls_kept_can_be_chosen() -> None:
+def test_the_number_of_kept_calls_is_configurable() -> None:
     network = VirtualNetwork(calls_kept=2)
     for number in range(3):
         flash(network, f"+7900123456{number}")
     assert [len(network.calls_of(f"+7900123456{number}")) for number in range(3)] == [0, 1, 1]
 
 
-def test_no_number_to_dial_is_one_that_the_service_would_call() -> None:
+def test_the_service_would_call_none_of_the_numbers_to_dial() -> None:
     for number in DIAL_NUMBERS:
         with pytest.raises(PhoneNotCallable):
             parse_phone(number)

@@ -1,4 +1,4 @@
-"""The virtual telephone network, moved by a clock that the tests turn."""
+"""The virtual telephone network, with a fake clock."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ def place(network: VirtualNetwork, phone: str = PHONE, pin: str = PIN) -> Virtua
     return network.place(phone=phone, pin=pin, lang=Lang.EN, repeat=3)
 
 
-def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
-    """What the call and its code look like in each of the first seven seconds."""
+def timeline(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str, str | None]]:
+    """Return the call's status and the code heard so far in each of the first seven seconds."""
     call_id = place(network, phone).call_id
     states = []
     for _ in range(7):
@@ -62,7 +62,7 @@ def journey(network: VirtualNetwork, clock: Clock, phone: str) -> list[tuple[str
 def test_a_call_is_queued_rings_is_answered_after_two_seconds_and_ends_after_five(
     network: VirtualNetwork, clock: Clock
 ) -> None:
-    assert journey(network, clock, PHONE) == [
+    assert timeline(network, clock, PHONE) == [
         ("queued", None),
         ("ringing", None),
         ("answered", PIN),
@@ -73,7 +73,7 @@ def test_a_call_is_queued_rings_is_answered_after_two_seconds_and_ends_after_fiv
     ]
 
 
-def test_a_code_is_not_heard_a_moment_before_the_answer(network: VirtualNetwork, clock: Clock) -> None:
+def test_a_code_is_not_heard_before_the_call_is_answered(network: VirtualNetwork, clock: Clock) -> None:
     call_id = place(network).call_id
     clock.seconds += 1.99
     assert network.status(call_id).heard is None
@@ -81,7 +81,7 @@ def test_a_code_is_not_heard_a_moment_before_the_answer(network: VirtualNetwork,
     assert network.status(call_id).heard == PIN
 
 
-def test_the_pace_stretches_every_phase(clock: Clock) -> None:
+def test_the_pace_multiplies_the_duration_of_every_phase(clock: Clock) -> None:
     network = VirtualNetwork(monotonic=clock, pace=10.0)
     call_id = place(network).call_id
     clock.seconds += 19.9
@@ -90,11 +90,11 @@ def test_the_pace_stretches_every_phase(clock: Clock) -> None:
     assert network.status(call_id).status is NetworkStatus.ANSWERED
 
 
-def test_without_a_pace_a_call_is_over_at_once(clock: Clock) -> None:
+def test_with_a_pace_of_zero_a_call_completes_at_once(clock: Clock) -> None:
     assert place(VirtualNetwork(monotonic=clock, pace=0.0)).status is NetworkStatus.COMPLETED
 
 
-def test_a_call_tells_how_and_when_it_was_placed(network: VirtualNetwork) -> None:
+def test_a_call_records_its_language_repeats_and_time(network: VirtualNetwork) -> None:
     call = place(network)
     assert (call.lang, call.repeat, call.placed_at) == (Lang.EN, 3, NOW)
 
@@ -104,16 +104,16 @@ def test_by_default_a_call_is_dated_in_utc() -> None:
     assert before <= place(VirtualNetwork()).placed_at <= datetime.now(UTC)
 
 
-def test_every_call_has_a_name_of_its_own(network: VirtualNetwork) -> None:
+def test_every_call_has_a_unique_id(network: VirtualNetwork) -> None:
     assert len({place(network).call_id for _ in range(10)}) == 10
 
 
-def test_nobody_answers_for_a_call_that_was_never_placed(network: VirtualNetwork) -> None:
+def test_an_unknown_call_id_raises_call_unknown(network: VirtualNetwork) -> None:
     with pytest.raises(CallUnknown):
         network.status("0" * 32)
 
 
-def test_the_calls_of_a_phone_are_its_own_and_oldest_first(network: VirtualNetwork) -> None:
+def test_a_phone_lists_only_its_own_calls_oldest_first(network: VirtualNetwork) -> None:
     mine = [place(network).call_id for _ in range(3)]
     place(network, "+79007654321")
     assert [call.call_id for call in network.calls_of(PHONE)] == mine
@@ -131,11 +131,11 @@ def test_the_calls_of_a_phone_are_its_own_and_oldest_first(network: VirtualNetwo
 def test_a_code_is_never_heard_by_a_phone_that_does_not_answer(
     network: VirtualNetwork, clock: Clock, phone: str, states: list[str]
 ) -> None:
-    assert journey(network, clock, phone) == [(state, None) for state in states]
+    assert timeline(network, clock, phone) == [(state, None) for state in states]
 
 
-def test_an_odd_status_comes_between_and_the_code_is_heard_in_the_end(network: VirtualNetwork, clock: Clock) -> None:
-    assert journey(network, clock, MagicNumber.ODD_STATUS) == [
+def test_a_call_with_an_unknown_status_still_delivers_its_code(network: VirtualNetwork, clock: Clock) -> None:
+    assert timeline(network, clock, MagicNumber.ODD_STATUS) == [
         ("queued", None),
         *[("rerouted", None)] * 4,
         *[("completed", PIN)] * 2,
@@ -151,7 +151,7 @@ def test_an_odd_status_comes_between_and_the_code_is_heard_in_the_end(network: V
         (MagicNumber.NO_REPLY_NOT_PLACED, NoReply),
     ],
 )
-def test_a_call_that_is_not_placed_leaves_no_trace_and_costs_nothing(
+def test_a_call_that_is_not_placed_is_not_listed_and_costs_nothing(
     network: VirtualNetwork, phone: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -160,7 +160,7 @@ def test_a_call_that_is_not_placed_leaves_no_trace_and_costs_nothing(
     assert network.balance == Decimal("10000.00")
 
 
-def test_without_a_reply_the_call_can_be_placed_heard_and_paid_for_all_the_same(
+def test_a_call_whose_response_is_lost_is_still_placed_heard_and_paid_for(
     network: VirtualNetwork, clock: Clock
 ) -> None:
     with pytest.raises(NoReply):
@@ -193,19 +193,19 @@ def refusal(attempt: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_the_magic_number_without_money_sounds_like_an_empty_account(network: VirtualNetwork) -> None:
+def test_the_magic_number_without_balance_refuses_like_an_empty_account(network: VirtualNetwork) -> None:
     poor = VirtualNetwork(balance=Decimal(0))
     assert refusal(lambda: place(network, MagicNumber.NO_BALANCE)) == refusal(lambda: place(poor))
 
 
-def test_a_phone_remembers_its_last_calls_only(network: VirtualNetwork) -> None:
+def test_only_the_latest_calls_of_a_phone_are_kept(network: VirtualNetwork) -> None:
     calls = [place(network).call_id for _ in range(CALLS_KEPT_PER_PHONE + 1)]
     assert [call.call_id for call in network.calls_of(PHONE)] == calls[1:]
     with pytest.raises(CallUnknown):
         network.status(calls[0])
 
 
-def test_the_network_forgets_its_oldest_call_when_it_holds_too_many() -> None:
+def test_the_network_drops_its_oldest_call_beyond_its_capacity() -> None:
     network = VirtualNetwork(balance=Decimal(1_000_000), pace=3600)  # none rings before all are placed
     calls = [place(network, f"+7900{number:07}").call_id for number in range(100, CALLS_KEPT + 101)]
     with pytest.raises(CallUnknown):
@@ -215,7 +215,7 @@ def test_the_network_forgets_its_oldest_call_when_it_holds_too_many() -> None:
     assert (len(network._records), len(network._of_phone)) == (CALLS_KEPT, CALLS_KEPT)
 
 
-def test_forgetting_one_call_of_a_phone_keeps_the_others() -> None:
+def test_dropping_one_call_of_a_phone_keeps_the_others() -> None:
     network = VirtualNetwork(balance=Decimal(1_000_000))
     calls = [place(network).call_id for _ in range(2)]
     for number in range(100, CALLS_KEPT + 99):
@@ -224,13 +224,13 @@ def test_forgetting_one_call_of_a_phone_keeps_the_others() -> None:
 
 
 @pytest.mark.parametrize("number", MagicNumber)
-def test_a_magic_number_can_be_called_by_the_service_and_says_what_it_does(number: MagicNumber) -> None:
+def test_every_magic_number_is_callable_and_describes_its_effect(number: MagicNumber) -> None:
     assert parse_phone(number).e164 == number
     assert number.startswith("+790000000")
     assert number.effect.endswith(".")
 
 
-def test_a_code_and_a_number_stay_out_of_what_is_printed_of_a_record(network: VirtualNetwork) -> None:
+def test_the_repr_of_a_record_shows_neither_code_nor_phone(network: VirtualNetwork) -> None:
     place(network)
     printed = repr(network._records)
     assert PIN not in printed

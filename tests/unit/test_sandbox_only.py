@@ -1,4 +1,4 @@
-"""What only the sandbox may fall back on is refused where keys and connections are made, whatever let it through."""
+"""Sandbox fallbacks are refused in production where keys and connections are made, even if validation was bypassed."""
 
 from contextlib import AsyncExitStack
 
@@ -12,7 +12,7 @@ from app.settings.sections import ApiSettings, PlusofonSettings, RedisSettings, 
 
 
 def production_without_anything() -> Settings:
-    """Settings as no validation would let them through."""
+    """Return production settings without any required value, bypassing validation."""
     return Settings(mode=Mode.SANDBOX).model_copy(
         update={
             "mode": Mode.PRODUCTION,
@@ -30,7 +30,7 @@ def production_with_an_account() -> Settings:
     return production_without_anything().model_copy(update={"plusofon": account})
 
 
-def test_no_key_is_made_up() -> None:
+def test_production_generates_no_keys() -> None:
     with pytest.raises(SettingsError, match="SECRET_KEY is missing"):
         _ = production_without_anything().secret_keys
     with pytest.raises(SettingsError, match="SECRET_KEY is missing"):
@@ -39,18 +39,18 @@ def test_no_key_is_made_up() -> None:
         _ = production_without_anything().token_keys
 
 
-async def test_no_embedded_redis_is_started() -> None:
+async def test_production_starts_no_embedded_redis() -> None:
     async with AsyncExitStack() as stack:
         with pytest.raises(SettingsError, match="REDIS_URL is missing"):
             Builder(production_without_anything(), stack).open_redis()
 
 
-def test_nobody_is_let_in_without_a_key() -> None:
+def test_production_requires_api_keys() -> None:
     with pytest.raises(SettingsError, match="API_KEYS is missing"):
         make_keys(production_without_anything())
 
 
-async def test_no_call_goes_to_the_sandbox_and_none_goes_out_without_a_token() -> None:
+async def test_production_places_no_call_in_the_sandbox_or_without_credentials() -> None:
     production = production_without_anything()
     async with AsyncExitStack() as stack:
         with pytest.raises(SettingsError, match="PLUSOFON_USER_ID is missing"):

@@ -1,4 +1,4 @@
-"""Settings: closed by default, one sentence per mistake, no secret in any."""
+"""Settings: production by default, one sentence per mistake, and no secret in an error message."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -38,7 +38,7 @@ def mistakes(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
     return caught.value.sentences
 
 
-def test_production_is_the_default_and_says_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_is_the_default_mode_and_reports_every_missing_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     found = mistakes(monkeypatch)
 
     assert [sentence.split()[0] for sentence in found] == list(PRODUCTION)
@@ -46,18 +46,20 @@ def test_production_is_the_default_and_says_all_that_is_missing(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", PRODUCTION)
-def test_each_required_setting_is_required(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_each_required_setting_is_reported_when_missing_or_empty(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for empty in ({}, {name: ""}):
         (sentence,) = mistakes(monkeypatch, **{**PRODUCTION, **empty} if empty else _without(name))
         assert sentence.startswith(name)
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("nobody", [",", " ", ", ,\n", "\t"])
-def test_a_list_of_keys_without_any_is_no_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nobody: str) -> None:
-    assert mistakes(monkeypatch, **{**PRODUCTION, "API_KEYS": nobody}) == ["API_KEYS must have at least 1 in its list."]
+@pytest.mark.parametrize("blank", [",", " ", ", ,\n", "\t"])
+def test_a_list_of_api_keys_without_items_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blank: str
+) -> None:
+    assert mistakes(monkeypatch, **{**PRODUCTION, "API_KEYS": blank}) == ["API_KEYS must have at least 1 in its list."]
 
-    (tmp_path / "keys").write_text(f",{nobody}")
+    (tmp_path / "keys").write_text(f",{blank}")
     in_a_file = {**PRODUCTION, "API_KEYS": "", "API_KEYS_FILE": str(tmp_path / "keys")}
     assert mistakes(monkeypatch, **in_a_file) == ["API_KEYS_FILE must have at least 1 in its list."]
 
@@ -75,7 +77,7 @@ def test_complete_production_settings_are_accepted(monkeypatch: pytest.MonkeyPat
     assert settings.secret_keys == [SECRET.encode()]
 
 
-def test_the_sandbox_needs_nothing_and_makes_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_needs_no_settings_and_generates_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, MODE="sandbox")
 
     assert settings.redis.url is None
@@ -83,7 +85,7 @@ def test_the_sandbox_needs_nothing_and_makes_its_own_key(monkeypatch: pytest.Mon
     assert len(settings.secret_keys[0]) >= 32
 
 
-def test_the_sandbox_refuses_a_real_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_rejects_a_real_provider_url(monkeypatch: pytest.MonkeyPatch) -> None:
     (sentence,) = mistakes(monkeypatch, MODE="sandbox", PLUSOFON_BASE_URL="https://restapi.plusofon.ru")
 
     assert sentence.startswith("PLUSOFON_BASE_URL must be left out in sandbox mode")
@@ -145,7 +147,7 @@ def test_the_sandbox_refuses_a_real_provider(monkeypatch: pytest.MonkeyPatch) ->
         ("CLIENTS", '{"nobody": {}}'),
     ],
 )
-def test_a_wrong_setting_is_told_by_its_name_without_its_value(
+def test_an_invalid_setting_is_reported_by_name_without_its_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     found = mistakes(monkeypatch, **{**PRODUCTION, name: value})
@@ -157,13 +159,13 @@ def test_a_wrong_setting_is_told_by_its_name_without_its_value(
         assert secret not in found[0]
 
 
-def test_what_is_wrong_and_what_is_missing_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_and_missing_settings_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     found = mistakes(monkeypatch, **{**_without("REDIS_URL"), "CODE_LENGTH": "9", "PORT": "x"})
 
     assert {sentence.split()[0] for sentence in found} == {"REDIS_URL", "CODE_LENGTH", "PORT"}
 
 
-def test_the_balances_are_read_to_the_kopeck(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balance_settings_are_exact_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch, MODE="sandbox", MIN_BALANCE_RUB="49.99", WARN_BALANCE_RUB="50.01", WATCH_PER_SECOND="7"
     )
@@ -172,13 +174,13 @@ def test_the_balances_are_read_to_the_kopeck(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.watch.per_second == 7
 
 
-def test_a_warning_below_the_minimum_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_balance_below_the_minimum_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     found = mistakes(monkeypatch, MODE="sandbox", MIN_BALANCE_RUB="200")
 
     assert found == ["WARN_BALANCE_RUB must be at least MIN_BALANCE_RUB."]
 
 
-def test_the_keys_of_tokens_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_token_keys_can_be_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text(PRODUCTION["TOKEN_KEYS"], encoding="utf-8")
 
@@ -189,13 +191,13 @@ def test_the_keys_of_tokens_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch,
     assert sentence == "TOKEN_KEYS_FILE must be left out where TOKEN_KEYS is given."
 
 
-def test_the_sandbox_makes_its_own_key_of_tokens_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_generates_its_own_token_key_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, MODE="sandbox")
 
     assert read_keys(settings.token_keys).as_dict() == read_keys(settings.token_keys).as_dict()
 
 
-def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_settings_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         **PRODUCTION,
@@ -209,7 +211,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.secret_keys == [SECRET.encode(), f"{SECRET}-1".encode(), f"{SECRET}-2".encode()]
 
 
-def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_overrides_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
     with open(".env", "w", encoding="utf-8") as file:  # noqa: PTH123 - in the temporary folder
         file.write("MODE=sandbox\nCODE_LENGTH=4\nPORT=9000\nSOMETHING_OF_COMPOSE=1\n")
 
@@ -218,7 +220,7 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) 
     assert (settings.mode, settings.code.length, settings.port) == (Mode.SANDBOX, 5, 9000)
 
 
-def test_a_variable_that_is_empty_in_the_environment_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_environment_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("MODE=sandbox\nTLS_CERT_FILE=cert.pem\nTLS_KEY_FILE=key.pem\nPORT=9000\n", encoding="utf-8")
 
     settings = load(monkeypatch, TLS_CERT_FILE="", TLS_KEY_FILE="", PORT="")
@@ -226,14 +228,14 @@ def test_a_variable_that_is_empty_in_the_environment_means_the_default(monkeypat
     assert (settings.tls.cert_file, settings.port) == (None, 8000)
 
 
-def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repr_of_the_settings_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = repr(load(monkeypatch, **PRODUCTION, PLUSOFON_CABINET_TOKEN="not-a-real-cabinet-token"))
 
     for secret in (SECRET, "not-a-real-token", "not-a-real-cabinet-token", "not-a-real-password"):
         assert secret not in shown
 
 
-def test_a_client_differs_from_everybody_in_what_it_says_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_overrides_only_the_settings_it_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     own = '{"shop": {"purposes": ["login"], "calls_per_minute": 7, "calls_per_day": 50, "failed_checks": 9}}'
     policies = make_policies(load(monkeypatch, **PRODUCTION, CLIENTS=own))
 
@@ -249,13 +251,13 @@ def test_a_client_differs_from_everybody_in_what_it_says_alone(monkeypatch: pyte
     assert shop.failed_checks_per_client.count == 9
 
 
-def test_fewer_guesses_are_allowed_for_shorter_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shorter_codes_allow_fewer_failed_checks_per_phone(monkeypatch: pytest.MonkeyPatch) -> None:
     for length, allowed in ((4, 15), (5, 30), (6, 50)):
         policy = make_policies(load(monkeypatch, MODE="sandbox", CODE_LENGTH=str(length), CHANNELS="voice")).default
         assert policy.failed_checks_per_phone.count == allowed
 
 
-def test_a_test_number_may_last_for_ever_in_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_number_needs_no_expiry_date_in_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     ((phone, fixed),) = load(monkeypatch, MODE="sandbox", TEST_NUMBERS="+79001234567=0042").test.numbers
 
     assert (phone.e164, fixed.code, fixed.until) == ("+79001234567", "0042", None)

@@ -1,4 +1,4 @@
-"""Where settings come from: what other programs set is ignored, secrets may come in files, mistakes are sentences."""
+"""Sources of settings: variables of other programs are ignored, secrets can be files, errors are sentences."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ SECRETS = {
     ),
 }
 NO_JSON = 'is not valid JSON; it looks like CLIENTS=\'{"shop": {"calls_per_day": 200}}\'.'
-# Of other programs, Kubernetes' services, and the bare names of sections of the settings.
+# Variables of other programs and of Kubernetes services, and bare names of sections of the settings.
 FOREIGN = {
     **dict.fromkeys(
         ("TOKEN", "LOG", "CODE", "TEST", "API", "ADMIN", "CALL", "CHECK", "EVENTS", "GUARD", "LIMIT", "METRICS"), "abc"
@@ -75,7 +75,7 @@ def set_all(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_what_other_programs_set_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, MODE="sandbox")
     before = load_settings()
     set_all(monkeypatch, **FOREIGN)
@@ -83,17 +83,15 @@ def test_what_other_programs_set_is_no_setting(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings() == before
 
 
-def test_nor_is_it_one_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_in_the_env_file_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("MODE=sandbox\n" + "".join(f"{name}={value}\n" for name, value in FOREIGN.items()))
 
     assert load_settings() == Settings(mode=Mode.SANDBOX)
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_name_in_other_case_does_not_stand_in_for_the_name_itself(
-    monkeypatch: pytest.MonkeyPatch, order: int
-) -> None:
-    """``mode`` is another program's, beside ``MODE``; which of them the system has first does not matter."""
+def test_variable_names_are_case_sensitive(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+    """``mode`` may belong to another program; the order of the variables does not matter."""
     set_all(monkeypatch, **PRODUCTION)
     given = [("MODE", "production"), ("mode", "sandbox"), ("PORT", "9000"), ("port", "tcp://10.0.0.1:80")]
     set_all(monkeypatch, **dict(given[::order]))
@@ -102,18 +100,18 @@ def test_a_name_in_other_case_does_not_stand_in_for_the_name_itself(
 
 
 @pytest.mark.parametrize("name", ["\ufeffPORT", "\u200bPORT", "\u0420ORT", "export \u2060PORT", "ПОРТ"])
-def test_a_name_in_the_file_that_only_looks_like_one_is_a_sentence(name: str) -> None:
+def test_a_name_with_a_non_ascii_character_in_the_env_file_is_reported(name: str) -> None:
     Path(".env").write_text(f"MODE=sandbox\n\n{name}=9000\n")
 
     assert mistakes() == [".env, line 3 has a name with a character that is not ASCII."]
 
 
-def test_the_secret_settings_are_these() -> None:
+def test_exactly_these_settings_are_secret() -> None:
     assert {name for name, setting in setting_names().items() if setting.is_secret} == set(SECRETS)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_each_secret_may_come_in_a_file_and_a_line_feed_at_its_end_is_none_of_it(
+def test_each_secret_can_be_read_from_a_file_without_its_final_line_feed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str
 ) -> None:
     set_all(monkeypatch, RELAY_CHANNELS="voice", **SECRETS)
@@ -126,7 +124,7 @@ def test_each_secret_may_come_in_a_file_and_a_line_feed_at_its_end_is_none_of_it
     assert load_settings() == plain
 
 
-def test_a_list_in_a_file_may_have_an_item_on_each_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_list_in_a_secret_file_may_have_one_item_per_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"shop:{'0' * 64}\nbank:{'1' * 64}\n")
     set_all(monkeypatch, MODE="sandbox", API_KEYS_FILE="keys")
 
@@ -179,7 +177,7 @@ def loop(file: Path) -> str:
 
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("spoil", [missing, empty, blank, directory, fifo, unlike_text, utf_16, huge, loop])
-def test_a_file_that_holds_no_secret_is_one_sentence(
+def test_an_unusable_secret_file_is_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, spoil: Callable[[Path], str]
 ) -> None:
     set_all(monkeypatch, RELAY_CHANNELS="voice", **SECRETS)
@@ -193,18 +191,22 @@ def test_a_file_that_holds_no_secret_is_one_sentence(
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_and_its_file_are_one_too_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_setting_both_a_secret_and_its_file_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
     set_all(monkeypatch, RELAY_CHANNELS="voice", **SECRETS)
     (tmp_path / "secret").write_text(SECRETS[name])
     monkeypatch.setenv(f"{name}_FILE", "secret")
 
     assert mistakes() == [f"{name}_FILE must be left out where {name} is given."]
 
-    monkeypatch.setenv(name, "")  # empty is as good as left out
+    monkeypatch.setenv(name, "")  # an empty value counts as left out
     load_settings()
 
 
-def test_what_is_wrong_with_a_secret_in_a_file_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_invalid_secret_in_a_file_is_reported_by_the_name_of_the_file_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     set_all(monkeypatch, **PRODUCTION)
     (tmp_path / "secret").write_text("too-short")
     for name in ("SECRET_KEY", "API_KEYS", "TOKEN_KEYS", "REDIS_URL"):
@@ -219,8 +221,8 @@ def test_what_is_wrong_with_a_secret_in_a_file_names_the_file(monkeypatch: pytes
     assert "too-short" not in "".join(found)
 
 
-def test_unreadable_for_this_user_is_a_sentence(tmp_path: Path) -> None:
-    """As nobody, where these tests run as root, who may read anything."""
+def test_a_secret_file_without_read_permission_is_reported(tmp_path: Path) -> None:
+    """Run as the user nobody if the tests run as root, which may read any file."""
     (tmp_path / "secret").write_text(SECRETS["SECRET_KEY"])
     (tmp_path / "secret").chmod(0)
     tmp_path.chmod(0o755)
@@ -268,7 +270,7 @@ def test_unreadable_for_this_user_is_a_sentence(tmp_path: Path) -> None:
         (b"PORT=9000\nWORKERS=two\n", "WORKERS must be a whole number."),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_sentence(
+def test_a_malformed_env_file_is_reported_with_its_line(
     monkeypatch: pytest.MonkeyPatch, content: bytes, sentence: str
 ) -> None:
     monkeypatch.setenv("MODE", "sandbox")
@@ -277,20 +279,20 @@ def test_a_file_that_cannot_be_read_is_a_sentence(
     assert mistakes() == [sentence]
 
 
-def test_where_it_cannot_be_read_at_all_nothing_is_told_to_be_missing() -> None:
+def test_no_missing_settings_are_reported_when_the_env_file_is_unreadable() -> None:
     Path(".env").write_bytes("SECRET_KEY=x\n".encode("utf-16"))
 
     assert mistakes() == [".env is in UTF-16; save it in UTF-8."]
 
 
-def test_a_file_that_is_a_directory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_env_file_that_is_a_directory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").mkdir()
     monkeypatch.setenv("MODE", "sandbox")
 
     assert mistakes() == [".env cannot be read: Is a directory."]
 
 
-def test_a_line_that_cannot_be_read_is_told_alone_and_not_also_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_line_is_not_also_reported_as_a_missing_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {**PRODUCTION, "TOKEN_KEYS": f'"{PRODUCTION["TOKEN_KEYS"]}"'}
     Path(".env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
 
@@ -299,7 +301,9 @@ def test_a_line_that_cannot_be_read_is_told_alone_and_not_also_as_missing(monkey
 
 
 @pytest.mark.parametrize("content", ["\ufeffPORT=9000\n", "PORT=9000\r\nWORKERS=1\r\n", "export PORT = 9000\n"])
-def test_what_editors_do_to_a_file_does_no_harm(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+def test_byte_order_mark_crlf_and_export_in_the_env_file_are_accepted(
+    monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
     monkeypatch.setenv("MODE", "sandbox")
     Path(".env").write_bytes(content.encode())
 
@@ -307,7 +311,7 @@ def test_what_editors_do_to_a_file_does_no_harm(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("value", ["INFO", "Info", "wArNiNg", "DEBUG", "ERROR"])
-def test_words_count_in_any_case(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_enumerated_values_are_case_insensitive(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     set_all(monkeypatch, MODE="Sandbox", LOG_LEVEL=value, LOG_FORMAT="JSON")
 
     settings = load_settings()
@@ -315,7 +319,7 @@ def test_words_count_in_any_case(monkeypatch: pytest.MonkeyPatch, value: str) ->
     assert (settings.mode, settings.log.level, settings.log.format) == (Mode.SANDBOX, value.lower(), "json")
 
 
-def test_bytes_that_are_no_text_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_not_utf_8_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, **PRODUCTION)
     for name in setting_names():
         with monkeypatch.context() as patch:
@@ -337,7 +341,7 @@ def test_bytes_that_are_no_text_are_a_sentence(monkeypatch: pytest.MonkeyPatch) 
         "redis://:pa ss@redis.example:6379/0",
     ],
 )
-def test_a_redis_password_that_is_not_percent_encoded_is_told_so(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_redis_password_that_is_not_percent_encoded_is_reported(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     set_all(monkeypatch, MODE="sandbox", REDIS_URL=url)
 
     (sentence,) = mistakes()
@@ -362,7 +366,7 @@ def test_a_redis_password_that_is_not_percent_encoded_is_told_so(monkeypatch: py
         "unix://:made-up@/run/redis/redis.sock",
     ],
 )
-def test_every_right_url_of_redis_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_valid_redis_urls_are_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     set_all(monkeypatch, MODE="sandbox", REDIS_URL=url)
 
     redis = load_settings().redis.url
@@ -371,7 +375,7 @@ def test_every_right_url_of_redis_is_taken(monkeypatch: pytest.MonkeyPatch, url:
 
 
 @pytest.mark.parametrize("query", ["foo=1", "db=x", "protocol=9", "port=x", "max_connections=x", "ssl_cert_reqs=maybe"])
-def test_a_wrong_option_in_the_url_of_redis_is_a_sentence(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+def test_an_invalid_option_in_the_redis_url_is_reported(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     set_all(monkeypatch, MODE="sandbox", REDIS_URL=f"rediss://redis.example?{query}")
 
     (sentence,) = mistakes()

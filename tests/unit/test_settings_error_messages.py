@@ -1,4 +1,4 @@
-"""What is wrong with a setting is said in words of our own, and names what stands in the environment."""
+"""Error messages of settings: plain sentences with the name of the environment variable, none of pydantic's texts."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str
 
 
 @pytest.mark.parametrize("name", list(names()))
-def test_no_mistake_is_told_in_the_words_of_the_library(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_no_error_message_of_a_setting_contains_pydantic_text(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for value in ODD:
         for sentence in mistakes(monkeypatch, **{name: value}):
             assert not [word for word in PYDANTICS if word in sentence], sentence
@@ -50,15 +50,17 @@ def test_no_mistake_is_told_in_the_words_of_the_library(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("field", list(ClientSettings.model_fields))
-def test_nor_is_one_in_the_settings_of_a_client(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    told = [
+def test_no_error_message_of_a_client_setting_contains_pydantic_text(
+    monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    sentences = [
         sentence
         for value in ODD_IN_JSON
         for sentence in mistakes(monkeypatch, CLIENTS=json.dumps({"sandbox": {field: value}}))
     ]
 
-    assert told
-    for sentence in told:
+    assert sentences
+    for sentence in sentences:
         assert sentence.startswith("CLIENTS: sandbox.")
         assert not [word for word in PYDANTICS if word in sentence], sentence
 
@@ -94,11 +96,13 @@ def test_nor_is_one_in_the_settings_of_a_client(monkeypatch: pytest.MonkeyPatch,
         ),
     ],
 )
-def test_a_mistake_is_told_in_ours(monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str) -> None:
+def test_an_invalid_value_has_its_own_error_message(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
     assert mistakes(monkeypatch, **{name: value}) == [sentence]
 
 
-def test_a_slash_at_the_end_of_a_host_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trailing_slash_of_a_base_url_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**PRODUCTION, "MODE": "production"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PUBLIC_URL", "https://verify.example/")
@@ -119,13 +123,13 @@ def test_a_slash_at_the_end_of_a_host_does_no_harm(monkeypatch: pytest.MonkeyPat
     ],
     ids=["sandbox", "sandbox with keys", "production"],
 )
-def test_a_client_that_nobody_can_be_is_a_mistake(
+def test_settings_of_a_client_without_an_api_key_are_rejected(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], sentence: str
 ) -> None:
     assert mistakes(monkeypatch, **environment, CLIENTS='{"nobody": {"calls_per_day": 5}}') == [sentence]
 
 
-def test_without_keys_in_sandbox_mode_everybody_is_a_client_with_rules_of_its_own(
+def test_without_api_keys_the_sandbox_client_can_have_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert mistakes(monkeypatch, CLIENTS='{"sandbox": {"calls_per_day": 5}}') == []

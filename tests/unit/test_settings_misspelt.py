@@ -1,4 +1,4 @@
-"""Names that look like settings and are none are found, and those of others are left alone."""
+"""Misspelt settings are detected, and variables of other programs are not."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
 
 
-def test_in_the_file_whatever_begins_as_a_setting_should_be_one() -> None:
+def test_an_unknown_name_in_the_env_file_that_resembles_a_setting_is_reported() -> None:
     Path(".env").write_text(
         "LIMIT_CALLS_PER_DY=5\nlimit_whatever=1\nWORKER=4\nREDIS_URI=\nSITE=x\nCOMPOSE_PROJECT_NAME=x\nPORT=1\n",
         encoding="utf-8",
@@ -32,7 +32,7 @@ def test_in_the_file_whatever_begins_as_a_setting_should_be_one() -> None:
     }
 
 
-def test_all_of_the_example_and_of_compose_is_known() -> None:
+def test_all_names_in_env_example_and_compose_are_known() -> None:
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     asked = re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     every = re.sub(r"^#(?=[A-Z])", "", text, flags=re.MULTILINE) + "".join(f"{name}=x\n" for name in asked)
@@ -41,7 +41,9 @@ def test_all_of_the_example_and_of_compose_is_known() -> None:
     assert misspelt_settings() == {}
 
 
-def test_in_the_environment_only_what_nobody_else_would_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_environment_only_unknown_names_specific_to_this_service_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     misspelt = {"PLUSOFON_TOKEN": "", "LIMIT_CALLS_DAILY": "", "RELAY_CHANELS": "RELAY_CHANNELS"}
     others = (
         "REDIS_PORT",

@@ -1,4 +1,4 @@
-"""The settings of the way to others: what they accept, and what they never show."""
+"""Settings of outbound connections: proxy URL and CA file."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def load(**outbound: object) -> object:
         "http://DOMAIN%5Cuser:x@proxy.example:3128",
     ],
 )
-def test_the_url_of_a_proxy_is_accepted(url: str) -> None:
+def test_a_valid_proxy_url_is_accepted_and_its_password_redacted(url: str) -> None:
     settings = load_settings(mode="sandbox", outbound={"proxy": url}, _env_file=None)
     assert settings.outbound.proxy_url == url
     assert "p%40ss" not in str(redacted_settings(settings)) + repr(settings)
@@ -45,7 +45,7 @@ def test_the_url_of_a_proxy_is_accepted(url: str) -> None:
         "http://",
     ],
 )
-def test_what_is_no_url_of_a_proxy_is_told_without_it(url: str) -> None:
+def test_an_invalid_proxy_url_is_reported_without_its_value(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(proxy=url)
     assert caught.value.sentences == [
@@ -53,13 +53,13 @@ def test_what_is_no_url_of_a_proxy_is_told_without_it(url: str) -> None:
     ]
 
 
-def test_a_file_with_an_authority_is_accepted(tmp_path: Path) -> None:
+def test_a_ca_file_is_accepted(tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
     assert load_settings(mode="sandbox", outbound={"ca_file": tmp_path / "ca.pem"}, _env_file=None).outbound.ca_file
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate", b"\xff\xfe\x00"])
-def test_a_file_without_one_is_a_mistake(tmp_path: Path, content: bytes | None) -> None:
+def test_a_ca_file_without_a_certificate_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)

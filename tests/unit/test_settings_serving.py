@@ -1,4 +1,4 @@
-"""The settings of how the service is reached, and what is shown of all settings when it starts."""
+"""Settings of the server: TLS, workers and proxies; and the redacted settings that are logged at start."""
 
 from pathlib import Path
 
@@ -49,25 +49,27 @@ def test_a_certificate_and_its_key_are_accepted(pem: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_them_is_one_sentence(pem: Path, tmp_path: Path, tls: dict[str, str], sentence: str) -> None:
+def test_an_invalid_tls_file_is_reported_in_one_sentence(
+    pem: Path, tmp_path: Path, tls: dict[str, str], sentence: str
+) -> None:
     (tmp_path / "empty").touch()
     files = {name: path.format(pem=pem, empty=tmp_path / "empty") for name, path in tls.items()}
 
     assert mistakes(tls=files) == [sentence]
 
 
-def test_the_sandbox_is_one_process() -> None:
+def test_the_sandbox_allows_only_one_worker() -> None:
     assert mistakes(workers=2) == ["WORKERS must be 1 in sandbox mode, whose telephone network lives in one process."]
 
 
-def test_proxies_are_addresses_and_networks() -> None:
+def test_proxies_are_ip_addresses_or_networks() -> None:
     settings = load_settings(mode="sandbox", proxy={"addresses": "10.0.0.0/8, 192.0.2.1"})
 
     assert [str(network) for network in settings.proxy.addresses] == ["10.0.0.0/8", "192.0.2.1/32"]
     assert mistakes(proxy={"addresses": "*"})[0].startswith("PROXY_ADDRESSES (item 1)")
 
 
-def test_what_is_shown_is_what_differs_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redacted_settings_show_only_changed_values_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**PRODUCTION, "PLUSOFON_USER_ID": "my-user-id"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TEST_NUMBERS", "+79001234567=1234@2099-01-31")

@@ -1,4 +1,4 @@
-"""How a phone number or a code is read from what a person typed or pasted."""
+"""Reading the digits of phone numbers and codes as people type or paste them."""
 
 import sys
 import unicodedata
@@ -48,7 +48,7 @@ DROPPED = FORMAT_CHARACTERS + VARIATION_SELECTORS + SPACES + DASHES + PUNCTUATIO
         ("97\u316457\u280030", "975730"),  # blanks that are letters and symbols to Unicode
     ],
 )
-def test_what_looks_like_a_number_is_read_as_one(text: str, digits: str) -> None:
+def test_a_number_is_read_in_any_unicode_spelling(text: str, digits: str) -> None:
     assert read_digits(text) == digits
 
 
@@ -80,23 +80,23 @@ def test_what_looks_like_a_number_is_read_as_one(text: str, digits: str) -> None
         "12\u03014",
     ],
 )
-def test_anything_else_is_no_number(text: str) -> None:
+def test_text_that_is_not_a_number_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="digits"):
         read_digits(text)
 
 
-def test_a_character_without_a_meaning_changes_no_number() -> None:
+def test_ignored_characters_do_not_change_a_number() -> None:
     for char in DROPPED:
         assert read_digits(f"{char}97{char}57{char}30{char}") == "975730", f"U+{ord(char):04X}"
         assert read_digits(f"{char}+{char}7{char}900") == "+7900", f"U+{ord(char):04X}"
 
 
-def test_every_decimal_digit_of_unicode_is_that_digit() -> None:
+def test_every_unicode_decimal_digit_is_read_as_its_value() -> None:
     assert {char: read_digits(char) for char in DIGITS} == {char: str(unicodedata.decimal(char)) for char in DIGITS}
 
 
-def test_every_other_character_is_refused_or_means_nothing() -> None:
-    """Of all of Unicode nothing but a decimal digit becomes a digit, and nothing but a plus sign a plus."""
+def test_every_other_character_is_rejected_or_ignored() -> None:
+    """In all of Unicode only a decimal digit is read as a digit, and only a plus sign as a plus."""
     digits, dropped = set(DIGITS), set(DROPPED)
     plus = set("+\uff0b\ufe62\u207a\u208a\ufb29")  # fullwidth, small, superscript, subscript, and the Hebrew one
     for char in EVERY_CHARACTER:
@@ -113,8 +113,8 @@ def test_every_other_character_is_refused_or_means_nothing() -> None:
 
 
 @st.composite
-def disguises(draw: st.DrawFn, number: str) -> str:
-    """Write ``number`` in any digits, with anything between them that means nothing."""
+def spellings(draw: st.DrawFn, number: str) -> str:
+    """Write ``number`` in any Unicode digits, with ignored characters between them."""
     noise = st.text(st.sampled_from(DROPPED), max_size=2)
     written = ""
     for char in number:
@@ -126,22 +126,22 @@ def disguises(draw: st.DrawFn, number: str) -> str:
 
 
 @given(st.data(), st.from_regex(r"\+?[0-9]{1,15}", fullmatch=True))
-def test_a_number_is_itself_in_every_disguise(data: st.DataObject, number: str) -> None:
-    assert read_digits(data.draw(disguises(number))) == number
+def test_a_number_is_read_alike_with_any_digits_and_ignored_characters(data: st.DataObject, number: str) -> None:
+    assert read_digits(data.draw(spellings(number))) == number
 
 
 @given(st.data(), st.integers(0, 999_999))
-def test_phone_code_and_command_line_are_read_alike(data: st.DataObject, number: int) -> None:
+def test_phones_and_codes_are_read_alike_by_api_and_command_line(data: st.DataObject, number: int) -> None:
     code, phone = f"{number:06}", f"+7900{number:07}"
 
-    assert normalize_code(data.draw(disguises(code))) == code
-    assert parse_phone(data.draw(disguises(phone))).e164 == phone
-    assert read_phone(data.draw(disguises(phone))).e164 == phone
+    assert normalize_code(data.draw(spellings(code))) == code
+    assert parse_phone(data.draw(spellings(phone))).e164 == phone
+    assert read_phone(data.draw(spellings(phone))).e164 == phone
 
 
 @given(st.text(max_size=20))
-def test_only_the_decimal_digits_of_a_text_count(text: str) -> None:
-    """No text is read as other digits than it has, in another order, or in part."""
+def test_the_digits_read_are_exactly_the_decimal_digits_of_the_text(text: str) -> None:
+    """No digit is added, left out or moved."""
     try:
         read = read_digits(text)
     except ValueError:
@@ -150,7 +150,7 @@ def test_only_the_decimal_digits_of_a_text_count(text: str) -> None:
 
 
 @given(st.text(st.sampled_from([*"0123456789+", *DROPPED, *DIGITS]), max_size=20))
-def test_what_is_written_internationally_is_that_number_or_none(text: str) -> None:
+def test_a_number_with_a_plus_sign_is_read_as_that_number_or_rejected(text: str) -> None:
     try:
         phone, digits = parse_phone(text), read_digits(text)
     except PhoneNotCallable:

@@ -1,4 +1,4 @@
-"""The loop of deliveries, when what is around it breaks."""
+"""The webhook delivery loop: failures of the store and the sender, and the retry schedule."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ ENDPOINTS = {"shop": WebhookEndpoint("https://shop.example/hook", (b"s" * 24,))}
 
 
 class FakeOutbox:
-    """Gives one event out; each step first raises what ``breaks`` says, one after the other."""
+    """Hand out one event; each step first raises the errors listed in ``breaks``, one per call."""
 
     def __init__(self, *, attempts: int = 0) -> None:
         self.waiting = [Delivery(entry="1-0", event=EVENT, attempts=attempts)]
@@ -49,7 +49,7 @@ class FakeOutbox:
 
 
 class FakeSender(WebhookSender):
-    """Makes of each attempt what ``made`` says."""
+    """Return or raise ``made`` for each delivery attempt."""
 
     made: Attempt | Exception = Attempt(Outcome.DELIVERED)
 
@@ -79,7 +79,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("step", ["take", "done"])
-async def test_a_store_that_is_away_is_asked_again(step: str) -> None:
+async def test_an_event_is_delivered_once_the_store_is_available_again(step: str) -> None:
     outbox = FakeOutbox()
     outbox.breaks[step] = [StoreUnavailable()]
 
@@ -87,7 +87,9 @@ async def test_a_store_that_is_away_is_asked_again(step: str) -> None:
         await until(lambda: outbox.finished)
 
 
-async def test_a_bug_in_a_delivery_is_told_and_the_event_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_in_a_delivery_is_logged_and_the_event_retried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     outbox, sender = FakeOutbox(), FakeSender()
     sender.made = KeyError("a bug")
 
@@ -100,7 +102,9 @@ async def test_a_bug_in_a_delivery_is_told_and_the_event_is_tried_again(caplog: 
     assert "webhooks.failed" in [record.message for record in caplog.records if record.exc_info]
 
 
-async def test_a_bug_in_the_loop_is_told_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_in_the_loop_is_logged_and_the_loop_continues(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     outbox = FakeOutbox()
     outbox.breaks["take"] = [KeyError("a bug")]
 
@@ -113,7 +117,7 @@ async def test_a_bug_in_the_loop_is_told_and_the_loop_goes_on(caplog: pytest.Log
 @pytest.mark.parametrize(
     ("attempts", "seconds"), [(0, 5), (1, 300), (2, 1_800), (3, 7_200), (4, 18_000), (5, 36_000), (6, None)]
 )
-async def test_the_pauses_grow_and_end(attempts: int, seconds: int | None) -> None:
+async def test_pauses_between_attempts_grow_until_the_event_is_given_up(attempts: int, seconds: int | None) -> None:
     outbox, sender = FakeOutbox(attempts=attempts), FakeSender()
     sender.made = Attempt(Outcome.REJECTED, "status 500")
 
@@ -129,7 +133,7 @@ async def test_the_pauses_grow_and_end(attempts: int, seconds: int | None) -> No
         assert seconds <= pause.total_seconds() <= seconds * 1.25
 
 
-async def test_no_log_line_tells_the_phone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_line_contains_the_phone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     outbox, sender = FakeOutbox(attempts=6), FakeSender()
     sender.made = Attempt(Outcome.REJECTED, "status 500")
@@ -137,6 +141,6 @@ async def test_no_log_line_tells_the_phone(caplog: pytest.LogCaptureFixture) -> 
     async with running(outbox, sender):
         await until(lambda: outbox.aside)
 
-    told = [vars(record) for record in caplog.records if record.name.startswith("app.")]
-    assert {line["message"] for line in told} == {"webhooks.attempt_failed", "webhooks.given_up"}
-    assert "9001234567" not in str(told)
+    logged = [vars(record) for record in caplog.records if record.name.startswith("app.")]
+    assert {line["message"] for line in logged} == {"webhooks.attempt_failed", "webhooks.given_up"}
+    assert "9001234567" not in str(logged)

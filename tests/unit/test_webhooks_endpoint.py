@@ -1,4 +1,4 @@
-"""What a client is sent: a body without a code, and a signature that its secret confirms."""
+"""The webhook request of a client: its body, without a code, and its signature."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def written(secret: bytes) -> str:
     return f"whsec_{base64.b64encode(secret).decode()}"
 
 
-def test_the_body_tells_what_happened_and_masks_the_phone() -> None:
+def test_the_body_describes_the_event_with_a_masked_phone() -> None:
     endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,))
 
     assert json.loads(endpoint.body(EVENT)) == {
@@ -49,7 +49,7 @@ def test_the_body_tells_what_happened_and_masks_the_phone() -> None:
     }
 
 
-def test_the_phone_is_whole_and_the_call_is_null_where_that_is_so() -> None:
+def test_the_body_has_the_full_phone_if_configured_and_null_without_a_call() -> None:
     endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,), full_phone=True)
 
     data = json.loads(endpoint.body(replace(EVENT, call_status=None)))["data"]
@@ -57,7 +57,7 @@ def test_the_phone_is_whole_and_the_call_is_null_where_that_is_so() -> None:
 
 
 @pytest.mark.parametrize("known", [SECRET, OTHER])
-def test_whoever_knows_one_of_the_secrets_can_verify(known: bytes) -> None:
+def test_each_of_the_secrets_verifies_the_signature(known: bytes) -> None:
     endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET, OTHER))
     body = endpoint.body(EVENT)
 
@@ -68,7 +68,7 @@ def test_whoever_knows_one_of_the_secrets_can_verify(known: bytes) -> None:
     assert Webhook(written(known)).verify(body, headers)["type"] == "call.status_changed"
 
 
-def test_without_a_list_all_events_are_wanted() -> None:
+def test_an_endpoint_receives_all_events_unless_a_list_is_configured() -> None:
     endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,))
 
     assert endpoint.wants(EVENT)
@@ -76,5 +76,5 @@ def test_without_a_list_all_events_are_wanted() -> None:
     assert not replace(endpoint, events=frozenset({EventType.VERIFIED})).wants(EVENT)
 
 
-def test_no_secret_is_printed() -> None:
+def test_the_repr_of_an_endpoint_shows_no_secret() -> None:
     assert "ssss" not in repr(WebhookEndpoint("https://shop.example/hook", (SECRET,)))

@@ -1,4 +1,4 @@
-"""Lanes: what one endpoint may hold, and how long the next delivery is sent away."""
+"""Lanes: how many deliveries one endpoint may hold, and how long further ones are postponed."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ async def pause_of(lane: Lane) -> float:
     return caught.value.pause.total_seconds()
 
 
-async def test_no_more_than_the_slots_are_in_flight() -> None:
+async def test_no_more_deliveries_than_slots_run_concurrently() -> None:
     lane = Lane(slots=3, places=20, timeout=5)
     now = most = 0
 
@@ -34,7 +34,7 @@ async def test_no_more_than_the_slots_are_in_flight() -> None:
     assert most == 3
 
 
-async def test_beyond_its_places_a_lane_is_full_at_once_and_free_again_later() -> None:
+async def test_a_lane_beyond_its_places_is_full_until_a_delivery_ends() -> None:
     lane = Lane(slots=1, places=2, timeout=5)
     held = [asyncio.create_task(hold(lane)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -46,7 +46,7 @@ async def test_beyond_its_places_a_lane_is_full_at_once_and_free_again_later() -
     await hold(lane, 0)
 
 
-async def test_nobody_waits_longer_than_the_timeout() -> None:
+async def test_a_delivery_waits_for_a_slot_no_longer_than_the_timeout() -> None:
     lane = Lane(slots=1, places=2, timeout=0.02)
     held = asyncio.create_task(hold(lane))
     await asyncio.sleep(0)
@@ -55,7 +55,7 @@ async def test_nobody_waits_longer_than_the_timeout() -> None:
     held.cancel()
 
 
-async def test_the_slower_an_endpoint_and_the_more_wait_the_longer_is_the_pause() -> None:
+async def test_the_pause_grows_with_the_endpoints_latency_and_the_number_of_waiting_deliveries() -> None:
     lane = Lane(slots=1, places=1, timeout=0)
     lane._pace = 10.0
     held = asyncio.create_task(hold(lane))
@@ -66,7 +66,7 @@ async def test_the_slower_an_endpoint_and_the_more_wait_the_longer_is_the_pause(
     held.cancel()
 
 
-async def test_the_pace_is_learned() -> None:
+async def test_the_pace_follows_the_measured_duration_of_deliveries() -> None:
     lane = Lane(slots=1, places=1, timeout=0)
     for _ in range(5):
         await hold(lane, 0.02)
@@ -79,7 +79,7 @@ def lanes_of(urls: list[str]) -> list[Lane]:
 
 
 @pytest.mark.parametrize(("count", "slots"), [(1, 8), (8, 8), (9, 7), (64, 1), (300, 1)])
-def test_all_lanes_full_at_once_are_within_what_a_worker_may_hold(count: int, slots: int) -> None:
+def test_all_lanes_together_stay_within_the_limits_of_a_worker(count: int, slots: int) -> None:
     lanes = lanes_of([f"https://{number}.example" for number in range(count)])
 
     assert [lane._width for lane in lanes] == [slots] * count
@@ -87,5 +87,5 @@ def test_all_lanes_full_at_once_are_within_what_a_worker_may_hold(count: int, sl
     assert sum(lane._places for lane in lanes) <= max(256, count)
 
 
-def test_clients_that_share_an_endpoint_share_its_lane() -> None:
+def test_clients_with_the_same_endpoint_share_a_lane() -> None:
     assert len(lanes_of(["https://shop.example"] * 2)) == 1

@@ -1,4 +1,4 @@
-"""One attempt: what counts as success, and where no connection is made whatever a name leads to."""
+"""One webhook delivery attempt: which responses are successes, and that no private address is ever connected to."""
 
 import asyncio
 import socket
@@ -32,16 +32,16 @@ NOT_PUBLIC = [
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_one(address: str) -> None:
+def test_globally_routable_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
-def test_an_address_that_is_not_public_is_not(address: str) -> None:
+def test_private_reserved_and_malformed_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-def test_a_socket_is_made_for_a_public_address_alone() -> None:
+def test_a_socket_is_opened_only_for_a_public_address() -> None:
     open_public_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("1.1.1.1", 443))).close()
     open_public_socket((socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("2606:4700:4700::1111", 443, 0, 0))).close()
     with pytest.raises(AddressNotAllowed):
@@ -51,7 +51,7 @@ def test_a_socket_is_made_for_a_public_address_alone() -> None:
 
 
 class FakeResolver(AbstractResolver):
-    """Leads every name to the next of ``answers``, the last one for ever."""
+    """Resolve every name to the next of ``answers``, and repeat the last one."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
@@ -88,7 +88,7 @@ def answering(status: str, *headers: str, body: bytes = b"") -> Answer:
 
 
 class Receiver:
-    """A server of the loopback interface that counts who connects and leaves the rest to ``answer``."""
+    """A server on the loopback interface that counts connections and runs ``answer`` for each."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -100,7 +100,7 @@ class Receiver:
         try:
             await self.answer(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the other end hung up, as some of these tests want
+            pass  # the client closed the connection, as some of these tests want
         finally:
             writer.close()
 
@@ -125,7 +125,7 @@ async def attempt(url: str, *, allow_private: bool = True, seconds: float = 2.0)
 
 
 @pytest.mark.parametrize("status", ["200 OK", "201 Created", "202 Accepted", "204 No Content", "299 Odd"])
-async def test_any_2xx_is_a_success(status: str) -> None:
+async def test_any_2xx_response_is_a_success(status: str) -> None:
     async with listening(answering(status)) as receiver:
         assert await attempt(f"http://127.0.0.1:{receiver.port}/hook") == (Outcome.DELIVERED, "")
 
@@ -141,7 +141,7 @@ async def test_any_2xx_is_a_success(status: str) -> None:
         ("410 Gone", Outcome.GONE),
     ],
 )
-async def test_what_is_no_2xx_is_a_failure_that_tells_its_status(status: str, outcome: Outcome) -> None:
+async def test_any_other_status_is_a_failure_reported_with_its_status(status: str, outcome: Outcome) -> None:
     async with listening(answering(status, body=b"a secret of the receiver")) as receiver:
         found, error = await attempt(f"http://127.0.0.1:{receiver.port}/hook")
     assert found is outcome
@@ -150,7 +150,7 @@ async def test_what_is_no_2xx_is_a_failure_that_tells_its_status(status: str, ou
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
-async def test_no_redirect_is_followed(status: str) -> None:
+async def test_redirects_are_not_followed(status: str) -> None:
     async with (
         listening(answering("200 OK")) as inner,
         listening(answering(status, f"Location: http://127.0.0.1:{inner.port}/metadata")) as receiver,
@@ -160,7 +160,7 @@ async def test_no_redirect_is_followed(status: str) -> None:
         assert inner.connections == 0
 
 
-async def test_a_redirect_to_the_metadata_of_a_cloud_is_a_failure_at_once() -> None:
+async def test_a_redirect_to_cloud_metadata_is_a_failure() -> None:
     async with listening(answering("302 Found", "Location: http://169.254.169.254/latest/")) as receiver:
         outcome, _ = await attempt(f"http://127.0.0.1:{receiver.port}/hook")
     assert outcome is Outcome.REJECTED
@@ -171,7 +171,7 @@ async def stall(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) ->
 
 
 async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send a header line now and then, so that the connection is never idle."""
+    """Send a header line every 10 ms, so that the connection is never idle."""
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 200 OK\r\n")
     for number in range(50):
@@ -181,13 +181,13 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @pytest.mark.parametrize("answer", [stall, drip])
-async def test_a_receiver_has_a_bounded_time_in_all(answer: Answer) -> None:
+async def test_an_attempt_has_a_total_timeout(answer: Answer) -> None:
     async with listening(answer) as receiver:
         outcome, error = await attempt(f"http://127.0.0.1:{receiver.port}/hook", seconds=0.1)
     assert (outcome, error) == (Outcome.TIMEOUT, "no answer within 0.1 s")
 
 
-async def test_of_an_endless_body_only_a_little_is_read() -> None:
+async def test_an_endless_response_body_is_not_read_to_its_end() -> None:
     sent = 0
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -210,18 +210,18 @@ async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.transport.abort()
 
 
-async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def speak_ssh(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"SSH-2.0-OpenSSH_9.6 a secret of the receiver\r\n")
 
 
-async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_huge_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("answer", [reset, babble, shout])
-async def test_an_answer_that_is_none_is_a_failure_that_does_not_quote_it(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [reset, speak_ssh, send_huge_header])
+async def test_a_response_that_is_not_http_is_a_failure_and_is_not_quoted(answer: Answer) -> None:
     async with listening(answer) as receiver:
         outcome, error = await attempt(f"http://127.0.0.1:{receiver.port}/hook")
     assert outcome is Outcome.UNREACHABLE
@@ -229,13 +229,13 @@ async def test_an_answer_that_is_none_is_a_failure_that_does_not_quote_it(answer
     assert "secret" not in error
 
 
-async def test_a_closed_port_is_a_failure() -> None:
+async def test_a_refused_connection_is_a_failure() -> None:
     async with listening(reset) as receiver:
         port = receiver.port
     assert await attempt(f"http://127.0.0.1:{port}/hook") == (Outcome.UNREACHABLE, "no connection: Connection refused")
 
 
-async def test_a_certificate_of_somebody_else_is_a_failure() -> None:
+async def test_an_untrusted_certificate_is_a_failure() -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     async with listening(answering("200 OK"), tls) as receiver:
@@ -245,7 +245,7 @@ async def test_a_certificate_of_somebody_else_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
-async def test_a_private_host_gets_no_connection(host: str) -> None:
+async def test_no_connection_is_made_to_a_private_host(host: str) -> None:
     async with listening(answering("200 OK")) as receiver:
         outcome, error = await attempt(f"http://{host}:{receiver.port}/hook", allow_private=False)
         assert receiver.connections == 0
@@ -253,7 +253,7 @@ async def test_a_private_host_gets_no_connection(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.0.0.1", "127.1", "0177.0.0.1", "①②⑦.0.0.1"])
-async def test_a_private_host_in_disguise_gets_no_connection(host: str) -> None:
+async def test_no_connection_is_made_to_a_private_host_in_another_spelling(host: str) -> None:
     async with listening(answering("200 OK")) as receiver:
         outcome, _ = await attempt(f"http://{host}:{receiver.port}/hook", allow_private=False)
         assert receiver.connections == 0
@@ -261,7 +261,7 @@ async def test_a_private_host_in_disguise_gets_no_connection(host: str) -> None:
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::ffff:127.0.0.1"], ["::1", "127.0.0.1"], ["127.0.0.1"] * 3])
-async def test_a_public_name_that_leads_inside_gets_no_connection(addresses: list[str]) -> None:
+async def test_no_connection_is_made_when_a_public_name_resolves_to_a_private_address(addresses: list[str]) -> None:
     async with listening(answering("200 OK")) as receiver:
         async with WebhookSender(resolver=FakeResolver(addresses), timeout=2) as sender:
             made = await sender.send(endpoint(f"http://shop.example:{receiver.port}/hook"), EVENT)
@@ -269,12 +269,12 @@ async def test_a_public_name_that_leads_inside_gets_no_connection(addresses: lis
     assert made.outcome is Outcome.FORBIDDEN
 
 
-# Which address was really tried is told by the guard that lets no test reach another machine.
+# The guard that blocks connections to other machines in tests warns about the address that was tried.
 reaches_out = pytest.warns(UserWarning, match=r'host "1\.1\.1\.1"')
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "1.1.1.1"], ["1.1.1.1", "127.0.0.1"]])
-async def test_of_mixed_addresses_the_private_one_gets_no_connection(addresses: list[str]) -> None:
+async def test_of_several_addresses_the_private_one_is_not_connected_to(addresses: list[str]) -> None:
     async with listening(answering("200 OK")) as receiver:
         async with WebhookSender(resolver=FakeResolver(addresses), timeout=2) as sender:
             with reaches_out:
@@ -283,8 +283,8 @@ async def test_of_mixed_addresses_the_private_one_gets_no_connection(addresses: 
     assert made.outcome in {Outcome.UNREACHABLE, Outcome.FORBIDDEN}
 
 
-async def test_a_name_that_leads_elsewhere_a_moment_later_is_checked_again() -> None:
-    """DNS rebinding: a harmless answer first, by which a check beforehand is passed, then one that leads inside."""
+async def test_a_name_that_resolves_differently_later_is_checked_again() -> None:
+    """DNS rebinding: a public address first, which passes an early check, then a private one."""
     resolver = FakeResolver(["1.1.1.1"], ["127.0.0.1"])
     async with listening(answering("200 OK")) as receiver:
         url = f"http://shop.example:{receiver.port}/hook"
@@ -299,7 +299,7 @@ async def test_a_name_that_leads_elsewhere_a_moment_later_is_checked_again() -> 
     assert made.outcome is Outcome.FORBIDDEN
 
 
-async def test_no_proxy_and_no_password_of_the_environment_is_used(
+async def test_proxy_and_netrc_of_the_environment_are_ignored(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     seen = b""
@@ -321,7 +321,7 @@ async def test_no_proxy_and_no_password_of_the_environment_is_used(
     assert b"Content-Type: application/json" in seen
 
 
-async def test_one_connection_serves_several_events() -> None:
+async def test_one_connection_is_reused_for_several_events() -> None:
     async def serve_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The settings of a client's webhook: one sentence per mistake, and no secret in any."""
+"""Webhook settings of a client: one sentence per mistake, and no secret in an error message."""
 
 import json
 
@@ -42,13 +42,13 @@ def test_a_client_without_a_webhook_has_no_endpoint(monkeypatch: pytest.MonkeyPa
     assert make_endpoints(load(monkeypatch, {"calls_per_day": 5}).clients) == {}
 
 
-def test_a_webhook_is_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_and_secret_configure_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoints = make_endpoints(load(monkeypatch, {"webhook_url": URL, "webhook_secret": SECRET}).clients)
 
     assert endpoints == {"shop": WebhookEndpoint(URL, (b"not-a-real-secret-012345",))}
 
 
-def test_it_may_have_several_secrets_some_events_and_the_whole_phone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_secrets_selected_events_and_the_full_phone_are_configurable(monkeypatch: pytest.MonkeyPatch) -> None:
     shop = {
         "webhook_url": URL,
         "webhook_secret": [SECRET, OTHER],
@@ -97,18 +97,18 @@ def test_it_may_have_several_secrets_some_events_and_the_whole_phone(monkeypatch
         ({"webhook_uri": URL}, "CLIENTS: shop.webhook_uri "),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(
+def test_an_invalid_webhook_setting_is_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, shop: dict[str, object], sentence: str
 ) -> None:
-    (told,) = mistakes(monkeypatch, shop)
+    (found,) = mistakes(monkeypatch, shop)
 
-    assert told.startswith(sentence)
-    assert told.endswith(".")
+    assert found.startswith(sentence)
+    assert found.endswith(".")
     for secret in ("too-short", SECRET, "u:p"):
-        assert secret not in told
+        assert secret not in found
 
 
-def test_the_sandbox_may_send_to_this_machine_and_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_allows_localhost_and_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
     shop: dict[str, object] = {"webhook_url": "http://127.0.0.1:9000/hook", "webhook_secret": SECRET}
 
     settings = load(monkeypatch, shop, mode=Mode.SANDBOX)
@@ -118,9 +118,9 @@ def test_the_sandbox_may_send_to_this_machine_and_without_tls(monkeypatch: pytes
 @pytest.mark.parametrize(
     "url", ["https://1.1.1.1/hook", "https://[2606:4700:4700::1111]/", "https://shop.example:444/"]
 )
-def test_a_public_address_and_any_port_will_do(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_any_public_address_and_port_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert make_endpoints(load(monkeypatch, {"webhook_url": url, "webhook_secret": SECRET}).clients)["shop"].url == url
 
 
-def test_no_secret_of_a_webhook_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repr_of_the_settings_shows_no_webhook_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SECRET not in repr(load(monkeypatch, {"webhook_url": URL, "webhook_secret": SECRET}))

@@ -1,4 +1,4 @@
-"""A webhook's URL is sent byte for byte as it was set: who signs URLs compares bytes."""
+"""A webhook URL is requested byte for byte as configured, because signed URLs are compared by their bytes."""
 
 import asyncio
 
@@ -37,7 +37,7 @@ TARGETS = [
 
 
 async def requested(url_of: str) -> tuple[str, str]:
-    """Deliver an event to a server of this machine; return the target and the host that it was asked for."""
+    """Deliver an event to a local server; return the request target and the Host header that it received."""
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,7 +56,7 @@ async def requested(url_of: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-async def test_what_stands_behind_the_host_is_sent_as_it_was_set(target: str) -> None:
+async def test_path_and_query_are_sent_exactly_as_configured(target: str) -> None:
     base = "http://127.0.0.1:{port}"
     assert await requested(base + target.replace("{", "{{").replace("}", "}}")) == (target, "127.0.0.1:{port}")
     assert WebhookFields(webhook_url=f"https://shop.example{target}").webhook_url == f"https://shop.example{target}"
@@ -70,7 +70,7 @@ async def test_what_stands_behind_the_host_is_sent_as_it_was_set(target: str) ->
         ("HTTP://LOCALHOST:{port}/A", "/A"),
     ],
 )
-async def test_a_url_without_a_path_asks_for_the_root(url: str, target: str) -> None:
+async def test_a_url_without_a_path_requests_the_root(url: str, target: str) -> None:
     assert (await requested(url))[0] == target
 
 
@@ -93,6 +93,6 @@ async def test_a_url_without_a_path_asks_for_the_root(url: str, target: str) -> 
         "https://[::1/",
     ],
 )
-def test_what_cannot_be_sent_as_it_is_is_refused_when_it_is_set(url: str) -> None:
+def test_a_url_that_cannot_be_sent_unchanged_is_rejected(url: str) -> None:
     with pytest.raises(ValidationError):
         WebhookFields(webhook_url=url)

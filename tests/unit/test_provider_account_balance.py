@@ -1,4 +1,4 @@
-"""The balance: known to be low stops calls, unknown does not, and one worker asks for all."""
+"""The provider account's balance: a low one stops calls, an unknown one does not, and one worker reads it for all."""
 
 import logging
 from datetime import timedelta
@@ -22,8 +22,8 @@ class FakeClock:
         return self.now
 
 
-class FakeCache:
-    """Shows the last balance to all who share it; ``is_due`` makes the next who looks the one to read."""
+class FakeBalanceCache:
+    """The cached balance that workers share; ``is_due`` makes the next worker the one that reads the account."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -50,7 +50,7 @@ class Deployment:
 
     def __init__(self, workers: int = 1) -> None:
         self.clock = FakeClock()
-        self.cache = FakeCache(self.clock)
+        self.cache = FakeBalanceCache(self.clock)
         self.accounts = FakeAccounts()
         self.workers = [
             BalancePoller(self.accounts, self.cache, minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
@@ -62,7 +62,7 @@ class Deployment:
         return self.workers[0].balance
 
     async def read(self, balance: Decimal | ProviderUnavailable) -> None:
-        """Let the first worker read this, and the others look."""
+        """Let the first worker read this balance from the account, and the others read it from the cache."""
         self.accounts.balance = balance
         self.cache.is_due = True
         for worker in self.workers:
@@ -92,7 +92,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
         ("100.00", BalanceLevel.OK),
     ],
 )
-async def test_a_balance_is_low_below_the_minimum_and_warned_of_below_the_other(
+async def test_the_level_is_low_below_the_minimum_and_warning_below_the_warning_threshold(
     deployment: Deployment, rub: str, level: BalanceLevel
 ) -> None:
     await deployment.read(Decimal(rub))
@@ -100,8 +100,8 @@ async def test_a_balance_is_low_below_the_minimum_and_warned_of_below_the_other(
     assert (deployment.balance.rub, deployment.balance.level) == (Decimal(rub), level)
 
 
-async def test_only_a_balance_that_is_known_to_be_low_stops_calls(deployment: Deployment) -> None:
-    deployment.balance.require_enough()  # nobody has read it yet
+async def test_only_a_balance_known_to_be_low_stops_calls(deployment: Deployment) -> None:
+    deployment.balance.require_enough()  # it was not read yet
 
     for stops_nothing in (FAILURE, ENOUGH, PLENTY):
         await deployment.read(stops_nothing)
@@ -115,19 +115,19 @@ async def test_only_a_balance_that_is_known_to_be_low_stops_calls(deployment: De
     deployment.balance.require_enough()
 
 
-async def test_one_worker_reads_and_all_know(deployment: Deployment) -> None:
+async def test_one_worker_reads_the_balance_for_all_workers(deployment: Deployment) -> None:
     deployment = Deployment(workers=3)
     await deployment.read(LOW)
 
     assert [worker.balance.level for worker in deployment.workers] == [BalanceLevel.LOW] * 3
     deployment.accounts.balance = PLENTY
     for worker in deployment.workers:
-        await worker.step()  # nobody is to read
+        await worker.step()  # no reading is due
     assert [worker.balance.rub for worker in deployment.workers] == [LOW] * 3
 
 
-async def test_a_top_up_is_noticed_by_all_within_a_minute(deployment: Deployment) -> None:
-    """The reading is due after the interval, a worker sees it a step later, the others a step after it has read."""
+async def test_all_workers_notice_a_top_up_within_a_minute(deployment: Deployment) -> None:
+    """A reading is due after the interval; one worker notices a step later, the others a step after it has read."""
     pause = await deployment.workers[0].step()
     (interval,) = deployment.cache.intervals
     longest_reading = timedelta(seconds=10)
@@ -136,7 +136,9 @@ async def test_a_top_up_is_noticed_by_all_within_a_minute(deployment: Deployment
     assert interval + timedelta(seconds=5) + longest_reading + timedelta(seconds=5) <= timedelta(minutes=1)
 
 
-async def test_a_reading_that_fails_leaves_the_last_one_until_it_is_five_minutes_old(deployment: Deployment) -> None:
+async def test_after_a_failed_reading_the_last_balance_is_used_until_it_is_five_minutes_old(
+    deployment: Deployment,
+) -> None:
     await deployment.read(LOW)
     deployment.clock.now += 299
     await deployment.read(FAILURE)
@@ -145,11 +147,11 @@ async def test_a_reading_that_fails_leaves_the_last_one_until_it_is_five_minutes
     deployment.clock.now += 1
     assert seen(deployment.balance) == (None, BalanceLevel.UNKNOWN)
     deployment.balance.require_enough()
-    await deployment.workers[0].step()  # the cache still shows it, with its age
+    await deployment.workers[0].step()  # the cache still has it, with its age
     assert seen(deployment.balance) == (None, BalanceLevel.UNKNOWN)
 
 
-async def test_the_age_in_the_cache_counts_not_the_moment_of_reading() -> None:
+async def test_the_age_of_a_cached_balance_counts_from_when_the_account_was_read() -> None:
     deployment = Deployment(workers=2)
     reader, other = deployment.workers
     await reader.step()
@@ -161,9 +163,7 @@ async def test_the_age_in_the_cache_counts_not_the_moment_of_reading() -> None:
     assert seen(other.balance) == (None, BalanceLevel.UNKNOWN)
 
 
-async def test_levels_are_logged_when_they_change_and_only_then(
-    deployment: Deployment, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_level_is_logged_only_when_it_changes(deployment: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for rub in (PLENTY, ENOUGH, LOW, ENOUGH, PLENTY):
         for _ in range(3):
@@ -184,7 +184,7 @@ async def test_levels_are_logged_when_they_change_and_only_then(
     assert [vars(record).get("rub") for record in caplog.records] == ["99.99", "9.99", "99.99", "500", None, "500"]
 
 
-async def test_a_balance_that_is_low_from_the_start_is_told(
+async def test_a_balance_that_is_low_at_the_first_reading_is_logged(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     await deployment.read(LOW)
@@ -192,7 +192,7 @@ async def test_a_balance_that_is_low_from_the_start_is_told(
     assert events(caplog) == [("balance.low", "WARNING")]
 
 
-async def test_a_balance_that_could_never_be_read_is_told_once_and_its_reason_each_time(
+async def test_a_balance_that_was_never_read_is_logged_once_and_the_failure_each_time(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -201,7 +201,7 @@ async def test_a_balance_that_could_never_be_read_is_told_once_and_its_reason_ea
     assert [event for event, _ in events(caplog)] == ["balance.not_read", "balance.unknown", "balance.not_read"]
 
 
-async def test_before_the_first_reading_nothing_is_said(
+async def test_nothing_is_logged_before_the_first_reading(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     deployment.cache.is_due = False
@@ -211,7 +211,7 @@ async def test_before_the_first_reading_nothing_is_said(
     assert events(caplog) == []
 
 
-async def test_without_a_cache_the_balance_grows_old_and_that_is_told(
+async def test_when_the_cache_is_unavailable_the_balance_expires_and_that_is_logged(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     await deployment.read(LOW)

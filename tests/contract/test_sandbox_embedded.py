@@ -1,4 +1,4 @@
-"""The embedded server: real, private, alone, and gone with its parent however that goes."""
+"""The embedded Redis server: private, isolated, and ended together with its parent process."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from app.sandbox.embedded import EmbeddedServer, EmbeddedServerUnavailable
 
 HOLD = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT by default
 from app.sandbox.embedded import EmbeddedServer
 with EmbeddedServer() as server:
     print(server.url, flush=True)
@@ -24,7 +24,7 @@ with EmbeddedServer() as server:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that ended and was not waited for does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def folder_of(url: str) -> Path:
     return Path(url.removeprefix("unix://")).parent
 
 
-def test_it_is_a_real_server_that_keeps_nothing_and_listens_to_nobody_else() -> None:
+def test_it_is_a_real_server_without_persistence_and_without_a_tcp_port() -> None:
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
         assert redis.eval("return redis.sha1hex(ARGV[1])", 0, "a")
         settings = redis.config_get("*")
@@ -52,7 +52,7 @@ def test_it_is_a_real_server_that_keeps_nothing_and_listens_to_nobody_else() -> 
         assert folder_of(server.url).stat().st_mode & 0o077 == 0
 
 
-def test_two_at_once_do_not_meet() -> None:
+def test_two_servers_do_not_share_data() -> None:
     with (
         EmbeddedServer() as one,
         EmbeddedServer() as two,
@@ -63,7 +63,7 @@ def test_two_at_once_do_not_meet() -> None:
         assert second.get("name") is None
 
 
-def test_it_ends_with_its_context() -> None:
+def test_the_server_ends_with_its_context() -> None:
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
         pid = redis.info("server")["process_id"]
         folder = folder_of(server.url)
@@ -71,7 +71,7 @@ def test_it_ends_with_its_context() -> None:
 
 
 @pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_it_dies_with_its_parent(deadly: signal.Signals) -> None:
+def test_the_server_ends_when_its_parent_is_killed(deadly: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout
         url = parent.stdout.readline().decode().strip()
@@ -83,13 +83,13 @@ def test_it_dies_with_its_parent(deadly: signal.Signals) -> None:
     wait_until_gone(pid, folder_of(url))
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_it() -> None:
-    """It is in a session of its own: the service needs it until the last request is answered."""
+def test_ctrl_c_in_the_terminal_does_not_reach_the_server() -> None:
+    """It has its own session, because the service needs it until the last request is answered."""
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
         assert os.getsid(redis.info("server")["process_id"]) != os.getsid(0)
 
 
-def test_one_that_dies_alone_is_started_again() -> None:
+def test_a_server_that_crashes_is_restarted() -> None:
     with EmbeddedServer() as server:
         with Redis.from_url(server.url) as redis:
             os.kill(redis.info("server")["process_id"], signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_one_that_dies_alone_is_started_again() -> None:
             time.sleep(0.02)
 
 
-def test_without_the_wheel_the_systems_server_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_system_server_is_used_without_the_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     binary = embedded._wheel_binary()
     assert binary
     (tmp_path / "redis-server").symlink_to(binary)
@@ -110,7 +110,7 @@ def test_without_the_wheel_the_systems_server_is_used(monkeypatch: pytest.Monkey
         assert redis.ping()
 
 
-def test_without_any_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_binary_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_wheel_binary", lambda: "/nowhere/valkey-server")
     monkeypatch.setenv("PATH", "/nowhere")
 
@@ -118,7 +118,9 @@ def test_without_any_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         EmbeddedServer().__enter__()
 
 
-def test_a_server_that_does_not_start_says_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_for_a_server_that_does_not_start_contains_its_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     broken = tmp_path / "redis-server"
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "out of order"; exit 1; }\n')
     broken.chmod(0o755)

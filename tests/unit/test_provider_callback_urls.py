@@ -1,4 +1,4 @@
-"""The secret URLs of calls: whoever is told one can use it, and nobody makes another."""
+"""The secret callback URL of a call identifies it, and cannot be forged."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def secret_of(name: CallId, key: bytes = b"k" * 32) -> str:
     return CallbackUrls(key, PREFIX).url_of(name).removeprefix(PREFIX)
 
 
-def test_a_url_leads_back_to_its_call() -> None:
+def test_a_callback_url_is_read_as_the_call_it_was_made_for() -> None:
     assert CallbackUrls(b"k" * 32, PREFIX).read(secret_of(NAME)) == NAME
 
 
@@ -32,5 +32,5 @@ def test_a_url_leads_back_to_its_call() -> None:
         "\x00" * 50,
     ],
 )
-def test_no_other_secret_leads_anywhere(secret: str) -> None:
+def test_a_changed_or_forged_secret_is_rejected(secret: str) -> None:
     assert CallbackUrls(b"k" * 32, PREFIX).read(secret) is None

@@ -1,4 +1,4 @@
-"""Plusofon's channels behind the domain's port: what each asks the provider for, and what it makes of the answer."""
+"""Plusofon's channels behind the CallSender port: the request of each, and the outcome of its response."""
 
 import json
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ def order(code: str | None) -> CallOrder:
 
 
 def channels(client: PlusofonClient) -> dict[str, CallSender]:
-    """Each as what the domain sees: mypy holds them to the port here."""
+    """Return each channel as a ``CallSender``, so that mypy checks it against the port."""
     return {
         "voice": VoiceChannel(client),
         "flash_call": FlashCallChannel(client),
@@ -57,7 +57,7 @@ any_channel = pytest.mark.parametrize("channel", ["voice", "flash_call", "revers
 
 
 @any_channel
-async def test_a_channel_is_plusofon_s_and_always_ready(client: PlusofonClient, channel: str) -> None:
+async def test_every_channel_belongs_to_plusofon_and_is_always_ready(client: PlusofonClient, channel: str) -> None:
     sender = channels(client)[channel]
     assert sender.provider == "plusofon"
     sender.require_ready()
@@ -65,7 +65,7 @@ async def test_a_channel_is_plusofon_s_and_always_ready(client: PlusofonClient, 
 
 @dataclass(frozen=True)
 class Case:
-    """What a channel is ordered, what it asks for and where, what the provider answers, and what came of it."""
+    """A channel's order, the expected request, the provider's response and the expected outcome."""
 
     channel: str
     code: str | None
@@ -104,7 +104,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.channel)
-async def test_a_channel_places_its_own_kind_of_call(
+async def test_each_channel_sends_its_own_request_and_reads_its_response(
     client: PlusofonClient, plusofon: respx.Router, case: Case
 ) -> None:
     route = plusofon.post(case.path).respond(json={"success": True, "data": case.answer})
@@ -113,14 +113,16 @@ async def test_a_channel_places_its_own_kind_of_call(
 
 
 @any_channel
-async def test_a_no_is_a_refusal_on_every_channel(client: PlusofonClient, plusofon: respx.Router, channel: str) -> None:
+async def test_success_false_is_a_refusal_on_every_channel(
+    client: PlusofonClient, plusofon: respx.Router, channel: str
+) -> None:
     plusofon.post().respond(json={"success": False, "message": "no"})
     outcome = await channels(client)[channel].place(order("0421"))
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.error, ProviderRejected)
 
 
-async def test_only_voice_calls_are_followed(client: PlusofonClient, plusofon: respx.Router) -> None:
+async def test_only_voice_calls_support_status_lookups(client: PlusofonClient, plusofon: respx.Router) -> None:
     plusofon.post("/api/v1/flash-call/status").respond(json={"success": True, "data": {"status": "ringing"}})
     senders = channels(client)
     assert {name for name, sender in senders.items() if sender.supports_status} == {"voice"}
@@ -128,8 +130,6 @@ async def test_only_voice_calls_are_followed(client: PlusofonClient, plusofon: r
 
 
 @pytest.mark.parametrize("channel", ["flash_call", "reverse_call"])
-async def test_looking_another_call_up_fails_rather_than_saying_that_it_was_never_placed(
-    client: PlusofonClient, channel: str
-) -> None:
+async def test_a_status_lookup_of_another_channel_raises_a_provider_error(client: PlusofonClient, channel: str) -> None:
     with pytest.raises(ProviderError):
         await channels(client)[channel].fetch_status("key-1")

@@ -1,4 +1,4 @@
-"""Any sequence of starts, checks, cancels, outcomes and time gives the same answers from Redis as from the model."""
+"""Any sequence of starts, checks, cancels, call updates and time has the same results in Redis and in the reference."""
 
 import asyncio
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +25,7 @@ from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, VerificationStore
 from tests.ageing import age
-from tests.fakes import FakeVerificationStore
+from tests.fakes import ReferenceStore
 from tests.policies import make_policy
 
 PHONES = (Phone("+79001234567"), Phone("+79007654321"))
@@ -84,13 +84,13 @@ def new_call(
     )
 
 
-def guess(code: bytes, address: str | None, retry: str | None) -> CodeCheck:
+def code_check(code: bytes, address: str | None, retry: str | None) -> CodeCheck:
     return CodeCheck(client="shop", candidates=[code], length=4, address=address, retry_digest=retry)
 
 
 @dataclass
 class Actor:
-    """Plays steps on a store and tells what came back, with ids replaced by their order of appearance."""
+    """Run steps on a store, and return the results with ids replaced by their order of appearance."""
 
     store: VerificationStore
     known: list[Verification] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Actor:
     async def play(self, step: tuple[object, ...]) -> object:
         name, *arguments = step
         try:
-            return self.tell(await getattr(self, str(name))(*arguments))
+            return self.normalize(await getattr(self, str(name))(*arguments))
         except VerificationError as error:
             return type(error).__name__, self.anonymous(vars(error))
 
@@ -119,19 +119,19 @@ class Actor:
         return verification
 
     async def refused(self, phone: Phone, purpose: str, code: bytes, channel: Channel) -> object:
-        """Start, and take it back, as when the provider refuses."""
+        """Start and refund, as when the provider refuses the call."""
         call = new_call(phone, purpose, code, channel)
         preview = await self.store.preview_start(call, POLICY)
         await self.store.start(preview.call_id, call, POLICY)
         return await self.store.refund(preview.call_id, phone=phone, client="shop", policy=POLICY)
 
     async def check_by_id(self, age: int, code: bytes, address: str | None, retry: str | None) -> CheckOutcome:
-        return await self.store.check_by_id(self.id(age), guess(code, address, retry), POLICY)
+        return await self.store.check_by_id(self.id(age), code_check(code, address, retry), POLICY)
 
     async def check_by_phone(
         self, phone: Phone, purpose: str, code: bytes, address: str | None, retry: str | None
     ) -> CheckOutcome:
-        return await self.store.check_by_phone(phone, purpose, guess(code, address, retry), POLICY)
+        return await self.store.check_by_phone(phone, purpose, code_check(code, address, retry), POLICY)
 
     async def read(self, age: int) -> Verification:
         return await self.store.read(self.id(age), client="shop")
@@ -145,7 +145,7 @@ class Actor:
         verification = self.known[-1 - age % len(self.known)]
         report = CallUpdate(state=CallState(status), ref="ref")
         recorded = await self.store.record_call(verification, verification.calls[-1].call_number, report)
-        return self.tell(recorded.verification), recorded.ended
+        return self.normalize(recorded.verification), recorded.ended
 
     async def refund(self, age: int) -> object:
         if self.known:
@@ -155,7 +155,7 @@ class Actor:
         return None
 
     def age(self, duration: timedelta) -> None:
-        """Move what is remembered into the past as ``age`` moves what Redis keeps."""
+        """Move the known verifications into the past, as ``age`` does in Redis."""
         self.known = [
             replace(
                 verification,
@@ -169,7 +169,7 @@ class Actor:
     def id(self, age: int) -> str:
         return self.known[-1 - age % len(self.known)].id if self.known else "vrf_00000000000000000000000"
 
-    def tell(self, answer: object) -> object:
+    def normalize(self, answer: object) -> object:
         match answer:
             case Verification():
                 derived = (answer.status, answer.expires_in, answer.resend_in)
@@ -194,11 +194,11 @@ class Actor:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(steps, min_size=1, max_size=30))
-async def test_redis_answers_as_the_model_does(
+async def test_redis_gives_the_same_results_as_the_reference_store(
     script: list[tuple[object, ...]], redis: Redis, store: RedisVerificationStore
 ) -> None:
     await redis.flushall()
-    model = FakeVerificationStore()
+    model = ReferenceStore()
     real_actor, model_actor = Actor(store), Actor(model)
     for step in script:
         if step[0] == "wait":

@@ -1,4 +1,4 @@
-"""The scripts run on Redis Cluster: every key that one of them touches lies in one slot."""
+"""The scripts run on Redis Cluster: all keys that one script uses are in one slot."""
 
 import socket
 import subprocess
@@ -43,7 +43,7 @@ POLICY = OneSlotPolicy(**{item.name: getattr(make_policy(), item.name) for item 
 
 @pytest.fixture(scope="module")
 def cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A cluster of one node, which refuses a script whose keys lie in two slots as any other does."""
+    """Start a cluster of one node; it refuses a script with keys in two slots like any cluster."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
     command = [
@@ -58,7 +58,7 @@ def cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def form_cluster(port: int) -> None:
-    """Give the node all slots, and wait until it serves them."""
+    """Assign all slots to the node, and wait until it serves them."""
     deadline = time.monotonic() + 10
     with SyncRedis(port=port) as node:
         while True:
