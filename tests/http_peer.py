@@ -120,6 +120,6 @@ def statuses(answer: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
-def patient(**changes: float) -> HttpLimits:
+def lenient_limits(**changes: float) -> HttpLimits:
     """Return limits that no test reaches, except for the given ones."""
     return replace(HttpLimits(check_seconds=0.02), **changes)  # type: ignore[arg-type]

@@ -71,8 +71,8 @@ async def test_a_released_request_can_be_claimed_again_with_any_body(idempotency
 @pytest.mark.parametrize("done", [False, True], ids=["in-progress", "done"])
 @pytest.mark.parametrize("body", [b"", b'{"phone":"+79001234567"}', REQUEST.body + b"\0"], ids=["empty", "spaced", "0"])
 async def test_a_different_body_with_the_same_key_is_rejected(
-    idempotency: RedisIdempotency, done: bool, body: bytes
-) -> None:  # noqa: FBT001
+    idempotency: RedisIdempotency, *, done: bool, body: bytes
+) -> None:
     claimed = await claim(idempotency)
     if done:
         await idempotency.keep(claimed, ANSWER, DAY)

@@ -1,4 +1,4 @@
-"""What every provider's requests have in common, over Plusofon and the relay alike."""
+"""The HTTP core of all providers, tested over Plusofon and the relay."""
 
 import asyncio
 import gzip
@@ -28,22 +28,22 @@ ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"),
 TOKEN = "not-a-real-token"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 
-Fate = Exception | httpx.Response | Callable[[], Awaitable[httpx.Response]]
+Result = Exception | httpx.Response | Callable[[], Awaitable[httpx.Response]]
 
 
-class Line(httpx.AsyncBaseTransport):
-    """A way to the provider on which requests meet what is given, one after another; the last again and again."""
+class ScriptedTransport(httpx.AsyncBaseTransport):
+    """A transport that returns or raises ``results``, one per request, and repeats the last one."""
 
-    def __init__(self, *fates: Fate) -> None:
-        self._fates = list(fates)
+    def __init__(self, *results: Result) -> None:
+        self._results = list(results)
         self.requests: list[httpx.Request] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        fate = self._fates.pop(0) if len(self._fates) > 1 else self._fates[0]
-        if isinstance(fate, Exception):
-            raise fate
-        return fate if isinstance(fate, httpx.Response) else await fate()
+        result = self._results.pop(0) if len(self._results) > 1 else self._results[0]
+        if isinstance(result, Exception):
+            raise result
+        return result if isinstance(result, httpx.Response) else await result()
 
 
 class Plusofon:
@@ -53,9 +53,12 @@ class Plusofon:
     secret = TOKEN
 
     @staticmethod
-    def open(line: Line, **how: Any) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - those of a client
+    def open(transport: ScriptedTransport, **how: Any) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - those of a client
         return PlusofonClient(
-            base_url="https://p.test", user_id="made-up-user", access_token=TOKEN, **http_options(transport=line, **how)
+            base_url="https://p.test",
+            user_id="made-up-user",
+            access_token=TOKEN,
+            **http_options(transport=transport, **how),
         )
 
     @staticmethod
@@ -74,9 +77,9 @@ class Relay:
     secret = SECRET
 
     @staticmethod
-    def open(line: Line, **how: Any) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - those of a client
+    def open(transport: ScriptedTransport, **how: Any) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - those of a client
         return RelaySender(
-            Channel.VOICE, url="https://r.test/verify", secret=SECRET, **http_options(transport=line, **how)
+            Channel.VOICE, url="https://r.test/verify", secret=SECRET, **http_options(transport=transport, **how)
         )
 
     @staticmethod
@@ -93,8 +96,10 @@ Provider = type[Plusofon] | type[Relay]
 pytestmark = pytest.mark.parametrize("provider", [Plusofon, Relay], ids=lambda provider: provider.name)
 
 
-async def place(provider: Provider, line: Line, order: CallOrder = ORDER, **how: float) -> CallOutcome:
-    async with provider.open(line, **how) as opened:
+async def place(
+    provider: Provider, transport: ScriptedTransport, order: CallOrder = ORDER, **how: float
+) -> CallOutcome:
+    async with provider.open(transport, **how) as opened:
         return await provider.sender(opened).place(order)
 
 
@@ -108,65 +113,67 @@ def compressed(body: bytes, encoding: str) -> httpx.Response:
 
 
 class TestBodies:
-    async def test_no_compression_is_asked_for_and_no_connection_kept(self, provider: Provider) -> None:
-        line = Line(httpx.Response(200, content=provider.placed))
-        assert await place(provider, line) == provider.outcome
-        (request,) = line.requests
+    async def test_requests_ask_for_identity_encoding_and_close_the_connection(self, provider: Provider) -> None:
+        transport = ScriptedTransport(httpx.Response(200, content=provider.placed))
+        assert await place(provider, transport) == provider.outcome
+        (request,) = transport.requests
         assert request.headers["Accept-Encoding"] == "identity"
         assert request.headers["Connection"] == "close"
         assert request.headers["Content-Type"] == "application/json"
 
     @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-    async def test_a_compressed_answer_is_read_all_the_same(
+    async def test_a_compressed_response_is_read_although_identity_was_requested(
         self, provider: Provider, encoding: str, compress: Callable[[bytes], bytes]
     ) -> None:
-        line = Line(compressed(compress(provider.placed), encoding))
-        assert await place(provider, line) == provider.outcome
+        transport = ScriptedTransport(compressed(compress(provider.placed), encoding))
+        assert await place(provider, transport) == provider.outcome
 
     @pytest.mark.parametrize("encoding", ["gzip", "br", "x", "gzip, gzip"])
-    async def test_what_cannot_be_unpacked_is_unclear(self, provider: Provider, encoding: str) -> None:
-        assert isinstance(await place(provider, Line(compressed(provider.placed, encoding))), Unknown)
+    async def test_a_response_that_cannot_be_decompressed_is_unclear(self, provider: Provider, encoding: str) -> None:
+        assert isinstance(await place(provider, ScriptedTransport(compressed(provider.placed, encoding))), Unknown)
 
-    async def test_a_bomb_is_unpacked_no_further_than_an_answer_is_read(self, provider: Provider) -> None:
+    async def test_a_decompression_bomb_is_not_decompressed_beyond_the_response_limit(self, provider: Provider) -> None:
         bomb = compressed(gzip.compress(b" " * 50_000_000), "gzip")
         tracemalloc.start()
         try:
-            assert isinstance(await place(provider, Line(bomb)), Unknown)
+            assert isinstance(await place(provider, ScriptedTransport(bomb)), Unknown)
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
         finally:
             tracemalloc.stop()
 
-    async def test_a_compressed_answer_that_is_too_long_is_unclear(self, provider: Provider) -> None:
+    async def test_a_compressed_response_that_is_too_long_is_unclear(self, provider: Provider) -> None:
         padded = provider.placed[:-1] + b', "padding": "' + b"x" * 70_000 + b'"}'
-        assert isinstance(await place(provider, Line(compressed(gzip.compress(padded), "gzip"))), Unknown)
+        assert isinstance(await place(provider, ScriptedTransport(compressed(gzip.compress(padded), "gzip"))), Unknown)
 
 
 class TestTries:
-    async def test_a_connection_that_was_never_made_is_tried_twice_and_each_try_is_logged(
+    async def test_a_failed_connection_is_retried_once_and_each_attempt_logged(
         self, provider: Provider, caplog: pytest.LogCaptureFixture
     ) -> None:
-        line = Line(httpx.ConnectError(""))
-        outcome = await place(provider, line)
+        transport = ScriptedTransport(httpx.ConnectError(""))
+        outcome = await place(provider, transport)
         assert isinstance(outcome, Refused)
         assert isinstance(outcome.error, ProviderUnavailable)
         assert isinstance(outcome.error.__cause__, NeverSent)
-        assert len(line.requests) == 2
-        assert len({id(request) for request in line.requests}) == 2
+        assert len(transport.requests) == 2
+        assert len({id(request) for request in transport.requests}) == 2
         assert [record.getMessage() for record in caplog.records] == [f"{provider.name}.not_reached"] * 2
 
     @pytest.mark.parametrize("error", [httpx.ReadError(""), httpx.WriteError(""), OSError(), KeyError()], ids=repr)
-    async def test_what_may_have_been_written_is_never_tried_again(self, provider: Provider, error: Exception) -> None:
-        line = Line(error)
-        assert isinstance(await place(provider, line), Unknown)
-        assert len(line.requests) == 1
+    async def test_a_request_that_may_have_been_written_is_not_retried(
+        self, provider: Provider, error: Exception
+    ) -> None:
+        transport = ScriptedTransport(error)
+        assert isinstance(await place(provider, transport), Unknown)
+        assert len(transport.requests) == 1
 
-    async def test_a_bug_in_a_library_is_logged_under_the_provider_s_name(
+    async def test_an_unexpected_exception_is_logged_with_the_name_of_the_provider(
         self, provider: Provider, caplog: pytest.LogCaptureFixture
     ) -> None:
-        await place(provider, Line(KeyError("bug")))
+        await place(provider, ScriptedTransport(KeyError("bug")))
         assert [record.getMessage() for record in caplog.records] == [f"{provider.name}.unexpected_error"]
 
-    async def test_without_a_free_place_nothing_is_sent_and_nothing_tried_again(
+    async def test_a_request_without_a_free_connection_is_refused_without_a_retry(
         self, provider: Provider, caplog: pytest.LogCaptureFixture
     ) -> None:
         answer = asyncio.Event()
@@ -175,8 +182,8 @@ class TestTries:
             await answer.wait()
             return httpx.Response(200, content=provider.placed)
 
-        line = Line(answer_later)
-        async with provider.open(line, max_connections=1, connect_timeout=0.05) as opened:
+        transport = ScriptedTransport(answer_later)
+        async with provider.open(transport, max_connections=1, connect_timeout=0.05) as opened:
             sender = provider.sender(opened)
             first = asyncio.create_task(sender.place(ORDER))
             await asyncio.sleep(0)
@@ -184,44 +191,44 @@ class TestTries:
             answer.set()
             assert await first == provider.outcome
             assert await sender.place(ORDER) == provider.outcome
-        assert len(line.requests) == 2
+        assert len(transport.requests) == 2
         assert [vars(record)["error"] for record in caplog.records] == ["PoolTimeout"]
 
 
 class TestBudget:
-    async def test_the_time_left_is_the_budget_where_it_is_less(self, provider: Provider) -> None:
+    async def test_the_remaining_time_of_an_order_shortens_the_timeout(self, provider: Provider) -> None:
         async def never() -> httpx.Response:
             await asyncio.Event().wait()
             raise AssertionError
 
-        line = Line(never)
+        transport = ScriptedTransport(never)
         async with asyncio.timeout(2):
-            outcome = await place(provider, line, replace(ORDER, timeout=0.1), timeout=60)
+            outcome = await place(provider, transport, replace(ORDER, timeout=0.1), timeout=60)
         assert isinstance(outcome, Unknown)
         assert outcome.why == "TimeoutError"
-        (request,) = line.requests
+        (request,) = transport.requests
         limits = request.extensions["timeout"]
         assert 0 < limits["connect"] == limits["pool"] <= 0.05  # half of it: to fail while connecting must be clear
 
-    async def test_a_limit_is_never_zero_which_would_be_none(self, provider: Provider) -> None:
-        line = Line(httpx.Response(200, content=provider.placed))
-        await place(provider, line, replace(ORDER, timeout=0.0005))
-        assert all(request.extensions["timeout"]["connect"] > 0 for request in line.requests)
+    async def test_a_timeout_is_never_zero_which_would_mean_none(self, provider: Provider) -> None:
+        transport = ScriptedTransport(httpx.Response(200, content=provider.placed))
+        await place(provider, transport, replace(ORDER, timeout=0.0005))
+        assert all(request.extensions["timeout"]["connect"] > 0 for request in transport.requests)
 
     @pytest.mark.parametrize(("connect", "total"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0)])
-    async def test_connecting_must_end_before_the_budget_does(
+    async def test_the_connect_timeout_must_be_positive_and_below_the_timeout(
         self, provider: Provider, connect: float, total: float
     ) -> None:
         with pytest.raises(ValueError, match="connect_timeout"):
-            provider.open(Line(KeyError()), connect_timeout=connect, timeout=total)
+            provider.open(ScriptedTransport(KeyError()), connect_timeout=connect, timeout=total)
 
 
-async def test_a_refusal_is_shown_without_secrets_codes_and_phones(
+async def test_secrets_codes_and_phones_in_a_refusal_are_redacted(
     provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    line = Line(provider.refusal(f"{provider.secret} cannot ring +7 (900) 123-45-67 for 0 4 2 1 3 7"))
-    outcome = await place(provider, line)
+    transport = ScriptedTransport(provider.refusal(f"{provider.secret} cannot ring +7 (900) 123-45-67 for 0 4 2 1 3 7"))
+    outcome = await place(provider, transport)
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.error, ProviderRejected)
     assert outcome.error.message == "••• cannot ring +••• for •••"

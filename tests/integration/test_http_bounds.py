@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.server.http_protocol import HttpProtocol
-from tests.http_peer import HASTY, SOON, Echo, patient, served, statuses
+from tests.http_peer import HASTY, SOON, Echo, lenient_limits, served, statuses
 
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -179,7 +179,7 @@ async def test_a_peer_that_does_not_answer_close_notify_does_not_keep_a_tls_conn
 async def test_a_request_that_arrives_during_shutdown_is_answered_as_the_last_one(
     tmp_path: Path, *, asked_before: bool, over_tls: bool
 ) -> None:
-    async with served(Echo(), limits=patient(), certificate=tmp_path if over_tls else None) as it:
+    async with served(Echo(), limits=lenient_limits(), certificate=tmp_path if over_tls else None) as it:
         reader, writer = await it.connect()
         if asked_before:
             writer.write(WHOLE)
@@ -197,7 +197,7 @@ async def test_a_request_that_arrives_during_shutdown_is_answered_as_the_last_on
 
 
 async def test_an_idle_connection_is_closed_soon_after_shutdown_begins() -> None:
-    async with served(Echo(), limits=patient(linger_seconds=0.2), keep_alive=75) as it:
+    async with served(Echo(), limits=lenient_limits(linger_seconds=0.2), keep_alive=75) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
         await reader.readuntil(b"\r\n\r\n0")
@@ -219,7 +219,7 @@ def narrow(port: int) -> socket.socket:
 @pytest.mark.parametrize("over_tls", [False, True])
 async def test_a_peer_that_does_not_read_its_responses_is_dropped(tmp_path: Path, *, over_tls: bool) -> None:
     echo = Echo(answer_bytes=8_000_000)
-    async with served(echo, limits=patient(write_seconds=0.2), certificate=tmp_path if over_tls else None) as it:
+    async with served(echo, limits=lenient_limits(write_seconds=0.2), certificate=tmp_path if over_tls else None) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE * 40)
         await reader.read(10)
@@ -230,7 +230,9 @@ async def test_a_peer_that_does_not_read_its_responses_is_dropped(tmp_path: Path
 
 
 async def test_a_peer_that_reads_its_response_too_slowly_is_dropped() -> None:
-    async with served(Echo(answer_bytes=3_000_000), limits=patient(write_seconds=0.3, min_write_bytes=50_000)) as it:
+    async with served(
+        Echo(answer_bytes=3_000_000), limits=lenient_limits(write_seconds=0.3, min_write_bytes=50_000)
+    ) as it:
         loop = asyncio.get_running_loop()
         with narrow(it.port) as peer:
             await loop.sock_sendall(peer, WHOLE)
@@ -243,7 +245,9 @@ async def test_a_peer_that_reads_its_response_too_slowly_is_dropped() -> None:
 
 
 async def test_a_slow_reader_above_the_minimum_rate_gets_its_whole_response() -> None:
-    async with served(Echo(answer_bytes=600_000), limits=patient(write_seconds=0.2, min_write_bytes=5_000)) as it:
+    async with served(
+        Echo(answer_bytes=600_000), limits=lenient_limits(write_seconds=0.2, min_write_bytes=5_000)
+    ) as it:
         loop, read = asyncio.get_running_loop(), 0
         with narrow(it.port) as peer:
             await loop.sock_sendall(peer, WHOLE)
@@ -288,7 +292,7 @@ async def test_invalid_tls_data_during_a_request_is_logged_as_an_event_and_not_a
         await gate.wait()
         await Echo()(scope, receive, send)
 
-    async with served(slow, limits=patient(), certificate=tmp_path) as it:
+    async with served(slow, limits=lenient_limits(), certificate=tmp_path) as it:
         with socket.create_connection(("127.0.0.1", it.port), timeout=SOON) as plain, plain.dup() as below:
             assert it.trust
             with await asyncio.to_thread(it.trust.wrap_socket, plain, server_hostname="localhost") as peer:
@@ -323,7 +327,7 @@ def resident_bytes() -> int:
 
 
 async def test_data_after_tls_close_notify_takes_no_memory(tmp_path: Path) -> None:
-    async with served(Echo(answer_bytes=8_000_000), limits=patient(), certificate=tmp_path) as it:
+    async with served(Echo(answer_bytes=8_000_000), limits=lenient_limits(), certificate=tmp_path) as it:
         assert it.trust
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
@@ -345,7 +349,7 @@ async def test_data_after_tls_close_notify_takes_no_memory(tmp_path: Path) -> No
 
 
 async def test_empty_lines_do_not_keep_a_connection_open() -> None:
-    async with served(Echo(), limits=patient(request_seconds=0.3)) as it:
+    async with served(Echo(), limits=lenient_limits(request_seconds=0.3)) as it:
         reader, writer = await it.connect()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -363,7 +367,7 @@ async def test_empty_lines_do_not_keep_a_connection_open() -> None:
 async def test_over_the_limit_of_idle_connections_the_longest_idle_one_is_closed(
     tmp_path: Path, *, over_tls: bool
 ) -> None:
-    limits = patient(max_waiting=3)
+    limits = lenient_limits(max_waiting=3)
     async with served(Echo(), limits=limits, keep_alive=75, certificate=tmp_path if over_tls else None) as it:
         peers = [await it.connect() for _ in range(3)]
         for reader, writer in [peers[0], peers[2], peers[1]]:  # so the first idles longest, and then the third
@@ -385,7 +389,7 @@ async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def test_new_connections_do_not_close_one_with_a_request_in_progress() -> None:
-    async with served(Echo(), limits=patient(max_waiting=2, request_seconds=60)) as it:
+    async with served(Echo(), limits=lenient_limits(max_waiting=2, request_seconds=60)) as it:
         reader, writer = await it.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
         await asyncio.sleep(0.05)
@@ -404,7 +408,7 @@ async def test_near_the_connection_limit_each_connection_is_closed_after_its_res
         await gate.wait()
         await Echo()(scope, receive, send)
 
-    async with served(slow, limits=patient()) as it:
+    async with served(slow, limits=lenient_limits()) as it:
         it.connections._max = 4
         for count, is_kept in ((2, True), (3, False)):
             gate.clear()
@@ -433,7 +437,7 @@ async def refuse(scope: object, receive: object, send: object) -> None:
 async def test_the_rest_of_a_body_is_not_read_after_a_refusal(
     tmp_path: Path, framing: bytes, *, over_tls: bool
 ) -> None:
-    async with served(refuse, limits=patient(), certificate=tmp_path if over_tls else None) as it:
+    async with served(refuse, limits=lenient_limits(), certificate=tmp_path if over_tls else None) as it:
         reader, writer = await it.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n")
         sent = 0
@@ -453,7 +457,7 @@ async def test_the_rest_of_a_body_is_not_read_after_a_refusal(
 
 
 async def test_a_refused_request_with_a_complete_body_keeps_the_connection_open() -> None:
-    async with served(refuse, limits=patient()) as it:
+    async with served(refuse, limits=lenient_limits()) as it:
         reader, writer = await it.connect()
         for _ in range(3):
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
@@ -465,7 +469,7 @@ async def test_a_refused_request_with_a_complete_body_keeps_the_connection_open(
 
 
 async def test_a_disconnect_with_pipelined_requests_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    async with served(Echo(answer_bytes=100_000), limits=patient()) as it:
+    async with served(Echo(answer_bytes=100_000), limits=lenient_limits()) as it:
         for _ in range(20):
             _, writer = await it.connect()
             writer.write(WHOLE * 500)
@@ -480,7 +484,7 @@ async def test_a_disconnect_during_a_request_body_logs_no_application_error(
 ) -> None:
     caplog.set_level("INFO", logger="app.server")
     half = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
-    async with served(Echo(), limits=patient(), certificate=tmp_path) as it:
+    async with served(Echo(), limits=lenient_limits(), certificate=tmp_path) as it:
         assert it.trust
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from app.server.http_parser import HttpError, parse_head
-from tests.http_peer import SOON, Echo, patient, served, statuses
+from tests.http_peer import SOON, Echo, lenient_limits, served, statuses
 
 INNER = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -179,7 +179,7 @@ async def test_a_body_is_read_as_a_body_and_the_following_request_as_the_next(re
         "head and body": [stream[:head], stream[head:]],
         "of seven bytes": [stream[at : at + 7] for at in range(0, len(stream), 7)],
     }[packets]
-    async with served(echo, limits=patient()) as it:
+    async with served(echo, limits=lenient_limits()) as it:
         assert statuses(await it.ask(*parts)) == [200, 200]
     assert targets(echo) == ["/outer", "/next"]
     assert echo.bodies == [INNER, b""]
@@ -192,7 +192,7 @@ async def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_read_as_a
 ) -> None:
     echo = Echo()
     parts = [request_, NEXT] if is_split else [request_ + NEXT]
-    async with served(echo, limits=patient()) as it:
+    async with served(echo, limits=lenient_limits()) as it:
         answer = await it.ask(*parts)
     assert statuses(answer) == [status]
     assert b"connection: close" in answer.lower()
@@ -216,7 +216,7 @@ async def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_read_as_a
 async def test_a_trailer_is_not_treated_as_a_header(trailer: bytes, value: bytes) -> None:
     echo = Echo()
     body = chunk(b"hello") + b"0\r\n" + trailer + b": " + value + b"\r\nA: b\r\n\r\n"
-    async with served(echo, limits=patient()) as it:
+    async with served(echo, limits=lenient_limits()) as it:
         assert statuses(await it.ask(chunked(body=body) + NEXT)) == [200, 200]
     assert echo.bodies == [b"hello", b""]
     assert [name for name, _ in echo.asked[0]["headers"]] == [b"host", b"transfer-encoding"]
@@ -235,7 +235,7 @@ def test_the_split_into_packets_does_not_change_the_responses(names: list[str], 
 
     async def play(*packets: bytes) -> tuple[list[int], list[bytes]]:
         echo = Echo()
-        async with served(echo, limits=patient()) as it:
+        async with served(echo, limits=lenient_limits()) as it:
             return statuses(await it.ask(*packets)), echo.bodies
 
     async def both() -> None:
@@ -256,7 +256,7 @@ def test_a_long_white_space_field_with_an_invalid_end_is_refused_in_linear_time(
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
     echo = Echo()
-    async with served(echo, limits=patient()) as it:
+    async with served(echo, limits=lenient_limits()) as it:
         stream = b"".join(with_length(body=b"x" * size) for size in range(20))
         answer = await it.ask(stream + b"garbage\r\n\r\n" + INNER)
     assert statuses(answer) == [200] * 20 + [400]
@@ -269,7 +269,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 async def test_a_client_that_half_closed_its_connection_gets_its_responses(
     tmp_path: Path, count: int, *, over_tls: bool
 ) -> None:
-    async with served(Echo(), limits=patient(), certificate=tmp_path if over_tls else None) as it:
+    async with served(Echo(), limits=lenient_limits(), certificate=tmp_path if over_tls else None) as it:
 
         def ask() -> bytes:
             with ExitStack() as stack:
@@ -286,7 +286,7 @@ async def test_a_client_that_half_closed_its_connection_gets_its_responses(
 
 
 async def test_a_client_that_sent_close_notify_gets_its_response(tmp_path: Path) -> None:
-    async with served(Echo(), limits=patient(), certificate=tmp_path) as it:
+    async with served(Echo(), limits=lenient_limits(), certificate=tmp_path) as it:
         assert it.trust
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = it.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
@@ -313,7 +313,7 @@ async def test_a_client_that_sent_close_notify_gets_its_response(tmp_path: Path)
 
 async def test_expect_100_continue_gets_one_interim_response() -> None:
     echo = Echo()
-    async with served(echo, limits=patient()) as it:
+    async with served(echo, limits=lenient_limits()) as it:
         reader, writer = await it.connect()
         writer.write(with_length(b"Expect: 100-Continue", body=b"hello")[:-5])
         async with asyncio.timeout(SOON):
@@ -325,7 +325,7 @@ async def test_expect_100_continue_gets_one_interim_response() -> None:
 
 async def test_an_absolute_form_target_is_served() -> None:
     echo = Echo()
-    async with served(echo, limits=patient()) as it:
+    async with served(echo, limits=lenient_limits()) as it:
         stream = b"GET http://x:80/a%20b?c=d HTTP/1.1\r\nHost: x:80\r\nConnection: close\r\n\r\n"
         assert statuses(await it.ask(stream)) == [200]
     (scope,) = echo.asked
@@ -333,7 +333,7 @@ async def test_an_absolute_form_target_is_served() -> None:
 
 
 async def test_http_1_0_needs_no_host_header_and_its_connection_is_closed() -> None:
-    async with served(Echo(), limits=patient()) as it:
+    async with served(Echo(), limits=lenient_limits()) as it:
         assert statuses(await it.ask(b"GET /outer HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + INNER)) == [200]
 
 
@@ -352,7 +352,7 @@ async def stream(scope: Scope, receive: Receive, send: Send) -> None:
     ],
 )
 async def test_a_streamed_response_is_chunked_only_for_http_1_1(version: bytes, body: bytes) -> None:
-    async with served(stream, limits=patient()) as it:
+    async with served(stream, limits=lenient_limits()) as it:
         answer = await it.ask(b"GET /a HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
     head, _, got = answer.partition(b"\r\n\r\n")
     assert got == body

@@ -1,4 +1,4 @@
-"""What each channel is stands in one table."""
+"""The rules of each channel."""
 
 from typing import get_args
 
@@ -11,7 +11,7 @@ def test_every_channel_has_rules() -> None:
     assert set(CHANNELS) == set(Channel)
 
 
-def test_a_code_is_as_long_as_its_channel_says_or_else_the_setting() -> None:
+def test_the_length_of_a_code_is_that_of_its_channel_or_the_setting() -> None:
     policy = make_policy(code_length=5)
 
     assert {channel: policy.code_length_of(channel) for channel in Channel} == {
@@ -21,13 +21,13 @@ def test_a_code_is_as_long_as_its_channel_says_or_else_the_setting() -> None:
     }
 
 
-def test_only_a_channel_whose_codes_are_easily_guessed_has_the_lower_limit_of_checks() -> None:
+def test_only_a_channel_with_short_codes_has_the_lower_limit_of_checks() -> None:
     policy = make_policy(checks=5, flash_call_checks=2)
 
     assert {channel for channel in Channel if policy.checks_of(channel) == 2} == {Channel.FLASH_CALL}
 
 
-def test_a_relay_takes_every_channel_with_a_code() -> None:
+def test_a_relay_supports_every_channel_with_a_code() -> None:
     (item,) = get_args(RelaySettings.model_fields["channels"].annotation)
 
     assert set(get_args(item)) == {channel for channel in Channel if channel.rules.has_code}

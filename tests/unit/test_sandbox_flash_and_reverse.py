@@ -105,7 +105,7 @@ def test_a_code_is_generated_if_none_was_requested(network: VirtualNetwork, cloc
 
 
 def test_code_and_operator_are_returned_only_by_an_account_configured_to(network: VirtualNetwork) -> None:
-    told = VirtualNetwork(returns_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
+    shown = VirtualNetwork(returns_pin=True).place_flash_call(phone=OF_MTS, pin=PIN)
     hidden = network.place_flash_call(phone=OF_MTS, pin=PIN)
     assert (shown.pin, shown.operator) == (PIN, "mts")
     assert (hidden.pin, hidden.operator) == (None, None)
