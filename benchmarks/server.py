@@ -1,4 +1,4 @@
-"""A server to measure: a separate process, and its CPU time."""
+"""A server under measurement: a process of its own, with the processor time and the memory that it used."""
 
 import os
 import socket
@@ -16,17 +16,17 @@ from benchmarks.load import HOST
 _ROOT = Path(__file__).parents[1]
 _READY_WITHIN = 20.0  # seconds
 _STOPPED_WITHIN = 10.0
-_CPUCLOCK_SCHED = 2  # Linux: CPU time in user and in system mode
+_CPUCLOCK_SCHED = 2  # Linux: the time that the scheduler gave, in user and in system mode
 
 
 class ServerFailed(Exception):
-    """The server did not start; the message contains a command that shows why."""
+    """The server did not start; the message says how to see why."""
 
 
 class Server:
-    """``python -m`` of a module that listens on its own port, as a context manager.
+    """``python -m`` something that listens on a port of its own, as a context manager.
 
-    It sees neither the caller's environment nor ``.env``: the defaults are measured.
+    It sees no variable of the caller's environment and no ``.env``: what is measured are the defaults.
     """
 
     def __init__(self, module: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -67,13 +67,22 @@ class Server:
     @property
     def pid(self) -> int:
         """The id of the process."""
-        assert self._process  # noqa: S101 - the context was entered
+        assert self._process  # noqa: S101 - it was entered
         return self._process.pid
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of the process so far, in seconds, over all its threads."""
-        # The clock of clock_getcpuclockid(3) counts nanoseconds; /proc/<pid>/stat counts hundredths of a second.
-        return time.clock_gettime(~self.pid << 3 | _CPUCLOCK_SCHED)
+        """Return the processor time so far, of the process and its workers, over all threads."""
+        # The clock that clock_getcpuclockid(3) names: counts nanoseconds, where /proc/<pid>/stat counts hundredths.
+        return sum(time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for pid in self._pids())
+
+    def rss_mb(self) -> float:
+        """Return the resident memory in MB, of the process and its workers."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids())
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def _pids(self) -> list[int]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [self.pid, *map(int, children.split())]
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _READY_WITHIN

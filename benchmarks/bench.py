@@ -1,0 +1,470 @@
+"""What the service costs: processor time per request, next to the floor that a plain service stands on.
+
+Only the ratios of one run say something about the code; the times say as much about the machine. So they are printed,
+and nothing here passes or fails by them. ``benchmarks/README.md`` says how to read it.
+"""
+
+import argparse
+import asyncio
+import gc
+import hashlib
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import uvloop
+from redis.asyncio import Redis
+
+from app.sandbox.embedded import EmbeddedServer
+from app.tokens import generate_keys
+from benchmarks.load import (
+    Connection,
+    Load,
+    Session,
+    UnexpectedAnswer,
+    connections,
+    pace,
+    request,
+    requests,
+    saturate,
+)
+from benchmarks.provider_stub import ProviderStub
+from benchmarks.server import Server
+from benchmarks.worker import PROVIDER_URL
+
+API_KEY = "pvk_of-the-benchmark-which-opens-nothing-else"
+CLIENT = "bench"
+PURPOSE = "login"
+RESULTS = Path(__file__).parent / "results" / "last.json"
+
+CONNECTIONS = 32
+_RANGES = 10_000  # of a thousand neighbouring numbers each: the fraud guard judges a range from 20 calls on
+_SLOW_PROVIDER = 0.2  # seconds
+_WAITING_STARTS = 256
+_PACED_SECONDS = 3.0
+_STARTS_PER_SECOND = 100
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A started verification, as its client knows it, and the code that the person heard."""
+
+    id: str
+    phone: str
+    code: str
+
+    @property
+    def wrong_code(self) -> str:
+        """A code of the same length that is not the right one."""
+        return f"{(int(self.code) + 1) % 10 ** len(self.code):0{len(self.code)}d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of one row."""
+
+    cpu_us: float  # of the server's processes, per request
+    redis_us: float  # processor time of Redis, per request
+    commands: float  # that Redis ran, those inside scripts included, per request
+    per_second: float
+    client_share: float  # of a core, taken by the load client and the provider stub
+
+
+@dataclass(slots=True)
+class Row:
+    """A kind of request: its rounds under saturation, and its latencies under half of that load."""
+
+    name: str
+    per_session: int = 1  # requests in a session
+    rounds: list[Round] = field(default_factory=list)
+    paced: Load | None = None
+
+    def median(self, figure: Callable[[Round], float]) -> float:
+        """Return the median of a figure over the rounds."""
+        return statistics.median(map(figure, self.rounds))
+
+    def ratio(self, floor: "Row") -> float:
+        """Return the median ratio to the floor, round by round: a machine is not the same from one to the next."""
+        return statistics.median(a.cpu_us / b.cpu_us for a, b in zip(self.rounds, floor.rounds, strict=True))
+
+    def figures(self, floor: "Row") -> Figures:
+        """Return what is reported."""
+        found = {
+            "cpu_us": self.median(lambda item: item.cpu_us),
+            "ratio": self.ratio(floor),
+            "redis_us": self.median(lambda item: item.redis_us),
+            "commands": self.median(lambda item: item.commands),
+            "per_second": self.median(lambda item: item.per_second),
+            "client_share": self.median(lambda item: item.client_share),
+        }
+        if self.paced:
+            found |= {"p50_ms": _percentile(self.paced, 50), "p99_ms": _percentile(self.paced, 99)}
+        return {name: round(value, 3) for name, value in found.items()}
+
+
+def _percentile(load: Load, percent: int) -> float:
+    return statistics.quantiles(load.latencies, n=100)[percent - 1] * 1000
+
+
+class Bench:
+    """The servers under measurement, the load on them, and what it found."""
+
+    def __init__(self, redis: Redis, *, floor: Server, limit: Server, service: Server, stub: ProviderStub) -> None:
+        self.redis = redis
+        self.floor = floor
+        self.limit = limit
+        self.service = service
+        self.stub = stub
+        self._numbers = itertools.count()
+        self.rows: dict[str, Row] = {}
+
+    # --- Sessions ---------------------------------------------------------------------------------------------
+
+    async def floor_checks(self, count: int) -> list[Session]:
+        """Prepare checks for the script of the floor."""
+        keys = [f"floor:{next(self._numbers)}" for _ in range(count)]
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.hset(key, "code", "123456")
+                pipeline.expire(key, 300)
+            await pipeline.execute()
+        return [requests(_check("/check", code="654321", verification_id=key)) for key in keys]
+
+    def starts(self, count: int, started: list[Verification], *, with_key: bool = False) -> Iterator[Session]:
+        """Prepare starts, each of another phone; what they started is added to ``started``."""
+        for _ in range(count):
+            yield self._start(started, with_key=with_key)
+
+    def flows(self, count: int) -> Iterator[Session]:
+        """Prepare whole flows: a start, a wrong check and the right check."""
+        for _ in range(count):
+
+            async def flow(connection: Connection) -> Sequence[bytes]:
+                started: list[Verification] = []
+                bodies = [*await self._start(started)(connection)]
+                for session in (self.wrong_check(started[0]), self.right_check(started[0])):
+                    bodies += await session(connection)
+                return bodies
+
+            yield flow
+
+    def wrong_check(self, verification: Verification) -> Session:
+        """Prepare a check that is evaluated and wrong."""
+        return requests(_check(code=verification.wrong_code, verification_id=verification.id))
+
+    def wrong_check_by_phone(self, verification: Verification) -> Session:
+        """Prepare the same by phone and purpose."""
+        return requests(_check(code=verification.wrong_code, phone=verification.phone, purpose=PURPOSE))
+
+    def right_check(self, verification: Verification) -> Session:
+        """Prepare the check that verifies."""
+        return requests(_check(code=verification.code, verification_id=verification.id))
+
+    def read(self, verification: Verification) -> Session:
+        """Prepare a reading of the state."""
+        return requests(request("GET", f"/verify/{verification.id}", api_key=API_KEY))
+
+    def _start(self, started: list[Verification], *, with_key: bool = False) -> Session:
+        number = next(self._numbers)
+        phone = f"+7912{number % _RANGES:04d}{number // _RANGES:03d}"
+        body = {"phone": phone, "purpose": PURPOSE, "client_ip": _public_address(number)}
+        key = str(UUID(int=number)) if with_key else ""
+        payload = request("POST", "/verify/start", body=body, api_key=API_KEY, idempotency_key=key)
+
+        async def start(connection: Connection) -> Sequence[bytes]:
+            answer = await connection.send(payload)
+            verification_id = json.loads(answer)["verification_id"]
+            started.append(Verification(verification_id, phone, self.stub.codes.pop(phone[2:])))
+            return [answer]
+
+        return start
+
+    # --- Measuring --------------------------------------------------------------------------------------------
+
+    async def saturate(self, name: str, sessions: Sequence[Session], server: Server | None = None) -> Load:
+        """Measure a round of a row, at as many requests as the server takes."""
+        server = server or self.service
+        async with connections(server.port, CONNECTIONS) as opened:
+            before, redis_before, client_before = server.cpu_seconds(), await self._redis_load(), time.process_time()
+            load = await saturate(opened, sessions)
+            client = time.process_time() - client_before
+            used = server.cpu_seconds() - before
+            redis_after = await self._redis_load()
+        row = self.rows.setdefault(name, Row(name))
+        count = len(sessions)
+        row.rounds.append(
+            Round(
+                cpu_us=used / count * 1e6,
+                redis_us=(redis_after[0] - redis_before[0]) / count * 1e6,
+                commands=(redis_after[1] - redis_before[1]) / count,
+                per_second=count / load.seconds,
+                client_share=client / load.seconds,
+            )
+        )
+        return load
+
+    async def pace(self, name: str, sessions: Sequence[Session], server: Server | None = None) -> None:
+        """Measure the latencies of a row, at half of what the server took under saturation."""
+        row = self.rows[name]
+        rate = row.median(lambda item: item.per_second) / 2
+        async with connections((server or self.service).port, 8 * CONNECTIONS) as opened:
+            row.paced = await pace(opened, sessions, per_second=rate)
+
+    def paced_count(self, name: str, seconds: float = _PACED_SECONDS) -> int:
+        """Return how many sessions half of a row's top throughput takes."""
+        return int(self.rows[name].median(lambda item: item.per_second) / 2 * seconds)
+
+    async def _redis_load(self) -> tuple[float, float]:
+        """Return the processor time that Redis has used, in seconds, and how many commands it has run."""
+        cpu = await self.redis.info("cpu")
+        commands = await self.redis.info("commandstats")
+        ran = sum(stats["calls"] for name, stats in commands.items() if name != "cmdstat_info")
+        return cpu["used_cpu_user"] + cpu["used_cpu_sys"], ran
+
+
+def _check(path: str = "/verify/check", **fields: str) -> bytes:
+    return request("POST", path, body=fields, api_key=API_KEY)
+
+
+def _public_address(number: int) -> str:
+    return f"198.{51 + number % 40}.{number // 250 % 250}.{1 + number % 250}"
+
+
+def _require(load: Load, word: bytes, name: str) -> None:
+    """Make sure that the work was done. Raises UnexpectedAnswer."""
+    if not all(word in body for body in load.bodies):
+        msg = f"{name}: {word!r} is missing in {next(body for body in load.bodies if word not in body)!r}"
+        raise UnexpectedAnswer(msg)
+
+
+async def _measure_round(bench: Bench, size: int) -> None:
+    """Measure every row once, all of it through the public API."""
+    right, wrong = b'"verified":true', b'"verified":false'
+    floor, limit = bench.floor, bench.limit
+    await bench.saturate("floor", await bench.floor_checks(2 * size), floor)
+    await bench.saturate("limit", await bench.floor_checks(2 * size), limit)
+    started: list[Verification] = []
+    await bench.saturate("start", list(bench.starts(size, started)))
+    await bench.saturate("start, with a key", list(bench.starts(size, started, with_key=True)))
+    _require(await bench.saturate("check, wrong", [bench.wrong_check(item) for item in started]), wrong, "wrong")
+    by_phone = [bench.wrong_check_by_phone(item) for item in started]
+    _require(await bench.saturate("check, wrong, by phone", by_phone), wrong, "by phone")
+    await bench.saturate("read", [bench.read(item) for item in started])
+    checked = await bench.saturate("check, right", [bench.right_check(item) for item in started])
+    _require(checked, right, "right")
+    await bench.saturate("flow", list(bench.flows(size)))
+
+
+async def _measure_latencies(bench: Bench) -> Figures:
+    """Measure each row at half of its top throughput, and the starts with a slow provider."""
+    await bench.pace("floor", await bench.floor_checks(bench.paced_count("floor")), bench.floor)
+    await bench.pace("limit", await bench.floor_checks(bench.paced_count("limit")), bench.limit)
+    started: list[Verification] = []
+    await bench.pace("start", list(bench.starts(bench.paced_count("start"), started)))
+    keyed = list(bench.starts(bench.paced_count("start, with a key"), started, with_key=True))
+    await bench.pace("start, with a key", keyed)
+    missing = bench.paced_count("check, wrong") // 3 - len(started)
+    if missing > 0:
+        async with connections(bench.service.port, CONNECTIONS) as opened:
+            await saturate(opened, list(bench.starts(missing, started)))
+
+    def some(name: str, make: Callable[[Verification], Session]) -> list[Session]:
+        return [make(item) for item, _ in zip(itertools.cycle(started), range(bench.paced_count(name)), strict=False)]
+
+    await bench.pace("check, wrong", some("check, wrong", bench.wrong_check)[: 3 * len(started)])
+    await bench.pace("read", some("read", bench.read))
+    await bench.pace("check, right", [bench.right_check(item) for item in started])
+
+    bench.stub.delay = _SLOW_PROVIDER
+    async with connections(bench.service.port, 8 * CONNECTIONS) as opened:
+        load = await pace(opened, list(bench.starts(5 * _STARTS_PER_SECOND, [])), per_second=_STARTS_PER_SECOND)
+    bench.stub.delay = 0.0
+    async with connections(bench.floor.port, CONNECTIONS) as opened:
+        checks = await bench.floor_checks(5 * _STARTS_PER_SECOND)
+        floor = await pace(opened, checks, per_second=_STARTS_PER_SECOND)
+    own = _percentile(load, 99) - _SLOW_PROVIDER * 1000
+    return {
+        "slow_provider_p99_own_ms": own,
+        "slow_provider_p99_floors": own / _percentile(floor, 99),
+    }
+
+
+async def _measure_waiting_starts(bench: Bench, size: int) -> Figures:
+    """Measure what checks cost while so many starts wait for the provider, against checks alone; in turns."""
+    alone, beside = [], []
+    for _ in range(3):
+        started: list[Verification] = []
+        async with connections(bench.service.port, CONNECTIONS) as opened:
+            await saturate(opened, list(bench.starts(size, started)))
+        alone.append(await bench.saturate("-", [bench.wrong_check(item) for item in started]))
+        bench.stub.delay = 5.0
+        async with connections(bench.service.port, _WAITING_STARTS) as waiting:
+            tasks = [
+                asyncio.ensure_future(session(connection))
+                for session, connection in zip(bench.starts(_WAITING_STARTS, []), waiting, strict=True)
+            ]
+            await asyncio.sleep(1.5)  # all of them have been written to the provider
+            beside.append(await bench.saturate("-", [bench.wrong_check(item) for item in started]))
+            if any(task.done() for task in tasks):
+                raise UnexpectedAnswer(f"a start did not wait for the provider: {tasks}")
+            await asyncio.gather(*tasks)
+        bench.stub.delay = 0.0
+    del bench.rows["-"]
+    slowed = statistics.median(load.seconds for load in beside) / statistics.median(load.seconds for load in alone)
+    return {"checks_slowed_by_256_waiting_starts_percent": (slowed - 1) * 100}
+
+
+def _settings(redis_url: str) -> Mapping[str, str]:
+    """Return the settings of production, with limits that are counted like any others but never reached."""
+    return {
+        "REDIS_URL": redis_url,
+        "SECRET_KEY": "a secret key of the benchmark, known to all",
+        "TOKEN_KEYS": generate_keys(),
+        "API_KEYS": f"{CLIENT}:{hashlib.sha256(API_KEY.encode()).hexdigest()}",
+        "PLUSOFON_USER_ID": "1",
+        "PLUSOFON_ACCESS_TOKEN": "token-of-the-benchmark",
+        "PLUSOFON_MAX_CONNECTIONS": "300",
+        "LOG_FORMAT": "json",
+        "LIMIT_CALLS_PER_CLIENT": "10000000",
+        "LIMIT_CALLS_PER_DAY": "10000000",
+        "LIMIT_FAILED_CHECKS_PER_CLIENT": "10000000",
+    }
+
+
+def _floor_server(module: str, redis_url: str) -> Server:
+    options = ["--loop", "uvloop", "--http", "httptools", "--log-level", "warning"]
+    options += ["--no-access-log", "--no-proxy-headers", "--no-server-header"]
+    return Server(["uvicorn", f"benchmarks.{module}:app", *options], {"REDIS_URL": redis_url})
+
+
+@asynccontextmanager
+async def _open_bench() -> AsyncIterator[tuple[Bench, str]]:
+    async with AsyncExitStack() as stack:
+        redis_url = stack.enter_context(EmbeddedServer()).url
+        redis = await stack.enter_async_context(Redis.from_url(redis_url))
+        stub = await stack.enter_async_context(ProviderStub())
+        environment = {**_settings(redis_url), PROVIDER_URL: stub.url}
+        bench = Bench(
+            redis,
+            floor=stack.enter_context(_floor_server("floor", redis_url)),
+            limit=stack.enter_context(_floor_server("limit", redis_url)),
+            service=stack.enter_context(Server(["benchmarks.worker"], environment)),
+            stub=stub,
+        )
+        yield bench, redis_url
+
+
+async def _measure_workers(bench: Bench, redis_url: str, size: int) -> Figures:
+    """Measure starts over TLS, and the checks of two workers against those of one, each a server of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with ProviderStub(Path(folder)) as stub:
+            environment = {
+                **_settings(redis_url),
+                "PLUSOFON_BASE_URL": stub.url,
+                "OUTBOUND_CA_FILE": str(stub.ca_file),
+            }
+            found: dict[int, float] = {}
+            tls: list[float] = []
+            for workers in (1, 2):
+                with Server(["app", "serve"], {**environment, "WORKERS": str(workers)}) as server:
+                    other = Bench(bench.redis, floor=bench.floor, limit=bench.limit, service=server, stub=stub)
+                    other._numbers = bench._numbers
+                    await asyncio.sleep(1)  # the second worker has started too
+                    for _ in range(3):
+                        started: list[Verification] = []
+                        await other.saturate("start over TLS", list(other.starts(size, started)))
+                        await other.saturate("floor", await other.floor_checks(size), other.floor)
+                        await other.saturate("check", [other.wrong_check(item) for item in started])
+                    found[workers] = other.rows["check"].ratio(other.rows["floor"])
+                    tls.append(other.rows["start over TLS"].ratio(other.rows["floor"]))
+    return {
+        "start_over_tls_ratio": tls[0],
+        "check_cpu_two_workers_over_one": found[2] / found[1],
+    }
+
+
+async def measure(rounds: int, size: int) -> dict[str, Any]:
+    """Warm up, then measure in turns: what else the machine does then disturbs all rows alike."""
+    gc.disable()  # of the load client: its pauses would be the servers' latencies
+    async with _open_bench() as (bench, redis_url):
+        await _measure_round(bench, max(size // 4, 32))
+        bench.rows.clear()
+        for _ in range(rounds):
+            await _measure_round(bench, size)
+            print(".", end="", file=sys.stderr, flush=True)
+        others = await _measure_latencies(bench)
+        print("p", end="", file=sys.stderr, flush=True)
+        others |= await _measure_waiting_starts(bench, size)
+        others |= await _measure_workers(bench, redis_url, size)
+        print(file=sys.stderr)
+        floor = bench.rows["floor"]
+        others["rss_mb"] = bench.service.rss_mb()
+        others["redis_us_of_a_flow_in_floors_cpu"] = bench.rows["flow"].median(
+            lambda item: item.redis_us
+        ) / floor.median(lambda item: item.cpu_us)
+        return {
+            "commit": _commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}",
+            "rows": {name: row.figures(floor) for name, row in bench.rows.items()},
+            "others": {name: round(value, 3) for name, value in others.items()},
+        }
+
+
+def _commit() -> str:
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+    )
+    return answer.stdout.strip() or "unknown"
+
+
+_COLUMNS = ("cpu_us", "ratio", "redis_us", "commands", "per_second", "p50_ms", "p99_ms", "client_share")
+
+
+def report(found: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
+    """Lay the figures out as a table, with the change of each ratio against the last result that was kept."""
+    lines = [f"{found['machine']}, {CONNECTIONS} connections, commit {found['commit']}"]
+    lines.append(f"{'':24}" + "".join(f"{name:>13}" for name in _COLUMNS) + f"{'ratio was':>13}")
+    for name, figures in found["rows"].items():
+        before = last["rows"].get(name, {}).get("ratio", "") if last else ""
+        cells = "".join(f"{figures.get(column, ''):>13}" for column in _COLUMNS)
+        lines.append(f"{name:24}{cells}{before:>13}")
+    for name, value in found["others"].items():
+        before = f"   (was {last['others'].get(name)})" if last else ""
+        lines.append(f"{name:48}{value:>10}{before}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure as much as the command line asks for, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the medians are shown")
+    parser.add_argument("--quick", action="store_true", help="two short rounds: a look, not a measurement")
+    parser.add_argument("--keep", action="store_true", help="keep the result in benchmarks/results")
+    options = parser.parse_args()
+    if not Path("/proc/self/stat").exists():
+        sys.exit("The processor time of a server is read from /proc: this benchmark needs Linux.")
+    last = json.loads(RESULTS.read_text()) if RESULTS.exists() else None
+    found = uvloop.run(measure(2, 150) if options.quick else measure(options.rounds, 600))
+    print(report(found, last))
+    if options.keep:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
