@@ -61,8 +61,8 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.dev ## Measure the cost of a check against a bare FastAPI route
-	$(BIN)/python benchmarks/check_cost.py
+bench: $(VENV)/.dev ## Measure checks, starts and whole flows against a bare FastAPI route
+	$(BIN)/python benchmarks/bench.py
 
 floods: $(VENV)/.dev ## Flood the service as strangers can, and show the memory and descriptors that it takes
 	$(BIN)/python benchmarks/floods.py

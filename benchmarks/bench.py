@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,20 +124,29 @@ def _percentile(load: Load, percent: int) -> float:
 class Bench:
     """The servers under measurement, the load on them, and what it found."""
 
-    def __init__(self, redis: Redis, *, floor: Server, limit: Server, service: Server, stub: ProviderStub) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        floor: Server,
+        limit: Server,
+        service: Server,
+        stub: ProviderStub,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self.redis = redis
         self.floor = floor
         self.limit = limit
         self.service = service
         self.stub = stub
-        self._numbers = itertools.count()
+        self.numbers = numbers or itertools.count()  # of the phones, each called once
         self.rows: dict[str, Row] = {}
 
     # --- Sessions ---------------------------------------------------------------------------------------------
 
     async def floor_checks(self, count: int) -> list[Session]:
         """Prepare checks for the script of the floor."""
-        keys = [f"floor:{next(self._numbers)}" for _ in range(count)]
+        keys = [f"floor:{next(self.numbers)}" for _ in range(count)]
         async with self.redis.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.hset(key, "code", "123456")
@@ -180,7 +189,7 @@ class Bench:
         return requests(request("GET", f"/verify/{verification.id}", api_key=API_KEY))
 
     def _start(self, started: list[Verification], *, with_key: bool = False) -> Session:
-        number = next(self._numbers)
+        number = next(self.numbers)
         phone = f"+7912{number % _RANGES:04d}{number // _RANGES:03d}"
         body = {"phone": phone, "purpose": PURPOSE, "client_ip": _public_address(number)}
         key = str(UUID(int=number)) if with_key else ""
@@ -382,8 +391,14 @@ async def _measure_workers(bench: Bench, redis_url: str, size: int) -> Figures:
             tls: list[float] = []
             for workers in (1, 2):
                 with Server(["app", "serve"], {**environment, "WORKERS": str(workers)}) as server:
-                    other = Bench(bench.redis, floor=bench.floor, limit=bench.limit, service=server, stub=stub)
-                    other._numbers = bench._numbers
+                    other = Bench(
+                        bench.redis,
+                        floor=bench.floor,
+                        limit=bench.limit,
+                        service=server,
+                        stub=stub,
+                        numbers=bench.numbers,
+                    )
                     await asyncio.sleep(1)  # the second worker has started too
                     for _ in range(3):
                         started: list[Verification] = []
@@ -428,7 +443,11 @@ async def measure(rounds: int, size: int) -> dict[str, Any]:
 
 def _commit() -> str:
     answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607 - found as the shell finds it
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=RESULTS.parent,
     )
     return answer.stdout.strip() or "unknown"
 

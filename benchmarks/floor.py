@@ -1,4 +1,4 @@
-"""The floor: the cost of a plain service without any features. Started by ``check_cost.py``.
+"""The floor: the cost of a plain service without any features. Started by ``bench.py``.
 
 FastAPI with a pydantic body and response, and one script in Redis through unmodified redis-py. No authentication, no
 request id, no security headers, no log, no timeout, no digest: everything above this is the cost of the service.

@@ -40,7 +40,7 @@ class ConnectionLost(RedisConnectionError):
 
 def did_not_run(error: RedisError) -> bool:
     """Return whether Redis did not run the command, and another connection may reach a server that does."""
-    return _code(error) in _NOT_RUN
+    return code_of(error) in _NOT_RUN
 
 
 def reason_of(error: Exception) -> StoreFailure:
@@ -52,11 +52,12 @@ def reason_of(error: Exception) -> StoreFailure:
             return StoreFailure.ACCESS_DENIED
         case ConnectionLost():
             return StoreFailure.CONNECTION_LOST
-        case RedisError() if reason := _REASONS.get(_code(error)):
+        case RedisError() if reason := _REASONS.get(code_of(error)):
             return reason
         case RedisConnectionError() | OSError():
             return StoreFailure.UNREACHABLE
-    return StoreFailure.ACCESS_DENIED if str(error).startswith(_DENIED_INSIDE_SCRIPT) else StoreFailure.OTHER
+    is_denied = str(error).removeprefix("ERR ").startswith(_DENIED_INSIDE_SCRIPT)
+    return StoreFailure.ACCESS_DENIED if is_denied else StoreFailure.OTHER
 
 
 class FailureLog:
@@ -80,11 +81,11 @@ class FailureLog:
 
 def name_of(error: Exception) -> str:
     """Return the code of an error, or else its class. Its message may contain an address, a key or an argument."""
-    code = _code(error) if isinstance(error, RedisError) else ""
+    code = code_of(error) if isinstance(error, RedisError) else ""
     return code if code.isupper() else type(error).__name__
 
 
-def _code(error: RedisError) -> str:
+def code_of(error: RedisError) -> str:
     """Return the first word of an error reply; the library removes it from the message if it knows it."""
     cause = error.__cause__  # while it connects to a unix socket, the library wraps a refusal
     reply = cause if isinstance(cause, RedisError) else error

@@ -2,22 +2,23 @@
 
 import asyncio
 import hashlib
-import math
 import re
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
 
+import hiredis
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.store.failures import ConnectionLost, FailureLog, did_not_run, reason_of
+from app.store.failures import ConnectionLost, FailureLog, code_of, did_not_run, reason_of
 from app.store.fields import CallField, PhoneField, RecordField
 from app.verification.errors import StoreUnavailable
 
@@ -63,13 +64,13 @@ PROBE = Script("probe", "probe")
 _PROBE_KEY, _PROBE_KEPT_MS = "pv:{probe}", 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
-    """A script to run; the result of the future is its reply, or the error."""
+    """A command to run, as its bytes; the result of the future is its reply, or the error."""
 
     script: Script
-    command: Sequence[Argument]
-    reply: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    command: bytes
+    reply: asyncio.Future[Any]
 
     def answer(self, reply: object) -> None:
         """Set the reply, unless the caller was cancelled or has one."""
@@ -97,6 +98,7 @@ class ScriptRunner:
         self.timeout = timeout
         self._waiting: list[_Run] = []
         self._writer: asyncio.Task[None] | None = None
+        self._connection: _Connection | None = None
         self._probe: asyncio.Future[Any] | None = None
         self._probe_again_at = 0.0
         self._log_failures = FailureLog()
@@ -138,11 +140,12 @@ class ScriptRunner:
         return {"store_up": 1}
 
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
-        run = _Run(script, ("EVALSHA", script.sha, len(keys), *keys, *arguments))
-        self._waiting.append(run)
+        command = pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+        reply = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Run(script, command, reply))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
-        return run.reply
+        return reply
 
     async def _write_all(self) -> None:
         """Write the queue until it is empty."""
@@ -169,73 +172,99 @@ class ScriptRunner:
 
     async def _write(self, batch: Sequence[_Run]) -> None:
         """Run scripts on one connection. If this raises, those without a reply may have run."""
-        pool = self._redis.connection_pool
-        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call] # the library's own
         try:
-            if _has_input(connection):
-                await _reconnect(connection)
-            refused = await _exchange(connection, batch)
-            if refused:
-                if not all(isinstance(error, NoScriptError) for _, error in refused):
-                    await _reconnect(connection)
-                await _load(connection, {run.script for run, _ in refused})
-                for run, error in await _exchange(connection, [run for run, _ in refused]):
+            if self._connection is None or not self._connection.is_clean():
+                await self._connect()
+            assert self._connection is not None  # noqa: S101 - it was just connected
+            if refused := await self._connection.send(batch):
+                if not all(code_of(error) == "NOSCRIPT" for _, error in refused):
+                    await self._connect()
+                again = [run for run, _ in refused]
+                for run, error in await self._connection.send(again, load={run.script for run in again}):
                     run.answer(error)
         except BaseException:
-            # A reply may still come, which no later command must read.
-            await connection.disconnect(nowait=True)
+            await self._disconnect()  # a reply may still arrive, and must not be taken for another's
             raise
-        finally:
-            await pool.release(connection)
+
+    async def _connect(self) -> None:
+        await self._disconnect()
+        connection: AbstractConnection = await self._redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # the library's own
+        self._connection = _Connection(connection)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            await connection.library.disconnect(nowait=True)
+            await self._redis.connection_pool.release(connection.library)
 
 
-async def _exchange(connection: AbstractConnection, runs: Sequence[_Run]) -> list[tuple[_Run, RedisError]]:
-    """Send scripts and set their replies; return those that Redis did not run, with its errors."""
-    refused = []
-    try:
-        await connection.send_packed_command(connection.pack_commands([run.command for run in runs]))
-        for run in runs:
-            reply = await _read(connection)
-            if isinstance(reply, RedisError) and did_not_run(reply):
-                refused.append((run, reply))
-            else:
-                run.answer(reply)
-    except RedisConnectionError as error:
-        raise ConnectionLost from error
-    return refused
+class _Connection(asyncio.Protocol):
+    """A connection that the library has opened (address, TLS, user, database), with our own reader.
 
-
-async def _load(connection: AbstractConnection, scripts: Collection[Script]) -> None:
-    loads = [("SCRIPT LOAD", script.source) for script in scripts]
-    await connection.send_packed_command(connection.pack_commands(loads))
-    for _ in loads:
-        if isinstance(reply := await _read(connection), Exception):
-            raise reply
-
-
-async def _read(connection: AbstractConnection) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
-    """Return one reply, or the error that it is. The time-out is that of the whole write."""
-    try:
-        return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
-    except (ResponseError, BusyLoadingError, AuthenticationError) as error:
-        return error
-
-
-async def _reconnect(connection: AbstractConnection) -> None:
-    await connection.disconnect(nowait=True)
-    await connection.connect()  # type: ignore[no-untyped-call] # the library's own
-
-
-def _has_input(connection: AbstractConnection) -> bool:
-    """Return whether an idle connection was closed by Redis, or has a reply that no caller waits for.
-
-    The pool checks what asyncio has read so far; the system may have more.
+    The library packs commands in Python, and sets a time-out in a task of its own for each write and each reply.
     """
-    writer = connection._writer  # noqa: SLF001 - the library has no public way to the socket
-    assert writer is not None  # noqa: S101 - the pool has connected it
-    poll = select.poll()
-    poll.register(writer.get_extra_info("socket"), select.POLLIN)
-    return bool(poll.poll(0))
+
+    def __init__(self, library: AbstractConnection) -> None:
+        self.library = library
+        writer = library._writer  # noqa: SLF001 - the library has no public way to the transport
+        assert writer is not None  # noqa: S101 - the pool has connected it
+        self._transport = writer.transport
+        self._library_protocol = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+        self._input = select.poll()
+        self._input.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        self._reader = hiredis.Reader(replyError=ResponseError)
+        self._unanswered: deque[_Run] = deque()
+        self._refused: list[tuple[_Run, ResponseError]] = []
+        self._done: asyncio.Future[list[tuple[_Run, ResponseError]]] | None = None
+
+    def is_clean(self) -> bool:
+        """Return whether the idle connection is open, and nothing unread has arrived: the system is asked."""
+        return not self._transport.is_closing() and not self._input.poll(0)
+
+    async def send(
+        self, runs: Sequence[_Run], *, load: Collection[Script] = ()
+    ) -> Sequence[tuple[_Run, ResponseError]]:
+        """Load scripts and run others, and set their replies; return those that Redis did not run, with its errors.
+
+        Raises ConnectionLost.
+        """
+        loop = asyncio.get_running_loop()
+        loading = [
+            _Run(script, pack_command(("SCRIPT", "LOAD", script.source)), loop.create_future()) for script in load
+        ]
+        self._refused, self._done = [], loop.create_future()
+        self._unanswered.extend((*loading, *runs))
+        self._transport.write(b"".join([run.command for run in self._unanswered]))
+        refused = await self._done
+        for run in loading:
+            if run.reply.done() and isinstance(error := run.reply.result(), Exception):
+                raise error
+        return refused
+
+    def data_received(self, data: bytes) -> None:
+        """Set the replies. The writer continues before the callers, so that an error is logged before it is raised."""
+        self._reader.feed(data)
+        answers = []
+        while (reply := self._reader.gets()) is not False:
+            if not self._unanswered:  # an unsolicited reply: those after it could be mismatched
+                self._transport.abort()
+                return
+            run = self._unanswered.popleft()
+            if isinstance(reply, ResponseError) and did_not_run(reply):
+                self._refused.append((run, reply))
+            else:
+                answers.append((run, reply))
+        if not self._unanswered and self._done and not self._done.done():
+            self._done.set_result(self._refused)
+        for run, reply in answers:
+            run.answer(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Close the library's side, and fail the write in progress."""
+        self._library_protocol.connection_lost(exc)
+        if self._done and not self._done.done():
+            self._done.set_exception(ConnectionLost())
 
 
 async def _result(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
