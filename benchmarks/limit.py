@@ -38,7 +38,7 @@ class SharedWrites:
         return reply
 
     async def _write(self) -> None:
-        connection = await self._redis.connection_pool.get_connection()
+        connection = await self._redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # the library's own
         while self._waiting:
             batch, self._waiting = self._waiting, []
             await connection.send_packed_command(connection.pack_commands([command for command, _ in batch]))

@@ -140,7 +140,7 @@ class ScriptRunner:
         return {"store_up": 1}
 
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
-        command = pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+        command = pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))  # type: ignore[arg-type] # its stub means a tuple of any length
         reply = asyncio.get_running_loop().create_future()
         self._waiting.append(_Run(script, command, reply))
         if self._writer is None:
@@ -230,9 +230,8 @@ class _Connection(asyncio.Protocol):
         Raises ConnectionLost.
         """
         loop = asyncio.get_running_loop()
-        loading = [
-            _Run(script, pack_command(("SCRIPT", "LOAD", script.source)), loop.create_future()) for script in load
-        ]
+        loads = [(script, pack_command(("SCRIPT", "LOAD", script.source))) for script in load]  # type: ignore[arg-type] # as above
+        loading = [_Run(script, command, loop.create_future()) for script, command in loads]
         self._refused, self._done = [], loop.create_future()
         self._unanswered.extend((*loading, *runs))
         self._transport.write(b"".join([run.command for run in self._unanswered]))

@@ -9,6 +9,8 @@ import structlog
 from pydantic_core import to_json
 from structlog.types import EventDict, Processor
 
+from app.telemetry.line_buffer import LineBuffer
+
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
 
@@ -30,7 +32,8 @@ def configure_logging(*, level: str, style: str) -> None:
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    buffer = LineBuffer(sys.stderr)
+    handler = logging.StreamHandler(buffer)  # flushes with each line
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,
@@ -40,7 +43,7 @@ def configure_logging(*, level: str, style: str) -> None:
     structlog.configure(
         processors=[structlog.processors.add_log_level, stamp, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _RequestLogger(buffer),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -49,6 +52,13 @@ def configure_logging(*, level: str, style: str) -> None:
     logging.captureWarnings(capture=True)  # the warnings of Python too
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _RequestLogger:
+    """Where structlog's own loggers write: one line for each request, held for a moment."""
+
+    def __init__(self, buffer: LineBuffer) -> None:
+        self.msg = self.debug = self.info = self.warning = self.error = buffer.write_later
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:

@@ -47,6 +47,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 
 
 def lines(logged: io.StringIO) -> list[dict[str, Any]]:
+    logging.getLogger().handlers[0].flush()  # lines of requests are held for a moment
     return [json.loads(line) for line in logged.getvalue().splitlines()]
 
 
