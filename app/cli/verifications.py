@@ -59,7 +59,7 @@ def _facts(found: Verification) -> dict[str, Any]:
         "test": found.test,
         "calls": [
             {
-                "serial": call.call_number,
+                "call_number": call.call_number,
                 "channel": call.channel,
                 "status": call.state.status,
                 "provider_status": call.state.provider_status,

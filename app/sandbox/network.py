@@ -242,7 +242,7 @@ class VirtualNetwork:
             if self.send_callback:
                 self.send_callback(callback)
             else:
-                log.warning("sandbox.hook_dropped", extra={"attempts": 0})
+                log.warning("sandbox.callback_dropped", extra={"attempts": 0})
 
     def _state(self, record: CallRecord) -> VirtualCall:
         return record.state(at=self._monotonic(), pace=self.pace)

@@ -64,7 +64,7 @@ class CallbackSender:
                 await asyncio.sleep(attempt * self._pause)
                 if await self._is_accepted(callback):
                     return
-            log.warning("sandbox.hook_dropped", extra={"attempts": _ATTEMPTS})
+            log.warning("sandbox.callback_dropped", extra={"attempts": _ATTEMPTS})
         except Exception:
             log.exception("sandbox.unexpected_error")
 
@@ -78,5 +78,5 @@ class CallbackSender:
                 failure = f"HTTP {answer.status}"
         except _FAILURES as error:
             failure = type(error).__name__  # its message could repeat the URL, which holds a secret
-        log.info("sandbox.hook_not_taken", extra={"why": failure})
+        log.info("sandbox.callback_rejected", extra={"why": failure})
         return False

@@ -90,7 +90,7 @@ def test_doctor_prints_json(redis_url: str) -> None:
         {
             "check": "balance",
             "result": "warning",
-            "told": "50.00 RUB, below WARN_BALANCE_RUB (100)",
+            "message": "50.00 RUB, below WARN_BALANCE_RUB (100)",
             "advice": "Top the account up in Plusofon's cabinet.",
         }
     ]

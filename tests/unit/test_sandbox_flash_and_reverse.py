@@ -230,7 +230,7 @@ async def test_callbacks_are_dropped_once_the_api_has_stopped(
     async with app.router.lifespan_context(app):
         assert network.send_callback
     network.dial(phone=PHONE, number=reverse(network))
-    assert caplog.messages == ["sandbox.hook_dropped"] * 2
+    assert caplog.messages == ["sandbox.callback_dropped"] * 2
 
 
 def test_the_repr_of_a_callback_has_no_secret_and_no_number(network: VirtualNetwork) -> None:
