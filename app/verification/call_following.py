@@ -79,7 +79,11 @@ class CallWatcher:
     async def _handle(self, call: DueCall) -> None:
         """Follow one call, unless it is given up. Its errors do not keep others from being followed."""
         call_id = call.call_id
-        facts = {"verification_id": call_id.verification_id, "call_number": call_id.call_number, "attempt": call.attempt}
+        facts = {
+            "verification_id": call_id.verification_id,
+            "call_number": call_id.call_number,
+            "attempt": call.attempt,
+        }
         if call.attempt > MAX_ATTEMPTS:
             log.warning("call.given_up", extra=facts)
             await self._queue.done(call_id)
