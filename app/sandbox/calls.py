@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from app.sandbox.numbers import MTS, MagicNumber, operator_of
+from app.sandbox.numbers import MagicNumber
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.phone import Phone
+from app.verification.routing import operator_of
 
 REVERSE_CALL_SECONDS = 300.0  # how long a reverse call may be dialled
 
@@ -114,7 +116,7 @@ class CallRecord:
 
     def _timeline(self) -> _Timeline:
         flash = self.channel is Channel.FLASH_CALL
-        if flash and operator_of(self.phone) == MTS:  # Plusofon: flash calls may not reach subscribers of MTS
+        if flash and operator_of(Phone(self.phone)) == "mts":  # Plusofon: flash calls may not reach subscribers of MTS
             return _NOT_RUNG
         if self.phone == MagicNumber.NO_ANSWER:  # a flash call gives its code away when it rings
             return _NOT_RUNG if flash else _NO_ANSWER

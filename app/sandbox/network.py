@@ -13,10 +13,12 @@ from uuid import uuid4
 
 from app.sandbox.calls import CallRecord, VirtualCall
 from app.sandbox.faults import Faults
-from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber, operator_of
+from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
 from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.phone import Phone
+from app.verification.routing import operator_of
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +101,7 @@ class VirtualNetwork:
     def place(self, *, phone: str, pin: str, lang: Lang, repeat: int) -> VirtualCall:
         """Call ``phone``, a number in E.164, and speak ``pin``.
 
-        Raises:
-            CallRefused, NoAccess: the number is magic, or the balance is too low; nothing was placed.
-            NoReply: the number is magic.
-
+        Raise CallRefused or NoAccess (the number is magic, or the balance is too low; nothing was placed), or NoReply.
         """
         if phone == MagicNumber.VOICE_REFUSED:
             raise CallRefused(REFUSAL)
@@ -110,12 +109,7 @@ class VirtualNetwork:
         return self._add(replace(record, pin=pin, lang=lang, repeat=repeat))
 
     def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:
-        """Let ``phone`` ring, from a number that ends with ``pin``, or with four random digits.
-
-        Raises:
-            CallRefused, NoAccess, NoReply: as for ``place``.
-
-        """
+        """Let ``phone`` ring, from a number that ends with ``pin``, or with four random digits. Raise as ``place``."""
         ignores_pin = phone == MagicNumber.OTHER_PIN
         if pin is None:
             pin = f"{secrets.randbelow(10_000):04}"
@@ -125,27 +119,17 @@ class VirtualNetwork:
         call = self._add(replace(record, pin=pin, caller=_FLASH_CALLER + pin))
         if not (self._returns_pin or ignores_pin):
             return FlashCall(call=call)
-        return FlashCall(call=call, pin=pin, operator=operator_of(phone))
+        return FlashCall(call=call, pin=pin, operator=operator_of(Phone(phone)))
 
     def is_pin(self, call_id: str, pin: str) -> bool:
-        """Return whether ``pin`` is the code of a flash call.
-
-        Raises:
-            CallUnknown: there is no such flash call, or it was dropped.
-
-        """
+        """Return whether ``pin`` is the code of a flash call. Raise CallUnknown if there is none, or it was dropped."""
         record = self._records.get(call_id)
         if record is None or record.channel is not Channel.FLASH_CALL:
             raise CallUnknown(NO_SUCH_CALL)
         return record.pin == pin
 
     def place_reverse_call(self, *, phone: str, callback_url: str) -> VirtualCall:
-        """Wait five minutes for ``phone`` to dial a number, which a callback announces at once.
-
-        Raises:
-            CallRefused, NoAccess, NoReply: as for ``place``.
-
-        """
+        """Wait five minutes for ``phone`` to dial a number, which a callback announces at once. Raise as ``place``."""
         record = replace(
             self._charge(phone, Channel.REVERSE_CALL),
             dial=next(self._dial_numbers),
@@ -158,10 +142,7 @@ class VirtualNetwork:
     def dial(self, *, phone: str, number: str) -> VirtualCall:
         """Let ``phone`` dial ``number``, in any format; a callback confirms the reverse call that waits for it.
 
-        Raises:
-            NoCallWaiting: no reverse call waits for the phone.
-            WrongNumber: none waits at this number.
-
+        Raise NoCallWaiting, or WrongNumber if it waits at another number.
         """
         waiting = [call for call in self.calls_of(phone) if call.dial]
         if not waiting:
@@ -179,12 +160,7 @@ class VirtualNetwork:
         return self._state(record)
 
     def status(self, call_id: str) -> VirtualCall:
-        """Return the state of a call.
-
-        Raises:
-            CallUnknown: there is no such call, or it was dropped.
-
-        """
+        """Return the state of a call. Raise CallUnknown if there is none, or it was dropped."""
         if call_id not in self._records:
             raise CallUnknown(NO_SUCH_CALL)
         return self._state(self._records[call_id])

@@ -1,14 +1,8 @@
-"""The numbers of the virtual telephone network: those with a special effect, their operators, and those to dial."""
+"""The numbers of the virtual telephone network: those with a special effect, and those to dial."""
 
 from enum import StrEnum
 from typing import Self
 
-import phonenumbers
-from phonenumbers import carrier
-
-MTS = "mts"
-# The ranges of MTS in the Russian numbering plan; phonenumbers' table of carriers lacks them.
-_MTS_RANGES = tuple(f"+7{code}" for code in (*range(910, 920), *range(980, 990)))
 DIAL_NUMBERS = tuple(f"880055501{number:02}" for number in range(10))  # for reverse calls; made up
 
 
@@ -33,21 +27,8 @@ class MagicNumber(StrEnum):
     NO_REPLY_NOT_PLACED = "+79000000007", "No call is placed, and the provider never answers, on any channel."
     FAILED = "+79000000008", "The call is placed and fails in the network; the code is never heard."
     ODD_STATUS = "+79000000009", "The call passes through the undocumented status 'rerouted' before it completes."
-    VOICE_REFUSED = (
-        "+79000000010",
-        "The provider refuses voice calls alone: HTTP 200 with success: false.",
-    )
-    OTHER_PIN = (
-        "+79000000011",
-        "A flash call ignores the requested code: the provider uses and returns another.",
-    )
+    VOICE_REFUSED = "+79000000010", "The provider refuses voice calls alone: HTTP 200 with success: false."
+    OTHER_PIN = "+79000000011", "A flash call ignores the requested code: the provider uses and returns another."
     CALLBACK_TWICE = "+79000000012", "Each callback of a reverse call is sent twice, both at the same moment."
     CALLBACK_OF_ANOTHER = "+79000000013", "The confirming callback of a reverse call has another caller's number."
     CALLBACK_AS_FORM = "+79000000014", "Callbacks are form fields; for other numbers JSON and form fields alternate."
-
-
-def operator_of(phone: str) -> str | None:
-    """Return the operator of a number in E.164, in lower case, by its range in the numbering plan."""
-    if phone.startswith(_MTS_RANGES):
-        return MTS
-    return carrier.name_for_number(phonenumbers.parse(phone), "en").lower() or None
