@@ -10,10 +10,10 @@ from enum import StrEnum
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from app.container import make_tokens
 from app.providers.http import NeverSent, Reason, Unclear
 from app.settings import Mode, Settings, misspelt_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
-from app.tokens import TokenSigner
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
 from app.verification.phone import Phone
 from app.verification.ports import ProviderAccounts
@@ -262,11 +262,7 @@ def _https(settings: Settings) -> Finding:
 
 def _tokens(settings: Settings) -> Finding:
     try:
-        signer = TokenSigner(
-            settings.token_keys,
-            issuer=settings.token.issuer,
-            lifetime=timedelta(seconds=settings.token.lifetime_seconds),
-        )
+        signer = make_tokens(settings)
         token = signer.sign(phone=_MADE_UP, purpose="doctor", verification_id="doctor", client="doctor")
         signer.verify(token, client="doctor")
     except (ValueError, OSError, VerificationError):
