@@ -55,9 +55,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """All settings; ``plusofon.user_id`` is ``PLUSOFON_USER_ID`` in the environment.
 
-    Raises:
-        ValidationError: on creation; ``load_settings`` turns it into sentences.
-
+    Creating them raises ValidationError, which ``load_settings`` turns into sentences.
     """
 
     model_config = SettingsConfigDict(frozen=True)
@@ -243,9 +241,7 @@ class Settings(BaseSettings):
     def require_sandbox(self, setting: str) -> None:
         """Check the mode before a fallback of the sandbox is used, also for settings that were not validated.
 
-        Raises:
-            SettingsError: the mode is production, so ``setting`` is missing.
-
+        Raise SettingsError in production: ``setting`` is missing.
         """
         if self.mode is not Mode.SANDBOX:
             raise SettingsError([f"{setting} is missing: {_REQUIRED_IN_PRODUCTION[setting]}."])
@@ -260,9 +256,7 @@ def setting_names() -> Mapping[str, Setting]:
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings
     """Return the settings; ``overrides`` take precedence over the environment, and that over ``.env``.
 
-    Raises:
-        SettingsError: something is missing or wrong.
-
+    Raise SettingsError if something is missing or wrong.
     """
     names = setting_names()
     environment = read_environment(names)

@@ -65,9 +65,7 @@ class CallWatcher:
     async def step(self) -> timedelta:
         """Follow a few calls, and return the pause until the next step.
 
-        Raises:
-            StoreUnavailable: the calls that could not be recorded are due again when their claims end.
-
+        Raise StoreUnavailable: the calls that could not be recorded are due again when their claims end.
         """
         calls = await self._queue.claim(_CONCURRENCY)
         results = await asyncio.gather(*map(self._handle, calls), return_exceptions=True)

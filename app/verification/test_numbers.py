@@ -31,10 +31,7 @@ class TestNumbers:
     def code_of(self, phone: Phone) -> str | None:
         """Return the fixed code of a test number, None for any other.
 
-        Raises:
-            PhoneNotCallable: its last day has passed. It may be a person's number, so it does not silently become one
-                that is called.
-
+        Raise PhoneNotCallable if its last day has passed: it may be a person's number, which must not be called then.
         """
         number = self._numbers.get(phone)
         if number is None:
