@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -63,6 +63,7 @@ class FlashCall:
     operator: str | None = None
 
 
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class VirtualNetwork:
     """Places virtual calls. A call is answered after two phases of ``pace`` seconds, and completed after five.
 
@@ -72,31 +73,19 @@ class VirtualNetwork:
     call meet ``faults``. Balance and faults can be set at any time.
     """
 
-    def __init__(
-        self,
-        *,
-        pace: float = 1.0,
-        balance: Decimal = Decimal("10000.00"),
-        price: Decimal = Decimal("3.00"),
-        returns_pin: bool = False,
-        faults: Faults | None = None,
-        calls_kept: int = CALLS_KEPT,
-        monotonic: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.pace = pace
-        self.balance = balance
-        self.price = price
-        self.faults = faults or Faults()
-        self._returns_pin = returns_pin
-        self._calls_kept = calls_kept
-        self._monotonic = monotonic
-        self._now = now
-        self._records: dict[str, CallRecord] = {}  # by call id, oldest first
-        self._of_phone: dict[str, deque[str]] = {}  # call ids, each oldest first
-        self._dial_numbers = cycle(DIAL_NUMBERS)
-        self._as_form = cycle((False, True))
-        self.send_callback: Callable[[ProviderCallback], None] | None = None  # without it, callbacks are dropped
+    pace: float = 1.0
+    balance: Decimal = Decimal("10000.00")
+    price: Decimal = Decimal("3.00")
+    returns_pin: bool = False
+    faults: Faults = field(default_factory=Faults)
+    calls_kept: int = CALLS_KEPT
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    send_callback: Callable[[ProviderCallback], None] | None = field(default=None, init=False)  # None: they are dropped
+    _records: dict[str, CallRecord] = field(default_factory=dict, init=False)  # by call id, oldest first
+    _of_phone: dict[str, deque[str]] = field(default_factory=dict, init=False)  # call ids, each oldest first
+    _dial_numbers: Iterator[str] = field(default_factory=lambda: cycle(DIAL_NUMBERS), init=False)
+    _as_form: Iterator[bool] = field(default_factory=lambda: cycle((False, True)), init=False)
 
     def place(self, *, phone: str, pin: str, lang: Lang, repeat: int) -> VirtualCall:
         """Call ``phone``, a number in E.164, and speak ``pin``.
@@ -117,7 +106,7 @@ class VirtualNetwork:
             pin = f"{(int(pin) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
         record = self._charge(phone, Channel.FLASH_CALL)
         call = self._add(replace(record, pin=pin, caller=_FLASH_CALLER + pin))
-        if not (self._returns_pin or ignores_pin):
+        if not (self.returns_pin or ignores_pin):
             return FlashCall(call=call)
         return FlashCall(call=call, pin=pin, operator=operator_of(Phone(phone)))
 
@@ -184,7 +173,7 @@ class VirtualNetwork:
             raise CallRefused(NO_BALANCE)
         self.balance -= self.price
         return CallRecord(
-            call_id=uuid4().hex, channel=channel, phone=phone, placed_at=self._now(), began=self._monotonic()
+            call_id=uuid4().hex, channel=channel, phone=phone, placed_at=self.now(), began=self.monotonic()
         )
 
     def _add(self, record: CallRecord) -> VirtualCall:
@@ -194,7 +183,7 @@ class VirtualNetwork:
         of_phone.append(record.call_id)
         if len(of_phone) > CALLS_KEPT_PER_PHONE:
             self._drop(of_phone[0])
-        elif len(self._records) > self._calls_kept:
+        elif len(self._records) > self.calls_kept:
             self._drop(next(iter(self._records)))
         if record.phone == MagicNumber.NO_REPLY_PLACED:
             raise NoReply
@@ -221,4 +210,4 @@ class VirtualNetwork:
                 log.warning("sandbox.callback_dropped", extra={"attempts": 0})
 
     def _state(self, record: CallRecord) -> VirtualCall:
-        return record.state(at=self._monotonic(), pace=self.pace)
+        return record.state(at=self.monotonic(), pace=self.pace)

@@ -102,14 +102,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - it also reads names that are not settings
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: object, **__: object
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources: the arguments, then what ``read_environment`` finds."""
+        """Return the sources: the arguments, then ``read_environment``; the library's would read unknown names too."""
         fields: dict[str, Any] = {}
         for name, given in read_environment(setting_names()).values.items():
             *section, field = setting_names()[name].path
