@@ -1,4 +1,4 @@
-"""Webhook events, and the ports of the outbox that holds them until delivery and of the dead letters."""
+"""Webhook events, and the port of the outbox that holds them until delivery."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,19 +90,3 @@ class Outbox(Protocol):
 
         Return whether it will be retried: it becomes a dead letter also where too many wait already.
         """
-
-    async def backlog(self) -> Backlog:
-        """Return the state of delivery; cheap."""
-
-
-class DeadLetters(Protocol):
-    """The events that were given up. All methods raise StoreUnavailable."""
-
-    async def dead_letters(self) -> Sequence[DeadLetter]:
-        """Return them, the oldest first."""
-
-    async def resend(self, event_id: str) -> bool:
-        """Deliver one again, with all attempts. Return False if there is none with this id."""
-
-    async def resend_all(self) -> int:
-        """Deliver all again, and return how many."""
