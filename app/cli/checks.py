@@ -124,7 +124,9 @@ def _lacks_a_right(error: BaseException | None) -> bool:
 def _version(health: RedisHealth) -> Finding:
     if health.version is None:
         return doubtful(
-            "redis", "reached; its user may not ask for its version (INFO)", "Allow INFO, or look yourself."
+            "redis",
+            "reached; its user may not ask for its version (INFO)",
+            "Allow INFO, or check the version yourself.",
         )
     if health.version < _OLDEST_REDIS:
         return wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")

@@ -69,5 +69,5 @@ def _lines(found: Verification) -> Iterator[str]:
         yield f"checks    {found.checks_left} left"
         yield f"calls     {found.calls_left} left, {resend}"
     for call in found.calls:
-        word = f" (the provider's word: {call.state.provider_status})" if call.state.provider_status else ""
+        word = f" (provider status: {call.state.provider_status})" if call.state.provider_status else ""
         yield f"  {call.call_number}  {call.channel:<13} {call.state.status}{word}"
