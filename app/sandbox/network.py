@@ -199,9 +199,7 @@ class VirtualNetwork:
 
     def _notify(self, record: CallRecord, number: str) -> None:
         callback = ProviderCallback(
-            url=record.callback_url,
-            body={"key": record.call_id, "phone": number},
-            as_form=record.callbacks_as_form,
+            url=record.callback_url, body={"key": record.call_id, "phone": number}, as_form=record.callbacks_as_form
         )
         for _ in range(2 if record.phone == MagicNumber.CALLBACK_TWICE else 1):
             if self.send_callback:

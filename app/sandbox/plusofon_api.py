@@ -26,12 +26,7 @@ ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list o
 
 
 def create_sandbox_app(
-    network: VirtualNetwork,
-    *,
-    user_id: str,
-    access_token: str,
-    cabinet_token: str | None = None,
-    stall: float = 30.0,
+    network: VirtualNetwork, *, user_id: str, access_token: str, cabinet_token: str | None = None, stall: float = 30.0
 ) -> Starlette:
     """Return the API as an app, which sends the network's callbacks while its lifespan is open.
 
