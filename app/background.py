@@ -25,7 +25,7 @@ class Background:
     """
 
     first_pause: timedelta = timedelta(seconds=1)
-    longest_pause: timedelta = timedelta(seconds=30)
+    longest_pause: timedelta = timedelta(seconds=10)
     grace: timedelta = timedelta(seconds=3)
     _steps: dict[str, Step] = field(default_factory=dict, init=False)
     _tasks: dict[asyncio.Task[None], str] = field(default_factory=dict, init=False)

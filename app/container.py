@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -152,7 +152,8 @@ async def open_container(
             background.add("balance", providers.balance_poller.step)
             background.add("stats", stores.stats.step)
             background.add("metrics", exposition.step)
-            builder.deliver_webhooks(stores.webhooks)
+            if deliverer := builder.make_deliverer(stores.webhooks):
+                background.add("webhooks", (await stack.enter_async_context(deliverer)).step)
             await stack.enter_async_context(background)
         yield Container(
             service=service,
@@ -416,21 +417,14 @@ class Builder:
             ),
         )
 
-    def deliver_webhooks(self, outbox: RedisOutbox) -> None:
-        """Deliver events until the stack is closed, if some client has an endpoint."""
+    def make_deliverer(self, outbox: RedisOutbox) -> WebhookDeliverer | None:
+        """Make what delivers webhooks, if some client has an endpoint."""
         settings, endpoints = self.settings, make_endpoints(self.settings.clients)
         if not endpoints:
-            return
+            return None
         sender = WebhookSender(
             allow_private=settings.mode is Mode.SANDBOX,
             proxy=settings.outbound.proxy_url,
             ssl_context=trust(ssl.create_default_context(), settings.outbound.ca_file),
         )
-        delivery = asyncio.create_task(WebhookDeliverer(outbox, endpoints, sender=sender).run())
-        self.stack.push_async_callback(_cancel, delivery)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+        return WebhookDeliverer(outbox, endpoints, sender=sender)
