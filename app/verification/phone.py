@@ -12,7 +12,7 @@ from app.verification.typed_text import read_digits
 # A mobile number with both prefixes at once, the international and the national one. It can be no other number: +89 is
 # assigned to no country (ITU-T E.164, list of country codes). Other +8… are: +84 Vietnam, +86 China, +880 Bangladesh.
 _BOTH_PREFIXES = re.compile(r"\+89[0-9]{9}")
-_PLAN: str = phonenumbers.PhoneMetadata.metadata_for_region("RU").mobile.national_number_pattern  # type: ignore[union-attr] # it has mobiles
+_PLAN = phonenumbers.PhoneMetadata.metadata_for_region("RU").mobile.national_number_pattern  # type: ignore[union-attr] # it has mobiles
 # The usual spelling, by the library's own numbering plan, without the fifty times longer way through the library.
 _E164_MOBILE = re.compile(rf"\+7(?:{_PLAN})", re.ASCII)
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
