@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import Any
 
 
@@ -11,15 +10,13 @@ async def in_one_round_trip(first: Awaitable[Any], *others: Awaitable[Any]) -> l
 
     The first runs in the task of the caller, before the others: a task costs more than most of what these do.
     """
-    if not others:
-        return [await _result(first)]
-    rest = asyncio.gather(*others, return_exceptions=True)
+    tasks = [asyncio.ensure_future(other) for other in others]
     try:
-        return [await _result(first), *await rest]
+        return [await _result(awaitable) for awaitable in (first, *tasks)]
     except asyncio.CancelledError:
-        rest.cancel()
-        with suppress(asyncio.CancelledError):
-            await rest
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         raise
 
 
