@@ -226,8 +226,9 @@ class _Connection(asyncio.Protocol):
         self._fields, self._body = [], bytearray()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Read a field of the head, or of the trailers."""
-        self._fields.append((name, value))
+        """Read a header. Trailers are none (RFC 9110, section 6.5.1)."""
+        if not self._is_in_body:
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Read the end of the head."""

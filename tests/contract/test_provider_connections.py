@@ -161,7 +161,7 @@ class TestKept:
             body = provider.placed(call)
             await conversation.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n")
             await conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            await conversation.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+            await conversation.send(b"%x\r\n%b\r\n0\r\nContent-Encoding: a-trailer\r\n\r\n" % (len(body), body))
 
         async with talking(provider, answer) as (server, sender):
             assert [await place(sender) for _ in range(2)] == [Placed("call-1"), Placed("call-2")]
