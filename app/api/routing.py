@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, get_args
 
 from fastapi import Request, Response
@@ -23,7 +23,11 @@ class JsonRoute(APIRoute):
     FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
     the body, straight from its bytes. A route without a body is served by FastAPI.
+
+    ``answer`` is the handler, where it needs nothing that FastAPI finds in a path; ``Application`` calls it directly.
     """
+
+    answer: Callable[[Request], Awaitable[Response]] | None = None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the request handler. Raises TypeError if the route declares what would be described but ignored."""
@@ -38,6 +42,8 @@ class JsonRoute(APIRoute):
             response: Response = await endpoint(body=body, http=http, client=client, container=container)
             return response
 
+        if not self.param_convertors:
+            self.answer = handle
         return handle
 
     def _require_supported(self, described: object) -> type[BaseModel]:
