@@ -7,11 +7,11 @@ import time
 from http import HTTPStatus
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.headers import header_values
 from app.api.problems import plain_problem
 from app.container import Container
 
@@ -24,14 +24,14 @@ _MAX_BODY_BYTES = 16 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a caller; another one may not go into a log
 
 # OWASP REST Security Cheat Sheet; a page that needs more sets its own.
-_SECURITY_HEADERS = (
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"strict-transport-security", b"max-age=63072000"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-)
+_SECURITY_HEADERS = {
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"referrer-policy": b"no-referrer",
+    b"strict-transport-security": b"max-age=63072000",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+}
 
 
 class RequestMiddleware:
@@ -46,8 +46,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        given_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
+        given_ids = header_values(scope, b"x-request-id")
+        request_id = given_ids[0] if given_ids and _REQUEST_ID.fullmatch(given_ids[0]) else secrets.token_hex(8)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}  # not all servers make a copy for each
         status, answered = 0, 0.0
         method = scope["method"]
@@ -61,7 +61,10 @@ class RequestMiddleware:
                 headers = message["headers"]
                 present = {name for name, _ in headers}
                 headers.append((b"x-request-id", request_id.encode()))
-                headers.extend(header for header in _SECURITY_HEADERS if header[0] not in present)
+                if present.isdisjoint(_SECURITY_HEADERS):
+                    headers.extend(_SECURITY_HEADERS.items())
+                else:
+                    headers.extend(header for header in _SECURITY_HEADERS.items() if header[0] not in present)
             await send(message)
 
         try:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.api.auth import Client, authenticate
 from app.api.dependencies import ContainerDep, container_of
+from app.api.headers import header_values
 
 _PARAMETERS = {"http": Request, "client": Client, "container": ContainerDep}  # what handle passes, beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
@@ -66,8 +67,8 @@ class JsonRoute(APIRoute):
 async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
     """Read the body. Raises RequestValidationError."""
     content = await http.body()
-    media_type, _, _ = http.headers.get("content-type", "").partition(";")
-    is_json = content and media_type.strip().lower() == "application/json"
+    media_types = header_values(http.scope, b"content-type")
+    is_json = content and media_types and media_types[0].partition(";")[0].strip().lower() == "application/json"
     if is_json and content[0] >= _BYTE_ORDER_MARK:
         content = content.decode(json.detect_encoding(content), errors="replace").encode()
     try:

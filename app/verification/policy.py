@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 from app.verification.channels import Channel
 from app.verification.errors import NotAllowed
@@ -37,7 +38,7 @@ class Quota:
     remaining: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for what is computed once
 class Policy:
     """The rules for the verifications of one client.
 
@@ -87,7 +88,7 @@ class Policy:
         """Return the phone number, if it may be called. Raise PhoneNotCallable if not."""
         return parse_phone(text, denied_prefixes=self.denied_prefixes, allowed_prefixes=self.allowed_prefixes)
 
-    @property
+    @cached_property
     def failed_checks_per_phone_and_address(self) -> Limit:
         """The limit on a phone's failed checks from one address.
 
