@@ -79,7 +79,7 @@ class KeyedRequest:
 
         Raises AnsweredBefore for a repetition; ``install_problems`` has its response sent.
         """
-        client, route, body = self.http.state.client, self.http.scope["path"], await self.http.body()
+        client, route, body = self.http.state.client, self.http.scope["path"], self.http.state.body
         request = IdempotentRequest(client=client, route=route, key=self.key, body=body)
         claim = await self.idempotency.store.claim(request)
         if isinstance(claim, KeptAnswer):

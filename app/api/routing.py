@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from app.api.auth import Client, authenticate
 from app.api.dependencies import ContainerDep, container_of
@@ -65,8 +66,14 @@ class JsonRoute(APIRoute):
 
 
 async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
-    """Read the body. Raises RequestValidationError."""
-    content = await http.body()
+    """Read the body. Raises RequestValidationError or ClientDisconnect."""
+    message = await http.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    content: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        content += await http.body()
+    http.scope["state"]["body"] = content
     media_types = header_values(http.scope, b"content-type")
     is_json = content and media_types and media_types[0].partition(";")[0].strip().lower() == "application/json"
     if is_json and content[0] >= _BYTE_ORDER_MARK:
