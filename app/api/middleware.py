@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from functools import cache
 from http import HTTPStatus
 
 import structlog
@@ -118,25 +119,30 @@ def _log_request(scope: Scope, status: int, answered_after: float, seconds: floa
 
     ``answered_after`` is the time until the response began, which is counted: that of an event stream has no meaning.
     """
-    state, route = scope["state"], getattr(scope.get("route"), "path", None)
-    outcome = state.get("outcome")  # the slug of a problem
-    if not outcome:
-        is_answered = status not in {0, _CLIENT_CLOSED_REQUEST}
-        outcome = ("ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}") if is_answered else "broken-off"
+    state, method, route = scope["state"], scope["method"], getattr(scope.get("route"), "path", None)
+    outcome = state.get("outcome") or _outcome(status)  # the slug of a problem
     container: Container | None = state.get("container")
     if container:
-        container.metrics.request_handled(scope["method"], route, status, outcome, answered_after)
-    trace = {"trace_id": state["trace_id"]} if "trace_id" in state else {}
-    requests.log(
-        logging.DEBUG if route in _PROBES and status != HTTPStatus.UNAUTHORIZED else logging.INFO,
-        "request.handled",
-        logger=__name__,
-        request_id=state["request_id"],
-        client=state.get("client"),
-        method=scope["method"],
-        route=route,
-        status=status,
-        outcome=outcome,
-        duration_ms=round(seconds * 1000, 1),
-        **trace,
-    )
+        container.metrics.request_handled(method, route, status, outcome, answered_after)
+    fields = {
+        "logger": __name__,
+        "request_id": state["request_id"],
+        "client": state.get("client"),
+        "method": method,
+        "route": route,
+        "status": status,
+        "outcome": outcome,
+        "duration_ms": round(seconds * 1000, 1),
+    }
+    if "trace_id" in state:
+        fields["trace_id"] = state["trace_id"]
+    is_probe = route in _PROBES and status != HTTPStatus.UNAUTHORIZED
+    requests.log(logging.DEBUG if is_probe else logging.INFO, "request.handled", **fields)
+
+
+@cache
+def _outcome(status: int) -> str:
+    """Return the outcome of a response that is no problem with a slug."""
+    if status in {0, _CLIENT_CLOSED_REQUEST}:
+        return "broken-off"
+    return "ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}"

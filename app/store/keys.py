@@ -10,6 +10,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from app.verification.phone import Phone
@@ -68,5 +69,10 @@ class PhoneName:
 
 def name_limit(key: bytes, allowance: Allowance) -> str:
     """Return the key of a limit; an address or a range of numbers is not in clear."""
-    digest = hmac.digest(key, f"{allowance.limit.name}\0{allowance.subject}".encode(), hashlib.sha256).hex()
+    return _limit_key(key, allowance.limit.name, allowance.subject)
+
+
+@lru_cache(maxsize=1024)  # most are of a client, whose names repeat
+def _limit_key(key: bytes, limit: str, subject: str) -> str:
+    digest = hmac.digest(key, f"{limit}\0{subject}".encode(), hashlib.sha256).hex()
     return f"pv:{{l:{digest[:20]}}}"

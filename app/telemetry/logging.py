@@ -12,6 +12,7 @@ from structlog.types import EventDict, Processor
 
 from app.telemetry.line_buffer import LineBuffer
 
+_LEVELS = {number: name.lower() for name, number in logging.getLevelNamesMapping().items()}
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
 
@@ -62,8 +63,8 @@ def _make_json_logger(min_level: str) -> type[structlog.BoundLoggerBase]:
     class JsonLogger(structlog.BoundLoggerBase):
         def log(self, level: int, event: str, **fields: object) -> None:
             if level >= least:
-                head = {"event": event, "level": logging.getLevelName(level).lower(), "timestamp": datetime.now(UTC)}
-                self._logger.msg(to_json({**fields, **head}, fallback=repr).decode())
+                fields |= {"event": event, "level": _LEVELS[level], "timestamp": datetime.now(UTC)}
+                self._logger.msg(to_json(fields, fallback=repr).decode())
 
     return JsonLogger
 
