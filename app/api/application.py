@@ -47,7 +47,9 @@ class _DirectRoutes:
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        found = None
+        if scope["type"] == "http":
+            found = self._routes.get((scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))))
         if not found:
             await self._app(scope, receive, send)
             return
