@@ -10,9 +10,10 @@ from app.verification.fraud_guard import FraudGuard
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
 from app.verification.policy import Policies
 from app.verification.ports import CodeCheck, ProofTokens, VerificationStore
+from app.verification.values import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CheckRequest:
     """A client's request to check a code, which is digits only; None for a reverse call.
 

@@ -9,6 +9,7 @@ from app.verification.channels import Channel
 from app.verification.errors import NotAllowed
 from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone, parse_phone
+from app.verification.values import value
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
@@ -22,7 +23,7 @@ class Limit:
     period: timedelta
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Allowance:
     """One event that counts against a limit for ``subject``: an address, a range of numbers, a client."""
 
@@ -30,7 +31,7 @@ class Allowance:
     subject: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quota:
     """What remains of a limit after the event."""
 
