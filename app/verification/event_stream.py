@@ -1,6 +1,5 @@
 """The port through which event streams learn of changes."""
 
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from app.verification.errors import RetryLater
@@ -19,10 +18,3 @@ class Feed(Protocol):
         True may come without a change (messages may have been lost), False with one (the store may be away): read the
         verification to know.
         """
-
-
-class Changes(Protocol):
-    """Signals the changes of verifications, from all workers."""
-
-    def listen(self, verification_id: str, *, client: str) -> AbstractAsyncContextManager[Feed]:
-        """Listen to one verification for a client, from entering to leaving. Raise TooManyListeners on entering."""
