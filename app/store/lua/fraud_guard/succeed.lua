@@ -4,9 +4,11 @@
 -- KEYS    1… buckets of ranges and of clients
 -- ARGV    1… how many succeeded, for each of the KEYS
 
+local succeeded = ARGV
+
 for i, key in ipairs(KEYS) do
   local number = redis.call('HGET', key, 'last')
   if number then
-    redis.call('HINCRBY', key, 'successes' .. number, ARGV[i])
+    redis.call('HINCRBY', key, 'successes' .. number, succeeded[i])
   end
 end
