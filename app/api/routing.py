@@ -26,7 +26,7 @@ class JsonRoute(APIRoute):
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
     the body, straight from its bytes. A route without a body is served by FastAPI.
 
-    ``answer`` is the handler, where it needs nothing that FastAPI finds in a path; ``Application`` calls it directly.
+    ``answer`` is the handler, if the path has no parameters; ``Application`` calls it without FastAPI's wrappers.
     """
 
     answer: Callable[[Request], Awaitable[Response]] | None = None

@@ -12,7 +12,6 @@ from structlog.types import EventDict, Processor
 
 from app.telemetry.line_buffer import LineBuffer
 
-_LEVELS = {number: name.lower() for name, number in logging.getLevelNamesMapping().items()}
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
 
@@ -63,7 +62,8 @@ def _make_json_logger(min_level: str) -> type[structlog.BoundLoggerBase]:
     class JsonLogger(structlog.BoundLoggerBase):
         def log(self, level: int, event: str, **fields: object) -> None:
             if level >= least:
-                fields |= {"event": event, "level": _LEVELS[level], "timestamp": datetime.now(UTC)}
+                name = logging.getLevelName(level).lower()
+                fields |= {"event": event, "level": name, "timestamp": datetime.now(UTC)}
                 self._logger.msg(to_json(fields, fallback=repr).decode())
 
     return JsonLogger
