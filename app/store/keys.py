@@ -20,6 +20,12 @@ _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
 _RANDOM_BYTES = 10  # 80 bits: an id cannot be guessed while it lives
 
 
+@lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
+def keyed_digest(key: bytes, text: str) -> str:
+    """Return the HMAC-SHA256 of a text, in hex."""
+    return hmac.digest(key, text.encode(), hashlib.sha256).hex()
+
+
 @dataclass(frozen=True, slots=True)
 class RecordName:
     """The two parts of a verification's id, which are also the parts of its key."""
@@ -59,7 +65,7 @@ class PhoneName:
     @classmethod
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Return the name of a phone."""
-        digest = hmac.digest(key, phone.e164.encode(), hashlib.sha256).hex()
+        digest = keyed_digest(key, phone.e164)
         return cls(digest[:3], digest[3:19])
 
     def new_record(self) -> RecordName:
@@ -69,10 +75,5 @@ class PhoneName:
 
 def name_limit(key: bytes, allowance: Allowance) -> str:
     """Return the key of a limit; an address or a range of numbers is not in clear."""
-    return _limit_key(key, allowance.limit.name, allowance.subject)
-
-
-@lru_cache(maxsize=1024)  # most are of a client, whose names repeat
-def _limit_key(key: bytes, limit: str, subject: str) -> str:
-    digest = hmac.digest(key, f"{limit}\0{subject}".encode(), hashlib.sha256).hex()
+    digest = keyed_digest(key, f"{allowance.limit.name}\0{allowance.subject}")
     return f"pv:{{l:{digest[:20]}}}"
