@@ -1,7 +1,6 @@
 """API keys: the key of a request in, the name of its client out."""
 
 import hashlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,26 +18,25 @@ class ApiKeys:
 
     Without any keys, every request is accepted as the client ``open_as``, if that is set. A plain hash is enough for a
     key of 256 random bits, which cannot be guessed.
+
+    A key is looked up by its hash. How long that takes reveals nothing: who cannot compute a key from its hash cannot
+    choose how much of the hash is right, and Python hashes it again, under a secret of the process.
     """
 
     def __init__(self, keys: Sequence[tuple[str, bytes]], *, kind: str = "API key", open_as: str | None = None) -> None:
-        self._keys = tuple(keys)
+        self._clients = {digest: client for client, digest in reversed(keys)}
         self._kind = kind
         self._open_as = open_as
 
     def client_of(self, authorization: str | None) -> str:
-        """Return the client of an ``Authorization`` header. Raises Unauthorized.
-
-        Every key is compared, each in constant time, so that the time of an answer reveals nothing about the keys.
-        """
-        if not self._keys and self._open_as:
+        """Return the client of an ``Authorization`` header. Raises Unauthorized."""
+        if not self._clients and self._open_as:
             return self._open_as
         scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
-        found = [client for client, known in self._keys if hmac.compare_digest(known, digest)]
-        if scheme.lower() != "bearer" or not found:
+        client = self._clients.get(hashlib.sha256(key.strip().encode()).digest())
+        if scheme.lower() != "bearer" or client is None:
             raise Unauthorized(self._kind)
-        return found[0]
+        return client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ from app.verification.call_following import CallWatcher
 from app.verification.call_urls import CallbackUrls
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites
+from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import DomainEvent
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
@@ -149,6 +149,7 @@ async def open_container(
             watcher = CallWatcher(stores.call_queue, service.calls.follow, timeout=1.5 * settings.longest_request)
             background.add("calls", watcher.step)
             background.add("balance", providers.balance_poller.step)
+            background.add("fraud_guard", stores.fraud_guard.step)
             background.add("stats", stores.stats.step)
             background.add("metrics", exposition.step)
             if deliverer := builder.make_deliverer(stores.webhooks):
@@ -250,6 +251,7 @@ class Builder:
             verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
             webhooks=RedisOutbox(runner),
         )
+        self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
         self.stack.push_async_callback(stores.stats.aclose)
         self.stack.push_async_callback(stores.changes.aclose)
         return stores

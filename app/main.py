@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
+from app.api.application import Application
 from app.api.docs import install_docs
-from app.api.middleware import RequestMiddleware
 from app.api.path_prefix import PathPrefix
 from app.api.problems import install_problems
 from app.container import Container, make_network, open_container
@@ -80,7 +80,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
 
     ``server`` is the URL of the API, relative to that of its description.
     """
-    app = FastAPI(
+    app = Application(
         title="Plusofon Verify",
         summary="Phone verification by voice call, for Russian numbers.",
         description=_DESCRIPTION,
@@ -97,7 +97,6 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         # Not by include_router, whose routes are matched twice on every request.
         routes=[route for router in _ROUTERS for route in router.routes],
     )
-    app.add_middleware(RequestMiddleware)
     install_problems(app)
     install_docs(app)
     return app

@@ -604,7 +604,7 @@ class FakeGuard:
     async def refund(self, phone: Phone, client: str) -> None:
         self.calls.remove(phone.e164)
 
-    async def succeeded(self, phone: Phone, client: str) -> None:
+    def succeeded(self, phone: Phone, client: str) -> None:
         self.successes.append(phone.e164)
 
     async def blocks(self) -> list[Block]:

@@ -7,6 +7,7 @@ from fastapi import Request, Security
 from fastapi.security import HTTPBearer
 
 from app.api.dependencies import container_of
+from app.api.headers import header_values
 from app.api_keys import ApiKeys
 from app.container import Container
 
@@ -16,9 +17,8 @@ def authenticate(request: Request, keys: ApiKeys) -> str:
 
     Raises Unauthorized: there is no such key, or there are several (a proxy may have checked the other one).
     """
-    given = request.headers.getlist("authorization")
-    client = keys.client_of(given[0] if len(given) == 1 else None)
-    request.state.client = client
+    given = header_values(request.scope, b"authorization")
+    client = request.scope["state"]["client"] = keys.client_of(given[0] if len(given) == 1 else None)
     return client
 
 

@@ -9,7 +9,7 @@ from app.container import Container
 
 def container_of(request: Request) -> Container:
     """Return the container that was opened when the application started."""
-    container: Container = request.state.container
+    container: Container = request.scope["state"]["container"]
     return container
 
 

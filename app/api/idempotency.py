@@ -17,6 +17,7 @@ from typing import Any, Self
 from fastapi import Request, Response
 
 from app.api.dependencies import container_of
+from app.api.headers import header_values
 from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
@@ -66,7 +67,7 @@ class KeyedRequest:
     @classmethod
     def of(cls, http: Request) -> Self | None:
         """Return the request, or None if it has no key. Raises InvalidIdempotencyKey."""
-        given = http.headers.getlist("idempotency-key")
+        given = header_values(http.scope, b"idempotency-key")
         if not given:
             return None
         if len(given) > 1 or not _KEY.fullmatch(given[0]):
@@ -78,7 +79,7 @@ class KeyedRequest:
 
         Raises AnsweredBefore for a repetition; ``install_problems`` has its response sent.
         """
-        client, route, body = self.http.state.client, self.http.scope["path"], await self.http.body()
+        client, route, body = self.http.state.client, self.http.scope["path"], self.http.state.body
         request = IdempotentRequest(client=client, route=route, key=self.key, body=body)
         claim = await self.idempotency.store.claim(request)
         if isinstance(claim, KeptAnswer):

@@ -4,14 +4,15 @@ import logging
 import re
 import secrets
 import time
+from functools import cache
 from http import HTTPStatus
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.headers import header_values
 from app.api.problems import plain_problem
 from app.container import Container
 
@@ -46,8 +47,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        given_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
+        given_ids = header_values(scope, b"x-request-id")
+        request_id = given_ids[0] if given_ids and _REQUEST_ID.fullmatch(given_ids[0]) else secrets.token_hex(8)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}  # not all servers make a copy for each
         status, answered = 0, 0.0
         method = scope["method"]
@@ -59,9 +60,9 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status, answered = int(message["status"]), time.perf_counter()
                 headers = message["headers"]
-                present = {name for name, _ in headers}
+                present = dict(headers)
                 headers.append((b"x-request-id", request_id.encode()))
-                headers.extend(header for header in _SECURITY_HEADERS if header[0] not in present)
+                headers.extend([header for header in _SECURITY_HEADERS if header[0] not in present])
             await send(message)
 
         try:
@@ -115,25 +116,31 @@ def _log_request(scope: Scope, status: int, answered_after: float, seconds: floa
 
     ``answered_after`` is the time until the response began, which is counted: that of an event stream has no meaning.
     """
-    state, route = scope["state"], getattr(scope.get("route"), "path", None)
-    outcome = state.get("outcome")  # the slug of a problem
-    if not outcome:
-        is_answered = status not in {0, _CLIENT_CLOSED_REQUEST}
-        outcome = ("ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}") if is_answered else "broken-off"
+    state, method, route = scope["state"], scope["method"], getattr(scope.get("route"), "path", None)
+    outcome = state.get("outcome") or _outcome(status)  # the slug of a problem
     container: Container | None = state.get("container")
     if container:
-        container.metrics.request_handled(scope["method"], route, status, outcome, answered_after)
-    trace = {"trace_id": state["trace_id"]} if "trace_id" in state else {}
-    requests.log(
-        logging.DEBUG if route in _PROBES and status != HTTPStatus.UNAUTHORIZED else logging.INFO,
-        "request.handled",
-        logger=__name__,
-        request_id=state["request_id"],
-        client=state.get("client"),
-        method=scope["method"],
-        route=route,
-        status=status,
-        outcome=outcome,
-        duration_ms=round(seconds * 1000, 1),
-        **trace,
-    )
+        container.metrics.request_handled(method, route, status, outcome, answered_after)
+    fields = {
+        "logger": __name__,
+        "request_id": state["request_id"],
+        "client": state.get("client"),
+        "method": method,
+        "route": route,
+        "status": status,
+        "outcome": outcome,
+        "duration_ms": round(seconds * 1000, 1),
+    }
+    if "trace_id" in state:
+        fields["trace_id"] = state["trace_id"]
+    is_probe = route in _PROBES and status != HTTPStatus.UNAUTHORIZED
+    logger = requests.bind()  # by its own name; each other attribute is looked up through three calls
+    logger.log(logging.DEBUG if is_probe else logging.INFO, "request.handled", **fields)
+
+
+@cache
+def _outcome(status: int) -> str:
+    """Return the outcome of a response that is no problem with a slug."""
+    if status in {0, _CLIENT_CLOSED_REQUEST}:
+        return "broken-off"
+    return "ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}"

@@ -2,16 +2,18 @@
 
 import inspect
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, get_args
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from app.api.auth import Client, authenticate
 from app.api.dependencies import ContainerDep, container_of
+from app.api.headers import header_values
 
 _PARAMETERS = {"http": Request, "client": Client, "container": ContainerDep}  # what handle passes, beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
@@ -23,7 +25,11 @@ class JsonRoute(APIRoute):
     FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
     the body, straight from its bytes. A route without a body is served by FastAPI.
+
+    ``answer`` is the handler, if the path has no parameters; ``Application`` calls it without FastAPI's wrappers.
     """
+
+    answer: Callable[[Request], Awaitable[Response]] | None = None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the request handler. Raises TypeError if the route declares what would be described but ignored."""
@@ -38,6 +44,8 @@ class JsonRoute(APIRoute):
             response: Response = await endpoint(body=body, http=http, client=client, container=container)
             return response
 
+        if not self.param_convertors:
+            self.answer = handle
         return handle
 
     def _require_supported(self, described: object) -> type[BaseModel]:
@@ -58,10 +66,16 @@ class JsonRoute(APIRoute):
 
 
 async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
-    """Read the body. Raises RequestValidationError."""
-    content = await http.body()
-    media_type, _, _ = http.headers.get("content-type", "").partition(";")
-    is_json = content and media_type.strip().lower() == "application/json"
+    """Read the body. Raises RequestValidationError or ClientDisconnect."""
+    message = await http.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    content: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        content += await http.body()
+    http.scope["state"]["body"] = content
+    media_types = header_values(http.scope, b"content-type")
+    is_json = content and media_types and media_types[0].partition(";")[0].strip().lower() == "application/json"
     if is_json and content[0] >= _BYTE_ORDER_MARK:
         content = content.decode(json.detect_encoding(content), errors="replace").encode()
     try:

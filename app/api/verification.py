@@ -88,7 +88,7 @@ async def start(
 
 def _started(started: Started) -> Response:
     verification = started.verification
-    headers = {"Location": f"/verify/{verification.id}", **quota_headers(started.quotas)}
+    headers = [(b"location", f"/verify/{verification.id}".encode()), *quota_headers(started.quotas)]
     return respond(Verification.of(verification), HTTPStatus.CREATED, headers)
 
 

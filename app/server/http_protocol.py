@@ -362,8 +362,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             request.disconnect()
         if not request or not request.is_started:
             problem = plain_problem(status, secrets.token_hex(8), {"Connection": "close"})
-            headers = (b"%b: %b\r\n" % header for header in problem.raw_headers)
-            self.write(b"".join([STATUS_LINES[status], *headers, CRLF, bytes(problem.body)]))
+            head = CRLF.join([STATUS_LINES[status], *map(b": ".join, problem.raw_headers)])
+            self.write(head + HEAD_END + bytes(problem.body))
         if not self.transport.is_closing():
             self._linger()
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Scope
 
-from app.server.http_parser import CRLF, RequestHead
+from app.server.http_parser import CRLF, HEAD_END, RequestHead
 
 if TYPE_CHECKING:
     from app.server.http_protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
-STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status, status.phrase.encode()) for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -115,26 +115,26 @@ class HttpRequest:
         """Make the head, which is sent with the first part of the body."""
         self.is_started = True
         self._has_body = self.head.method != "HEAD" and status not in _WITHOUT_BODY
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in (*self._protocol.state.default_headers, *headers):
-            match name.lower():
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
+        for header in (*self._protocol.state.default_headers, *headers):
+            match header[0]:
                 case b"content-length":
-                    self._left = int(value)
+                    self._left = int(header[1])
                 case b"connection":
-                    self.keep_alive = self.keep_alive and value.lower() != b"close"
+                    self.keep_alive = self.keep_alive and header[1].lower() != b"close"
                     continue
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines.append(b": ".join(header))
         if self._has_body and self._left is None:
             if self.head.is_http_1_0:  # without chunks, so the end of the connection ends the body
                 self.keep_alive = False
             else:
                 self._is_chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(b"transfer-encoding: chunked")
         self.keep_alive = self.keep_alive and self.is_complete and not self._protocol.connections.are_scarce
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        self._unsent_head = b"".join(lines) + CRLF
-        if not self._unsent_head.count(b"\n") == self._unsent_head.count(b"\r") == len(lines) + 1:
+            lines.append(b"connection: close")
+        self._unsent_head = head = CRLF.join(lines) + HEAD_END
+        if not head.count(b"\n") == head.count(b"\r") == len(lines) + 1:
             raise RuntimeError("a header has a line break")
 
     def _send_body(self, body: bytes, *, more: bool) -> None:

@@ -1,6 +1,7 @@
 """The fraud guard in Redis: in one slot, so that one script judges, blocks and counts."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -19,6 +20,7 @@ ADMIT, REFUND, SUCCEED, LIST, LIFT = (
 _SLOT = "pv:{guard}"
 _LIST = f"{_SLOT}:list"
 _RANGE, _CLIENT = "range:", "client:"  # prefixes of the names of both kinds
+_FLUSHED_EVERY = timedelta(seconds=1)
 _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
 
 
@@ -28,6 +30,7 @@ class RedisFraudGuard:
     def __init__(self, runner: ScriptRunner, rules: GuardRules) -> None:
         self._runner = runner
         self._rules = rules
+        self._successes: Counter[str] = Counter()
         self._arguments: list[Argument] = [
             *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, str(rules.min_conversion)),
             *(ms(rules.first_block), ms(rules.longest_block), ms(rules.memory)),
@@ -57,15 +60,28 @@ class RedisFraudGuard:
 
     async def refund(self, phone: Phone, client: str) -> None:
         """Refund an admitted call that did not happen."""
-        await self._count(REFUND, phone, client)
-
-    async def succeeded(self, phone: Phone, client: str) -> None:
-        """Count a verification that succeeded."""
-        await self._count(SUCCEED, phone, client)
-
-    async def _count(self, script: Script, phone: Phone, client: str) -> None:
         if self._rules.watches(phone):
-            await self._runner.run(script, [_keys(name)[0] for name in _names(phone, client)], [])
+            await self._runner.run(REFUND, [_keys(name)[0] for name in _names(phone, client)], [])
+
+    def succeeded(self, phone: Phone, client: str) -> None:
+        """Count a verification that succeeded, in memory until ``flush``."""
+        if self._rules.watches(phone):
+            for name in _names(phone, client):
+                self._successes[_keys(name)[0]] += 1
+
+    async def step(self) -> timedelta:
+        """Flush, and return when to do so again. Raises StoreUnavailable."""
+        await self.flush()
+        return _FLUSHED_EVERY
+
+    async def flush(self) -> None:
+        """Add the successes to those in Redis. Raises StoreUnavailable; as they may have been added, they are dropped.
+
+        A call is judged minutes after it was placed, so a second more does not change a verdict.
+        """
+        if self._successes:
+            successes, self._successes = self._successes, Counter()
+            await self._runner.run(SUCCEED, list(successes), list(successes.values()))
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""

@@ -174,9 +174,9 @@ class RedisVerificationStore:
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         further = list(policy.for_failed_checks(client=check.client, address=check.address))
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
-        limits = [failed, *(allowance.limit for allowance in further)]
+        limits = [failed, *[allowance.limit for allowance in further]]
         events = self._events(check.client)
-        keys = [key, *(name_limit(self._phone_key, allowance) for allowance in further), *events]
+        keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further], *events]
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), len(events)),
             *(check.retry_digest or "", self._address(check.address)),
@@ -306,11 +306,11 @@ def _calls(fields: Mapping[str, str]) -> Iterable[Call]:
 
 
 def _limit_list(limits: Iterable[Limit]) -> str:
-    return ",".join(f"{limit.name} {limit.count} {ms(limit.period)}" for limit in limits)
+    return ",".join([f"{limit.name} {limit.count} {ms(limit.period)}" for limit in limits])
 
 
 def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:
-    return tuple(Quota(limit, remaining) for limit, remaining in zip(limits, left, strict=True))
+    return tuple([Quota(limit, remaining) for limit, remaining in zip(limits, left, strict=True)])
 
 
 def _digits(phone: Phone) -> str:

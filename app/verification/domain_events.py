@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallStatus, Status
+from app.verification.values import value
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class LimitHit:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CodeChecked:
     """A check was evaluated: ``verified``, ``pending`` (a wrong code) or ``locked`` (the last wrong one)."""
 

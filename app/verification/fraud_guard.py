@@ -98,8 +98,8 @@ class FraudGuard(Protocol):
     async def refund(self, phone: Phone, client: str) -> None:
         """Uncount an admitted call that was not placed. Not idempotent."""
 
-    async def succeeded(self, phone: Phone, client: str) -> None:
-        """Count a verification that succeeded."""
+    def succeeded(self, phone: Phone, client: str) -> None:
+        """Count a verification that succeeded, within a second; raise nothing. Those of a killed process are lost."""
 
     async def blocks(self) -> list[Block]:
         """Return the ranges that are blocked now, the oldest block first."""

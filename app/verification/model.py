@@ -1,6 +1,6 @@
 """A verification and its calls, the results of starting and checking it, and the outcomes of placing a call."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from math import ceil
@@ -10,6 +10,7 @@ from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.phone import Phone
 from app.verification.policy import Quota
+from app.verification.values import value
 
 
 class Status(StrEnum):
@@ -167,15 +168,15 @@ class Started:
     quotas: tuple[Quota, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class _Check:
     """An evaluated check, and what remains of the limits on failed checks."""
 
     verification_id: str
-    quotas: tuple[Quota, ...] = ()
+    quotas: tuple[Quota, ...] = field(default=(), kw_only=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CheckPassed(_Check):
     """The code was right, or the person has made the reverse call.
 
@@ -189,7 +190,7 @@ class CheckPassed(_Check):
     is_repeated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class WrongCode(_Check):
     """The code was wrong; ``checks_left`` more may be tried."""
 
@@ -197,7 +198,7 @@ class WrongCode(_Check):
     checks_left: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Waiting(_Check):
     """The person has not made the reverse call yet."""
 
@@ -205,7 +206,7 @@ class Waiting(_Check):
     checks_left: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Locked(_Check):
     """The code was wrong and the last that could be tried; ``retry_after`` seconds until a new start is allowed."""
 
@@ -213,7 +214,7 @@ class Locked(_Check):
     retry_after: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Verified(_Check):
     """The check passed; ``token`` is the signed proof of it, valid for ``token_lifetime``."""
 

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 from app.verification.channels import Channel
 from app.verification.errors import NotAllowed
 from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone, parse_phone
+from app.verification.values import value
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
@@ -21,7 +23,7 @@ class Limit:
     period: timedelta
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Allowance:
     """One event that counts against a limit for ``subject``: an address, a range of numbers, a client."""
 
@@ -29,7 +31,7 @@ class Allowance:
     subject: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quota:
     """What remains of a limit after the event."""
 
@@ -37,7 +39,7 @@ class Quota:
     remaining: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for what is computed once
 class Policy:
     """The rules for the verifications of one client.
 
@@ -87,7 +89,7 @@ class Policy:
         """Return the phone number, if it may be called. Raise PhoneNotCallable if not."""
         return parse_phone(text, denied_prefixes=self.denied_prefixes, allowed_prefixes=self.allowed_prefixes)
 
-    @property
+    @cached_property
     def failed_checks_per_phone_and_address(self) -> Limit:
         """The limit on a phone's failed checks from one address.
 

@@ -21,6 +21,7 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Policy, Quota
+from app.verification.values import value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class CallId:
         return cls(verification_id, int(call_number))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CodeCheck:
     """A code to be checked: a digest for each key under which it may be stored, and its number of digits.
 

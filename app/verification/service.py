@@ -41,7 +41,7 @@ class VerificationService:
         self.start = StartVerification(
             store, limits, guard, senders, schedule, digester, policies, test_numbers, publish, deferred, store_timeout
         )
-        self.check = CheckVerification(store, guard, digester, policies, tokens, publish, deferred)
+        self.check = CheckVerification(store, guard, digester, policies, tokens, publish)
         self.calls = FollowCalls(store, limits, guard, senders, policies, publish)
 
     async def read(self, *, client: str | None, verification_id: str) -> Verification:

@@ -41,8 +41,13 @@ class GuardHarness:
         called = phones(number_range, count)
         for phone in called:
             await self.guard.admit(phone, client)
-        for phone in called[:answered]:
-            await self.guard.succeeded(phone, client)
+        await self.succeed(*called[:answered], client=client)
+
+    async def succeed(self, *called: Phone, client: str = "shop") -> None:
+        """Verify the calls to some phones."""
+        for phone in called:
+            self.guard.succeeded(phone, client)
+        await self.guard.flush()
 
     async def pass_time(self, duration: timedelta) -> None:
         await age(self.redis, duration)
@@ -138,8 +143,7 @@ async def test_calls_younger_than_the_maturity_are_not_evidence(harness: GuardHa
     await harness.pass_time(RULES.maturity - timedelta(seconds=10))
     assert await harness.refusal() is None
 
-    for phone in phones(PUMPED, 50):
-        await harness.guard.succeeded(phone, "shop")
+    await harness.succeed(*phones(PUMPED, 50))
     await harness.pass_time(MATURE)
 
     assert await harness.refusal() is None
@@ -167,7 +171,7 @@ async def test_successes_expire_together_with_their_calls(harness: GuardHarness)
 
 
 async def test_a_success_without_a_counted_call_is_ignored(harness: GuardHarness) -> None:
-    await harness.guard.succeeded(Phone(f"{PUMPED}000"), "shop")
+    await harness.succeed(Phone(f"{PUMPED}000"))
 
     assert await harness.redis.keys() == []
 
@@ -226,7 +230,7 @@ async def test_100_concurrent_calls_are_all_counted(harness: GuardHarness) -> No
 
 async def test_100_parallel_successes_are_100_successes(harness: GuardHarness) -> None:
     await harness.call(100)
-    await asyncio.gather(*(harness.guard.succeeded(phone, "shop") for phone in phones(PUMPED, 100)))
+    await asyncio.gather(*(harness.succeed(phone) for phone in phones(PUMPED, 100)))
     await harness.call(901)
     await harness.pass_time(MATURE)
     await harness.refusal()
@@ -422,6 +426,17 @@ async def test_allowing_a_blocked_range_admits_its_calls_at_once(harness: GuardH
     await make_guard(replace(RULES, allowed_prefixes=(PUMPED,))).admit(Phone(f"{PUMPED}000"), "shop")
 
 
+async def test_successes_are_written_together(harness: GuardHarness) -> None:
+    await harness.call(20)
+    before = await harness.redis.info("stats")
+
+    await harness.succeed(*phones(PUMPED, 20))
+    await harness.guard.flush()
+
+    after = await harness.redis.info("stats")
+    assert after["total_reads_processed"] - before["total_reads_processed"] == 2  # one, and the INFO itself
+
+
 async def test_a_disabled_guard_sends_no_command_to_redis(harness: GuardHarness, make_guard: Guard) -> None:
     await harness.block()
     before = await harness.redis.info("stats")
@@ -430,7 +445,8 @@ async def test_a_disabled_guard_sends_no_command_to_redis(harness: GuardHarness,
     for phone in phones(PUMPED, 30):
         await off.admit(phone, "shop")
     await off.refund(Phone(f"{PUMPED}000"), "shop")
-    await off.succeeded(Phone(f"{PUMPED}000"), "shop")
+    off.succeeded(Phone(f"{PUMPED}000"), "shop")
+    await off.flush()
     assert (await off.blocks(), await off.suspects(), await off.lift(PUMPED)) == ([], [], False)
 
     after = await harness.redis.info("stats")
@@ -441,10 +457,11 @@ async def test_without_redis_every_method_raises_store_unavailable() -> None:
     async with Redis.from_url("redis://127.0.0.1:1", socket_connect_timeout=0.2) as nowhere:
         guard = RedisFraudGuard(ScriptRunner(nowhere, timeout=0.5), RULES)
         phone = Phone(f"{PUMPED}000")
+        guard.succeeded(phone, "shop")
         for use in (
             guard.admit(phone, "shop"),
             guard.refund(phone, "shop"),
-            guard.succeeded(phone, "shop"),
+            guard.flush(),
             guard.blocks(),
             guard.suspects(),
             guard.lift(PUMPED),

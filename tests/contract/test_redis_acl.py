@@ -216,7 +216,8 @@ async def protect(redis: Redis) -> None:
     guard = RedisFraudGuard(runner, rules)
     await guard.require_open(phone, "shop")
     await guard.admit(phone, "shop")
-    await guard.succeeded(phone, "shop")
+    guard.succeeded(phone, "shop")
+    await guard.flush()
     for _ in range(2):
         await guard.refund(phone, "shop")
     await guard.blocks()

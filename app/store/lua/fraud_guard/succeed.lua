@@ -1,11 +1,14 @@
--- Count a verification that succeeded, in the bucket of the latest call: its own call is at most the life of a code
+-- Count verifications that succeeded, in the bucket of the latest call: their own calls are at most the life of a code
 -- older. Without any call left there is nothing to judge. admit.lua describes the keys.
 --
--- KEYS    1… buckets of the range and of the client
+-- KEYS    1… buckets of ranges and of clients
+-- ARGV    1… how many succeeded, for each of the KEYS
 
-for _, key in ipairs(KEYS) do
+local succeeded = ARGV
+
+for i, key in ipairs(KEYS) do
   local number = redis.call('HGET', key, 'last')
   if number then
-    redis.call('HINCRBY', key, 'successes' .. number, 1)
+    redis.call('HINCRBY', key, 'successes' .. number, succeeded[i])
   end
 end
