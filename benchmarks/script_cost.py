@@ -93,7 +93,8 @@ class ScriptCosts:
         preview = await self._store.preview_start(call, POLICY)
         verification = (await self._store.start(preview.call_id, call, POLICY)).verification
         update = CallUpdate(state=CallState(CallStatus.INITIATED), ref=REF)
-        return (await self._store.record_call(verification, 1, update)).verification
+        await self._store.record_call(verification, 1, update)
+        return verification
 
     async def _refund(self, preview: StartPreview, phone: Phone) -> bool:
         return await self._store.refund(preview.call_id, phone=phone, client=CLIENT, policy=POLICY)

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -48,20 +49,13 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
-    Recorded,
     StartPreview,
 )
 
-_RECORD = ("webhooks/stream", "verification/record")
-_LOG = "verification/log"
-READ, CANCEL, CONFIRM, RECORD_CALL, REFUND = (
-    Script("verification", name, after=_RECORD) for name in ("read", "cancel", "confirm", "record_call", "refund")
+READ, CANCEL, CONFIRM, RECORD_CALL, REFUND, CHECK = (
+    Script("verification", name) for name in ("read", "cancel", "confirm", "record_call", "refund", "check")
 )
-CHECK = Script("verification", "check", after=[*_RECORD, _LOG, "limits/window"])
-PREVIEW, START = (
-    Script("verification", name, after=[*_RECORD, _LOG, "verification/start_rules"])
-    for name in ("start_preview", "start")
-)
+PREVIEW, START = (Script("verification", name, after="start_rules") for name in ("start_preview", "start"))
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
@@ -99,8 +93,8 @@ class RedisVerificationStore:
         verification = replace(_verification(record, *stored), checks_left=checks_left)
         return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
 
-    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Record what happened to a call."""
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
+        """Record what happened to a call; return whether this has ended it."""
         name, state = _record(verification.id), update.state
         arguments: list[Argument] = [
             *(call_number, state.status, update.ref or "", state.provider_status or ""),
@@ -108,8 +102,8 @@ class RedisVerificationStore:
             *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
         keys = [name.key, *self._events(verification.client)]
-        ended, *record = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
-        return Recorded(_verification(name, *record), bool(ended))
+        (has_ended,) = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
+        return bool(has_ended)
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
@@ -264,8 +258,8 @@ def _record(verification_id: str) -> RecordName:
     return name
 
 
-def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[bytes]) -> Verification:
-    fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
+def _verification(name: RecordName, now: int, expires: int, record: bytes) -> Verification:
+    fields = json.loads(record)
     calls = tuple(_calls(fields))
     latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
     resend_at = fields.get(RecordField.RESEND_AT)
@@ -290,7 +284,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
     )
 
 
-def _calls(fields: Mapping[str, str]) -> Iterable[Call]:
+def _calls(fields: Mapping[str, Any]) -> Iterable[Call]:
     for call_number in range(1, int(fields[RecordField.LAST_CALL]) + 1):
         if status := fields.get(f"{CallField.CALL_STATUS}{call_number}"):
             dial = fields.get(f"{CallField.NUMBER_TO_DIAL}{call_number}")

@@ -95,14 +95,6 @@ class CallUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """A verification after the update of a call, and whether the call has ended by this update."""
-
-    verification: Verification
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
 class CallHistory:
     """The operator of a phone, and its calls that have verified nobody yet."""
 
@@ -144,8 +136,11 @@ class VerificationStore(Protocol):
         phone and purpose).
         """
 
-    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Write the state of a call, which never goes back to an earlier one. Raise VerificationNotFound."""
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
+        """Write the state of a call, which never goes back to an earlier one. Return whether this has ended the call.
+
+        Raise VerificationNotFound.
+        """
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy

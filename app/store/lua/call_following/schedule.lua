@@ -16,6 +16,6 @@ for _, old in ipairs(redis.call('ZRANGE', due, '-inf', now - memory, 'BYSCORE', 
   redis.call('HDEL', attempts, old)
 end
 
-redis.call('ZADD', due, int(now + delay), call)
+redis.call('ZADD', due, now + delay, call)
 redis.call('HDEL', attempts, call)
 redis.call('PEXPIRE', due, memory)

@@ -15,5 +15,5 @@ for number = 1, record[LAST_CALL] do
   end
 end
 redis.call('DEL', key)
-redis.call('PUBLISH', 'pv:changes', verification_id(key))
+notify_listeners(key)
 return calls

@@ -44,11 +44,9 @@ local function verified(outcome, it, left)
   return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[IS_TEST] and 1 or 0}
 end
 
-local function verify(it, left)
-  if retry_digest ~= '' then
-    redis.call('HSET', it.key, RETRY_DIGEST, retry_digest)
-  end
-  finish(it.key, it.record, 'verified', events)
+local function verify(it, left, changes)
+  changes[RETRY_DIGEST] = retry_digest ~= '' and retry_digest or nil
+  finish(it.key, it.record, changes, 'verified', events)
   return verified('verified', it, left)
 end
 
@@ -81,7 +79,7 @@ if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
 if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
-  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}) end
+  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, {}) end
   return {'waiting', rest_of_id(key), {}, tonumber(record[CHECKS_ALLOWED])}
 end
 
@@ -124,10 +122,8 @@ for _, candidate in ipairs(candidates) do
     local it, status_field = code.of, CALL_STATUS .. code.number
     if held_digest(it.key, candidate) == code.digest then
       -- A right code was heard, even if the provider has not reported yet that the call was answered.
-      if STAGE[it.record[status_field]] < STAGE.answered then
-        redis.call('HSET', it.key, status_field, 'answered')
-      end
-      return verify(it, left)
+      local is_unanswered = STAGE[it.record[status_field]] < STAGE.answered
+      return verify(it, left, {[status_field] = is_unanswered and 'answered' or nil})
     end
   end
 end
@@ -145,10 +141,11 @@ if not record[IS_TEST] then
   end
 end
 
-local checks_left = record[CHECKS_ALLOWED] - redis.call('HINCRBY', key, WRONG_CHECKS, 1)
+local wrong_checks = (record[WRONG_CHECKS] or 0) + 1
+local checks_left = record[CHECKS_ALLOWED] - wrong_checks
 if checks_left > 0 then
-  publish(key, nil, events)
+  publish(key, record, {[WRONG_CHECKS] = wrong_checks}, nil, events)
   return {'wrong', rest_of_id(key), left, checks_left}
 end
-finish(key, record, 'locked', events)
+finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', events)
 return {'exhausted', rest_of_id(key), left, until_next_call(key, record, now)}

@@ -14,7 +14,7 @@ end
 local function write_log(entries)
   local texts = {}
   for i, entry in ipairs(entries) do
-    texts[i] = int(entry.at) .. (entry.address ~= '' and '@' .. entry.address or '')
+    texts[i] = entry.at .. (entry.address ~= '' and '@' .. entry.address or '')
   end
   return table.concat(texts, ',')
 end

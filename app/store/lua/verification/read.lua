@@ -7,6 +7,6 @@
 --         {'not_found'}
 local key, client = KEYS[1], ARGV[1]
 
-local owner = redis.call('HGET', key, CLIENT)
-if not owner or client ~= '' and client ~= owner then return {'not_found'} end
-return {'found', snapshot(key, now_ms())}
+local record = load(key)
+if not record[CLIENT] or client ~= '' and client ~= record[CLIENT] then return {'not_found'} end
+return {'found', snapshot(now_ms(), redis.call('PEXPIRETIME', key), record)}

@@ -27,7 +27,7 @@ local is_resend = named_key and not is_dialled and not named[IS_DIALLED]
 for _, limit in ipairs(limits) do
   longest_period = math.max(longest_period, limit.period)
 end
-local placed, calls_left = recent(phone[CALL_LOG], now, longest_period), {}
+local placed, left = recent(phone[CALL_LOG], now, longest_period), {}
 
 local MOST_CALLS = 100 -- of one verification, with those that the provider refused: scripts loop over them
 local LONGEST_REQUEST = 15000 -- to a provider; after that the process that waits has died
@@ -80,7 +80,7 @@ local function refusal()
   for i, limit in ipairs(limits) do
     local inside, wait_for_call = used(placed, now, limit.count, limit.period)
     if wait_for_call > 0 then return {'limited', limit.name, wait_for_call} end
-    calls_left[i] = limit.count - inside - 1
+    left[i] = limit.count - inside - 1
   end
 end
 
