@@ -505,7 +505,7 @@ class ReferenceStore:
             until = self.now + policy.failed_checks_per_phone.period
             self.phones[phone].expires_at = max(self.phones[phone].expires_at, until)
 
-    async def read(self, verification_id: str, *, client: str | None) -> Verification:
+    async def read(self, verification_id: str, *, client: str | None, follow: bool = False) -> Verification:
         self._require_available()
         record = self.records.get(verification_id)
         if not record:

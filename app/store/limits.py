@@ -1,8 +1,7 @@
 """Limits on calls by address, range of numbers, client and day, in Redis: exact in any window, also in parallel."""
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -65,15 +64,15 @@ class RedisRateLimiter:
     async def _run(self, script: Script, allowances: Sequence[Allowance], token: str = "") -> Sequence[Any]:
         """Run a script on the limits, and return its replies."""
         runs = [
-            ([name_limit(self._key, it) for it in group], [_limit_list(*(it.limit for it in group)), token])
+            ([name_limit(self._key, it) for it in group], [limit_list(it.limit for it in group), token])
             for group in self._groups(allowances)
         ]
         return await self._runner.run_each(script, runs)
 
 
-@lru_cache
-def _limit_list(*limits: Limit) -> str:
-    return json.dumps([(limit.count, ms(limit.period)) for limit in limits])
+def limit_list(limits: Iterable[Limit]) -> str:
+    """Return limits as the JSON array that scripts take."""
+    return json.dumps([(limit.name, limit.count, ms(limit.period)) for limit in limits])
 
 
 def _refusal(limit: Limit, wait: int) -> RateLimited | CallBudgetExhausted:

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.store.fields import CallField, RecordField
 from app.store.keys import PhoneName, RecordName, name_limit
+from app.store.limits import limit_list
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
@@ -130,10 +131,10 @@ class RedisVerificationStore:
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, check, policy)
 
-    async def read(self, verification_id: str, *, client: str | None) -> Verification:
+    async def read(self, verification_id: str, *, client: str | None, follow: bool = False) -> Verification:
         """Read a verification."""
         name = _record(verification_id)
-        return _verification(name, *_facts(await self._runner.run(READ, [name.key], [client or ""])))
+        return _verification(name, *_facts(await self._runner.run(READ, [name.key], [client or "", int(follow)])))
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification."""
@@ -161,8 +162,8 @@ class RedisVerificationStore:
             *(named.rest if named else "", number, ms(policy.lifetime), policy.calls, call.checks, call.token),
             self._address(call.address),
             *(failed.count, share.count, ms(failed.period)),
-            " ".join(str(ms(cooldown)) for cooldown in cooldowns),
-            _limit_list(_phone_limits(call, policy)),
+            json.dumps([ms(cooldown) for cooldown in cooldowns]),
+            limit_list(_phone_limits(call, policy)),
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
@@ -176,7 +177,7 @@ class RedisVerificationStore:
             *(check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period)),
             check.length,
-            _limit_list(limits[1:]),
+            limit_list(limits[1:]),
             *check.candidates,
         ]
         reply = await self._runner.run(CHECK, keys, arguments)
@@ -297,10 +298,6 @@ def _calls(fields: Mapping[str, Any]) -> Iterable[Call]:
                 expires_at=from_ms(fields[f"{CallField.EXPIRES_AT}{call_number}"]),
                 limits_token=fields.get(f"{CallField.LIMITS_TOKEN}{call_number}"),
             )
-
-
-def _limit_list(limits: Iterable[Limit]) -> str:
-    return ",".join(f"{limit.name} {limit.count} {ms(limit.period)}" for limit in limits)
 
 
 def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:

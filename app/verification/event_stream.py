@@ -25,4 +25,7 @@ class Changes(Protocol):
     """Signals the changes of verifications, from all workers."""
 
     def listen(self, verification_id: str, *, client: str) -> AbstractAsyncContextManager[Feed]:
-        """Listen to one verification for a client, from entering to leaving. Raise TooManyListeners on entering."""
+        """Listen to one verification for a client, from entering to leaving. Raise TooManyListeners on entering.
+
+        Then read it with ``follow``: changes before that are seen by the read, and those after it are signalled.
+        """

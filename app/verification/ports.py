@@ -172,8 +172,11 @@ class VerificationStore(Protocol):
         for each code that it was compared with. Raise as ``check_by_id`` does.
         """
 
-    async def read(self, verification_id: str, *, client: str | None) -> Verification:
-        """Return a verification of a client, or of any client without one. Raise VerificationNotFound."""
+    async def read(self, verification_id: str, *, client: str | None, follow: bool = False) -> Verification:
+        """Return a verification of a client, or of any client without one. Raise VerificationNotFound.
+
+        Event streams learn of its changes from the first read with ``follow`` on.
+        """
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification; a canceled one stays as it is.

@@ -44,10 +44,10 @@ class VerificationService:
         self.check = CheckVerification(store, guard, digester, policies, tokens, publish, deferred)
         self.calls = FollowCalls(store, limits, guard, senders, policies, publish)
 
-    async def read(self, *, client: str, verification_id: str) -> Verification:
+    async def read(self, *, client: str, verification_id: str, follow: bool = False) -> Verification:
         """Return a verification and its calls as last recorded. Raise VerificationNotFound or StoreUnavailable."""
         policy = self._policies.for_client(client)
-        verification = await self._store.read(verification_id, client=client)
+        verification = await self._store.read(verification_id, client=client, follow=follow)
         return verification.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
 
     async def cancel(self, *, client: str, verification_id: str) -> Verification:

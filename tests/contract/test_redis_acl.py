@@ -187,7 +187,7 @@ async def verify(redis: Redis) -> None:
     await start(store, replace(new_call(1), resend_of=verification.id), POLICY)
     second = CallId(verification.id, 2)
     assert await store.refund(second, phone=verification.phone, client="shop", policy=POLICY)
-    await store.read(verification.id, client="shop")
+    await store.read(verification.id, client="shop", follow=True)
     wrong, right = (CodeCheck(client="shop", candidates=[code], length=6) for code in (WRONG, RIGHT))
     checked = await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)
     assert expect(WrongCode, checked).checks_left == 4
@@ -280,6 +280,7 @@ async def listen(redis: Redis) -> None:
         async with changes.listen(verification.id, client=verification.client) as feed:
             assert await feed.changed(SOON)
             await asyncio.sleep(0.15)
+            await store.read(verification.id, client="shop", follow=True)
             await store.cancel("shop", verification.id)
             assert await feed.changed(SOON)
     finally:

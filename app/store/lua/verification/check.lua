@@ -9,7 +9,7 @@
 -- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 '1' if the client has a webhook
 --         5 retry digest, or ''   6 digest of the address, or ''
 --         7 failed checks of a phone allowed, 8 from one address, 9 in which period
---         10 code length   11 limits of KEYS 2… '<name> <count> <period>,…'   12… code digests under each secret key; without
+--         10 code length   11 limits of KEYS 2…, a JSON array [[name, count, period] …]   12… code digests under each secret key; without
 --         any no code was given, and the question is whether the person has dialled the number of a verification without one
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
 --         {'verified_again', …the same}                    the check that verified it, repeated
@@ -24,7 +24,7 @@
 local first_key, limit_keys = KEYS[1], {select(2, unpack(KEYS))}
 local client, purpose, token, has_webhook, retry_digest, address, failed_allowed, failed_share, failed_period, code_length,
   limit_list = unpack(ARGV)
-local candidates, limits = {select(12, unpack(ARGV))}, read_limits(limit_list)
+local candidates, limits = {select(12, unpack(ARGV))}, cjson.decode(limit_list)
 local events = has_webhook == '1' and table.remove(limit_keys) or nil
 failed_allowed, failed_share = tonumber(failed_allowed), tonumber(failed_share)
 
@@ -111,9 +111,10 @@ if not record[IS_TEST] then
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
   for i, limit in ipairs(limits) do
-    inside, wait = used_of_set(limit_keys[i], now, limit.count, limit.period)
-    if wait > 0 then return {'limited', limit.name, wait} end
-    left[#left + 1] = limit.count - inside
+    local name, count, period = unpack(limit)
+    inside, wait = used_of_set(limit_keys[i], now, count, period)
+    if wait > 0 then return {'limited', name, wait} end
+    left[#left + 1] = count - inside
   end
 end
 
@@ -137,7 +138,8 @@ if not record[IS_TEST] then
   keep_until(phone_key, now + failed_period)
   for i, limit in ipairs(limits) do
     left[i + 1] = left[i + 1] - 1
-    count_in_set(limit_keys[i], now, token, limit.period)
+    local _, _, period = unpack(limit)
+    count_in_set(limit_keys[i], now, token, period)
   end
 end
 

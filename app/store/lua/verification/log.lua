@@ -34,12 +34,3 @@ local function used(entries, now, count, period, address)
   end
   return inside, wait
 end
-
--- Read an argument '<name> <count> <period>,…'.
-local function read_limits(text)
-  local limits = {}
-  for name, count, period in text:gmatch('([^, ]+) (%d+) (%d+)') do
-    limits[#limits + 1] = {name = name, count = tonumber(count), period = tonumber(period)}
-  end
-  return limits
-end

@@ -62,8 +62,10 @@ local function add_event(key, record, event, status, events)
     at = now_ms()})
 end
 
-local function notify_listeners(key)
-  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+local function notify_followers(key, record)
+  if record[IS_FOLLOWED] then
+    redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  end
 end
 
 -- Write changes that callers see, and add `event`, if there is one, to the stream `events` of a client with a webhook.
@@ -75,7 +77,7 @@ local function publish(key, record, changes, event, events)
     changes[IS_ANNOUNCED] = 1
   end
   write(key, record, changes)
-  notify_listeners(key)
+  notify_followers(key, record)
   if not events then return end
   if is_created and event ~= 'verification.created' then
     add_event(key, record, 'verification.created', 'pending', events)

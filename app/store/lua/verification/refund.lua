@@ -67,7 +67,7 @@ if is_over or others == 0 and not record[STATUS] and not record[IS_ANNOUNCED] th
     changes_of_phone[DIALLED_REST] = false
   end
   redis.call('DEL', key)
-  notify_listeners(key)
+  notify_followers(key, record)
   if events and record[IS_ANNOUNCED] and not record[STATUS] then
     redis.call('ZADD', events .. ':expiry', expires, in_expiry(key, record))
   end
@@ -75,7 +75,7 @@ elseif was_recorded then
   publish(key, record, changes, record[IS_ANNOUNCED] and 'call.status_changed', events)
 else
   write(key, record, changes)
-  notify_listeners(key) -- they may have seen the call while the provider was being asked
+  notify_followers(key, record) -- they may have seen the call while the provider was being asked
   if events then
     schedule_expiry(key, record, events)
   end

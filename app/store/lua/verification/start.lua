@@ -11,10 +11,7 @@ if tonumber(number) ~= next_number then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
 
-local cooldowns = {}
-for cooldown in cooldown_list:gmatch('%d+') do
-  cooldowns[#cooldowns + 1] = tonumber(cooldown)
-end
+local cooldowns = cjson.decode(cooldown_list)
 local longest_cooldown = cooldowns[#cooldowns]
 -- The streak outlives its cooldown by the longest one: waiting until it is forgotten is never faster than obeying.
 local is_remembered = phone[STREAK] and next_call + longest_cooldown > now

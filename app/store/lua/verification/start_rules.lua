@@ -6,14 +6,14 @@
 --         10 number of the call, for start.lua   11 lifetime of a call   12 calls allowed   13 checks allowed
 --         14 token of the start, '' in a preview   15 digest of the address, or ''
 --         16 failed checks of a phone allowed, 17 from one address, 18 in which period
---         19 cooldowns '<duration> …'   20 limits of calls to a phone '<name> <count> <period>,…'
+--         19 cooldowns and 20 limits of calls to a phone, as JSON arrays [duration …] and [[name, count, period] …]
 local phone_key, new_key, events = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number,
   lifetime, calls_allowed, checks_allowed, token, address, failed_allowed, failed_share, failed_period,
   cooldown_list, limit_list = unpack(ARGV)
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
-local limits, longest_period = read_limits(limit_list), 0
+local limits, longest_period = cjson.decode(limit_list), 0
 
 local now = now_ms()
 local owner = client .. ':' .. purpose
@@ -25,7 +25,8 @@ local named = named_key and load(named_key) or {}
 local is_resend = named_key and not is_dialled and not named[IS_DIALLED]
 
 for _, limit in ipairs(limits) do
-  longest_period = math.max(longest_period, limit.period)
+  local _, _, period = unpack(limit)
+  longest_period = math.max(longest_period, period)
 end
 local placed, left = recent(phone[CALL_LOG], now, longest_period), {}
 
@@ -78,9 +79,10 @@ local function refusal()
   end
 
   for i, limit in ipairs(limits) do
-    local inside, wait_for_call = used(placed, now, limit.count, limit.period)
-    if wait_for_call > 0 then return {'limited', limit.name, wait_for_call} end
-    left[i] = limit.count - inside - 1
+    local name, count, period = unpack(limit)
+    local inside, wait_for_call = used(placed, now, count, period)
+    if wait_for_call > 0 then return {'limited', name, wait_for_call} end
+    left[i] = count - inside - 1
   end
 end
 
