@@ -10,6 +10,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from app.verification.phone import Phone
@@ -17,6 +18,12 @@ from app.verification.policy import Allowance
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
 _RANDOM_BYTES = 10  # 80 bits: an id cannot be guessed while it lives
+
+
+@lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
+def keyed_digest(key: bytes, text: str) -> str:
+    """Return the HMAC-SHA256 of a text, in hex."""
+    return hmac.digest(key, text.encode(), hashlib.sha256).hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class PhoneName:
     @classmethod
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Return the name of a phone."""
-        digest = hmac.digest(key, phone.e164.encode(), hashlib.sha256).hex()
+        digest = keyed_digest(key, phone.e164)
         return cls(digest[:3], digest[3:19])
 
     def new_record(self) -> RecordName:
@@ -68,5 +75,5 @@ class PhoneName:
 
 def name_limit(key: bytes, allowance: Allowance) -> str:
     """Return the key of a limit; an address or a range of numbers is not in clear."""
-    digest = hmac.digest(key, f"{allowance.limit.name}\0{allowance.subject}".encode(), hashlib.sha256).hex()
+    digest = keyed_digest(key, f"{allowance.limit.name}\0{allowance.subject}")
     return f"pv:{{l:{digest[:20]}}}"

@@ -1,12 +1,13 @@
 """Limits on calls by address, range of numbers, client and day, in Redis: exact in any window, also in parallel."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from pydantic_core import to_json
+
 from app.store.keys import name_limit
-from app.store.scripts import Script, ScriptRunner
+from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited
 from app.verification.policy import Allowance, Limit, Quota
@@ -63,16 +64,16 @@ class RedisRateLimiter:
 
     async def _run(self, script: Script, allowances: Sequence[Allowance], token: str = "") -> Sequence[Any]:
         """Run a script on the limits, and return its replies."""
-        runs = [
+        runs: list[tuple[Sequence[str], Sequence[Argument]]] = [
             ([name_limit(self._key, it) for it in group], [limit_list(it.limit for it in group), token])
             for group in self._groups(allowances)
         ]
         return await self._runner.run_each(script, runs)
 
 
-def limit_list(limits: Iterable[Limit]) -> str:
+def limit_list(limits: Iterable[Limit]) -> bytes:
     """Return limits as the JSON array that scripts take."""
-    return json.dumps([(limit.name, limit.count, ms(limit.period)) for limit in limits])
+    return to_json([(limit.name, limit.count, ms(limit.period)) for limit in limits])
 
 
 def _refusal(limit: Limit, wait: int) -> RateLimited | CallBudgetExhausted:

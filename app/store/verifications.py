@@ -1,16 +1,15 @@
 """Verifications in Redis: one script and one round trip for each use case."""
 
-import hashlib
-import hmac
-import json
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from app.store.fields import CallField, RecordField
-from app.store.keys import PhoneName, RecordName, name_limit
+from app.store.keys import PhoneName, RecordName, keyed_digest, name_limit
 from app.store.limits import limit_list
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
@@ -91,8 +90,8 @@ class RedisVerificationStore:
         keys = [phone.key, record.key, *self._events(call.client)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
-        verification = replace(_verification(record, *stored), checks_left=checks_left)
-        return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
+        verification = _verification(record, *stored, checks_left=checks_left)
+        return Started(verification, _quotas(_phone_limits(policy, test=call.test), calls_left))
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
         """Record what happened to a call; return whether this has ended it."""
@@ -154,16 +153,11 @@ class RedisVerificationStore:
         named = _record(call.resend_of) if call.resend_of is not None else None
         if named and named.bucket != phone.bucket:
             raise VerificationNotFound  # it is of another phone
-        failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
-        cooldowns = [timedelta()] if call.test else policy.cooldowns
         return [
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
-            *(named.rest if named else "", number, ms(policy.lifetime), policy.calls, call.checks, call.token),
-            self._address(call.address),
-            *(failed.count, share.count, ms(failed.period)),
-            json.dumps([ms(cooldown) for cooldown in cooldowns]),
-            limit_list(_phone_limits(call, policy)),
+            *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
+            *_policy_arguments(policy, test=call.test),
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
@@ -189,7 +183,7 @@ class RedisVerificationStore:
         """Return the digest of an address for the log of failed checks, or '' without one."""
         if not address:
             return ""
-        return hmac.digest(self._phone_key, f"address\0{address}".encode(), hashlib.sha256).hex()[:_ADDRESS_DIGITS]
+        return keyed_digest(self._phone_key, f"address\0{address}")[:_ADDRESS_DIGITS]
 
     def _events(self, client: str) -> list[str]:
         """Return the key of the stream, if the client has a webhook."""
@@ -248,8 +242,19 @@ def _facts(reply: Sequence[Any], resend_of: str | None = None) -> Sequence[Any]:
             return facts
 
 
-def _phone_limits(call: NewCall, policy: Policy) -> Sequence[Limit]:
-    return () if call.test else policy.calls_per_phone
+@lru_cache
+def _policy_arguments(policy: Policy, *, test: bool) -> Sequence[Argument]:
+    """Return the last arguments that ``start_rules.lua`` lists, which depend on nothing else."""
+    failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
+    cooldowns = [timedelta()] if test else policy.cooldowns
+    return (
+        *(ms(policy.lifetime), policy.calls, failed.count, share.count, ms(failed.period)),
+        *(to_json([ms(cooldown) for cooldown in cooldowns]), limit_list(_phone_limits(policy, test=test))),
+    )
+
+
+def _phone_limits(policy: Policy, *, test: bool) -> Sequence[Limit]:
+    return () if test else policy.calls_per_phone
 
 
 def _record(verification_id: str) -> RecordName:
@@ -259,11 +264,15 @@ def _record(verification_id: str) -> RecordName:
     return name
 
 
-def _verification(name: RecordName, now: int, expires: int, record: bytes) -> Verification:
-    fields = json.loads(record)
+def _verification(
+    name: RecordName, now: int, expires: int, record: bytes, *, checks_left: int | None = None
+) -> Verification:
+    fields = from_json(record)
     calls = tuple(_calls(fields))
     latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
     resend_at = fields.get(RecordField.RESEND_AT)
+    if checks_left is None:
+        checks_left = int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0))
     return Verification(
         id=name.verification_id,
         client=fields[RecordField.CLIENT],
@@ -274,7 +283,7 @@ def _verification(name: RecordName, now: int, expires: int, record: bytes) -> Ve
         stored_status=Status(fields.get(RecordField.STATUS, Status.PENDING)),
         calls_placed=len(calls),
         calls_left=int(fields[RecordField.CALLS_LEFT]),
-        checks_left=int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0)),
+        checks_left=checks_left,
         calls=calls,
         created_at=from_ms(fields[RecordField.CREATED_AT]),
         expires_at=from_ms(expires),

@@ -37,9 +37,9 @@ class Quota:
     remaining: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Policy:
-    """The rules for the verifications of one client.
+    """The rules for the verifications of one client. Compared by identity, so that a cache can have them as its key.
 
     ``cooldowns`` are the pauses after the first, second, … call to a phone; the last one holds for all later calls.
     The count of a phone starts anew once the longest cooldown has passed after the pause itself, so waiting for that is
