@@ -4,8 +4,8 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from types import TracebackType
 from typing import Self
 
 from app.verification.errors import StoreUnavailable
@@ -16,6 +16,7 @@ Step = Callable[[], Awaitable[timedelta]]
 """Does some work, and returns how long to wait until the next call."""
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Background:
     """Calls each added step repeatedly while the context is open.
 
@@ -23,20 +24,13 @@ class Background:
     less a random share. When the context is closed, running steps are canceled and have ``grace`` to end.
     """
 
-    def __init__(
-        self,
-        *,
-        first_pause: timedelta = timedelta(seconds=1),
-        longest_pause: timedelta = timedelta(seconds=30),
-        grace: timedelta = timedelta(seconds=3),
-    ) -> None:
-        self._steps: dict[str, Step] = {}
-        self._first_pause = first_pause
-        self._longest_pause = longest_pause
-        self._grace = grace
-        self._tasks: dict[asyncio.Task[None], str] = {}
-        self._last_success: dict[str, float] = {}
-        self._is_open = False
+    first_pause: timedelta = timedelta(seconds=1)
+    longest_pause: timedelta = timedelta(seconds=10)
+    grace: timedelta = timedelta(seconds=3)
+    _steps: dict[str, Step] = field(default_factory=dict, init=False)
+    _tasks: dict[asyncio.Task[None], str] = field(default_factory=dict, init=False)
+    _last_success: dict[str, float] = field(default_factory=dict, init=False)
+    _is_open: bool = field(default=False, init=False)
 
     def add(self, name: str, step: Step) -> None:
         """Add a step, before the context is opened."""
@@ -52,15 +46,13 @@ class Background:
         }
         return self
 
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._is_open = False
         for task in self._tasks:
             task.cancel()
         if not self._tasks:
             return
-        _ended, stuck = await asyncio.wait(self._tasks, timeout=self._grace.total_seconds())
+        _ended, stuck = await asyncio.wait(self._tasks, timeout=self.grace.total_seconds())
         if stuck:
             log.error("background.stuck", extra={"steps": sorted(self._tasks[task] for task in stuck)})
 
@@ -95,7 +87,7 @@ class Background:
 
     def _pause_after(self, failures: int) -> timedelta:
         """Double the pause with each failure; the exponent is bounded, so that the float does not overflow."""
-        longest = min(self._first_pause * 2.0 ** min(failures - 1, 16), self._longest_pause)
+        longest = min(self.first_pause * 2.0 ** min(failures - 1, 16), self.longest_pause)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads the workers, no secret
 
 

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -49,7 +49,7 @@ from app.verification.call_urls import CallbackUrls
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.deferred import DeferredWrites
-from app.verification.domain_events import DomainEvent, Publish
+from app.verification.domain_events import DomainEvent
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
 from app.verification.policy import Allowance
@@ -93,13 +93,9 @@ class Providers:
     circuits: Mapping[str, CircuitBreaker]
     accounts: ProviderAccounts
     account_reader: AccountReader
+    balance: Balance
     balance_poller: BalancePoller
     callback_urls: CallbackUrls
-
-    @property
-    def balance(self) -> Balance:
-        """The balance at Plusofon, as it was last read."""
-        return self.balance_poller.balance
 
     def circuit_states(self) -> dict[str, CircuitState]:
         """Return the state of each provider's circuit breaker."""
@@ -146,7 +142,7 @@ async def open_container(
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
         stack.push_async_callback(deferred.aclose)
-        tokens = builder.make_tokens()
+        tokens = make_tokens(settings)
         service = builder.make_service(stores, providers, tokens, deferred)
         background = Background()
         exposition = builder.make_exposition(stores, providers, background)
@@ -156,7 +152,8 @@ async def open_container(
             background.add("balance", providers.balance_poller.step)
             background.add("stats", stores.stats.step)
             background.add("metrics", exposition.step)
-            builder.deliver_webhooks(stores.webhooks)
+            if deliverer := builder.make_deliverer(stores.webhooks):
+                background.add("webhooks", (await stack.enter_async_context(deliverer)).step)
             await stack.enter_async_context(background)
         yield Container(
             service=service,
@@ -177,6 +174,12 @@ def make_network(settings: Settings) -> VirtualNetwork | None:
     if settings.mode is not Mode.SANDBOX:
         return None
     return VirtualNetwork(pace=settings.sandbox.pace_seconds, balance=settings.sandbox.balance_rub)
+
+
+def make_tokens(settings: Settings) -> TokenSigner:
+    """Return what signs and verifies tokens. Raises SettingsError: in production there are no keys."""
+    lifetime = timedelta(seconds=settings.token.lifetime_seconds)
+    return TokenSigner(settings.token_keys, issuer=settings.token.issuer, lifetime=lifetime)
 
 
 def make_keys(settings: Settings) -> AccessKeys:
@@ -230,12 +233,15 @@ class Builder:
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
         endpoints = make_endpoints(settings.clients)
+        # One of several clients may have half of the event streams, so that the others always have some.
+        listeners, clients = settings.events.listeners, {client for client, _ in settings.api.keys}
+        of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
         stores = Stores(
             redis=redis,
             runner=runner,
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease),
-            changes=self._make_changes(redis),
+            changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
             fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
             limits=RedisRateLimiter(runner, key=phone_key),
@@ -249,64 +255,58 @@ class Builder:
         self.stack.push_async_callback(stores.changes.aclose)
         return stores
 
-    def _make_changes(self, redis: Redis) -> RedisChanges:
-        """Limit the listeners; one of several clients may be half of them, so that the others always have a place."""
-        listeners, clients = self.settings.events.listeners, {client for client, _ in self.settings.api.keys}
-        of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
-        return RedisChanges(redis, listeners=listeners, listeners_of_client=of_client)
-
     async def open_providers(self, stores: Stores, network: VirtualNetwork | None) -> Providers:
-        """Make the senders, and protect each provider by a circuit breaker and a bulkhead."""
-        settings, tracing = self.settings.plusofon, self.tracing
+        """Make the client of each provider, and the senders of the channels in front of them."""
+        settings = self.settings
         plusofon = await self.open_plusofon(network)
         callback_urls = CallbackUrls(
-            derive_key(self.settings.names_secret, "hooks"), prefix=f"{self.settings.reachable_url}/hooks/plusofon/"
+            derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/"
         )
-        poller = BalancePoller(
-            plusofon,
-            stores.balance,
-            minimum=self.settings.min_balance_rub,
-            warning=self.settings.warn_balance_rub,
-            clock=time.monotonic,
-        )
+        balance = Balance(minimum=settings.min_balance_rub, warning=settings.warn_balance_rub, clock=time.monotonic)
         senders: dict[Channel, CallSender] = {
             Channel.VOICE: VoiceChannel(plusofon),
             Channel.FLASH_CALL: FlashCallChannel(plusofon),
             Channel.REVERSE_CALL: ReverseCallChannel(plusofon, callback_urls.url_of),
             **await self._open_relays(),
         }
+        failures, open_for = settings.plusofon.circuit_failures, settings.plusofon.circuit_seconds
         circuits = {
-            name: CircuitBreaker(name, failures=settings.circuit_failures, open_for=settings.circuit_seconds)
+            name: CircuitBreaker(name, failures=failures, open_for=open_for)
             for name in sorted({sender.provider for sender in senders.values()})
         }
-        bulkheads = {name: Bulkhead(settings.max_connections) for name in circuits}
-        observer = ProviderObserver(
-            record_time=self.metrics.provider_call, open_span=tracing.provider_request if tracing else None
+        return Providers(
+            senders=self._protect(senders, circuits, balance),
+            circuits=circuits,
+            accounts=plusofon,
+            account_reader=AccountReader(plusofon),
+            balance=balance,
+            balance_poller=BalancePoller(plusofon, stores.balance, balance),
+            callback_urls=callback_urls,
         )
-        for channel, sender in senders.items():
-            senders[channel] = ProtectedSender(
+
+    def _protect(
+        self, senders: Mapping[Channel, CallSender], circuits: Mapping[str, CircuitBreaker], balance: Balance
+    ) -> Mapping[Channel, CallSender]:
+        """Put the circuit breaker and the bulkhead of its provider in front of each sender, and measure it."""
+        bulkheads = {name: Bulkhead(self.settings.plusofon.max_connections) for name in circuits}
+        open_span = self.tracing.provider_request if self.tracing else None
+        observer = ProviderObserver(record_time=self.metrics.provider_call, open_span=open_span)
+        return {
+            channel: ProtectedSender(
                 sender,
                 channel=channel,
                 circuit=circuits[sender.provider],
                 bulkhead=bulkheads[sender.provider],
                 observer=observer,
                 # The balance pays for Plusofon's calls alone.
-                admit=poller.balance.require_enough if sender.provider == PLUSOFON else _admit_all,
+                admit=balance.require_enough if sender.provider == PLUSOFON else lambda: None,
             )
-        return Providers(
-            senders=senders,
-            circuits=circuits,
-            accounts=plusofon,
-            account_reader=AccountReader(plusofon),
-            balance_poller=poller,
-            callback_urls=callback_urls,
-        )
+            for channel, sender in senders.items()
+        }
 
     async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
         """Make the client of Plusofon, or of the sandbox's ``network``, which is reached over HTTP as well."""
         settings = self.settings.plusofon
-        if network and self.settings.mode is not Mode.SANDBOX:
-            raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
         stamina.instrumentation.set_on_retry_hooks(())  # the client logs retries; the default would log them again
         base_url, user_id, token = settings.base_url, settings.user_id, settings.access_token.get_secret_value()
         cabinet_token = settings.cabinet_token.get_secret_value() if settings.cabinet_token else None
@@ -316,10 +316,7 @@ class Builder:
             self.settings.require_sandbox("PLUSOFON_ACCESS_TOKEN")
         if network:
             user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
-            own_token = self.settings.sandbox.access_token
-            accepted = own_token.get_secret_value() if own_token else token
-            stand_in = create_sandbox_app(network, user_id=user_id, access_token=accepted)
-            base_url = (await self.stack.enter_async_context(SandboxServer(stand_in))).url
+            base_url = await self._serve_sandbox(network, user_id, token)
         return await self.stack.enter_async_context(
             PlusofonClient(
                 base_url=base_url,
@@ -333,6 +330,16 @@ class Builder:
                 transport=self._make_transport(),
             )
         )
+
+    async def _serve_sandbox(self, network: VirtualNetwork, user_id: str, token: str) -> str:
+        """Serve Plusofon's API in front of ``network``, and return its URL. Raises SettingsError in production."""
+        if self.settings.mode is not Mode.SANDBOX:
+            raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
+        accepted = self.settings.sandbox.access_token
+        app = create_sandbox_app(
+            network, user_id=user_id, access_token=accepted.get_secret_value() if accepted else token
+        )
+        return (await self.stack.enter_async_context(SandboxServer(app))).url
 
     async def _open_relays(self) -> dict[Channel, CallSender]:
         """Make a sender for each channel that goes to the operator's own URL. Only there traces are continued."""
@@ -366,6 +373,11 @@ class Builder:
     ) -> VerificationService:
         """Make the use cases."""
         settings = self.settings
+
+        def publish(event: DomainEvent) -> None:
+            self.metrics.observe(event)
+            stores.stats.observe(event)
+
         return VerificationService(
             store=stores.verifications,
             limits=stores.limits,
@@ -376,16 +388,10 @@ class Builder:
             tokens=tokens,
             test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
             schedule=stores.call_queue,
-            publish=_to_each(self.metrics.observe, stores.stats.observe),
+            publish=publish,
             deferred=deferred,
             store_timeout=stores.runner.timeout,
         )
-
-    def make_tokens(self) -> TokenSigner:
-        """Make what signs and verifies tokens."""
-        token = self.settings.token
-        lifetime = timedelta(seconds=token.lifetime_seconds)
-        return TokenSigner(self.settings.token_keys, issuer=token.issuer, lifetime=lifetime)
 
     def make_exposition(self, stores: Stores, providers: Providers, background: Background) -> Exposition:
         """Collect the gauges of all components."""
@@ -411,33 +417,14 @@ class Builder:
             ),
         )
 
-    def deliver_webhooks(self, outbox: RedisOutbox) -> None:
-        """Deliver events until the stack is closed, if some client has an endpoint."""
+    def make_deliverer(self, outbox: RedisOutbox) -> WebhookDeliverer | None:
+        """Make what delivers webhooks, if some client has an endpoint."""
         settings, endpoints = self.settings, make_endpoints(self.settings.clients)
         if not endpoints:
-            return
+            return None
         sender = WebhookSender(
             allow_private=settings.mode is Mode.SANDBOX,
             proxy=settings.outbound.proxy_url,
             ssl_context=trust(ssl.create_default_context(), settings.outbound.ca_file),
         )
-        delivery = asyncio.create_task(WebhookDeliverer(outbox, endpoints, sender=sender).run())
-        self.stack.push_async_callback(_cancel, delivery)
-
-
-def _admit_all() -> None:
-    """Admit a call that costs nothing here."""
-
-
-def _to_each(*subscribers: Publish) -> Publish:
-    def publish(event: DomainEvent) -> None:
-        for subscriber in subscribers:
-            subscriber(event)
-
-    return publish
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+        return WebhookDeliverer(outbox, endpoints, sender=sender)

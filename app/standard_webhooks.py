@@ -27,8 +27,4 @@ def sign(secret: bytes, *, message_id: str, timestamp: int, body: bytes) -> dict
     """Return the three headers of a message; ``timestamp`` is that of this attempt, in seconds since 1970."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     signature = base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{signature}",
-    }
+    return {"webhook-id": message_id, "webhook-timestamp": str(timestamp), "webhook-signature": f"v1,{signature}"}

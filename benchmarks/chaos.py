@@ -136,7 +136,7 @@ async def _left(redis: Redis) -> dict[str, int]:
 
 async def _read_all(scene: Scene) -> None:
     """Read every verification that a client knows: by now none should exist."""
-    ids = iter(list(scene.ledger.told))
+    ids = iter(list(scene.ledger.reported))
 
     async def read() -> None:
         for verification_id in ids:
@@ -167,7 +167,9 @@ def report(scene: Scene) -> bool:
         "faults of the provider": _listed({fault.value: many for fault, many in scene.network.faults.met.items()}),
         "calls that rang": f"{sum(len(scene.people.calls(phone)) for phone in scene.people.phones):,}",
         "codes heard, numbers dialled": f"{counts['codes heard']:,}, {counts['numbers dialled']:,}",
-        "told": _listed({name.removeprefix("told "): n for name, n in counts.items() if name.startswith("told ")}),
+        "reported": _listed(
+            {name.removeprefix("reported "): n for name, n in counts.items() if name.startswith("reported ")}
+        ),
         "workers ended": f"{_listed(scene.workers.ended)}; {scene.workers.restarts} started again",
         "longest time of a key in progress without a request": f"{ledger.longest_held:.1f} s",
         "events delivered": f"{len(ledger.events):,}, and {delivered - len(ledger.events):,} of them repeatedly;"
@@ -177,7 +179,15 @@ def report(scene: Scene) -> bool:
     }
     shown = (
         *("starts without", "events of", "verified without", "not verified, excused", "nothing heard", "refused, and"),
-        *("people turned", "told a cooldown", "answered starts", "right c", "pauses of", "too late or", "again after"),
+        *(
+            "people turned",
+            "reported a cooldown",
+            "answered starts",
+            "right c",
+            "pauses of",
+            "too late or",
+            "again after",
+        ),
         "409 idempotency",
     )
     rows |= {name: f"{many:,}" for name, many in sorted(counts.items()) if name.startswith(shown)} | rows

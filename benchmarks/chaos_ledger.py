@@ -10,7 +10,7 @@ TERMINAL = {"verified", "locked", "canceled", "expired"}
 
 
 @dataclass(slots=True, kw_only=True)
-class Told:
+class Reported:
     """What clients know of one verification: whether it was ``created`` (a 201), and how it ended.
 
     ``created_at`` is the time of the last such 201 (seconds). ``is_unsure``: the response that would have reported the
@@ -80,7 +80,7 @@ class Ledger:
     not_verified: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     without_ttl: set[str] = field(default_factory=set)
-    told: dict[str, Told] = field(default_factory=dict)
+    reported: dict[str, Reported] = field(default_factory=dict)
     events: dict[str, Delivered] = field(default_factory=dict)
     attributed: Counter[str] = field(default_factory=Counter)  # calls, by phone
     disturbances: list[tuple[float, str]] = field(default_factory=list)
@@ -150,13 +150,13 @@ class Ledger:
 
     def note_created(self, verification_id: str, phone: str) -> None:
         """Record a 201."""
-        told = self.of(verification_id, phone)
-        told.created, told.created_at = True, time.monotonic()
+        reported = self.of(verification_id, phone)
+        reported.created, reported.created_at = True, time.monotonic()
 
     def note_end(self, verification_id: str, phone: str, end: str) -> None:
         """Record how a verification ended, according to a response."""
         self.of(verification_id, phone).end = end
-        self.counts[f"told {end}"] += 1
+        self.counts[f"reported {end}"] += 1
 
     def note_disturbance(self, what: str) -> None:
         """Record a disturbance of the service, with the current time."""
@@ -167,9 +167,9 @@ class Ledger:
         near = ((at - moment, what) for at, what in self.disturbances if abs(at - moment) < _NEAR)
         return ", ".join(f"{what} {after:+.1f} s" for after, what in near) or "nothing"
 
-    def of(self, verification_id: str, phone: str) -> Told:
+    def of(self, verification_id: str, phone: str) -> Reported:
         """Return the record of a verification."""
-        return self.told.setdefault(verification_id, Told(phone=phone))
+        return self.reported.setdefault(verification_id, Reported(phone=phone))
 
     def note_calls(self, calls: Mapping[str, int]) -> None:
         """Compare with the network's own list of calls at the end: a later call belongs to no request."""
@@ -189,11 +189,11 @@ class Ledger:
     def lost_webhooks(self) -> Iterator[str]:
         """Yield contradictions between the delivered events and the responses."""
         events = self.events_of()
-        for verification_id, told in self.told.items():
+        for verification_id, reported in self.reported.items():
             found = events.get(verification_id, Counter())
-            for missing in _missing(told, found):
-                near = self.disturbances_near(told.created_at)
-                yield f"{verification_id}: no event {missing}; {told}; delivered {dict(found)}; near its 201: {near}"
+            for missing in _missing(reported, found):
+                near = self.disturbances_near(reported.created_at)
+                yield f"{verification_id}: no event {missing}; {reported}; delivered {dict(found)}; near 201: {near}"
         for verification_id, found in events.items():
             if repeated := [what for what, times in found.items() if times > 1]:
                 yield f"{verification_id}: more than one event {repeated}"
@@ -203,22 +203,22 @@ class Ledger:
     def unexplained_events(self, unanswered: set[str]) -> Iterator[str]:
         """Yield events of unknown verifications, and count those of starts without a response."""
         for event in self.events.values():
-            if event.verification_id in self.told:
+            if event.verification_id in self.reported:
                 continue
             if event.phone in unanswered:
                 self.counts["events of starts without a response"] += 1
             else:
-                yield f"{event.type} of {event.verification_id}, which nobody started"
+                yield f"{event.type} of {event.verification_id}, which no client started"
 
 
-def _missing(told: Told, found: Mapping[str, int]) -> Iterator[str]:
-    if told.created and "created" not in found:
+def _missing(reported: Reported, found: Mapping[str, int]) -> Iterator[str]:
+    if reported.created and "created" not in found:
         yield "created"
-    if told.end:
-        if told.end not in found:
-            yield told.end
-    elif told.created and told.is_unsure:
+    if reported.end:
+        if reported.end not in found:
+            yield reported.end
+    elif reported.created and reported.is_unsure:
         if not TERMINAL & found.keys():
             yield " or ".join(sorted(TERMINAL))
-    elif told.created and "expired" not in found:
+    elif reported.created and "expired" not in found:
         yield "expired"

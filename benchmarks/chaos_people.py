@@ -155,7 +155,7 @@ class People:
             if answer.problem == _STORE_UNAVAILABLE:
                 was_unsure = True
             elif was_unsure and answer.problem == "call-cooldown":
-                self._ledger.counts["told a cooldown after a 503"] += 1
+                self._ledger.counts["reported a cooldown after a 503"] += 1
             elif answer.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE} and not refusals:
                 refusals += 1
                 self._ledger.counts["refused, and asked again"] += 1

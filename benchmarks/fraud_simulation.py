@@ -97,12 +97,12 @@ class Town:
 
     async def bomb(self, calls: int, played: Played) -> None:
         """Have one phone called repeatedly, each call from another address; half of the starts are resends."""
-        told: list[str] = []
+        started_ids: list[str] = []
 
         async def call(number: int) -> None:
-            named = told[-1] if told and number % 2 else None
+            named = started_ids[-1] if started_ids and number % 2 else None
             if started := await self._start(BOMBED_PHONE, next(self._addresses), played, named=named):
-                told.append(started)
+                started_ids.append(started)
 
         await _all(map(call, range(calls)))
 

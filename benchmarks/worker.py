@@ -17,7 +17,7 @@ PROVIDER_URL = "BENCH_PROVIDER_URL"
 
 
 def main() -> None:
-    """Serve until told to stop; the arguments are those of ``serve``."""
+    """Serve until a signal stops it; the arguments are those of ``serve``."""
     os.environ["HOST"], os.environ["PORT"] = sys.argv[2], sys.argv[4]
     settings = load_settings()
     plusofon = settings.plusofon.model_copy(update={"base_url": os.environ[PROVIDER_URL]})

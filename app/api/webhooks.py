@@ -1,6 +1,6 @@
 """The description of the webhooks, which ``app/webhooks`` sends: their requests, and the responses of a client."""
 
-from collections.abc import Mapping
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -37,21 +37,6 @@ class WebhookEvent(BaseModel):
     data: WebhookEventData
 
 
-# The operation's id and summary, and the status of the verification and of its call in the example.
-# fmt: off
-_EVENTS: Mapping[EventType, tuple[str, str, str, str | None]] = {
-    EventType.CREATED: (
-        "verificationCreated", "The first call of a verification was placed, or may have been", "pending", "initiated",
-    ),
-    EventType.CALL_STATUS_CHANGED: (
-        "callStatusChanged", "A call rings, is answered or ends, or another one was placed", "pending", "ringing",
-    ),
-    EventType.VERIFIED: ("verificationVerified", "The right code was checked", "verified", "completed"),
-    EventType.LOCKED: ("verificationLocked", "The last wrong code was checked", "locked", "completed"),
-    EventType.CANCELED: ("verificationCanceled", "The client canceled the verification", "canceled", "ringing"),
-    EventType.EXPIRED: ("verificationExpired", "The verification expired while it was pending", "expired", None),
-}
-# fmt: on
 _DESCRIPTION = (
     "Posted to the `webhook_url` of the client, signed as [Standard Webhooks](https://www.standardwebhooks.com)"
     " specifies.\n\n"
@@ -89,20 +74,20 @@ def describe_webhooks() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _operation(kind: EventType) -> dict[str, Any]:
-    operation_id, summary, status, call_status = _EVENTS[kind]
+    subject, *words = re.split("[._]", kind)
     data = {
         "verification_id": "vrf_0a11b22c33d44e55f667788",
         "purpose": "login",
         "channel": "voice",
         "phone": "+7900•••4567",
-        "status": status,
-        "call": {"status": call_status} if call_status else None,
+        "status": kind.status,
+        "call": {"status": kind.call_status} if kind.call_status else None,
     }
     example = {"type": kind.value, "timestamp": "2026-01-31T09:00:00.123Z", "data": data}
     media_type = {"schema": {"$ref": "#/components/schemas/WebhookEvent"}, "example": example}
     return {
-        "operationId": operation_id,
-        "summary": summary,
+        "operationId": subject + "".join(map(str.capitalize, words)),
+        "summary": kind.summary,
         "description": _DESCRIPTION,
         "security": [],
         "parameters": _HEADERS,

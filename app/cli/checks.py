@@ -10,10 +10,10 @@ from enum import StrEnum
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from app.container import make_tokens
 from app.providers.http import NeverSent, Reason, Unclear
 from app.settings import Mode, Settings, misspelt_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
-from app.tokens import TokenSigner
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
 from app.verification.phone import Phone
 from app.verification.ports import ProviderAccounts
@@ -71,33 +71,33 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found (``told``), and what to do about it; neither contains a secret."""
+    """What one check found (``message``), and what to do about it; neither contains a secret."""
 
     check: str
     result: Result
-    told: str
+    message: str
     advice: str = ""
 
 
-def fine(check: str, told: str) -> Finding:
+def fine(check: str, message: str) -> Finding:
     """Return the finding that something works."""
-    return Finding(check, Result.FINE, told)
+    return Finding(check, Result.FINE, message)
 
 
-def doubtful(check: str, told: str, advice: str) -> Finding:
+def doubtful(check: str, message: str, advice: str) -> Finding:
     """Return the finding that something works, but not as it should."""
-    return Finding(check, Result.DOUBTFUL, told, advice)
+    return Finding(check, Result.DOUBTFUL, message, advice)
 
 
-def wrong(check: str, told: str, advice: str) -> Finding:
+def wrong(check: str, message: str, advice: str) -> Finding:
     """Return the finding that something does not work."""
-    return Finding(check, Result.WRONG, told, advice)
+    return Finding(check, Result.WRONG, message, advice)
 
 
-async def check_redis(redis: Redis, *, within: float) -> list[Finding]:
-    """Check how Redis is reached and configured. ``within`` bounds the waits, in seconds."""
+async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa: ASYNC109 - of each wait, not of all
+    """Check how Redis is reached and configured. ``timeout`` bounds the waits, in seconds."""
     try:
-        health = await examine(redis, within=within)
+        health = await examine(redis, within=timeout)
     except RedisUnreachable as error:
         if _lacks_a_right(error):
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
@@ -124,7 +124,9 @@ def _lacks_a_right(error: BaseException | None) -> bool:
 def _version(health: RedisHealth) -> Finding:
     if health.version is None:
         return doubtful(
-            "redis", "reached; its user may not ask for its version (INFO)", "Allow INFO, or look yourself."
+            "redis",
+            "reached; its user may not ask for its version (INFO)",
+            "Allow INFO, or check the version yourself.",
         )
     if health.version < _OLDEST_REDIS:
         return wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")
@@ -135,26 +137,26 @@ def _role(health: RedisHealth) -> Finding:
     if health.is_replica:
         return wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
     if health.is_replica is None:
-        return doubtful("redis role", "not told", "Make sure that REDIS_URL names the primary.")
+        return doubtful("redis role", "unknown", "Make sure that REDIS_URL names the primary.")
     return fine("redis role", "takes writes")
 
 
 def _eviction(health: RedisHealth) -> Finding:
     if health.eviction is None:
-        return doubtful("redis eviction", "not told", "Make sure that maxmemory-policy is noeviction.")
+        return doubtful("redis eviction", "unknown", "Make sure that maxmemory-policy is noeviction.")
     if health.eviction != "noeviction":
-        told = f"maxmemory-policy is {health.eviction}: when memory is full, limits and codes are forgotten"
-        return wrong("redis eviction", told, "Set maxmemory-policy noeviction.")
+        message = f"maxmemory-policy is {health.eviction}: when memory is full, limits and codes are forgotten"
+        return wrong("redis eviction", message, "Set maxmemory-policy noeviction.")
     return fine("redis eviction", "maxmemory-policy is noeviction")
 
 
 def _persistence(health: RedisHealth) -> Finding:
     advice = "Set appendonly yes, or save, unless that is meant."
     if health.persistence is None:
-        return doubtful("redis persistence", "not told", "Make sure that appendonly, or save, is on.")
+        return doubtful("redis persistence", "unknown", "Make sure that appendonly, or save, is on.")
     if not health.persistence:
-        told = "off: with a restart of Redis pending codes, limits and undelivered events are lost"
-        return doubtful("redis persistence", told, advice)
+        message = "off: with a restart of Redis pending codes, limits and undelivered events are lost"
+        return doubtful("redis persistence", message, advice)
     return fine("redis persistence", f"on ({', '.join(health.persistence)})")
 
 
@@ -167,18 +169,18 @@ def _round_trip(health: RedisHealth) -> Finding:
 
 def _permissions(health: RedisHealth) -> Finding:
     if health.refused:
-        told = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
-        return wrong("redis permissions", told, _RIGHTS)
-    return fine("redis permissions", "scripts run, and changes can be told")
+        message = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
+        return wrong("redis permissions", message, _RIGHTS)
+    return fine("redis permissions", "scripts run, and changes can be published")
 
 
 def _clock(health: RedisHealth) -> Finding:
     seconds = health.ahead.total_seconds()
-    told = f"Redis is {abs(seconds):.2f} s {'ahead of' if seconds > 0 else 'behind'} this machine"
+    message = f"Redis is {abs(seconds):.2f} s {'ahead of' if seconds > 0 else 'behind'} this machine"
     advice = "Have both keep time by NTP (chrony, systemd-timesyncd)."
     if abs(health.ahead) > _CLOCK_IS_WRONG:
-        return wrong("clock", told, advice)
-    return doubtful("clock", told, advice) if abs(health.ahead) > _CLOCK_DRIFTS else fine("clock", told)
+        return wrong("clock", message, advice)
+    return doubtful("clock", message, advice) if abs(health.ahead) > _CLOCK_DRIFTS else fine("clock", message)
 
 
 async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:
@@ -200,9 +202,9 @@ def _no_answer(cause: BaseException | None) -> Finding:
     """Return how far a request to the provider got, by the network error that caused its failure."""
     match cause:
         case NeverSent():
-            told, advice = _NOT_REACHED[cause.reason]
+            message, advice = _NOT_REACHED[cause.reason]
             detail = cause.detail or (cause.why if cause.reason is Reason.OTHER else "")
-            return wrong("provider", f"not reached: {told}{f' ({detail})' if detail else ''}", advice)
+            return wrong("provider", f"not reached: {message}{f' ({detail})' if detail else ''}", advice)
         case Unclear(why="TimeoutError"):
             advice = "Try again later; a larger PLUSOFON_TIMEOUT_SECONDS helps where it is merely slow."
             return wrong("provider", "connected, but no answer came in time (PLUSOFON_TIMEOUT_SECONDS)", advice)
@@ -231,10 +233,10 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     """Check what follows from valid settings and from this process."""
     yield fine("settings", f"complete, for {settings.mode} mode")
     if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
-        told = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
-        yield doubtful("call token", told, "`plusofon-verify call` tries it, with a call.")
-    told = "seen in requests alone: if a backend passes a private or loopback one, the log has client_ip.not_public"
-    yield fine("client_ip", told)
+        message = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
+        yield doubtful("call token", message, "`plusofon-verify call` tries it, with a call.")
+    message = "seen in requests alone: if a backend passes a private or loopback one, the log has client_ip.not_public"
+    yield fine("client_ip", message)
     yield _https(settings)
     yield _tokens(settings)
     yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -262,11 +264,7 @@ def _https(settings: Settings) -> Finding:
 
 def _tokens(settings: Settings) -> Finding:
     try:
-        signer = TokenSigner(
-            settings.token_keys,
-            issuer=settings.token.issuer,
-            lifetime=timedelta(seconds=settings.token.lifetime_seconds),
-        )
+        signer = make_tokens(settings)
         token = signer.sign(phone=_MADE_UP, purpose="doctor", verification_id="doctor", client="doctor")
         signer.verify(token, client="doctor")
     except (ValueError, OSError, VerificationError):
@@ -277,8 +275,8 @@ def _tokens(settings: Settings) -> Finding:
 
 def _files(settings: Settings, limit: int) -> Finding:
     needed = settings.events.listeners + settings.plusofon.max_connections + _OTHER_FILES
-    told = f"{'unlimited' if limit == resource.RLIM_INFINITY else limit} here"
+    message = f"{'unlimited' if limit == resource.RLIM_INFINITY else limit} here"
     if limit != resource.RLIM_INFINITY and limit < needed:
         advice = f"Allow {needed} (ulimit -n, LimitNOFILE=), or lower EVENTS_LISTENERS."
-        return doubtful("open files", f"{told}; EVENTS_LISTENERS and calls may need {needed}", advice)
-    return fine("open files", f"{told}, {needed} may be needed")
+        return doubtful("open files", f"{message}; EVENTS_LISTENERS and calls may need {needed}", advice)
+    return fine("open files", f"{message}, {needed} may be needed")

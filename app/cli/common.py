@@ -98,8 +98,8 @@ def why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
 
     async def check() -> str:
         async with open_container(settings, make_network(settings)) as container:
-            found = await check_redis(container.stores.redis, within=settings.redis.timeout_seconds)
-        return "\n".join(f"{one.told}. {one.advice}" for one in found if one.result is Result.WRONG)
+            found = await check_redis(container.stores.redis, timeout=settings.redis.timeout_seconds)
+        return "\n".join(f"{one.message}. {one.advice}" for one in found if one.result is Result.WRONG)
 
     if error.reason is StoreFailure.ACCESS_DENIED and isinstance(error.__cause__, ResponseError):
         return "Redis refused: its user lacks a right. docs/operations.md has those that commands need."

@@ -42,7 +42,7 @@ def doctor(*, as_json: AsJson = False) -> None:
 async def _examine(settings: Settings) -> list[Finding]:
     async with open_container(settings, make_network(settings)) as container:
         of_redis, of_provider = await asyncio.gather(
-            check_redis(container.stores.redis, within=5 * settings.redis.timeout_seconds),
+            check_redis(container.stores.redis, timeout=5 * settings.redis.timeout_seconds),
             check_provider(
                 container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
             ),
@@ -58,6 +58,6 @@ def _show(findings: Sequence[Finding], *, as_json: bool) -> None:
         )
         return
     for finding in findings:
-        typer.echo(f"{_MARKS[finding.result]} {finding.check:<18} {finding.told}")
+        typer.echo(f"{_MARKS[finding.result]} {finding.check:<18} {finding.message}")
         if finding.advice:
             typer.echo(f"  {'':<18} → {finding.advice}")

@@ -12,14 +12,14 @@ from app.settings import SettingsError
 def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -> None:
     """Erase all that Redis holds about a phone: verifications and their calls, events, kept answers.
 
-    What stays names nobody: limits over ranges of a thousand numbers and over addresses, counters of days, redemptions
-    of tokens under ids that exist no more, and, for a day at most, answers kept for an Idempotency-Key that hold only a
-    mask. The phone's own limits begin anew. Logs hold no phone. What a webhook has told is with its receiver.
+    What stays identifies no person: limits of ranges and addresses, daily counts, redemptions of tokens of erased
+    verifications, and, for a day at most, answers kept for an Idempotency-Key with a masked phone. The phone's own
+    limits are reset. Logs have no phone. Webhooks that were delivered stay with their receiver.
     """
     number = read_phone(phone)
     settings = settings_with_redis()
     if settings.secret.key is None:
-        raise SettingsError(["SECRET_KEY is missing: without it nobody knows under which names a phone is stored."])
+        raise SettingsError(["SECRET_KEY is missing: the names under which a phone is stored are derived from it."])
     if not yes and not typer.confirm(f"Erase all that is stored about {number.masked}?", err=True):
         raise fail("Nothing was erased.")
     done = run_with_container(lambda container: container.stores.phone_eraser.forget(number), settings)
@@ -30,5 +30,5 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
     else:
         typer.echo(
             f"Erased: {done.verifications} verifications with {done.calls} calls, {done.events} events that were not"
-            f" delivered, {done.answers} kept answers{', and what the phone was remembered by' if done.phone else ''}."
+            f" delivered, {done.answers} kept answers{', and the record of the phone' if done.phone else ''}."
         )

@@ -30,9 +30,7 @@ def stats(
     day: Annotated[
         date | None,
         typer.Option(
-            parser=_read_day,
-            metavar="YYYY-MM-DD",
-            help=f"One of the last {_DAYS_KEPT} days (UTC); without it, today.",
+            parser=_read_day, metavar="YYYY-MM-DD", help=f"One of the last {_DAYS_KEPT} days (UTC); without it, today."
         ),
     ] = None,
     *,

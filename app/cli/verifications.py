@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import AsJson, examples, fail, moment, run_with_container, settings_with_redis
-from app.container import Container
-from app.settings import make_policies
+from app.cli.common import AsJson, examples, fail, moment, run_with_container
 from app.verification.errors import VerificationNotFound
 from app.verification.model import Status, Verification
 
@@ -17,26 +15,15 @@ _ID = "vrf_0a11b22c33d44e55f667788"
 verifications_cli = typer.Typer(help="Look at single verifications.", no_args_is_help=True)
 
 
-@verifications_cli.callback()
-def _group() -> None:
-    """Look at single verifications."""
-
-
 @verifications_cli.command(epilog=examples(f"verifications show {_ID}", f"verifications show {_ID} --json"))
 def show(
     verification_id: Annotated[str, typer.Argument(metavar="ID", help=f"Such as {_ID}.")], *, as_json: AsJson = False
 ) -> None:
     """Show a verification: its status, calls, checks and times. The phone is masked, and there is no code to show."""
-    settings = settings_with_redis()
-    policies = make_policies(settings)
-
-    async def read(container: Container) -> Verification:
-        found = await container.stores.verifications.read(verification_id, client=None)
-        policy = policies.for_client(found.client)
-        return found.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
-
     try:
-        found = run_with_container(read, settings)
+        found = run_with_container(
+            lambda container: container.service.read(client=None, verification_id=verification_id)
+        )
     except VerificationNotFound:
         raise fail("There is no such verification: it never was, or it expired.") from None
     typer.echo(json.dumps(_facts(found), indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(found)))
@@ -59,7 +46,7 @@ def _facts(found: Verification) -> dict[str, Any]:
         "test": found.test,
         "calls": [
             {
-                "serial": call.call_number,
+                "call_number": call.call_number,
                 "channel": call.channel,
                 "status": call.state.status,
                 "provider_status": call.state.provider_status,
@@ -82,5 +69,5 @@ def _lines(found: Verification) -> Iterator[str]:
         yield f"checks    {found.checks_left} left"
         yield f"calls     {found.calls_left} left, {resend}"
     for call in found.calls:
-        word = f" (the provider's word: {call.state.provider_status})" if call.state.provider_status else ""
+        word = f" (provider status: {call.state.provider_status})" if call.state.provider_status else ""
         yield f"  {call.call_number}  {call.channel:<13} {call.state.status}{word}"

@@ -7,12 +7,4 @@ from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.routes import sandbox_router
 from app.sandbox.server import SandboxServer
 
-__all__ = [
-    "Fault",
-    "Faults",
-    "MagicNumber",
-    "SandboxServer",
-    "VirtualNetwork",
-    "create_sandbox_app",
-    "sandbox_router",
-]
+__all__ = ["Fault", "Faults", "MagicNumber", "SandboxServer", "VirtualNetwork", "create_sandbox_app", "sandbox_router"]

@@ -3,26 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 
-from app.sandbox.numbers import MTS, MagicNumber, operator_of
+from app.sandbox.numbers import MagicNumber, NetworkStatus, Timeline
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.phone import Phone
+from app.verification.routing import operator_of
 
 REVERSE_CALL_SECONDS = 300.0  # how long a reverse call may be dialled
-
-
-class NetworkStatus(StrEnum):
-    """The status of a call. ``rerouted`` is a status that Plusofon does not document, to test clients with."""
-
-    QUEUED = "queued"
-    RINGING = "ringing"
-    REROUTED = "rerouted"
-    ANSWERED = "answered"
-    COMPLETED = "completed"
-    BUSY = "busy"
-    NO_ANSWER = "no_answer"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +32,15 @@ class VirtualCall:
     placed_at: datetime
 
 
-# The statuses of a call, each with the number of phases after which it begins.
-_Timeline = tuple[tuple[int, NetworkStatus], ...]
-_VOICE_CALL: _Timeline = (
+_VOICE_CALL: Timeline = (
     (0, NetworkStatus.QUEUED),
     (1, NetworkStatus.RINGING),
     (2, NetworkStatus.ANSWERED),
     (5, NetworkStatus.COMPLETED),
 )
-_FLASH_CALL: _Timeline = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (2, NetworkStatus.COMPLETED))
-_NOT_RUNG: _Timeline = ((0, NetworkStatus.QUEUED), (5, NetworkStatus.NO_ANSWER))
-_NO_ANSWER: _Timeline = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (5, NetworkStatus.NO_ANSWER))
-_MAGIC: Mapping[str, _Timeline] = {
-    MagicNumber.BUSY: ((0, NetworkStatus.QUEUED), (1, NetworkStatus.BUSY)),
-    MagicNumber.FAILED: ((0, NetworkStatus.QUEUED), (1, NetworkStatus.FAILED)),
-    MagicNumber.ODD_STATUS: ((0, NetworkStatus.QUEUED), (1, NetworkStatus.REROUTED), (5, NetworkStatus.COMPLETED)),
-}
+_FLASH_CALL: Timeline = ((0, NetworkStatus.QUEUED), (1, NetworkStatus.RINGING), (2, NetworkStatus.COMPLETED))
+_NOT_RUNG: Timeline = ((0, NetworkStatus.QUEUED), (5, NetworkStatus.NO_ANSWER))
+_MAGIC: Mapping[str, Timeline] = {number: number.timeline for number in MagicNumber if number.timeline}
 _HEARD: Mapping[Channel, frozenset[NetworkStatus]] = {
     Channel.VOICE: frozenset({NetworkStatus.ANSWERED, NetworkStatus.COMPLETED}),
     Channel.FLASH_CALL: frozenset({NetworkStatus.RINGING, NetworkStatus.COMPLETED}),
@@ -112,10 +93,9 @@ class CallRecord:
             return NetworkStatus.COMPLETED
         return NetworkStatus.QUEUED if age < REVERSE_CALL_SECONDS else NetworkStatus.NO_ANSWER
 
-    def _timeline(self) -> _Timeline:
+    def _timeline(self) -> Timeline:
         flash = self.channel is Channel.FLASH_CALL
-        if flash and operator_of(self.phone) == MTS:  # Plusofon: flash calls may not reach subscribers of MTS
+        # Plusofon: flash calls may not reach subscribers of MTS. One that rings gives its code away.
+        if flash and (self.phone == MagicNumber.NO_ANSWER or operator_of(Phone(self.phone)) == "mts"):
             return _NOT_RUNG
-        if self.phone == MagicNumber.NO_ANSWER:  # a flash call gives its code away when it rings
-            return _NOT_RUNG if flash else _NO_ANSWER
         return _MAGIC.get(self.phone, _FLASH_CALL if flash else _VOICE_CALL)

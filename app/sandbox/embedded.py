@@ -26,11 +26,9 @@ class EmbeddedServerUnavailable(Exception):
 
 
 class EmbeddedServer:
-    """A Valkey or Redis server without a port and without persistence, as a context manager.
+    """A Valkey or Redis server without a port and without persistence; a context manager.
 
-    Raises:
-        EmbeddedServerUnavailable: on entering.
-
+    Entering it raises EmbeddedServerUnavailable.
     """
 
     def __init__(self) -> None:

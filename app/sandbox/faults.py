@@ -30,10 +30,6 @@ class Faults:
     """A ``share`` of requests, from 0 to 1, meets one of ``kinds``; the same ``seed`` draws the same faults again.
 
     ``delay`` is how late a delayed response is, in seconds. ``met`` counts the faults drawn.
-
-    Raises:
-        ValueError: the share is out of range, or there are no kinds.
-
     """
 
     share: float = 0.0

@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,10 +13,12 @@ from uuid import uuid4
 
 from app.sandbox.calls import CallRecord, VirtualCall
 from app.sandbox.faults import Faults
-from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber, operator_of
+from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
 from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.phone import Phone
+from app.verification.routing import operator_of
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class FlashCall:
     operator: str | None = None
 
 
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class VirtualNetwork:
     """Places virtual calls. A call is answered after two phases of ``pace`` seconds, and completed after five.
 
@@ -70,39 +73,24 @@ class VirtualNetwork:
     call meet ``faults``. Balance and faults can be set at any time.
     """
 
-    def __init__(
-        self,
-        *,
-        pace: float = 1.0,
-        balance: Decimal = Decimal("10000.00"),
-        price: Decimal = Decimal("3.00"),
-        returns_pin: bool = False,
-        faults: Faults | None = None,
-        calls_kept: int = CALLS_KEPT,
-        monotonic: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.pace = pace
-        self.balance = balance
-        self.price = price
-        self.faults = faults or Faults()
-        self._returns_pin = returns_pin
-        self._calls_kept = calls_kept
-        self._monotonic = monotonic
-        self._now = now
-        self._records: dict[str, CallRecord] = {}  # by call id, oldest first
-        self._of_phone: dict[str, deque[str]] = {}  # call ids, each oldest first
-        self._dial_numbers = cycle(DIAL_NUMBERS)
-        self._as_form = cycle((False, True))
-        self.send_callback: Callable[[ProviderCallback], None] | None = None  # without it, callbacks are dropped
+    pace: float = 1.0
+    balance: Decimal = Decimal("10000.00")
+    price: Decimal = Decimal("3.00")
+    returns_pin: bool = False
+    faults: Faults = field(default_factory=Faults)
+    calls_kept: int = CALLS_KEPT
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    send_callback: Callable[[ProviderCallback], None] | None = field(default=None, init=False)  # None: they are dropped
+    _records: dict[str, CallRecord] = field(default_factory=dict, init=False)  # by call id, oldest first
+    _of_phone: dict[str, deque[str]] = field(default_factory=dict, init=False)  # call ids, each oldest first
+    _dial_numbers: Iterator[str] = field(default_factory=lambda: cycle(DIAL_NUMBERS), init=False)
+    _as_form: Iterator[bool] = field(default_factory=lambda: cycle((False, True)), init=False)
 
     def place(self, *, phone: str, pin: str, lang: Lang, repeat: int) -> VirtualCall:
         """Call ``phone``, a number in E.164, and speak ``pin``.
 
-        Raises:
-            CallRefused, NoAccess: the number is magic, or the balance is too low; nothing was placed.
-            NoReply: the number is magic.
-
+        Raise CallRefused or NoAccess (the number is magic, or the balance is too low; nothing was placed), or NoReply.
         """
         if phone == MagicNumber.VOICE_REFUSED:
             raise CallRefused(REFUSAL)
@@ -110,12 +98,7 @@ class VirtualNetwork:
         return self._add(replace(record, pin=pin, lang=lang, repeat=repeat))
 
     def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:
-        """Let ``phone`` ring, from a number that ends with ``pin``, or with four random digits.
-
-        Raises:
-            CallRefused, NoAccess, NoReply: as for ``place``.
-
-        """
+        """Let ``phone`` ring, from a number that ends with ``pin``, or with four random digits. Raise as ``place``."""
         ignores_pin = phone == MagicNumber.OTHER_PIN
         if pin is None:
             pin = f"{secrets.randbelow(10_000):04}"
@@ -123,29 +106,19 @@ class VirtualNetwork:
             pin = f"{(int(pin) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
         record = self._charge(phone, Channel.FLASH_CALL)
         call = self._add(replace(record, pin=pin, caller=_FLASH_CALLER + pin))
-        if not (self._returns_pin or ignores_pin):
+        if not (self.returns_pin or ignores_pin):
             return FlashCall(call=call)
-        return FlashCall(call=call, pin=pin, operator=operator_of(phone))
+        return FlashCall(call=call, pin=pin, operator=operator_of(Phone(phone)))
 
     def is_pin(self, call_id: str, pin: str) -> bool:
-        """Return whether ``pin`` is the code of a flash call.
-
-        Raises:
-            CallUnknown: there is no such flash call, or it was dropped.
-
-        """
+        """Return whether ``pin`` is the code of a flash call. Raise CallUnknown if there is none, or it was dropped."""
         record = self._records.get(call_id)
         if record is None or record.channel is not Channel.FLASH_CALL:
             raise CallUnknown(NO_SUCH_CALL)
         return record.pin == pin
 
     def place_reverse_call(self, *, phone: str, callback_url: str) -> VirtualCall:
-        """Wait five minutes for ``phone`` to dial a number, which a callback announces at once.
-
-        Raises:
-            CallRefused, NoAccess, NoReply: as for ``place``.
-
-        """
+        """Wait five minutes for ``phone`` to dial a number, which a callback announces at once. Raise as ``place``."""
         record = replace(
             self._charge(phone, Channel.REVERSE_CALL),
             dial=next(self._dial_numbers),
@@ -158,10 +131,7 @@ class VirtualNetwork:
     def dial(self, *, phone: str, number: str) -> VirtualCall:
         """Let ``phone`` dial ``number``, in any format; a callback confirms the reverse call that waits for it.
 
-        Raises:
-            NoCallWaiting: no reverse call waits for the phone.
-            WrongNumber: none waits at this number.
-
+        Raise NoCallWaiting, or WrongNumber if it waits at another number.
         """
         waiting = [call for call in self.calls_of(phone) if call.dial]
         if not waiting:
@@ -179,12 +149,7 @@ class VirtualNetwork:
         return self._state(record)
 
     def status(self, call_id: str) -> VirtualCall:
-        """Return the state of a call.
-
-        Raises:
-            CallUnknown: there is no such call, or it was dropped.
-
-        """
+        """Return the state of a call. Raise CallUnknown if there is none, or it was dropped."""
         if call_id not in self._records:
             raise CallUnknown(NO_SUCH_CALL)
         return self._state(self._records[call_id])
@@ -208,7 +173,7 @@ class VirtualNetwork:
             raise CallRefused(NO_BALANCE)
         self.balance -= self.price
         return CallRecord(
-            call_id=uuid4().hex, channel=channel, phone=phone, placed_at=self._now(), began=self._monotonic()
+            call_id=uuid4().hex, channel=channel, phone=phone, placed_at=self.now(), began=self.monotonic()
         )
 
     def _add(self, record: CallRecord) -> VirtualCall:
@@ -218,7 +183,7 @@ class VirtualNetwork:
         of_phone.append(record.call_id)
         if len(of_phone) > CALLS_KEPT_PER_PHONE:
             self._drop(of_phone[0])
-        elif len(self._records) > self._calls_kept:
+        elif len(self._records) > self.calls_kept:
             self._drop(next(iter(self._records)))
         if record.phone == MagicNumber.NO_REPLY_PLACED:
             raise NoReply
@@ -234,15 +199,13 @@ class VirtualNetwork:
 
     def _notify(self, record: CallRecord, number: str) -> None:
         callback = ProviderCallback(
-            url=record.callback_url,
-            body={"key": record.call_id, "phone": number},
-            as_form=record.callbacks_as_form,
+            url=record.callback_url, body={"key": record.call_id, "phone": number}, as_form=record.callbacks_as_form
         )
         for _ in range(2 if record.phone == MagicNumber.CALLBACK_TWICE else 1):
             if self.send_callback:
                 self.send_callback(callback)
             else:
-                log.warning("sandbox.hook_dropped", extra={"attempts": 0})
+                log.warning("sandbox.callback_dropped", extra={"attempts": 0})
 
     def _state(self, record: CallRecord) -> VirtualCall:
-        return record.state(at=self._monotonic(), pace=self.pace)
+        return record.state(at=self.monotonic(), pace=self.pace)

@@ -26,25 +26,14 @@ ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list o
 
 
 def create_sandbox_app(
-    network: VirtualNetwork,
-    *,
-    user_id: str,
-    access_token: str,
-    cabinet_token: str | None = None,
-    stall: float = 30.0,
+    network: VirtualNetwork, *, user_id: str, access_token: str, cabinet_token: str | None = None, stall: float = 30.0
 ) -> Starlette:
     """Return the API as an app, which sends the network's callbacks while its lifespan is open.
 
     ``access_token`` places calls and ``cabinet_token`` reads the account; by default the former does both. A request
     without a response is held for ``stall`` seconds, and then ended with a 504.
     """
-    api = _Api(
-        network=network,
-        user_id=user_id,
-        access_token=access_token,
-        cabinet_token=cabinet_token or access_token,
-        stall=stall,
-    )
+    api = _Api(network, user_id, access_token, cabinet_token or access_token, stall)
 
     @asynccontextmanager
     async def send_callbacks(_: Starlette) -> AsyncIterator[None]:
@@ -127,7 +116,7 @@ class _CheckBody(_Body):
     pin: _FlashPin
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Api:
     """The routes."""
 

@@ -24,24 +24,23 @@ class ProviderCallback:
     as_form: bool
 
 
+@dataclass(kw_only=True)
 class CallbackSender:
     """Sends each callback in a separate task while the context is open; on exit the tasks are cancelled.
 
     ``timeout`` is for one attempt, in seconds; ``pause`` is before the second attempt, and doubles before the third.
     """
 
-    _http: aiohttp.ClientSession
-
-    def __init__(self, *, timeout: float = 3.0, pause: float = 1.0) -> None:
-        self._timeout = timeout
-        self._pause = pause
-        self._tasks: set[asyncio.Task[None]] = set()
+    timeout: float = 3.0
+    pause: float = 1.0
+    _http: aiohttp.ClientSession = field(init=False)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
             # No connection is kept: the receiver may be gone the next moment.
             connector=aiohttp.TCPConnector(force_close=True),
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            timeout=aiohttp.ClientTimeout(total=self.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -61,10 +60,10 @@ class CallbackSender:
     async def _deliver(self, callback: ProviderCallback) -> None:
         try:
             for attempt in range(_ATTEMPTS):
-                await asyncio.sleep(attempt * self._pause)
+                await asyncio.sleep(attempt * self.pause)
                 if await self._is_accepted(callback):
                     return
-            log.warning("sandbox.hook_dropped", extra={"attempts": _ATTEMPTS})
+            log.warning("sandbox.callback_dropped", extra={"attempts": _ATTEMPTS})
         except Exception:
             log.exception("sandbox.unexpected_error")
 
@@ -78,5 +77,5 @@ class CallbackSender:
                 failure = f"HTTP {answer.status}"
         except _FAILURES as error:
             failure = type(error).__name__  # its message could repeat the URL, which holds a secret
-        log.info("sandbox.hook_not_taken", extra={"why": failure})
+        log.info("sandbox.callback_rejected", extra={"why": failure})
         return False

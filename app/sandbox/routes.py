@@ -10,10 +10,9 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.sandbox.calls import NetworkStatus
 from app.sandbox.faults import Fault, Faults
 from app.sandbox.network import NoCallWaiting, VirtualNetwork, WrongNumber
-from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
+from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber, NetworkStatus
 from app.verification.channels import Channel
 from app.verification.model import Lang
 from app.verification.phone import parse_phone

@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping
 
 from pydantic_core import ErrorDetails
 
-# By pydantic's error types. The validators of this package bring messages of their own.
+# By pydantic's error types. The validators of this package raise a ValueError with the message.
 _MESSAGES = {
     **dict.fromkeys(("int_parsing", "int_parsing_size", "int_from_float", "int_type"), "must be a whole number"),
     **dict.fromkeys(
@@ -36,10 +36,11 @@ _MESSAGES = {
 
 def message_for(error: ErrorDetails) -> str:
     """Return the message for an error of pydantic, to stand after the name of the setting."""
+    facts = error.get("ctx", {})
+    if error["type"] == "value_error":
+        return str(facts["error"])
     message = _MESSAGES.get(error["type"])
-    if message is None:
-        return error["msg"]
-    return message.format_map({name: _format(fact) for name, fact in error.get("ctx", {}).items()})
+    return message.format_map({name: _format(fact) for name, fact in facts.items()}) if message else error["msg"]
 
 
 def setting_at(location: tuple[int | str, ...], names: Container[str]) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
-from pydantic_core import PydanticCustomError
 
 from app.settings import validators
 from app.settings.webhooks import WebhookFields
@@ -72,8 +71,7 @@ def _exceeds_connect_timeout(section: str) -> AfterValidator:
 
     def check(value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("connect_timeout_seconds", 0):
-            name = f"{section}_CONNECT_TIMEOUT_SECONDS"
-            raise PydanticCustomError("timeout", "must be more than {name}", {"name": name})
+            raise ValueError(f"must be more than {section}_CONNECT_TIMEOUT_SECONDS")
         return value
 
     return AfterValidator(check)

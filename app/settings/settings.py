@@ -55,9 +55,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """All settings; ``plusofon.user_id`` is ``PLUSOFON_USER_ID`` in the environment.
 
-    Raises:
-        ValidationError: on creation; ``load_settings`` turns it into sentences.
-
+    Creating them raises ValidationError, which ``load_settings`` turns into sentences.
     """
 
     model_config = SettingsConfigDict(frozen=True)
@@ -104,14 +102,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - it also reads names that are not settings
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: object, **__: object
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources: the arguments, then what ``read_environment`` finds."""
+        """Return the sources: the arguments, then ``read_environment``; the library's would read unknown names too."""
         fields: dict[str, Any] = {}
         for name, given in read_environment(setting_names()).values.items():
             *section, field = setting_names()[name].path
@@ -243,9 +236,7 @@ class Settings(BaseSettings):
     def require_sandbox(self, setting: str) -> None:
         """Check the mode before a fallback of the sandbox is used, also for settings that were not validated.
 
-        Raises:
-            SettingsError: the mode is production, so ``setting`` is missing.
-
+        Raise SettingsError in production: ``setting`` is missing.
         """
         if self.mode is not Mode.SANDBOX:
             raise SettingsError([f"{setting} is missing: {_REQUIRED_IN_PRODUCTION[setting]}."])
@@ -260,9 +251,7 @@ def setting_names() -> Mapping[str, Setting]:
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings
     """Return the settings; ``overrides`` take precedence over the environment, and that over ``.env``.
 
-    Raises:
-        SettingsError: something is missing or wrong.
-
+    Raise SettingsError if something is missing or wrong.
     """
     names = setting_names()
     environment = read_environment(names)

@@ -1,9 +1,13 @@
-"""How the value of a setting is parsed and checked, as types for the fields of the sections."""
+"""How the value of a setting is parsed and checked, as types for the fields of the sections.
+
+The text of a ValueError is the message to the operator, after the name of the setting, so it never has the value.
+"""
 
 import json
 import os
 import re
 import ssl
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
@@ -11,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, PlainValidator, SecretStr
-from pydantic_core import PydanticCustomError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -58,7 +61,17 @@ def _matches(pattern: str, message: str) -> AfterValidator:
 
     def check(value: _Text) -> _Text:
         if not re.fullmatch(pattern, value if isinstance(value, str) else value.get_secret_value()):
-            raise PydanticCustomError("pattern", "{message}", {"message": message})
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
+
+
+def _secret(parse: Callable[[str], object]) -> AfterValidator:
+    """Return a validator that accepts a secret that ``parse`` accepts, which else raises a ValueError."""
+
+    def check(value: SecretStr) -> SecretStr:
+        parse(value.get_secret_value())
         return value
 
     return AfterValidator(check)
@@ -77,13 +90,12 @@ def _parse_json(value: object) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise PydanticCustomError("json", "is not valid JSON; it looks like {example}", {"example": _JSON}) from None
+        raise ValueError(f"is not valid JSON; it looks like {_JSON}") from None
 
 
-def _check_secret_length(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value().encode()) < _MIN_SECRET_BYTES:
-        raise PydanticCustomError("short", "must have at least 32 bytes; `plusofon-verify keygen` makes one")
-    return value
+def _check_secret_length(secret: str) -> None:
+    if len(secret.encode()) < _MIN_SECRET_BYTES:
+        raise ValueError("must have at least 32 bytes; `plusofon-verify keygen` makes one")
 
 
 def _strip_brackets(host: str) -> str:
@@ -101,67 +113,43 @@ def _unmap(value: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
 def _parse_api_key(value: object) -> ApiKey:
     match = _API_KEY.fullmatch(str(value))
     if not match:
-        raise PydanticCustomError("api_key", "must be name:sha256-in-hex; `plusofon-verify keygen` makes one")
+        raise ValueError("must be name:sha256-in-hex; `plusofon-verify keygen` makes one")
     return ApiKey(match[1], bytes.fromhex(match[2]))
 
 
-def _check_redis_url(value: SecretStr) -> SecretStr:
+def _check_redis_url(url: str) -> None:
     """Check a URL more strictly than redis-py, which reads ``redis://:12#34@host`` as port 12 of localhost."""
-    url = value.get_secret_value()
     if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+        raise ValueError("must begin with redis://, rediss:// or unix://")
     if not _REDIS_URL.fullmatch(url):
-        raise PydanticCustomError("redis_url", "must be like redis://user:password@host:6379/0; " + _ENCODED)
+        raise ValueError("must be like redis://user:password@host:6379/0; " + _ENCODED)
     try:
         Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
     except (ValueError, TypeError, RedisError):
-        raise PydanticCustomError("redis_url", "has a port, or an option after ?, that is not valid") from None
-    return value
+        raise ValueError("has a port, or an option after ?, that is not valid") from None
 
 
 def _parse_test_number(value: object) -> TestNumberSetting:
     """Parse ``phone=code@last-day``; the day is optional."""
     match = _TEST_NUMBER.fullmatch(str(value))
-    mistake = PydanticCustomError("test_number", "must be phone=code@last-day, as in +79001234567=1234@2030-01-31")
-    if not match:
-        raise mistake
-    phone, code, until = match.groups()
     try:
+        phone, code, until = match.groups() if match else ("", "", None)
         return TestNumberSetting(parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None))
     except (ValueError, PhoneNotCallable):
-        raise mistake from None
+        raise ValueError("must be phone=code@last-day, as in +79001234567=1234@2030-01-31") from None
 
 
 def _parse_operator_channel(value: object) -> tuple[str, Channel]:
     operator, _, channel = str(value).partition(":")
     if not re.fullmatch(r"[a-z0-9 -]{1,64}", operator) or channel not in set(Channel):
-        raise PydanticCustomError("operator_channel", "must be operator:channel, as in mts:reverse_call")
+        raise ValueError("must be operator:channel, as in mts:reverse_call")
     return operator, Channel(channel)
 
 
-def _check_webhook_secret(value: SecretStr) -> SecretStr:
-    try:
-        parse_secret(value.get_secret_value())
-    except ValueError:
-        raise PydanticCustomError("webhook_secret", "must be whsec_ and the base64 of 24 to 64 bytes") from None
-    return value
-
-
-def _check_token_keys(value: SecretStr) -> SecretStr:
-    try:
-        read_keys(value.get_secret_value())
-    except ValueError as error:
-        raise PydanticCustomError("token_keys", "{message}", {"message": str(error)}) from None
-    return value
-
-
-def _check_proxy_url(value: SecretStr) -> SecretStr:
-    match = _PROXY_URL.fullmatch(value.get_secret_value())
+def _check_proxy_url(url: str) -> None:
+    match = _PROXY_URL.fullmatch(url)
     if not match or int(match[1] or 80) > _LAST_PORT:
-        raise PydanticCustomError(
-            "proxy", "must be http://host:port or http://user:password@host:port; percent-encode the password"
-        )
-    return value
+        raise ValueError("must be http://host:port or http://user:password@host:port; percent-encode the password")
 
 
 def _check_readable(value: Path) -> Path:
@@ -170,7 +158,7 @@ def _check_readable(value: Path) -> Path:
     except (OSError, ValueError):  # a name that is too long, or has a NUL character
         readable = False
     if not readable:
-        raise PydanticCustomError("unreadable", "cannot be read")
+        raise ValueError("cannot be read")
     return value
 
 
@@ -178,7 +166,7 @@ def _check_certificates(value: Path) -> Path:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=value)
     except OSError:  # of the file, or of OpenSSL
-        raise PydanticCustomError("authorities", "must be a file with certificates in PEM that can be read") from None
+        raise ValueError("must be a file with certificates in PEM that can be read") from None
     return value
 
 
@@ -195,9 +183,9 @@ Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmap)]], Com
 ReadableFile = Annotated[Path, AfterValidator(_check_readable)]
 CertificatesFile = Annotated[Path, AfterValidator(_check_certificates)]
 ApiKeys = Annotated[list[Annotated[ApiKey, PlainValidator(_parse_api_key)]], CommaSeparated]
-SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_length)]
-WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
-TokenKeys = Annotated[SecretStr, AfterValidator(_check_token_keys)]
+SecretKey = Annotated[SecretStr, _secret(_check_secret_length)]
+WebhookSecret = Annotated[SecretStr, _secret(parse_secret)]
+TokenKeys = Annotated[SecretStr, _secret(read_keys)]
 # A line feed from a file of secrets is the usual mistake.
 HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
 TestNumbers = Annotated[list[Annotated[TestNumberSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
@@ -227,7 +215,7 @@ PublicUrl = Annotated[
 TracesUrl = Annotated[
     str, _matches(r"https?://[^@\s]+", "must be a URL such as http://127.0.0.1:4318/v1/traces, without a user name")
 ]
-RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+RedisUrl = Annotated[SecretStr, _secret(_check_redis_url)]
 RelayUrl = Annotated[
     SecretStr,
     _matches(
@@ -235,4 +223,4 @@ RelayUrl = Annotated[
         "must be https://host/path, or http:// on localhost in sandbox mode; without a user name and a query",
     ),
 ]
-ProxyUrl = Annotated[SecretStr, AfterValidator(_check_proxy_url)]
+ProxyUrl = Annotated[SecretStr, _secret(_check_proxy_url)]

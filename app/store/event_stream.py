@@ -39,7 +39,7 @@ class ChangeFeed:
 
 
 class RedisChanges:
-    """The ``Changes`` of ``app/verification/event_stream.py``, on Redis.
+    """Signals the changes of verifications, from all workers, each to its ``Feed``.
 
     At most ``listeners`` listen at once, ``listeners_of_client`` of them for the same client, and ``listeners_of_one``
     to the same verification. The connection exists as long as anybody listens. After it was lost all listeners are
@@ -66,7 +66,7 @@ class RedisChanges:
 
     @asynccontextmanager
     async def listen(self, verification_id: str, *, client: str) -> AsyncIterator[ChangeFeed]:
-        """Listen to one verification."""
+        """Listen to one verification, from entering to leaving. Raise TooManyListeners on entering."""
         of_one = self._feeds.get(verification_id, set())
         if (
             self.listeners >= self._places

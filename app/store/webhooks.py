@@ -26,7 +26,7 @@ _LONGEST_ERROR = 200
 
 
 class RedisOutbox:
-    """The ``Outbox`` and the ``DeadLetters`` of ``app/verification/webhooks.py``, in Redis.
+    """The ``Outbox`` of ``app/verification/webhooks.py`` and the dead letters, in Redis.
 
     ``claim_after`` is how long a worker may take to settle an event before another one gets it: longer than a delivery
     takes until its time-out.

@@ -50,6 +50,7 @@ class CallQueue(CallSchedule, Protocol):
         """Stop following a call. Idempotent."""
 
 
+@dataclass(frozen=True, slots=True)
 class CallWatcher:
     """Follows the calls that are due.
 
@@ -57,19 +58,16 @@ class CallWatcher:
     one call at once.
     """
 
-    def __init__(self, queue: CallQueue, follow: Follow, *, timeout: timedelta = timedelta(seconds=20)) -> None:
-        self._queue = queue
-        self._follow = follow
-        self._timeout = timeout
+    queue: CallQueue
+    follow: Follow
+    timeout: timedelta = timedelta(seconds=20)
 
     async def step(self) -> timedelta:
         """Follow a few calls, and return the pause until the next step.
 
-        Raises:
-            StoreUnavailable: the calls that could not be recorded are due again when their claims end.
-
+        Raise StoreUnavailable: the calls that could not be recorded are due again when their claims end.
         """
-        calls = await self._queue.claim(_CONCURRENCY)
+        calls = await self.queue.claim(_CONCURRENCY)
         results = await asyncio.gather(*map(self._handle, calls), return_exceptions=True)
         for result in results:
             if result is not None:
@@ -79,15 +77,19 @@ class CallWatcher:
     async def _handle(self, call: DueCall) -> None:
         """Follow one call, unless it is given up. Its errors do not keep others from being followed."""
         call_id = call.call_id
-        facts = {"verification_id": call_id.verification_id, "serial": call_id.call_number, "attempt": call.attempt}
+        facts = {
+            "verification_id": call_id.verification_id,
+            "call_number": call_id.call_number,
+            "attempt": call.attempt,
+        }
         if call.attempt > MAX_ATTEMPTS:
             log.warning("call.given_up", extra=facts)
-            await self._queue.done(call_id)
+            await self.queue.done(call_id)
             return
         pause = min(_FIRST_PAUSE * 2.0 ** (call.attempt - 1), _LONGEST_PAUSE)  # 1 s, 2 s, 4 s, 8 s, then 15 s
         try:
-            async with asyncio.timeout(self._timeout.total_seconds()):
-                is_done = await self._follow(call_id)
+            async with asyncio.timeout(self.timeout.total_seconds()):
+                is_done = await self.follow(call_id)
         except StoreUnavailable:
             raise
         except ProviderError as error:
@@ -97,6 +99,6 @@ class CallWatcher:
             log.exception("call.follow_failed", extra=facts)
             is_done, pause = False, _PAUSE_AFTER_ERROR
         if is_done:
-            await self._queue.done(call_id)
+            await self.queue.done(call_id)
         else:
-            await self._queue.retry(call, pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
+            await self.queue.retry(call, pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret

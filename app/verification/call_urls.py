@@ -3,22 +3,23 @@
 import hashlib
 import hmac
 import re
+from dataclasses import dataclass, field
 
 from app.verification.ports import CallId
 
 _SECRET = re.compile(r"(vrf_[0-9a-f]{1,60})\.([1-9][0-9]{0,3})\.([0-9a-f]{32})")
 
 
+@dataclass(frozen=True, slots=True)
 class CallbackUrls:
     """Makes the callback URLs of calls, and reads their secret parts."""
 
-    def __init__(self, key: bytes, prefix: str) -> None:
-        self._key = key
-        self._prefix = prefix
+    key: bytes = field(repr=False)
+    prefix: str
 
     def url_of(self, call_id: CallId) -> str:
         """Return the URL of a call."""
-        return f"{self._prefix}{call_id.verification_id}.{call_id.call_number}.{self._mac(call_id)}"
+        return f"{self.prefix}{call_id.verification_id}.{call_id.call_number}.{self._mac(call_id)}"
 
     def read(self, secret: str) -> CallId | None:
         """Return the call that a secret belongs to, or None if it is not one of ours; compared in constant time."""
@@ -31,4 +32,4 @@ class CallbackUrls:
     def _mac(self, call_id: CallId) -> str:
         """Return 128 bits of HMAC-SHA256 (RFC 2104, section 5, on truncation)."""
         text = f"{call_id.verification_id}.{call_id.call_number}"
-        return hmac.digest(self._key, text.encode(), hashlib.sha256).hex()[:32]
+        return hmac.digest(self.key, text.encode(), hashlib.sha256).hex()[:32]

@@ -25,9 +25,7 @@ def make_code(length: int) -> str:
 def normalize_code(text: str) -> str:
     """Return the digits of a typed code; of a phone number the last four, which are the code of a flash call.
 
-    Raises:
-        ValueError: it is neither 4 to 6 digits nor a phone number.
-
+    Raise ValueError if it is neither 4 to 6 digits nor a phone number.
     """
     try:
         digits = read_digits(text)

@@ -1,6 +1,5 @@
 """The port through which event streams learn of changes."""
 
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from app.verification.errors import RetryLater
@@ -16,16 +15,8 @@ class Feed(Protocol):
     async def changed(self, seconds: float) -> bool:
         """Wait for changes, at most so many seconds; several at once are one signal.
 
+        Those before the first read with ``follow`` are seen by that read, those after it are signalled.
+
         True may come without a change (messages may have been lost), False with one (the store may be away): read the
         verification to know.
-        """
-
-
-class Changes(Protocol):
-    """Signals the changes of verifications, from all workers."""
-
-    def listen(self, verification_id: str, *, client: str) -> AbstractAsyncContextManager[Feed]:
-        """Listen to one verification for a client, from entering to leaving. Raise TooManyListeners on entering.
-
-        Then read it with ``follow``: changes before that are seen by the read, and those after it are signalled.
         """

@@ -31,10 +31,7 @@ class FollowCalls:
     async def follow(self, call_id: CallId) -> bool:
         """Fetch the status of a call and record it. Return True if the call needs no more following.
 
-        Raises:
-            ProviderError: the status could not be fetched.
-            StoreUnavailable: the call could not be read or recorded.
-
+        Raise ProviderError (the status could not be fetched) or StoreUnavailable.
         """
         try:
             verification = await self.store.read(call_id.verification_id, client=None)
@@ -70,9 +67,7 @@ class FollowCalls:
     async def confirm_reverse_call(self, call_id: CallId, *, ref: str, caller: Phone) -> Confirmation:
         """Record the provider's callback that a phone has dialled the number of a reverse call. Idempotent.
 
-        Raises:
-            StoreUnavailable: it was not recorded; the provider may repeat the callback.
-
+        Raise StoreUnavailable if it was not recorded; the provider may repeat the callback.
         """
         try:
             verification = await self.store.read(call_id.verification_id, client=None)

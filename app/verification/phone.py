@@ -40,10 +40,8 @@ def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_pre
     A valid number is not enough: ``+7`` is shared with Kazakhstan, and toll-free, premium and fixed lines must not be
     called (numbering plan of the ``phonenumbers`` library).
 
-    Raises:
-        PhoneNotCallable: not a number, not Russian, not a mobile, or denied: it begins with one of ``denied_prefixes``
-            and with none of ``allowed_prefixes``.
-
+    Raise PhoneNotCallable if it is not a number, not Russian, not a mobile, or denied: it begins with one of
+    ``denied_prefixes`` and with none of ``allowed_prefixes``.
     """
     number = _parse(text)
     e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)

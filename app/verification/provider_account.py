@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -88,24 +88,22 @@ class BalanceCache(Protocol):
 
         If it does not ``write`` a balance within a lease, another worker becomes the reader.
         """
-        ...
 
     async def write(self, rub: Decimal) -> None:
         """Store a balance that was just read."""
-        ...
 
 
+@dataclass(slots=True, kw_only=True)
 class Balance:
     """The last known balance, as far as it is known without asking. Below ``minimum`` no call is placed.
 
     A reading is valid for five minutes. ``clock`` counts seconds and never goes back (``time.monotonic``).
     """
 
-    def __init__(self, *, minimum: Decimal, warning: Decimal, clock: Callable[[], float]) -> None:
-        self._minimum = minimum
-        self._warning = warning
-        self._clock = clock
-        self._last: tuple[Decimal, float] | None = None
+    minimum: Decimal
+    warning: Decimal
+    clock: Callable[[], float]
+    _last: tuple[Decimal, float] | None = field(default=None, init=False)
 
     @property
     def rub(self) -> Decimal | None:
@@ -113,7 +111,7 @@ class Balance:
         if self._last is None:
             return None
         rub, read_at = self._last
-        return rub if self._clock() - read_at < _VALID_FOR.total_seconds() else None
+        return rub if self.clock() - read_at < _VALID_FOR.total_seconds() else None
 
     @property
     def level(self) -> BalanceLevel:
@@ -121,9 +119,9 @@ class Balance:
         rub = self.rub
         if rub is None:
             return BalanceLevel.UNKNOWN
-        if rub < self._minimum:
+        if rub < self.minimum:
             return BalanceLevel.LOW
-        return BalanceLevel.WARNING if rub < self._warning else BalanceLevel.OK
+        return BalanceLevel.WARNING if rub < self.warning else BalanceLevel.OK
 
     def require_enough(self) -> None:
         """Return unless the balance is known to be too low for a call. Raises BalanceTooLow."""
@@ -132,26 +130,18 @@ class Balance:
 
     async def gauges(self) -> Mapping[str, Decimal | None]:
         """Return the balance and its thresholds in RUB, for the metrics."""
-        return {"balance_rub": self.rub, "balance_minimum_rub": self._minimum, "balance_warning_rub": self._warning}
+        return {"balance_rub": self.rub, "balance_minimum_rub": self.minimum, "balance_warning_rub": self.warning}
 
     def note(self, rub: Decimal, age: timedelta = timedelta(0)) -> None:
         """Set a balance that was read ``age`` ago."""
-        self._last = rub, self._clock() - age.total_seconds()
+        self._last = rub, self.clock() - age.total_seconds()
 
 
 class BalancePoller:
     """Keeps ``balance`` up to date: one worker of a deployment asks the provider, once in 40 seconds."""
 
-    def __init__(
-        self,
-        accounts: ProviderAccounts,
-        cache: BalanceCache,
-        *,
-        minimum: Decimal,
-        warning: Decimal,
-        clock: Callable[[], float],
-    ) -> None:
-        self.balance = Balance(minimum=minimum, warning=warning, clock=clock)
+    def __init__(self, accounts: ProviderAccounts, cache: BalanceCache, balance: Balance) -> None:
+        self.balance = balance
         self._accounts = accounts
         self._cache = cache
         self._logged: BalanceLevel | None = None  # none: nothing was known yet

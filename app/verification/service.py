@@ -44,18 +44,19 @@ class VerificationService:
         self.check = CheckVerification(store, guard, digester, policies, tokens, publish, deferred)
         self.calls = FollowCalls(store, limits, guard, senders, policies, publish)
 
-    async def read(self, *, client: str, verification_id: str, follow: bool = False) -> Verification:
-        """Return a verification and its calls as last recorded. Raise VerificationNotFound or StoreUnavailable."""
-        policy = self._policies.for_client(client)
+    async def read(self, *, client: str | None, verification_id: str, follow: bool = False) -> Verification:
+        """Return a verification and its calls as last recorded; without ``client``, that of any client.
+
+        Raise VerificationNotFound or StoreUnavailable.
+        """
         verification = await self._store.read(verification_id, client=client, follow=follow)
+        policy = self._policies.for_client(verification.client)
         return verification.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
 
     async def cancel(self, *, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification; a canceled one stays as it is.
 
-        Raises:
-            VerificationNotFound, VerificationAlreadyUsed, VerificationLocked, StoreUnavailable: it was not canceled.
-
+        Raise VerificationNotFound, VerificationAlreadyUsed, VerificationLocked or StoreUnavailable.
         """
         verification = await self._store.cancel(client, verification_id)
         if not verification.test:

@@ -1,7 +1,7 @@
 """Test numbers: no call, a fixed code, no limits of the phone; for app reviewers and the tests of integrators."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import ClassVar
 
@@ -19,26 +19,23 @@ class TestNumber:
     until: date | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class TestNumbers:
     """The test numbers by phone. ``today`` returns the day in UTC."""
 
-    __test__ = False
+    __test__: ClassVar = False
 
-    def __init__(self, numbers: Mapping[Phone, TestNumber], today: Callable[[], date]) -> None:
-        self._numbers = numbers
-        self._today = today
+    numbers: Mapping[Phone, TestNumber] = field(repr=False)
+    today: Callable[[], date]
 
     def code_of(self, phone: Phone) -> str | None:
         """Return the fixed code of a test number, None for any other.
 
-        Raises:
-            PhoneNotCallable: its last day has passed. It may be a person's number, so it does not silently become one
-                that is called.
-
+        Raise PhoneNotCallable if its last day has passed: it may be a person's number, which must not be called then.
         """
-        number = self._numbers.get(phone)
+        number = self.numbers.get(phone)
         if number is None:
             return None
-        if number.until is not None and self._today() > number.until:
+        if number.until is not None and self.today() > number.until:
             raise PhoneNotCallable(PhoneReason.DENIED)
         return number.code

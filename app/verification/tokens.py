@@ -8,10 +8,7 @@ from app.verification.ports import ProofTokens, Redemptions
 async def redeem(tokens: ProofTokens, redemptions: Redemptions, *, client: str, token: str, purpose: str) -> Proof:
     """Accept a token once. A refused token is not used up.
 
-    Raises:
-        TokenInvalid, TokenExpired, TokenAlreadyRedeemed: it is not accepted.
-        StoreUnavailable: it may have been redeemed, so it is not accepted.
-
+    Raise TokenInvalid, TokenExpired, TokenAlreadyRedeemed, or StoreUnavailable (it may have been redeemed).
     """
     proof = tokens.verify(token, client=client)
     if proof.purpose != purpose:

@@ -30,9 +30,7 @@ def read_digits(text: str) -> str:
     dropped, so a number copied from a contact list or typed on another keyboard reads as the same number, and two
     numbers with different digits never read as one.
 
-    Raises:
-        ValueError: no digit, or anything else: a letter, a fraction, a superscript, a plus between digits.
-
+    Raise ValueError if there is no digit, or anything else: a letter, a fraction, a superscript, a plus between digits.
     """
     if text.isascii() and text.isdigit():  # as most are
         return text

@@ -1,10 +1,10 @@
-"""Webhook events, and the ports of the outbox that holds them until delivery and of the dead letters."""
+"""Webhook events, and the port of the outbox that holds them until delivery."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, Self
 
 from app.verification.phone import Phone
 
@@ -12,12 +12,26 @@ from app.verification.phone import Phone
 class EventType(StrEnum):
     """The types of webhook events."""
 
-    CREATED = "verification.created"
-    VERIFIED = "verification.verified"
-    LOCKED = "verification.locked"
-    CANCELED = "verification.canceled"
-    EXPIRED = "verification.expired"
-    CALL_STATUS_CHANGED = "call.status_changed"
+    summary: str  # what it reports
+    status: str  # of the verification at that moment
+    call_status: str | None  # of its latest call, for example
+
+    def __new__(cls, value: str, summary: str, status: str, call_status: str | None) -> Self:
+        """Attach the facts to the value."""
+        member = str.__new__(cls, value)
+        member._value_, member.summary, member.status, member.call_status = value, summary, status, call_status
+        return member
+
+    CREATED = (
+        "verification.created", "The first call of a verification was placed, or may have been", "pending", "initiated",
+    )  # fmt: skip
+    CALL_STATUS_CHANGED = (
+        "call.status_changed", "A call rings, is answered or ends, or another one was placed", "pending", "ringing",
+    )  # fmt: skip
+    VERIFIED = "verification.verified", "The right code was checked", "verified", "completed"
+    LOCKED = "verification.locked", "The last wrong code was checked", "locked", "completed"
+    CANCELED = "verification.canceled", "The client canceled the verification", "canceled", "ringing"
+    EXPIRED = "verification.expired", "The verification expired while it was pending", "expired", None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,19 +104,3 @@ class Outbox(Protocol):
 
         Return whether it will be retried: it becomes a dead letter also where too many wait already.
         """
-
-    async def backlog(self) -> Backlog:
-        """Return the state of delivery; cheap."""
-
-
-class DeadLetters(Protocol):
-    """The events that were given up. All methods raise StoreUnavailable."""
-
-    async def dead_letters(self) -> Sequence[DeadLetter]:
-        """Return them, the oldest first."""
-
-    async def resend(self, event_id: str) -> bool:
-        """Deliver one again, with all attempts. Return False if there is none with this id."""
-
-    async def resend_all(self) -> int:
-        """Deliver all again, and return how many."""

@@ -5,8 +5,9 @@ import logging
 import random
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Self
 
 from app.verification.errors import StoreUnavailable
 from app.verification.webhooks import Delivery, Outbox
@@ -25,7 +26,6 @@ JITTER = 0.25  # a pause is up to this much longer, so that what failed together
 _IN_FLIGHT = 256  # deliveries at once, to all endpoints
 _SLOT_TIMEOUT = 10.0  # seconds for which a delivery waits in memory; then others go first
 _MOST_AT_ONCE = 256  # bounds how long the script that hands out events holds Redis up
-_LONGEST_BACKOFF = 10.0  # seconds between polls of a Redis that is down
 _RECORD_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # within the time after which another worker would take an event over
 
 
@@ -38,77 +38,62 @@ class _Retry:
     pause: timedelta | None
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class WebhookDeliverer:
     """Delivers events to ``endpoints``, which are by client. Any number of workers may share an outbox.
 
-    At most ``held`` events are in memory at once, and ``in_flight_per_endpoint`` are sent to one URL. The outbox is
-    polled every ``poll`` seconds. When ``run`` is cancelled, the events held have ``grace`` seconds to be finished;
-    another worker takes over the rest.
+    A context manager, in which ``step`` is to be called repeatedly. At most ``held`` events are in memory at once, and
+    ``in_flight_per_endpoint`` are sent to one URL. The outbox is polled every ``poll``. On exit the events held have
+    ``grace`` seconds to be finished; another worker takes over the rest.
     """
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        endpoints: Mapping[str, WebhookEndpoint],
-        *,
-        sender: WebhookSender,
-        schedule: tuple[timedelta, ...] = SCHEDULE,
-        held: int = 1024,
-        in_flight_per_endpoint: int = 8,
-        poll: float = 0.25,
-        grace: float = 3.0,
-    ) -> None:
-        self._outbox = outbox
-        self._endpoints = endpoints
-        self._sender = sender
-        self._schedule = schedule
-        self._most = held
+    outbox: Outbox = field(kw_only=False)
+    endpoints: Mapping[str, WebhookEndpoint] = field(kw_only=False)
+    sender: WebhookSender
+    schedule: tuple[timedelta, ...] = SCHEDULE
+    held: int = 1024
+    in_flight_per_endpoint: int = 8
+    poll: timedelta = timedelta(milliseconds=250)
+    grace: float = 3.0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
         self._lanes = make_lanes(
-            [endpoint.url for endpoint in endpoints.values()],
-            held=held,
+            [endpoint.url for endpoint in self.endpoints.values()],
+            held=self.held,
             in_flight=_IN_FLIGHT,
-            in_flight_per_endpoint=in_flight_per_endpoint,
+            in_flight_per_endpoint=self.in_flight_per_endpoint,
             timeout=_SLOT_TIMEOUT,
         )
-        self._poll = poll
-        self._grace = grace
-        self._held: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        """Deliver until cancelled, across outages of Redis."""
-        async with self._sender:
-            try:
-                await self._deliver_all()
-            finally:
-                await self._finish()
+    async def __aenter__(self) -> Self:
+        await self.sender.__aenter__()
+        return self
 
-    async def _deliver_all(self) -> None:
-        backoff = self._poll
-        while True:
-            try:
-                pause = await self._fill()
-                backoff = self._poll
-            except StoreUnavailable:
-                backoff = min(_LONGEST_BACKOFF, backoff * 2)
-                pause = backoff * _jitter(0.75)
-            except Exception:
-                log.exception("webhooks.failed")  # a bug, but events have to go out all the same
-                pause = 1.0
-            await asyncio.sleep(pause)
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self.grace)
+        finally:
+            left = list(self._tasks)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await self.sender.__aexit__()
 
-    async def _fill(self) -> float:
-        """Take as many events as there is room for; return how many seconds to wait before the next time."""
-        room = self._most - len(self._held)
+    async def step(self) -> timedelta:
+        """Take as many events as there is room for; return the pause until the next step. Raise StoreUnavailable."""
+        room = self.held - len(self._tasks)
         if not room:
-            await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
-            return 0
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            return timedelta(0)
         wanted = min(room, _MOST_AT_ONCE)
-        taken = await self._outbox.take(wanted)
+        taken = await self.outbox.take(wanted)
         for delivery in taken:
             task = asyncio.create_task(self._handle(delivery))
-            self._held.add(task)
-            task.add_done_callback(self._held.discard)
-        return 0 if len(taken) == wanted else self._poll
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return timedelta(0) if len(taken) == wanted else self.poll
 
     async def _handle(self, delivery: Delivery) -> None:
         """Deliver one event, and record the outcome; a Redis that goes away meanwhile may come back in time."""
@@ -126,14 +111,14 @@ class WebhookDeliverer:
 
     async def _deliver(self, delivery: Delivery) -> _Retry | None:
         """Make an attempt; return None if the event was delivered, or is not wanted."""
-        endpoint = self._endpoints.get(delivery.event.client)
+        endpoint = self.endpoints.get(delivery.event.client)
         if endpoint is None:  # not dropped: workers with newer settings may know it
             return self._failed(delivery, Attempt(Outcome.REJECTED, "the client has no endpoint"))
         if not endpoint.wants(delivery.event):
             return None
         try:
             async with self._lanes[endpoint.url].slot():
-                attempt = await self._sender.send(endpoint, delivery.event)
+                attempt = await self.sender.send(endpoint, delivery.event)
         except LaneFull as full:  # not a failed attempt
             return _Retry(delivery.attempts, delivery.error, full.pause * _jitter(0.75))
         return None if attempt.outcome is Outcome.DELIVERED else self._failed(delivery, attempt)
@@ -144,28 +129,17 @@ class WebhookDeliverer:
         fields = {"attempt": attempts, "outcome": attempt.outcome.value}
         log.info("webhooks.attempt_failed", extra=_log_fields(delivery) | fields)
         pause = None
-        if attempt.outcome is not Outcome.GONE and attempts <= len(self._schedule):
-            pause = self._schedule[attempts - 1] * _jitter(1)
+        if attempt.outcome is not Outcome.GONE and attempts <= len(self.schedule):
+            pause = self.schedule[attempts - 1] * _jitter(1)
         return _Retry(attempts, attempt.error, pause)
 
     async def _record(self, delivery: Delivery, retry: _Retry | None) -> None:
         """Record an outcome; may be done twice without harm."""
         if retry is None:
-            await self._outbox.done(delivery)
-        elif not await self._outbox.set_aside(delivery, attempts=retry.attempts, error=retry.error, pause=retry.pause):
+            await self.outbox.done(delivery)
+        elif not await self.outbox.set_aside(delivery, attempts=retry.attempts, error=retry.error, pause=retry.pause):
             fields = {"attempts": retry.attempts, "error": retry.error}
             log.warning("webhooks.given_up", extra=_log_fields(delivery) | fields)
-
-    async def _finish(self) -> None:
-        """Let the events held be finished, and leave the rest to other workers."""
-        if self._held:
-            try:
-                await asyncio.wait(self._held, timeout=self._grace)
-            finally:
-                left = list(self._held)
-                for task in left:
-                    task.cancel()
-                await asyncio.gather(*left, return_exceptions=True)
 
 
 def _log_fields(delivery: Delivery) -> dict[str, object]:

@@ -6,7 +6,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Self
@@ -43,6 +43,7 @@ class Attempt:
     error: str = ""
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class WebhookSender:
     """Sends events; an async context manager. ``timeout`` (seconds) is for all of name, connection and response.
 
@@ -54,36 +55,25 @@ class WebhookSender:
     Only with ``allow_private`` an address that is not public is connected to directly.
     """
 
-    _session: aiohttp.ClientSession
-
-    def __init__(
-        self,
-        *,
-        allow_private: bool = False,
-        timeout: float = 10.0,
-        clock: Callable[[], float] = time.time,
-        resolver: AbstractResolver | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-        proxy: str | None = None,
-    ) -> None:
-        self._allow_private = allow_private
-        self._timeout = timeout
-        self._clock = clock
-        self._resolver = resolver
-        self._ssl_context = ssl_context
-        self._proxy = proxy
+    allow_private: bool = False
+    timeout: float = 10.0
+    clock: Callable[[], float] = time.time
+    resolver: AbstractResolver | None = None
+    ssl_context: ssl.SSLContext | None = None
+    proxy: str | None = None
+    _session: aiohttp.ClientSession = field(init=False)
 
     async def __aenter__(self) -> Self:
         connector = Connector(
-            resolver=self._resolver,
-            ssl=self._ssl_context or True,
-            socket_factory=None if self._allow_private or self._proxy else open_public_socket,
+            resolver=self.resolver,
+            ssl=self.ssl_context or True,
+            socket_factory=None if self.allow_private or self.proxy else open_public_socket,
             limit=0,  # the caller bounds it
             keepalive_timeout=_KEPT_OPEN,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            timeout=aiohttp.ClientTimeout(total=self.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={
                 "User-Agent": "Plusofon-Verify-Webhooks",
@@ -102,19 +92,19 @@ class WebhookSender:
     async def send(self, endpoint: WebhookEndpoint, event: Event) -> Attempt:
         """Make one attempt. Never raises for what the network or the receiver does."""
         body = endpoint.body(event)
-        headers = endpoint.headers(event, body, timestamp=int(self._clock()))
+        headers = endpoint.headers(event, body, timestamp=int(self.clock()))
         target = _verbatim(endpoint.url)
-        proxy = None if self._allow_private and is_private(target.host or "") else self._proxy
+        proxy = None if self.allow_private and is_private(target.host or "") else self.proxy
         try:
             # The session's own time-out ends with the response's head; this one also covers hanging up: leaving the
             # block closes the connection if the body has not arrived whole.
             async with (
-                asyncio.timeout(self._timeout),
+                asyncio.timeout(self.timeout),
                 self._session.post(target, data=body, headers=headers, allow_redirects=False, proxy=proxy) as response,
             ):
                 return _outcome(response.status)
         except TimeoutError:
-            return Attempt(Outcome.TIMEOUT, f"no answer within {self._timeout:g} s")
+            return Attempt(Outcome.TIMEOUT, f"no answer within {self.timeout:g} s")
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
             return _no_connection(error)
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:

@@ -52,8 +52,8 @@ def test_start_check_read_and_cancel_work_with_their_examples(visit: Visit) -> N
 
     start = operation(page, "POST", "/verify/start")
     assert execute(start) == "201"
-    told = start.locator(".live-responses-table").inner_text()
-    verification_id = re.search(r"vrf_[0-9a-f]+", told)
+    response = start.locator(".live-responses-table").inner_text()
+    verification_id = re.search(r"vrf_[0-9a-f]+", response)
     assert verification_id
     check = operation(page, "POST", "/verify/check")
     assert execute(check) == "200"

@@ -127,12 +127,12 @@ class TestOrders:
 
     async def test_a_hundred_concurrent_orders_are_all_placed(self) -> None:
         relay = Relay(accepted())
-        names = [CallId("vrf_made_up", serial) for serial in range(100)]
+        names = [CallId("vrf_made_up", number) for number in range(100)]
         orders = [CallOrder(call_id=name, phone=ORDER.phone, code=CODE, lang=Lang.RU, repeat=1) for name in names]
         async with relay.serving() as sender:
             outcomes = await asyncio.gather(*map(sender.place, orders))
         assert [outcome.call_ref for outcome in outcomes if isinstance(outcome, Placed)] == [
-            f"vrf_made_up-{serial}-voice" for serial in range(100)
+            f"vrf_made_up-{number}-voice" for number in range(100)
         ]
         assert len({headers["webhook-id"] for _, _, headers, _ in relay.requests}) == len(relay.requests) == 100
 

@@ -159,7 +159,7 @@ async def test_a_callback_is_dropped_after_three_attempts(
 ) -> None:
     listener.statuses = [500] * 10
     await sandbox.ask(listener.url)
-    await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
+    await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert len(listener.posted) == 3
     assert [record.levelno for record in caplog.records if record.levelno > logging.WARNING] == []
 
@@ -169,7 +169,7 @@ async def test_a_call_is_placed_although_its_callback_cannot_be_delivered(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     asked = await sandbox.ask(f"{host}/made-up-secret")
-    await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
+    await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert sandbox.network.dial(phone=PHONE, number=asked["phone"]).status == "completed"
     logged = [vars(record) for record in caplog.records if record.name == "app.sandbox.provider_callbacks"]
     assert logged
@@ -183,7 +183,7 @@ async def test_a_callback_that_times_out_is_dropped_after_three_attempts(
     listener.hang = True
     async with CallbackSender(timeout=0.05, pause=0.0) as sender:
         sender.send(ProviderCallback(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
-        await eventually(lambda: "sandbox.hook_dropped" in caplog.messages)
+        await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert len(listener.posted) == 3
 
 

@@ -184,8 +184,8 @@ def test_an_address_in_use_is_reported_first(tmp_path: Path, command: str) -> No
         port = taken.getsockname()[1]
         done = run(command, "--port", str(port), cwd=tmp_path, MODE="sandbox")
 
-    told = f"127.0.0.1:{port} is in use; choose another with --port (make run PORT=8001).\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    message = f"127.0.0.1:{port} is in use; choose another with --port (make run PORT=8001).\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
 def test_an_address_of_another_machine_is_an_invalid_setting(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def test_a_healthy_service_passes_every_check(outputs: dict[str, Done]) -> None:
 
     assert (done.returncode, done.stderr, lines(done, "✗")) == (0, "", [])
     fine = "\n".join(lines(done, "✓"))
-    for told in ("noeviction", "takes the token (Sandbox)", "10000.00 RUB", "scripts run", "sign and verify"):
-        assert told in fine
+    for line in ("noeviction", "takes the token (Sandbox)", "10000.00 RUB", "scripts run", "sign and verify"):
+        assert line in fine
     # The embedded server has no persistence, which is a warning and not an error.
     assert [line.split()[1:3] for line in lines(done, "!")] == [["redis", "persistence"]]
 

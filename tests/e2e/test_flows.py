@@ -45,10 +45,10 @@ def load(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 
 @pytest.mark.parametrize(
-    ("flow", "told"),
+    ("flow", "expected"),
     [("password-recovery", '"redeemed":true'), ("sign-up", '"verified":true'), ("step-up-login", '"keys"')],
 )
-def test_the_curl_commands_of_a_flow_succeed(flow: str, told: str, demo: Demo) -> None:
+def test_the_curl_commands_of_a_flow_succeed(flow: str, expected: str, demo: Demo) -> None:
     done = subprocess.run(
         ["sh", "-c", block(flow, "sh")],
         env={"PATH": os.environ["PATH"], "VERIFY_URL": demo.base_url},
@@ -58,7 +58,7 @@ def test_the_curl_commands_of_a_flow_succeed(flow: str, told: str, demo: Demo) -
         check=True,
     )
 
-    assert told in done.stdout
+    assert expected in done.stdout
     if flow == "sign-up":
         assert done.stdout.count('"status":"pending"') == 2
         assert done.stdout.count('"call_id"') == 1

@@ -34,9 +34,9 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def environment(demo: Demo, **more: str) -> dict[str, str]:
-    told = {"VERIFY_URL": demo.base_url, "VERIFY_KEY": "the-sandbox-asks-for-none", "NO_COLOR": "1", **more}
+    given = {"VERIFY_URL": demo.base_url, "VERIFY_KEY": "the-sandbox-asks-for-none", "NO_COLOR": "1", **more}
     kept = ("PATH", "HOME", "GOCACHE", "GOPATH", "LD_LIBRARY_PATH", "PHPRC", "PHP_INI_SCAN_DIR")
-    return {name: os.environ[name] for name in kept if name in os.environ} | told
+    return {name: os.environ[name] for name in kept if name in os.environ} | given
 
 
 def wrong(code: str) -> str:
@@ -86,8 +86,8 @@ def run_curl(demo: Demo, folder: Path) -> None:
     )
 
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    told = [answer.get("type", answer.get("status", answer.get("redeemed"))) for answer in answers]
-    assert told == [
+    outcomes = [answer.get("type", answer.get("status", answer.get("redeemed"))) for answer in answers]
+    assert outcomes == [
         "pending",
         "/problems/call-cooldown",
         "pending",
@@ -460,12 +460,12 @@ def test_the_names_in_a_document_exist_in_the_api(language: str) -> None:
 
 @pytest.mark.parametrize("language", [language for language in (*LANGUAGES, "README") if language != "curl"])
 def test_every_document_has_a_message_for_each_problem_that_the_end_user_can_solve(language: str) -> None:
-    told = {
+    slugs = {
         *("phone-not-callable", "validation-failed", "verification-not-found", "verification-already-used"),
         *("verification-canceled", "token-expired", "token-invalid", "token-already-redeemed"),
     }
     text = (DOCS / f"{language}.md").read_text()
-    assert {slug for slug in told if slug in text} == told
+    assert {slug for slug in slugs if slug in text} == slugs
 
 
 def named(path: str) -> str:

@@ -191,10 +191,10 @@ def test_serve_has_built_in_https(tmp_path: Path) -> None:
             base_url=served.base_url, verify=tls
         ) as idle:  # a connection pool, which does not read between requests
             assert idle.get("/livez").status_code == 200
-            told = time.monotonic()
+            signalled = time.monotonic()
             served.process.terminate()
             served.process.wait(20)
-            assert time.monotonic() - told < 5
+            assert time.monotonic() - signalled < 5
 
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
     assert str(starts["address"]).startswith("https://")

@@ -160,8 +160,8 @@ async def test_a_reverse_call_cannot_be_checked_by_phone_alone(sandbox: Sandbox)
 
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/code")
     assert (guess.status_code, again.status_code) == (404, 429)
-    for told in (answer, guess, again):
-        assert started["verification_id"] not in told.text
+    for response in (answer, guess, again):
+        assert started["verification_id"] not in response.text
     assert (await sandbox.verified(started))["phone"] == BEELINE
 
 

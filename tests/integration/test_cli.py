@@ -83,14 +83,14 @@ def test_forget_requires_secret_key(redis_url: str) -> None:
 
 def test_doctor_prints_json(redis_url: str) -> None:
     done = run("doctor", "--json", MODE="sandbox", REDIS_URL=redis_url, SANDBOX_BALANCE_RUB="50")
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
 
-    assert (done.exit_code, told["ok"]) == (0, True)
-    assert [check for check in told["checks"] if check["check"] == "balance"] == [
+    assert (done.exit_code, report["ok"]) == (0, True)
+    assert [check for check in report["checks"] if check["check"] == "balance"] == [
         {
             "check": "balance",
             "result": "warning",
-            "told": "50.00 RUB, below WARN_BALANCE_RUB (100)",
+            "message": "50.00 RUB, below WARN_BALANCE_RUB (100)",
             "advice": "Top the account up in Plusofon's cabinet.",
         }
     ]
@@ -98,11 +98,11 @@ def test_doctor_prints_json(redis_url: str) -> None:
 
 def test_doctor_reports_only_the_settings_when_they_are_wrong() -> None:
     done = run("doctor", "--json")
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
 
-    assert (done.exit_code, told["ok"]) == (2, False)
-    assert {check["check"] for check in told["checks"]} == {"settings"}
-    assert len(told["checks"]) == 6
+    assert (done.exit_code, report["ok"]) == (2, False)
+    assert {check["check"] for check in report["checks"]} == {"settings"}
+    assert len(report["checks"]) == 6
 
 
 def test_stats_prints_a_table(redis_url: str) -> None:
@@ -115,18 +115,18 @@ def test_stats_prints_a_table(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("day", "told"),
+    ("day", "message"),
     [
         ("yesterday", "must be a day such as 2026-01-31"),
         ("2020-01-01", "only the last 8 days are kept"),
         ("2999-01-01", "only the last 8 days are kept"),
     ],
 )
-def test_stats_rejects_a_day_that_is_not_kept(redis_url: str, day: str, told: str) -> None:
+def test_stats_rejects_a_day_that_is_not_kept(redis_url: str, day: str, message: str) -> None:
     done = run("stats", "--day", day, MODE="sandbox", REDIS_URL=redis_url)
 
     assert done.exit_code == 2
-    assert told in done.output
+    assert message in done.output
 
 
 def test_stats_shows_an_earlier_day(redis_url: str) -> None:
@@ -167,13 +167,13 @@ def silent_redis() -> Iterator[str]:
 def test_a_command_explains_why_redis_does_not_work(
     redis_url: str, silent_redis: str, command: tuple[str, ...]
 ) -> None:
-    told = {
+    sentences = {
         "redis://127.0.0.1:1": "Redis is not reached. ",
         "redis://no-such-host.invalid": "Redis is not reached. ",
         redis_url.replace("unix://", "unix://nobody:made-up@"): "Redis refuses the user name or the password. ",
         silent_redis: "Redis does not answer in time. ",
     }
-    for url, sentence in told.items():
+    for url, sentence in sentences.items():
         done = run(*command, MODE="sandbox", REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.3")
 
         assert done.exit_code == 1
@@ -233,10 +233,10 @@ async def test_call_compares_what_was_heard_with_the_code(
                 await _check(service, last, heard)
         await _check(service, last, network.calls_of(PHONE)[-1].heard)
 
-    told = capsys.readouterr()
-    assert told.err.splitlines() == [
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
         "No code was heard.",
         "That is no code: a code is 4 to 6 digits.",
         "That is not the code that was to be spoken.",
     ]
-    assert told.out.endswith("That is the code: calls arrive, and what is heard verifies.\n")
+    assert output.out.endswith("That is the code: calls arrive, and what is heard verifies.\n")

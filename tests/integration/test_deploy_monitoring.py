@@ -73,8 +73,8 @@ async def real(api: httpx.AsyncClient) -> Series:
     process = ProcessGauges(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
     metrics = Metrics()
     metrics.observe(LimitHit("call_cooldown"))
-    told = await Exposition(metrics, version="1", gauges=[known], process=process).render()
-    return metrics_in(of_app, told.decode())
+    text = await Exposition(metrics, version="1", gauges=[known], process=process).render()
+    return metrics_in(of_app, text.decode())
 
 
 def load(path: Path) -> Any:  # noqa: ANN401 - any YAML

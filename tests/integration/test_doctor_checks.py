@@ -78,7 +78,7 @@ async def ask_provider(
 
 
 async def test_a_healthy_redis_without_persistence_gets_one_warning(redis: Redis) -> None:
-    findings = await check_redis(redis, within=5)
+    findings = await check_redis(redis, timeout=5)
 
     assert {finding.check: finding.result for finding in findings if finding.result is not Result.FINE} == {
         "redis persistence": Result.DOUBTFUL
@@ -102,21 +102,21 @@ async def test_missing_redis_permissions_are_an_error(
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
     limited = connect(redis_url.replace("unix://", "unix://limited:made-up@"), timeout=1)
     try:
-        found = of(await check_redis(limited, within=5), "redis permissions")
+        found = of(await check_redis(limited, timeout=5), "redis permissions")
     finally:
         await limited.aclose()
         await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # nor here
 
     assert found.result is (Result.WRONG if missing else Result.FINE)
-    assert missing in found.told
+    assert missing in found.message
 
 
 async def test_a_wrong_redis_password_is_reported(redis_url: str) -> None:
     stranger = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
-    (found,) = await check_redis(stranger, within=5)
+    (found,) = await check_redis(stranger, timeout=5)
     await stranger.aclose()
 
-    assert (found.result, found.told) == (Result.WRONG, "Redis refuses the user name or the password")
+    assert (found.result, found.message) == (Result.WRONG, "Redis refuses the user name or the password")
 
 
 async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_docs(
@@ -126,12 +126,12 @@ async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
     limited = connect(f"{redis_url.replace('unix://', 'unix://limited:made-up@')}?db=1", timeout=1)
     try:
-        (found,) = await check_redis(limited, within=5)
+        (found,) = await check_redis(limited, timeout=5)
     finally:
         await limited.aclose()
         await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # nor here
 
-    assert (found.result, found.told) == (
+    assert (found.result, found.message) == (
         Result.WRONG,
         "Redis refuses to let the user of REDIS_URL choose its database",
     )
@@ -166,8 +166,8 @@ async def test_a_rejected_token_is_reported_but_not_shown(provider: SandboxServe
     (found,) = await ask_provider(provider.url, token="another-made-up-token")
 
     assert (found.check, found.result) == ("provider", Result.WRONG)
-    assert "refuses the token" in found.told
-    assert "another-made-up-token" not in found.told + found.advice
+    assert "refuses the token" in found.message
+    assert "another-made-up-token" not in found.message + found.advice
 
 
 @pytest.mark.parametrize(("rub", "result"), [("9.99", Result.WRONG), ("99.99", Result.DOUBTFUL), ("100", Result.FINE)])
@@ -209,13 +209,13 @@ def _refused() -> str:
 
 async def test_a_refused_connection_to_the_provider_has_its_own_message() -> None:
     (found,) = await ask_provider(_refused())
-    assert (found.result, found.told) == (Result.WRONG, "not reached: the connection was refused")
+    assert (found.result, found.message) == (Result.WRONG, "not reached: the connection was refused")
 
 
 async def test_a_provider_name_missing_in_dns_has_its_own_message() -> None:
     transport = asking(NoAddress())
     (found,) = await ask_provider("http://plusofon.test", transport=transport)
-    assert (found.result, found.told) == (Result.WRONG, "not reached: its name is not found in the DNS")
+    assert (found.result, found.message) == (Result.WRONG, "not reached: its name is not found in the DNS")
 
 
 async def test_a_connection_timeout_to_the_provider_has_its_own_message() -> None:
@@ -229,14 +229,14 @@ async def test_a_connection_timeout_to_the_provider_has_its_own_message() -> Non
             filler.connect_ex(listener.getsockname())
         (found,) = await ask_provider(f"http://127.0.0.1:{listener.getsockname()[1]}")
     assert found.result is Result.WRONG
-    assert found.told == "not reached: no connection was made in time (PLUSOFON_CONNECT_TIMEOUT_SECONDS)"
+    assert found.message == "not reached: no connection was made in time (PLUSOFON_CONNECT_TIMEOUT_SECONDS)"
     assert "firewall" in found.advice
 
 
 async def test_an_untrusted_certificate_of_the_provider_has_its_own_message() -> None:
     async with serving(answer_each, tls=untrusted_tls()) as server:
         (found,) = await ask_provider(f"https://127.0.0.1:{server.port}")
-    assert found.told == (
+    assert found.message == (
         "not reached: TLS failed, for its certificate is not trusted (unable to get local issuer certificate)"
     )
     assert "OUTBOUND_CA_FILE" in found.advice
@@ -249,7 +249,7 @@ async def test_a_provider_without_tls_has_its_own_message() -> None:
 
     async with serving(speak) as server:
         (found,) = await ask_provider(f"https://127.0.0.1:{server.port}")
-    assert found.told.startswith("not reached: TLS failed (")
+    assert found.message.startswith("not reached: TLS failed (")
 
 
 async def test_a_response_timeout_of_the_provider_has_its_own_message() -> None:
@@ -258,7 +258,7 @@ async def test_a_response_timeout_of_the_provider_has_its_own_message() -> None:
 
     async with serving(swallow) as server:
         (found,) = await ask_provider(server.url)
-    assert found.told == "connected, but no answer came in time (PLUSOFON_TIMEOUT_SECONDS)"
+    assert found.message == "connected, but no answer came in time (PLUSOFON_TIMEOUT_SECONDS)"
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ async def test_an_invalid_response_of_the_provider_has_its_own_message(answer: b
 
     async with serving(reply) as server:
         (found,) = await ask_provider(server.url)
-    assert found.told.startswith("connected, but its answer made no sense (")
-    assert TOKEN not in found.told + found.advice
+    assert found.message.startswith("connected, but its answer made no sense (")
+    assert TOKEN not in found.message + found.advice
 
 
 async def test_a_provider_that_answers_429_counts_as_reached() -> None:
@@ -282,7 +282,7 @@ async def test_a_provider_that_answers_429_counts_as_reached() -> None:
 
     async with serving(reply) as server:
         (found,) = await ask_provider(server.url)
-    assert found.told == "reached, but it takes no requests now"
+    assert found.message == "reached, but it takes no requests now"
 
 
 @pytest.mark.parametrize(("status", "advice"), [(407, "user and password"), (403, "allow the host")])
@@ -293,10 +293,10 @@ async def test_a_proxy_that_rejects_the_connection_has_its_own_message(status: i
 
     async with serving(refuse) as proxy:
         (found,) = await ask_provider("https://restapi.plusofon.test", transport=make_transport(proxy=proxy.url))
-    assert found.told == f"not reached: the proxy refuses to connect (status {status})"
+    assert found.message == f"not reached: the proxy refuses to connect (status {status})"
     assert advice in found.advice
 
 
 async def test_an_unreachable_proxy_has_its_own_message() -> None:
     (found,) = await ask_provider("https://restapi.plusofon.test", transport=make_transport(proxy=_refused()))
-    assert found.told == "not reached: the proxy is not reached (Connection refused)"
+    assert found.message == "not reached: the proxy is not reached (Connection refused)"

@@ -123,11 +123,11 @@ async def test_a_stream_sends_the_current_state_at_once_and_every_change_until_t
     async with follow(api, verification_id) as stream:
         event = await stream.next()
         assert event
-        told, read = json.loads(event["data"]), (await api.get(f"/verify/{verification_id}")).json()
+        sent, read = json.loads(event["data"]), (await api.get(f"/verify/{verification_id}")).json()
         for seconds in ("expires_in", "resend_in"):
-            assert abs(told.pop(seconds) - read.pop(seconds)) <= 1
-        assert told.keys() == read.keys()
-        assert (event["event"], told["status"], told["checks_left"]) == ("verification", "pending", 5)
+            assert abs(sent.pop(seconds) - read.pop(seconds)) <= 1
+        assert sent.keys() == read.keys()
+        assert (event["event"], sent["status"], sent["checks_left"]) == ("verification", "pending", 5)
         first = int(event["id"])
 
         await wrong(api, verification_id, network)
@@ -162,12 +162,12 @@ async def test_a_stream_that_showed_a_resend_shows_its_refund_when_the_provider_
     await read_until(api, verification_id, lambda state: state["calls_placed"] == 2)
 
     async with follow(api, verification_id) as stream:
-        told = [await stream.next()]
+        received = [await stream.next()]
         refused.set()
-        told.append(await stream.next())
+        received.append(await stream.next())
 
     assert (await resend).status_code == 502
-    states = [json.loads(event["data"]) for event in told if event]
+    states = [json.loads(event["data"]) for event in received if event]
     assert [(state["calls_placed"], state["calls_left"]) for state in states] == [(2, 1), (1, 2)]
     assert states[1]["call"] == before["call"]
 
@@ -355,9 +355,9 @@ async def test_a_redis_outage_keeps_open_streams_and_refuses_new_ones(
 @pytest.fixture
 def handled() -> Iterator[list[int]]:
     """Install a handler of SIGTERM, as a server does; return the signals that it received."""
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    yield told
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    yield signals
     signal.signal(signal.SIGTERM, before)
 
 

@@ -69,7 +69,7 @@ class Fault:
 
     name: str
     provider: Playing
-    told: str
+    response: str
     calls: int
     requests: int = 1
 
@@ -78,8 +78,8 @@ def never_written(name: str, provider: Playing) -> Fault:
     return Fault(name, provider, UNAVAILABLE, calls=0, requests=0)
 
 
-def refusal(name: str, body: bytes, status: str, told: str = REJECTED, headers: str = "") -> Fault:
-    return Fault(name, listening(says_no(body, status, headers)), told, calls=0)
+def refusal(name: str, body: bytes, status: str, response: str = REJECTED, headers: str = "") -> Fault:
+    return Fault(name, listening(says_no(body, status, headers)), response, calls=0)
 
 
 def unclear(name: str, script: faulty.Script) -> Fault:
@@ -168,7 +168,7 @@ FAULTS = (
 class Outcome:
     """What happened. ``again``: the response to the same start repeated at once; ``requests_of_both``: their total."""
 
-    told: str
+    response: str
     again: str
     calls: int
     verified: int
@@ -179,10 +179,10 @@ class Outcome:
 
     @property
     def is_refusal(self) -> bool:
-        return not self.told.startswith("201")
+        return not self.response.startswith("201")
 
     def row(self, fault: Fault) -> str:
-        return f"| {fault.name} | {self.told} | {self.calls} | {self.verified} of {self.calls} | {self.requests} |"
+        return f"| {fault.name} | {self.response} | {self.calls} | {self.verified} of {self.calls} | {self.requests} |"
 
 
 def production_settings(redis_url: str, provider_url: str) -> Settings:
@@ -251,7 +251,7 @@ async def play(fault: Fault, redis: Redis, redis_url: str) -> Outcome:
             verified += (await api.post("/verify/check", json=check)).json().get("verified") is True
         immortal = [key for key in await keys_of(redis) if await redis.pttl(key) == -1]
     return Outcome(
-        told=describe(first),
+        response=describe(first),
         again=describe(again),
         calls=calls,
         verified=verified,
@@ -290,7 +290,7 @@ async def outcomes(redis_url: str) -> AsyncIterator[Outcomes]:
 def test_the_response_is_true_and_every_code_that_was_heard_verifies(fault: Fault, outcomes: Outcomes) -> None:
     outcome = outcomes[fault.name]
 
-    assert (outcome.told, outcome.calls, outcome.requests) == (fault.told, fault.calls, fault.requests)
+    assert (outcome.response, outcome.calls, outcome.requests) == (fault.response, fault.calls, fault.requests)
     assert outcome.verified == outcome.calls
     assert outcome.requests <= 1
 
@@ -304,7 +304,7 @@ def test_a_refused_call_leaves_no_trace_and_any_other_outcome_starts_a_cooldown(
     if outcome.is_refusal:
         assert outcome.calls == 0
         assert outcome.traces == frozenset()
-        assert outcome.again == outcome.told  # and no cooldown
+        assert outcome.again == outcome.response  # and no cooldown
         assert outcome.requests_of_both == 2 * outcome.requests
     else:
         assert outcome.traces

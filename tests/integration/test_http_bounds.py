@@ -19,10 +19,10 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 def problem_in(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
-    told = json.loads(body)
+    problem = json.loads(body)
     assert b"content-type: application/problem+json" in head
-    assert head.startswith(f"HTTP/1.1 {told['status']} ".encode())
-    return told["status"], told["title"]
+    assert head.startswith(f"HTTP/1.1 {problem['status']} ".encode())
+    return problem["status"], problem["title"]
 
 
 async def test_complete_requests_are_served_in_order_on_one_connection() -> None:

@@ -262,19 +262,22 @@ class Fault:
 
     name: str
     spoil: Callable[[Redis, Server], Awaitable[None]]
-    told: str
+    detail: str
     refuses_starts: bool = True
 
 
 FAULTS = [
-    Fault(name="full", spoil=fill, told="Redis is out of memory."),
-    Fault(name="no disk", spoil=lose_the_disk, told="Redis cannot save its data, so it takes no writes."),
-    Fault(name="no replicas", spoil=lose_the_replicas, told="Redis has too few replicas to take writes."),
-    Fault(name="no keys", spoil=revoke_keys, told=DENIED),
+    Fault(name="full", spoil=fill, detail="Redis is out of memory."),
+    Fault(name="no disk", spoil=lose_the_disk, detail="Redis cannot save its data, so it takes no writes."),
+    Fault(name="no replicas", spoil=lose_the_replicas, detail="Redis has too few replicas to take writes."),
+    Fault(name="no keys", spoil=revoke_keys, detail=DENIED),
     *(
         # A start needs no SET, for example, but redeeming a token does.
         Fault(
-            name=right, spoil=revoke_command(right), told=DENIED, refuses_starts=right in {"-evalsha", "-hset", "-time"}
+            name=right,
+            spoil=revoke_command(right),
+            detail=DENIED,
+            refuses_starts=right in {"-evalsha", "-hset", "-time"},
         )
         for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-xadd")
     ),
@@ -295,15 +298,15 @@ async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_met
     fault: Fault, api: httpx.AsyncClient, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
     if fault.refuses_starts:
-        assert await refusal(start(api, OTHER)) == fault.told
+        assert await refusal(start(api, OTHER)) == fault.detail
         assert network.calls_of(OTHER) == []
-    assert await unready(api) == fault.told
+    assert await unready(api) == fault.detail
     assert await store_up(api) == "0.0"
 
-    told = [record for record in caplog.records if record.getMessage() == "store.unavailable"]
-    assert told
-    assert not any(record.exc_info for record in told)
-    assert all(PHONE[1:] not in str(vars(record)) and "pv:" not in str(vars(record)) for record in told)
+    logged = [record for record in caplog.records if record.getMessage() == "store.unavailable"]
+    assert logged
+    assert not any(record.exc_info for record in logged)
+    assert all(PHONE[1:] not in str(vars(record)) and "pv:" not in str(vars(record)) for record in logged)
 
 
 async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:

@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.background import Background
 from app.sandbox import SandboxServer
 from app.sandbox.embedded import EmbeddedServer
 from app.standard_webhooks import parse_secret
@@ -102,14 +103,12 @@ async def delivering(
 ) -> AsyncIterator[WebhookDeliverer]:
     outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta(seconds=claim_after))
     sender = WebhookSender(allow_private=True, timeout=seconds)
-    deliverer = WebhookDeliverer(outbox, endpoints, sender=sender, **{"schedule": QUICK, "poll": 0.01, **options})
-    task = asyncio.create_task(deliverer.run())
-    try:
-        yield deliverer
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    options = {"schedule": QUICK, "poll": timedelta(milliseconds=10), **options}
+    background = Background()
+    async with WebhookDeliverer(outbox, endpoints, sender=sender, **options) as deliverer:
+        background.add("webhooks", deliverer.step)
+        async with background:
+            yield deliverer
 
 
 async def add(redis: Redis, count: int = 1, **fields: str) -> None:
@@ -316,6 +315,7 @@ async def test_a_delivery_not_finished_before_shutdown_is_taken_over_by_another_
 
 WORKER = """
 import asyncio, sys
+from app.background import Background
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
 from app.store.webhooks import RedisOutbox
@@ -326,7 +326,11 @@ redis_url, url, secret = sys.argv[1:]
 async def main():
     outbox = RedisOutbox(ScriptRunner(connect(redis_url, timeout=1), timeout=1))
     endpoint = WebhookEndpoint(url, (parse_secret(secret),))
-    await WebhookDeliverer(outbox, {"shop": endpoint}, sender=WebhookSender(allow_private=True)).run()
+    background = Background()
+    async with WebhookDeliverer(outbox, {"shop": endpoint}, sender=WebhookSender(allow_private=True)) as deliverer:
+        background.add("webhooks", deliverer.step)
+        async with background:
+            await asyncio.Event().wait()
 asyncio.run(main())
 """
 

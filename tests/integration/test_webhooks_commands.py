@@ -74,11 +74,11 @@ def test_failed_events_are_shown_as_a_table(redis_url: str) -> None:
 @pytest.mark.usefixtures("dead_letter")
 def test_failed_events_are_shown_as_json(redis_url: str) -> None:
     code, output = run(redis_url, "failed", "--json")
-    (told,) = json.loads(output)
+    (letter,) = json.loads(output)
 
     assert code == 0
-    assert datetime.fromisoformat(told.pop("given_up_at")).tzinfo
-    assert told == {
+    assert datetime.fromisoformat(letter.pop("given_up_at")).tzinfo
+    assert letter == {
         "id": EVENT,
         "type": "call.status_changed",
         "client": "shop",

@@ -81,9 +81,9 @@ def running(command: list[str], folder: Path, port: int, environment: Mapping[st
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
-                told = (folder / "proxy.log").read_text()
-                assert process.poll() is None, told
-                assert time.monotonic() < deadline, told
+                output = (folder / "proxy.log").read_text()
+                assert process.poll() is None, output
+                assert time.monotonic() < deadline, output
                 time.sleep(0.05)
         yield
     finally:

@@ -41,7 +41,7 @@ def test_a_missing_or_repeated_event_is_reported_as_lost(events: list[str], end:
 
 def test_a_verification_whose_end_is_unknown_needs_one_end_event_of_any_kind() -> None:
     ledger = ledger_of("created", "canceled")
-    ledger.told[ID].is_unsure = True
+    ledger.reported[ID].is_unsure = True
     assert list(ledger.lost_webhooks()) == []
 
     del ledger.events["msg_1"]

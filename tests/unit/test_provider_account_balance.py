@@ -53,7 +53,9 @@ class Deployment:
         self.cache = FakeBalanceCache(self.clock)
         self.accounts = FakeAccounts()
         self.workers = [
-            BalancePoller(self.accounts, self.cache, minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
+            BalancePoller(
+                self.accounts, self.cache, Balance(minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
+            )
             for _ in range(workers)
         ]
 

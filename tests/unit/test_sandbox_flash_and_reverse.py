@@ -8,12 +8,13 @@ import pytest
 
 from app.sandbox import MagicNumber, VirtualNetwork, create_sandbox_app
 from app.sandbox.network import CallRefused, CallUnknown, NoAccess, NoCallWaiting, NoReply, WrongNumber
-from app.sandbox.numbers import DIAL_NUMBERS, operator_of
+from app.sandbox.numbers import DIAL_NUMBERS
 from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
-from app.verification.phone import parse_phone
+from app.verification.phone import Phone, parse_phone
+from app.verification.routing import operator_of
 
 PHONE = "+79001234567"
 OF_MTS = "+79101234567"
@@ -145,12 +146,12 @@ def test_a_code_is_correct_only_for_its_own_flash_call(network: VirtualNetwork) 
     ],
 )
 def test_the_operator_is_found_by_the_numbering_plan(phone: str, operator: str | None) -> None:
-    assert operator_of(phone) == operator
+    assert operator_of(Phone(phone)) == operator
 
 
 @pytest.mark.parametrize("phone", ["+79091234567", "+79201234567", "+79791234567", "+79901234567"])
 def test_neighbouring_ranges_do_not_belong_to_mts(phone: str) -> None:
-    assert operator_of(phone) != "mts"
+    assert operator_of(Phone(phone)) != "mts"
 
 
 # --- reverse calls --------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ async def test_callbacks_are_dropped_once_the_api_has_stopped(
     async with app.router.lifespan_context(app):
         assert network.send_callback
     network.dial(phone=PHONE, number=reverse(network))
-    assert caplog.messages == ["sandbox.hook_dropped"] * 2
+    assert caplog.messages == ["sandbox.callback_dropped"] * 2
 
 
 def test_the_repr_of_a_callback_has_no_secret_and_no_number(network: VirtualNetwork) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from app.sandbox import MagicNumber, VirtualNetwork
-from app.sandbox.calls import NetworkStatus, VirtualCall
+from app.sandbox.calls import VirtualCall
 from app.sandbox.network import (
     CALLS_KEPT,
     CALLS_KEPT_PER_PHONE,
@@ -18,6 +18,7 @@ from app.sandbox.network import (
     NoAccess,
     NoReply,
 )
+from app.sandbox.numbers import NetworkStatus
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 

@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
 
+from app.background import Background
 from app.verification.errors import StoreUnavailable
 from app.verification.webhooks import Backlog, Delivery, Event
 from app.webhooks import WebhookDeliverer, WebhookEndpoint
@@ -61,14 +62,11 @@ class FakeSender(WebhookSender):
 
 @asynccontextmanager
 async def running(outbox: FakeOutbox, sender: WebhookSender) -> AsyncIterator[None]:
-    deliverer = WebhookDeliverer(outbox, ENDPOINTS, sender=sender, poll=0.01)
-    task = asyncio.create_task(deliverer.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    background = Background(first_pause=timedelta(milliseconds=10))
+    async with WebhookDeliverer(outbox, ENDPOINTS, sender=sender, poll=timedelta(milliseconds=10)) as deliverer:
+        background.add("webhooks", deliverer.step)
+        async with background:
+            yield
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -111,7 +109,7 @@ async def test_an_unexpected_exception_in_the_loop_is_logged_and_the_loop_contin
     async with running(outbox, FakeSender()):
         await until(lambda: outbox.finished)
 
-    assert "webhooks.failed" in [record.message for record in caplog.records if record.exc_info]
+    assert "background.step_failed" in [record.message for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(
