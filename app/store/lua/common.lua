@@ -20,10 +20,10 @@ end
 local function write(key, fields, changes)
   local set, deleted = {}, {}
   for field, value in pairs(changes) do
-    if value then
+    if value and value ~= fields[field] then
       set[#set + 1] = field
       set[#set + 1] = value
-    elseif fields[field] then
+    elseif not value and fields[field] then
       deleted[#deleted + 1] = field
     end
     fields[field] = value or nil
