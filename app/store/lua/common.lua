@@ -21,8 +21,8 @@ local function write(key, fields, changes)
   local set, deleted = {}, {}
   for field, value in pairs(changes) do
     if value and value ~= fields[field] then
-      set[#set + 1] = field
-      set[#set + 1] = value
+      local last = #set
+      set[last + 1], set[last + 2] = field, value
     elseif not value and fields[field] then
       deleted[#deleted + 1] = field
     end

@@ -20,21 +20,28 @@ local resend_at = now + cooldowns[math.min(streak, #cooldowns)]
 local expires = now + lifetime
 
 local checks_left, calls_left = tonumber(checks_allowed), is_dialled and 0 or calls_allowed - 1
-local key, record, changes = new_key, {}, {}
+local key, record = new_key, {}
 if is_resend then
   key, record = named_key, named
   checks_left = math.max(1, math.min(record[CHECKS_ALLOWED], checks_allowed) - (record[WRONG_CHECKS] or 0))
   calls_left = record[CALLS_LEFT] - 1
-else
+end
+local changes = {
+  [LAST_CALL] = number,
+  [CALLS_LEFT] = calls_left,
+  [RESEND_AT] = resend_at,
+  [EXPIRES_AT .. number] = expires,
+  [CALL_STATUS .. number] = 'initiated',
+  [CHANNEL .. number] = channel,
+  [CODE_LENGTH .. number] = code_length,
+  [CODE_DIGEST .. number] = code_digest ~= '' and held_digest(key, code_digest),
+  [RESERVATION .. number] = table.concat({resend_at, phone[STREAK] or 0, phone[NEXT_CALL] or 0, checks_allowed, token}, ' '),
+}
+if not is_resend then
   changes[CLIENT], changes[PURPOSE], changes[PHONE], changes[PHONE_DIGEST] = client, purpose, phone_number, rest_of_id(phone_key)
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
-changes[LAST_CALL], changes[CALLS_LEFT], changes[RESEND_AT] = number, calls_left, resend_at
-changes[EXPIRES_AT .. number], changes[CALL_STATUS .. number] = expires, 'initiated'
-changes[CHANNEL .. number], changes[CODE_LENGTH .. number] = channel, code_length
-changes[CODE_DIGEST .. number] = code_digest ~= '' and held_digest(key, code_digest)
-changes[RESERVATION .. number] = table.concat({resend_at, phone[STREAK] or 0, phone[NEXT_CALL] or 0, checks_allowed, token}, ' ')
 write(key, record, changes)
 redis.call('PEXPIREAT', key, expires)
 if is_resend and events then
