@@ -12,8 +12,7 @@ from importlib.metadata import version
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-import stamina
-from httpx_aiohttp import AiohttpTransport
+import httpx
 from redis.asyncio import Redis
 
 from app.api_keys import AccessKeys, ApiKeys
@@ -307,7 +306,6 @@ class Builder:
     async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
         """Make the client of Plusofon, or of the sandbox's ``network``, which is reached over HTTP as well."""
         settings = self.settings.plusofon
-        stamina.instrumentation.set_on_retry_hooks(())  # the client logs retries; the default would log them again
         base_url, user_id, token = settings.base_url, settings.user_id, settings.access_token.get_secret_value()
         cabinet_token = settings.cabinet_token.get_secret_value() if settings.cabinet_token else None
         if not user_id:
@@ -362,7 +360,7 @@ class Builder:
             for channel in relay.channels
         }
 
-    def _make_transport(self) -> AiohttpTransport:
+    def _make_transport(self) -> httpx.AsyncBaseTransport:
         """Make the way to a provider; without the proxy in sandbox mode, whose providers are on this machine."""
         outbound = self.settings.outbound
         proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url

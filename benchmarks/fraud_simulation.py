@@ -21,7 +21,6 @@ from http import HTTPStatus
 from ipaddress import IPv4Address
 
 import httpx
-from httpx_aiohttp import AiohttpTransport
 from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
@@ -210,9 +209,7 @@ async def _running(environment: dict[str, str]) -> AsyncIterator[tuple[Town, Red
     ):
         async with (
             connect(server.url, timeout=10) as redis,
-            httpx.AsyncClient(
-                base_url=f"http://{HOST}:{service.port}", timeout=30, transport=AiohttpTransport()
-            ) as api,
+            httpx.AsyncClient(base_url=f"http://{HOST}:{service.port}", timeout=30, trust_env=False) as api,
         ):
             yield Town(api), redis
 

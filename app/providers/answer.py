@@ -89,7 +89,7 @@ def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Re
 def _json_object(text: str) -> Mapping[str, object]:
     """Read a JSON object; anything else reads as an empty one."""
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = _JSON.decode(text)
     # Besides what is not JSON: arrays nested by the thousand, and numbers beyond what a Decimal holds.
     except (ValueError, RecursionError, InvalidOperation):
         return {}
@@ -98,6 +98,9 @@ def _json_object(text: str) -> Mapping[str, object]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant)
 
 
 def _seconds(retry_after: str | None) -> int:

@@ -118,7 +118,10 @@ class CircuitBreaker:
 
 
 class Bulkhead:
-    """Allows ``most`` calls at once. It has no queue: a call that waited would be late for the person who asked."""
+    """Allows ``most`` calls at once: a context manager that holds a place, or raises ProviderUnavailable.
+
+    It has no queue: a call that waited would be late for the person who asked.
+    """
 
     def __init__(self, most: int) -> None:
         if most < 1:
@@ -131,15 +134,12 @@ class Bulkhead:
         if self.in_flight >= self.most:
             raise ProviderUnavailable(retry_after=_SOON)
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold one of the places. Raises ProviderUnavailable if none is free."""
+    def __enter__(self) -> None:
         self.require_room()
         self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self.in_flight -= 1
 
 
 class ProtectedSender:
@@ -188,7 +188,7 @@ class ProtectedSender:
         that it does not pay for.
         """
         try:
-            with self._bulkhead.hold(), self._circuit.attempt(order.phone) as attempt:
+            with self._bulkhead, self._circuit.attempt(order.phone) as attempt:
                 with self._observer.request(self._channel, self.provider, "place") as request:
                     outcome = await self._sender.place(order)
                     request.outcome = type(outcome).__name__.lower()  # placed, refused or unknown

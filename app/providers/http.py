@@ -7,20 +7,19 @@ import asyncio
 import errno
 import logging
 import os
+import random
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TypedDict, Unpack, cast
 
 import aiohttp
 import httpx
-import stamina
-from httpx_aiohttp import AiohttpTransport
 
-from app.outbound import Connector, trust
+from app.outbound import trust
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor, read_answer
+from app.providers.connections import KeptConnections
 from app.verification.errors import ProviderUnavailable
 
 log = logging.getLogger(__name__)
@@ -29,18 +28,18 @@ _LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
 _SHORTEST_TIMEOUT = 0.001  # seconds; zero would mean no limit
 
 # Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
-_PAUSE = 0.05
-_PAUSE_JITTER = 0.1
+_SHORTEST_PAUSE = 0.05
+_LONGEST_PAUSE = 0.15
 # aiohttp rounds a time-out of more than 5 s up to the next whole second of its clock.
 _EXACT_TIMEOUT = 5
 _ROUNDING = 1
 
-_HEADERS = {
+HEADERS: Mapping[str, str] = {
     "Accept": "application/json",
     "Accept-Encoding": "identity",
-    "Connection": "close",
     "User-Agent": "plusofon-verify",
 }
+"""Of each request to a provider."""
 
 # No connection was made: it was refused or not accepted in time, the name has no address, the TLS handshake failed, or
 # a proxy made no tunnel.
@@ -53,8 +52,7 @@ _NEVER_CONNECTED = (
 )
 # No connection was tried, for want of a place or of a URL. Another try would find the same.
 _NEVER_TRIED = (aiohttp.InvalidURL, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-# UnicodeError: httpx-aiohttp 0.2 fails on a reason phrase that is not UTF-8.
-_NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError)
+_NETWORK_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError)
 
 
 class Reason(StrEnum):
@@ -113,11 +111,6 @@ class HttpOptions(TypedDict):
 class ProviderHttp:
     """Sends requests to one provider.
 
-    Each request has a connection of its own. On a kept one, an unsolicited answer (a second one to an earlier request)
-    would be taken for the next request's: aiohttp 3.14 looks for such data when it puts a connection back, not when it
-    takes it out. And a kept connection that the server closes just then would leave a call unknown. The price is a
-    handshake for each call.
-
     Args:
         not_reached: name of the log event for each try that made no connection.
         unexpected_error: name of the log event for a bug in a library.
@@ -136,6 +129,7 @@ class ProviderHttp:
         self._not_reached = not_reached
         self._unexpected_error = unexpected_error
         self._connect_timeout = connect_timeout
+        self._retry_seconds = _LONGEST_PAUSE + connect_timeout + (_ROUNDING if connect_timeout > _EXACT_TIMEOUT else 0)
         self._timeout = timeout
         # Counted here: aiohttp reports a lack of places like a connection that takes too long.
         self._places = asyncio.Semaphore(options["max_connections"])
@@ -162,47 +156,40 @@ class ProviderHttp:
         seconds = self._timeout if within is None else min(self._timeout, within)
         now = asyncio.get_running_loop().time
         deadline, connect_by = now() + seconds, now() + min(self._connect_timeout, seconds / 2)
-        rounding = _ROUNDING if self._connect_timeout > _EXACT_TIMEOUT else 0
-        retry_by = deadline - (_PAUSE + _PAUSE_JITTER + self._connect_timeout + rounding)
-
-        def may_retry(error: Exception) -> bool:
-            return isinstance(error, NeverSent) and error.is_retryable and now() < retry_by
-
-        tries = stamina.retry_context(
-            on=may_retry, attempts=2, timeout=None, wait_initial=_PAUSE, wait_jitter=_PAUSE_JITTER
-        )
         try:
-            async with asyncio.timeout_at(deadline), self._place(until=connect_by):
-                async for attempt in tries:
-                    with attempt:
-                        connect = connect_by - now() if attempt.num == 1 else self._connect_timeout
-                        return await self._exchange(make_request(), connect, redact)
+            async with asyncio.timeout_at(deadline):
+                await self._acquire_place(until=connect_by)
+                try:
+                    try:
+                        return await self._exchange(make_request(), connect_by - now(), redact)
+                    except NeverSent as error:
+                        if not error.is_retryable or now() > deadline - self._retry_seconds:
+                            raise
+                    await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE))  # noqa: S311 - no secret
+                    return await self._exchange(make_request(), self._connect_timeout, redact)
+                finally:
+                    self._places.release()
         except NeverSent as error:
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from error
         except TimeoutError:
             raise Unclear("TimeoutError") from None
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
-    @asynccontextmanager
-    async def _place(self, *, until: float) -> AsyncIterator[None]:
-        """Hold one of the places for connections."""
+    async def _acquire_place(self, *, until: float) -> None:
+        """Take one of the places for connections."""
+        if not self._places.locked():
+            await self._places.acquire()  # at once
+            return
         try:
             async with asyncio.timeout_at(until):
                 await self._places.acquire()
         except TimeoutError:
             raise self._failure(httpx.PoolTimeout("")) from None
-        try:
-            yield
-        finally:
-            self._places.release()
 
     async def _exchange(self, request: httpx.Request, connect: float, redact: Redactor) -> Answer:
-        """Send a request over a new connection, and read its answer. Raises NeverSent or Unclear."""
-        request.headers.update(_HEADERS)
-        # Both are for the address, the connection and TLS, together; ``pool`` is what httpx-aiohttp 0.2 goes by. None
-        # for reading: that limit is per chunk, which a dripping body never meets. The budget limits the whole.
-        limit = max(connect, _SHORTEST_TIMEOUT)
-        request.extensions["timeout"] = {"connect": limit, "pool": limit}
+        """Send a request, and read its answer. Raises NeverSent or Unclear."""
+        # For a new connection. None for reading: that limit is per chunk, which a dripping body never meets. The budget
+        # limits the whole.
+        request.extensions["timeout"] = {"connect": max(connect, _SHORTEST_TIMEOUT)}
         try:
             response = await self._transport.handle_async_request(request)
             try:
@@ -217,18 +204,13 @@ class ProviderHttp:
         return read_answer(response.status_code, body, retry_after=response.headers.get("Retry-After"), redact=redact)
 
     def _failure(self, error: Exception) -> NeverSent | Unclear:
-        """Return what one of ``_NETWORK_ERRORS`` means, and log a try that made no connection.
-
-        Where aiohttp's own error is known, it alone decides: httpx-aiohttp 0.2 turns every ``ClientConnectionError``
-        into ``httpx.ConnectTimeout``, even that of a connection that was reset after the request was written.
-        """
-        cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        why = type(cause).__name__  # no message: it could name addresses or repeat headers
-        if not isinstance(cause, _NEVER_CONNECTED + _NEVER_TRIED):
+        """Return what one of ``_NETWORK_ERRORS`` means, and log a try that made no connection."""
+        why = type(error).__name__  # no message: it could name addresses or repeat headers
+        if not isinstance(error, _NEVER_CONNECTED + _NEVER_TRIED):
             return Unclear(why)
-        reason, detail = _explain(cause)
+        reason, detail = _explain(error)
         log.warning(self._not_reached, extra={"reason": reason, "error": why, "detail": detail or None})
-        return NeverSent(why, is_retryable=isinstance(cause, _NEVER_CONNECTED), reason=reason, detail=detail)
+        return NeverSent(why, is_retryable=isinstance(error, _NEVER_CONNECTED), reason=reason, detail=detail)
 
 
 async def _read_body(response: httpx.Response) -> bytes:
@@ -276,20 +258,13 @@ def _explain(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - a table
             return Reason.OTHER, ""
 
 
-def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> AiohttpTransport:
-    """Make a transport with verified TLS, no netrc and no cookies; it opens its session with the first request.
+def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> httpx.AsyncBaseTransport:
+    """Make a transport with verified TLS, no netrc and no cookies.
 
-    aiohttp repeats a request whose connection died, but only idempotent methods, so never one that places a call.
     ``proxy`` is ``http://[user:password@]host:port``, and none is taken from the environment; ``ca_file`` is trusted
     besides the usual authorities.
     """
-    tls = trust(httpx.create_ssl_context(trust_env=False), ca_file)
-
-    def open_session() -> aiohttp.ClientSession:
-        connector = Connector(ssl=tls, limit=0, force_close=True)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy)
-
-    return AiohttpTransport(verify=tls, trust_env=False, client=open_session)
+    return KeptConnections(tls=trust(httpx.create_ssl_context(trust_env=False), ca_file), proxy=proxy)
 
 
 def check_url(text: str, name: str) -> str:

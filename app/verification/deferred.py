@@ -8,6 +8,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from app.verification.errors import StoreFailure, StoreUnavailable, VerificationError, VerificationNotFound
+from app.verification.round_trip import in_one_round_trip
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ async def best_effort(*writes: Awaitable[object]) -> bool:
 
 async def _failures(writes: Sequence[Awaitable[object]]) -> Sequence[VerificationError]:
     failed: list[VerificationError] = []
-    for result in await asyncio.gather(*writes, return_exceptions=True):
+    for result in await in_one_round_trip(*writes):
         if isinstance(result, StoreUnavailable | VerificationNotFound):
             failed.append(result)
         elif isinstance(result, BaseException):

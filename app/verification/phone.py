@@ -12,6 +12,9 @@ from app.verification.typed_text import read_digits
 # A mobile number with both prefixes at once, the international and the national one. It can be no other number: +89 is
 # assigned to no country (ITU-T E.164, list of country codes). Other +8… are: +84 Vietnam, +86 China, +880 Bangladesh.
 _BOTH_PREFIXES = re.compile(r"\+89[0-9]{9}")
+_PLAN = phonenumbers.PhoneMetadata.metadata_for_region("RU").mobile.national_number_pattern  # type: ignore[union-attr] # it has mobiles
+# The usual spelling, by the library's own numbering plan, without the fifty times longer way through the library.
+_E164_MOBILE = re.compile(rf"\+7(?:{_PLAN})", re.ASCII)
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
 _KAZAKH = ("6", "7")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
 
@@ -43,17 +46,22 @@ def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_pre
     Raise PhoneNotCallable if it is not a number, not Russian, not a mobile, or denied: it begins with one of
     ``denied_prefixes`` and with none of ``allowed_prefixes``.
     """
+    e164 = text if _E164_MOBILE.fullmatch(text) else _read_mobile(text)
+    if e164.startswith(denied_prefixes) and not e164.startswith(allowed_prefixes):
+        raise PhoneNotCallable(PhoneReason.DENIED)
+    return Phone(e164)
+
+
+def _read_mobile(text: str) -> str:
+    """Return a number in E.164. Raise PhoneNotCallable if it is no Russian mobile."""
     number = _parse(text)
-    e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
     if _is_foreign(number):
         raise PhoneNotCallable(PhoneReason.COUNTRY)
     if not phonenumbers.is_valid_number_for_region(number, "RU"):
         raise PhoneNotCallable(PhoneReason.INVALID)
     if phonenumbers.number_type(number) not in _MOBILE:
         raise PhoneNotCallable(PhoneReason.TYPE)
-    if e164.startswith(denied_prefixes) and not e164.startswith(allowed_prefixes):
-        raise PhoneNotCallable(PhoneReason.DENIED)
-    return Phone(e164)
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
 def _parse(text: str) -> phonenumbers.PhoneNumber:

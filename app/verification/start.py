@@ -7,7 +7,7 @@ request that may have placed a call is never followed by another, and a call tha
 
 import asyncio
 import logging
-import secrets
+import random
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -40,6 +40,7 @@ from app.verification.ports import (
     StartPreview,
     VerificationStore,
 )
+from app.verification.round_trip import in_one_round_trip
 from app.verification.routing import route
 from app.verification.test_numbers import TestNumbers
 
@@ -129,7 +130,8 @@ class _Start:
         self.allowances = policy.for_calls(
             client=request.client, phone=phone, address=request.address, test=self.is_test
         )
-        self.token = secrets.token_hex(6)  # identifies this start in the limits and in the store
+        # Identifies this start in the limits and in the store; it is not a secret.
+        self.token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
         self.is_admitted = False  # counted by the guard
 
@@ -166,14 +168,13 @@ class _Start:
         Return the id of the call and the channels to try; or, if an earlier request began the call and died, the
         verification with that call.
         """
-        claim = asyncio.ensure_future(self.journal.claim())
-        _, *answers = await asyncio.gather(claim, *self._previews(), return_exceptions=True)
-        if begun := claim.result():
+        begun, *answers = await in_one_round_trip(self.journal.claim(), *self._previews())
+        if isinstance(begun, Exception):
+            raise begun
+        if begun:
             if resumed := await self._resume(begun):
                 return resumed
-            answers = await asyncio.gather(
-                *self._previews(), return_exceptions=True
-            )  # the first have counted that call
+            answers = await in_one_round_trip(*self._previews())  # the first have counted that call
         channels, previews = self.channels, dict(zip(self.kinds, answers, strict=False))
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
@@ -410,9 +411,11 @@ class _Start:
 
 async def _both(first: Awaitable[_A], second: Awaitable[_B]) -> tuple[_A, _B]:
     """Wait for both in one round trip, even where one fails; then raise the first failure."""
-    futures = asyncio.ensure_future(first), asyncio.ensure_future(second)
-    await asyncio.gather(*futures, return_exceptions=True)
-    return futures[0].result(), futures[1].result()
+    results = await in_one_round_trip(first, second)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results[0], results[1]
 
 
 def _latest_call(started: Started) -> CallId:

@@ -151,6 +151,29 @@ async def test_a_call_goes_through_a_proxy_that_resolves_the_host(tls: ssl.SSLCo
     assert b"Proxy-Authorization" not in request
 
 
+async def test_a_tunnel_is_kept_for_the_next_request(tls: ssl.SSLContext, ca_file: Path) -> None:
+    async with (
+        serving(answer_each, tls=tls) as server,
+        proxying(server.port) as proxy,
+        client(f"https://{HOST}", proxy.url, ca_file) as plusofon,
+    ):
+        for _ in range(3):
+            assert await place(plusofon) == Placed("call-1")
+    assert (len(proxy.heads), len(server.requests)) == (1, 3)
+
+
+async def test_a_proxy_is_not_used_for_plain_http(ca_file: Path) -> None:
+    """It would see the request."""
+    async with (
+        serving(answer_each) as server,
+        proxying(server.port) as proxy,
+        client(server.url, proxy.url, ca_file) as plusofon,
+    ):
+        assert_never_sent(await place(plusofon))
+    assert not proxy.heads
+    assert not server.requests
+
+
 @pytest.mark.parametrize("written", ["%D0%BF%23%C3%A9:%D1%8F%3A%40", "п%23é:я%3A%40"])
 async def test_a_non_ascii_password_is_sent_to_the_proxy_in_utf_8(
     tls: ssl.SSLContext, ca_file: Path, written: str

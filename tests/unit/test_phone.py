@@ -75,6 +75,20 @@ def test_a_number_that_may_not_be_called_is_rejected_with_a_reason(text: str, re
     assert caught.value.reason is reason
 
 
+def test_a_number_in_e164_is_judged_as_in_any_other_spelling() -> None:
+    """It is read by a pattern alone; with a space in it, by the library."""
+
+    def judge(text: str) -> str:
+        try:
+            return parse_phone(text).e164
+        except PhoneNotCallable as error:
+            return error.reason
+
+    national = [f"{prefix:03}{rest}" for prefix in range(1000) for rest in ("0000000", "0051234", "1234567", "9999999")]
+    assert [judge(f"+7{number}") for number in national] == [judge(f"+7 {number}") for number in national]
+    assert judge("+7\uff1900\uff11234567") == "+79001234567"  # digits of another script
+
+
 def test_no_range_is_denied_unless_configured() -> None:
     assert parse_phone("+79401234567").e164 == "+79401234567"
 

@@ -1,5 +1,6 @@
 """Plusofon's API over HTTP: places calls and reads their state, the accounts and the balance."""
 
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Self, TypeVar, Unpack
 import httpx
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.http import HttpOptions, ProviderHttp, Unclear, check_url
+from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url
 from app.providers.plusofon import wire
 from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
@@ -27,6 +28,10 @@ _FLASH_CALL = "/api/v1/flash-call/send"  # docs, seen
 _REVERSE_CALL = "/api/v1/flash-call/call-to-auth"  # docs, seen
 _ACCOUNTS = "/api/v1/flash-call"  # docs
 _BALANCE = "/api/v1/payment/balance"  # seen
+
+_PATHS = (_CALL, _STATUS, _FLASH_CALL, _REVERSE_CALL, _ACCOUNTS, _BALANCE)
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _SHORTEST_SECRET = 9  # characters of a part of a URL; a shorter one is public, such as "plusofon"
 
@@ -57,12 +62,17 @@ class PlusofonClient:
         phone_prefix: PhonePrefix = "8",
         **http: Unpack[HttpOptions],
     ) -> None:
-        self._base_url = check_url(base_url, "base_url")
-        self._user_id = _header_value("user_id", user_id)
-        self._call_token = _header_value("access_token", access_token)
-        self._cabinet_token = _header_value("cabinet_token", cabinet_token or access_token)
+        url = check_url(base_url, "base_url")
+        self._urls = {path: httpx.URL(url + path) for path in _PATHS}
+        client = {**HEADERS, "Client": _header_value("user_id", user_id)}
+        token = _header_value("access_token", access_token)
+        cabinet_token = _header_value("cabinet_token", cabinet_token or access_token)
+        self._call_headers = httpx.Headers(
+            {**client, "Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        )
+        self._cabinet_headers = httpx.Headers({**client, "Authorization": f"Bearer {cabinet_token}"})
         self._phone_prefix = phone_prefix
-        self._secrets = (self._call_token, self._cabinet_token, user_id)
+        self._secrets = (token, cabinet_token, user_id)
         self._redact = Redactor(self._secrets)
         self._http = ProviderHttp(
             not_reached="plusofon.not_reached",
@@ -189,9 +199,13 @@ class PlusofonClient:
         redact: Redactor | None = None,
     ) -> Answer:
         """Post a body with the token for calls, or get without one with the token of the cabinet."""
-        method, token = ("GET", self._cabinet_token) if body is None else ("POST", self._call_token)
-        headers = {"Client": self._user_id, "Authorization": f"Bearer {token}"}
-        request = partial(httpx.Request, method, self._base_url + path, headers=headers, json=body)
+        url = self._urls[path]
+        if body is None:
+            request = partial(httpx.Request, "GET", url, headers=self._cabinet_headers)
+        else:
+            request = partial(
+                httpx.Request, "POST", url, headers=self._call_headers, content=_JSON.encode(body).encode()
+            )
         return await self._http.send(request, redact=redact or self._redact, within=within)
 
 

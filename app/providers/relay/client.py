@@ -8,7 +8,7 @@ from typing import Self, Unpack
 import httpx
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.http import HttpOptions, ProviderHttp, Unclear, check_url
+from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url
 from app.providers.relay import wire
 from app.standard_webhooks import parse_secret, sign
 from app.verification.channels import Channel
@@ -52,6 +52,7 @@ class RelaySender:
             raise ValueError("a relay takes no reverse calls")
         self._channel = channel
         self._url = check_url(url, "url")
+        self._place_url = httpx.URL(self._url)
         self._secret = parse_secret(secret)
         self._now = now
         self._trace_context = trace_context
@@ -82,7 +83,9 @@ class RelaySender:
         call = wire.name_call(order.call_id, self._channel)
         body = wire.write_order(order, self._channel, call)
         try:
-            return Placed(wire.parse_placed(await self._send("POST", self._url, call, body, order.timeout), call=call))
+            return Placed(
+                wire.parse_placed(await self._send("POST", self._place_url, call, body, order.timeout), call=call)
+            )
         except ProviderError as error:
             return Refused(error)
         except Unclear as error:
@@ -99,17 +102,17 @@ class RelaySender:
         if not wire.CALL_REF.fullmatch(call_ref):
             raise ProviderRejected("not the name of a call at a relay")
         try:
-            return wire.parse_state(await self._send("GET", f"{self._url}/{call_ref}", call_ref))
+            return wire.parse_state(await self._send("GET", httpx.URL(f"{self._url}/{call_ref}"), call_ref))
         except Unclear as error:
             log.warning("relay.unclear_answer", extra={"why": error.why})
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
 
     async def _send(
-        self, method: str, url: str, message_id: str, body: bytes = b"", within: float | None = None
+        self, method: str, url: httpx.URL, message_id: str, body: bytes = b"", within: float | None = None
     ) -> Answer:
         def signed_now() -> httpx.Request:
-            headers = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
-            headers.update(self._trace_context())
+            signed = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
+            headers = {**HEADERS, **signed, **self._trace_context()}
             if body:
                 headers["Content-Type"] = "application/json"
             return httpx.Request(method, url, headers=headers, content=body)
