@@ -15,7 +15,9 @@ from typing import TypeVar
 from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
+from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
+from app.store.fraud_guard import RedisFraudGuard
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
@@ -23,8 +25,8 @@ from app.verification.channels import Channel
 from app.verification.model import CallState, CallStatus, Verification
 from app.verification.phone import Phone
 from app.verification.policy import HOUR, Limit
-from app.verification.ports import CallUpdate, CodeCheck, NewCall, StartPreview
-from tests.policies import make_policy
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, StartPreview
+from tests.policies import make_guard_rules, make_policy
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,6 +37,7 @@ RIGHT, WRONG = b"r" * 64, b"w" * 64
 _NEVER_REACHED = Limit("never_reached", 1_000_000, HOUR)
 POLICY = make_policy(
     cooldowns=(timedelta(0),),
+    calls_per_range=_NEVER_REACHED,
     earliest_dial=timedelta(0),
     failed_checks_per_client=_NEVER_REACHED,
     failed_checks_per_address=_NEVER_REACHED,
@@ -50,6 +53,8 @@ class ScriptCosts:
         self._runs = runs
         self._store = RedisVerificationStore(runner, phone_key=KEY)
         self._limits = RedisRateLimiter(runner, key=KEY)
+        self._guard = RedisFraudGuard(runner, make_guard_rules())
+        self._queue = RedisCallQueue(runner)
         self._phones = (Phone(f"+7912{number:07d}") for number in itertools.count())
         self.lowest: dict[str, float] = {}
 
@@ -83,17 +88,29 @@ class ScriptCosts:
         await self._measure(
             "confirm", dialled, lambda it: store.confirm(it, 1, ref=REF, caller=it.phone, policy=POLICY)
         )
-        limit = [list(POLICY.for_calls(client=CLIENT, phone=it.phone, address=None))[:1] for it in other]
-        await self._measure("limits.room", limit, self._limits.require_room)
-        await self._measure("limits.acquire", limit, lambda it: self._limits.acquire("token", it))
-        await self._measure("limits.refund", limit, lambda it: self._limits.refund("token", it))
+        limits = [POLICY.for_calls(client=CLIENT, phone=it.phone, address=None) for it in other]
+        await self._measure("limits.room", limits, self._limits.require_room)
+        await self._measure("limits.acquire", limits, lambda it: self._limits.acquire("token", it))
+        await self._measure("limits.refund", limits, lambda it: self._limits.refund("token", it))
+        guard = self._guard
+        await self._measure("fraud_guard.admit, preview", other, lambda it: guard.require_open(it.phone, CLIENT))
+        await self._measure("fraud_guard.admit", other, lambda it: guard.admit(it.phone, CLIENT))
+        await self._measure("fraud_guard.succeed", other, self._succeed)
+        await self._measure(
+            "call_following.schedule", other, lambda it: self._queue.schedule(CallId(it.id, 1), timedelta(seconds=1))
+        )
+
+    async def _succeed(self, verification: Verification) -> None:
+        self._guard.succeeded(verification.phone, CLIENT)
+        await self._guard.flush()
 
     async def _start(self, channel: Channel) -> Verification:
         call = _new_call(next(self._phones), channel)
         preview = await self._store.preview_start(call, POLICY)
         verification = (await self._store.start(preview.call_id, call, POLICY)).verification
         update = CallUpdate(state=CallState(CallStatus.INITIATED), ref=REF)
-        return (await self._store.record_call(verification, 1, update)).verification
+        await self._store.record_call(verification, 1, update)
+        return verification
 
     async def _refund(self, preview: StartPreview, phone: Phone) -> bool:
         return await self._store.refund(preview.call_id, phone=phone, client=CLIENT, policy=POLICY)
@@ -148,7 +165,7 @@ def main() -> None:
         print(json.dumps(costs))
         return
     for name, cost in costs.items():
-        print(f"{name:24}{cost:8.1f} µs")
+        print(f"{name:28}{cost:8.1f} µs")
 
 
 if __name__ == "__main__":

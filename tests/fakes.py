@@ -52,7 +52,6 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
-    Recorded,
     StartPreview,
 )
 
@@ -299,14 +298,14 @@ class ReferenceStore:
         checks_left = max(1, min(record.checks, call.checks) - record.checks_used)
         return Started(replace(self._seen(record), checks_left=checks_left), tuple(quotas))
 
-    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
         self._require_available()
         record = self.records.get(verification.id)
         if not record:
             raise VerificationNotFound
         call = record.verification.call(call_number)
         if not call or call.state.status.is_final or STAGES[update.state.status] < STAGES[call.state.status]:
-            return Recorded(self._seen(record), ended=False)
+            return False
         if update.state.status is not CallStatus.UNCONFIRMED:
             record.phone_before.pop(call_number, None)
             record.tokens.pop(call_number, None)
@@ -326,7 +325,7 @@ class ReferenceStore:
             record.lengths[call_number] = update.code_length or 0
         if update.operator:
             self.phones[verification.phone].operator = update.operator
-        return Recorded(self._seen(record), ended=update.state.status.is_final)
+        return update.state.status.is_final
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
@@ -506,7 +505,7 @@ class ReferenceStore:
             until = self.now + policy.failed_checks_per_phone.period
             self.phones[phone].expires_at = max(self.phones[phone].expires_at, until)
 
-    async def read(self, verification_id: str, *, client: str | None) -> Verification:
+    async def read(self, verification_id: str, *, client: str | None, follow: bool = False) -> Verification:
         self._require_available()
         record = self.records.get(verification_id)
         if not record:

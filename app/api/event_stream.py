@@ -64,7 +64,7 @@ class EventStream:
                 return
             try:
                 self.verification = await self.container.service.read(
-                    client=self.verification.client, verification_id=self.verification.id
+                    client=self.verification.client, verification_id=self.verification.id, follow=True
                 )
                 expiry = self._expiry()
             except StoreUnavailable:
@@ -162,7 +162,7 @@ async def follow(
 
     A browser's `EventSource` sends no API key: let your backend pass the stream on.
     """
-    verification = await container.service.read(client=client, verification_id=verification_id)
+    verification = await container.service.read(client=client, verification_id=verification_id, follow=True)
     if verification.status is not Status.PENDING and last_event_id == str(verification.version):
         return Response(status_code=HTTPStatus.NO_CONTENT)  # on which EventSource gives up
     stream = EventStream(container=container, feed=feed, verification=verification, last_id=last_event_id)

@@ -11,8 +11,9 @@ from app.verification.ports import CallId
 
 log = logging.getLogger(__name__)
 
-SCHEDULE, RETRY, DONE, LAG = (Script("call_following", name) for name in ("schedule", "retry", "done", "lag"))
-CLAIM = Script("call_following", "claim", after=["limits/window"])
+SCHEDULE, CLAIM, RETRY, DONE, LAG = (
+    Script("call_following", name) for name in ("schedule", "claim", "retry", "done", "lag")
+)
 
 _DUE, _ATTEMPTS, _POLLS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "polls"))
 _MEMORY = timedelta(hours=1)  # far longer than a verification lives

@@ -22,7 +22,7 @@ from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD = Script("erasure", "record", after=["webhooks/stream", "verification/record"])
+RECORD = Script("erasure", "record")
 PHONE, ANSWER, EXPIRIES, SET_ASIDE, EVENTS = (
     Script("erasure", name) for name in ("phone", "answer", "expiry", "letters", "events")
 )

@@ -14,7 +14,7 @@ from app.verification.event_stream import TooManyListeners
 
 log = logging.getLogger(__name__)
 
-CHANNEL = "pv:changes"  # the scripts that change a verification publish its id here
+CHANNEL = "pv:changes"  # the scripts that change a verification that is followed publish its id here
 
 _RETRY_AFTER = 10  # seconds; listeners come and go with the minutes that a verification lives
 _CANCEL_AGAIN_AFTER = 0.05  # seconds

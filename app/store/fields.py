@@ -27,6 +27,7 @@ class RecordField(StrEnum):
     RETRY_DIGEST = "j"  # of the check that verified it: the same request, repeated, verifies again
     IS_TEST = "z"
     IS_DIALLED = "i"  # it has no code: the person dials a number
+    IS_FOLLOWED = "f"  # an event stream follows it, or did
     IS_ANNOUNCED = "e"  # the client's webhook has its verification.created
 
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ Waited = Callable[[str, float], None]
 
 _MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delays
 _PROBED_EVERY = 1.0  # seconds
+_SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
 _FIELDS = {**RecordField.__members__, **CallField.__members__, **PhoneField.__members__}
 _FIELD_NAME = re.compile(rf"\b({'|'.join(_FIELDS)})\b")
 
@@ -40,24 +42,42 @@ class RoundTrip(Protocol):
 
 
 class Script:
-    """A Lua script, ``app/store/lua/<feature>/<name>.lua``, behind ``common.lua`` and those that it stands ``after``.
+    """A Lua script, ``app/store/lua/<feature>/<name>.lua``, behind the file that it stands ``after``, if any.
 
-    Names of fields are replaced by their letters: Lua 5.1 has no constants, and as locals they make a check 5 % slower.
+    Of the shared files it gets the definitions that it uses, since Lua makes each of them anew with every run. Names of
+    fields are replaced by their letters: Lua 5.1 has no constants, and as locals they make a check 5 % slower.
 
     Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
     has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that
     only reads, frees memory or moves what is stored begins with ``#!lua flags=allow-oom``: it runs on a full Redis too.
     """
 
-    def __init__(self, feature: str, name: str, *, after: Sequence[str] = ()) -> None:
+    def __init__(self, feature: str, name: str, *, after: str | None = None) -> None:
         self.name = f"{feature}.{name}"
-        lua = resources.files("app.store") / "lua"
-        files = [lua / f"{file}.lua" for file in ("common", *after, self.name.replace(".", "/"))]
-        *shared, own = (file.read_text(encoding="utf-8") for file in files)
+        own = _read(f"{feature}/{name}")
         flags, own = own.split("\n", 1) if own.startswith("#!") else ("#!lua", own)
-        self.source = _FIELD_NAME.sub(lambda found: f"'{_FIELDS[found[0]]}'", "\n".join([flags, *shared, own]))
+        body = _without_comments(_read(f"{feature}/{after}") + own if after else own)
+        for definition in reversed(_shared_definitions()):  # each uses only those before it
+            if re.search(rf"\b{definition[1]}\b", body):
+                body = definition[0] + body
+        self.source = _FIELD_NAME.sub(lambda found: f"'{_FIELDS[found[0]]}'", f"{flags}\n{body}")
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _read(file: str) -> str:
+    return (resources.files("app.store") / "lua" / f"{file}.lua").read_text(encoding="utf-8")
+
+
+def _without_comments(lua: str) -> str:
+    return re.sub(r"^ *--.*\n", "", lua, flags=re.MULTILINE)
+
+
+@cache
+def _shared_definitions() -> Sequence[re.Match[str]]:
+    """Return the top-level definitions of the shared files: their text, and as group 1 their names."""
+    shared = _without_comments("".join(map(_read, _SHARED)))
+    return [*re.finditer(r"^local (?:function )?(\w+).*?(?=^local |\Z)", shared, re.MULTILINE | re.DOTALL)]
 
 
 PROBE = Script("probe", "probe")

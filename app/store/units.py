@@ -4,11 +4,12 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 
 
 def ms(duration: timedelta) -> int:
     """Return a duration in milliseconds."""
-    return duration // timedelta(milliseconds=1)
+    return duration // _MS
 
 
 def to_ms(moment: datetime) -> int:
@@ -18,7 +19,7 @@ def to_ms(moment: datetime) -> int:
 
 def from_ms(moment: str | bytes | int) -> datetime:
     """Return the moment that is so many milliseconds after 1970."""
-    return _EPOCH + timedelta(milliseconds=int(moment))
+    return datetime.fromtimestamp(int(moment) / 1000, UTC)
 
 
 def seconds(wait: int) -> int:

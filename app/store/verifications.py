@@ -1,15 +1,16 @@
 """Verifications in Redis: one script and one round trip for each use case."""
 
-import hashlib
-import hmac
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from app.store.fields import CallField, RecordField
-from app.store.keys import PhoneName, RecordName, name_limit
+from app.store.keys import PhoneName, RecordName, keyed_digest, name_limit
+from app.store.limits import limit_list
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
@@ -48,20 +49,13 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
-    Recorded,
     StartPreview,
 )
 
-_RECORD = ("webhooks/stream", "verification/record")
-_LOG = "verification/log"
-READ, CANCEL, CONFIRM, RECORD_CALL, REFUND = (
-    Script("verification", name, after=_RECORD) for name in ("read", "cancel", "confirm", "record_call", "refund")
+READ, CANCEL, CONFIRM, RECORD_CALL, REFUND, CHECK = (
+    Script("verification", name) for name in ("read", "cancel", "confirm", "record_call", "refund", "check")
 )
-CHECK = Script("verification", "check", after=[*_RECORD, _LOG, "limits/window"])
-PREVIEW, START = (
-    Script("verification", name, after=[*_RECORD, _LOG, "verification/start_rules"])
-    for name in ("start_preview", "start")
-)
+PREVIEW, START = (Script("verification", name, after="start_rules") for name in ("start_preview", "start"))
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
@@ -96,11 +90,11 @@ class RedisVerificationStore:
         keys = [phone.key, record.key, *self._events(call.client)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
-        verification = replace(_verification(record, *stored), checks_left=checks_left)
-        return Started(verification, _quotas(_phone_limits(call, policy), calls_left))
+        verification = _verification(record, *stored, checks_left=checks_left)
+        return Started(verification, _quotas(_phone_limits(policy, test=call.test), calls_left))
 
-    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Record what happened to a call."""
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
+        """Record what happened to a call; return whether this has ended it."""
         name, state = _record(verification.id), update.state
         arguments: list[Argument] = [
             *(call_number, state.status, update.ref or "", state.provider_status or ""),
@@ -108,8 +102,8 @@ class RedisVerificationStore:
             *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
         keys = [name.key, *self._events(verification.client)]
-        ended, *record = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
-        return Recorded(_verification(name, *record), bool(ended))
+        (has_ended,) = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
+        return bool(has_ended)
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
@@ -136,10 +130,10 @@ class RedisVerificationStore:
         name = self._name(phone)
         return await self._check(name.key, name.bucket, purpose, check, policy)
 
-    async def read(self, verification_id: str, *, client: str | None) -> Verification:
+    async def read(self, verification_id: str, *, client: str | None, follow: bool = False) -> Verification:
         """Read a verification."""
         name = _record(verification_id)
-        return _verification(name, *_facts(await self._runner.run(READ, [name.key], [client or ""])))
+        return _verification(name, *_facts(await self._runner.run(READ, [name.key], [client or "", int(follow)])))
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification."""
@@ -159,16 +153,11 @@ class RedisVerificationStore:
         named = _record(call.resend_of) if call.resend_of is not None else None
         if named and named.bucket != phone.bucket:
             raise VerificationNotFound  # it is of another phone
-        failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
-        cooldowns = [timedelta()] if call.test else policy.cooldowns
         return [
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
-            *(named.rest if named else "", number, ms(policy.lifetime), policy.calls, call.checks, call.token),
-            self._address(call.address),
-            *(failed.count, share.count, ms(failed.period)),
-            " ".join(str(ms(cooldown)) for cooldown in cooldowns),
-            _limit_list(_phone_limits(call, policy)),
+            *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
+            *_policy_arguments(policy, test=call.test),
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
@@ -182,7 +171,7 @@ class RedisVerificationStore:
             *(check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period)),
             check.length,
-            _limit_list(limits[1:]),
+            limit_list(limits[1:]),
             *check.candidates,
         ]
         reply = await self._runner.run(CHECK, keys, arguments)
@@ -194,7 +183,7 @@ class RedisVerificationStore:
         """Return the digest of an address for the log of failed checks, or '' without one."""
         if not address:
             return ""
-        return hmac.digest(self._phone_key, f"address\0{address}".encode(), hashlib.sha256).hex()[:_ADDRESS_DIGITS]
+        return keyed_digest(self._phone_key, f"address\0{address}")[:_ADDRESS_DIGITS]
 
     def _events(self, client: str) -> list[str]:
         """Return the key of the stream, if the client has a webhook."""
@@ -253,8 +242,19 @@ def _facts(reply: Sequence[Any], resend_of: str | None = None) -> Sequence[Any]:
             return facts
 
 
-def _phone_limits(call: NewCall, policy: Policy) -> Sequence[Limit]:
-    return () if call.test else policy.calls_per_phone
+@lru_cache
+def _policy_arguments(policy: Policy, *, test: bool) -> Sequence[Argument]:
+    """Return the last arguments that ``start_rules.lua`` lists, which depend on nothing else."""
+    failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
+    cooldowns = [timedelta()] if test else policy.cooldowns
+    return (
+        *(ms(policy.lifetime), policy.calls, failed.count, share.count, ms(failed.period)),
+        *(to_json([ms(cooldown) for cooldown in cooldowns]), limit_list(_phone_limits(policy, test=test))),
+    )
+
+
+def _phone_limits(policy: Policy, *, test: bool) -> Sequence[Limit]:
+    return () if test else policy.calls_per_phone
 
 
 def _record(verification_id: str) -> RecordName:
@@ -264,11 +264,15 @@ def _record(verification_id: str) -> RecordName:
     return name
 
 
-def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[bytes]) -> Verification:
-    fields = dict(zip(*[(item.decode() for item in record)] * 2, strict=True))
+def _verification(
+    name: RecordName, now: int, expires: int, record: bytes, *, checks_left: int | None = None
+) -> Verification:
+    fields = from_json(record)
     calls = tuple(_calls(fields))
     latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
     resend_at = fields.get(RecordField.RESEND_AT)
+    if checks_left is None:
+        checks_left = int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0))
     return Verification(
         id=name.verification_id,
         client=fields[RecordField.CLIENT],
@@ -279,7 +283,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
         stored_status=Status(fields.get(RecordField.STATUS, Status.PENDING)),
         calls_placed=len(calls),
         calls_left=int(fields[RecordField.CALLS_LEFT]),
-        checks_left=int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0)),
+        checks_left=checks_left,
         calls=calls,
         created_at=from_ms(fields[RecordField.CREATED_AT]),
         expires_at=from_ms(expires),
@@ -290,7 +294,7 @@ def _verification(name: RecordName, now: bytes, expires: int, record: Sequence[b
     )
 
 
-def _calls(fields: Mapping[str, str]) -> Iterable[Call]:
+def _calls(fields: Mapping[str, Any]) -> Iterable[Call]:
     for call_number in range(1, int(fields[RecordField.LAST_CALL]) + 1):
         if status := fields.get(f"{CallField.CALL_STATUS}{call_number}"):
             dial = fields.get(f"{CallField.NUMBER_TO_DIAL}{call_number}")
@@ -303,10 +307,6 @@ def _calls(fields: Mapping[str, str]) -> Iterable[Call]:
                 expires_at=from_ms(fields[f"{CallField.EXPIRES_AT}{call_number}"]),
                 limits_token=fields.get(f"{CallField.LIMITS_TOKEN}{call_number}"),
             )
-
-
-def _limit_list(limits: Iterable[Limit]) -> str:
-    return ",".join([f"{limit.name} {limit.count} {ms(limit.period)}" for limit in limits])
 
 
 def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:

@@ -12,7 +12,7 @@ from app.verification.webhooks import Backlog, DeadLetter, Delivery, Event
 
 log = logging.getLogger(__name__)
 
-TAKE, RESEND = (Script("webhooks", name, after=["webhooks/stream"]) for name in ("take", "resend"))
+TAKE, RESEND = (Script("webhooks", name) for name in ("take", "resend"))
 DONE, SET_ASIDE, BACKLOG, LIST_DEAD = (Script("webhooks", name) for name in ("done", "set_aside", "backlog", "dead"))
 
 STREAM = "pv:{events}"

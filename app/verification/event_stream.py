@@ -15,6 +15,8 @@ class Feed(Protocol):
     async def changed(self, seconds: float) -> bool:
         """Wait for changes, at most so many seconds; several at once are one signal.
 
+        Those before the first read with ``follow`` are seen by that read, those after it are signalled.
+
         True may come without a change (messages may have been lost), False with one (the store may be away): read the
         verification to know.
         """

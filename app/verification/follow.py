@@ -48,10 +48,10 @@ class FollowCalls:
                 return True
             if state.provider_status is not None:
                 self.publish(UnknownCallStatus(call.channel))
-            recorded = await self.store.record_call(verification, call_id.call_number, CallUpdate(state=state))
+            has_ended = await self.store.record_call(verification, call_id.call_number, CallUpdate(state=state))
         except VerificationNotFound:
             return True
-        if recorded.ended:
+        if has_ended:
             self.publish(CallEnded(call.channel, state.status))
         return state.status.is_final
 

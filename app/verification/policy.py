@@ -39,9 +39,9 @@ class Quota:
     remaining: int
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots, for what is computed once
+@dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for what is computed once
 class Policy:
-    """The rules for the verifications of one client.
+    """The rules for the verifications of one client. Compared by identity, so that a cache can have them as its key.
 
     ``cooldowns`` are the pauses after the first, second, … call to a phone; the last one holds for all later calls.
     The count of a phone starts anew once the longest cooldown has passed after the pause itself, so waiting for that is

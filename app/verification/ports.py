@@ -96,14 +96,6 @@ class CallUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """A verification after the update of a call, and whether the call has ended by this update."""
-
-    verification: Verification
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
 class CallHistory:
     """The operator of a phone, and its calls that have verified nobody yet."""
 
@@ -145,8 +137,11 @@ class VerificationStore(Protocol):
         phone and purpose).
         """
 
-    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> Recorded:
-        """Write the state of a call, which never goes back to an earlier one. Raise VerificationNotFound."""
+    async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
+        """Write the state of a call, which never goes back to an earlier one. Return whether this has ended the call.
+
+        Raise VerificationNotFound.
+        """
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
@@ -178,8 +173,11 @@ class VerificationStore(Protocol):
         for each code that it was compared with. Raise as ``check_by_id`` does.
         """
 
-    async def read(self, verification_id: str, *, client: str | None) -> Verification:
-        """Return a verification of a client, or of any client without one. Raise VerificationNotFound."""
+    async def read(self, verification_id: str, *, client: str | None, follow: bool = False) -> Verification:
+        """Return a verification of a client, or of any client without one. Raise VerificationNotFound.
+
+        Event streams learn of its changes from the first read with ``follow`` on.
+        """
 
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification; a canceled one stays as it is.

@@ -44,12 +44,12 @@ class VerificationService:
         self.check = CheckVerification(store, guard, digester, policies, tokens, publish)
         self.calls = FollowCalls(store, limits, guard, senders, policies, publish)
 
-    async def read(self, *, client: str | None, verification_id: str) -> Verification:
+    async def read(self, *, client: str | None, verification_id: str, follow: bool = False) -> Verification:
         """Return a verification and its calls as last recorded; without ``client``, that of any client.
 
         Raise VerificationNotFound or StoreUnavailable.
         """
-        verification = await self._store.read(verification_id, client=client)
+        verification = await self._store.read(verification_id, client=client, follow=follow)
         policy = self._policies.for_client(verification.client)
         return verification.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
 

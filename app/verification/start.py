@@ -234,7 +234,8 @@ class _Start:
                 return None
             if call.ref is None and call.state.status is CallStatus.INITIATED:
                 update = CallUpdate(state=CallState(CallStatus.UNCONFIRMED))
-                verification = (await ports.store.record_call(verification, call_id.call_number, update)).verification
+                await ports.store.record_call(verification, call_id.call_number, update)
+                verification = await ports.store.read(call_id.verification_id, client=client)
                 ports.publish(CallPlaced(call.channel, CallStatus.UNCONFIRMED))
         except VerificationNotFound:
             return None

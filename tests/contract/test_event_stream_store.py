@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
 from app.store.event_stream import CHANNEL, ChangeFeed, RedisChanges
+from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
 from app.verification.event_stream import TooManyListeners
@@ -43,6 +44,18 @@ async def until_connected(redis: Redis, number: int) -> None:
     while len(await connections(redis)) != number:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+def new_call(number: int = 0) -> NewCall:
+    return NewCall(
+        client="shop",
+        phone=Phone(f"+790012345{number:02}"),
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=b"r" * 32,
+        code_length=6,
+        checks=5,
+    )
 
 
 async def settled(feed: ChangeFeed) -> ChangeFeed:
@@ -221,19 +234,11 @@ async def test_every_change_of_a_verification_increases_its_version_and_notifies
     redis: Redis, changes: RedisChanges, store: RedisVerificationStore
 ) -> None:
     policy = make_policy()
-    call = NewCall(
-        client="shop",
-        phone=Phone("+79001234567"),
-        purpose="login",
-        channel=Channel.VOICE,
-        code_digest=b"r" * 32,
-        code_length=6,
-        checks=5,
-    )
-    verification = (await start(store, call, policy)).verification
+    verification = (await start(store, new_call(), policy)).verification
     wrong = CodeCheck(client="shop", candidates=[b"w" * 32], length=6)
     async with changes.listen(verification.id, client="shop") as feed:
         await settled(feed)
+        await store.read(verification.id, client="shop", follow=True)
         for change in (
             lambda: store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING))),
             lambda: store.check_by_id(verification.id, wrong, policy),
@@ -243,3 +248,38 @@ async def test_every_change_of_a_verification_increases_its_version_and_notifies
             await change()
             assert await feed.changed(SOON)
             assert (await store.read(verification.id, client="shop")).version > before
+
+
+async def test_a_change_is_seen_by_the_first_read_of_a_follower_or_signalled_after_it(
+    redis: Redis, changes: RedisChanges, store: RedisVerificationStore
+) -> None:
+    ringing = CallUpdate(state=CallState(CallStatus.RINGING))
+    others = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32)  # on another connection
+    signalled = 0
+    for number in range(100):
+        verification = (await start(store, new_call(number), make_policy())).verification
+        async with changes.listen(ONE, client="shop"), changes.listen(verification.id, client="shop") as feed:
+            if number == 0:
+                await settled(feed)
+            feed.change.clear()
+            first, last = (store, others) if number % 2 else (others, store)
+            seen, _ = await asyncio.gather(
+                first.read(verification.id, client="shop", follow=True), last.record_call(verification, 1, ringing)
+            )
+            if seen.version == verification.version:
+                assert await feed.changed(SOON)
+                signalled += 1
+    assert signalled
+
+
+async def test_changes_of_a_verification_that_nobody_follows_are_not_published(
+    redis: Redis, changes: RedisChanges, store: RedisVerificationStore
+) -> None:
+    verification = (await start(store, new_call(), make_policy())).verification
+    async with changes.listen(verification.id, client="shop") as feed:
+        await settled(feed)
+        await store.read(verification.id, client="shop")
+
+        await store.cancel("shop", verification.id)
+
+        assert not await feed.changed(NEVER)

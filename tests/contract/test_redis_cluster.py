@@ -81,7 +81,8 @@ async def cluster(cluster_port: int) -> AsyncIterator[Redis]:
 
 async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
     runner = ScriptRunner(cluster, timeout=1)
-    store, limits = RedisVerificationStore(runner, phone_key=b"k" * 32), RedisRateLimiter(runner, key=b"k" * 32)
+    store = RedisVerificationStore(runner, phone_key=b"k" * 32)
+    limits = RedisRateLimiter(runner, key=b"k" * 32, cluster=True)
     idempotency = RedisIdempotency(runner, key=b"k" * 32)
     guard = RedisFraudGuard(runner, make_guard_rules())
     right = b"r" * 32

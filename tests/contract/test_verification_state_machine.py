@@ -144,8 +144,8 @@ class Actor:
             return None
         verification = self.known[-1 - age % len(self.known)]
         report = CallUpdate(state=CallState(status), ref="ref")
-        recorded = await self.store.record_call(verification, verification.calls[-1].call_number, report)
-        return self.normalize(recorded.verification), recorded.ended
+        has_ended = await self.store.record_call(verification, verification.calls[-1].call_number, report)
+        return self.normalize(await self.store.read(verification.id, client="shop")), has_ended
 
     async def refund(self, age: int) -> object:
         if self.known:

@@ -238,21 +238,25 @@ async def test_setting_aside_a_delivered_event_changes_nothing(redis: Redis, out
     assert await sizes(redis) == (0, 0, 0, 0)
 
 
+async def take_at_once(redis: Redis, most: int) -> list[list[Delivery]]:
+    """Take a hundred times at once, by ten workers: each has a connection of its own, and the pool has a hundred."""
+    workers = [make_outbox(redis) for _ in range(10)]
+    return await asyncio.gather(*[worker.take(most) for worker in workers for _ in range(10)])
+
+
 async def test_of_a_hundred_concurrent_takes_each_due_retry_is_taken_once(redis: Redis, outbox: RedisOutbox) -> None:
     await add(redis, 10)
     for delivery in await outbox.take(10):
         await outbox.set_aside(delivery, attempts=1, error="", pause=AT_ONCE)
 
-    workers = [make_outbox(redis) for _ in range(10)]
-    taken = await asyncio.gather(*[worker.take(1) for worker in workers * 10])
+    taken = await take_at_once(redis, 1)
     assert len(set(ids(delivery for part in taken for delivery in part))) == sum(map(len, taken)) == 10
 
 
 async def test_an_expired_verification_becomes_exactly_one_event(redis: Redis) -> None:
     await add_pending(redis, 100)
 
-    workers = [make_outbox(redis) for _ in range(10)]
-    taken = await asyncio.gather(*[worker.take(10) for worker in workers * 10])
+    taken = await take_at_once(redis, 10)
 
     events = [delivery.event for part in taken for delivery in part]
     assert len({event.verification_id for event in events}) == len({event.id for event in events}) == len(events) == 100

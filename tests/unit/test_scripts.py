@@ -38,7 +38,7 @@ def test_no_two_fields_of_a_hash_have_the_same_letter() -> None:
 def test_a_script_has_the_letters_of_fields_and_no_names() -> None:
     source = Script("verification", "read").source
 
-    assert "redis.call('HGET', key, 'c')" in source
+    assert "if not record['c'] or" in source
     assert not re.search(rf"\b({'|'.join(set(NAMES) - {'CALL_STATUS'})})\b", source)
 
 
@@ -46,3 +46,9 @@ def test_every_field_is_used_by_a_script() -> None:
     sources = "\n".join(file.read_text() for file in FILES)
 
     assert [name for name in NAMES if not re.search(rf"\b{name}\b", sources)] == []
+
+
+def test_a_script_has_the_shared_definitions_that_it_uses_and_no_others() -> None:
+    source = Script("verification", "read").source
+
+    assert set(re.findall(r"^local function (\w+)", source, re.MULTILINE)) == {"now_ms", "load", "write", "snapshot"}

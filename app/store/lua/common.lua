@@ -1,4 +1,4 @@
--- What every script shares, put in front of each.
+-- What the scripts share; each gets what it uses of it.
 --
 -- Moments are ms of the server's clock, durations are ms. Names in capitals, such as CALL_STATUS, are those of fields in
 -- app/store/fields.py; their letters are put in their place before Redis gets the script.
@@ -6,11 +6,6 @@
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- Format a number for Redis: Lua would write 1.7e+12.
-local function int(number)
-  return string.format('%.0f', number)
 end
 
 local function load(key)
@@ -21,7 +16,29 @@ local function load(key)
   return fields
 end
 
+-- Make changes to a hash, field → value, or false to delete it, and to `fields`, what was loaded of it.
+local function write(key, fields, changes)
+  local set, deleted = {}, {}
+  for field, value in pairs(changes) do
+    if value and value ~= fields[field] then
+      local last = #set
+      set[last + 1], set[last + 2] = field, value
+    elseif not value and fields[field] then
+      deleted[#deleted + 1] = field
+    end
+    fields[field] = value or nil
+  end
+  if #set > 0 then
+    redis.call('HSET', key, unpack(set))
+  end
+  if #deleted > 0 then
+    redis.call('HDEL', key, unpack(deleted))
+  end
+end
+
 -- Let a key live until `moment` at least.
 local function keep_until(key, moment)
-  redis.call('PEXPIREAT', key, int(math.max(moment, redis.call('PEXPIRETIME', key))))
+  if redis.call('PEXPIREAT', key, moment, 'GT') == 0 then
+    redis.call('PEXPIREAT', key, moment, 'NX') -- for GT, a key without an expiry never expires
+  end
 end

@@ -17,8 +17,8 @@ end
 local room = math.max(0, per_second - used_of_set(polls, now, tonumber(per_second), 1000))
 local claimed = {}
 for _, call in ipairs(redis.call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', 0, math.min(most, room))) do
-  redis.call('ZADD', due, int(now + lease), call)
-  count_in_set(polls, now, int(now) .. ':' .. call, 1000)
+  redis.call('ZADD', due, now + lease, call)
+  count_in_set(polls, now, now .. ':' .. call, 1000)
   claimed[#claimed + 1] = {call, redis.call('HINCRBY', attempts, call, 1)}
 end
 if #claimed > 0 then

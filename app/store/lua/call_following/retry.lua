@@ -8,7 +8,7 @@ local due, attempts = unpack(KEYS)
 local call, attempt, delay, memory = unpack(ARGV)
 
 if redis.call('HGET', attempts, call) == attempt then
-  redis.call('ZADD', due, int(now_ms() + delay), call)
+  redis.call('ZADD', due, now_ms() + delay, call)
   redis.call('PEXPIRE', due, memory)
   redis.call('PEXPIRE', attempts, memory)
 end

@@ -16,6 +16,7 @@ for _, old in ipairs(redis.call('ZRANGE', due, '-inf', now - memory, 'BYSCORE', 
   redis.call('HDEL', attempts, old)
 end
 
-redis.call('ZADD', due, int(now + delay), call)
-redis.call('HDEL', attempts, call)
+if redis.call('ZADD', due, now + delay, call) == 0 then
+  redis.call('HDEL', attempts, call) -- it was in the queue, and may have been claimed
+end
 redis.call('PEXPIRE', due, memory)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Erase a verification, if it is of the phone, and notify its listeners.
+-- Erase a verification, if it is of the phone, and notify its followers.
 --
 -- KEYS    1 record
 -- ARGV    1 phone digest
@@ -15,5 +15,5 @@ for number = 1, record[LAST_CALL] do
   end
 end
 redis.call('DEL', key)
-redis.call('PUBLISH', 'pv:changes', verification_id(key))
+notify_followers(key, record)
 return calls

@@ -21,12 +21,12 @@ min_calls, min_conversion, longest_block = tonumber(min_calls), tonumber(min_con
 local now = now_ms()
 
 -- Return all successes of the window, and the calls that had time to succeed. Drop buckets that have left the window.
-local function tally(key)
-  local buckets, calls, successes = load(key), 0, 0
+local function tally(key, buckets)
+  local calls, successes, gone = 0, 0, {}
   for field, began in pairs(buckets) do
     local number = field:match('^began(%d+)$')
     if number and began + window <= now then
-      redis.call('HDEL', key, field, 'calls' .. number, 'successes' .. number)
+      gone[field], gone['calls' .. number], gone['successes' .. number] = false, false, false
     elseif number then
       successes = successes + (buckets['successes' .. number] or 0)
       if began + bucket_length + maturity <= now then
@@ -34,42 +34,43 @@ local function tally(key)
       end
     end
   end
+  write(key, buckets, gone)
   return calls, successes
 end
 
--- Return for how long the name is blocked or reported, and by which facts, if it is by this.
+-- Return for how long the name is blocked or reported, by which facts, if it is by this, and what is left of its buckets.
 local function judge(name, key, entry_key)
-  local entry = load(entry_key)
+  local entry, buckets = load(entry_key), load(key)
   local wait = (entry['until'] or 0) - now
-  if wait > 0 then return wait, {} end
-  local calls, successes = tally(key)
-  if calls < min_calls or successes / calls >= min_conversion then return 0, {} end
+  if wait > 0 then return wait, {}, buckets end
+  local calls, successes = tally(key, buckets)
+  if calls < min_calls or successes / calls >= min_conversion then return 0, {}, buckets end
   local level = (entry.level or 0) + 1
   local length = math.min(first_block * 2 ^ (level - 1), longest_block)
-  redis.call('HSET', entry_key, 'since', int(now), 'until', int(now + length), 'level', level, 'calls', calls,
-    'successes', successes)
+  redis.call('HSET', entry_key, 'since', now, 'until', now + length, 'level', level, 'calls', calls, 'successes', successes)
   redis.call('HSET', list, name, '')
   keep_until(entry_key, now + length + memory)
   keep_until(list, now + length + memory)
   redis.call('DEL', key)
-  return length, {level, calls, successes}
+  return length, {level, calls, successes}, {}
 end
 
-local function count(key)
-  local number = redis.call('HGET', key, 'last') or 0
-  local began = redis.call('HGET', key, 'began' .. number) or 0
-  if began + bucket_length <= now then
+local function count(key, buckets)
+  local number = buckets.last or 0
+  local changes = {}
+  if (buckets['began' .. number] or 0) + bucket_length <= now then
     number = number + 1
-    redis.call('HSET', key, 'last', number, 'began' .. number, int(now))
+    changes.last, changes['began' .. number] = number, now
   end
-  redis.call('HINCRBY', key, 'calls' .. number, 1)
+  changes['calls' .. number] = (buckets['calls' .. number] or 0) + 1
+  write(key, buckets, changes)
   redis.call('PEXPIRE', key, window)
 end
 
-local wait, block = judge(range, range_buckets, range_block)
-local _, report = judge(client, client_buckets, client_report)
+local wait, block, calls_of_range = judge(range, range_buckets, range_block)
+local _, report, calls_of_client = judge(client, client_buckets, client_report)
 if wait == 0 and counts == '1' then
-  count(range_buckets)
-  count(client_buckets)
+  count(range_buckets, calls_of_range)
+  count(client_buckets, calls_of_client)
 end
 return {wait, block, report}

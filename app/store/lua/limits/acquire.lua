@@ -1,13 +1,19 @@
--- Count an event against a limit, if there is room.
+-- Count an event against each limit, if all have room.
 --
--- KEYS    1 sorted set of the limit
--- ARGV    1 token of the event   2 count   3 period
--- RETURN  {1, how many are left} | {0, ms to wait}
-local key = KEYS[1]
-local token, count, period = unpack(ARGV)
+-- KEYS    sorted sets of the limits
+-- ARGV    1 the limits, a JSON array [[name, count, period] …]   2 token of the event
+-- RETURN  {'counted', how many are left of each limit …} | {'full', number of a limit without room, ms to wait}
+local keys, limits, token = KEYS, cjson.decode(ARGV[1]), ARGV[2]
 
-local now = now_ms()
-local inside, wait = used_of_set(key, now, tonumber(count), period)
-if wait > 0 then return {0, wait} end
-count_in_set(key, now, token, period)
-return {1, count - inside - 1}
+local now, reply = now_ms(), {'counted'}
+for i, key in ipairs(keys) do
+  local _, count, period = unpack(limits[i])
+  local inside, wait = used_of_set(key, now, count, period)
+  if wait > 0 then return {'full', i, wait} end
+  reply[i + 1] = count - inside - 1
+end
+for i, key in ipairs(keys) do
+  local _, _, period = unpack(limits[i])
+  count_in_set(key, now, token, period)
+end
+return reply

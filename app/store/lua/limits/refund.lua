@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- Refund an event that did not happen. Harmless when repeated.
 --
--- KEYS    1 sorted set of the limit
--- ARGV    1 token of the event
-local key, token = KEYS[1], ARGV[1]
+-- KEYS    sorted sets of the limits
+-- ARGV    2 token of the event
+local keys, token = KEYS, ARGV[2]
 
-redis.call('ZREM', key, token)
+for _, key in ipairs(keys) do
+  redis.call('ZREM', key, token)
+end

@@ -15,7 +15,7 @@ local COMMANDS = {
   'XADD', 'XLEN', 'XRANGE', 'XDEL', 'XACK', 'XAUTOCLAIM', 'XREADGROUP',
 }
 
-local moment = int(now_ms())
+local moment = tostring(now_ms())
 redis.call('SET', key, moment, 'PX', kept)
 if redis.call('GET', key) ~= moment then
   return redis.error_reply('ERR a key that was written has another value')

@@ -12,7 +12,7 @@ local now, known = now_ms(), load(key)
 local age = now - (known.read_at or 0)
 local is_reader = age >= tonumber(interval) and (known.leased_until or 0) - now <= 0
 if is_reader then
-  redis.call('HSET', key, 'leased_until', int(now + lease))
+  redis.call('HSET', key, 'leased_until', now + lease)
   keep_until(key, now + memory)
 end
-return {known.value or '', int(age), is_reader and 1 or 0}
+return {known.value or '', age, is_reader and 1 or 0}

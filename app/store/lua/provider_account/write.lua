@@ -5,6 +5,6 @@
 local key = KEYS[1]
 local value, memory = unpack(ARGV)
 
-redis.call('HSET', key, 'value', value, 'read_at', int(now_ms()))
+redis.call('HSET', key, 'value', value, 'read_at', now_ms())
 redis.call('HDEL', key, 'leased_until')
 redis.call('PEXPIRE', key, memory)

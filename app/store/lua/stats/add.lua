@@ -12,9 +12,9 @@ local serial, keep_serial, keep_day, counts = unpack(ARGV)
 
 if tonumber(serial) <= tonumber(redis.call('GET', key) or 0) then return 0 end
 redis.call('SET', key, serial, 'PX', keep_serial)
-local day = 'pv:{stats}:' .. int(math.floor(now_ms() / 86400000))
+local day = 'pv:{stats}:' .. math.floor(now_ms() / 86400000)
 for name, count in pairs(cjson.decode(counts)) do
-  redis.call('HINCRBY', day, name, int(count))
+  redis.call('HINCRBY', day, name, count)
 end
 redis.call('PEXPIRE', day, keep_day)
 return 1

@@ -6,5 +6,5 @@
 -- RETURN  {day, name, count …}
 local day = ARGV[1]
 
-day = day ~= '' and day or int(math.floor(now_ms() / 86400000))
+day = day ~= '' and day or math.floor(now_ms() / 86400000)
 return {day, unpack(redis.call('HGETALL', 'pv:{stats}:' .. day))}

@@ -16,6 +16,6 @@ elseif record[STATUS] == 'verified' then
 elseif record[STATUS] == 'locked' then
   return {'locked', until_next_call(key, record, now)}
 elseif not record[STATUS] then
-  finish(key, record, 'canceled', events)
+  finish(key, record, {}, 'canceled', events)
 end
-return {'canceled', snapshot(key, now)}
+return {'canceled', snapshot(now, redis.call('PEXPIRETIME', key), record)}

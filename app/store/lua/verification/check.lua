@@ -9,7 +9,7 @@
 -- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 '1' if the client has a webhook
 --         5 retry digest, or ''   6 digest of the address, or ''
 --         7 failed checks of a phone allowed, 8 from one address, 9 in which period
---         10 code length   11 limits of KEYS 2… '<name> <count> <period>,…'   12… code digests under each secret key; without
+--         10 code length   11 limits of KEYS 2…, a JSON array [[name, count, period] …]   12… code digests under each secret key; without
 --         any no code was given, and the question is whether the person has dialled the number of a verification without one
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
 --         {'verified_again', …the same}                    the check that verified it, repeated
@@ -24,7 +24,7 @@
 local first_key, limit_keys = KEYS[1], {select(2, unpack(KEYS))}
 local client, purpose, token, has_webhook, retry_digest, address, failed_allowed, failed_share, failed_period, code_length,
   limit_list = unpack(ARGV)
-local candidates, limits = {select(12, unpack(ARGV))}, read_limits(limit_list)
+local candidates, limits = {select(12, unpack(ARGV))}, cjson.decode(limit_list)
 local events = has_webhook == '1' and table.remove(limit_keys) or nil
 failed_allowed, failed_share = tonumber(failed_allowed), tonumber(failed_share)
 
@@ -44,11 +44,9 @@ local function verified(outcome, it, left)
   return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[IS_TEST] and 1 or 0}
 end
 
-local function verify(it, left)
-  if retry_digest ~= '' then
-    redis.call('HSET', it.key, RETRY_DIGEST, retry_digest)
-  end
-  finish(it.key, it.record, 'verified', events)
+local function verify(it, left, changes)
+  changes[RETRY_DIGEST] = retry_digest ~= '' and retry_digest or nil
+  finish(it.key, it.record, changes, 'verified', events)
   return verified('verified', it, left)
 end
 
@@ -81,7 +79,7 @@ if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
 if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
-  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}) end
+  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, {}) end
   return {'waiting', rest_of_id(key), {}, tonumber(record[CHECKS_ALLOWED])}
 end
 
@@ -113,9 +111,10 @@ if not record[IS_TEST] then
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
   for i, limit in ipairs(limits) do
-    inside, wait = used_of_set(limit_keys[i], now, limit.count, limit.period)
-    if wait > 0 then return {'limited', limit.name, wait} end
-    left[#left + 1] = limit.count - inside
+    local name, count, period = unpack(limit)
+    inside, wait = used_of_set(limit_keys[i], now, count, period)
+    if wait > 0 then return {'limited', name, wait} end
+    left[#left + 1] = count - inside
   end
 end
 
@@ -124,10 +123,8 @@ for _, candidate in ipairs(candidates) do
     local it, status_field = code.of, CALL_STATUS .. code.number
     if held_digest(it.key, candidate) == code.digest then
       -- A right code was heard, even if the provider has not reported yet that the call was answered.
-      if STAGE[it.record[status_field]] < STAGE.answered then
-        redis.call('HSET', it.key, status_field, 'answered')
-      end
-      return verify(it, left)
+      local is_unanswered = STAGE[it.record[status_field]] < STAGE.answered
+      return verify(it, left, {[status_field] = is_unanswered and 'answered' or nil})
     end
   end
 end
@@ -141,14 +138,16 @@ if not record[IS_TEST] then
   keep_until(phone_key, now + failed_period)
   for i, limit in ipairs(limits) do
     left[i + 1] = left[i + 1] - 1
-    count_in_set(limit_keys[i], now, token, limit.period)
+    local _, _, period = unpack(limit)
+    count_in_set(limit_keys[i], now, token, period)
   end
 end
 
-local checks_left = record[CHECKS_ALLOWED] - redis.call('HINCRBY', key, WRONG_CHECKS, 1)
+local wrong_checks = (record[WRONG_CHECKS] or 0) + 1
+local checks_left = record[CHECKS_ALLOWED] - wrong_checks
 if checks_left > 0 then
-  publish(key, nil, events)
+  publish(key, record, {[WRONG_CHECKS] = wrong_checks}, nil, events)
   return {'wrong', rest_of_id(key), left, checks_left}
 end
-finish(key, record, 'locked', events)
+finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', events)
 return {'exhausted', rest_of_id(key), left, until_next_call(key, record, now)}

@@ -24,6 +24,5 @@ if record[STATUS] or expires <= now then
 elseif now < expires - lifetime + earliest then
   return 'too_early'
 end
-redis.call('HSET', key, HAS_DIALLED .. number, 1, CALL_STATUS .. number, 'completed')
-publish(key, 'call.status_changed', events)
+publish(key, record, {[HAS_DIALLED .. number] = 1, [CALL_STATUS .. number] = 'completed'}, 'call.status_changed', events)
 return 'confirmed'

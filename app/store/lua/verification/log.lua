@@ -14,7 +14,7 @@ end
 local function write_log(entries)
   local texts = {}
   for i, entry in ipairs(entries) do
-    texts[i] = int(entry.at) .. (entry.address ~= '' and '@' .. entry.address or '')
+    texts[i] = entry.at .. (entry.address ~= '' and '@' .. entry.address or '')
   end
   return table.concat(texts, ',')
 end
@@ -33,13 +33,4 @@ local function used(entries, now, count, period, address)
     end
   end
   return inside, wait
-end
-
--- Read an argument '<name> <count> <period>,…'.
-local function read_limits(text)
-  local limits = {}
-  for name, count, period in text:gmatch('([^, ]+) (%d+) (%d+)') do
-    limits[#limits + 1] = {name = name, count = tonumber(count), period = tonumber(period)}
-  end
-  return limits
 end

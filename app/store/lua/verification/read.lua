@@ -1,12 +1,16 @@
 #!lua flags=allow-oom
--- Read a verification.
+-- Read a verification. Changes are published only of those that are followed.
 --
 -- KEYS    1 record
--- ARGV    1 client, or '' for any
+-- ARGV    1 client, or '' for any   2 '1' to follow it from now on
 -- RETURN  {'found', now, expires, record}
 --         {'not_found'}
-local key, client = KEYS[1], ARGV[1]
+local key = KEYS[1]
+local client, follow = unpack(ARGV)
 
-local owner = redis.call('HGET', key, CLIENT)
-if not owner or client ~= '' and client ~= owner then return {'not_found'} end
-return {'found', snapshot(key, now_ms())}
+local record = load(key)
+if not record[CLIENT] or client ~= '' and client ~= record[CLIENT] then return {'not_found'} end
+if follow == '1' and not record[IS_FOLLOWED] then
+  write(key, record, {[IS_FOLLOWED] = 1})
+end
+return {'found', snapshot(now_ms(), redis.call('PEXPIRETIME', key), record)}

@@ -27,9 +27,9 @@ local function held_digest(key, code_digest)
   return redis.sha1hex(key .. code_digest)
 end
 
--- Return what ends a reply that shows a verification: the moment, when the record expires, and its fields.
-local function snapshot(key, now)
-  return int(now), redis.call('PEXPIRETIME', key), redis.call('HGETALL', key)
+-- Return what ends a reply that shows a verification: the moment, when the record expires, and its fields as JSON.
+local function snapshot(now, expires, record)
+  return now, expires, cjson.encode(record)
 end
 
 -- Return how long until the phone of a record may be called again.
@@ -59,22 +59,28 @@ local function add_event(key, record, event, status, events)
   end
   add_to_stream(events, {type = event, client = record[CLIENT], id = verification_id(key), purpose = record[PURPOSE],
     channel = record[CHANNEL], phone = record[PHONE], status = status, call = record[CALL_STATUS .. last] or '',
-    at = int(now_ms())})
+    at = now_ms()})
 end
 
--- Publish a change to listeners, and add `event`, if there is one, to the stream `events` of a client with a webhook.
-local function publish(key, event, events)
-  redis.call('HINCRBY', key, VERSION, 1)
-  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+local function notify_followers(key, record)
+  if record[IS_FOLLOWED] then
+    redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  end
+end
+
+-- Write changes that callers see, and add `event`, if there is one, to the stream `events` of a client with a webhook.
+local function publish(key, record, changes, event, events)
+  changes[VERSION] = (record[VERSION] or 0) + 1
+  -- The first event of a verification is that it was created: the call may not have been recorded, or not yet.
+  local is_created = events and event and not record[IS_ANNOUNCED]
+  if is_created then
+    changes[IS_ANNOUNCED] = 1
+  end
+  write(key, record, changes)
+  notify_followers(key, record)
   if not events then return end
-  local record = load(key)
-  if event and not record[IS_ANNOUNCED] then
-    -- The first event of a verification is that it was created: the call may not have been recorded, or not yet.
-    record[IS_ANNOUNCED] = 1
-    redis.call('HSET', key, IS_ANNOUNCED, 1)
-    if event ~= 'verification.created' then
-      add_event(key, record, 'verification.created', 'pending', events)
-    end
+  if is_created and event ~= 'verification.created' then
+    add_event(key, record, 'verification.created', 'pending', events)
   end
   if event then
     add_event(key, record, event, record[STATUS] or 'pending', events)
@@ -82,11 +88,12 @@ local function publish(key, event, events)
   schedule_expiry(key, record, events)
 end
 
--- Give a verification its final status: none of its codes verifies any more.
-local function finish(key, record, status, events)
-  redis.call('HSET', key, STATUS, status)
+-- Give a verification its final status, beside other changes: none of its codes verifies any more.
+local function finish(key, record, changes, status, events)
+  changes[STATUS] = status
   for number = 1, record[LAST_CALL] do
-    redis.call('HDEL', key, CODE_DIGEST .. number, HAS_DIALLED .. number)
+    changes[CODE_DIGEST .. number] = false
+    changes[HAS_DIALLED .. number] = false
   end
-  publish(key, 'verification.' .. status, events)
+  publish(key, record, changes, 'verification.' .. status, events)
 end

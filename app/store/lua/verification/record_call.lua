@@ -4,8 +4,7 @@
 -- ARGV    1 number of the call   2 status   3 provider's reference, or ''   4 provider's unknown status, or ''
 --         5 digest and 6 length of the code that the provider chose, or '' and ''   7 number to dial, or ''
 --         8 operator, or ''   9 token in the limits, if the call may be refunded later, or ''
--- RETURN  {'recorded', 1 if this has ended the call, else 0, now, expires, record}
---         {'not_found'}
+-- RETURN  {'recorded', 1 if this has ended the call, else 0} | {'not_found'}
 local key, events = unpack(KEYS)
 local number, status, ref, unknown_status, code_digest, code_length, dial, operator, limits_token = unpack(ARGV)
 
@@ -13,29 +12,25 @@ local record = load(key)
 if not record[CLIENT] then return {'not_found'} end
 
 local before = record[CALL_STATUS .. number]
-if not before or STAGE[before] == LAST_STAGE or STAGE[status] < STAGE[before] then
-  return {'recorded', 0, snapshot(key, now_ms())}
-end
+if not before or STAGE[before] == LAST_STAGE or STAGE[status] < STAGE[before] then return {'recorded', 0} end
 local is_first = not record[CALL_REF .. number] and before == 'initiated'
+local is_new_ref = ref ~= '' and ref ~= record[CALL_REF .. number]
+local is_new_word = unknown_status ~= (record[UNKNOWN_STATUS .. number] or '')
+local is_created = events and not record[IS_ANNOUNCED]
 
-local changes = {}
-local function change(field, value)
-  if value ~= '' then
-    changes[#changes + 1] = field
-    changes[#changes + 1] = value
-  end
+local function given(argument)
+  return argument ~= '' and argument or nil
 end
-change(CALL_STATUS .. number, status)
-change(CALL_REF .. number, ref)
-change(UNKNOWN_STATUS .. number, unknown_status)
-change(NUMBER_TO_DIAL .. number, dial)
-change(LIMITS_TOKEN .. number, limits_token)
+local changes = {
+  [CALL_STATUS .. number] = status,
+  [CALL_REF .. number] = given(ref),
+  [UNKNOWN_STATUS .. number] = given(unknown_status) or false,
+  [NUMBER_TO_DIAL .. number] = given(dial),
+  [LIMITS_TOKEN .. number] = given(limits_token),
+}
 if not record[STATUS] and code_digest ~= '' then
-  change(CODE_DIGEST .. number, held_digest(key, code_digest))
-  change(CODE_LENGTH .. number, code_length)
-end
-if unknown_status == '' then
-  redis.call('HDEL', key, UNKNOWN_STATUS .. number)
+  changes[CODE_DIGEST .. number] = held_digest(key, code_digest)
+  changes[CODE_LENGTH .. number] = code_length
 end
 if operator ~= '' then
   redis.call('HSET', phone_key_of(key, record), OPERATOR, operator)
@@ -47,23 +42,21 @@ if is_first then
   if events then
     redis.call('ZREM', events .. ':expiry', in_expiry(key, record))
   end
-  change(CHANNEL, record[CHANNEL .. number])
-  change(CODE_LENGTH, code_digest ~= '' and code_length or record[CODE_LENGTH .. number])
+  changes[CHANNEL] = record[CHANNEL .. number]
+  changes[CODE_LENGTH] = code_digest ~= '' and code_length or record[CODE_LENGTH .. number]
   local checks = tonumber((record[RESERVATION .. number] or ''):match('^%d+ %d+ %d+ (%d+)'))
   -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
   if checks and checks < tonumber(record[CHECKS_ALLOWED]) and not record[STATUS] then
-    change(CHECKS_ALLOWED, math.max((record[WRONG_CHECKS] or 0) + 1, checks))
+    changes[CHECKS_ALLOWED] = math.max((record[WRONG_CHECKS] or 0) + 1, checks)
   end
 end
 if status ~= 'unconfirmed' then
-  redis.call('HDEL', key, RESERVATION .. number)
+  changes[RESERVATION .. number] = false
 end
 
-redis.call('HSET', key, unpack(changes))
-local is_new_ref = ref ~= '' and ref ~= record[CALL_REF .. number]
-local is_new_word = unknown_status ~= (record[UNKNOWN_STATUS .. number] or '')
-local is_created = events and not record[IS_ANNOUNCED]
 if before ~= status or is_new_ref or is_new_word or is_first or is_created then
-  publish(key, is_created and 'verification.created' or 'call.status_changed', events)
+  publish(key, record, changes, is_created and 'verification.created' or 'call.status_changed', events)
+else
+  write(key, record, changes)
 end
-return {'recorded', STAGE[status] == LAST_STAGE and 1 or 0, snapshot(key, now_ms())}
+return {'recorded', STAGE[status] == LAST_STAGE and 1 or 0}

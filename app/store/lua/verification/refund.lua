@@ -14,43 +14,37 @@ local reservation = record[RESERVATION .. number] or ''
 if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then return 0 end
 local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
 
--- Remove an entry from a list of the phone, once.
-local function remove_from_list(field, entry)
+-- Return a list without an entry, or false if nothing is left.
+local function without(list, entry)
   local kept, is_found = {}, false
-  for other in (phone[field] or ''):gmatch('[^,]+') do
+  for other in (list or ''):gmatch('[^,]+') do
     if other == entry and not is_found then
       is_found = true
     else
       kept[#kept + 1] = other
     end
   end
-  if #kept > 0 then
-    redis.call('HSET', phone_key, field, table.concat(kept, ','))
-  else
-    redis.call('HDEL', phone_key, field)
-  end
+  return #kept > 0 and table.concat(kept, ',')
 end
 
+local changes_of_phone = {[CALL_LOG] = without(phone[CALL_LOG], tostring(record[EXPIRES_AT .. number] - lifetime))}
 local resend_at, streak, next_call = reservation:match('^(%d+) (%d+) (%d+)')
 if resend_at and phone[NEXT_CALL] == resend_at then
-  if streak == '0' then
-    redis.call('HDEL', phone_key, STREAK, NEXT_CALL)
-  else
-    redis.call('HSET', phone_key, STREAK, streak, NEXT_CALL, next_call)
-  end
+  local was_called = streak ~= '0'
+  changes_of_phone[STREAK], changes_of_phone[NEXT_CALL] = was_called and streak, was_called and next_call
 end
 if phone[ASKED_CALL] == rest_of_id(key) .. ':' .. number then
-  redis.call('HDEL', phone_key, ASKED_CALL)
+  changes_of_phone[ASKED_CALL] = false
 end
-remove_from_list(CALL_LOG, int(record[EXPIRES_AT .. number] - lifetime))
 
-local fields = record[LAST_CALL] == number and {RESEND_AT} or {}
+local changes = {[CALLS_LEFT] = record[CALLS_LEFT] + 1}
+if record[LAST_CALL] == number then
+  changes[RESEND_AT] = false
+end
 for _, field in ipairs({CHANNEL, CODE_LENGTH, CALL_STATUS, UNKNOWN_STATUS, EXPIRES_AT, CODE_DIGEST, CALL_REF, NUMBER_TO_DIAL,
     HAS_DIALLED, LIMITS_TOKEN, RESERVATION}) do
-  fields[#fields + 1] = field .. number
+  changes[field .. number] = false
 end
-redis.call('HDEL', key, unpack(fields))
-redis.call('HSET', key, CALLS_LEFT, record[CALLS_LEFT] + 1)
 
 -- The verification again ends with the last of its other codes.
 local others, expires = 0, 0
@@ -61,28 +55,30 @@ for other = 1, record[LAST_CALL] do
   end
 end
 if expires > 0 then
-  redis.call('PEXPIREAT', key, int(expires))
+  redis.call('PEXPIREAT', key, expires)
 end
 
 -- Without a call it is deleted, unless it is final, or its client's webhook knows it.
 local is_over = others > 0 and expires <= now_ms()
 if is_over or others == 0 and not record[STATUS] and not record[IS_ANNOUNCED] then
-  remove_from_list(record[CLIENT] .. ':' .. record[PURPOSE], rest_of_id(key))
+  local owner = record[CLIENT] .. ':' .. record[PURPOSE]
+  changes_of_phone[owner] = without(phone[owner], rest_of_id(key))
   if phone[DIALLED_REST] == rest_of_id(key) then
-    redis.call('HDEL', phone_key, DIALLED_REST)
+    changes_of_phone[DIALLED_REST] = false
   end
   redis.call('DEL', key)
-  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  notify_followers(key, record)
   if events and record[IS_ANNOUNCED] and not record[STATUS] then
-    redis.call('ZADD', events .. ':expiry', int(expires), in_expiry(key, record))
+    redis.call('ZADD', events .. ':expiry', expires, in_expiry(key, record))
   end
 elseif was_recorded then
-  publish(key, record[IS_ANNOUNCED] and 'call.status_changed' or nil, events)
+  publish(key, record, changes, record[IS_ANNOUNCED] and 'call.status_changed', events)
 else
-  -- Listeners may have seen the call while the provider was being asked.
-  redis.call('PUBLISH', 'pv:changes', verification_id(key))
+  write(key, record, changes)
+  notify_followers(key, record) -- they may have seen the call while the provider was being asked
   if events then
     schedule_expiry(key, record, events)
   end
 end
+write(phone_key, phone, changes_of_phone)
 return 1

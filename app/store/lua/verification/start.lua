@@ -11,42 +11,49 @@ if tonumber(number) ~= next_number then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
 
-local cooldowns = {}
-for cooldown in cooldown_list:gmatch('%d+') do
-  cooldowns[#cooldowns + 1] = tonumber(cooldown)
-end
+local cooldowns = cjson.decode(cooldown_list)
 local longest_cooldown = cooldowns[#cooldowns]
 -- The streak outlives its cooldown by the longest one: waiting until it is forgotten is never faster than obeying.
 local is_remembered = phone[STREAK] and next_call + longest_cooldown > now
 local streak = is_remembered and phone[STREAK] + 1 or 1
-local resend_at = int(now + cooldowns[math.min(streak, #cooldowns)])
-local expires = int(now + lifetime)
-local key = is_resend and named_key or new_key
+local resend_at = now + cooldowns[math.min(streak, #cooldowns)]
+local expires = now + lifetime
 
-local other_calls_left = is_resend and named[CALLS_LEFT] - 1 or is_dialled and 0 or calls_allowed - 1
+local checks_left, calls_left = tonumber(checks_allowed), is_dialled and 0 or calls_allowed - 1
+local key, record = new_key, {}
+if is_resend then
+  key, record = named_key, named
+  checks_left = math.max(1, math.min(record[CHECKS_ALLOWED], checks_allowed) - (record[WRONG_CHECKS] or 0))
+  calls_left = record[CALLS_LEFT] - 1
+end
+local changes = {
+  [LAST_CALL] = number,
+  [CALLS_LEFT] = calls_left,
+  [RESEND_AT] = resend_at,
+  [EXPIRES_AT .. number] = expires,
+  [CALL_STATUS .. number] = 'initiated',
+  [CHANNEL .. number] = channel,
+  [CODE_LENGTH .. number] = code_length,
+  [CODE_DIGEST .. number] = code_digest ~= '' and held_digest(key, code_digest),
+  [RESERVATION .. number] = table.concat({resend_at, phone[STREAK] or 0, phone[NEXT_CALL] or 0, checks_allowed, token}, ' '),
+}
 if not is_resend then
-  redis.call('HSET', key, CLIENT, client, PURPOSE, purpose, PHONE, phone_number, PHONE_DIGEST, rest_of_id(phone_key),
-    CHECKS_ALLOWED, checks_allowed, CREATED_AT, int(now), CHANNEL, channel, CODE_LENGTH, code_length)
-  if is_test or is_dialled then
-    redis.call('HSET', key, is_test and IS_TEST or IS_DIALLED, 1)
-  end
+  changes[CLIENT], changes[PURPOSE], changes[PHONE], changes[PHONE_DIGEST] = client, purpose, phone_number, rest_of_id(phone_key)
+  changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
+  changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
-redis.call('HSET', key, LAST_CALL, number, CALLS_LEFT, other_calls_left, RESEND_AT, resend_at, EXPIRES_AT .. number, expires,
-  CALL_STATUS .. number, 'initiated', CHANNEL .. number, channel, CODE_LENGTH .. number, code_length, RESERVATION .. number,
-  table.concat({resend_at, phone[STREAK] or 0, phone[NEXT_CALL] or 0, checks_allowed, token}, ' '))
-if code_digest ~= '' then
-  redis.call('HSET', key, CODE_DIGEST .. number, held_digest(key, code_digest))
-end
+write(key, record, changes)
 redis.call('PEXPIREAT', key, expires)
 if is_resend and events then
-  schedule_expiry(key, named, events)
+  schedule_expiry(key, record, events)
 end
 
+local changes_of_phone = {}
 if not is_test then
-  redis.call('HSET', phone_key, STREAK, streak, NEXT_CALL, resend_at, ASKED_CALL, rest_of_id(key) .. ':' .. number)
+  changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = rest_of_id(key) .. ':' .. number}
 end
 if is_dialled then
-  redis.call('HSET', phone_key, DIALLED_REST, rest_of_id(key))
+  changes_of_phone[DIALLED_REST] = rest_of_id(key)
 elseif not is_resend then
   local alive = {}
   for rest in (phone[owner] or ''):gmatch('%x+') do
@@ -55,16 +62,13 @@ elseif not is_resend then
     end
   end
   alive[#alive + 1] = rest_of_id(key)
-  redis.call('HSET', phone_key, owner, table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1)))
+  changes_of_phone[owner] = table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1))
 end
 if longest_period > 0 then
   placed[#placed + 1] = {at = now, address = ''}
-  redis.call('HSET', phone_key, CALL_LOG, write_log(placed))
+  changes_of_phone[CALL_LOG] = write_log(placed)
 end
+write(phone_key, phone, changes_of_phone)
 keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
-local checks_left = tonumber(checks_allowed)
-if is_resend then
-  checks_left = math.max(1, math.min(named[CHECKS_ALLOWED], checks_allowed) - (named[WRONG_CHECKS] or 0))
-end
-return {'started', checks_left, calls_left, snapshot(key, now)}
+return {'started', checks_left, left, snapshot(now, expires, record)}

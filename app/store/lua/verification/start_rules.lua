@@ -3,17 +3,16 @@
 -- KEYS    1 phone   2 record of a new verification   3 stream of events, if the client has a webhook
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
 --         7 code length, or 0   8 code digest, or ''   9 rest of the id of the verification that is called again, or ''
---         10 number of the call, for start.lua   11 lifetime of a call   12 calls allowed   13 checks allowed
---         14 token of the start, '' in a preview   15 digest of the address, or ''
+--         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
+--         13 digest of the address, or ''   14 lifetime of a call   15 calls allowed
 --         16 failed checks of a phone allowed, 17 from one address, 18 in which period
---         19 cooldowns '<duration> …'   20 limits of calls to a phone '<name> <count> <period>,…'
+--         19 cooldowns and 20 limits of calls to a phone, as JSON arrays [duration …] and [[name, count, period] …]
 local phone_key, new_key, events = unpack(KEYS)
-local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number,
-  lifetime, calls_allowed, checks_allowed, token, address, failed_allowed, failed_share, failed_period,
-  cooldown_list, limit_list = unpack(ARGV)
+local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
+  token, address, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldown_list, limit_list = unpack(ARGV)
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
-local limits, longest_period = read_limits(limit_list), 0
+local limits, longest_period = cjson.decode(limit_list), 0
 
 local now = now_ms()
 local owner = client .. ':' .. purpose
@@ -25,9 +24,10 @@ local named = named_key and load(named_key) or {}
 local is_resend = named_key and not is_dialled and not named[IS_DIALLED]
 
 for _, limit in ipairs(limits) do
-  longest_period = math.max(longest_period, limit.period)
+  local _, _, period = unpack(limit)
+  longest_period = math.max(longest_period, period)
 end
-local placed, calls_left = recent(phone[CALL_LOG], now, longest_period), {}
+local placed, left = recent(phone[CALL_LOG], now, longest_period), {}
 
 local MOST_CALLS = 100 -- of one verification, with those that the provider refused: scripts loop over them
 local LONGEST_REQUEST = 15000 -- to a provider; after that the process that waits has died
@@ -78,9 +78,10 @@ local function refusal()
   end
 
   for i, limit in ipairs(limits) do
-    local inside, wait_for_call = used(placed, now, limit.count, limit.period)
-    if wait_for_call > 0 then return {'limited', limit.name, wait_for_call} end
-    calls_left[i] = limit.count - inside - 1
+    local name, count, period = unpack(limit)
+    local inside, wait_for_call = used(placed, now, count, period)
+    if wait_for_call > 0 then return {'limited', name, wait_for_call} end
+    left[i] = count - inside - 1
   end
 end
 

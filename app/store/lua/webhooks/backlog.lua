@@ -13,4 +13,4 @@ local since = first and math.min(now, tonumber(first[1]:match('^%d+'))) or now
 for _, key in ipairs({expiry, retry}) do
   since = math.min(since, tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or now))
 end
-return {now - since, redis.call('XLEN', stream), redis.call('ZCARD', retry), redis.call('ZCOUNT', dead, int(now - kept), '+inf')}
+return {now - since, redis.call('XLEN', stream), redis.call('ZCARD', retry), redis.call('ZCOUNT', dead, now - kept, '+inf')}

@@ -8,7 +8,7 @@ local dead, letters = unpack(KEYS)
 local kept = ARGV[1]
 
 local found = {}
-local events = redis.call('ZRANGE', dead, int(now_ms() - kept), '+inf', 'BYSCORE', 'WITHSCORES')
+local events = redis.call('ZRANGE', dead, now_ms() - kept, '+inf', 'BYSCORE', 'WITHSCORES')
 for i = 1, #events, 2 do
   local letter = redis.call('HGET', letters, events[i])
   if letter then

@@ -9,10 +9,10 @@ local stream, dead, letters = unpack(KEYS)
 local event, most, moment, kept = unpack(ARGV)
 
 local now = now_ms()
-moment = moment ~= '' and moment or int(now)
+moment = moment ~= '' and moment or tostring(now)
 local events = {event}
 if event == '' then
-  events = redis.call('ZRANGE', dead, int(now - kept), moment, 'BYSCORE', 'LIMIT', 0, most)
+  events = redis.call('ZRANGE', dead, now - kept, moment, 'BYSCORE', 'LIMIT', 0, most)
 end
 
 local count = 0

@@ -26,13 +26,13 @@ redis.call('HSET', letters, id, cjson.encode(letter))
 redis.call('PEXPIRE', letters, kept)
 
 if pause ~= '' and redis.call('ZCARD', retry) < tonumber(most_retries) then
-  redis.call('ZADD', retry, int(now + pause), id)
+  redis.call('ZADD', retry, now + pause, id)
   redis.call('PEXPIRE', retry, kept)
   return 'retry'
 end
-redis.call('ZADD', dead, int(now), id)
+redis.call('ZADD', dead, now, id)
 redis.call('PEXPIRE', dead, kept)
-for _, old in ipairs(redis.call('ZRANGE', dead, '-inf', int(now - kept), 'BYSCORE', 'LIMIT', 0, 1000)) do
+for _, old in ipairs(redis.call('ZRANGE', dead, '-inf', now - kept, 'BYSCORE', 'LIMIT', 0, 1000)) do
   redis.call('ZREM', dead, old)
   redis.call('HDEL', letters, old)
 end

@@ -16,7 +16,7 @@
 local stream, expiry, retry, letters = unpack(KEYS)
 local group, most, claim_after = unpack(ARGV)
 
-local now = int(now_ms())
+local now = now_ms()
 
 -- Remove from a sorted set what is due by `bound`, and return it: member, score …
 local function pop_due(key, bound)
@@ -42,7 +42,7 @@ for i = 1, #expired, 2 do
   local client, id, purpose, channel, phone = expired[i]:match('^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
   if client then
     add_to_stream(stream, {type = 'verification.expired', client = client, id = id, purpose = purpose, channel = channel,
-      phone = phone, status = 'expired', call = '', at = int(tonumber(expired[i + 1]))})
+      phone = phone, status = 'expired', call = '', at = expired[i + 1]})
   end
 end
 
