@@ -21,7 +21,7 @@ from app.outbound import trust
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
 from app.providers.http import make_transport
 from app.providers.observe import ProviderObserver
-from app.providers.plusofon.channels import PLUSOFON, FlashCallChannel, ReverseCallChannel, VoiceChannel
+from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
 from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
@@ -264,12 +264,7 @@ class Builder:
             derive_key(settings.names_secret, "hooks"), prefix=f"{settings.reachable_url}/hooks/plusofon/"
         )
         balance = Balance(minimum=settings.min_balance_rub, warning=settings.warn_balance_rub, clock=time.monotonic)
-        senders: dict[Channel, CallSender] = {
-            Channel.VOICE: VoiceChannel(plusofon),
-            Channel.FLASH_CALL: FlashCallChannel(plusofon),
-            Channel.REVERSE_CALL: ReverseCallChannel(plusofon, callback_urls.url_of),
-            **await self._open_relays(),
-        }
+        senders = make_senders(plusofon, callback_urls.url_of) | await self._open_relays()
         failures, open_for = settings.plusofon.circuit_failures, settings.plusofon.circuit_seconds
         circuits = {
             name: CircuitBreaker(name, failures=failures, open_for=open_for)

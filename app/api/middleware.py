@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.headers import header_values
-from app.api.problems import plain_problem
+from app.api.problems import MAX_BODY_KIB, plain_problem
 from app.container import Container
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ requests = structlog.get_logger()  # past the standard library, by which a line 
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds
 _CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
-_MAX_BODY_BYTES = 16 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a caller; another one may not go into a log
 
 # OWASP REST Security Cheat Sheet; a page that needs more sets its own.
@@ -89,7 +88,7 @@ def _limited(receive: Receive) -> Receive:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > _MAX_BODY_BYTES:
+        if received > MAX_BODY_KIB * 1024:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         return message
 

@@ -56,14 +56,17 @@ class ProblemType:
         return {**head, "detail": detail, "instance": instance, **members}
 
 
+MAX_BODY_KIB = 16
+
 # A table: slug, status, title and error stand in one line, then the meaning, then the detail.
 # fmt: off
 VALIDATION_FAILED = ProblemType(
     "validation-failed", 422, "The request is not valid", RequestValidationError,  # and _FIELD_ERRORS, below
-    "A field is missing, unknown or wrong; `errors` names each. Malformed JSON is a 400, a body over 16 KiB a 413.",
+    "A field is missing, unknown or wrong; `errors` names each. Malformed JSON is a 400,"
+    f" a body over {MAX_BODY_KIB} KiB a 413.",
     "",  # the `errors`, joined
     members={"errors": [{"pointer": "#/code", "detail": "a code is 4 to 6 digits"}]},
-    also={400: "The body is not JSON.", 413: "The body is larger than 16 KiB."},
+    also={400: "The body is not JSON.", 413: f"The body is larger than {MAX_BODY_KIB} KiB."},
 )
 _LIMIT_HEADER = {"RateLimit": '"{0.limit}";r=0;t={0.retry_after}'}
 _PROBLEMS = (

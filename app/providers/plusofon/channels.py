@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from app.providers.plusofon.client import PlusofonClient
+from app.verification.channels import Channel
 from app.verification.errors import ProviderRejected
 from app.verification.model import CallOutcome, CallState
-from app.verification.ports import CallId, CallOrder
+from app.verification.ports import CallId, CallOrder, CallSender
 
 PLUSOFON = "plusofon"  # the name of the provider
 
@@ -68,3 +69,12 @@ class ReverseCallChannel(_Channel):
     async def place(self, order: CallOrder) -> CallOutcome:
         """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
         return await self._client.call_to_auth(order.phone, self._hook_url(order.call_id), within=order.timeout)
+
+
+def make_senders(client: PlusofonClient, callback_url: Callable[[CallId], str]) -> dict[Channel, CallSender]:
+    """Return the sender of each channel; ``callback_url`` is for ``ReverseCallChannel``."""
+    return {
+        Channel.VOICE: VoiceChannel(client),
+        Channel.FLASH_CALL: FlashCallChannel(client),
+        Channel.REVERSE_CALL: ReverseCallChannel(client, callback_url),
+    }
