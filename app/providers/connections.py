@@ -189,7 +189,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             return await self._answer
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             self.close()
             raise
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import resource
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,18 +82,19 @@ class Connections:
     def report(self, event: str, reason: str) -> None:
         """Log an expected failure: each kind once in ten seconds, with the count since the last time."""
         self._unreported[event, reason] += 1
-        self._log_reports(asyncio.get_running_loop().time())
+        self._log_reports()
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for connection in list(self.all):
             connection.check_deadlines(now)
-        self._log_reports(now)
+        self._log_reports()
         has_work = self.all or self._unreported
         self._timer = loop.call_later(self.limits.check_seconds, self._check) if has_work else None
 
-    def _log_reports(self, now: float) -> None:
+    def _log_reports(self) -> None:
+        now = time.monotonic()
         for (event, reason), count in list(self._unreported.items()):
             if now >= self._next_report_at.get((event, reason), now):
                 log.info(event, extra={"reason": reason, "count": count})

@@ -71,6 +71,9 @@ class HttpRequest:
             await app(self._scope, self.receive, self.send)
         except Exception:
             log.exception("http.application_failed")
+        except GeneratorExit:  # the event loop was closed, and the connection with it
+            self._is_disconnected = True
+            raise
         finally:
             if not self.is_answered and not self._is_disconnected:
                 self._is_disconnected = True

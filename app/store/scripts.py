@@ -202,7 +202,7 @@ class ScriptRunner:
                 again = [run for run, _ in refused]
                 for run, error in await self._connection.send(again, load={run.script for run in again}):
                     run.answer(error)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await self._disconnect()  # a reply may still arrive, and must not be taken for another's
             raise
 

@@ -150,7 +150,7 @@ class _Start:
             # Whether the store has run the commands is unknown, and nobody waits until it is known.
             deferred.write_later(*self._refunds())
             raise
-        except BaseException:
+        except Exception:
             await deferred.write(*self._refunds())
             raise
         if self.is_test:
@@ -303,7 +303,7 @@ class _Start:
                     started = await self._replace(started, channel, code)
                 except VerificationError:
                     break  # another start came between, or the store is away: the refusal before still holds
-                except BaseException:
+                except (Exception, asyncio.CancelledError):
                     ports.deferred.write_later(*self._refunds())
                     raise
             order = CallOrder(
