@@ -6,8 +6,7 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer
 
-from app.api.dependencies import container_of
-from app.api.headers import header_values
+from app.api.dependencies import container_of, header_values
 from app.api_keys import ApiKeys
 from app.container import Container
 

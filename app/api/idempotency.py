@@ -16,8 +16,7 @@ from typing import Any, Self
 
 from fastapi import Request, Response
 
-from app.api.dependencies import container_of
-from app.api.headers import header_values
+from app.api.dependencies import container_of, header_values
 from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer

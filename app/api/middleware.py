@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.headers import header_values
+from app.api.dependencies import header_values
 from app.api.problems import MAX_BODY_KIB, plain_problem
 from app.container import Container
 
