@@ -1,9 +1,9 @@
-// Sends requests to the API, and tells whoever wants to know what was sent and what came back.
+// Sends requests to the API, and reports each request and its response to listeners.
 
 const listeners = [];
 let key = "";
 
-/** Be told of each exchange: {method, path, headers, body, status, answered, milliseconds}. */
+/** Listen to each exchange: {method, path, headers, body, status, answered, milliseconds}. */
 export const onExchange = (listener) => listeners.push(listener);
 
 export const setKey = (value) => { key = value.trim(); };
