@@ -13,7 +13,6 @@ from starlette.types import Lifespan
 from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
 from app.api.application import Application
 from app.api.docs import install_docs
-from app.api.path_prefix import PathPrefix
 from app.api.problems import install_problems
 from app.container import Container, make_network, open_container
 from app.sandbox import VirtualNetwork, sandbox_router
@@ -64,21 +63,19 @@ def create_app(
             stack.enter_context(stop_signals(container.stopping))
             yield {"container": container}
 
-    app = create_api(lifespan, server=settings.path_prefix or "/")
+    app = create_api(lifespan, path_prefix=settings.path_prefix)
     if tracing:
         app.add_middleware(tracing.middleware)
-    if settings.path_prefix:
-        app.add_middleware(PathPrefix, prefix=settings.path_prefix)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
         app.include_router(demo_router(channels=settings.enabled_channels))
     return app
 
 
-def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") -> FastAPI:
+def create_api(lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = "") -> FastAPI:
     """Return an application with the routes of production; without a ``lifespan``, just enough to describe the API.
 
-    ``server`` is the URL of the API, relative to that of its description.
+    ``path_prefix`` is what a proxy strips from the paths of the requests.
     """
     app = Application(
         title="Plusofon Verify",
@@ -86,7 +83,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         description=_DESCRIPTION,
         version=version("plusofon-verify"),
         license_info={"name": "MIT", "identifier": "MIT"},
-        servers=[{"url": server}],
+        servers=[{"url": path_prefix or "/"}],
         lifespan=lifespan,
         docs_url=None,
         openapi_url=None,  # install_docs serves it
@@ -97,6 +94,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         # Not by include_router, whose routes are matched twice on every request.
         routes=[route for router in _ROUTERS for route in router.routes],
     )
+    app.path_prefix = path_prefix
     install_problems(app)
     install_docs(app)
     return app

@@ -16,7 +16,16 @@ class Application(FastAPI):
     """A FastAPI application with ``RequestMiddleware`` in place of several of the framework's own middlewares.
 
     ``RequestMiddleware`` answers unhandled errors and bounds the body. Middlewares that are added stand around it.
+    ``path_prefix`` is what a proxy strips from the paths of the requests.
     """
+
+    path_prefix = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request. By the ASGI specification its path begins with ``root_path``."""
+        if scope["type"] == "http":
+            scope["root_path"], scope["path"] = self.path_prefix, self.path_prefix + scope["path"]
+        await super().__call__(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what serves a request; Starlette calls it once, when everything is added."""
@@ -49,7 +58,7 @@ class _DirectRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = None
         if scope["type"] == "http":
-            found = self._routes.get((scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))))
+            found = self._routes.get((scope["method"], scope["path"].removeprefix(scope["root_path"])))
         if not found:
             await self._app(scope, receive, send)
             return

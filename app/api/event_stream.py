@@ -13,8 +13,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.api import schemas
-from app.api.auth import Client
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import Client, ContainerDep
 from app.api.responses import answers, example_of
 from app.container import Container
 from app.verification.errors import StoreUnavailable, VerificationNotFound

@@ -9,8 +9,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
-from app.api.auth import admin_key
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import ContainerDep, admin_key
 from app.api.problems import plain_problem
 from app.api.responses import answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect

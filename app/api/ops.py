@@ -7,8 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.auth import authenticate
-from app.api.dependencies import ContainerDep, container_of
+from app.api.dependencies import ContainerDep, authenticate, container_of
 from app.api.problems import PROBLEM_TYPES, detail_of
 from app.api.responses import answers, plain_answer, respond
 from app.verification.errors import StoreUnavailable

@@ -6,8 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response, Security
 from pydantic import BaseModel, Field
 
-from app.api.auth import admin_key
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import ContainerDep, admin_key
 from app.api.responses import answers, respond
 
 Reader = Annotated[str, Security(admin_key(lambda container: container.keys.account))]

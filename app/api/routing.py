@@ -11,8 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.api.auth import Client, authenticate
-from app.api.dependencies import ContainerDep, container_of, header_values
+from app.api.dependencies import Client, ContainerDep, authenticate, container_of, header_values
 
 _PARAMETERS = {"http": Request, "client": Client, "container": ContainerDep}  # what handle passes, beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Body, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.auth import Client
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import Client, ContainerDep
 from app.api.responses import answers, respond
 from app.api.schemas import Purpose, TestFlag, example
 from app.verification.tokens import redeem

@@ -8,9 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 from starlette.exceptions import HTTPException
 
-from app.api.auth import Client
 from app.api.client_address import count_address
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import Client, ContainerDep
 from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest, idempotent
 from app.api.responses import answers, quota_headers, respond
 from app.api.routing import JsonRoute
@@ -83,13 +82,13 @@ async def start(
     )
     journal = _Journal.of(http)
     started = await container.service.start(wanted, journal=journal)
-    return (journal.response if journal else None) or _started(started)
+    return (journal.response if journal else None) or _started(http, started)
 
 
-def _started(started: Started) -> Response:
-    verification = started.verification
-    headers = [(b"location", f"/verify/{verification.id}".encode()), *quota_headers(started.quotas)]
-    return respond(Verification.of(verification), HTTPStatus.CREATED, headers)
+def _started(http: Request, started: Started) -> Response:
+    location = f"{http.scope['root_path']}/verify/{started.verification.id}".encode()
+    headers = [(b"location", location), *quota_headers(started.quotas)]
+    return respond(Verification.of(started.verification), HTTPStatus.CREATED, headers)
 
 
 @dataclass(slots=True)
@@ -106,7 +105,7 @@ class _Journal(KeyedRequest):
         await self.release(keep_note=True)
 
     async def keep(self, started: Started) -> None:
-        self.response = _started(started)
+        self.response = _started(self.http, started)
         # A test number may be started very often, so its responses are not kept for a day.
         await self.keep_response(self.response, _KEEP_CHECK if started.verification.test else _KEEP_START)
 

@@ -75,7 +75,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._tls = TlsCodec(server.tls) if server.tls else None
         self._app: ASGIApp = config.loaded_app
         self._app_state = app_state
-        self._root_path = config.root_path
         self._keep_alive_seconds = config.timeout_keep_alive
         self._data = b""
         self._searched = 0  # how many bytes of the data are known not to have the end of a head
@@ -102,7 +101,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "server": server[:2] if server else None,
             "client": client[:2] if client else None,
             "scheme": "https" if self._tls else "http",
-            "root_path": self._root_path,
         }
         self.state.connections.add(self)  # type: ignore[arg-type] # uvicorn's own classes are named there
         self.connections.add(self)
@@ -280,8 +278,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             **self._scope,
             "http_version": "1.0" if head.is_http_1_0 else "1.1",
             "method": head.method,
-            "path": self._root_path + (unquote(path) if "%" in path else path),
-            "raw_path": self._root_path.encode("ascii") + head.path,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": head.path,
             "query_string": head.query,
             "headers": head.headers,
             "state": self._app_state.copy(),
