@@ -15,9 +15,7 @@ from app.api.responses import answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
 router = APIRouter(prefix="/admin", tags=["admin"])
-
 _RANGE_EXAMPLE = "+79001234"
-
 
 Operator = Annotated[str, Security(admin_key(lambda container: container.keys.admins))]
 
@@ -32,12 +30,6 @@ class BlockedRange(BaseModel):
     calls: Annotated[int, Field(description="calls that were counted", examples=[24])]
     successes: Annotated[int, Field(description="verifications that succeeded", examples=[1])]
 
-    @classmethod
-    def of(cls, block: Block) -> Self:
-        """Return the wire model of a block."""
-        evidence = asdict(block.evidence)
-        return cls(range=block.range, since=block.since, until=block.until, level=block.level, **evidence)
-
 
 class SuspectClient(BaseModel):
     """A client with a low conversion rate. It is not blocked."""
@@ -47,11 +39,6 @@ class SuspectClient(BaseModel):
     until: Annotated[datetime, Field(description="not reported anew before", examples=["2026-01-31T10:00:00Z"])]
     calls: Annotated[int, Field(description="calls that were counted", examples=[200])]
     successes: Annotated[int, Field(description="verifications that succeeded", examples=[8])]
-
-    @classmethod
-    def of(cls, suspect: Suspect) -> Self:
-        """Return the wire model of a suspect."""
-        return cls(client=suspect.client, since=suspect.since, until=suspect.until, **asdict(suspect.evidence))
 
 
 class FraudGuardReport(BaseModel):
@@ -66,10 +53,11 @@ class FraudGuardReport(BaseModel):
     async def of(cls, guard: FraudGuard) -> Self:
         """Return what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
-        return cls(
-            blocks=[BlockedRange.of(block) for block in blocks],
-            suspects=[SuspectClient.of(suspect) for suspect in suspects],
-        )
+        return cls.model_validate({"blocks": map(_members, blocks), "suspects": map(_members, suspects)})
+
+
+def _members(found: Block | Suspect) -> dict[str, object]:
+    return {**asdict(found), **asdict(found.evidence)}
 
 
 @router.get(
