@@ -56,7 +56,7 @@ from app.verification.ports import CallSender, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
 from app.verification.test_numbers import TestNumbers
-from app.webhooks import WebhookDeliverer
+from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 
 if TYPE_CHECKING:

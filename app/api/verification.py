@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.client_address import count_address
 from app.api.dependencies import Client, ContainerDep
-from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest, idempotent
+from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest
 from app.api.responses import answers, quota_headers, respond
 from app.api.routing import JsonRoute
 from app.api.schemas import (
@@ -144,17 +144,19 @@ async def check(
 
     For a `reverse_call` leave the code out: the answer is `pending`, and no check is used, until the person has called.
     """
-    async with idempotent(http, keep_for=_KEEP_CHECK) as exchange:
-        request = CheckRequest(
-            client=client, code=body.code, address=count_address(body.client_ip), retry_digest=exchange.fingerprint
-        )
+
+    async def answer(retry_digest: str | None = None) -> Response:
+        address = count_address(body.client_ip)
+        request = CheckRequest(client=client, code=body.code, address=address, retry_digest=retry_digest)
         if body.verification_id is not None:
             result = await container.service.check.by_id(request, body.verification_id)
         else:
             purpose = body.purpose or "phone_verification"
             result = await container.service.check.by_phone(request, body.phone or "", purpose)
-        exchange.response = respond(view_check(result), headers=quota_headers(result.quotas))
-    return exchange.response
+        return respond(view_check(result), headers=quota_headers(result.quotas))
+
+    keyed = KeyedRequest.of(http)
+    return await (keyed.answer(answer, keep_for=_KEEP_CHECK) if keyed else answer())
 
 
 @router.get("/start", include_in_schema=False)
