@@ -14,10 +14,9 @@ from app.api.problems import plain_problem
 from app.api.responses import answers, example_of, plain_answer, respond
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
-router = APIRouter(prefix="/admin", tags=["admin"])
+_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
 _RANGE_EXAMPLE = "+79001234"
-
-Operator = Annotated[str, Security(admin_key(lambda container: container.keys.admins))]
 
 
 class BlockedRange(BaseModel):
@@ -67,7 +66,7 @@ def _members(found: Block | Suspect) -> dict[str, object]:
     summary="List what the fraud guard has found",
     responses=answers(HTTPStatus.OK, FraudGuardReport, problems=("unauthorized", "store-unavailable")),
 )
-async def list_guard(operator: Operator, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
+async def list_guard(container: ContainerDep) -> Response:
     """Return the blocked ranges, and the clients with a low conversion rate (those are not blocked)."""
     return respond(await FraudGuardReport.of(container.stores.fraud_guard))
 
@@ -85,7 +84,6 @@ async def list_guard(operator: Operator, container: ContainerDep) -> Response:  
 )
 async def lift(
     number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
-    operator: Operator,  # noqa: ARG001 - declared for its authentication
     container: ContainerDep,
     http: Request,
 ) -> Response:
