@@ -28,11 +28,9 @@ class HttpServer:
     Each worker process makes its own from the same arguments, and reads the certificate again.
     """
 
-    def __init__(
-        self, *, limits: HttpLimits | None = None, cert_file: Path | None = None, key_file: Path | None = None
-    ) -> None:
-        self._make = partial(HttpServer, limits=limits, cert_file=cert_file, key_file=key_file)
-        self.connections = Connections(limits or HttpLimits())
+    def __init__(self, limits: HttpLimits, *, cert_file: Path | None = None, key_file: Path | None = None) -> None:
+        self._make = partial(HttpServer, limits, cert_file=cert_file, key_file=key_file)
+        self.connections = Connections(limits)
         self.buffer = memoryview(bytearray(_READ_BYTES))  # shared, as its content is copied at once
         self.tls: ssl.SSLContext | None = None
         if cert_file:

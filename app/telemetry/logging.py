@@ -27,12 +27,13 @@ def configure_logging(*, level: str, style: str) -> None:
         stamp,
         _drop_color_message,
     ]
-    # Tracebacks without the values of local variables: one of them may be a code.
-    tail: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
-    )
+    tail: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
+    render_request: Callable[[EventDict], str] = _to_json
+    if console:
+        # Tracebacks without the values of local variables: one of them may be a code.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        tail = [renderer]
+        render_request = lambda fields: renderer(None, "", stamp(None, "", fields))  # noqa: E731
     buffer = LineBuffer(sys.stderr)
     handler = logging.StreamHandler(buffer)  # flushes with each line
     handler.setFormatter(
@@ -42,9 +43,8 @@ def configure_logging(*, level: str, style: str) -> None:
         )
     )
     structlog.configure(
-        processors=[structlog.processors.add_log_level, stamp, *tail],
-        wrapper_class=(structlog.make_filtering_bound_logger if console else _make_json_logger)(level),
-        logger_factory=lambda *_: _RequestLogger(buffer),
+        wrapper_class=_make_request_logger(level, render_request),
+        logger_factory=lambda *_: buffer,
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -55,25 +55,21 @@ def configure_logging(*, level: str, style: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _make_json_logger(min_level: str) -> type[structlog.BoundLoggerBase]:
-    """Return a class of loggers that write JSON in one step: structlog's processors cost three times as much."""
+def _make_request_logger(min_level: str, render: Callable[[EventDict], str]) -> type[structlog.BoundLoggerBase]:
+    """Return the class of structlog's own loggers: a line for each request, which is held for a moment.
+
+    It is made in one step, for structlog's processors cost three times as much.
+    """
     least = logging.getLevelNamesMapping()[min_level.upper()]
 
-    class JsonLogger(structlog.BoundLoggerBase):
+    class RequestLogger(structlog.BoundLoggerBase):
         def log(self, level: int, event: str, **fields: object) -> None:
             if level >= least:
                 name = logging.getLevelName(level).lower()
                 fields |= {"event": event, "level": name, "timestamp": datetime.now(UTC)}
-                self._logger.msg(to_json(fields, fallback=repr).decode())
+                self._logger.write_later(render(fields))
 
-    return JsonLogger
-
-
-class _RequestLogger:
-    """Where structlog's own loggers write: one line for each request, held for a moment."""
-
-    def __init__(self, buffer: LineBuffer) -> None:
-        self.msg = self.debug = self.info = self.warning = self.error = buffer.write_later
+    return RequestLogger
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
@@ -82,5 +78,5 @@ def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _to_json(event: EventDict, default: Callable[[Any], Any]) -> str:
+def _to_json(event: EventDict, default: Callable[[Any], Any] = repr) -> str:
     return to_json(event, fallback=default).decode()
