@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
-from app.api.application import Application
 from app.api.docs import install_docs
 from app.api.problems import install_problems
+from app.api.routing import Application
 from app.container import Container, make_network, open_container
 from app.sandbox import VirtualNetwork, sandbox_router
 from app.sandbox.demo import demo_router

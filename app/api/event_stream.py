@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from pydantic_core import to_json
 
 from app.api import schemas
 from app.api.dependencies import Client, ContainerDep
@@ -74,7 +75,7 @@ class EventStream:
         if version == self.last_id and sent_calls in {None, self.sent_calls}:
             return None
         self.last_id = version
-        return _event(version, schemas.Verification.of(self.verification).model_dump_json())
+        return _event(version, to_json(schemas.view_verification(self.verification)).decode())
 
     def _expiry(self) -> float:
         """Return when it will have expired, by this process's clock: no change is published then."""

@@ -24,6 +24,7 @@ from app.api.schemas import (
     Verification,
     Verified,
     view_check,
+    view_verification,
 )
 from app.verification.check import CheckRequest
 from app.verification.model import Started
@@ -88,7 +89,7 @@ async def start(
 def _started(http: Request, started: Started) -> Response:
     location = f"{http.scope['root_path']}/verify/{started.verification.id}".encode()
     headers = [(b"location", location), *quota_headers(started.quotas)]
-    return respond(Verification.of(started.verification), HTTPStatus.CREATED, headers)
+    return respond(view_verification(started.verification), HTTPStatus.CREATED, headers)
 
 
 @dataclass(slots=True)
@@ -180,7 +181,7 @@ async def read(verification_id: str, client: Client, container: ContainerDep) ->
 
     `verified` says that a correct code was checked, not for whom: the proof is the answer to that check, or its token.
     """
-    return respond(Verification.of(await container.service.read(client=client, verification_id=verification_id)))
+    return respond(view_verification(await container.service.read(client=client, verification_id=verification_id)))
 
 
 @router.post(
@@ -198,4 +199,4 @@ async def read(verification_id: str, client: Client, container: ContainerDep) ->
 )  # fmt: skip
 async def cancel(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Cancel a pending verification: no code of it verifies any more. Canceling again changes nothing."""
-    return respond(Verification.of(await container.service.cancel(client=client, verification_id=verification_id)))
+    return respond(view_verification(await container.service.cancel(client=client, verification_id=verification_id)))
