@@ -1,19 +1,60 @@
 """Logs: those of the service and of its libraries go to standard error, as JSON or in colours."""
 
+import asyncio
+import atexit
 import logging
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from pydantic_core import to_json
 from structlog.types import EventDict, Processor
 
-from app.telemetry.line_buffer import LineBuffer
-
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
+_WRITTEN_AFTER = 0.02  # seconds for which a line of a request is held
+_MOST_LINES = 1000  # at once
+
+
+class LineBuffer:
+    """A stream that holds lines for 20 ms, or until somebody flushes it. Made for one thread, that of the event loop.
+
+    A write to the system costs more than all else that is done for a line. Lines that are held are lost if the process
+    is killed in these 20 ms; they are written when it exits.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        atexit.register(self.flush)
+
+    def write_later(self, line: str) -> None:
+        """Hold a line; without a running event loop, write it at once."""
+        self._lines.append(line + "\n")
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(_WRITTEN_AFTER, self.flush)
+            except RuntimeError:
+                self.flush()
+        elif len(self._lines) >= _MOST_LINES:
+            self.flush()
+
+    def write(self, text: str) -> None:
+        """Write text after all that is held, at the next flush."""
+        self._lines.append(text)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        lines, self._lines = self._lines, []
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if lines:
+            self._stream.write("".join(lines))
+            self._stream.flush()
 
 
 def configure_logging(*, level: str, style: str) -> None:
