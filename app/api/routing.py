@@ -52,18 +52,17 @@ class JsonRoute(APIRoute):
 
     def _require_supported(self, described: object) -> type[BaseModel]:
         """Return the model of the body. Raises TypeError."""
-        declared = inspect.signature(self.endpoint, eval_str=True).parameters.values()
-        parameters = {parameter.name: parameter.annotation for parameter in declared}
-        body = parameters.pop("body", None)
-        model = next(iter(get_args(body)), body)
+        signature = inspect.signature(self.endpoint, eval_str=True)
+        declared = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        body = declared.pop("body", None)
+        model: type[BaseModel] = next(iter(get_args(body)), body)
         # A body that is embedded has a model of its own, which FastAPI makes.
-        if not (inspect.isclass(model) and issubclass(model, BaseModel) and described is model):
-            raise TypeError(f"{self.path}: the body of a JsonRoute is one model, `body`")
-        wrong = {name for name in parameters | _PARAMETERS if parameters.get(name) != _PARAMETERS.get(name)}
-        if self.dependencies:
-            wrong.add("dependencies")
-        if wrong:
-            raise TypeError(f"{self.path}: a JsonRoute takes body, {', '.join(_PARAMETERS)}; wrong: {sorted(wrong)}")
+        is_model = inspect.isclass(model) and issubclass(model, BaseModel) and described is model
+        if not is_model or declared != _PARAMETERS or self.dependencies:
+            raise TypeError(
+                f"{self.path}: a JsonRoute takes body (one model), {', '.join(_PARAMETERS)}, and no other dependencies;"
+                f" it declares {sorted(declared)}"
+            )
         return model
 
 

@@ -42,7 +42,6 @@ if not IS_SHARED:  # with PROMETHEUS_MULTIPROC_DIR the library would share with 
     values.ValueClass = _OwnValue
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_MAX_LIMIT_NAMES = 64
 _CIRCUIT_STATES = ("closed", "half_open", "open")
 
 # In seconds. A check takes one round trip to Redis; a start also waits for the provider, up to 10 s.
@@ -93,7 +92,6 @@ class Metrics:
             "unknown_call_statuses", "Look-ups of a call that returned an unknown status.", ("channel",)
         )
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", ("limit",))
-        self._limit_names: set[str] = set()
 
         self._circuits = sum_gauge(
             "circuit_state", "Workers whose circuit to the provider is in this state.", ("circuit", "state")
@@ -135,9 +133,7 @@ class Metrics:
             case CallRefused(channel, error):
                 self._refused.labels(channel, refusal_kind(error)).inc()
             case LimitHit(name):
-                if len(self._limit_names) < _MAX_LIMIT_NAMES:
-                    self._limit_names.add(name)
-                self._limits.labels(name if name in self._limit_names else "other").inc()
+                self._limits.labels(name).inc()
             case VerificationCanceled():
                 self._ended.labels(Status.CANCELED).inc()
 

@@ -140,17 +140,6 @@ async def test_a_refused_call_is_counted_by_the_kind_of_its_error(error: Provide
     assert (await seen(metrics))("calls_refused_total", channel="voice", kind=kind) == 1
 
 
-async def test_many_different_limit_names_share_one_series_beyond_a_maximum() -> None:
-    metrics = Metrics()
-    for number in range(1000):
-        metrics.observe(LimitHit(f"limit_{number}"))
-
-    series = (await seen(metrics)).series
-    counted = {key: value for key, value in series.items() if key[0] == "limits_hit_total"}
-    assert len(counted) == 65
-    assert sum(counted.values()) == 1000
-
-
 async def test_unknown_methods_and_paths_share_one_series() -> None:
     metrics = Metrics()
     for number in range(100):
