@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -86,14 +86,12 @@ def install_docs(app: FastAPI) -> None:
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)  # FastAPI's own serializes it on each request
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
     for path, (name, media_type) in _PAGE.items():
-        _serve(app, path, (files("app.api") / "docs_page" / name).read_bytes(), media_type)
+        content = (files("app.api") / "docs_page" / name).read_bytes()
+        app.add_api_route(path, partial(_serve, content, media_type), include_in_schema=False)
 
 
-def _serve(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
-    async def serve() -> Response:
-        return Response(content, headers={"Content-Security-Policy": _POLICY}, media_type=media_type)
-
-    app.add_api_route(path, serve, include_in_schema=False)
+async def _serve(content: bytes, media_type: str) -> Response:
+    return Response(content, headers={"Content-Security-Policy": _POLICY}, media_type=media_type)
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:

@@ -129,9 +129,8 @@ def _outcome(status: int) -> Attempt:
         return Attempt(Outcome.DELIVERED)
     if status == HTTPStatus.GONE:
         return Attempt(Outcome.GONE, "status 410: the receiver wants no more events")
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        return Attempt(Outcome.REJECTED, f"status {status}: redirects are not followed")
-    return Attempt(Outcome.REJECTED, f"status {status}")
+    is_redirect = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
+    return Attempt(Outcome.REJECTED, f"status {status}" + (": redirects are not followed" if is_redirect else ""))
 
 
 def _no_connection(error: aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError) -> Attempt:
