@@ -23,15 +23,7 @@ from app.settings import Mode, Settings, SettingsError
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-_ROUTERS = (
-    verification.router,
-    event_stream.router,
-    tokens.router,
-    provider_account.router,
-    provider_callbacks.router,
-    fraud_guard.router,
-    ops.router,
-)
+_FEATURES = (verification, event_stream, tokens, provider_account, provider_callbacks, fraud_guard, ops)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -92,7 +84,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = 
         # The error of a failed validation may contain a code.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # Not by include_router, whose routes are matched twice on every request.
-        routes=[route for router in _ROUTERS for route in router.routes],
+        routes=[route for feature in _FEATURES for route in feature.router.routes],
     )
     app.path_prefix = path_prefix
     install_problems(app)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.api.dependencies import ContainerDep, admin_key
 from app.api.problems import plain_problem
-from app.api.responses import answers, example_of, plain_answer, respond
+from app.api.responses import JsonAnswer, answers, example_of, plain_answer
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
 _OPERATOR = Security(admin_key(lambda container: container.keys.admins))
@@ -68,7 +68,7 @@ def _members(found: Block | Suspect) -> dict[str, object]:
 )
 async def list_guard(container: ContainerDep) -> Response:
     """Return the blocked ranges, and the clients with a low conversion rate (those are not blocked)."""
-    return respond(await FraudGuardReport.of(container.stores.fraud_guard))
+    return JsonAnswer(await FraudGuardReport.of(container.stores.fraud_guard))
 
 
 @router.delete(

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response, Security
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import ContainerDep, admin_key
-from app.api.responses import answers, respond
+from app.api.responses import JsonAnswer, answers
 
 _OPERATOR = Security(admin_key(lambda container: container.keys.account))
 router = APIRouter(prefix="/provider", tags=["provider"], dependencies=[_OPERATOR])
@@ -42,4 +42,4 @@ async def account(container: ContainerDep) -> Response:
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
     overview = await container.providers.account_reader.read()
-    return respond(ProviderOverview.model_validate(overview, from_attributes=True))
+    return JsonAnswer(ProviderOverview.model_validate(overview, from_attributes=True))

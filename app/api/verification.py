@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from app.api.client_address import count_address
 from app.api.dependencies import Client, ContainerDep
 from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest
-from app.api.responses import answers, quota_headers, respond
+from app.api.responses import JsonAnswer, answers, quota_headers
 from app.api.routing import JsonRoute
 from app.api.schemas import (
     CHECK_EXAMPLES,
@@ -89,7 +89,7 @@ async def start(
 def _started(http: Request, started: Started) -> Response:
     location = f"{http.scope['root_path']}/verify/{started.verification.id}".encode()
     headers = [(b"location", location), *quota_headers(started.quotas)]
-    return respond(view_verification(started.verification), HTTPStatus.CREATED, headers)
+    return JsonAnswer(view_verification(started.verification), HTTPStatus.CREATED, headers)
 
 
 @dataclass(slots=True)
@@ -154,7 +154,7 @@ async def check(
         else:
             purpose = body.purpose or "phone_verification"
             result = await container.service.check.by_phone(request, body.phone or "", purpose)
-        return respond(view_check(result), headers=quota_headers(result.quotas))
+        return JsonAnswer(view_check(result), headers=quota_headers(result.quotas))
 
     keyed = KeyedRequest.of(http)
     return await (keyed.answer(answer, keep_for=_KEEP_CHECK) if keyed else answer())
@@ -181,7 +181,7 @@ async def read(verification_id: str, client: Client, container: ContainerDep) ->
 
     `verified` says that a correct code was checked, not for whom: the proof is the answer to that check, or its token.
     """
-    return respond(view_verification(await container.service.read(client=client, verification_id=verification_id)))
+    return JsonAnswer(view_verification(await container.service.read(client=client, verification_id=verification_id)))
 
 
 @router.post(
@@ -199,4 +199,4 @@ async def read(verification_id: str, client: Client, container: ContainerDep) ->
 )  # fmt: skip
 async def cancel(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Cancel a pending verification: no code of it verifies any more. Canceling again changes nothing."""
-    return respond(view_verification(await container.service.cancel(client=client, verification_id=verification_id)))
+    return JsonAnswer(view_verification(await container.service.cancel(client=client, verification_id=verification_id)))

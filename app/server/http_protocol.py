@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import uvicorn
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from app.api.problems import plain_problem
 from app.server.connections import Connections, HttpLimits
-from app.server.http_parser import CRLF, HEAD_END, NEVER_IN_HEAD, HttpError, RequestHead, parse_head
+from app.server.http_parser import CRLF, HEAD_END, NEVER_IN_HEAD, HttpError, parse_head
 from app.server.http_request import STATUS_LINES, HttpRequest
 from app.server.tls import TlsCodec, TlsError
 
@@ -262,17 +262,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         head = parse_head(self._data[: end + 2], max_trailer_bytes=self._limits.head_bytes)
         self._data = self._data[end + 4 :]
         self._searched = 0
-        self._request = request = HttpRequest(self, head, self._scope_of(head))
-        if self._is_stopping:
-            request.keep_alive = False
-        self._read_body(request)
-        task = self.loop.create_task(request.run(self._app))
-        self.state.tasks.add(task)
-        task.add_done_callback(self.state.tasks.discard)
-
-    def _scope_of(self, head: RequestHead) -> Scope:
         path = head.path.decode("ascii")
-        return {
+        scope = {
             **self._scope,
             "http_version": "1.0" if head.is_http_1_0 else "1.1",
             "method": head.method,
@@ -282,6 +273,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "headers": head.headers,
             "state": self._app_state.copy(),
         }
+        self._request = request = HttpRequest(self, head, scope)
+        if self._is_stopping:
+            request.keep_alive = False
+        self._read_body(request)
+        task = self.loop.create_task(request.run(self._app))
+        self.state.tasks.add(task)
+        task.add_done_callback(self.state.tasks.discard)
 
     def _read_body(self, request: HttpRequest) -> None:
         body, self._data = request.head.body.read(self._data)
