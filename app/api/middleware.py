@@ -1,8 +1,8 @@
 """The middleware of every request: its id, a limit of its body, security headers, the answer 500, and a log line."""
 
 import logging
+import random
 import re
-import secrets
 import time
 from functools import cache
 from http import HTTPStatus
@@ -24,14 +24,14 @@ _CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a caller; another one may not go into a log
 
 # OWASP REST Security Cheat Sheet; a page that needs more sets its own.
-_SECURITY_HEADERS = (
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"strict-transport-security", b"max-age=63072000"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-)
+_SECURITY_HEADERS = {
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"referrer-policy": b"no-referrer",
+    b"strict-transport-security": b"max-age=63072000",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+}
 
 
 class RequestMiddleware:
@@ -66,7 +66,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._began = time.perf_counter()
         given = header_values(scope, b"x-request-id")
-        self.request_id = given[0] if given and _REQUEST_ID.fullmatch(given[0]) else secrets.token_hex(8)
+        self.request_id = given[0] if given and _REQUEST_ID.fullmatch(given[0]) else f"{random.getrandbits(64):016x}"
         self.status = 0
         self._answered_after = 0.0
         self._received = 0
@@ -91,9 +91,9 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status, self._answered_after = int(message["status"]), time.perf_counter() - self._began
             headers = message["headers"]
-            present = dict(headers)
+            own = _SECURITY_HEADERS.keys() & dict(headers)
             headers.append((b"x-request-id", self.request_id.encode()))
-            headers.extend([header for header in _SECURITY_HEADERS if header[0] not in present])
+            headers += [header for header in _SECURITY_HEADERS.items() if header[0] not in own]
         elif self._method == "HEAD":
             if self._is_ended:
                 return
@@ -112,21 +112,20 @@ class _Exchange:
         if container:
             answered_after = self._answered_after or seconds
             container.metrics.request_handled(self._method, route, self.status, outcome, answered_after)
-        fields = {
-            "logger": __name__,
-            "request_id": self.request_id,
-            "client": state.get("client"),
-            "method": self._method,
-            "route": route,
-            "status": self.status,
-            "outcome": outcome,
-            "duration_ms": round(seconds * 1000, 1),
-        }
-        if "trace_id" in state:
-            fields["trace_id"] = state["trace_id"]
         is_probe = route in _PROBES and self.status != HTTPStatus.UNAUTHORIZED
-        logger = requests.bind()  # by its own name; each other attribute is looked up through three calls
-        logger.log(logging.DEBUG if is_probe else logging.INFO, "request.handled", **fields)
+        requests.bind().log(  # by ``bind``: each other attribute is looked up through three calls
+            logging.DEBUG if is_probe else logging.INFO,
+            "request.handled",
+            logger=__name__,
+            request_id=self.request_id,
+            client=state.get("client"),
+            method=self._method,
+            route=route,
+            status=self.status,
+            outcome=outcome,
+            duration_ms=round(seconds * 1000, 1),
+            **({"trace_id": state["trace_id"]} if "trace_id" in state else {}),
+        )
 
 
 @cache

@@ -103,9 +103,12 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request. By the ASGI specification its path begins with ``root_path``."""
-        if scope["type"] == "http":
-            scope["root_path"], scope["path"] = self.path_prefix, self.path_prefix + scope["path"]
-        await super().__call__(scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        self.middleware_stack = self.middleware_stack or self.build_middleware_stack()
+        scope["app"], scope["root_path"], scope["path"] = self, self.path_prefix, self.path_prefix + scope["path"]
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what serves a request; Starlette calls it once, when everything is added."""
