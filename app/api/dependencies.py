@@ -5,30 +5,21 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
-from starlette.types import Scope
 
+from app.api.exchange import Exchange
 from app.api_keys import ApiKeys
 from app.container import Container
 
 
-def container_of(request: Request) -> Container:
-    """Return the container that was opened when the application started."""
-    container: Container = request.scope["state"]["container"]
-    return container
+def exchange_of(request: Request) -> Exchange:
+    """Return the exchange of a request."""
+    exchange: Exchange = request.scope["exchange"]
+    return exchange
 
 
-def header_values(scope: Scope, name: bytes) -> list[str]:
-    """Return the values of each header of that name, which is in lower case. Starlette's object for all costs more."""
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
-
-
-def authenticate(request: Request, keys: ApiKeys) -> str:
-    """Return the client whose key a request carries, and keep the name in ``request.state`` for the log.
-
-    Raises Unauthorized: there is no such key, or there are several (a proxy may have checked the other one).
-    """
-    given = header_values(request.scope, b"authorization")
-    client = request.scope["state"]["client"] = keys.client_of(given[0] if len(given) == 1 else None)
+def authenticate(exchange: Exchange, keys: ApiKeys) -> str:
+    """Return the client whose key a request carries, and keep the name for the log. Raises Unauthorized."""
+    client = exchange.client = keys.client_of(exchange.header(b"authorization"))
     return client
 
 
@@ -41,7 +32,8 @@ class Authenticate(HTTPBearer):
 
     async def __call__(self, request: Request) -> str:  # type: ignore[override] # the name, not the credentials
         """Return the name of the client. Raises Unauthorized."""
-        return authenticate(request, self._keys(container_of(request)))
+        exchange = exchange_of(request)
+        return authenticate(exchange, self._keys(exchange.container))
 
 
 def admin_key(keys: Callable[[Container], ApiKeys]) -> Authenticate:
@@ -53,10 +45,15 @@ def admin_key(keys: Callable[[Container], ApiKeys]) -> Authenticate:
     )
 
 
-async def _container(request: Request) -> Container:  # FastAPI would run a plain function in a thread
-    return container_of(request)
+async def _exchange(request: Request) -> Exchange:  # FastAPI would run a plain function in a thread
+    return exchange_of(request)
 
 
+async def _container(request: Request) -> Container:
+    return exchange_of(request).container
+
+
+ExchangeDep = Annotated[Exchange, Depends(_exchange)]
 ContainerDep = Annotated[Container, Depends(_container)]
 _CLIENT_KEY = Authenticate(
     lambda container: container.keys.clients,

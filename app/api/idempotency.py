@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Self
 
-from fastapi import Request, Response
+from fastapi import Response
 
-from app.api.dependencies import container_of, header_values
+from app.api.exchange import Exchange
 from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
@@ -57,20 +57,20 @@ class AnsweredBefore(Exception):
 class KeyedRequest:
     """An authenticated request with an ``Idempotency-Key``: it is claimed, then released or kept with its response."""
 
-    http: Request
+    exchange: Exchange
     key: str
     idempotency: Idempotency
     claimed: Claim | None = field(default=None, init=False)
 
     @classmethod
-    def of(cls, http: Request) -> Self | None:
+    def of(cls, exchange: Exchange) -> Self | None:
         """Return the request, or None if it has no key. Raises InvalidIdempotencyKey."""
-        given = header_values(http.scope, b"idempotency-key")
-        if not given:
+        key = exchange.header(b"idempotency-key")
+        if key is None:
             return None
-        if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        if not _KEY.fullmatch(key):
             raise InvalidIdempotencyKey
-        return cls(http, given[0], container_of(http).idempotency)
+        return cls(exchange, key, exchange.container.idempotency)
 
     async def answer(self, work: Callable[[str], Awaitable[Response]], *, keep_for: timedelta) -> Response:
         """Return the response of ``work``, and keep it; if ``work`` raises, the request may be made again.
@@ -98,8 +98,9 @@ class KeyedRequest:
 
         Raises AnsweredBefore for a repetition; ``install_problems`` has its response sent.
         """
-        client, route, body = self.http.state.client, self.http.scope["path"], self.http.state.body
-        request = IdempotentRequest(client=client, route=route, key=self.key, body=body)
+        exchange = self.exchange
+        assert exchange.client is not None  # noqa: S101 - authentication comes first
+        request = IdempotentRequest(client=exchange.client, route=exchange.path, key=self.key, body=exchange.body)
         claim = await self.idempotency.store.claim(request)
         if isinstance(claim, KeptAnswer):
             raise AnsweredBefore(Response(claim.body, claim.status, {**claim.headers, "Idempotent-Replayed": "true"}))

@@ -3,11 +3,11 @@
 from http import HTTPStatus
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import ContainerDep, authenticate, container_of
+from app.api.dependencies import ContainerDep, ExchangeDep, authenticate
 from app.api.problems import PROBLEM_TYPES, detail_of
 from app.api.responses import JsonAnswer, answers, plain_answer
 from app.verification.errors import StoreUnavailable
@@ -94,10 +94,10 @@ async def readyz(container: ContainerDep) -> Response:
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics(http: Request) -> Response:
+async def metrics(exchange: ExchangeDep) -> Response:
     """Return the metrics. They show the balance and what was spent, so they need a key."""
-    container = container_of(http)
-    authenticate(http, container.keys.metrics)
+    container = exchange.container
+    authenticate(exchange, container.keys.metrics)
     return Response(await container.exposition.render(), media_type=container.exposition.content_type)
 
 

@@ -10,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.api.dependencies import exchange_of
+from app.api.exchange import MAX_BODY_KIB, Exchange
 from app.api.idempotency import AnsweredBefore, InvalidIdempotencyKey
 from app.api_keys import Unauthorized
 from app.verification import errors
@@ -55,8 +57,6 @@ class ProblemType:
         head = {"type": self.uri, "title": self.title, "status": status or self.status}
         return {**head, "detail": detail, "instance": instance, **members}
 
-
-MAX_BODY_KIB = 16
 
 # A table: slug, status, title and error stand in one line, then the meaning, then the detail.
 # fmt: off
@@ -255,38 +255,38 @@ def install_problems(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    request_id = request.state.request_id
+    exchange = exchange_of(request)
     match error:
         case AnsweredBefore():
             return error.response
         case HTTPException() if error.status_code in VALIDATION_FAILED.also:
-            return _malformed(request, error.status_code)
+            return _malformed(exchange, error.status_code)
         case HTTPException():
-            return plain_problem(HTTPStatus(error.status_code), request_id, error.headers)
+            return plain_problem(HTTPStatus(error.status_code), exchange.request_id, error.headers)
         case RequestValidationError():
             found = [(_pointer(item["loc"][1:]), _message(item)) for item in error.errors()]
             is_json = all(item["type"] != "json_invalid" for item in error.errors())
-            return _invalid(request, found) if is_json else _malformed(request, HTTPStatus.BAD_REQUEST)
+            return _invalid(exchange, found) if is_json else _malformed(exchange, HTTPStatus.BAD_REQUEST)
     if type(error) in _FIELD_ERRORS:
-        return _invalid(request, [_FIELD_ERRORS[type(error)](error)])
+        return _invalid(exchange, [_FIELD_ERRORS[type(error)](error)])
     kind = _BY_ERROR[type(error)]
     headers = {name: value.format(error) for name, value in kind.headers.items()}
     members = {name: getattr(error, name) for name in kind.members}
     if "retry_after" in members:
         headers["Retry-After"] = str(members["retry_after"])
-    request.state.outcome = kind.slug  # for the log and the metrics
-    return JSONResponse(kind.body(detail_of(error), request_id, members), kind.status, headers, MEDIA_TYPE)
+    exchange.outcome = kind.slug  # for the log and the metrics
+    return JSONResponse(kind.body(detail_of(error), exchange.request_id, members), kind.status, headers, MEDIA_TYPE)
 
 
-def _malformed(request: Request, status: int) -> Response:
-    return _invalid(request, [("#", VALIDATION_FAILED.also[status])], status)
+def _malformed(exchange: Exchange, status: int) -> Response:
+    return _invalid(exchange, [("#", VALIDATION_FAILED.also[status])], status)
 
 
-def _invalid(request: Request, found: Sequence[tuple[str, str]], status: int = VALIDATION_FAILED.status) -> Response:
+def _invalid(exchange: Exchange, found: Sequence[tuple[str, str]], status: int = VALIDATION_FAILED.status) -> Response:
     """Report the fields that are wrong, each as its pointer and what is wrong with it."""
-    request.state.outcome = VALIDATION_FAILED.slug
+    exchange.outcome = VALIDATION_FAILED.slug
     members = {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in found]}
-    body = VALIDATION_FAILED.body(_join(found), request.state.request_id, members, status)
+    body = VALIDATION_FAILED.body(_join(found), exchange.request_id, members, status)
     return JSONResponse(body, status, media_type=MEDIA_TYPE)
 
 

@@ -11,18 +11,18 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
-from app.api.dependencies import Client, ContainerDep, authenticate, container_of, header_values
+from app.api.dependencies import Client, ContainerDep, ExchangeDep, authenticate, exchange_of
+from app.api.exchange import Exchange
 from app.api.middleware import RequestMiddleware
 
-_PARAMETERS = {"http": Request, "client": Client, "container": ContainerDep}  # what handle passes, beside the body
+_PARAMETERS = {"exchange": ExchangeDep, "client": Client, "container": ContainerDep}  # passed beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
 class JsonRoute(APIRoute):
-    """A route whose endpoint takes exactly ``body`` (one model), ``http``, ``client`` and ``container``.
+    """A route whose endpoint takes exactly ``body`` (one model), ``exchange``, ``client`` and ``container``.
 
     FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
@@ -31,7 +31,7 @@ class JsonRoute(APIRoute):
     ``answer`` is the handler, if the path has no parameters; ``Application`` calls it without FastAPI's wrappers.
     """
 
-    answer: Callable[[Request], Awaitable[Response]] | None = None
+    answer: Callable[[Exchange], Awaitable[Response]] | None = None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the request handler. Raises TypeError if the route declares what would be described but ignored."""
@@ -39,15 +39,18 @@ class JsonRoute(APIRoute):
             return super().get_route_handler()
         endpoint, model = self.endpoint, self._require_supported(self.body_field.field_info.annotation)
 
-        async def handle(http: Request) -> Response:
-            container = container_of(http)
-            client = authenticate(http, container.keys.clients)
-            body = await _read(http, model)
-            response: Response = await endpoint(body=body, http=http, client=client, container=container)
+        async def answer(exchange: Exchange) -> Response:
+            container = exchange.container
+            client = authenticate(exchange, container.keys.clients)
+            body = _parse(await exchange.read(), exchange.header(b"content-type"), model)
+            response: Response = await endpoint(body=body, exchange=exchange, client=client, container=container)
             return response
 
+        async def handle(request: Request) -> Response:
+            return await answer(exchange_of(request))
+
         if not self.param_convertors:
-            self.answer = handle
+            self.answer = answer
         return handle
 
     def _require_supported(self, described: object) -> type[BaseModel]:
@@ -66,17 +69,9 @@ class JsonRoute(APIRoute):
         return model
 
 
-async def _read(http: Request, model: type[BaseModel]) -> BaseModel:
-    """Read the body. Raises RequestValidationError or ClientDisconnect."""
-    message = await http.receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    content: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        content += await http.body()
-    http.scope["state"]["body"] = content
-    media_types = header_values(http.scope, b"content-type")
-    is_json = content and media_types and media_types[0].partition(";")[0].strip().lower() == "application/json"
+def _parse(content: bytes, media_type: str | None, model: type[BaseModel]) -> BaseModel:
+    """Return the model of a body. Raises RequestValidationError."""
+    is_json = content and media_type and media_type.partition(";")[0].strip().lower() == "application/json"
     if is_json and content[0] >= _BYTE_ORDER_MARK:
         content = content.decode(json.detect_encoding(content), errors="replace").encode()
     try:
@@ -146,12 +141,11 @@ class _DirectRoutes:
             await self._app(scope, receive, send)
             return
         scope["route"], answer = found
-        request = Request(scope, receive)
         try:
-            response = await answer(request)
+            response = await answer(scope["exchange"])
         except Exception as error:
             handler = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
             if handler is None:
                 raise
-            response = await handler(request, error)  # type: ignore[arg-type, misc] # ours take a request, and wait
+            response = await handler(Request(scope, receive), error)  # type: ignore[arg-type, misc] # ours take a request, and wait
         await response(scope, receive, send)

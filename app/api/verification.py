@@ -5,11 +5,12 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Response
 from starlette.exceptions import HTTPException
 
 from app.api.client_address import count_address
-from app.api.dependencies import Client, ContainerDep
+from app.api.dependencies import Client, ContainerDep, ExchangeDep
+from app.api.exchange import Exchange
 from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest
 from app.api.responses import JsonAnswer, answers, quota_headers
 from app.api.routing import JsonRoute
@@ -58,7 +59,7 @@ _KEEP_CHECK = timedelta(minutes=5)
 )  # fmt: skip
 async def start(
     body: Annotated[StartVerificationRequest, Body(openapi_examples=START_EXAMPLES)],
-    http: Request,
+    exchange: ExchangeDep,
     client: Client,
     container: ContainerDep,
 ) -> Response:
@@ -81,13 +82,13 @@ async def start(
         lang=body.lang,
         address=count_address(body.client_ip),
     )
-    journal = _Journal.of(http)
+    journal = _Journal.of(exchange)
     started = await container.service.start(wanted, journal=journal)
-    return (journal.response if journal else None) or _started(http, started)
+    return (journal.response if journal else None) or _started(exchange, started)
 
 
-def _started(http: Request, started: Started) -> Response:
-    location = f"{http.scope['root_path']}/verify/{started.verification.id}".encode()
+def _started(exchange: Exchange, started: Started) -> Response:
+    location = f"{exchange.path_prefix}/verify/{started.verification.id}".encode()
     headers = [(b"location", location), *quota_headers(started.quotas)]
     return JsonAnswer(view_verification(started.verification), HTTPStatus.CREATED, headers)
 
@@ -106,7 +107,7 @@ class _Journal(KeyedRequest):
         await self.release(keep_note=True)
 
     async def keep(self, started: Started) -> None:
-        self.response = _started(self.http, started)
+        self.response = _started(self.exchange, started)
         # A test number may be started very often, so its responses are not kept for a day.
         await self.keep_response(self.response, _KEEP_CHECK if started.verification.test else _KEEP_START)
 
@@ -130,7 +131,7 @@ class _Journal(KeyedRequest):
 )  # fmt: skip
 async def check(
     body: Annotated[CheckVerificationRequest, Body(openapi_examples=CHECK_EXAMPLES)],
-    http: Request,
+    exchange: ExchangeDep,
     client: Client,
     container: ContainerDep,
 ) -> Response:
@@ -156,7 +157,7 @@ async def check(
             result = await container.service.check.by_phone(request, body.phone or "", purpose)
         return JsonAnswer(view_check(result), headers=quota_headers(result.quotas))
 
-    keyed = KeyedRequest.of(http)
+    keyed = KeyedRequest.of(exchange)
     return await (keyed.answer(answer, keep_for=_KEEP_CHECK) if keyed else answer())
 
 

@@ -194,6 +194,6 @@ def _problem(request: Request, status: HTTPStatus, detail: str) -> JSONResponse:
         "title": status.phrase,
         "status": status.value,
         "detail": detail,
-        "instance": getattr(request.state, "request_id", ""),
+        "instance": getattr(request.scope.get("exchange"), "request_id", ""),
     }
     return JSONResponse(body, status, media_type="application/problem+json")

@@ -273,11 +273,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "headers": head.headers,
             "state": self._app_state.copy(),
         }
-        self._request = request = HttpRequest(self, head, scope)
+        self._request = request = HttpRequest(self, head)
         if self._is_stopping:
             request.keep_alive = False
         self._read_body(request)
-        task = self.loop.create_task(request.run(self._app))
+        task = self.loop.create_task(request.run(self._app, scope))
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
 

@@ -38,12 +38,11 @@ class HttpRequest:
     _is_chunked = False
     _left: int | None = None  # bytes of the response still to come, if it has a Content-Length
 
-    def __init__(self, protocol: "HttpProtocol", head: RequestHead, scope: Scope) -> None:
+    def __init__(self, protocol: "HttpProtocol", head: RequestHead) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
         self._must_send_continue = head.expects_continue
         self._protocol = protocol
-        self._scope = scope
 
     def add_body(self, body: bytes) -> None:
         """Add received data to the body."""
@@ -66,10 +65,10 @@ class HttpRequest:
         self._changed.clear()
         await self._changed.wait()
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application; without a complete response the connection fails."""
         try:
-            await app(self._scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
         except Exception:
             log.exception("http.application_failed")
         except GeneratorExit:  # the event loop was closed, and the connection with it

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from app.api import middleware
+from app.api import exchange
 from app.main import create_app
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.telemetry.logging import configure_logging
@@ -37,7 +37,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     levels = {name: logging.getLogger(name).level for name in ("httpx", "uvicorn.access", "asyncio")}
     monkeypatch.setattr(sys, "stderr", text)
     configure_logging(level="debug", style="json")
-    monkeypatch.setattr(middleware, "requests", structlog.get_logger())  # the previous logger keeps its stream
+    monkeypatch.setattr(exchange, "requests", structlog.get_logger())  # the previous logger keeps its stream
     yield text
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)

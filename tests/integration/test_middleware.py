@@ -335,7 +335,7 @@ async def test_an_error_after_the_response_began_aborts_the_response() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(RuntimeError, match="half-way"):
-        await RequestMiddleware(breaks)({"type": "http", "method": "GET", "headers": []}, receive, send)
+        await RequestMiddleware(breaks)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
     assert [message["type"] for message in sent] == ["http.response.start"]
 
 
@@ -349,7 +349,7 @@ async def test_a_disconnect_during_the_request_is_not_logged_as_an_error(caplog:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await RequestMiddleware(reads)({"type": "http", "method": "POST", "headers": []}, receive, send)
+    await RequestMiddleware(reads)({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
 
     assert "request.failed" not in caplog.text
 

@@ -33,8 +33,8 @@ def test_a_request_that_is_destroyed_does_not_use_its_connection() -> None:
         await Suspended()
 
     head = SimpleNamespace(keep_alive=True, expects_continue=False)
-    request = HttpRequest(cast(HttpProtocol, UnusableProtocol()), cast(RequestHead, head), {})
-    running: Coroutine[Any, Any, None] = request.run(app)
+    request = HttpRequest(cast(HttpProtocol, UnusableProtocol()), cast(RequestHead, head))
+    running: Coroutine[Any, Any, None] = request.run(app, {})
     running.send(None)
 
     running.close()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Body, Depends, Header, Request
+from fastapi import APIRouter, Body, Depends, Header
 from pydantic import BaseModel
 
-from app.api.dependencies import Client, ContainerDep
+from app.api.dependencies import Client, ContainerDep, ExchangeDep
 from app.api.routing import JsonRoute
 
 
@@ -17,50 +17,62 @@ class Order(BaseModel):
     item: str
 
 
-async def supported(body: Order, http: Request, client: Client, container: ContainerDep) -> None: ...
+async def supported(body: Order, exchange: ExchangeDep, client: Client, container: ContainerDep) -> None: ...
 
 
 async def described(
-    body: Annotated[Order, Body(openapi_examples={})], http: Request, client: Client, container: ContainerDep
+    body: Annotated[Order, Body(openapi_examples={})], exchange: ExchangeDep, client: Client, container: ContainerDep
 ) -> None: ...
 
 
 async def query_parameter(
-    body: Order, http: Request, client: Client, container: ContainerDep, page: int = 1
+    body: Order, exchange: ExchangeDep, client: Client, container: ContainerDep, page: int = 1
 ) -> None: ...
 
 
 async def header_parameter(
-    body: Order, http: Request, client: Client, container: ContainerDep, trace: Annotated[str | None, Header()] = None
+    body: Order,
+    exchange: ExchangeDep,
+    client: Client,
+    container: ContainerDep,
+    trace: Annotated[str | None, Header()] = None,
 ) -> None: ...
 
 
 async def unknown_dependency(
-    body: Order, http: Request, client: Client, container: ContainerDep, tokens: Annotated[str, Depends(lambda: "")]
+    body: Order,
+    exchange: ExchangeDep,
+    client: Client,
+    container: ContainerDep,
+    tokens: Annotated[str, Depends(lambda: "")],
 ) -> None: ...
 
 
 async def other_dependency_of_a_known_name(
-    body: Order, http: Request, client: Annotated[str, Depends(lambda: "anybody")], container: ContainerDep
+    body: Order, exchange: ExchangeDep, client: Annotated[str, Depends(lambda: "anybody")], container: ContainerDep
 ) -> None: ...
 
 
-async def missing_client(body: Order, http: Request, container: ContainerDep) -> None: ...
+async def missing_client(body: Order, exchange: ExchangeDep, container: ContainerDep) -> None: ...
 
 
-async def two_bodies(body: Order, http: Request, client: Client, container: ContainerDep, other: Order) -> None: ...
+async def two_bodies(
+    body: Order, exchange: ExchangeDep, client: Client, container: ContainerDep, other: Order
+) -> None: ...
 
 
-async def body_of_another_name(order: Order, http: Request, client: Client, container: ContainerDep) -> None: ...
+async def body_of_another_name(
+    order: Order, exchange: ExchangeDep, client: Client, container: ContainerDep
+) -> None: ...
 
 
 async def embedded_body(
-    body: Annotated[Order, Body(embed=True)], http: Request, client: Client, container: ContainerDep
+    body: Annotated[Order, Body(embed=True)], exchange: ExchangeDep, client: Client, container: ContainerDep
 ) -> None: ...
 
 
 async def body_without_a_model(
-    body: dict[str, str], http: Request, client: Client, container: ContainerDep
+    body: dict[str, str], exchange: ExchangeDep, client: Client, container: ContainerDep
 ) -> None: ...
 
 
@@ -104,7 +116,9 @@ def test_a_parameter_that_would_be_ignored_is_refused(
 
 
 def test_a_path_parameter_is_refused(router: APIRouter) -> None:
-    async def replace(order_id: str, body: Order, http: Request, client: Client, container: ContainerDep) -> None: ...
+    async def replace(
+        order_id: str, body: Order, exchange: ExchangeDep, client: Client, container: ContainerDep
+    ) -> None: ...
 
     with pytest.raises(TypeError, match="order_id"):
         router.put("/orders/{order_id}")(replace)

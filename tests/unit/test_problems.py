@@ -7,7 +7,9 @@ from inspect import isawaitable
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Scope
 
+from app.api.exchange import Exchange
 from app.api.idempotency import InvalidIdempotencyKey
 from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES, detail_of
 from app.main import create_api
@@ -40,11 +42,18 @@ def leaves(error: type[Exception]) -> Iterator[type[Exception]]:
     yield from (leaf for child in below for leaf in leaves(child)) if below else [error]
 
 
-async def handle(error: Exception) -> tuple[Request, Response]:
-    request = Request({"type": "http", "headers": [], "state": {"request_id": "0123"}})
-    response = HANDLERS[type(error)](request, error)
+async def handle(error: Exception) -> tuple[Exchange, Response]:
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-request-id", b"0123")]}
+    scope["exchange"] = exchange = Exchange(scope, receive, send)
+    response = HANDLERS[type(error)](Request(scope), error)
     assert isawaitable(response)
-    return request, await response
+    return exchange, await response
 
 
 def test_every_domain_error_has_a_handler() -> None:
@@ -53,7 +62,7 @@ def test_every_domain_error_has_a_handler() -> None:
 
 @pytest.mark.parametrize(("error", "status", "slug"), EXAMPLES)
 async def test_an_error_is_answered_with_its_problem(error: errors.VerificationError, status: int, slug: str) -> None:
-    request, response = await handle(error)
+    exchange, response = await handle(error)
 
     problem = json.loads(bytes(response.body))
     kind = PROBLEM_TYPES[slug]
@@ -64,7 +73,7 @@ async def test_an_error_is_answered_with_its_problem(error: errors.VerificationE
     assert problem.pop("detail") == detail_of(error)
     assert problem == {name: getattr(error, name) for name in kind.members}
     assert response.headers.get("Retry-After") == (str(problem["retry_after"]) if "retry_after" in problem else None)
-    assert request.state.outcome == slug
+    assert exchange.outcome == slug
 
 
 def test_a_message_of_the_provider_is_not_read_as_a_format() -> None:

@@ -1,0 +1,137 @@
+"""One request and its response at the HTTP edge: its id, fields, client and outcome, and its line in the log."""
+
+import logging
+import random
+import re
+import time
+from functools import cache
+from http import HTTPStatus
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from app.container import Container
+
+requests = structlog.get_logger()  # past the standard library, by which a line would cost four times as much
+
+MAX_BODY_KIB = 16
+CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
+
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a caller; another one may not go into a log
+
+# OWASP REST Security Cheat Sheet; a page that needs more sets its own.
+_SECURITY_HEADERS = {
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"referrer-policy": b"no-referrer",
+    b"strict-transport-security": b"max-age=63072000",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+}
+
+
+class Exchange:
+    """One request and its response.
+
+    ``client`` and ``outcome`` (the slug of a problem) are set by what answers the request. ``body`` is what was read of
+    it. ``status`` is 0 until the response begins.
+    """
+
+    client: str | None = None
+    outcome: str | None = None
+    body = b""
+    status = 0
+    _answered_after = 0.0
+    _received = 0
+    _is_ended = False
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._began = time.perf_counter()
+        self._receive, self._send = receive, send
+        self.path, self.path_prefix = scope["path"], scope.get("root_path", "")
+        self.container: Container = scope.get("state", {}).get("container")
+        self._fields = dict(scope["headers"])
+        if len(self._fields) < len(scope["headers"]):  # those of one name are one list (RFC 9110, section 5.3)
+            for name in self._fields:
+                self._fields[name] = b", ".join([value for key, value in scope["headers"] if key == name])
+        given = self.header(b"x-request-id")
+        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        self._method = scope["method"]
+        if self._method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
+            scope["method"] = "GET"
+
+    def header(self, name: bytes) -> str | None:
+        """Return the value of a field, whose name is in lower case, or None."""
+        value = self._fields.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    async def read(self) -> bytes:
+        """Read the body. Raises ClientDisconnect, or HTTPException if it is too large."""
+        is_complete = False
+        while not is_complete:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self.body += message.get("body", b"")
+            is_complete = not message.get("more_body")
+        return self.body
+
+    async def receive(self) -> Message:
+        """Stop reading a body that grows too large, whatever its ``Content-Length`` says."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY_KIB * 1024:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Add headers to the response; end that to a HEAD at the first part of its body: a stream may have no end."""
+        if message["type"] == "http.response.start":
+            self.status, self._answered_after = int(message["status"]), time.perf_counter() - self._began
+            headers = message["headers"]
+            own = _SECURITY_HEADERS.keys() & dict(headers)
+            headers.append((b"x-request-id", self.request_id.encode()))
+            headers += [header for header in _SECURITY_HEADERS.items() if header[0] not in own]
+        elif self._method == "HEAD":
+            if self._is_ended:
+                return
+            self._is_ended, message = True, {"type": "http.response.body"}
+        await self._send(message)
+
+    def log(self, scope: Scope) -> None:
+        """Count the request, and log it with the template of its route: its path may have a phone number.
+
+        The time until the response began is counted: that of an event stream has no meaning.
+        """
+        seconds = time.perf_counter() - self._began
+        route = getattr(scope.get("route"), "path", None)
+        outcome = self.outcome or _outcome(self.status)
+        if self.container:
+            answered_after = self._answered_after or seconds
+            self.container.metrics.request_handled(self._method, route, self.status, outcome, answered_after)
+        trace_id = scope.get("state", {}).get("trace_id")
+        is_probe = route in _PROBES and self.status != HTTPStatus.UNAUTHORIZED
+        requests.bind().log(  # by ``bind``: each other attribute is looked up through three calls
+            logging.DEBUG if is_probe else logging.INFO,
+            "request.handled",
+            logger=__name__,
+            request_id=self.request_id,
+            client=self.client,
+            method=self._method,
+            route=route,
+            status=self.status,
+            outcome=outcome,
+            duration_ms=round(seconds * 1000, 1),
+            **({"trace_id": trace_id} if trace_id else {}),
+        )
+
+
+@cache
+def _outcome(status: int) -> str:
+    """Return the outcome of a response that is no problem with a slug."""
+    if status in {0, CLIENT_CLOSED_REQUEST}:
+        return "broken-off"
+    return "ok" if status < HTTPStatus.BAD_REQUEST else f"http-{status}"
