@@ -10,6 +10,7 @@ from http import HTTPStatus
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.container import Container
@@ -90,16 +91,25 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Add headers to the response; end that to a HEAD at the first part of its body: a stream may have no end."""
         if message["type"] == "http.response.start":
-            self.status, self._answered_after = int(message["status"]), time.perf_counter() - self._began
-            headers = message["headers"]
-            own = _SECURITY_HEADERS.keys() & dict(headers)
-            headers.append((b"x-request-id", self.request_id.encode()))
-            headers += [header for header in _SECURITY_HEADERS.items() if header[0] not in own]
+            self._begin(message["status"], message["headers"])
         elif self._method == "HEAD":
             if self._is_ended:
                 return
             self._is_ended, message = True, {"type": "http.response.body"}
         await self._send(message)
+
+    async def respond(self, response: Response) -> None:
+        """Send a response whose body is complete."""
+        headers = response.raw_headers
+        self._begin(response.status_code, headers)
+        await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": response.body})
+
+    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status, self._answered_after = status, time.perf_counter() - self._began
+        own = _SECURITY_HEADERS.keys() & dict(headers)
+        headers.append((b"x-request-id", self.request_id.encode()))
+        headers += [header for header in _SECURITY_HEADERS.items() if header[0] not in own]
 
     def log(self, scope: Scope) -> None:
         """Count the request, and log it with the template of its route: its path may have a phone number.

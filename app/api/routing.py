@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
@@ -11,11 +13,14 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from app.api.dependencies import Client, ContainerDep, ExchangeDep, authenticate, exchange_of
-from app.api.exchange import Exchange
-from app.api.middleware import RequestMiddleware
+from app.api.exchange import CLIENT_CLOSED_REQUEST, Exchange
+from app.api.problems import plain_problem
+
+log = logging.getLogger(__name__)
 
 _PARAMETERS = {"exchange": ExchangeDep, "client": Client, "container": ContainerDep}  # passed beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
@@ -116,6 +121,32 @@ class Application(FastAPI):
         return app
 
 
+class RequestMiddleware:
+    """A pure ASGI middleware: the framework's own base class would cost more than the rest of the request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other kinds of connections pass through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = scope["exchange"] = Exchange(scope, receive, send)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+        except Exception:
+            log.exception("request.failed", extra={"request_id": exchange.request_id})
+            if exchange.status:  # the response has begun: the server breaks it off
+                raise
+            problem = plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, exchange.request_id)
+            await problem(scope, receive, exchange.send)
+        finally:
+            exchange.log(scope)
+
+
 class _DirectRoutes:
     """Passes a request for a ``JsonRoute``, by its method and path, to the handler, and all others to FastAPI.
 
@@ -141,11 +172,12 @@ class _DirectRoutes:
             await self._app(scope, receive, send)
             return
         scope["route"], answer = found
+        exchange: Exchange = scope["exchange"]
         try:
-            response = await answer(scope["exchange"])
+            response = await answer(exchange)
         except Exception as error:
             handler = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
             if handler is None:
                 raise
             response = await handler(Request(scope, receive), error)  # type: ignore[arg-type, misc] # ours take a request, and wait
-        await response(scope, receive, send)
+        await exchange.respond(response)

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.middleware import RequestMiddleware
 from app.api.problems import PROBLEM_TYPES
+from app.api.routing import RequestMiddleware
 from app.main import create_app
 from app.sandbox import VirtualNetwork
 from app.settings import Settings

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from redis.asyncio import Redis
 from starlette.types import Receive, Scope, Send
 
-from app.api.middleware import RequestMiddleware
+from app.api.routing import RequestMiddleware
 from app.main import create_app
 from app.providers.observe import ProviderObserver
 from app.sandbox import MagicNumber, VirtualNetwork
