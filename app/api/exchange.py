@@ -106,7 +106,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": response.body})
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status, self._answered_after = status, time.perf_counter() - self._began
+        self.status, self._answered_after = int(status), time.perf_counter() - self._began
         own = _SECURITY_HEADERS.keys() & dict(headers)
         headers.append((b"x-request-id", self.request_id.encode()))
         headers += [header for header in _SECURITY_HEADERS.items() if header[0] not in own]

@@ -40,16 +40,13 @@ class LengthBody:
     """A body of known length; ``left`` is the number of bytes still to come."""
 
     left: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the whole body was read."""
-        return not self.left
+    is_complete: bool = False
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
         """Return the part of the data that belongs to the body, and the rest."""
         body = data[: self.left]
         self.left -= len(body)
+        self.is_complete = not self.left
         return body, data[len(body) :]
 
 
