@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from app.api.dependencies import Client, ContainerDep, ExchangeDep, authenticate, exchange_of
@@ -21,6 +22,8 @@ from app.api.exchange import CLIENT_CLOSED_REQUEST, Exchange
 from app.api.problems import plain_problem
 
 log = logging.getLogger(__name__)
+
+Answer = Callable[[Exchange], Awaitable[Response]]
 
 _PARAMETERS = {"exchange": ExchangeDep, "client": Client, "container": ContainerDep}  # passed beside the body
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
@@ -36,7 +39,7 @@ class JsonRoute(APIRoute):
     ``answer`` is the handler, if the path has no parameters; ``Application`` calls it without FastAPI's wrappers.
     """
 
-    answer: Callable[[Exchange], Awaitable[Response]] | None = None
+    answer: Answer | None = None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the request handler. Raises TypeError if the route declares what would be described but ignored."""
@@ -114,70 +117,57 @@ class Application(FastAPI):
         """Return what serves a request; Starlette calls it once, when everything is added."""
         handlers = self.exception_handlers
         app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers)
-        routes = [route for route in self.routes if isinstance(route, JsonRoute)]
-        app = RequestMiddleware(_DirectRoutes(app, routes, handlers))
+        app = RequestMiddleware(app, self.routes, handlers)
         for middleware, arguments, options in reversed(self.user_middleware):
             app = middleware(app, *arguments, **options)
         return app
 
 
 class RequestMiddleware:
-    """A pure ASGI middleware: the framework's own base class would cost more than the rest of the request."""
+    """A pure ASGI middleware that makes the ``Exchange`` of a request, and answers 500 if it fails.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    It passes a request for a ``JsonRoute``, by its method and path, to the handler, and all others to FastAPI. The
+    wrappers of FastAPI and Starlette around a handler cost a fifth of a check. Of what they do these routes need one
+    thing, which is done here: an error is answered by the application's handler of its class.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], handlers: Mapping[Any, ExceptionHandler]) -> None:
+        self._app = app
+        self._direct = {
+            (method, route.path): (route, route.answer)
+            for route in routes
+            if isinstance(route, JsonRoute) and route.answer
+            for method in route.methods or ()
+        }
+        self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of connections pass through."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         exchange = scope["exchange"] = Exchange(scope, receive, send)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            if found := self._direct.get((scope["method"], exchange.path.removeprefix(exchange.path_prefix))):
+                scope["route"], answer = found
+                await exchange.respond(await self._answer(answer, exchange, scope))
+            else:
+                await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
         except Exception:
             log.exception("request.failed", extra={"request_id": exchange.request_id})
             if exchange.status:  # the response has begun: the server breaks it off
                 raise
-            problem = plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, exchange.request_id)
-            await problem(scope, receive, exchange.send)
+            await exchange.respond(plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, exchange.request_id))
         finally:
             exchange.log(scope)
 
-
-class _DirectRoutes:
-    """Passes a request for a ``JsonRoute``, by its method and path, to the handler, and all others to FastAPI.
-
-    The wrappers of FastAPI and Starlette around a handler cost a fifth of a check. Of what they do these routes need
-    one thing, which is done here: an error is answered by the application's handler of its class.
-    """
-
-    def __init__(self, app: ASGIApp, routes: Iterable[JsonRoute], handlers: Mapping[Any, ExceptionHandler]) -> None:
-        self._app = app
-        self._routes = {
-            (method, route.path): (route, route.answer)
-            for route in routes
-            if route.answer
-            for method in route.methods or ()
-        }
-        self._handlers = handlers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = None
-        if scope["type"] == "http":
-            found = self._routes.get((scope["method"], scope["path"].removeprefix(scope["root_path"])))
-        if not found:
-            await self._app(scope, receive, send)
-            return
-        scope["route"], answer = found
-        exchange: Exchange = scope["exchange"]
+    async def _answer(self, answer: Answer, exchange: Exchange, scope: Scope) -> Response:
         try:
-            response = await answer(exchange)
+            return await answer(exchange)
         except Exception as error:
             handler = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
             if handler is None:
                 raise
-            response = await handler(Request(scope, receive), error)  # type: ignore[arg-type, misc] # ours take a request, and wait
-        await exchange.respond(response)
+            return await handler(Request(scope), error)  # type: ignore[arg-type, misc, no-any-return] # ours take a request, and wait

@@ -1,8 +1,10 @@
 """What applies to every route: API keys, errors, request ids, headers."""
 
 import asyncio
+import gc
 import hashlib
 import json
+import weakref
 from collections.abc import AsyncIterator
 
 import httpx
@@ -17,6 +19,7 @@ from app.main import create_app
 from app.sandbox import VirtualNetwork
 from app.settings import Settings
 from app.tokens import generate_keys
+from tests.http_peer import Echo, served
 from tests.integration.conftest import run, sandbox_settings
 
 PHONE = "+79001234567"
@@ -335,7 +338,9 @@ async def test_an_error_after_the_response_began_aborts_the_response() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(RuntimeError, match="half-way"):
-        await RequestMiddleware(breaks)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+        await RequestMiddleware(breaks, (), {})(
+            {"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send
+        )
     assert [message["type"] for message in sent] == ["http.response.start"]
 
 
@@ -349,9 +354,29 @@ async def test_a_disconnect_during_the_request_is_not_logged_as_an_error(caplog:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await RequestMiddleware(reads)({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    await RequestMiddleware(reads, (), {})(
+        {"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send
+    )
 
     assert "request.failed" not in caplog.text
+
+
+async def test_a_request_that_ended_leaves_no_reference_cycle() -> None:
+    """The garbage collector would have to find it, and memory that is not used again at once is slow."""
+    echo, exchanges = Echo(), []
+
+    async def remember(scope: Scope, receive: Receive, send: Send) -> None:
+        exchanges.append(weakref.ref(scope["exchange"]))
+        await echo({**scope, "exchange": None}, receive, send)
+
+    gc.disable()
+    try:
+        async with served(RequestMiddleware(remember, (), {})) as it:
+            await it.ask(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+            await it.until_none_is_open()
+            assert [reference() for reference in exchanges] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_two_authorization_headers_are_refused(guarded: httpx.AsyncClient) -> None:

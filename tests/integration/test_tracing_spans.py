@@ -149,7 +149,7 @@ async def test_an_exception_is_an_error_span_without_its_message(
     async def crash(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError(PHONE)
 
-    transport = httpx.ASGITransport(app=tracing.middleware(RequestMiddleware(crash)))
+    transport = httpx.ASGITransport(app=tracing.middleware(RequestMiddleware(crash, (), {})))
     async with httpx.AsyncClient(transport=transport, base_url="http://verify") as client:
         assert (await client.get("/")).status_code == 500
 
