@@ -20,7 +20,6 @@ from app.background import Background
 from app.outbound import trust
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
 from app.providers.http import make_transport
-from app.providers.observe import ProviderObserver
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
@@ -286,16 +285,16 @@ class Builder:
         """Put the circuit breaker and the bulkhead of its provider in front of each sender, and measure it."""
         bulkheads = {name: Bulkhead(self.settings.plusofon.max_connections) for name in circuits}
         open_span = self.tracing.provider_request if self.tracing else None
-        observer = ProviderObserver(record_time=self.metrics.provider_call, open_span=open_span)
         return {
             channel: ProtectedSender(
                 sender,
                 channel=channel,
                 circuit=circuits[sender.provider],
                 bulkhead=bulkheads[sender.provider],
-                observer=observer,
                 # The balance pays for Plusofon's calls alone.
                 admit=balance.require_enough if sender.provider == PLUSOFON else lambda: None,
+                record_time=self.metrics.provider_call,
+                open_span=open_span,
             )
             for channel, sender in senders.items()
         }
