@@ -43,17 +43,17 @@ from app.telemetry.exposition import Exposition, ProcessGauges
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
-from app.verification.call_urls import CallbackUrls
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import DomainEvent
+from app.verification.follow import CallbackUrls
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
 from app.verification.policy import Allowance
-from app.verification.ports import CallSender, ProviderAccounts
+from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
@@ -373,18 +373,20 @@ class Builder:
             stores.stats.observe(event)
 
         return VerificationService(
-            store=stores.verifications,
-            limits=stores.limits,
-            guard=stores.fraud_guard,
-            senders=providers.senders,
-            digester=CodeDigester(settings.secret_keys),
-            policies=make_policies(settings),
-            tokens=tokens,
-            test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
-            schedule=stores.call_queue,
-            publish=publish,
-            deferred=deferred,
-            store_timeout=stores.runner.timeout,
+            Ports(
+                store=stores.verifications,
+                limits=stores.limits,
+                guard=stores.fraud_guard,
+                senders=providers.senders,
+                schedule=stores.call_queue,
+                tokens=tokens,
+                digester=CodeDigester(settings.secret_keys),
+                policies=make_policies(settings),
+                test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+                publish=publish,
+                deferred=deferred,
+                store_timeout=stores.runner.timeout,
+            )
         )
 
     def make_exposition(self, stores: Stores, providers: Providers, background: Background) -> Exposition:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from app.verification.channels import Channel
 from app.verification.errors import (
@@ -665,7 +665,6 @@ class FakeTokens:
     """Signs tokens that name their verification."""
 
     lifetime = timedelta(minutes=10)
-    jwks: ClassVar[dict[str, Any]] = {"keys": []}
 
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
         return f"{client} {phone.e164} {purpose} {verification_id} {test}"

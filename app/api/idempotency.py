@@ -17,10 +17,10 @@ from typing import Any, Self
 from fastapi import Request, Response
 
 from app.api.dependencies import container_of, header_values
-from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
 from app.verification.ports import CallId
+from app.verification.store_requests import StoreDeadline
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def idempotent(http: Request, *, keep_for: timedelta) -> AbstractAsyncContextMan
 async def _claimed(request: KeyedRequest, keep_for: timedelta) -> AsyncIterator[Exchange]:
     deferred = request.idempotency.deferred
     try:
-        async with store_deadline(request.idempotency.store_timeout):
+        async with StoreDeadline(request.idempotency.store_timeout):
             exchange = Exchange((await request.claim_request()).fingerprint)
             yield exchange
     except AnsweredBefore:

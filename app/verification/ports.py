@@ -1,13 +1,16 @@
 """The ports of the domain: what the use cases need of Redis, of providers and of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from app.verification.channels import Channel
+from app.verification.code import CodeDigester
+from app.verification.domain_events import Publish
+from app.verification.fraud_guard import FraudGuard
 from app.verification.model import (
     CallOutcome,
     CallState,
@@ -20,7 +23,9 @@ from app.verification.model import (
     Verification,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Policy, Quota
+from app.verification.policy import Allowance, Policies, Policy, Quota
+from app.verification.store_requests import DeferredWrites
+from app.verification.test_numbers import TestNumbers
 from app.verification.values import value
 
 
@@ -263,10 +268,6 @@ class ProofTokens(Protocol):
     def lifetime(self) -> timedelta:
         """How long a new token is valid."""
 
-    @property
-    def jwks(self) -> dict[str, Any]:
-        """The public keys, as a JWK Set (RFC 7517, section 5)."""
-
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
         """Return the token for ``client`` of a verification that succeeded."""
 
@@ -283,3 +284,21 @@ class Redemptions(Protocol):
         Raise TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable (the token may have
         been redeemed).
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What the use cases need. ``store_timeout`` (seconds) bounds all waits for the store in one use case."""
+
+    store: VerificationStore
+    limits: RateLimiter
+    guard: FraudGuard
+    senders: Mapping[Channel, CallSender]
+    schedule: CallSchedule
+    tokens: ProofTokens
+    digester: CodeDigester
+    policies: Policies
+    test_numbers: TestNumbers
+    publish: Publish
+    deferred: DeferredWrites
+    store_timeout: float

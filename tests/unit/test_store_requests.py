@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from app.verification.deferred import DeferredWrites
 from app.verification.errors import StoreUnavailable, VerificationNotFound
+from app.verification.store_requests import DeferredWrites
 
 MOMENT = 0.01
 
