@@ -98,9 +98,18 @@ class TokenSigner:
         return (signed + b"." + _base64url(signature)).decode()
 
     def verify(self, token: str, *, client: str) -> Proof:
-        """Return the proof in a token of this service for this client. Raise TokenInvalid or TokenExpired."""
-        claims = self._read(token)
-        if (claims.iss, claims.aud) != (self._issuer, client):
+        """Return the proof in a token of this service for this client. Raise TokenInvalid or TokenExpired.
+
+        TokenInvalid has no cause, which would contain the phone.
+        """
+        if len(token) > _MAX_LENGTH:
+            raise TokenInvalid
+        try:
+            decoded = jwt.decode(token, self._keys, registry=_REGISTRY)
+            claims = _Claims.model_validate(decoded.claims)
+        except (JoseError, RecursionError, TypeError, ValueError):
+            raise TokenInvalid from None
+        if decoded.header != _header(decoded.header.get("kid")) or (claims.iss, claims.aud) != (self._issuer, client):
             raise TokenInvalid
         if self._now() >= claims.exp + _LEEWAY.total_seconds():
             raise TokenExpired
@@ -111,19 +120,6 @@ class TokenSigner:
             expires_at=datetime.fromtimestamp(claims.exp, UTC),
             test=claims.test,
         )
-
-    def _read(self, token: str) -> _Claims:
-        """Verify the signature, then the claims. Raise TokenInvalid, without a cause, which would contain the phone."""
-        if len(token) > _MAX_LENGTH:
-            raise TokenInvalid
-        try:
-            decoded = jwt.decode(token, self._keys, registry=_REGISTRY)
-            claims = _Claims.model_validate(decoded.claims)
-        except (JoseError, RecursionError, TypeError, ValueError):
-            raise TokenInvalid from None
-        if decoded.header != _header(decoded.header.get("kid")):
-            raise TokenInvalid
-        return claims
 
 
 def _base64url(content: bytes) -> bytes:

@@ -109,16 +109,10 @@ class HttpOptions(TypedDict):
 
 
 class ProviderHttp:
-    """Sends requests to one provider.
+    """Sends requests to one provider. Raises ValueError for time-outs that cannot work.
 
-    Args:
-        not_reached: name of the log event for each try that made no connection.
-        unexpected_error: name of the log event for a bug in a library.
-        options: see ``HttpOptions``.
-
-    Raises:
-        ValueError: the time-outs cannot work.
-
+    ``not_reached`` names the log event for each try that made no connection, ``unexpected_error`` that for a bug in a
+    library.
     """
 
     def __init__(self, *, not_reached: str, unexpected_error: str, **options: Unpack[HttpOptions]) -> None:
@@ -141,9 +135,9 @@ class ProviderHttp:
         await self._transport.aclose()
 
     async def send(
-        self, make_request: Callable[[], httpx.Request], *, redact: Redactor, within: float | None = None
+        self, make_request: Callable[[], httpx.Request], *, redact: Redactor, timeout: float | None = None
     ) -> Answer:
-        """Send a request and read its answer within the time budget, or ``within`` seconds if that is less.
+        """Send a request and read its answer within the time budget, or ``timeout`` seconds if that is less.
 
         Half of the budget is for connecting at most. A connection that was never made is tried once more, with another
         request of ``make_request``, if the time left has room for a whole ``connect_timeout``.
@@ -153,7 +147,7 @@ class ProviderHttp:
             Unclear: it was written, or may have been.
 
         """
-        seconds = self._timeout if within is None else min(self._timeout, within)
+        seconds = self._timeout if timeout is None else min(self._timeout, timeout)
         now = asyncio.get_running_loop().time
         deadline, connect_by = now() + seconds, now() + min(self._connect_timeout, seconds / 2)
         try:
@@ -175,7 +169,6 @@ class ProviderHttp:
             raise Unclear("TimeoutError") from None
 
     async def _acquire_place(self, *, until: float) -> None:
-        """Take one of the places for connections."""
         if not self._places.locked():
             await self._places.acquire()  # at once
             return

@@ -14,8 +14,8 @@ from app.verification.values import value
 class CheckRequest:
     """A client's request to check a code, which is digits only; None for a reverse call.
 
-    ``address`` is the end user's. With a ``retry_digest``, which only the same request has, a check that passed passes
-    again.
+    ``address`` is the end user's. ``retry_digest`` is a keyed digest of a request with an ``Idempotency-Key``: a check
+    that passed, repeated with it, passes again.
     """
 
     client: str

@@ -33,9 +33,8 @@ from app.verification.values import value
 class NewCall:
     """A call about to be placed.
 
-    ``resend_of`` is the id of the verification of a resend. ``checks`` is the number of checks that this channel
-    allows. ``address`` is the end user's. ``token`` identifies the start, for ``refund``. ``test``: the phone is a test
-    number, without cooldown and limits.
+    ``resend_of`` is the verification of a resend, ``checks`` the number of checks that this channel allows, ``address``
+    the end user's. ``token`` identifies the start, for ``refund``. A ``test`` number has no cooldown and no limits.
     """
 
     client: str
@@ -70,10 +69,9 @@ class CallId:
 
 @value
 class CodeCheck:
-    """A code to be checked: a digest for each key under which it may be stored, and its number of digits.
+    """A code to be checked: a digest for each key under which it may be stored (none: no code), and its length.
 
-    A check without a code has no candidates and length 0. ``address`` is the end user's. ``retry_digest`` is a keyed
-    digest of the request, where it has an ``Idempotency-Key``: a check that passed, repeated with it, passes again.
+    ``address`` and ``retry_digest`` are those of the ``CheckRequest``.
     """
 
     client: str
@@ -85,10 +83,9 @@ class CodeCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallUpdate:
-    """The new state of a call and, if it was just placed, the data of the provider's answer.
+    """The new state of a call and, if it was just placed, what the provider answered.
 
-    ``code_digest`` and ``code_length`` are those of a code that the provider chose; ``limits_token`` names the event
-    that was counted for the call in the limits, where it may turn out later that the call was never placed.
+    ``code_digest`` and ``code_length`` are those of a code that the provider chose. ``limits_token`` is as in ``Call``.
     """
 
     state: CallState
@@ -117,7 +114,7 @@ class StartPreview:
 
 
 class Confirmation(StrEnum):
-    """The result of a provider callback that reports that a person has dialled the number of a reverse call."""
+    """The result of a provider's callback that the number of a reverse call was dialled."""
 
     CONFIRMED = "confirmed"
     CONFIRMED_BEFORE = "confirmed_before"
@@ -164,8 +161,7 @@ class VerificationStore(Protocol):
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Compare a code with those of a verification, and count it if it is wrong.
 
-        Without candidates, see whether the person has made the reverse call; that counts nothing. A check that passed,
-        repeated with its ``retry_digest``, passes again.
+        Without candidates, see whether the person has made the reverse call; that counts nothing.
 
         Raise VerificationNotFound, VerificationAlreadyUsed, VerificationAlreadyCanceled, VerificationLocked,
         RateLimited, CodeRequired, CodeNotExpected or CodeTooShortOrLong.
@@ -209,10 +205,9 @@ class RateLimiter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOrder:
-    """A call to be placed by a provider.
+    """A call to be placed by a provider; ``code`` is None where the channel needs none.
 
-    ``code`` is None where the channel needs none. ``lang`` and ``repeat`` are for a code that is spoken. ``timeout`` is
-    in seconds, where it is shorter than the sender's own.
+    ``lang`` and ``repeat`` are for a code that is spoken. ``timeout`` (seconds) may shorten the sender's own.
     """
 
     call_id: CallId
