@@ -27,11 +27,8 @@ _SOON = 1  # seconds after which to try again, where a place may be free at any 
 RecordTime = Callable[[Channel, str, str, float], None]
 """Takes the channel, the operation, its outcome and how many seconds it took."""
 
-EndSpan = Callable[[str, str | None], None]
-"""Takes the outcome of an operation, and the kind of its error if it failed."""
-
-OpenSpan = Callable[[Channel, str, str], AbstractContextManager[EndSpan]]
-"""Takes the channel, the provider and the operation."""
+OpenSpan = Callable[[Channel, str, str], AbstractContextManager[Callable[[str, str | None], None]]]
+"""Takes the channel, the provider and the operation; then the outcome, and the kind of its error if it failed."""
 
 # The outcome of an operation, by what it returns. One that raises a ProviderError has the kind of the error.
 _OUTCOMES: Mapping[type, str] = {
@@ -58,14 +55,7 @@ class CircuitBreaker:
     is tried, must not open the circuit for all.
 
     A probe that succeeds closes the circuit, one that fails opens it again. An attempt that began before the circuit
-    last changed says nothing about the time since, and is not counted.
-
-    Args:
-        name: for the log.
-        failures: in a row, at least one.
-        open_for: seconds, more than zero.
-        clock: seconds of a clock that never goes back.
-
+    last changed says nothing about the time since, and is not counted. ``name`` is for the log.
     """
 
     def __init__(self, name: str, *, failures: int, open_for: float, clock: Callable[[], float] = monotonic) -> None:
@@ -186,12 +176,9 @@ class ProtectedSender:
         self._open_span = open_span or (lambda *_: nullcontext(lambda *_: None))
 
     def require_ready(self) -> None:
-        """Return if a call may be placed now. It takes no place: between this and ``place`` others may.
+        """Return if a call may be placed now, else raise a ProviderError.
 
-        Raises:
-            BalanceTooLow: by ``admit``.
-            ProviderUnavailable: the circuit is open, or the bulkhead is full.
-
+        It takes no place: between this and ``place`` others may.
         """
         self._admit()
         self._circuit.require_passable()
@@ -201,8 +188,7 @@ class ProtectedSender:
     async def place(self, order: CallOrder) -> CallOutcome:
         """Place a call, and count whether the provider answered; refuse it where the circuit or the bulkhead does.
 
-        With a half-open circuit, this is the probe. The balance is not asked again: the provider refuses a call
-        that it does not pay for.
+        The balance is not asked again: the provider refuses a call that it does not pay for.
         """
         failed = None
         try:

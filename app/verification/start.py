@@ -144,8 +144,7 @@ class _Start:
         verification with that call.
         """
         begun, *answers = await in_one_round_trip(self.journal.claim(), *self._previews())
-        if isinstance(begun, Exception):
-            raise begun
+        _require_all([begun])
         if begun:
             if resumed := await self._resume(begun):
                 return resumed
@@ -154,9 +153,7 @@ class _Start:
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
             channels = self._ready_channels(accepted)
-        preview = previews[channels[0].rules.has_code]
-        _require_all((preview, *answers[len(previews) :]))
-        assert isinstance(preview, StartPreview)  # noqa: S101 - mypy cannot know that no exception is left
+        preview, *_ = _require_all([previews[channels[0].rules.has_code], *answers[len(previews) :]])
         return preview.call_id, channels
 
     def _previews(self) -> list[Request]:

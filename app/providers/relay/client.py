@@ -84,13 +84,7 @@ class RelaySender:
             return Unknown(error.why, call_ref=call)
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call, or none if the relay says that it never got the order.
-
-        Raises:
-            ProviderUnavailable: it did not answer, or not sensibly.
-            ProviderRejected: ``call_ref`` is not the name of a call here.
-
-        """
+        """Return the state of a call, or none if the relay says that it never got the order. Raises ProviderError."""
         if not wire.CALL_REF.fullmatch(call_ref):
             raise ProviderRejected("not the name of a call at a relay")
         try:
