@@ -265,6 +265,8 @@ class Builder:
         )
         balance = Balance(minimum=settings.min_balance_rub, warning=settings.warn_balance_rub, clock=time.monotonic)
         senders = make_senders(plusofon, callback_urls.url_of) | await self._open_relays()
+        if unserved := sorted(settings.used_channels - senders.keys()):
+            raise SettingsError([f"CHANNELS: no provider serves {unserved[0]}; it may be one of RELAY_CHANNELS."])
         failures, open_for = settings.plusofon.circuit_failures, settings.plusofon.circuit_seconds
         circuits = {
             name: CircuitBreaker(name, failures=failures, open_for=open_for)

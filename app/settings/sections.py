@@ -99,7 +99,7 @@ class RelaySettings(_Section):
 
     url: validators.RelayUrl | None = None  # secret, as its path often is the credential
     secret: validators.WebhookSecret | None = None
-    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], validators.CommaSeparated] = []
+    channels: validators.RelayChannels = []
     connect_timeout_seconds: validators.Timeout = 3
     timeout_seconds: Annotated[validators.Timeout, _exceeds_connect_timeout("RELAY")] = 10
 

@@ -41,6 +41,7 @@ _REQUIRED_IN_PRODUCTION = {
 OPEN_CLIENT = "sandbox"  # the client of every request in sandbox mode without API_KEYS
 
 # Sandbox mode may be open to everybody, so it must not reach a service that places real calls.
+_SANDBOX_CHANNELS = (Channel.VOICE, Channel.FLASH_CALL, Channel.REVERSE_CALL)  # of its telephone network
 _LOCALHOST_URL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
 
 
@@ -173,7 +174,7 @@ class Settings(BaseSettings):
     def enabled_channels(self) -> tuple[Channel, ...]:
         """The channels that may be used, in order; the default is voice, and all in sandbox mode."""
         if self.channels is None:
-            return tuple(Channel) if self.mode is Mode.SANDBOX else (Channel.VOICE,)
+            return _SANDBOX_CHANNELS if self.mode is Mode.SANDBOX else (Channel.VOICE,)
         return tuple(dict.fromkeys(self.channels))
 
     @property

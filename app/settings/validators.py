@@ -146,6 +146,14 @@ def _parse_operator_channel(value: object) -> tuple[str, Channel]:
     return operator, Channel(channel)
 
 
+def _parse_relay_channel(value: object) -> Channel:
+    """Parse the name of a channel with a code: a relay is sent one."""
+    names = [channel.value for channel in Channel if channel.rules.has_code]
+    if value not in names:
+        raise ValueError(f"must be {' or '.join(names)}")
+    return Channel(str(value))
+
+
 def _check_proxy_url(url: str) -> None:
     match = _PROXY_URL.fullmatch(url)
     if not match or int(match[1] or 80) > _LAST_PORT:
@@ -189,6 +197,7 @@ TokenKeys = Annotated[SecretStr, _secret(read_keys)]
 # A line feed from a file of secrets is the usual mistake.
 HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
 TestNumbers = Annotated[list[Annotated[TestNumberSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
+RelayChannels = Annotated[list[Annotated[Channel, PlainValidator(_parse_relay_channel)]], CommaSeparated]
 OperatorChannels = Annotated[
     list[Annotated[tuple[str, Channel], PlainValidator(_parse_operator_channel)]], CommaSeparated
 ]
