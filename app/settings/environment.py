@@ -1,4 +1,4 @@
-"""Reads the text of settings from the environment, from ``.env``, and from the files of ``NAME_FILE``."""
+"""The names of settings in the environment, and their text: from there, ``.env``, or the files of ``NAME_FILE``."""
 
 import os
 import re
@@ -6,15 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
+from pydantic import BaseModel, SecretStr
 
-from app.settings.names import Setting
+from app.settings.validators import ApiKey
+from app.verification.phone import Phone
 
 DOTENV = Path(".env")
+_SECRET_TYPES = (SecretStr, ApiKey, Phone)
+# Plain text by type, but the one identifies an account, and the other may have a key in its path.
+_ALSO_SECRET = frozenset({"PLUSOFON_USER_ID", "TRACING_ENDPOINT"})
 _MAX_BYTES = 1 << 20
 _QUOTES = "cannot be read: put a value with quotes in it, as JSON has, in 'single quotes'"
+
+
+class Setting(NamedTuple):
+    """The path of a setting in the model. A secret is hidden in logs, and may be given as a file."""
+
+    path: tuple[str, ...]
+    is_secret: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,25 @@ class Environment:
     values: Mapping[str, SettingText] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
+
+
+def names_of(model: type[BaseModel], section: tuple[str, ...] = ()) -> Mapping[str, Setting]:
+    """Return all settings of a model by name; ``PLUSOFON_USER_ID`` has the path ``("plusofon", "user_id")``."""
+    settings: dict[str, Setting] = {}
+    for field_name, info in model.model_fields.items():
+        path = (*section, field_name)
+        if isinstance(info.default, BaseModel):
+            settings |= names_of(type(info.default), path)
+        else:
+            name = "_".join(path).upper()
+            settings[name] = Setting(path, name in _ALSO_SECRET or _has_secret(info.annotation))
+    return settings
+
+
+def _has_secret(annotation: Any) -> bool:  # noqa: ANN401 - any type annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(_has_secret(info.annotation) for info in annotation.model_fields.values())
+    return annotation in _SECRET_TYPES or any(map(_has_secret, get_args(annotation)))
 
 
 def read_environment(settings: Mapping[str, Setting]) -> Environment:

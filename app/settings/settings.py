@@ -7,17 +7,14 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import cache, cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.settings import sections, validators
-from app.settings.environment import read_environment
-from app.settings.error_messages import message_for, sentence, setting_at
-from app.settings.names import Setting, names_of
+from app.settings.environment import Setting, names_of, read_environment
+from app.settings.error_messages import Mistake, message_for, name_at, sentence
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 
@@ -52,13 +49,13 @@ class SettingsError(Exception):
         self.sentences = sentences
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings; ``plusofon.user_id`` is ``PLUSOFON_USER_ID`` in the environment.
 
-    Creating them raises ValidationError, which ``load_settings`` turns into sentences.
+    ``load_settings`` makes them, which also checks what several of them say together.
     """
 
-    model_config = SettingsConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Annotated[Mode, validators.AnyCase] = Mode.PRODUCTION
     host: validators.Host = "127.0.0.1"
@@ -100,74 +97,48 @@ class Settings(BaseSettings):
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
     clients: Annotated[dict[str, sections.ClientSettings], validators.FromJson] = {}
 
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: object, **__: object
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources: the arguments, then ``read_environment``; the library's would read unknown names too."""
-        fields: dict[str, Any] = {}
-        for name, given in read_environment(setting_names()).values.items():
-            *section, field = setting_names()[name].path
-            (fields.setdefault(section[0], {}) if section else fields)[field] = given.text
-        return init_settings, InitSettingsSource(settings_cls, fields)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _fail_closed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - unvalidated
-        """Report what is missing and what is invalid together."""
-        mistakes = list(_mode_mistakes(data))
-        try:
-            settings = handler(data)
-        except ValidationError as error:
-            mistakes += [_mistake(found["loc"], message_for(found)) for found in error.errors(include_url=False)]
-        else:
-            mistakes += settings.contradictions()
-        if mistakes:
-            raise ValidationError.from_exception_data(cls.__name__, mistakes, hide_input=True)
-        return settings
-
-    def contradictions(self) -> Iterator[InitErrorDetails]:
+    def contradictions(self) -> Iterator[Mistake]:
         """Return the mistakes that involve several settings."""
         if self.warn_balance_rub < self.min_balance_rub:
-            yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
+            yield ("warn_balance_rub",), "must be at least MIN_BALANCE_RUB"
         if self.mode is Mode.SANDBOX and self.workers > 1:
-            yield _mistake(("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process")
+            yield ("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process"
         for field, message in self.tls.contradictions():
-            yield _mistake(("tls", field), message)
+            yield ("tls", field), message
         yield from self._contradictions_of_clients()
         is_public = self.public_url is not None and self.public_url.startswith("https://")
         if self.mode is Mode.PRODUCTION and not is_public and not all(it.rules.has_code for it in self.used_channels):
-            yield _mistake(("public_url",), "must be https://…, where the provider reports reverse calls")
+            yield ("public_url",), "must be https://…, where the provider reports reverse calls"
         yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
             for place, (_, fixed) in enumerate(self.test.numbers):
                 if fixed.until is None or fixed.until < today:
-                    yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+                    yield ("test", "numbers", place), "needs a last day that has not passed, in production"
 
-    def _contradictions_of_clients(self) -> Iterator[InitErrorDetails]:
+    def _contradictions_of_clients(self) -> Iterator[Mistake]:
         with_keys = {key.client for key in self.api.keys}
         if self.mode is Mode.PRODUCTION and "keys" in self.api.model_fields_set and not with_keys:  # only commas
-            yield _mistake(("api", "keys"), "must have at least 1 in its list")
+            yield ("api", "keys"), "must have at least 1 in its list"
         for name, client in self.clients.items():
             if with_keys and name not in with_keys:
-                yield _mistake(("clients", name), "has no key in API_KEYS")
+                yield ("clients", name), "has no key in API_KEYS"
             elif not with_keys and self.mode is Mode.SANDBOX and name != OPEN_CLIENT:
-                yield _mistake(("clients", name), f'is nobody: without API_KEYS every caller is "{OPEN_CLIENT}"')
+                yield ("clients", name), f'is nobody: without API_KEYS every caller is "{OPEN_CLIENT}"'
             for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
-                yield _mistake(("clients", name, field), message)
+                yield ("clients", name, field), message
 
-    def _contradictions_of_the_relay(self) -> Iterator[InitErrorDetails]:
+    def _contradictions_of_the_relay(self) -> Iterator[Mistake]:
         if not self.relay.channels:
             return
         if not self.relay.secret:
-            yield _mistake(("relay", "secret"), "is missing: RELAY_CHANNELS names what goes to a relay")
+            yield ("relay", "secret"), "is missing: RELAY_CHANNELS names what goes to a relay"
         if not self.relay.url:
-            yield _mistake(("relay", "url"), "is missing: RELAY_CHANNELS names what goes to a relay")
+            yield ("relay", "url"), "is missing: RELAY_CHANNELS names what goes to a relay"
         elif self.mode is Mode.PRODUCTION and not self.relay.url.get_secret_value().startswith("https://"):
-            yield _mistake(("relay", "url"), "must begin with https:// in production, for codes go there")
+            yield ("relay", "url"), "must begin with https:// in production, for codes go there"
         elif self.mode is Mode.SANDBOX and not _LOCALHOST_URL.match(self.relay.url.get_secret_value()):
-            yield _mistake(("relay", "url"), "must be on localhost in sandbox mode, where nobody is called")
+            yield ("relay", "url"), "must be on localhost in sandbox mode, where nobody is called"
 
     @property
     def enabled_channels(self) -> tuple[Channel, ...]:
@@ -251,40 +222,43 @@ def setting_names() -> Mapping[str, Setting]:
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings
     """Return the settings; ``overrides`` take precedence over the environment, and that over ``.env``.
 
-    Raise SettingsError if something is missing or wrong.
+    Raise SettingsError with all that is missing or wrong.
     """
     names = setting_names()
     environment = read_environment(names)
     if environment.mistakes:  # settings that seem missing may be in the lines that could not be read
         raise SettingsError(environment.mistakes)
-    sentences = list(environment.unreadable.values())
-    display_names = {name: given.display_name for name, given in environment.values.items()}
+    fields: dict[str, Any] = {}
+    for name, given in environment.values.items():
+        *section, field = names[name].path
+        (fields.setdefault(section[0], {}) if section else fields)[field] = given.text
+    fields |= overrides
+    mistakes = list(_mode_mistakes(fields))
     try:
-        settings = Settings(**overrides)
+        settings = Settings.model_validate(fields)
     except ValidationError as error:
-        sentences += [
-            sentence(found["loc"], found["msg"], display_names)
-            for found in error.errors()
-            if setting_at(found["loc"], names) not in environment.unreadable  # which is why it is missing
-        ]
+        mistakes += [(found["loc"], message_for(found)) for found in error.errors(include_url=False)]
+    else:
+        mistakes += settings.contradictions()
+    sentences = [
+        *environment.unreadable.values(),
+        *(
+            sentence(mistake, environment.values)
+            for mistake in mistakes
+            if name_at(mistake[0]) not in environment.unreadable  # which is why it is missing
+        ),
+    ]
     if sentences:
         raise SettingsError(sentences)
     return settings
 
 
-def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    mode = str(data.get("mode", Mode.PRODUCTION)).lower()
+def _mode_mistakes(fields: Mapping[str, Any]) -> Iterator[Mistake]:
+    mode = str(fields.get("mode", Mode.PRODUCTION)).lower()
     if mode == Mode.PRODUCTION:
         for name, meaning in _REQUIRED_IN_PRODUCTION.items():
             section, field = setting_names()[name].path
-            if not data.get(section, {}).get(field):
-                yield _mistake((section, field), f"is missing: {meaning}")
-    elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
-        yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")
-
-
-def _mistake(location: tuple[int | str, ...], message: str) -> InitErrorDetails:
-    # The message is not the template itself, because it may contain braces.
-    return InitErrorDetails(
-        type=PydanticCustomError("mistake", "{message}", {"message": message}), loc=location, input=None
-    )
+            if not fields.get(section, {}).get(field):
+                yield (section, field), f"is missing: {meaning}"
+    elif mode == Mode.SANDBOX and "base_url" in fields.get("plusofon", {}):
+        yield ("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider"

@@ -49,13 +49,6 @@ class ApiKey(NamedTuple):
     digest: bytes
 
 
-class TestNumberSetting(NamedTuple):
-    """A phone and its fixed code."""
-
-    phone: Phone
-    test_number: TestNumber
-
-
 def _matches(pattern: str, message: str) -> AfterValidator:
     """Return a validator that accepts text, or a secret, that wholly matches a pattern."""
 
@@ -129,12 +122,12 @@ def _check_redis_url(url: str) -> None:
         raise ValueError("has a port, or an option after ?, that is not valid") from None
 
 
-def _parse_test_number(value: object) -> TestNumberSetting:
+def _parse_test_number(value: object) -> tuple[Phone, TestNumber]:
     """Parse ``phone=code@last-day``; the day is optional."""
     match = _TEST_NUMBER.fullmatch(str(value))
     try:
         phone, code, until = match.groups() if match else ("", "", None)
-        return TestNumberSetting(parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None))
+        return parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None)
     except (ValueError, PhoneNotCallable):
         raise ValueError("must be phone=code@last-day, as in +79001234567=1234@2030-01-31") from None
 
@@ -188,7 +181,7 @@ WebhookSecret = Annotated[SecretStr, _secret(parse_secret)]
 TokenKeys = Annotated[SecretStr, _secret(read_keys)]
 # A line feed from a file of secrets is the usual mistake.
 HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
-TestNumbers = Annotated[list[Annotated[TestNumberSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
+TestNumbers = Annotated[list[Annotated[tuple[Phone, TestNumber], PlainValidator(_parse_test_number)]], CommaSeparated]
 OperatorChannels = Annotated[
     list[Annotated[tuple[str, Channel], PlainValidator(_parse_operator_channel)]], CommaSeparated
 ]
