@@ -1,7 +1,7 @@
 """Plusofon's HTTP API, with its responses and errors, in front of the virtual telephone network."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,10 +17,13 @@ from starlette.routing import Route
 
 from app.sandbox.faults import Fault
 from app.sandbox.network import NO_SUCH_CALL, CallRefused, CallUnknown, NoAccess, NoReply, VirtualNetwork
+from app.sandbox.numbers import MagicNumber
 from app.sandbox.provider_callbacks import CallbackSender
 from app.sandbox.server import HANG_UP
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.phone import Phone
+from app.verification.routing import operator_of
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own
 
@@ -44,13 +47,16 @@ def create_sandbox_app(
             finally:
                 network.send_callback = None
 
+    posts = {
+        "call": api.placing(_CallBody, api.call),
+        "send": api.placing(_SendBody, api.send),
+        "call-to-auth": api.placing(_CallToAuthBody, api.call_to_auth),
+        "status": api.status,
+        "check": api.check,
+    }
     app = Starlette(
         routes=[
-            Route("/api/v1/flash-call/call", api.call, methods=["POST"]),
-            Route("/api/v1/flash-call/status", api.status, methods=["POST"]),
-            Route("/api/v1/flash-call/send", api.send, methods=["POST"]),
-            Route("/api/v1/flash-call/check", api.check, methods=["POST"]),
-            Route("/api/v1/flash-call/call-to-auth", api.call_to_auth, methods=["POST"]),
+            *(Route(f"/api/v1/flash-call/{name}", respond, methods=["POST"]) for name, respond in posts.items()),
             Route("/api/v1/flash-call", api.accounts, methods=["GET"]),
             Route("/api/v1/payment/balance", api.balance, methods=["GET"]),
         ],
@@ -126,33 +132,20 @@ class _Api:
     cabinet_token: str = field(repr=False)
     stall: float
 
-    async def call(self, request: Request) -> Response:
-        body = await self._read(request, _CallBody)
+    def call(self, body: _CallBody) -> object:
+        call = self.network.place(phone=body.phone, pin=body.pin, lang=body.lang, repeat=body.repeat)
+        return {"call_id": call.call_id}
 
-        def place() -> object:
-            call = self.network.place(phone=body.phone, pin=body.pin, lang=body.lang, repeat=body.repeat)
-            return {"call_id": call.call_id}
+    def send(self, body: _SendBody) -> object:
+        call = self.network.place_flash_call(phone=body.phone, pin=body.pin)
+        if not (self.network.returns_pin or body.phone == MagicNumber.OTHER_PIN):
+            return {"key": call.call_id}
+        operator = operator_of(Phone(body.phone))
+        return {"key": call.call_id, "pin": call.pin, **({"operator": operator} if operator else {})}
 
-        return await self._place(request, place)
-
-    async def send(self, request: Request) -> Response:
-        body = await self._read(request, _SendBody)
-
-        def place() -> object:
-            placed = self.network.place_flash_call(phone=body.phone, pin=body.pin)
-            data = {"key": placed.call.call_id, "pin": placed.pin, "operator": placed.operator}
-            return {name: value for name, value in data.items() if value is not None}
-
-        return await self._place(request, place)
-
-    async def call_to_auth(self, request: Request) -> Response:
-        body = await self._read(request, _CallToAuthBody)
-
-        def place() -> object:
-            call = self.network.place_reverse_call(phone=body.phone, callback_url=body.hook_url)
-            return {"key": call.call_id, "phone": call.dial}
-
-        return await self._place(request, place)
+    def call_to_auth(self, body: _CallToAuthBody) -> object:
+        call = self.network.place_reverse_call(phone=body.phone, callback_url=body.hook_url)
+        return {"key": call.call_id, "phone": call.dial}
 
     async def status(self, request: Request) -> Response:
         """Return the status of a voice call; Plusofon documents none for other calls."""
@@ -195,22 +188,29 @@ class _Api:
             message = mistake["msg"].removeprefix("Value error, ")
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"{where}: {message}") from None
 
-    async def _place(self, request: Request, place: Callable[[], object]) -> Response:
-        """Respond with the data that ``place`` returns, unless the request meets a fault."""
-        fault = self.network.faults.draw()
-        if fault and not fault.placed:
-            return _NOT_PLACED[fault]() if fault in _NOT_PLACED else await self._hang_up(request)
-        response = _success(place())
-        match fault:
-            case Fault.DELAYED:
-                await asyncio.sleep(self.network.faults.delay)
-            case Fault.MALFORMED:
-                return Response(bytes(response.body)[:-2], media_type="application/json")
-            case Fault.STALLED:
-                return await self.hold(request)
-            case Fault.CLOSED_AFTER:
-                return await self._hang_up(request)
-        return response
+    def placing(
+        self, model: type[_BodyT], place: Callable[[_BodyT], object]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return a route that responds with the data that ``place`` returns, unless a request meets a fault."""
+
+        async def respond(request: Request) -> Response:
+            body = await self._read(request, model)
+            fault = self.network.faults.draw()
+            if fault and not fault.placed:
+                return _NOT_PLACED[fault]() if fault in _NOT_PLACED else await self._hang_up(request)
+            response = _success(place(body))
+            match fault:
+                case Fault.DELAYED:
+                    await asyncio.sleep(self.network.faults.delay)
+                case Fault.MALFORMED:
+                    return Response(bytes(response.body)[:-2], media_type="application/json")
+                case Fault.STALLED:
+                    return await self.hold(request)
+                case Fault.CLOSED_AFTER:
+                    return await self._hang_up(request)
+            return response
+
+        return respond
 
     async def _hang_up(self, request: Request) -> Response:
         request.scope["extensions"][HANG_UP]()

@@ -97,7 +97,10 @@ async def test_a_code_in_the_response_overrides_the_requested_one(sandbox: Sandb
     assert call.heard != "0123"
 
 
-async def test_an_account_configured_to_returns_code_and_operator() -> None:
+async def test_code_and_operator_are_returned_only_by_an_account_configured_to(sandbox: Sandbox) -> None:
+    hidden = (await sandbox.place(SEND, "+79101234567")).json()["data"]
+    assert list(hidden) == ["key"]
+
     network = VirtualNetwork(returns_pin=True)
     app = create_sandbox_app(network, user_id="0", access_token="calls")
     async with SandboxServer(app) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
