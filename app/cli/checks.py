@@ -103,15 +103,7 @@ async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
         advice = "Check REDIS_URL, that Redis runs, and that this machine may connect to it."
         return [wrong("redis", f"Redis {error}", advice)]
-    return [
-        _version(health),
-        _role(health),
-        _eviction(health),
-        _persistence(health),
-        _round_trip(health),
-        _permissions(health),
-        _clock(health),
-    ]
+    return [*_grade_configuration(health), *_grade_connection(health)]
 
 
 def _lacks_a_right(error: BaseException | None) -> bool:
@@ -121,66 +113,59 @@ def _lacks_a_right(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _version(health: RedisHealth) -> Finding:
+def _grade_configuration(health: RedisHealth) -> Iterator[Finding]:
     if health.version is None:
-        return doubtful(
-            "redis",
-            "reached; its user may not ask for its version (INFO)",
-            "Allow INFO, or check the version yourself.",
-        )
-    if health.version < _OLDEST_REDIS:
-        return wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")
-    return fine("redis", f"{health.name} is reached")
+        advice = "Allow INFO, or check the version yourself."
+        yield doubtful("redis", "reached; its user may not ask for its version (INFO)", advice)
+    elif health.version < _OLDEST_REDIS:
+        yield wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")
+    else:
+        yield fine("redis", f"{health.name} is reached")
 
-
-def _role(health: RedisHealth) -> Finding:
-    if health.is_replica:
-        return wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
     if health.is_replica is None:
-        return doubtful("redis role", "unknown", "Make sure that REDIS_URL names the primary.")
-    return fine("redis role", "takes writes")
+        yield doubtful("redis role", "unknown", "Make sure that REDIS_URL names the primary.")
+    elif health.is_replica:
+        yield wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
+    else:
+        yield fine("redis role", "takes writes")
 
-
-def _eviction(health: RedisHealth) -> Finding:
     if health.eviction is None:
-        return doubtful("redis eviction", "unknown", "Make sure that maxmemory-policy is noeviction.")
-    if health.eviction != "noeviction":
+        yield doubtful("redis eviction", "unknown", "Make sure that maxmemory-policy is noeviction.")
+    elif health.eviction != "noeviction":
         message = f"maxmemory-policy is {health.eviction}: when memory is full, limits and codes are forgotten"
-        return wrong("redis eviction", message, "Set maxmemory-policy noeviction.")
-    return fine("redis eviction", "maxmemory-policy is noeviction")
+        yield wrong("redis eviction", message, "Set maxmemory-policy noeviction.")
+    else:
+        yield fine("redis eviction", "maxmemory-policy is noeviction")
 
-
-def _persistence(health: RedisHealth) -> Finding:
-    advice = "Set appendonly yes, or save, unless that is meant."
     if health.persistence is None:
-        return doubtful("redis persistence", "unknown", "Make sure that appendonly, or save, is on.")
-    if not health.persistence:
+        yield doubtful("redis persistence", "unknown", "Make sure that appendonly, or save, is on.")
+    elif not health.persistence:
         message = "off: with a restart of Redis pending codes, limits and undelivered events are lost"
-        return doubtful("redis persistence", message, advice)
-    return fine("redis persistence", f"on ({', '.join(health.persistence)})")
+        yield doubtful("redis persistence", message, "Set appendonly yes, or save, unless that is meant.")
+    else:
+        yield fine("redis persistence", f"on ({', '.join(health.persistence)})")
 
 
-def _round_trip(health: RedisHealth) -> Finding:
+def _grade_connection(health: RedisHealth) -> Iterator[Finding]:
     milliseconds = f"{health.round_trip / timedelta(milliseconds=1):.2f} ms"
     if health.round_trip > _SLOW:
-        return doubtful("redis round trip", milliseconds, "Bring Redis closer: every request waits for it.")
-    return fine("redis round trip", milliseconds)
+        yield doubtful("redis round trip", milliseconds, "Bring Redis closer: every request waits for it.")
+    else:
+        yield fine("redis round trip", milliseconds)
 
-
-def _permissions(health: RedisHealth) -> Finding:
     if health.refused:
         message = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
-        return wrong("redis permissions", message, _RIGHTS)
-    return fine("redis permissions", "scripts run, and changes can be published")
+        yield wrong("redis permissions", message, _RIGHTS)
+    else:
+        yield fine("redis permissions", "scripts run, and changes can be published")
 
-
-def _clock(health: RedisHealth) -> Finding:
     seconds = health.ahead.total_seconds()
     message = f"Redis is {abs(seconds):.2f} s {'ahead of' if seconds > 0 else 'behind'} this machine"
-    advice = "Have both keep time by NTP (chrony, systemd-timesyncd)."
-    if abs(health.ahead) > _CLOCK_IS_WRONG:
-        return wrong("clock", message, advice)
-    return doubtful("clock", message, advice) if abs(health.ahead) > _CLOCK_DRIFTS else fine("clock", message)
+    if abs(health.ahead) > _CLOCK_DRIFTS:
+        grade = wrong if abs(health.ahead) > _CLOCK_IS_WRONG else doubtful
+        yield grade("clock", message, "Have both keep time by NTP (chrony, systemd-timesyncd).")
+    else:
+        yield fine("clock", message)
 
 
 async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:
