@@ -215,36 +215,28 @@ async def _balance(accounts: ProviderAccounts, minimum: Decimal, warning: Decima
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Check what follows from valid settings and from this process."""
+    """Check what follows from valid settings, the names in the environment, and this process."""
     yield fine("settings", f"complete, for {settings.mode} mode")
     if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
         message = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
         yield doubtful("call token", message, "`plusofon-verify call` tries it, with a call.")
     message = "seen in requests alone: if a backend passes a private or loopback one, the log has client_ip.not_public"
     yield fine("client_ip", message)
-    yield _https(settings)
+    if settings.tls.cert_file:
+        yield fine("https", "by the service itself (TLS_CERT_FILE)")
+    elif settings.public_url and settings.public_url.startswith("https://"):
+        yield fine("https", "by a proxy, as PUBLIC_URL says")
+    elif settings.mode is Mode.SANDBOX:
+        yield fine("https", "not needed in sandbox mode")
+    else:
+        message = "nothing says that callers come by HTTPS: codes, phones and API keys could be read"
+        advice = "Put a proxy in front and set PUBLIC_URL=https://…, or set TLS_CERT_FILE and TLS_KEY_FILE."
+        yield doubtful("https", message, advice)
     yield _tokens(settings)
     yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def check_names() -> Iterator[Finding]:
-    """Check that names in the environment that look like settings are settings."""
     for name, meant in misspelt_settings().items():
         advice = f"Write {meant}, if that is meant." if meant else "Look for its name in .env.example."
         yield doubtful("settings", f"{name} is no setting, and nothing reads it", advice)
-
-
-def _https(settings: Settings) -> Finding:
-    if settings.tls.cert_file:
-        return fine("https", "by the service itself (TLS_CERT_FILE)")
-    if settings.public_url and settings.public_url.startswith("https://"):
-        return fine("https", "by a proxy, as PUBLIC_URL says")
-    if settings.mode is Mode.SANDBOX:
-        return fine("https", "not needed in sandbox mode")
-    advice = "Put a proxy in front and set PUBLIC_URL=https://…, or set TLS_CERT_FILE and TLS_KEY_FILE."
-    return doubtful(
-        "https", "nothing says that callers come by HTTPS: codes, phones and API keys could be read", advice
-    )
 
 
 def _tokens(settings: Settings) -> Finding:

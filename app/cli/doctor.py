@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import typer
 
-from app.cli.checks import Finding, Result, check_names, check_provider, check_redis, check_settings, wrong
+from app.cli.checks import Finding, Result, check_provider, check_redis, check_settings, wrong
 from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson, run_with_container
 from app.container import Container
 from app.settings import Settings, SettingsError, load_settings
@@ -44,7 +44,7 @@ async def _examine(container: Container, settings: Settings) -> list[Finding]:
             container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
         ),
     )
-    return [*check_settings(settings), *check_names(), *of_redis, *of_provider]
+    return [*check_settings(settings), *of_redis, *of_provider]
 
 
 def _show(findings: Sequence[Finding], *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,7 @@ from starlette.routing import Route
 from app.sandbox.faults import Fault
 from app.sandbox.network import NO_SUCH_CALL, CallRefused, CallUnknown, NoAccess, NoReply, VirtualNetwork
 from app.sandbox.numbers import MagicNumber
-from app.sandbox.provider_callbacks import CallbackSender
+from app.sandbox.provider_callbacks import open_callback_sender
 from app.sandbox.server import HANG_UP
 from app.verification.channels import Channel
 from app.verification.model import Lang
@@ -40,8 +40,8 @@ def create_sandbox_app(
 
     @asynccontextmanager
     async def send_callbacks(_: Starlette) -> AsyncIterator[None]:
-        async with CallbackSender(pause=network.pace) as sender:
-            network.send_callback = sender.send
+        async with open_callback_sender(pause=network.pace) as send:
+            network.send_callback = send
             try:
                 yield
             finally:
@@ -61,10 +61,7 @@ def create_sandbox_app(
             Route("/api/v1/payment/balance", api.balance, methods=["GET"]),
         ],
         exception_handlers={
-            **dict.fromkeys((404, 405), _page_not_found),
-            **dict.fromkeys((CallRefused, CallUnknown), _refuse),
-            HTTPException: _explain,
-            NoAccess: _no_access,
+            **dict.fromkeys((HTTPException, CallRefused, CallUnknown, NoAccess), _explain),
             NoReply: api.hold,
         },
         lifespan=send_callbacks,
@@ -246,17 +243,12 @@ _NOT_PLACED: Mapping[Fault, Callable[[], Response]] = {
 
 
 async def _explain(_request: Request, error: Exception) -> Response:
-    problem = cast("HTTPException", error)  # this handler is registered for it only
-    return _failure(problem.status_code, problem.status_code, problem.detail)
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    return _refusal(str(error))
-
-
-async def _no_access(_request: Request, _error: Exception) -> Response:
-    return PlainTextResponse("no access", HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
-async def _page_not_found(_request: Request, _error: Exception) -> Response:
-    return JSONResponse({"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}})
+    match error:
+        case HTTPException(status_code=404 | 405):
+            return JSONResponse({"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}})
+        case HTTPException():
+            return _failure(error.status_code, error.status_code, error.detail)
+        case NoAccess():
+            return PlainTextResponse("no access", HTTPStatus.INTERNAL_SERVER_ERROR)
+        case _:
+            return _refusal(str(error))

@@ -10,7 +10,6 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 
 from app.settings import validators
-from app.settings.webhooks import WebhookFields
 from app.verification.channels import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.fraud_guard import GuardRules
@@ -207,18 +206,6 @@ class TestSettings(_Section):
     """Test numbers: no call is placed, and the code is fixed."""
 
     numbers: validators.TestNumbers = []
-
-
-class ClientSettings(WebhookFields):
-    """What differs for one client from the settings for all, and its webhook."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    purposes: list[validators.Purpose] | None = None
-    channels: list[Channel] | None = None
-    calls_per_minute: validators.Count | None = None
-    calls_per_day: validators.Count | None = None
-    failed_checks: validators.Count | None = None
 
 
 class MetricsSettings(ApiSettings):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.settings import sections, validators
+from app.settings.clients import ClientSettings
 from app.settings.environment import Setting, names_of, read_environment
 from app.settings.error_messages import Mistake, message_for, name_at, sentence
 from app.tokens import generate_keys
@@ -95,7 +96,7 @@ class Settings(BaseModel):
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     tracing: sections.TracingSettings = sections.TracingSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
-    clients: Annotated[dict[str, sections.ClientSettings], validators.FromJson] = {}
+    clients: Annotated[dict[str, ClientSettings], validators.FromJson] = {}
 
     def contradictions(self) -> Iterator[Mistake]:
         """Return the mistakes that involve several settings."""
@@ -125,7 +126,7 @@ class Settings(BaseModel):
                 yield ("clients", name), "has no key in API_KEYS"
             elif not with_keys and self.mode is Mode.SANDBOX and name != OPEN_CLIENT:
                 yield ("clients", name), f'is nobody: without API_KEYS every caller is "{OPEN_CLIENT}"'
-            for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
+            for field, message in client.contradictions(production=self.mode is Mode.PRODUCTION):
                 yield ("clients", name, field), message
 
     def _contradictions_of_the_relay(self) -> Iterator[Mistake]:
