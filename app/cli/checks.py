@@ -251,7 +251,7 @@ def _tokens(settings: Settings) -> Finding:
 
 
 def _files(settings: Settings, limit: int) -> Finding:
-    needed = settings.events.listeners + settings.plusofon.max_connections + _OTHER_FILES
+    needed = settings.events_listeners + settings.plusofon.max_connections + _OTHER_FILES
     message = f"{'unlimited' if limit == resource.RLIM_INFINITY else limit} here"
     if limit != resource.RLIM_INFINITY and limit < needed:
         advice = f"Allow {needed} (ulimit -n, LimitNOFILE=), or lower EVENTS_LISTENERS."

@@ -78,7 +78,7 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         extra={
             "version": version("plusofon-verify"),
             "mode": settings.mode,
-            "address": settings.listen_url,
+            "address": settings.url_of(settings.host),
             "workers": settings.workers,
             "settings": redacted_settings(settings),
         },
@@ -167,10 +167,10 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     # A socket for IPv4 and IPv6 reports an IPv4 peer as ::ffff:a.b.c.d.
     mapped = [
         f"::ffff:{network.network_address}/{96 + network.prefixlen}"
-        for network in settings.proxy.addresses
+        for network in settings.proxy_addresses
         if network.version == 4  # noqa: PLR2004 - the name of a protocol
     ]
-    proxies = [*map(str, settings.proxy.addresses), *mapped]
+    proxies = [*map(str, settings.proxy_addresses), *mapped]
     return {
         "host": settings.host,
         "port": settings.port,

@@ -93,13 +93,6 @@ class VirtualNetwork:
             pin = f"{(int(pin) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
         return self._add(replace(self._charge(phone, Channel.FLASH_CALL), pin=pin, caller=_FLASH_CALLER + pin))
 
-    def is_pin(self, call_id: str, pin: str) -> bool:
-        """Return whether ``pin`` is the code of a flash call. Raise CallUnknown if there is none, or it was dropped."""
-        call = self.status(call_id)
-        if call.channel is not Channel.FLASH_CALL:
-            raise CallUnknown(NO_SUCH_CALL)
-        return call.pin == pin
-
     def place_reverse_call(self, *, phone: str, callback_url: str) -> VirtualCall:
         """Wait five minutes for ``phone`` to dial a number, which a callback announces at once. Raise as ``place``."""
         call = replace(

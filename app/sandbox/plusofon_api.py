@@ -52,7 +52,6 @@ def create_sandbox_app(
         "send": api.placing(_SendBody, api.send),
         "call-to-auth": api.placing(_CallToAuthBody, api.call_to_auth),
         "status": api.status,
-        "check": api.check,
     }
     app = Starlette(
         routes=[
@@ -82,9 +81,6 @@ class _PhoneBody(_Body):
     phone: Annotated[str, Field(pattern=r"^[78][0-9]{10}$"), AfterValidator(lambda phone: f"+7{phone[1:]}")]
 
 
-_FlashPin = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
-
-
 class _CallBody(_PhoneBody):
     pin: Annotated[str, Field(pattern=r"^[0-9]{4,6}$")]
     lang: Lang
@@ -92,7 +88,7 @@ class _CallBody(_PhoneBody):
 
 
 class _SendBody(_PhoneBody):
-    pin: _FlashPin | None = None
+    pin: Annotated[str, Field(pattern=r"^[0-9]{4}$")] | None = None
 
 
 def _check_callback_url(url: str) -> str:
@@ -112,11 +108,6 @@ class _CallToAuthBody(_PhoneBody):
 
 class _StatusBody(_Body):
     call_id: str
-
-
-class _CheckBody(_Body):
-    key: str
-    pin: _FlashPin
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +142,6 @@ class _Api:
         if call.channel is not Channel.VOICE:
             raise CallUnknown(NO_SUCH_CALL)
         return _success({"status": call.status, "message": f"call {call.status.replace('_', ' ')}"})
-
-    async def check(self, request: Request) -> Response:
-        body = await self._read(request, _CheckBody)
-        is_right = self.network.is_pin(body.key, body.pin)
-        return JSONResponse({"success": True}) if is_right else _refusal("wrong pin")
 
     async def accounts(self, request: Request) -> Response:
         self._authorize(request, self.cabinet_token)

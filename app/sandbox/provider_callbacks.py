@@ -12,6 +12,7 @@ import aiohttp
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_TIMEOUT = 3.0  # seconds of an attempt
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)  # ValueError: of an unusual URL
 
 
@@ -25,20 +26,16 @@ class ProviderCallback:
 
 
 @asynccontextmanager
-async def open_callback_sender(
-    *,
-    timeout: float = 3.0,
-    pause: float,  # noqa: ASYNC109 - of one attempt
-) -> AsyncIterator[Callable[[ProviderCallback], None]]:
+async def open_callback_sender(*, pause: float) -> AsyncIterator[Callable[[ProviderCallback], None]]:
     """Yield a function that sends a callback in a separate task; when the context closes, the tasks are cancelled.
 
-    ``timeout`` is for one attempt, in seconds; ``pause`` is before the second attempt, and doubles before the third.
+    ``pause`` is before the second attempt, in seconds, and doubles before the third.
     """
     tasks: set[asyncio.Task[None]] = set()
     async with aiohttp.ClientSession(
         # No connection is kept: the receiver may be gone the next moment.
         connector=aiohttp.TCPConnector(force_close=True),
-        timeout=aiohttp.ClientTimeout(total=timeout),
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as http:
 

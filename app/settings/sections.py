@@ -40,12 +40,6 @@ class TlsSettings(_Section):
             yield "cert_file", "must be a certificate in PEM, and TLS_KEY_FILE its private key without a password"
 
 
-class ProxySettings(_Section):
-    """The trusted reverse proxies: what they say about a client's address and scheme is used."""
-
-    addresses: validators.Networks = []
-
-
 class OutboundSettings(_Section):
     """How requests to Plusofon, a relay and webhooks are sent."""
 
@@ -196,34 +190,10 @@ class GuardSettings(_Section):
         )
 
 
-class EventsSettings(_Section):
-    """The event stream."""
-
-    listeners: int = Field(1000, ge=1, le=100_000)
-
-
-class TestSettings(_Section):
-    """Test numbers: no call is placed, and the code is fixed."""
-
-    numbers: validators.TestNumbers = []
-
-
 class MetricsSettings(ApiSettings):
     """Who may read the metrics, beside the holders of ``ADMIN_KEYS``: they show what was spent."""
 
     open: bool = False
-
-
-class TracingSettings(_Section):
-    """Where traces are sent."""
-
-    endpoint: validators.TracesUrl | None = None
-
-
-class WatchSettings(_Section):
-    """How calls are followed to their end. The rate is for all workers together."""
-
-    per_second: int = Field(5, ge=1, le=100)
 
 
 class LogSettings(_Section):

@@ -73,8 +73,12 @@ class Settings(BaseModel):
     operator_channels: validators.OperatorChannels = []
     min_balance_rub: validators.Rub = Decimal(10)
     warn_balance_rub: validators.Rub = Decimal(100)
+    proxy_addresses: validators.Networks = []
+    events_listeners: int = Field(1000, ge=1, le=100_000)
+    test_numbers: validators.TestNumbers = []
+    watch_per_second: int = Field(5, ge=1, le=100)
+    tracing_endpoint: validators.TracesUrl | None = None
     tls: sections.TlsSettings = sections.TlsSettings()
-    proxy: sections.ProxySettings = sections.ProxySettings()
     outbound: sections.OutboundSettings = sections.OutboundSettings()
     plusofon: sections.PlusofonSettings = sections.PlusofonSettings()
     relay: sections.RelaySettings = sections.RelaySettings()
@@ -89,12 +93,8 @@ class Settings(BaseModel):
     phone: sections.PhoneSettings = sections.PhoneSettings()
     limit: sections.LimitSettings = sections.LimitSettings()
     guard: sections.GuardSettings = sections.GuardSettings()
-    events: sections.EventsSettings = sections.EventsSettings()
-    test: sections.TestSettings = sections.TestSettings()
-    watch: sections.WatchSettings = sections.WatchSettings()
     log: sections.LogSettings = sections.LogSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()
-    tracing: sections.TracingSettings = sections.TracingSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
     clients: Annotated[dict[str, ClientSettings], validators.FromJson] = {}
 
@@ -113,9 +113,9 @@ class Settings(BaseModel):
         yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
-            for place, (_, fixed) in enumerate(self.test.numbers):
+            for place, (_, fixed) in enumerate(self.test_numbers):
                 if fixed.until is None or fixed.until < today:
-                    yield ("test", "numbers", place), "needs a last day that has not passed, in production"
+                    yield ("test_numbers", place), "needs a last day that has not passed, in production"
 
     def _contradictions_of_clients(self) -> Iterator[Mistake]:
         with_keys = {key.client for key in self.api.keys}
@@ -155,17 +155,13 @@ class Settings(BaseModel):
         return {*self.enabled_channels, *own}
 
     @property
-    def listen_url(self) -> str:
-        """The URL of the address that the service listens on."""
-        return self._url_of(self.host)
-
-    @property
     def reachable_url(self) -> str:
         """The URL by which others reach this service; without ``PUBLIC_URL``, from this machine only."""
         loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-        return self.public_url or self._url_of(loopback.get(self.host, self.host))
+        return self.public_url or self.url_of(loopback.get(self.host, self.host))
 
-    def _url_of(self, host: str) -> str:
+    def url_of(self, host: str) -> str:
+        """Return the URL of this service at an address of this machine."""
         scheme = "https" if self.tls.cert_file else "http"
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from app.sandbox import MagicNumber, VirtualNetwork, create_sandbox_app
-from app.sandbox.network import CallRefused, CallUnknown, NoAccess, NoCallWaiting, NoReply, WrongNumber
+from app.sandbox.network import CallRefused, NoAccess, NoCallWaiting, NoReply, WrongNumber
 from app.sandbox.numbers import DIAL_NUMBERS
 from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
@@ -112,16 +112,6 @@ def test_a_network_that_ignores_the_requested_code_shows_another(network: Virtua
         assert placed.pin is not None
         assert placed.pin != asked
         assert network.status(placed.call_id).heard == placed.pin
-
-
-def test_a_code_is_correct_only_for_its_own_flash_call(network: VirtualNetwork) -> None:
-    call_id = flash(network)
-    assert network.is_pin(call_id, PIN)
-    assert not network.is_pin(call_id, "3210")
-    voice = network.place(phone=PHONE, pin=PIN, lang=Lang.RU, repeat=1)
-    for unknown in ("0" * 32, voice.call_id):
-        with pytest.raises(CallUnknown):
-            network.is_pin(unknown, PIN)
 
 
 @pytest.mark.parametrize(
