@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
@@ -73,25 +74,15 @@ class Result(StrEnum):
 class Finding:
     """What one check found (``message``), and what to do about it; neither contains a secret."""
 
-    check: str
     result: Result
+    check: str
     message: str
     advice: str = ""
 
 
-def fine(check: str, message: str) -> Finding:
-    """Return the finding that something works."""
-    return Finding(check, Result.FINE, message)
-
-
-def doubtful(check: str, message: str, advice: str) -> Finding:
-    """Return the finding that something works, but not as it should."""
-    return Finding(check, Result.DOUBTFUL, message, advice)
-
-
-def wrong(check: str, message: str, advice: str) -> Finding:
-    """Return the finding that something does not work."""
-    return Finding(check, Result.WRONG, message, advice)
+fine = partial(Finding, Result.FINE)
+doubtful = partial(Finding, Result.DOUBTFUL)
+wrong = partial(Finding, Result.WRONG)
 
 
 async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa: ASYNC109 - of each wait, not of all

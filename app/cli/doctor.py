@@ -32,8 +32,7 @@ def doctor(*, as_json: AsJson = False) -> None:
         _show([wrong("settings", sentence, advice) for sentence in error.sentences], as_json=as_json)
         raise typer.Exit(EXIT_SETTINGS) from None
     findings = run_with_container(lambda container: _examine(container, settings), settings)
-    _show(findings, as_json=as_json)
-    if any(finding.result is Result.WRONG for finding in findings):
+    if not _show(findings, as_json=as_json):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -47,14 +46,15 @@ async def _examine(container: Container, settings: Settings) -> list[Finding]:
     return [*check_settings(settings), *of_redis, *of_provider]
 
 
-def _show(findings: Sequence[Finding], *, as_json: bool) -> None:
+def _show(findings: Sequence[Finding], *, as_json: bool) -> bool:
+    """Print the findings; return whether nothing is wrong."""
+    ok = all(finding.result is not Result.WRONG for finding in findings)
     if as_json:
-        ok = not any(finding.result is Result.WRONG for finding in findings)
-        typer.echo(
-            json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False)
-        )
-        return
+        report = {"ok": ok, "checks": [asdict(finding) for finding in findings]}
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return ok
     for finding in findings:
         typer.echo(f"{_MARKS[finding.result]} {finding.check:<18} {finding.message}")
         if finding.advice:
             typer.echo(f"  {'':<18} → {finding.advice}")
+    return ok

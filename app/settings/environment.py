@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -30,24 +29,26 @@ class Setting(NamedTuple):
     is_secret: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SettingText:
+class SettingsError(Exception):
+    """The settings are wrong. ``sentences`` has one for each mistake, none with a value."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = sentences
+
+
+class SettingText(NamedTuple):
     """A setting's text, and its name for error messages, such as ``SECRET_KEY_FILE`` or ``CLIENTS (.env, line 3)``."""
 
     text: str
     display_name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """The texts of settings by name, and sentences about what could not be read.
+class Environment(NamedTuple):
+    """The texts of settings by name, and a sentence for each setting that could not be read, by its name."""
 
-    ``unreadable`` has a sentence by the name of the setting; ``mistakes`` are those that belong to no setting.
-    """
-
-    values: Mapping[str, SettingText] = field(default_factory=dict)
-    unreadable: Mapping[str, str] = field(default_factory=dict)
-    mistakes: list[str] = field(default_factory=list)
+    values: Mapping[str, SettingText]
+    unreadable: Mapping[str, str]
 
 
 def names_of(model: type[BaseModel], section: tuple[str, ...] = ()) -> Mapping[str, Setting]:
@@ -73,7 +74,7 @@ def read_environment(settings: Mapping[str, Setting]) -> Environment:
     """Return the text of each setting that is given. An empty text stands for the default.
 
     The environment takes precedence over ``.env``, also with an empty text. Names are case-insensitive, but ``PORT``
-    takes precedence over ``port``, which may belong to another program.
+    takes precedence over ``port``, which may belong to another program. Raise SettingsError as ``read_dotenv``.
     """
     in_file = read_dotenv()
     exact_last = sorted(os.environ.items(), key=lambda variable: variable[0].isupper())
@@ -86,7 +87,7 @@ def read_environment(settings: Mapping[str, Setting]) -> Environment:
                 given[name] = found
         except ValueError as error:
             unreadable[name] = str(error)
-    return Environment(given, {name: unreadable[name] for name in unreadable if name not in given}, in_file.mistakes)
+    return Environment(given, {name: unreadable[name] for name in unreadable if name not in given})
 
 
 def _find(name: str, texts: Mapping[str, SettingText], *, may_be_in_file: bool) -> SettingText | None:
@@ -113,21 +114,24 @@ def _find(name: str, texts: Mapping[str, SettingText], *, may_be_in_file: bool) 
 
 
 def read_dotenv() -> Environment:
-    """Return what ``.env`` has, under any name; without such a file, nothing."""
+    """Return what ``.env`` has, under any name; without such a file, nothing.
+
+    Raise SettingsError if a part belongs to no setting: those that seem missing may be there.
+    """
     if not os.path.lexists(DOTENV):
-        return Environment()
+        return Environment({}, {})
     try:
         text = _read_text(DOTENV)
     except UnicodeDecodeError as error:
         if error.object.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return Environment(mistakes=[".env is in UTF-16; save it in UTF-8."])
+            raise SettingsError([".env is in UTF-16; save it in UTF-8."]) from None
         line = error.object.count(b"\n", 0, error.start) + 1
-        return Environment(mistakes=[f".env, line {line} is not in UTF-8; save the file in UTF-8."])
+        raise SettingsError([f".env, line {line} is not in UTF-8; save the file in UTF-8."]) from None
     except ValueError as error:
-        return Environment(mistakes=[f".env {error}."])
+        raise SettingsError([f".env {error}."]) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        return Environment(mistakes=[f".env, line {line} has a NUL character; save the file as text in UTF-8."])
+        raise SettingsError([f".env, line {line} has a NUL character; save the file as text in UTF-8."])
     return _parse(text)
 
 
@@ -151,13 +155,15 @@ def _parse(text: str) -> Environment:
             unreadable[name] = f"{name} (.env, line {line}) {_QUOTES}."
         else:
             mistakes.append(f".env, line {line} must be NAME=value.")
+    if mistakes:
+        raise SettingsError(mistakes)
     given = {}
     for key, value in dotenv_values(stream=StringIO("".join(readable))).items():
         name = key.upper()
         # The line helps to find mistakes in the quotes of JSON.
         display_name = f"{name} (.env, line {lines[name]})" if "{" in (value or "") else name
         given[name] = SettingText(value or "", display_name)
-    return Environment(given, unreadable, mistakes)
+    return Environment(given, unreadable)
 
 
 def _read_text(path: Path) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.settings import sections, validators
 from app.settings.clients import ClientSettings
-from app.settings.environment import Setting, names_of, read_environment
+from app.settings.environment import Setting, SettingsError, names_of, read_environment
 from app.settings.error_messages import Mistake, message_for, name_at, sentence
 from app.tokens import generate_keys
 from app.verification.channels import Channel
@@ -40,14 +40,6 @@ OPEN_CLIENT = "sandbox"  # the client of every request in sandbox mode without A
 
 # Sandbox mode may be open to everybody, so it must not reach a service that places real calls.
 _LOCALHOST_URL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
-
-
-class SettingsError(Exception):
-    """The settings are wrong. ``sentences`` has one for each mistake, none with a value."""
-
-    def __init__(self, sentences: list[str]) -> None:
-        super().__init__("\n".join(sentences))
-        self.sentences = sentences
 
 
 class Settings(BaseModel):
@@ -223,8 +215,6 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the
     """
     names = setting_names()
     environment = read_environment(names)
-    if environment.mistakes:  # settings that seem missing may be in the lines that could not be read
-        raise SettingsError(environment.mistakes)
     fields: dict[str, Any] = {}
     for name, given in environment.values.items():
         *section, field = names[name].path
