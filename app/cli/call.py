@@ -22,8 +22,7 @@ from app.verification.start import StartRequest
 _CLIENT = "command-line"  # the client of the verification, in the statistics of the fraud guard too
 _INTERVAL = 1.0  # seconds between status requests
 _TIMEOUT = 90.0  # seconds in which a call has rung, was answered, and has ended
-
-_ANSWERED = frozenset({CallStatus.ANSWERED, CallStatus.COMPLETED})
+_ANSWERED = (CallStatus.ANSWERED, CallStatus.COMPLETED)
 
 
 def call(

@@ -26,7 +26,6 @@ _MAGIC: Mapping[str, Timeline] = {number: number.timeline for number in MagicNum
 _HEARD: Mapping[Channel, frozenset[NetworkStatus]] = {
     Channel.VOICE: frozenset({NetworkStatus.ANSWERED, NetworkStatus.COMPLETED}),
     Channel.FLASH_CALL: frozenset({NetworkStatus.RINGING, NetworkStatus.COMPLETED}),
-    Channel.REVERSE_CALL: frozenset(),
 }
 
 
@@ -58,7 +57,7 @@ class VirtualCall:
     def at(self, moment: float, *, pace: float) -> Self:
         """Return the call at a time of the monotonic clock; a phase takes ``pace`` seconds."""
         status = self._status(moment - self.began, pace)
-        is_heard = status in _HEARD[self.channel]
+        is_heard = status in _HEARD.get(self.channel, ())
         return replace(
             self,
             status=status,

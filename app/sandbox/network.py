@@ -138,13 +138,11 @@ class VirtualNetwork:
         match phone:
             case MagicNumber.REFUSED:
                 raise CallRefused(REFUSAL)
-            case MagicNumber.NO_BALANCE:
-                raise CallRefused(NO_BALANCE)
             case MagicNumber.NO_ACCESS:
                 raise NoAccess
             case MagicNumber.NO_REPLY_NOT_PLACED:
                 raise NoReply
-        if self.balance < self.price:
+        if phone == MagicNumber.NO_BALANCE or self.balance < self.price:
             raise CallRefused(NO_BALANCE)
         self.balance -= self.price
         return VirtualCall(

@@ -64,8 +64,7 @@ async def _deliver(http: aiohttp.ClientSession, callback: ProviderCallback, paus
 
 
 async def _is_accepted(http: aiohttp.ClientSession, callback: ProviderCallback) -> bool:
-    body = dict(callback.body)
-    json, data = (None, body) if callback.as_form else (body, None)
+    json, data = (None, callback.body) if callback.as_form else (callback.body, None)
     try:
         async with http.post(callback.url, json=json, data=data, allow_redirects=False) as answer:
             if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:

@@ -27,17 +27,17 @@ class TlsSettings(_Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """Return the mistakes that involve both fields, as the name of a field and a message."""
-        if self.cert_file is None or self.key_file is None:
-            if self.cert_file or self.key_file:
-                given, missing = ("cert", "key") if self.cert_file else ("key", "cert")
-                yield f"{missing}_file", f"is missing, beside TLS_{given.upper()}_FILE"
-            return
-        try:
+        if self.cert_file and self.key_file:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            # Without a password to try, OpenSSL would ask for one at the terminal.
-            context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
-        except (ssl.SSLError, OSError):
-            yield "cert_file", "must be a certificate in PEM, and TLS_KEY_FILE its private key without a password"
+            try:
+                # Without a password to try, OpenSSL would ask for one at the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
+            except (ssl.SSLError, OSError):
+                yield "cert_file", "must be a certificate in PEM, and TLS_KEY_FILE its private key without a password"
+        elif self.cert_file:
+            yield "key_file", "is missing, beside TLS_CERT_FILE"
+        elif self.key_file:
+            yield "cert_file", "is missing, beside TLS_KEY_FILE"
 
 
 class OutboundSettings(_Section):

@@ -12,7 +12,7 @@ from datetime import date
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, PlainValidator, SecretStr
 from redis.asyncio import Redis
@@ -39,8 +39,6 @@ _REDIS_URL = re.compile(
 _PROXY_URL = re.compile(r"http://(?:[^/@?#\s]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII)
 _LAST_PORT = 65535
 
-_Text = TypeVar("_Text", str, SecretStr)
-
 
 class ApiKey(NamedTuple):
     """A client's name and the SHA-256 of one of its keys."""
@@ -52,7 +50,7 @@ class ApiKey(NamedTuple):
 def _matches(pattern: str, message: str) -> AfterValidator:
     """Return a validator that accepts text, or a secret, that wholly matches a pattern."""
 
-    def check(value: _Text) -> _Text:
+    def check(value: str | SecretStr) -> str | SecretStr:
         if not re.fullmatch(pattern, value if isinstance(value, str) else value.get_secret_value()):
             raise ValueError(message)
         return value
@@ -89,11 +87,6 @@ def _parse_json(value: object) -> object:
 def _check_secret_length(secret: str) -> None:
     if len(secret.encode()) < _MIN_SECRET_BYTES:
         raise ValueError("must have at least 32 bytes; `plusofon-verify keygen` makes one")
-
-
-def _strip_brackets(host: str) -> str:
-    """Return an IPv6 address without the brackets that it has in a URL."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def _unmap(value: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
@@ -171,7 +164,7 @@ _WithoutSlash = AfterValidator(lambda url: url.removesuffix("/"))
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Timeout = Annotated[float, Field(gt=0, le=60)]  # seconds
 Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
-Host = Annotated[str, AfterValidator(_strip_brackets)]
+Host = Annotated[str, AfterValidator(lambda host: host.removeprefix("[").removesuffix("]"))]  # as IPv6 has in a URL
 Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmap)]], CommaSeparated]
 ReadableFile = Annotated[Path, AfterValidator(_check_readable)]
 CertificatesFile = Annotated[Path, AfterValidator(_check_certificates)]
