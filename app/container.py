@@ -234,13 +234,13 @@ class Builder:
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
         endpoints = make_endpoints(settings.clients)
         # One of several clients may have half of the event streams, so that the others always have some.
-        listeners, clients = settings.events.listeners, {client for client, _ in settings.api.keys}
+        listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
         stores = Stores(
             redis=redis,
             runner=runner,
             balance=RedisBalanceCache(runner, lease=lease),
-            call_queue=RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease),
+            call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
             fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
@@ -383,7 +383,7 @@ class Builder:
             digester=CodeDigester(settings.secret_keys),
             policies=make_policies(settings),
             tokens=tokens,
-            test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+            test_numbers=TestNumbers(dict(settings.test_numbers), lambda: datetime.now(UTC).date()),
             schedule=stores.call_queue,
             publish=publish,
             deferred=deferred,

@@ -15,12 +15,9 @@ from redis.asyncio import Redis
 from app.cli.checks import (
     Finding,
     Result,
-    _clock,
     _files,
-    _persistence,
-    _role,
-    _round_trip,
-    _version,
+    _grade_configuration,
+    _grade_connection,
     check_provider,
     check_redis,
     check_settings,
@@ -139,21 +136,22 @@ async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_
 
 
 @pytest.mark.parametrize(
-    ("finding", "result"),
+    ("check", "health", "result"),
     [
-        (_version(replace(HEALTHY, version=(6, 2, 1))), Result.WRONG),
-        (_version(replace(HEALTHY, version=None)), Result.DOUBTFUL),
-        (_role(replace(HEALTHY, is_replica=True)), Result.WRONG),
-        (_role(replace(HEALTHY, is_replica=None)), Result.DOUBTFUL),
-        (_persistence(replace(HEALTHY, persistence=())), Result.DOUBTFUL),
-        (_persistence(replace(HEALTHY, persistence=None)), Result.DOUBTFUL),
-        (_round_trip(replace(HEALTHY, round_trip=timedelta(milliseconds=20))), Result.DOUBTFUL),
-        (_clock(replace(HEALTHY, ahead=timedelta(seconds=1))), Result.FINE),
-        (_clock(replace(HEALTHY, ahead=timedelta(seconds=-5))), Result.DOUBTFUL),
-        (_clock(replace(HEALTHY, ahead=timedelta(minutes=2))), Result.WRONG),
+        ("redis", replace(HEALTHY, version=(6, 2, 1)), Result.WRONG),
+        ("redis", replace(HEALTHY, version=None), Result.DOUBTFUL),
+        ("redis role", replace(HEALTHY, is_replica=True), Result.WRONG),
+        ("redis role", replace(HEALTHY, is_replica=None), Result.DOUBTFUL),
+        ("redis persistence", replace(HEALTHY, persistence=()), Result.DOUBTFUL),
+        ("redis persistence", replace(HEALTHY, persistence=None), Result.DOUBTFUL),
+        ("redis round trip", replace(HEALTHY, round_trip=timedelta(milliseconds=20)), Result.DOUBTFUL),
+        ("clock", replace(HEALTHY, ahead=timedelta(seconds=1)), Result.FINE),
+        ("clock", replace(HEALTHY, ahead=timedelta(seconds=-5)), Result.DOUBTFUL),
+        ("clock", replace(HEALTHY, ahead=timedelta(minutes=2)), Result.WRONG),
     ],
 )
-def test_each_fact_about_redis_is_graded(finding: Finding, result: Result) -> None:
+def test_each_fact_about_redis_is_graded(check: str, health: RedisHealth, result: Result) -> None:
+    finding = of([*_grade_configuration(health), *_grade_connection(health)], check)
     assert finding.result is result
     assert bool(finding.advice) is (result is not Result.FINE)
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.settings import Settings, SettingsError, load_settings
-from app.settings.sections import ClientSettings
+from app.settings.clients import ClientSettings
 from tests.unit.test_settings import PRODUCTION
 
 ODD = ("~", "-1", "1.5", "99999999999", "1" * 5000, "nan", "0.00001", "\u2116 x", "x" * 3000, "/", "[]", "~,~")
