@@ -51,10 +51,10 @@ class EmbeddedServer:
         while not _is_ready(folder / "s"):
             if time.monotonic() > deadline:
                 log = folder / "log"
-                said = log.read_text(errors="replace")[-500:] if log.exists() else ""
+                output = log.read_text(errors="replace")[-500:] if log.exists() else ""
                 self.__exit__()
                 raise EmbeddedServerUnavailable(
-                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {said}"
+                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {output}"
                 )
             time.sleep(0.005)
         return self

@@ -147,11 +147,8 @@ def _check_proxy_url(url: str) -> None:
 
 
 def _check_readable(value: Path) -> Path:
-    try:
-        readable = value.is_file() and os.access(value, os.R_OK)
-    except (OSError, ValueError):  # a name that is too long, or has a NUL character
-        readable = False
-    if not readable:
+    # Path.is_file() would raise an error for a name that is too long.
+    if not os.path.isfile(value) or not os.access(value, os.R_OK):  # noqa: PTH113
         raise ValueError("cannot be read")
     return value
 
@@ -172,7 +169,8 @@ _WithoutSlash = AfterValidator(lambda url: url.removesuffix("/"))
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Timeout = Annotated[float, Field(gt=0, le=60)]  # seconds
 Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
-Host = Annotated[str, AfterValidator(lambda host: host.removeprefix("[").removesuffix("]"))]  # as IPv6 has in a URL
+# An IPv6 address may have the brackets that it has in a URL.
+Host = Annotated[str, AfterValidator(lambda host: re.sub(r"^\[(.*)\]$", r"\1", host))]
 Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmap)]], CommaSeparated]
 ReadableFile = Annotated[Path, AfterValidator(_check_readable)]
 CertificatesFile = Annotated[Path, AfterValidator(_check_certificates)]

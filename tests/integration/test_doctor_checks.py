@@ -45,7 +45,7 @@ HEALTHY = RedisHealth(
 )
 
 
-def of(findings: list[Finding], check: str) -> Finding:
+def finding_of(findings: list[Finding], check: str) -> Finding:
     (found,) = [finding for finding in findings if finding.check == check]
     return found
 
@@ -99,7 +99,7 @@ async def test_missing_redis_permissions_are_an_error(
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
     limited = connect(redis_url.replace("unix://", "unix://limited:made-up@"), timeout=1)
     try:
-        found = of(await check_redis(limited, timeout=5), "redis permissions")
+        found = finding_of(await check_redis(limited, timeout=5), "redis permissions")
     finally:
         await limited.aclose()
         await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # nor here
@@ -109,9 +109,9 @@ async def test_missing_redis_permissions_are_an_error(
 
 
 async def test_a_wrong_redis_password_is_reported(redis_url: str) -> None:
-    stranger = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
-    (found,) = await check_redis(stranger, timeout=5)
-    await stranger.aclose()
+    unknown_user = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
+    (found,) = await check_redis(unknown_user, timeout=5)
+    await unknown_user.aclose()
 
     assert (found.result, found.message) == (Result.WRONG, "Redis refuses the user name or the password")
 
@@ -151,7 +151,7 @@ async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_
     ],
 )
 def test_each_fact_about_redis_is_graded(check: str, health: RedisHealth, result: Result) -> None:
-    finding = of([*_grade_configuration(health), *_grade_connection(health)], check)
+    finding = finding_of([*_grade_configuration(health), *_grade_connection(health)], check)
     assert finding.result is result
     assert bool(finding.advice) is (result is not Result.FINE)
 
@@ -174,7 +174,7 @@ async def test_the_balance_is_compared_with_the_minimum_and_the_warning_level(
 ) -> None:
     network.balance = Decimal(rub)
 
-    assert of(await ask_provider(provider.url), "balance").result is result
+    assert finding_of(await ask_provider(provider.url), "balance").result is result
 
 
 def test_https_is_recommended_in_production_only(redis_url: str) -> None:
@@ -186,9 +186,11 @@ def test_https_is_recommended_in_production_only(redis_url: str) -> None:
     }
     in_public = {**production, "public_url": "https://verify.example"}
 
-    assert of(list(check_settings(sandbox_settings(redis_url))), "https").result is Result.FINE
-    assert of(list(check_settings(sandbox_settings(redis_url, **production))), "https").result is Result.DOUBTFUL
-    assert of(list(check_settings(sandbox_settings(redis_url, **in_public))), "https").result is Result.FINE
+    assert finding_of(list(check_settings(sandbox_settings(redis_url))), "https").result is Result.FINE
+    assert (
+        finding_of(list(check_settings(sandbox_settings(redis_url, **production))), "https").result is Result.DOUBTFUL
+    )
+    assert finding_of(list(check_settings(sandbox_settings(redis_url, **in_public))), "https").result is Result.FINE
 
 
 def test_the_limit_on_open_files_must_allow_for_all_listeners(redis_url: str) -> None:

@@ -231,7 +231,7 @@ def test_every_magic_number_is_callable_and_describes_its_effect(number: MagicNu
     assert number.effect.endswith(".")
 
 
-def test_the_repr_of_a_record_shows_neither_code_nor_phone(network: VirtualNetwork) -> None:
+def test_the_repr_of_a_call_shows_neither_code_nor_phone(network: VirtualNetwork) -> None:
     place(network)
     printed = repr(network._calls)
     assert PIN not in printed

@@ -17,7 +17,7 @@ PYDANTICS = ("nput", "string", "pattern", "valid", "Value error", "<", "^", "lis
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _sandbox_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     monkeypatch.setenv("MODE", "sandbox")
 
