@@ -40,7 +40,7 @@ from app.store.stats import RedisStats
 from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
-from app.telemetry.exposition import Exposition, ProcessGauges
+from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
@@ -56,7 +56,7 @@ from app.verification.ports import CallSender, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
 from app.verification.test_numbers import TestNumbers
-from app.webhooks import WebhookDeliverer
+from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 
 if TYPE_CHECKING:
@@ -394,8 +394,16 @@ class Builder:
         """Collect the gauges of all components."""
         policies = make_policies(self.settings)
         budget = Allowance(policies.default.calls_per_day, "everybody")
+
+        def refresh() -> None:
+            self.metrics.set_process(
+                circuits=providers.circuit_states(),
+                listeners=stores.changes.listeners,
+                background=background.gauges(),
+            )
+
         return Exposition(
-            self.metrics,
+            registry=self.metrics.registry,
             version=version("plusofon-verify"),
             gauges=(
                 stores.runner.gauges,
@@ -407,11 +415,7 @@ class Builder:
                 stores.call_queue.gauges,
                 stores.webhooks.gauges,
             ),
-            process=ProcessGauges(
-                circuits=providers.circuit_states,
-                listeners=lambda: stores.changes.listeners,
-                background=background.gauges,
-            ),
+            refresh=refresh,
         )
 
     def make_deliverer(self, outbox: RedisOutbox) -> WebhookDeliverer | None:

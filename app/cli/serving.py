@@ -177,7 +177,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "workers": settings.workers,
         "loop": "uvloop",
         "http": HttpServer(
-            limits=HttpLimits(reserved_descriptors=_OWN_DESCRIPTORS + 2 * settings.plusofon.max_connections),
+            HttpLimits(reserved_descriptors=_OWN_DESCRIPTORS + 2 * settings.plusofon.max_connections),
             cert_file=settings.tls.cert_file,
             key_file=settings.tls.key_file,
         ),

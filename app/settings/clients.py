@@ -10,8 +10,8 @@ from app.settings.validators import Count, Purpose, WebhookSecret
 from app.standard_webhooks import parse_secret
 from app.verification.channels import Channel
 from app.verification.webhooks import EventType
-from app.webhooks import WebhookEndpoint
 from app.webhooks.addresses import is_private, is_public
+from app.webhooks.endpoint import WebhookEndpoint
 
 _MAX_SECRETS = 5  # a rotation needs two
 

@@ -25,7 +25,7 @@ from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, Lang, Placed, Unknown
 from app.verification.ports import CallId
-from app.webhooks import WebhookEndpoint
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
 from tests.contract.test_plusofon_faults import (
     PHONE,

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings.clients import ClientSettings
-from app.webhooks import WebhookEndpoint
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
 from tests.unit.test_webhooks_endpoint import EVENT
 from tests.unit.test_webhooks_sender import listening
