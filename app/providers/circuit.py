@@ -209,7 +209,7 @@ class ProtectedSender:
 
         Look-ups cost nothing and settle calls. They are not counted: calls may work where look-ups do not.
         """
-        return await self._observe("look_up", self._sender.fetch_status(call_ref))
+        return await self._observe("fetch_status", self._sender.fetch_status(call_ref))
 
     async def _observe(self, operation: str, request: Awaitable[_T]) -> _T:
         """Wait for the answer to a request, and time it, unless it is cancelled."""
