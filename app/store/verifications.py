@@ -141,10 +141,6 @@ class RedisVerificationStore:
         reply = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
         return _verification(name, *_facts(reply))
 
-    async def ping(self) -> None:
-        """Return if Redis answers."""
-        await self._runner.ping()
-
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
 

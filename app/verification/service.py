@@ -62,7 +62,3 @@ class VerificationService:
         if not verification.test:
             self._publish(VerificationCanceled())
         return verification
-
-    async def ready(self) -> None:
-        """Return if verifications can be started and checked. Raise StoreUnavailable."""
-        await self._store.ping()
