@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from redis.asyncio import Redis
 
-# Moments and logs of them: fields of app/store/fields.py, of the fraud guard and of the balance.
-_MOMENTS = re.compile(r"[arolb]|[xo]\d+|(range|client):.*|began|earlier|tally_until|read_at|leased_until")
+# Moments and logs of them: fields of app/store/fields.py, of the fraud guard, of claims and of the balance.
+_MOMENTS = re.compile(r"[arolb]|[xo]\d+|(range|client):.*|began|earlier|tally_until|read_at|leased_until|claimed_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 
