@@ -1,9 +1,7 @@
 """Limits on calls by address, range of numbers, client and day, in Redis: exact in any window, also in parallel."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from pydantic_core import to_json
 
 from app.store.keys import name_limit
 from app.store.scripts import Script, ScriptRunner
@@ -40,7 +38,7 @@ class RedisRateLimiter:
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Refund the event in each limit. Idempotent."""
-        await self._run(REFUND, allowances, token)
+        await self._runner.run(REFUND, [name_limit(self._key, allowance) for allowance in allowances], [token])
 
     async def used(self, allowance: Allowance) -> int:
         """Return how many events count against a limit now. Raises StoreUnavailable."""
@@ -54,12 +52,8 @@ class RedisRateLimiter:
     async def _run(self, script: Script, allowances: Sequence[Allowance], token: str = "") -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
         """Run a script on the limits, and return its reply."""
         keys = [name_limit(self._key, allowance) for allowance in allowances]
-        return await self._runner.run(script, keys, [limit_list(it.limit for it in allowances), token])
-
-
-def limit_list(limits: Iterable[Limit]) -> bytes:
-    """Return limits as the JSON array that scripts take."""
-    return to_json([(limit.name, limit.count, ms(limit.period)) for limit in limits])
+        rules = [number for it in allowances for number in (it.limit.count, ms(it.limit.period))]
+        return await self._runner.run(script, keys, [*rules, token])
 
 
 def _refusal(limit: Limit, wait: int) -> RateLimited | CallBudgetExhausted:

@@ -11,7 +11,7 @@ if tonumber(number) ~= next_number then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
 
-local cooldowns = cjson.decode(cooldown_list)
+cooldowns = cjson.decode(cooldowns)
 local longest_cooldown = cooldowns[#cooldowns]
 -- The streak outlives its cooldown by the longest one: waiting until it is forgotten is never faster than obeying.
 local is_remembered = phone[STREAK] and next_call + longest_cooldown > now
@@ -64,7 +64,7 @@ elseif not is_resend then
   alive[#alive + 1] = rest_of_id(key)
   changes_of_phone[owner] = table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1))
 end
-if longest_period > 0 then
+if longest_period ~= '0' then
   placed[#placed + 1] = {at = now, address = ''}
   changes_of_phone[CALL_LOG] = write_log(placed)
 end
