@@ -396,6 +396,8 @@ async def dump(redis: Redis) -> Dump:
         match await redis.type(key):
             case b"hash":
                 pairs = (await redis.hgetall(key)).items()
+            case b"string":
+                pairs = json.loads(await redis.get(key) or "").items()
             case b"zset":
                 pairs = await redis.zrange(key, 0, -1, withscores=True)
             case _:

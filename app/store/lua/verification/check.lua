@@ -32,11 +32,11 @@ end
 -- Find the verifications, the latest first.
 local found = {}
 if purpose == '' then
-  found[1] = {key = first_key, record = load(first_key)}
+  found[1] = {key = first_key, record = load_record(first_key)}
 else
   for rest in (redis.call('HGET', first_key, client .. ':' .. purpose) or ''):gmatch('%x+') do
     local key = record_key(first_key, rest)
-    table.insert(found, 1, {key = key, record = load(key)})
+    table.insert(found, 1, {key = key, record = load_record(key)})
   end
 end
 
@@ -73,7 +73,7 @@ elseif record[STATUS] then
 end
 
 local function is_live(it, number)
-  return tonumber(it.record[EXPIRES_AT .. number] or 0) > now
+  return (it.record[EXPIRES_AT .. number] or 0) > now
 end
 
 if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
@@ -81,7 +81,7 @@ if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
   if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, {}) end
-  return {'waiting', rest_of_id(key), {}, tonumber(record[CHECKS_ALLOWED])}
+  return {'waiting', rest_of_id(key), {}, record[CHECKS_ALLOWED]}
 end
 
 -- A code of another length than any live one was mistyped, and costs nothing.
@@ -91,8 +91,8 @@ for _, it in ipairs(pending) do
     local digest, length = it.record[CODE_DIGEST .. number], it.record[CODE_LENGTH .. number]
     if digest and is_live(it, number) then
       live[#live + 1] = {of = it, number = number, digest = digest}
-      lengths[#live] = tonumber(length)
-      is_as_long = is_as_long or length == code_length
+      lengths[#live] = length
+      is_as_long = is_as_long or length == tonumber(code_length)
     end
   end
 end

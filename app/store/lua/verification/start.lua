@@ -19,7 +19,8 @@ local streak = is_remembered and phone[STREAK] + 1 or 1
 local resend_at = now + cooldowns[math.min(streak, #cooldowns)]
 local expires = now + lifetime
 
-local checks_left, calls_left = tonumber(checks_allowed), is_dialled and 0 or calls_allowed - 1
+code_length, checks_allowed = tonumber(code_length), tonumber(checks_allowed)
+local checks_left, calls_left = checks_allowed, is_dialled and 0 or calls_allowed - 1
 local key, record = new_key, {}
 if is_resend then
   key, record = named_key, named
@@ -27,7 +28,7 @@ if is_resend then
   calls_left = record[CALLS_LEFT] - 1
 end
 local changes = {
-  [LAST_CALL] = number,
+  [LAST_CALL] = next_number,
   [CALLS_LEFT] = calls_left,
   [RESEND_AT] = resend_at,
   [EXPIRES_AT .. number] = expires,
@@ -42,8 +43,7 @@ if not is_resend then
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
-write(key, record, changes)
-redis.call('PEXPIREAT', key, expires)
+local text = save_record(key, record, changes, expires)
 if is_resend and events then
   schedule_expiry(key, record, events)
 end
@@ -71,4 +71,4 @@ end
 write(phone_key, phone, changes_of_phone)
 keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
-return {'started', checks_left, left, snapshot(now, expires, record)}
+return {'started', checks_left, left, now, expires, text}
