@@ -13,9 +13,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_VERSION := 0.13.9
+# Pinned, because the rendered manifests are committed. Without Go: HELM=/path/to/helm.
+HELM_VERSION := v3.22.0
+HELM ?= $(BIN)/helm
+# The oldest that the chart supports, and the newest that kubernetes-validate has the schemas of.
+KUBERNETES := 1.30 1.37
+RENDERED := deploy/kubernetes/rendered
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e paste proxies check check-deploy fmt lock bench floods simulate screenshots chaos clean
+.PHONY: help run test e2e paste proxies check check-deploy helm fmt lock bench floods simulate screenshots chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +53,7 @@ check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files, 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(validate_manifests)
 	$(BIN)/plusofon-verify openapi | $(BIN)/openapi-spec-validator -
 	$(BIN)/python -m pytest --quiet tests/unit/test_openapi_rules.py
 
@@ -56,6 +63,16 @@ check-deploy: ## Check Prometheus' configuration and rules, and play the rules' 
 	promtool check config --syntax-only deploy/prometheus/prometheus.yml
 	promtool check rules deploy/prometheus/rules/*.yml
 	promtool test rules deploy/prometheus/tests/*.yml
+
+helm: $(VENV)/.dev $(HELM) ## Check the Helm chart, and render it into deploy/kubernetes/rendered (builds helm with Go)
+	@for set in default full; do \
+		$(HELM) lint --quiet --strict deploy/kubernetes/plusofon-verify $(helm_options) && \
+		$(HELM) template plusofon-verify deploy/kubernetes/plusofon-verify $(helm_options) >$(RENDERED)/$$set.yaml \
+		|| exit 1; done
+	cd deploy/kubernetes && find plusofon-verify rendered -type f ! -name SHA256SUMS | LC_ALL=C sort | \
+		xargs sha256sum >rendered/SHA256SUMS
+	$(validate_manifests)
+	$(BIN)/python -m pytest --quiet tests/unit/test_helm_chart.py
 
 fmt: $(VENV)/.dev ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix
@@ -94,6 +111,13 @@ $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--no-emit-index-url --no-strip-extras --custom-compile-command "make lock" $(UPGRADE) --output-file $(1) $(2)
 endef
 
+# A helm that was built from the module has no idea of the cluster's version, and takes an old one.
+helm_options = --kube-version $(firstword $(KUBERNETES)) --values $(RENDERED)/$$set.values.yaml
+
+# A ServiceMonitor is not part of Kubernetes and has no schema here: the tests look at it.
+validate_manifests = $(BIN)/kubernetes-validate --strict --quiet --no-warn \
+	$(KUBERNETES:%=--kubernetes-version=%) $(RENDERED)/default.yaml $(RENDERED)/full.yaml
+
 define install
 $(PIP) install --require-hashes --requirement $(1)
 $(PIP) install --no-deps --no-build-isolation --editable .
@@ -111,6 +135,11 @@ $(VENV)/.clients: requirements-clients.lock | $(VENV)/bin/python
 	$(BIN)/python -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes --requirement $<
 	@touch $@
+
+$(VENV)/bin/helm:
+	@command -v go >/dev/null || \
+		{ echo "helm is needed: install Go, which builds it, or name one: make helm HELM=/path/to/helm"; exit 1; }
+	GOBIN="$(abspath $(BIN))" go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

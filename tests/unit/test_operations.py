@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
 RULES = "\n".join(file.read_text() for file in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
-WRITTEN_HERE = (DOCS / "operations.md", DOCS / "settings.md", *(DOCS / "integration").glob("*.md"))
+WRITTEN_HERE = (
+    DOCS / "operations.md",
+    DOCS / "settings.md",
+    *(DOCS / "integration").glob("*.md"),
+    ROOT / "deploy" / "kubernetes" / "README.md",
+)
 
 
 def without_code(text: str) -> str:
@@ -39,7 +44,7 @@ def test_each_runbook_has_the_points_means_look_and_do() -> None:
         assert re.findall(r"^- \*\*(\w+)\*\*: \S", runbook, re.MULTILINE) == ["Means", "Look", "Do"], runbook[:30]
 
 
-@pytest.mark.parametrize("document", WRITTEN_HERE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("document", WRITTEN_HERE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_linked_file_and_heading_exists(document: Path) -> None:
     text = without_code(document.read_text(encoding="utf-8"))
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
