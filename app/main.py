@@ -94,12 +94,12 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = 
 
 def open_tracing(settings: Settings) -> "Tracing | None":
     """Return the tracing of TRACING_ENDPOINT, or None without it. Raises SettingsError."""
-    if not settings.tracing.endpoint:
+    if not settings.tracing_endpoint:
         return None
     try:
         from app.telemetry.tracing import Tracing  # noqa: PLC0415 - of an optional extra
 
-        return Tracing.to(settings.tracing.endpoint, version=version("plusofon-verify"))
+        return Tracing.to(settings.tracing_endpoint, version=version("plusofon-verify"))
     except ModuleNotFoundError:
         raise SettingsError(["TRACING_ENDPOINT needs the extra `tracing` of the package."]) from None
     except ValueError:  # its text may repeat a value

@@ -85,8 +85,8 @@ class StartVerificationRequest(_Request):
     channel: Annotated[
         Channel | None,
         Field(
-            description="`voice` says the code; of a `flash_call` it is the last four digits of the number that calls;"
-            " for a `reverse_call` the person calls the number `dial` of the answer. Left out: as the settings say"
+            description="; ".join(f"`{channel}`: {channel.rules.summary}" for channel in Channel)
+            + ". Left out: as the settings say"
         ),
     ] = None
     channels: Annotated[

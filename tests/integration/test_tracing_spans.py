@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.routing import RequestMiddleware
 from app.main import create_app
-from app.providers.observe import ProviderObserver
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
@@ -122,7 +121,7 @@ async def test_a_refused_call_and_a_failed_status_request_are_error_spans(
     tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     sender = FakeSender()
-    traced = observed(sender, ProviderObserver(record_time=lambda *_: None, open_span=tracing.provider_request))
+    traced = observed(sender, lambda *_: None, tracing.provider_request)
     sender.outcome = Refused(ProviderUnavailable(retry_after=1))
     sender.unready = sender.state = ProviderUnavailable(retry_after=1)
 
@@ -197,7 +196,7 @@ def test_an_endpoint_without_the_tracing_extra_is_a_settings_error(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)  # as if it were not installed
-    settings = sandbox_settings(redis_url, tracing={"endpoint": "http://127.0.0.1:4318/v1/traces"})
+    settings = sandbox_settings(redis_url, tracing_endpoint="http://127.0.0.1:4318/v1/traces")
 
     with pytest.raises(SettingsError, match="TRACING_ENDPOINT"):
         create_app(settings)
