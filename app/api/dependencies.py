@@ -11,10 +11,19 @@ from app.api_keys import ApiKeys
 from app.container import Container
 
 
-def exchange_of(request: Request) -> Exchange:
-    """Return the exchange of a request."""
+async def _exchange(request: Request) -> Exchange:  # FastAPI would run a plain function in a thread
     exchange: Exchange = request.scope["exchange"]
     return exchange
+
+
+ExchangeDep = Annotated[Exchange, Depends(_exchange)]
+
+
+async def _container(exchange: ExchangeDep) -> Container:
+    return exchange.container
+
+
+ContainerDep = Annotated[Container, Depends(_container)]
 
 
 def authenticate(exchange: Exchange, keys: ApiKeys) -> str:
@@ -30,9 +39,8 @@ class Authenticate(HTTPBearer):
         super().__init__(scheme_name=scheme_name, description=description)
         self._keys = keys
 
-    async def __call__(self, request: Request) -> str:  # type: ignore[override] # the name, not the credentials
+    async def __call__(self, exchange: ExchangeDep) -> str:  # type: ignore[override] # the name, not the credentials
         """Return the name of the client. Raises Unauthorized."""
-        exchange = exchange_of(request)
         return authenticate(exchange, self._keys(exchange.container))
 
 
@@ -45,16 +53,6 @@ def admin_key(keys: Callable[[Container], ApiKeys]) -> Authenticate:
     )
 
 
-async def _exchange(request: Request) -> Exchange:  # FastAPI would run a plain function in a thread
-    return exchange_of(request)
-
-
-async def _container(request: Request) -> Container:
-    return exchange_of(request).container
-
-
-ExchangeDep = Annotated[Exchange, Depends(_exchange)]
-ContainerDep = Annotated[Container, Depends(_container)]
 _CLIENT_KEY = Authenticate(
     lambda container: container.keys.clients,
     scheme_name="ApiKey",

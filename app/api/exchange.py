@@ -71,14 +71,11 @@ class Exchange:
 
     async def read(self) -> bytes:
         """Read the body. Raises ClientDisconnect, or HTTPException if it is too large."""
-        is_complete = False
-        while not is_complete:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
+        while (message := await self.receive())["type"] == "http.request":
             self.body += message.get("body", b"")
-            is_complete = not message.get("more_body")
-        return self.body
+            if not message.get("more_body"):
+                return self.body
+        raise ClientDisconnect
 
     async def receive(self) -> Message:
         """Stop reading a body that grows too large, whatever its ``Content-Length`` says."""

@@ -10,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import exchange_of
 from app.api.exchange import MAX_BODY_KIB, Exchange
 from app.api.idempotency import AnsweredBefore, InvalidIdempotencyKey
 from app.api_keys import Unauthorized
@@ -255,7 +254,7 @@ def install_problems(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    exchange = exchange_of(request)
+    exchange: Exchange = request.scope["exchange"]
     match error:
         case AnsweredBefore():
             return error.response

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
-from app.api.dependencies import Client, ContainerDep, ExchangeDep, authenticate, exchange_of
+from app.api.dependencies import Client, ContainerDep, ExchangeDep, authenticate
 from app.api.exchange import CLIENT_CLOSED_REQUEST, Exchange
 from app.api.problems import plain_problem
 
@@ -55,7 +55,7 @@ class JsonRoute(APIRoute):
             return response
 
         async def handle(request: Request) -> Response:
-            return await answer(exchange_of(request))
+            return await answer(request.scope["exchange"])
 
         if not self.param_convertors:
             self.answer = answer

@@ -82,11 +82,9 @@ class Tracing:
     def waited(self, script: str, seconds: float) -> None:
         """Make a span of the time for which the present request waited for a script in Redis."""
         now = time_ns()
-        attributes = {"db.system.name": "redis", "db.operation.name": "EVALSHA", "db.stored_procedure.name": script}
         began = now - int(seconds * 1e9)
-        self._tracer.start_span(f"redis {script}", kind=SpanKind.CLIENT, attributes=attributes, start_time=began).end(
-            now
-        )
+        attributes = {"db.system.name": "redis", "db.operation.name": "EVALSHA", "db.stored_procedure.name": script}
+        self._tracer.start_span(f"redis {script}", None, SpanKind.CLIENT, attributes, start_time=began).end(now)
 
     @contextmanager
     def provider_request(
