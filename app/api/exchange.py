@@ -56,8 +56,10 @@ class Exchange:
         self.container: Container = scope.get("state", {}).get("container")
         self._fields = dict(scope["headers"])
         if len(self._fields) < len(scope["headers"]):  # those of one name are one list (RFC 9110, section 5.3)
-            for name in self._fields:
-                self._fields[name] = b", ".join([value for key, value in scope["headers"] if key == name])
+            values: dict[bytes, list[bytes]] = {}
+            for name, value in scope["headers"]:
+                values.setdefault(name, []).append(value)
+            self._fields = {name: b", ".join(found) for name, found in values.items()}
         given = self.header(b"x-request-id")
         self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         self._method = scope["method"]

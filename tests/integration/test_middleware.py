@@ -4,8 +4,10 @@ import asyncio
 import gc
 import hashlib
 import json
+import time
 import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -359,6 +361,20 @@ async def test_a_disconnect_during_the_request_is_not_logged_as_an_error(caplog:
     )
 
     assert "request.failed" not in caplog.text
+
+
+async def test_thousands_of_fields_are_read_in_linear_time() -> None:
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["exchange"].header(b"twice") == "one, two"
+
+    async def unused(*_: object) -> Any:  # noqa: ANN401 - called by nothing
+        raise AssertionError
+
+    headers = [(b"twice", b"one"), (b"twice", b"two"), *((b"%x" % number, b"") for number in range(10_000))]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    began = time.process_time()
+    await RequestMiddleware(respond, (), {})(scope, unused, unused)
+    assert time.process_time() - began < 0.2
 
 
 async def test_a_request_that_ended_leaves_no_reference_cycle() -> None:
