@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.store.failures import ConnectionLost, FailureLog, code_of, did_not_run, reason_of
-from app.store.fields import CallField, PhoneField, RecordField
+from app.store.fields import LETTERS
 from app.verification.errors import StoreUnavailable
 
 Argument = str | bytes | int
@@ -30,8 +30,7 @@ Waited = Callable[[str, float], None]
 _MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delays
 _PROBED_EVERY = 1.0  # seconds
 _SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
-_FIELDS = {**RecordField.__members__, **CallField.__members__, **PhoneField.__members__}
-_FIELD_NAME = re.compile(rf"\b({'|'.join(_FIELDS)})\b")
+_FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
 
 
 class RoundTrip(Protocol):
@@ -60,7 +59,7 @@ class Script:
         for definition in reversed(_shared_definitions()):  # each uses only those before it
             if re.search(rf"\b{definition[1]}\b", body):
                 body = definition[0] + body
-        self.source = _FIELD_NAME.sub(lambda found: f"'{_FIELDS[found[0]]}'", f"{flags}\n{body}")
+        self.source = _FIELD_NAME.sub(lambda found: f"'{LETTERS[found[0]]}'", f"{flags}\n{body}")
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
