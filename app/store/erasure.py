@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from app.store.call_following import RedisCallQueue
 from app.store.failures import reason_of
-from app.store.keys import PhoneName, RecordName
+from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import BODIES, DEAD, EXPIRY, GROUP, RETRY, STREAM
 from app.verification.errors import StoreUnavailable

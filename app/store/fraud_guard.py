@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from app.store.layout import from_ms, ms, seconds
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms, seconds
 from app.verification.errors import RateLimited
 from app.verification.fraud_guard import GUARD_LIMIT, Block, Evidence, GuardRules, Suspect, range_of
 from app.verification.phone import Phone

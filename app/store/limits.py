@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.store.keys import name_limit
+from app.store.layout import ms, name_limit, seconds
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited
 from app.verification.policy import Allowance, Limit, Quota
 

@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.store.failures import ConnectionLost, FailureLog, code_of, did_not_run, reason_of
-from app.store.fields import LETTERS
+from app.store.layout import LETTERS
 from app.verification.errors import StoreUnavailable
 
 Argument = str | bytes | int

@@ -11,8 +11,8 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
+from app.store.layout import ms
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import ms
 from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,

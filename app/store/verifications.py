@@ -8,10 +8,18 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from app.store.fields import CallField, RecordField
-from app.store.keys import PhoneName, RecordName, keyed_digest, name_limit
+from app.store.layout import (
+    CallField,
+    PhoneName,
+    RecordField,
+    RecordName,
+    from_ms,
+    keyed_digest,
+    ms,
+    name_limit,
+    seconds,
+)
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
 from app.verification.channels import Channel
 from app.verification.errors import (

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+from app.store.layout import from_ms, ms
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms
 from app.verification.phone import Phone
 from app.verification.webhooks import Backlog, DeadLetter, Delivery, Event
 

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
-from app.store.keys import name_limit
+from app.store.layout import name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.stats import DayStats, RedisStats

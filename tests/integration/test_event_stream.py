@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from app.main import create_app
 from app.sandbox import Fault, Faults, SandboxServer, VirtualNetwork
 from app.settings import Settings
-from app.store.keys import RecordName
+from app.store.layout import RecordName
 from app.store.verifications import RedisVerificationStore
 from tests.ageing import age
 from tests.integration.conftest import sandbox_settings

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.store.idempotency import RedisIdempotency
-from app.store.keys import RecordName
+from app.store.layout import RecordName
 from app.store.limits import RedisRateLimiter
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import StoreUnavailable

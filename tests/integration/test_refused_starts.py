@@ -25,7 +25,7 @@ from app.main import create_api, create_app
 from app.sandbox import Fault, Faults, VirtualNetwork
 from app.settings import Settings
 from app.settings.policies import make_policies
-from app.store.keys import name_limit
+from app.store.layout import name_limit
 from app.store.webhooks import STREAM
 from app.verification.fraud_guard import range_of
 from app.verification.keys import derive_key

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.store.fields import CallField, PhoneField, RecordField
+from app.store.layout import CallField, PhoneField, RecordField
 from app.store.scripts import Script
 
 LUA = Path(__file__).parents[2] / "app" / "store" / "lua"

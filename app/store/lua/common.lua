@@ -1,7 +1,7 @@
 -- What the scripts share; each gets what it uses of it.
 --
 -- Moments are ms of the server's clock, durations are ms. Names in capitals, such as CALL_STATUS, are those of fields in
--- app/store/fields.py; their letters are put in their place before Redis gets the script.
+-- app/store/layout.py; their letters are put in their place before Redis gets the script.
 
 local function now_ms()
   local time = redis.call('TIME')
