@@ -20,7 +20,6 @@ from app.background import Background
 from app.outbound import trust
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
 from app.providers.http import make_transport
-from app.providers.observe import ProviderObserver
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
@@ -44,17 +43,17 @@ from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
-from app.verification.call_urls import CallbackUrls
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import DomainEvent
+from app.verification.follow import CallbackUrls
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
 from app.verification.policy import Allowance
-from app.verification.ports import CallSender, ProviderAccounts
+from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
@@ -272,16 +271,16 @@ class Builder:
         circuits = {name: CircuitBreaker(name, failures=failures, open_for=open_for) for name in names}
         bulkheads = {name: Bulkhead(settings.plusofon.max_connections) for name in names}
         open_span = self.tracing.provider_request if self.tracing else None
-        observer = ProviderObserver(record_time=self.metrics.provider_call, open_span=open_span)
         protected = {
             channel: ProtectedSender(
                 sender,
                 channel=channel,
                 circuit=circuits[sender.provider],
                 bulkhead=bulkheads[sender.provider],
-                observer=observer,
                 # The balance pays for Plusofon's calls alone.
                 admit=balance.require_enough if sender.provider == PLUSOFON else lambda: None,
+                record_time=self.metrics.provider_call,
+                open_span=open_span,
             )
             for channel, sender in senders.items()
         }
@@ -367,18 +366,20 @@ class Builder:
             stores.stats.observe(event)
 
         return VerificationService(
-            store=stores.verifications,
-            limits=stores.limits,
-            guard=stores.fraud_guard,
-            senders=providers.senders,
-            digester=CodeDigester(settings.secret_keys),
-            policies=make_policies(settings),
-            tokens=tokens,
-            test_numbers=TestNumbers(dict(settings.test_numbers), lambda: datetime.now(UTC).date()),
-            schedule=stores.call_queue,
-            publish=publish,
-            deferred=deferred,
-            store_timeout=stores.runner.timeout,
+            Ports(
+                store=stores.verifications,
+                limits=stores.limits,
+                guard=stores.fraud_guard,
+                senders=providers.senders,
+                schedule=stores.call_queue,
+                tokens=tokens,
+                digester=CodeDigester(settings.secret_keys),
+                policies=make_policies(settings),
+                test_numbers=TestNumbers(dict(settings.test_numbers), lambda: datetime.now(UTC).date()),
+                publish=publish,
+                deferred=deferred,
+                store_timeout=stores.runner.timeout,
+            )
         )
 
     def make_exposition(self, stores: Stores, providers: Providers, background: Background) -> Exposition:

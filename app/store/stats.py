@@ -26,7 +26,6 @@ from app.verification.domain_events import (
 )
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallStatus, Status
-from app.verification.refusals import refusal_kind
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class RedisStats:
             case CallEnded(channel, status):
                 self._counts[f"ended:{channel}:{status}"] += 1
             case CallRefused(channel, error):
-                self._counts[f"refused:{channel}:{refusal_kind(error)}"] += 1
+                self._counts[f"refused:{channel}:{error.kind}"] += 1
             case LimitHit(name):
                 self._counts[f"limit:{name}"] += 1
             case VerificationCanceled():
