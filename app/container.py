@@ -148,8 +148,8 @@ async def open_container(
             watcher = CallWatcher(stores.call_queue, service.calls.follow, timeout=1.5 * settings.longest_request)
             background.add("calls", watcher.step)
             background.add("balance", providers.balance_poller.step)
-            background.add("fraud_guard", stores.fraud_guard.step)
-            background.add("stats", stores.stats.step)
+            background.add("fraud_guard", stores.fraud_guard.flush)
+            background.add("stats", stores.stats.flush)
             background.add("metrics", exposition.step)
             if deliverer := builder.make_deliverer(stores.webhooks):
                 background.add("webhooks", (await stack.enter_async_context(deliverer)).step)

@@ -71,19 +71,16 @@ class RedisFraudGuard:
             for name in _names(phone, client):
                 self._successes[_buckets(name)] += 1
 
-    async def step(self) -> timedelta:
-        """Flush, and return when to do so again. Raises StoreUnavailable."""
-        await self.flush()
-        return _FLUSHED_EVERY
+    async def flush(self) -> timedelta:
+        """Add the successes to those in Redis, and return when to do so again.
 
-    async def flush(self) -> None:
-        """Add the successes to those in Redis. Raises StoreUnavailable; as they may have been added, they are dropped.
-
-        A call is judged minutes after it was placed, so a second more does not change a verdict.
+        Raises StoreUnavailable; as they may have been added, they are dropped. A call is judged minutes after it was
+        placed, so a second more does not change a verdict.
         """
         if self._successes:
             successes, self._successes = self._successes, Counter()
             await self._runner.run(SUCCEED, list(successes), list(successes.values()))
+        return _FLUSHED_EVERY
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""

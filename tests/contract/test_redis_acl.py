@@ -250,7 +250,7 @@ async def protect(redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.flush()
     assert (await stats.read()).canceled == 1
-    assert await limits.used(allowances[0]) == 0
+    assert await limits.gauges(allowances[0]) == {"call_budget_used": 0}
 
 
 async def deliver(redis: Redis) -> None:

@@ -16,17 +16,16 @@ local function load(key)
   return fields
 end
 
--- Make changes to a hash, field → value, or false to delete it, and to `fields`, what was loaded of it.
-local function write(key, fields, changes)
+-- Make changes to a hash: field → value, or false to delete it.
+local function write(key, changes)
   local set, deleted = {}, {}
   for field, value in pairs(changes) do
-    if value and value ~= fields[field] then
+    if value then
       local last = #set
       set[last + 1], set[last + 2] = field, value
-    elseif not value and fields[field] then
+    else
       deleted[#deleted + 1] = field
     end
-    fields[field] = value or nil
   end
   if #set > 0 then
     redis.call('HSET', key, unpack(set))
