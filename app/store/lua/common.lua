@@ -35,9 +35,9 @@ local function write(key, changes)
   end
 end
 
--- Let a key live until `moment` at least.
-local function keep_until(key, moment)
-  if redis.call('PEXPIREAT', key, moment, 'GT') == 0 then
-    redis.call('PEXPIREAT', key, moment, 'NX') -- for GT, a key without an expiry never expires
+-- Let a key live until `moment` at least. For GT, a key without an expiry, as a new one, never expires.
+local function keep_until(key, moment, is_new)
+  if is_new or redis.call('PEXPIREAT', key, moment, 'GT') == 0 then
+    redis.call('PEXPIREAT', key, moment, 'NX')
   end
 end

@@ -69,6 +69,6 @@ if longest_period ~= '0' then
   changes_of_phone[CALL_LOG] = write_log(placed)
 end
 write(phone_key, changes_of_phone)
-keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period))
+keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period), not next(phone))
 
 return {'started', checks_left, left, now, expires, text}
