@@ -202,7 +202,8 @@ class ScriptRunner:
         assert self._connection is not None  # noqa: S101 - it was just connected
         loads = [Command(data) for data in load]
         done: asyncio.Future[Errors] = asyncio.get_running_loop().create_future()
-        self._connection.send([*loads, *commands], done.set_result)
+        # A time-out may have come just before.
+        self._connection.send([*loads, *commands], lambda errors: None if done.done() else done.set_result(errors))
         errors = await done
         for command, error in errors:
             if command in loads:
