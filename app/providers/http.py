@@ -19,7 +19,7 @@ import httpx
 
 from app.outbound import trust
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor, read_answer
-from app.providers.connections import KeptConnections
+from app.providers.connections import KeptConnections, find_header
 from app.verification.errors import ProviderUnavailable
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,8 @@ class ProviderHttp:
         except Exception:
             log.exception(self._unexpected_error)
             raise Unclear("an unexpected error") from None
-        return read_answer(response.status_code, body, retry_after=response.headers.get("Retry-After"), redact=redact)
+        retry_after = find_header(response.headers.raw, b"retry-after")
+        return read_answer(response.status_code, body, retry_after=retry_after, redact=redact)
 
     def _failure(self, error: Exception) -> NeverSent | Unclear:
         """Return what one of ``_NETWORK_ERRORS`` means, and log a try that made no connection."""
@@ -198,6 +199,15 @@ class ProviderHttp:
         reason, detail = _explain(error)
         log.warning(self._not_reached, extra={"reason": reason, "error": why, "detail": detail or None})
         return NeverSent(why, is_retryable=isinstance(error, _NEVER_CONNECTED), reason=reason, detail=detail)
+
+
+def new_request(method: str, url: httpx.URL, headers: httpx.Headers, content: bytes = b"") -> httpx.Request:
+    """Make a request. Given a stream, httpx computes no headers, which would take five times as long as the rest."""
+    framing = [(b"Content-Length", b"%d" % len(content))] if content else []
+    fields = [(b"Host", url.netloc), *headers.raw, *framing]
+    request = httpx.Request(method, url, headers=fields, stream=httpx.ByteStream(content))
+    request.read()
+    return request
 
 
 async def _read_body(response: httpx.Response) -> bytes:
@@ -210,8 +220,8 @@ async def _read_body(response: httpx.Response) -> bytes:
         raw += chunk
         if len(raw) >= _LONGEST_BODY:
             break
-    match response.headers.get("Content-Encoding", "identity").lower():
-        case "identity":
+    match find_header(response.headers.raw, b"content-encoding").lower():
+        case "" | "identity":
             return bytes(raw[:_LONGEST_BODY])
         case "gzip" | "deflate":
             try:
