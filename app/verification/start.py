@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from app.verification.policy import Quota
 from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview
 from app.verification.routing import route
 from app.verification.store_requests import Request, StoreDeadline, Write, best_effort, in_one_round_trip
+from app.verification.values import value
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _MAX_CONCURRENT = 32  # starts before they reach the provider; each waits for th
 _MIN_TRY_SECONDS = 1.0  # with less time left no other channel is tried
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class StartRequest:
     """A client's request to call a phone.
 
@@ -47,6 +48,7 @@ class StartRequest:
     may use. ``address`` is the end user's, as the client saw it.
     """
 
+    _: KW_ONLY
     client: str
     phone: str
     purpose: str
