@@ -66,7 +66,7 @@ _STATUS_CONNECTIONS = 10  # beside those of calls, so that these never keep stat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """What is kept in Redis, one object for each feature; they share one runner, and so their writes."""
+    """What is stored in Redis, one object for each feature; they share one runner, and so their writes."""
 
     redis: Redis
     runner: ScriptRunner
@@ -220,7 +220,7 @@ class Builder:
         return redis
 
     def open_stores(self) -> Stores:
-        """Connect to Redis, and make what is kept there."""
+        """Connect to Redis, and make the stores."""
         settings, redis = self.settings, self.open_redis()
         runner = ScriptRunner(
             redis,
@@ -256,7 +256,7 @@ class Builder:
         return stores
 
     async def open_providers(self, stores: Stores, network: VirtualNetwork | None) -> Providers:
-        """Make the client of each provider, and the senders of the channels in front of them."""
+        """Make the client of each provider, and a sender for each channel behind its circuit breaker and bulkhead."""
         settings = self.settings
         plusofon = await self.open_plusofon(network)
         callback_urls = CallbackUrls(
@@ -267,27 +267,11 @@ class Builder:
         if unserved := sorted(settings.used_channels - senders.keys()):
             raise SettingsError([f"CHANNELS: no provider serves {unserved[0]}; it may be one of RELAY_CHANNELS."])
         failures, open_for = settings.plusofon.circuit_failures, settings.plusofon.circuit_seconds
-        circuits = {
-            name: CircuitBreaker(name, failures=failures, open_for=open_for)
-            for name in sorted({sender.provider for sender in senders.values()})
-        }
-        return Providers(
-            senders=self._protect(senders, circuits, balance),
-            circuits=circuits,
-            accounts=plusofon,
-            account_reader=AccountReader(plusofon),
-            balance=balance,
-            balance_poller=BalancePoller(plusofon, stores.balance, balance),
-            callback_urls=callback_urls,
-        )
-
-    def _protect(
-        self, senders: Mapping[Channel, CallSender], circuits: Mapping[str, CircuitBreaker], balance: Balance
-    ) -> Mapping[Channel, CallSender]:
-        """Put the circuit breaker and the bulkhead of its provider in front of each sender, and measure it."""
-        bulkheads = {name: Bulkhead(self.settings.plusofon.max_connections) for name in circuits}
+        names = sorted({sender.provider for sender in senders.values()})
+        circuits = {name: CircuitBreaker(name, failures=failures, open_for=open_for) for name in names}
+        bulkheads = {name: Bulkhead(settings.plusofon.max_connections) for name in names}
         open_span = self.tracing.provider_request if self.tracing else None
-        return {
+        protected = {
             channel: ProtectedSender(
                 sender,
                 channel=channel,
@@ -300,9 +284,21 @@ class Builder:
             )
             for channel, sender in senders.items()
         }
+        return Providers(
+            senders=protected,
+            circuits=circuits,
+            accounts=plusofon,
+            account_reader=AccountReader(plusofon),
+            balance=balance,
+            balance_poller=BalancePoller(plusofon, stores.balance, balance),
+            callback_urls=callback_urls,
+        )
 
     async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
-        """Make the client of Plusofon, or of the sandbox's ``network``, which is reached over HTTP as well."""
+        """Make the client of Plusofon, or of the sandbox's ``network``, served over HTTP as well. Raises SettingsError.
+
+        Only in sandbox mode there may be a network, or no credentials.
+        """
         settings = self.settings.plusofon
         base_url, user_id, token = settings.base_url, settings.user_id, settings.access_token.get_secret_value()
         cabinet_token = settings.cabinet_token.get_secret_value() if settings.cabinet_token else None
@@ -311,8 +307,13 @@ class Builder:
         if not token:
             self.settings.require_sandbox("PLUSOFON_ACCESS_TOKEN")
         if network:
+            if self.settings.mode is not Mode.SANDBOX:
+                raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
             user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
-            base_url = await self._serve_sandbox(network, user_id, token)
+            accepted = self.settings.sandbox.access_token
+            accepted_token = accepted.get_secret_value() if accepted else token
+            app = create_sandbox_app(network, user_id=user_id, access_token=accepted_token)
+            base_url = (await self.stack.enter_async_context(SandboxServer(app))).url
         return await self.stack.enter_async_context(
             PlusofonClient(
                 base_url=base_url,
@@ -326,16 +327,6 @@ class Builder:
                 transport=self._make_transport(),
             )
         )
-
-    async def _serve_sandbox(self, network: VirtualNetwork, user_id: str, token: str) -> str:
-        """Serve Plusofon's API in front of ``network``, and return its URL. Raises SettingsError in production."""
-        if self.settings.mode is not Mode.SANDBOX:
-            raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
-        accepted = self.settings.sandbox.access_token
-        app = create_sandbox_app(
-            network, user_id=user_id, access_token=accepted.get_secret_value() if accepted else token
-        )
-        return (await self.stack.enter_async_context(SandboxServer(app))).url
 
     async def _open_relays(self) -> dict[Channel, CallSender]:
         """Make a sender for each channel that goes to the operator's own URL. Only there traces are continued."""

@@ -520,9 +520,6 @@ class ReferenceStore:
         self._finish(record, Status.CANCELED)
         return self._seen(record)
 
-    async def ping(self) -> None:
-        self._require_available()
-
     def _require_available(self) -> None:
         if not self.available:
             raise StoreUnavailable

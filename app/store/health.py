@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import median
 from typing import Any
 
 from redis.asyncio import Redis
@@ -33,9 +34,8 @@ class RedisUnreachable(Exception):
 class RedisHealth:
     """What Redis reports; none where its user may not ask.
 
-    ``version`` is that of the protocol: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives
-    a restart. ``ahead`` is how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of
-    REDIS_URL lacks.
+    ``version``: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives a restart. ``ahead`` is
+    how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of REDIS_URL lacks.
     """
 
     name: str | None
@@ -48,15 +48,10 @@ class RedisHealth:
     refused: tuple[str, ...]
 
 
-async def examine(redis: Redis, *, within: float) -> RedisHealth:
-    """Examine Redis, in ``within`` seconds altogether.
-
-    Raises:
-        RedisUnreachable: it does not answer, or refuses the connection.
-
-    """
+async def examine(redis: Redis, *, timeout: float) -> RedisHealth:  # noqa: ASYNC109 - of all waits together
+    """Examine Redis within ``timeout`` seconds. Raises RedisUnreachable."""
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout):
             return await _examine(redis)
     except (RedisError, OSError) as error:
         # The message of the error may contain an address.
@@ -64,31 +59,32 @@ async def examine(redis: Redis, *, within: float) -> RedisHealth:
 
 
 async def _examine(redis: Redis) -> RedisHealth:
-    round_trip = await _round_trip(redis)
+    await _ask(redis, "PING")  # connects
+    round_trips = []
+    for _ in range(_PINGS):
+        began = time.perf_counter()
+        await _ask(redis, "PING")
+        round_trips.append(time.perf_counter() - began)
+    before = time.time()
+    seconds, microseconds = await _ask(redis, "TIME")
+    here = (before + time.time()) / 2
     info: Mapping[str, Any] = await _if_allowed(redis.info) or {}
     name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
     version = tuple(int(part) for part in str(info.get("redis_version")).split(".") if part.isdigit())
+    needed: Mapping[str, Callable[[], Awaitable[Any]]] = {
+        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
+        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
+    }
     return RedisHealth(
         name=name if info else None,
         version=version if info else None,
         is_replica=info["role"] == "slave" if info else None,
         eviction=info.get("maxmemory_policy"),
         persistence=await _persistence(redis, info) if info else None,
-        round_trip=timedelta(seconds=round_trip),
-        ahead=await _ahead(redis),
-        refused=await _refused(redis),
+        round_trip=timedelta(seconds=median(round_trips)),
+        ahead=timedelta(seconds=int(seconds) + int(microseconds) / 1e6 - here),
+        refused=tuple([right for right, ask in needed.items() if not await _is_allowed(ask)]),
     )
-
-
-async def _round_trip(redis: Redis) -> float:
-    """Return the median of some round trips, in seconds, without the first, which connects."""
-    await _ask(redis, "PING")
-    took = []
-    for _ in range(_PINGS):
-        began = time.perf_counter()
-        await _ask(redis, "PING")
-        took.append(time.perf_counter() - began)
-    return sorted(took)[_PINGS // 2]
 
 
 async def _persistence(redis: Redis, info: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -98,21 +94,6 @@ async def _persistence(redis: Redis, info: Mapping[str, Any]) -> tuple[str, ...]
     if config is None:
         return None
     return ("save",) if config.get("save") else ()
-
-
-async def _ahead(redis: Redis) -> timedelta:
-    before = time.time()
-    seconds, microseconds = await _ask(redis, "TIME")
-    here = (before + time.time()) / 2
-    return timedelta(seconds=int(seconds) + int(microseconds) / 1e6 - here)
-
-
-async def _refused(redis: Redis) -> tuple[str, ...]:
-    needed: Mapping[str, Callable[[], Awaitable[Any]]] = {
-        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
-        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
-    }
-    return tuple([name for name, ask in needed.items() if not await _is_allowed(ask)])
 
 
 async def _run_script(redis: Redis) -> None:

@@ -188,9 +188,6 @@ class VerificationStore(Protocol):
         Raise VerificationNotFound, VerificationAlreadyUsed or VerificationLocked.
         """
 
-    async def ping(self) -> None:
-        """Return if the store answers."""
-
 
 class RateLimiter(Protocol):
     """Counts calls against the limits on other subjects than the phone. All methods raise StoreUnavailable."""

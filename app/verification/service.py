@@ -35,7 +35,3 @@ class VerificationService:
         if not verification.test:
             self._ports.publish(VerificationCanceled())
         return verification
-
-    async def ready(self) -> None:
-        """Return if verifications can be started and checked. Raise StoreUnavailable."""
-        await self._ports.store.ping()
