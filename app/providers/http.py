@@ -179,10 +179,7 @@ class ProviderHttp:
         request.extensions["timeout"] = {"connect": max(connect, _SHORTEST_TIMEOUT)}
         try:
             response = await self._transport.handle_async_request(request)
-            try:
-                body = await _read_body(response)
-            finally:
-                await response.aclose()
+            body = await _read_body(response)
         except _NETWORK_ERRORS as error:
             raise self._failure(error) from None  # the errors of aiohttp carry the headers of the request
         except Exception:
@@ -215,11 +212,14 @@ async def _read_body(response: httpx.Response) -> bytes:
 
     A compressed body is read although none is asked for. httpx would unpack it to a thousand times its size.
     """
-    raw = bytearray()
-    async for chunk in cast("httpx.AsyncByteStream", response.stream):
-        raw += chunk
-        if len(raw) >= _LONGEST_BODY:
-            break
+    raw, stream = bytearray(), cast("httpx.AsyncByteStream", response.stream)
+    try:
+        async for chunk in stream:
+            raw += chunk
+            if len(raw) >= _LONGEST_BODY:
+                break
+    finally:
+        await stream.aclose()
     match find_header(response.headers.raw, b"content-encoding").lower():
         case "" | "identity":
             return bytes(raw[:_LONGEST_BODY])

@@ -137,7 +137,9 @@ class Verification:
 
     def with_latest_call(self, state: CallState, ref: str | None, dial: Phone | None = None) -> Self:
         """Return a copy whose latest call has the given state."""
-        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state, ref=ref, dial=dial)))
+        latest = self.calls[-1]
+        latest = Call(latest.call_number, state, ref, latest.channel, dial, latest.expires_at)
+        return replace(self, calls=(*self.calls[:-1], latest))
 
     def without_lost_calls(self, *, lifetime: timedelta, call_timeout: timedelta) -> Self:
         """Return a copy in which calls without an outcome are ``unconfirmed`` once ``call_timeout`` has passed.
