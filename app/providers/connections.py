@@ -142,8 +142,8 @@ class _Connection(asyncio.Protocol):
 
     def reuse(self) -> "_Connection | None":
         """Return the connection if it is still clean, also by what the event loop has not read yet; else close it."""
-        self._expiry.cancel()
         is_late = self._expiry.when() <= self._loop.time()
+        self._expiry.cancel()
         if self.is_clean and not is_late and not self._transport.is_closing() and not self._unread.poll(0):
             return self
         self.close()
