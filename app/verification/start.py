@@ -360,7 +360,7 @@ class _Start:
         if follow and update.ref:
             writes.append(partial(ports.schedule.schedule, call_id, FIRST_STATUS_DELAY))
         started = Started(verification.with_latest_call(update.state, update.ref, update.dial), self.quotas)
-        if not await best_effort(*(write() for write in writes), self.journal.keep(started)):
+        if await best_effort(*(write() for write in writes), self.journal.keep(started)):
             ports.deferred.write_later(*writes)  # the client's webhook and the following of the call depend on them
         return started
 
