@@ -63,8 +63,8 @@ class _Running:
 async def in_one_round_trip(*requests: Request) -> list[Any]:
     """Make requests side by side; return their results and exceptions in order, as ``asyncio.gather`` can.
 
-    All run in the caller's task, since one of its own costs more than most of what they do. So none may have an
-    ``asyncio.timeout`` of its own, which would cancel them all.
+    All run in the caller's task, since one of its own costs more than most of what they do. So none may wait for
+    another of them, or have an ``asyncio.timeout`` of its own, which would cancel them all.
     """
     running = [_Running(request) for request in requests]
     try:
