@@ -14,8 +14,7 @@ from app.api.idempotency import AnsweredBefore, InvalidIdempotencyKey
 from app.api_keys import Unauthorized
 from app.verification import errors
 from app.verification.code import MIN_LENGTH
-from app.verification.errors import PhoneReason, StoreFailure
-from app.verification.event_stream import TooManyListeners
+from app.verification.errors import PhoneReason, StoreFailure, TooManyListeners
 from app.verification.idempotency import IdempotencyInProgress, IdempotencyKeyReused
 
 MEDIA_TYPE = "application/problem+json"

@@ -19,7 +19,6 @@ STREAM = "pv:{events}"
 EXPIRY, RETRY, DEAD, BODIES = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "bodies"))
 GROUP = "webhooks"
 _DEAD_KEPT = timedelta(days=30)
-_RESENT_AT_ONCE = 500  # bounds how long one script blocks Redis
 _LONGEST_ERROR = 200
 
 
@@ -88,24 +87,13 @@ class RedisOutbox:
         ]
 
     async def resend(self, event_id: str) -> bool:
-        """Deliver one dead letter again."""
-        entry = event_id.removeprefix("msg_") or "-"  # an empty one would mean all
-        count, _ = await self._resend(entry, 1, "")
-        return count == 1
+        """Deliver one dead letter again; return False if there is none."""
+        is_resent = await self._runner.run(RESEND, [STREAM, DEAD, BODIES], [event_id.removeprefix("msg_")])
+        return bool(is_resent)
 
     async def resend_all(self) -> int:
-        """Deliver all dead letters again, a bounded number at a time, without those that die again meanwhile."""
-        total, moment = 0, ""
-        while True:
-            count, moment = await self._resend("", _RESENT_AT_ONCE, moment)
-            total += count
-            if count < _RESENT_AT_ONCE:
-                return total
-
-    async def _resend(self, entry: str, most: int, moment: str) -> tuple[int, str]:
-        arguments: list[Argument] = [entry, most, moment, ms(_DEAD_KEPT)]
-        count, moment_used = await self._runner.run(RESEND, [STREAM, DEAD, BODIES], arguments)
-        return int(count), moment_used.decode()
+        """Deliver all dead letters again, without those that die again meanwhile; return how many."""
+        return sum([await self.resend(letter.event.id) for letter in await self.dead_letters()])
 
     async def _read(self, entry: bytes, flat: Sequence[bytes]) -> Delivery | None:
         """Read an entry, or log and remove one that cannot be read."""
