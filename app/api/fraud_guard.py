@@ -6,11 +6,11 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Path, Request, Response, Security
+from fastapi import APIRouter, Path, Response, Security
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ContainerDep, admin_key
-from app.api.problems import plain_problem
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
@@ -85,9 +85,8 @@ async def list_guard(container: ContainerDep) -> Response:
 async def lift(
     number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
     container: ContainerDep,
-    http: Request,
 ) -> Response:
     """Allow calls to the range at once; its next block has level 1 again. 404 if it is not blocked."""
     if not await container.stores.fraud_guard.lift(number_range):
-        return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
+        raise HTTPException(HTTPStatus.NOT_FOUND, "This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)
