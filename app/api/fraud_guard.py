@@ -1,7 +1,6 @@
 """The operator's routes of the fraud guard: list the blocked ranges of numbers, and lift a block."""
 
 import asyncio
-from dataclasses import asdict
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
@@ -12,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ContainerDep, admin_key
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.verification.fraud_guard import Block, FraudGuard, Suspect
+from app.verification.fraud_guard import FraudGuard
 
 _OPERATOR = Security(admin_key(lambda container: container.keys.admins))
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
@@ -52,11 +51,7 @@ class FraudGuardReport(BaseModel):
     async def of(cls, guard: FraudGuard) -> Self:
         """Return what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
-        return cls.model_validate({"blocks": map(_members, blocks), "suspects": map(_members, suspects)})
-
-
-def _members(found: Block | Suspect) -> dict[str, object]:
-    return {**asdict(found), **asdict(found.evidence)}
+        return cls.model_validate({"blocks": blocks, "suspects": suspects}, from_attributes=True)
 
 
 @router.get(
