@@ -8,7 +8,7 @@ from datetime import timedelta
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms
 from app.verification.phone import Phone
-from app.verification.webhooks import Backlog, DeadLetter, Delivery, Event
+from app.verification.webhooks import DeadLetter, Delivery, Event
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +63,13 @@ class RedisOutbox:
         place = await self._runner.run(SET_ASIDE, [STREAM, RETRY, DEAD, BODIES], arguments)
         return bool(place != b"dead")
 
-    async def backlog(self) -> Backlog:
-        """Return the state of delivery."""
-        lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_DEAD_KEPT)])
-        return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
-
     async def gauges(self) -> Mapping[str, float]:
-        """Return how delivery stands, for the metrics. Raises StoreUnavailable."""
-        backlog = await self.backlog()
-        return {
-            "webhook_lag_seconds": backlog.lag.total_seconds(),
-            "webhooks_pending": backlog.queued + backlog.retries,
-            "webhooks_dead": backlog.dead,
-        }
+        """Return how delivery stands, for the metrics. Raises StoreUnavailable.
+
+        The lag is how long the oldest event is overdue; a pause before a retry does not count.
+        """
+        lag, pending, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_DEAD_KEPT)])
+        return {"webhook_lag_seconds": max(0, lag) / 1000, "webhooks_pending": pending, "webhooks_dead": dead}
 
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""

@@ -59,20 +59,6 @@ class DeadLetter:
     died_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
-    """The state of delivery.
-
-    ``lag`` is how long the oldest event is overdue; a pause before a retry does not count. ``queued`` events are to be
-    delivered now, those in flight included; ``retries`` wait for a retry; ``dead`` were given up.
-    """
-
-    lag: timedelta
-    queued: int
-    retries: int
-    dead: int
-
-
 class Outbox(Protocol):
     """Stores events until they are delivered; each method is one atomic step. All raise StoreUnavailable.
 

@@ -8,7 +8,9 @@ import pytest
 from fastapi import Depends, FastAPI, Request
 
 from app.api.problems import install_problems
-from app.sandbox import Fault, Faults, VirtualNetwork, sandbox_router
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.routes import sandbox_router
 
 PHONE = "+79001234567"
 HOOK_URL = "http://127.0.0.1:9/hook"
