@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.store.call_following import RedisCallQueue
 from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.layout import PhoneName

@@ -16,7 +16,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
 from app.store.idempotency import RedisIdempotency
 from app.store.layout import RecordName
 from app.store.limits import RedisRateLimiter

@@ -22,7 +22,8 @@ from redis.asyncio import Redis
 
 from app.container import Container, open_container
 from app.main import create_api, create_app
-from app.sandbox import Fault, Faults, VirtualNetwork
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.settings.policies import make_policies
 from app.store.layout import name_limit
