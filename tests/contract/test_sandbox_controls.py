@@ -5,9 +5,10 @@ from decimal import Decimal
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 
 from app.api.problems import install_problems
+from app.api.routing import RequestMiddleware
 from app.sandbox.faults import Fault, Faults
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.routes import sandbox_router
@@ -23,14 +24,12 @@ def network() -> VirtualNetwork:
 
 @pytest.fixture
 async def person(network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    def identify(request: Request) -> None:
-        request.state.request_id = "5f0c7a1e9b2d4c68"
-
-    app = FastAPI(dependencies=[Depends(identify)])
+    app = FastAPI()
     install_problems(app)
     app.include_router(sandbox_router(network))
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://sandbox/sandbox") as client:
+    transport = httpx.ASGITransport(app=RequestMiddleware(app, (), {}))
+    headers = {"X-Request-ID": "5f0c7a1e9b2d4c68"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://sandbox/sandbox", headers=headers) as client:
         yield client
 
 
