@@ -176,6 +176,7 @@ class ScriptRunner:
 
     async def _recover(self, unwritten: Sequence[Command], errors: Errors) -> None:
         """Write on a new connection what is not written yet, and once more what Redis did not run."""
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(self._deadline):
                 if unwritten:
@@ -193,6 +194,8 @@ class ScriptRunner:
             await self._disconnect()
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, no caller may wait for ever
+            if loop.is_closed():  # after a second SIGINT: nobody waits any more
+                return
             await self._disconnect()  # a reply may still arrive, and must not be taken for another's
             errors += [(command, error) for command in unwritten if not command.reply.done()]
         self._finish(errors)

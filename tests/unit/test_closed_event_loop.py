@@ -1,15 +1,18 @@
 """A second SIGINT closes the event loop over requests in progress: what they hold must not be used any more."""
 
+import asyncio
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
+from redis.asyncio import Redis
 from starlette.types import Receive, Scope, Send
 
 from app.server.connections import Connections, HttpLimits
 from app.server.http_parser import RequestHead
 from app.server.http_protocol import HttpProtocol
 from app.server.http_request import HttpRequest
+from app.store.scripts import PROBE, ScriptRunner
 
 
 class Suspended:
@@ -42,3 +45,27 @@ def test_a_request_that_is_destroyed_does_not_use_its_connection() -> None:
 
 def test_an_event_of_a_connection_is_reported_without_a_running_loop() -> None:
     Connections(HttpLimits()).report("http.connection_dropped", "write")
+
+
+def test_a_connection_to_redis_that_is_destroyed_while_it_opens_answers_nobody() -> None:
+    class Pool:
+        async def get_connection(self) -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except GeneratorExit:  # as the library does, which closes its transport on the way
+                raise RuntimeError("Event loop is closed") from None
+
+    loop = asyncio.new_event_loop()
+    runner = ScriptRunner(cast(Redis, SimpleNamespace(connection_pool=Pool())), timeout=1)
+    waiting = loop.create_task(runner.run(PROBE, [], []))
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    recovery = runner._recovery
+    assert recovery
+    loop.close()
+
+    cast(Coroutine[Any, Any, None], recovery.get_coro()).close()
+
+    assert not waiting.done()
+    for task in (waiting, recovery):
+        task._log_destroy_pending = False  # type: ignore[union-attr] # that it never ends is what is tested
