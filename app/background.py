@@ -28,7 +28,7 @@ class Background:
     longest_pause: timedelta = timedelta(seconds=10)
     grace: timedelta = timedelta(seconds=3)
     _steps: dict[str, Step] = field(default_factory=dict, init=False)
-    _tasks: dict[asyncio.Task[None], str] = field(default_factory=dict, init=False)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _last_success: dict[str, float] = field(default_factory=dict, init=False)
     _is_open: bool = field(default=False, init=False)
 
@@ -38,45 +38,40 @@ class Background:
 
     async def __aenter__(self) -> Self:
         self._is_open = True
-        now = asyncio.get_running_loop().time()
-        self._last_success = dict.fromkeys(self._steps, now)
-        self._tasks = {
-            asyncio.create_task(self._repeat(name, step), name=f"background:{name}"): name
-            for name, step in self._steps.items()
-        }
+        self._last_success = dict.fromkeys(self._steps, asyncio.get_running_loop().time())
+        self._tasks = {asyncio.create_task(self._repeat(name), name=name) for name in self._steps}
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._is_open = False
         for task in self._tasks:
             task.cancel()
-        if not self._tasks:
-            return
-        _ended, stuck = await asyncio.wait(self._tasks, timeout=self.grace.total_seconds())
-        if stuck:
-            log.error("background.stuck", extra={"steps": sorted(self._tasks[task] for task in stuck)})
+        if self._tasks:
+            _ended, stuck = await asyncio.wait(self._tasks, timeout=self.grace.total_seconds())
+            if stuck:
+                log.error("background.stuck", extra={"steps": sorted(task.get_name() for task in stuck)})
 
     def gauges(self) -> dict[str, float]:
         """Return the seconds since each step last succeeded; before its first success, since the context was opened."""
         now = asyncio.get_running_loop().time()
         return {name: now - moment for name, moment in self._last_success.items()}
 
-    async def _repeat(self, name: str, step: Step) -> None:
+    async def _repeat(self, name: str) -> None:
+        task = asyncio.current_task()
         failures, is_store_missed = 0, False
         while self._is_open:  # a step may have swallowed the cancellation
             try:
-                pause = await step()
-            except StoreUnavailable as error:
-                if not is_store_missed:
-                    log.warning("background.store_unavailable", extra={"step": name, "reason": error.reason})
-                failures, is_store_missed = failures + 1, True
-                pause = self._pause_after(failures)
+                pause = await self._steps[name]()
             except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and _is_canceled():
-                    raise
-                log.exception("background.step_failed", extra={"step": name})
+                if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                    raise  # this task is canceled, and not just something that its step waited for
                 failures += 1
                 pause = self._pause_after(failures)
+                if not isinstance(error, StoreUnavailable):
+                    log.exception("background.step_failed", extra={"step": name})
+                elif not is_store_missed:
+                    log.warning("background.store_unavailable", extra={"step": name, "reason": error.reason})
+                    is_store_missed = True
             else:
                 if is_store_missed:
                     log.info("background.store_available", extra={"step": name})
@@ -89,9 +84,3 @@ class Background:
         """Double the pause with each failure; the exponent is bounded, so that the float does not overflow."""
         longest = min(self.first_pause * 2.0 ** min(failures - 1, 16), self.longest_pause)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads the workers, no secret
-
-
-def _is_canceled() -> bool:
-    """Return whether this task is canceled, and not just something that its step waited for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -41,7 +41,7 @@ from app.store.stats import RedisStats
 from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
-from app.telemetry.exposition import Exposition, ProcessGauges
+from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
@@ -57,7 +57,7 @@ from app.verification.ports import CallSender, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
 from app.verification.test_numbers import TestNumbers
-from app.webhooks import WebhookDeliverer
+from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 
 if TYPE_CHECKING:
@@ -237,13 +237,13 @@ class Builder:
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
         endpoints = make_endpoints(settings.clients)
         # One of several clients may have half of the event streams, so that the others always have some.
-        listeners, clients = settings.events.listeners, {client for client, _ in settings.api.keys}
+        listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
         stores = Stores(
             redis=redis,
             runner=runner,
             balance=RedisBalanceCache(runner, lease=lease),
-            call_queue=RedisCallQueue(runner, per_second=settings.watch.per_second, lease=lease),
+            call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
             fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
@@ -268,6 +268,8 @@ class Builder:
         )
         balance = Balance(minimum=settings.min_balance_rub, warning=settings.warn_balance_rub, clock=time.monotonic)
         senders = make_senders(plusofon, callback_urls.url_of) | await self._open_relays()
+        if unserved := sorted(settings.used_channels - senders.keys()):
+            raise SettingsError([f"CHANNELS: no provider serves {unserved[0]}; it may be one of RELAY_CHANNELS."])
         failures, open_for = settings.plusofon.circuit_failures, settings.plusofon.circuit_seconds
         circuits = {
             name: CircuitBreaker(name, failures=failures, open_for=open_for)
@@ -384,7 +386,7 @@ class Builder:
             digester=CodeDigester(settings.secret_keys),
             policies=make_policies(settings),
             tokens=tokens,
-            test_numbers=TestNumbers(dict(settings.test.numbers), lambda: datetime.now(UTC).date()),
+            test_numbers=TestNumbers(dict(settings.test_numbers), lambda: datetime.now(UTC).date()),
             schedule=stores.call_queue,
             publish=publish,
             deferred=deferred,
@@ -395,8 +397,16 @@ class Builder:
         """Collect the gauges of all components."""
         policies = make_policies(self.settings)
         budget = Allowance(policies.default.calls_per_day, "everybody")
+
+        def refresh() -> None:
+            self.metrics.set_process(
+                circuits=providers.circuit_states(),
+                listeners=stores.changes.listeners,
+                background=background.gauges(),
+            )
+
         return Exposition(
-            self.metrics,
+            registry=self.metrics.registry,
             version=version("plusofon-verify"),
             gauges=(
                 stores.runner.gauges,
@@ -408,11 +418,7 @@ class Builder:
                 stores.call_queue.gauges,
                 stores.webhooks.gauges,
             ),
-            process=ProcessGauges(
-                circuits=providers.circuit_states,
-                listeners=lambda: stores.changes.listeners,
-                background=background.gauges,
-            ),
+            refresh=refresh,
         )
 
     def make_deliverer(self, outbox: RedisOutbox) -> WebhookDeliverer | None:

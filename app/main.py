@@ -11,10 +11,9 @@ from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
-from app.api.application import Application
 from app.api.docs import install_docs
-from app.api.path_prefix import PathPrefix
 from app.api.problems import install_problems
+from app.api.routing import Application
 from app.container import Container, make_network, open_container
 from app.sandbox import VirtualNetwork, sandbox_router
 from app.sandbox.demo import demo_router
@@ -24,15 +23,7 @@ from app.settings import Mode, Settings, SettingsError
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-_ROUTERS = (
-    verification.router,
-    event_stream.router,
-    tokens.router,
-    provider_account.router,
-    provider_callbacks.router,
-    fraud_guard.router,
-    ops.router,
-)
+_FEATURES = (verification, event_stream, tokens, provider_account, provider_callbacks, fraud_guard, ops)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 
@@ -64,21 +55,19 @@ def create_app(
             stack.enter_context(stop_signals(container.stopping))
             yield {"container": container}
 
-    app = create_api(lifespan, server=settings.path_prefix or "/")
+    app = create_api(lifespan, path_prefix=settings.path_prefix)
     if tracing:
         app.add_middleware(tracing.middleware)
-    if settings.path_prefix:
-        app.add_middleware(PathPrefix, prefix=settings.path_prefix)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
         app.include_router(demo_router(channels=settings.enabled_channels))
     return app
 
 
-def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") -> FastAPI:
+def create_api(lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = "") -> FastAPI:
     """Return an application with the routes of production; without a ``lifespan``, just enough to describe the API.
 
-    ``server`` is the URL of the API, relative to that of its description.
+    ``path_prefix`` is what a proxy strips from the paths of the requests.
     """
     app = Application(
         title="Plusofon Verify",
@@ -86,7 +75,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         description=_DESCRIPTION,
         version=version("plusofon-verify"),
         license_info={"name": "MIT", "identifier": "MIT"},
-        servers=[{"url": server}],
+        servers=[{"url": path_prefix or "/"}],
         lifespan=lifespan,
         docs_url=None,
         openapi_url=None,  # install_docs serves it
@@ -95,8 +84,9 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
         # The error of a failed validation may contain a code.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # Not by include_router, whose routes are matched twice on every request.
-        routes=[route for router in _ROUTERS for route in router.routes],
+        routes=[route for feature in _FEATURES for route in feature.router.routes],
     )
+    app.path_prefix = path_prefix
     install_problems(app)
     install_docs(app)
     return app
@@ -104,12 +94,12 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, server: str = "/") 
 
 def open_tracing(settings: Settings) -> "Tracing | None":
     """Return the tracing of TRACING_ENDPOINT, or None without it. Raises SettingsError."""
-    if not settings.tracing.endpoint:
+    if not settings.tracing_endpoint:
         return None
     try:
         from app.telemetry.tracing import Tracing  # noqa: PLC0415 - of an optional extra
 
-        return Tracing.to(settings.tracing.endpoint, version=version("plusofon-verify"))
+        return Tracing.to(settings.tracing_endpoint, version=version("plusofon-verify"))
     except ModuleNotFoundError:
         raise SettingsError(["TRACING_ENDPOINT needs the extra `tracing` of the package."]) from None
     except ValueError:  # its text may repeat a value

@@ -4,7 +4,7 @@ import random
 from decimal import Decimal
 
 from app.sandbox import Faults, VirtualNetwork
-from app.sandbox.network import FlashCall
+from app.sandbox.calls import VirtualCall
 
 FAULTS = 0.3  # share of the requests that place a call
 PACE = 0.2  # seconds of a phase of a call
@@ -21,10 +21,10 @@ class ChoosingNetwork(VirtualNetwork):
         super().__init__(pace=PACE, balance=balance, calls_kept=1_000_000, faults=faults, returns_pin=True)
         self.chosen: set[str] = set()
 
-    def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:
+    def place_flash_call(self, *, phone: str, pin: str | None = None) -> VirtualCall:
         """Let the phone ring."""
         if random.random() >= CHOSEN:  # noqa: S311 - no secret
             return super().place_flash_call(phone=phone, pin=pin)
         placed = super().place_flash_call(phone=phone)
-        self.chosen.add(placed.call.call_id)
+        self.chosen.add(placed.call_id)
         return placed

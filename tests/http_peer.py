@@ -100,7 +100,7 @@ async def served(
         authority.configure_trust(trust)
         authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate / "all.pem")
         certificate /= "all.pem"
-    http = HttpServer(limits=limits, cert_file=certificate, key_file=certificate)
+    http = HttpServer(limits, cert_file=certificate, key_file=certificate)
     server = await asyncio.get_running_loop().create_server(lambda: http(config, state, {}), "127.0.0.1", 0)
     it = Served(state, http.connections, server.sockets[0].getsockname()[1], trust)
     try:

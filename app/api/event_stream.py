@@ -11,10 +11,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from pydantic_core import to_json
 
 from app.api import schemas
-from app.api.auth import Client
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import Client, ContainerDep
 from app.api.responses import answers, example_of
 from app.container import Container
 from app.verification.errors import StoreUnavailable, VerificationNotFound
@@ -23,15 +23,10 @@ from app.verification.model import Call, Status, Verification
 
 router = APIRouter(prefix="/verify", tags=["verify"])
 
+_MEDIA_TYPE = "text/event-stream"
 _RECONNECT_MS = 2000
 _AFTER_EXPIRY = 0.01  # seconds; Redis drops a key within milliseconds of its time
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter keeps nginx from holding events back
-
-
-class EventStreamResponse(StreamingResponse):
-    """Server-sent events. FastAPI's own class takes only endpoints that are generators, which cannot answer 204."""
-
-    media_type = "text/event-stream"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +75,7 @@ class EventStream:
         if version == self.last_id and sent_calls in {None, self.sent_calls}:
             return None
         self.last_id = version
-        return _event(version, schemas.Verification.of(self.verification).model_dump_json())
+        return _event(version, to_json(schemas.view_verification(self.verification)).decode())
 
     def _expiry(self) -> float:
         """Return when it will have expired, by this process's clock: no change is published then."""
@@ -125,7 +120,7 @@ _EXAMPLES = {"stream": {"summary": "A call rings, and the code is not checked", 
 
 @router.get(
     "/{verification_id}/events",
-    response_class=EventStreamResponse,
+    response_class=StreamingResponse,  # FastAPI's own for events takes only generators, which cannot answer 204
     operation_id="followVerification",
     summary="Follow a verification and its latest call as they change",
     responses={
@@ -135,7 +130,7 @@ _EXAMPLES = {"stream": {"summary": "A call rings, and the code is not checked", 
         ),
         HTTPStatus.OK.value: {
             "description": "Events, as they happen.",
-            "content": {EventStreamResponse.media_type: {"schema": {"type": "string"}, "examples": _EXAMPLES}},
+            "content": {_MEDIA_TYPE: {"schema": {"type": "string"}, "examples": _EXAMPLES}},
         },
         HTTPStatus.NO_CONTENT.value: {
             "description": "The last event that you have (`Last-Event-ID`) was the last of all: do not connect again."
@@ -166,4 +161,4 @@ async def follow(
     if verification.status is not Status.PENDING and last_event_id == str(verification.version):
         return Response(status_code=HTTPStatus.NO_CONTENT)  # on which EventSource gives up
     stream = EventStream(container=container, feed=feed, verification=verification, last_id=last_event_id)
-    return EventStreamResponse(stream.events(), headers=_HEADERS)
+    return StreamingResponse(stream.events(), headers=_HEADERS, media_type=_MEDIA_TYPE)

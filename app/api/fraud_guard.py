@@ -9,18 +9,14 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Path, Request, Response, Security
 from pydantic import BaseModel, Field
 
-from app.api.auth import admin_key
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import ContainerDep, admin_key
 from app.api.problems import plain_problem
-from app.api.responses import answers, example_of, plain_answer, respond
+from app.api.responses import JsonAnswer, answers, example_of, plain_answer
 from app.verification.fraud_guard import Block, FraudGuard, Suspect
 
-router = APIRouter(prefix="/admin", tags=["admin"])
-
+_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
 _RANGE_EXAMPLE = "+79001234"
-
-
-Operator = Annotated[str, Security(admin_key(lambda container: container.keys.admins))]
 
 
 class BlockedRange(BaseModel):
@@ -33,12 +29,6 @@ class BlockedRange(BaseModel):
     calls: Annotated[int, Field(description="calls that were counted", examples=[24])]
     successes: Annotated[int, Field(description="verifications that succeeded", examples=[1])]
 
-    @classmethod
-    def of(cls, block: Block) -> Self:
-        """Return the wire model of a block."""
-        evidence = asdict(block.evidence)
-        return cls(range=block.range, since=block.since, until=block.until, level=block.level, **evidence)
-
 
 class SuspectClient(BaseModel):
     """A client with a low conversion rate. It is not blocked."""
@@ -48,11 +38,6 @@ class SuspectClient(BaseModel):
     until: Annotated[datetime, Field(description="not reported anew before", examples=["2026-01-31T10:00:00Z"])]
     calls: Annotated[int, Field(description="calls that were counted", examples=[200])]
     successes: Annotated[int, Field(description="verifications that succeeded", examples=[8])]
-
-    @classmethod
-    def of(cls, suspect: Suspect) -> Self:
-        """Return the wire model of a suspect."""
-        return cls(client=suspect.client, since=suspect.since, until=suspect.until, **asdict(suspect.evidence))
 
 
 class FraudGuardReport(BaseModel):
@@ -67,10 +52,11 @@ class FraudGuardReport(BaseModel):
     async def of(cls, guard: FraudGuard) -> Self:
         """Return what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
-        return cls(
-            blocks=[BlockedRange.of(block) for block in blocks],
-            suspects=[SuspectClient.of(suspect) for suspect in suspects],
-        )
+        return cls.model_validate({"blocks": map(_members, blocks), "suspects": map(_members, suspects)})
+
+
+def _members(found: Block | Suspect) -> dict[str, object]:
+    return {**asdict(found), **asdict(found.evidence)}
 
 
 @router.get(
@@ -80,9 +66,9 @@ class FraudGuardReport(BaseModel):
     summary="List what the fraud guard has found",
     responses=answers(HTTPStatus.OK, FraudGuardReport, problems=("unauthorized", "store-unavailable")),
 )
-async def list_guard(operator: Operator, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
+async def list_guard(container: ContainerDep) -> Response:
     """Return the blocked ranges, and the clients with a low conversion rate (those are not blocked)."""
-    return respond(await FraudGuardReport.of(container.stores.fraud_guard))
+    return JsonAnswer(await FraudGuardReport.of(container.stores.fraud_guard))
 
 
 @router.delete(
@@ -98,7 +84,6 @@ async def list_guard(operator: Operator, container: ContainerDep) -> Response:  
 )
 async def lift(
     number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
-    operator: Operator,  # noqa: ARG001 - declared for its authentication
     container: ContainerDep,
     http: Request,
 ) -> Response:

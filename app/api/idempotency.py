@@ -8,8 +8,7 @@ again, as at Stripe (https://docs.stripe.com/api/idempotent_requests).
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Self
@@ -73,6 +72,27 @@ class KeyedRequest:
             raise InvalidIdempotencyKey
         return cls(http, given[0], container_of(http).idempotency)
 
+    async def answer(self, work: Callable[[str], Awaitable[Response]], *, keep_for: timedelta) -> Response:
+        """Return the response of ``work``, and keep it; if ``work`` raises, the request may be made again.
+
+        ``work`` is called with a keyed digest of the request, and not for a repetition. Raises what ``claim_request``
+        does.
+        """
+        deferred = self.idempotency.deferred
+        try:
+            async with store_deadline(self.idempotency.store_timeout):
+                response = await work((await self.claim_request()).fingerprint)
+        except AnsweredBefore:
+            raise
+        except (StoreUnavailable, asyncio.CancelledError):  # the store is slow, or the caller has gone: do not wait
+            deferred.write_later(self.release)
+            raise
+        except Exception:
+            await deferred.write(self.release)
+            raise
+        await self.keep_response(response, keep_for)
+        return response
+
     async def claim_request(self) -> Claim:
         """Claim the request. Raises IdempotencyKeyReused, IdempotencyInProgress or StoreUnavailable.
 
@@ -114,38 +134,3 @@ class KeyedRequest:
         """Let the request be made again. Harmless when repeated. Raises StoreUnavailable."""
         if self.claimed:
             await self.idempotency.store.release(self.claimed, keep_note=keep_note)
-
-
-@dataclass(slots=True)
-class Exchange:
-    """A keyed digest of the request, if it has a key, and the response, which the route sets."""
-
-    fingerprint: str | None = None
-    response: Response = field(init=False)
-
-
-def idempotent(http: Request, *, keep_for: timedelta) -> AbstractAsyncContextManager[Exchange]:
-    """Answer a request in a block, whose response is kept if the request has a key, but not if the block raises.
-
-    Raises InvalidIdempotencyKey, and on entering what ``KeyedRequest.claim_request`` does: then the block is not run.
-    """
-    request = KeyedRequest.of(http)
-    return _claimed(request, keep_for) if request else nullcontext(Exchange())
-
-
-@asynccontextmanager
-async def _claimed(request: KeyedRequest, keep_for: timedelta) -> AsyncIterator[Exchange]:
-    deferred = request.idempotency.deferred
-    try:
-        async with store_deadline(request.idempotency.store_timeout):
-            exchange = Exchange((await request.claim_request()).fingerprint)
-            yield exchange
-    except AnsweredBefore:
-        raise
-    except (StoreUnavailable, asyncio.CancelledError):  # the store is slow, or the caller has gone: do not wait
-        deferred.write_later(request.release)
-        raise
-    except Exception:
-        await deferred.write(request.release)
-        raise
-    await request.keep_response(exchange.response, keep_for)

@@ -45,96 +45,88 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = time.perf_counter()
-        given_ids = header_values(scope, b"x-request-id")
-        request_id = given_ids[0] if given_ids and _REQUEST_ID.fullmatch(given_ids[0]) else secrets.token_hex(8)
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id}  # not all servers make a copy for each
-        status, answered = 0, 0.0
-        method = scope["method"]
-        if method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
-            scope["method"], send = "GET", _without_body(send)
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status, answered
-            if message["type"] == "http.response.start":
-                status, answered = int(message["status"]), time.perf_counter()
-                headers = message["headers"]
-                present = dict(headers)
-                headers.append((b"x-request-id", request_id.encode()))
-                headers.extend([header for header in _SECURITY_HEADERS if header[0] not in present])
-            await send(message)
-
+        exchange = _Exchange(scope, receive, send)
         try:
-            await self.app(scope, _limited(receive), send_with_headers)
+            await self.app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            status = status or _CLIENT_CLOSED_REQUEST
+            exchange.status = exchange.status or _CLIENT_CLOSED_REQUEST
         except Exception:
-            log.exception("request.failed", extra={"request_id": request_id})
-            if status:  # the response has begun: the server breaks it off
+            log.exception("request.failed", extra={"request_id": exchange.request_id})
+            if exchange.status:  # the response has begun: the server breaks it off
                 raise
-            problem = plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, request_id)
-            await problem(scope, receive, send_with_headers)
+            problem = plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, exchange.request_id)
+            await problem(scope, receive, exchange.send)
         finally:
-            ended = time.perf_counter()
-            scope["method"] = method
-            _log_request(scope, status, (answered or ended) - began, ended - began)
+            exchange.log()
 
 
-def _limited(receive: Receive) -> Receive:
-    """Stop reading a body that grows too large, whatever its ``Content-Length`` says."""
-    received = 0
+class _Exchange:
+    """One request and its response. ``status`` is 0 until the response begins."""
 
-    async def receive_limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY_KIB * 1024:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._began = time.perf_counter()
+        given = header_values(scope, b"x-request-id")
+        self.request_id = given[0] if given and _REQUEST_ID.fullmatch(given[0]) else secrets.token_hex(8)
+        self.status = 0
+        self._answered_after = 0.0
+        self._received = 0
+        self._is_ended = False
+        self._scope, self._receive, self._send = scope, receive, send
+        self._method = scope["method"]
+        if self._method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
+            scope["method"] = "GET"
+        # Not all servers make a copy for each request.
+        scope["state"] = {**scope.get("state", {}), "request_id": self.request_id}
+
+    async def receive(self) -> Message:
+        """Stop reading a body that grows too large, whatever its ``Content-Length`` says."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY_KIB * 1024:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         return message
 
-    return receive_limited
-
-
-def _without_body(send: Send) -> Send:
-    """Send only the head of a response, and end it at the first part of its body: a stream may have no end."""
-    is_sent = False
-
-    async def send_head(message: Message) -> None:
-        nonlocal is_sent
+    async def send(self, message: Message) -> None:
+        """Add headers to the response; end that to a HEAD at the first part of its body: a stream may have no end."""
         if message["type"] == "http.response.start":
-            await send(message)
-        elif not is_sent:
-            is_sent = True
-            await send({"type": "http.response.body"})
+            self.status, self._answered_after = int(message["status"]), time.perf_counter() - self._began
+            headers = message["headers"]
+            present = dict(headers)
+            headers.append((b"x-request-id", self.request_id.encode()))
+            headers.extend([header for header in _SECURITY_HEADERS if header[0] not in present])
+        elif self._method == "HEAD":
+            if self._is_ended:
+                return
+            self._is_ended, message = True, {"type": "http.response.body"}
+        await self._send(message)
 
-    return send_head
+    def log(self) -> None:
+        """Count the request, and log it with the template of its route: its path may have a phone number.
 
-
-def _log_request(scope: Scope, status: int, answered_after: float, seconds: float) -> None:
-    """Count the request, and log it with the template of its route: its path may have a phone number.
-
-    ``answered_after`` is the time until the response began, which is counted: that of an event stream has no meaning.
-    """
-    state, method, route = scope["state"], scope["method"], getattr(scope.get("route"), "path", None)
-    outcome = state.get("outcome") or _outcome(status)  # the slug of a problem
-    container: Container | None = state.get("container")
-    if container:
-        container.metrics.request_handled(method, route, status, outcome, answered_after)
-    fields = {
-        "logger": __name__,
-        "request_id": state["request_id"],
-        "client": state.get("client"),
-        "method": method,
-        "route": route,
-        "status": status,
-        "outcome": outcome,
-        "duration_ms": round(seconds * 1000, 1),
-    }
-    if "trace_id" in state:
-        fields["trace_id"] = state["trace_id"]
-    is_probe = route in _PROBES and status != HTTPStatus.UNAUTHORIZED
-    logger = requests.bind()  # by its own name; each other attribute is looked up through three calls
-    logger.log(logging.DEBUG if is_probe else logging.INFO, "request.handled", **fields)
+        The time until the response began is counted: that of an event stream has no meaning.
+        """
+        seconds = time.perf_counter() - self._began
+        state, route = self._scope["state"], getattr(self._scope.get("route"), "path", None)
+        outcome = state.get("outcome") or _outcome(self.status)  # the slug of a problem
+        container: Container | None = state.get("container")
+        if container:
+            answered_after = self._answered_after or seconds
+            container.metrics.request_handled(self._method, route, self.status, outcome, answered_after)
+        fields = {
+            "logger": __name__,
+            "request_id": self.request_id,
+            "client": state.get("client"),
+            "method": self._method,
+            "route": route,
+            "status": self.status,
+            "outcome": outcome,
+            "duration_ms": round(seconds * 1000, 1),
+        }
+        if "trace_id" in state:
+            fields["trace_id"] = state["trace_id"]
+        is_probe = route in _PROBES and self.status != HTTPStatus.UNAUTHORIZED
+        logger = requests.bind()  # by its own name; each other attribute is looked up through three calls
+        logger.log(logging.DEBUG if is_probe else logging.INFO, "request.handled", **fields)
 
 
 @cache

@@ -7,10 +7,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.auth import authenticate
-from app.api.dependencies import ContainerDep, container_of
+from app.api.dependencies import ContainerDep, authenticate, container_of
 from app.api.problems import PROBLEM_TYPES, detail_of
-from app.api.responses import answers, plain_answer, respond
+from app.api.responses import JsonAnswer, answers, plain_answer
 from app.verification.errors import StoreUnavailable
 
 router = APIRouter(tags=["operations"])
@@ -54,7 +53,7 @@ class ProblemType(BaseModel):
 )
 async def livez() -> Response:
     """Answer without asking Redis or a provider: a restart would not repair those."""
-    return respond(Liveness())
+    return JsonAnswer(Liveness())
 
 
 @router.get(
@@ -90,8 +89,8 @@ async def readyz(container: ContainerDep) -> Response:
     except StoreUnavailable as error:
         found.status = "unavailable"
         found.reasons.insert(0, detail_of(error))
-        return respond(found, HTTPStatus.SERVICE_UNAVAILABLE)
-    return respond(found)
+        return JsonAnswer(found, HTTPStatus.SERVICE_UNAVAILABLE)
+    return JsonAnswer(found)
 
 
 @router.get("/metrics", include_in_schema=False)
@@ -114,4 +113,4 @@ async def problem_type(slug: str) -> Response:
     kind = PROBLEM_TYPES.get(slug)
     if kind is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
-    return respond(ProblemType(type=kind.uri, title=kind.title, status=kind.status, meaning=kind.meaning))
+    return JsonAnswer(ProblemType(type=kind.uri, title=kind.title, status=kind.status, meaning=kind.meaning))

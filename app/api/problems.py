@@ -1,6 +1,6 @@
 """Every error response: one table from the error to its RFC 9457 problem."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -250,14 +250,23 @@ def plain_problem(
 
 def install_problems(app: FastAPI) -> None:
     """Answer the errors of the table, of validation and of HTTP itself with a problem; replay kept responses."""
-    for error in (*_BY_ERROR, *_FIELD_ERRORS):
+    for error in (*_BY_ERROR, *_FIELD_ERRORS, HTTPException, AnsweredBefore):
         app.add_exception_handler(error, _handle)
-    app.add_exception_handler(RequestValidationError, _handle_validation)
-    app.add_exception_handler(HTTPException, _handle_http)
-    app.add_exception_handler(AnsweredBefore, _replay)
 
 
 async def _handle(request: Request, error: Exception) -> Response:
+    request_id = request.state.request_id
+    match error:
+        case AnsweredBefore():
+            return error.response
+        case HTTPException() if error.status_code in VALIDATION_FAILED.also:
+            return _malformed(request, error.status_code)
+        case HTTPException():
+            return plain_problem(HTTPStatus(error.status_code), request_id, error.headers)
+        case RequestValidationError():
+            found = [(_pointer(item["loc"][1:]), _message(item)) for item in error.errors()]
+            is_json = all(item["type"] != "json_invalid" for item in error.errors())
+            return _invalid(request, found) if is_json else _malformed(request, HTTPStatus.BAD_REQUEST)
     if type(error) in _FIELD_ERRORS:
         return _invalid(request, [_FIELD_ERRORS[type(error)](error)])
     kind = _BY_ERROR[type(error)]
@@ -266,28 +275,7 @@ async def _handle(request: Request, error: Exception) -> Response:
     if "retry_after" in members:
         headers["Retry-After"] = str(members["retry_after"])
     request.state.outcome = kind.slug  # for the log and the metrics
-    body = kind.body(detail_of(error), request.state.request_id, members)
-    return JSONResponse(body, kind.status, headers, MEDIA_TYPE)
-
-
-async def _handle_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class alone
-    found = error.errors()
-    if any(item["type"] == "json_invalid" for item in found):
-        return _malformed(request, HTTPStatus.BAD_REQUEST)
-    return _invalid(request, [("/".join(["#", *map(_escape, item["loc"][1:])]), _message(item)) for item in found])
-
-
-async def _handle_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class alone
-    if error.status_code in VALIDATION_FAILED.also:
-        return _malformed(request, error.status_code)
-    return plain_problem(HTTPStatus(error.status_code), request.state.request_id, error.headers)
-
-
-async def _replay(_: Request, error: Exception) -> Response:
-    assert isinstance(error, AnsweredBefore)  # noqa: S101 - it is registered for this class alone
-    return error.response
+    return JSONResponse(kind.body(detail_of(error), request_id, members), kind.status, headers, MEDIA_TYPE)
 
 
 def _malformed(request: Request, status: int) -> Response:
@@ -306,11 +294,12 @@ def _join(found: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{pointer.lstrip('#/')}: {detail}".lstrip(": ") for pointer, detail in found)
 
 
-def _escape(step: str | int) -> str:
-    """Return one step of a JSON pointer (RFC 6901). A name with as many digits as a code may be one, and is masked."""
-    if isinstance(step, str) and sum(map(str.isnumeric, step)) >= MIN_LENGTH:
-        return "•••"
-    return str(step).replace("~", "~0").replace("/", "~1")
+def _pointer(steps: Iterable[str | int]) -> str:
+    """Return a JSON pointer (RFC 6901). A name with as many digits as a code may be one, and is masked."""
+    masked = [
+        "•••" if isinstance(step, str) and sum(map(str.isnumeric, step)) >= MIN_LENGTH else str(step) for step in steps
+    ]
+    return "/".join(["#", *(step.replace("~", "~0").replace("/", "~1") for step in masked)])
 
 
 def _message(item: Mapping[str, Any]) -> str:

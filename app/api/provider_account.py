@@ -6,13 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response, Security
 from pydantic import BaseModel, Field
 
-from app.api.auth import admin_key
-from app.api.dependencies import ContainerDep
-from app.api.responses import answers, respond
+from app.api.dependencies import ContainerDep, admin_key
+from app.api.responses import JsonAnswer, answers
 
-Reader = Annotated[str, Security(admin_key(lambda container: container.keys.account))]
-
-router = APIRouter(prefix="/provider", tags=["provider"])
+_OPERATOR = Security(admin_key(lambda container: container.keys.account))
+router = APIRouter(prefix="/provider", tags=["provider"], dependencies=[_OPERATOR])
 
 
 class ProviderAccount(BaseModel):
@@ -38,11 +36,10 @@ class ProviderOverview(BaseModel):
         HTTPStatus.OK, ProviderOverview, problems=("unauthorized", "provider-rejected", "provider-unavailable")
     ),
 )
-async def account(reader: Reader, container: ContainerDep) -> Response:  # noqa: ARG001 - declared for its authentication
+async def account(container: ContainerDep) -> Response:
     """Return the accounts, without their tokens, and the balance in RUB.
 
     For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
-    return respond(
-        ProviderOverview.model_validate(await container.providers.account_reader.read(), from_attributes=True)
-    )
+    overview = await container.providers.account_reader.read()
+    return JsonAnswer(ProviderOverview.model_validate(overview, from_attributes=True))

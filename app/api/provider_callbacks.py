@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/hooks", tags=["hooks"], include_in_schema=False)
 
 
-class _Hook(BaseModel):
+class _Callback(BaseModel):
     """The fields that handlers of public clients read (seen): the ``key`` that start was answered, and a phone."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True, extra="ignore")
@@ -35,7 +35,7 @@ class _Hook(BaseModel):
 
 
 @router.post("/plusofon/{secret}")
-async def plusofon_hook(secret: str, request: Request, container: ContainerDep) -> Response:
+async def plusofon_callback(secret: str, request: Request, container: ContainerDep) -> Response:
     """Confirm a reverse call, because the provider reports that the person dialled.
 
     A callback is not signed, so its URL is a secret that belongs to one call. The first callback may only repeat the
@@ -45,19 +45,21 @@ async def plusofon_hook(secret: str, request: Request, container: ContainerDep) 
     name = container.providers.callback_urls.read(secret)
     address = request.client.host if request.client else ""
     if name is None or not _is_allowed(address, container.callback_networks):
-        log.warning("hook.refused", extra={"known": name is not None, "address": address})
+        log.warning("provider_callback.refused", extra={"known": name is not None, "address": address})
         raise HTTPException(HTTPStatus.NOT_FOUND)
     try:
-        hook = _Hook.model_validate(_fields(await request.body()))
+        callback = _Callback.model_validate(_fields(await request.body()))
     except ValidationError as error:
         raise invalid_body(error) from None
     try:
         confirmation = await container.service.calls.confirm_reverse_call(
-            name, ref=hook.key, caller=parse_phone(hook.phone)
+            name, ref=callback.key, caller=parse_phone(callback.phone)
         )
     except PhoneNotCallable:
         confirmation = Confirmation.NOT_THE_CALLER
-    log.info("hook.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)})
+    log.info(
+        "provider_callback.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)}
+    )
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 

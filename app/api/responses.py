@@ -16,23 +16,21 @@ from app.verification.policy import Limit, Quota
 Answers = dict[int | str, dict[str, Any]]  # as FastAPI takes them: by status
 
 
-class _JsonResponse(Response):
-    """JSON with headers that are bytes already: the base class would spend as much on them as on the rest."""
+class JsonAnswer(Response):
+    """A wire model, or the members of one, as JSON. It is valid already, so FastAPI need not validate it.
 
-    def __init__(self, body: bytes, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.body, self.status_code, self.background = body, status, None
-        self.raw_headers = [
-            *headers, (b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")
-        ]  # fmt: skip
+    The headers are bytes: the base class would spend as much on them as on the rest.
+    """
 
-
-def respond(
-    answer: BaseModel | Mapping[str, object],
-    status: HTTPStatus = HTTPStatus.OK,
-    headers: Iterable[tuple[bytes, bytes]] = (),
-) -> Response:
-    """Return a wire model, or the members of one, as JSON. It is valid already, so FastAPI need not validate it."""
-    return _JsonResponse(to_json(answer), status, headers)
+    def __init__(
+        self,
+        answer: BaseModel | Mapping[str, object],
+        status: HTTPStatus = HTTPStatus.OK,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.body, self.status_code, self.background = to_json(answer), status, None
+        length = b"%d" % len(self.body)
+        self.raw_headers = [*headers, (b"content-length", length), (b"content-type", b"application/json")]
 
 
 def quota_headers(quotas: Sequence[Quota]) -> Sequence[tuple[bytes, bytes]]:

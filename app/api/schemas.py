@@ -85,8 +85,8 @@ class StartVerificationRequest(_Request):
     channel: Annotated[
         Channel | None,
         Field(
-            description="`voice` says the code; of a `flash_call` it is the last four digits of the number that calls;"
-            " for a `reverse_call` the person calls the number `dial` of the answer. Left out: as the settings say"
+            description="; ".join(f"`{channel}`: {channel.rules.summary}" for channel in Channel)
+            + ". Left out: as the settings say"
         ),
     ] = None
     channels: Annotated[
@@ -236,29 +236,6 @@ class Verification(_Answer):
         Field(description="seconds until a `start` may call again for it; null: never", examples=[60]),
     ]
 
-    @classmethod
-    def of(cls, verification: model.Verification) -> Self:
-        """Return the wire model of a verification."""
-        call = verification.latest_call
-        return cls(
-            verification_id=verification.id,
-            status=verification.status,
-            purpose=verification.purpose,
-            channel=verification.channel,
-            phone=verification.phone.masked,
-            code_length=verification.code_length,
-            calls_placed=verification.calls_placed,
-            calls_left=verification.calls_left,
-            checks_left=verification.checks_left,
-            test=verification.test,
-            dial=call.dial.e164 if call and call.dial else None,
-            call=Call(status=call.state.status, provider_status=call.state.provider_status) if call else None,
-            created_at=verification.created_at,
-            expires_at=verification.expires_at,
-            expires_in=verification.expires_in,
-            resend_in=verification.resend_in,
-        )
-
 
 class Verified(_Answer):
     """The code was correct: the person holds the phone."""
@@ -301,8 +278,39 @@ class Locked(_Answer):
 CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="status")]
 
 
+# The views return the members of a wire model: to make the model itself would cost more than to write them as JSON.
+
+
+def view_verification(verification: model.Verification) -> Mapping[str, object]:
+    """Return the members of a ``Verification``."""
+    call = verification.latest_call
+    return {
+        "verification_id": verification.id,
+        "status": verification.status,
+        "purpose": verification.purpose,
+        "channel": verification.channel,
+        "phone": verification.phone.masked,
+        "code_length": verification.code_length,
+        "calls_placed": verification.calls_placed,
+        "calls_left": verification.calls_left,
+        "checks_left": verification.checks_left,
+        **({"test": True} if verification.test else {}),
+        **({"dial": call.dial.e164} if call and call.dial else {}),
+        "call": _view_call(call.state) if call else None,
+        "created_at": verification.created_at,
+        "expires_at": verification.expires_at,
+        "expires_in": verification.expires_in,
+        "resend_in": verification.resend_in,
+    }
+
+
+def _view_call(state: model.CallState) -> Mapping[str, object]:
+    unknown = {} if state.provider_status is None else {"provider_status": state.provider_status}
+    return {"status": state.status, **unknown}
+
+
 def view_check(result: model.CheckResult) -> Mapping[str, object]:
-    """Return the members of a ``CheckView``; to make the model itself would cost more than to write them as JSON."""
+    """Return the members of a ``CheckView``."""
     members: dict[str, object] = {
         "verified": result.status is Status.VERIFIED,
         "status": result.status,

@@ -7,9 +7,8 @@ from fastapi import APIRouter, Body, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.auth import Client
-from app.api.dependencies import ContainerDep
-from app.api.responses import answers, respond
+from app.api.dependencies import Client, ContainerDep
+from app.api.responses import JsonAnswer, answers
 from app.api.schemas import Purpose, TestFlag, example
 from app.verification.tokens import redeem
 
@@ -113,4 +112,4 @@ async def redeem_token(
     redeemed = RedeemedToken(
         verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
     )
-    return respond(redeemed)
+    return JsonAnswer(redeemed)

@@ -8,11 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 from starlette.exceptions import HTTPException
 
-from app.api.auth import Client
 from app.api.client_address import count_address
-from app.api.dependencies import ContainerDep
-from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest, idempotent
-from app.api.responses import answers, quota_headers, respond
+from app.api.dependencies import Client, ContainerDep
+from app.api.idempotency import IDEMPOTENCY_KEY, KeyedRequest
+from app.api.responses import JsonAnswer, answers, quota_headers
 from app.api.routing import JsonRoute
 from app.api.schemas import (
     CHECK_EXAMPLES,
@@ -25,6 +24,7 @@ from app.api.schemas import (
     Verification,
     Verified,
     view_check,
+    view_verification,
 )
 from app.verification.check import CheckRequest
 from app.verification.model import Started
@@ -83,13 +83,13 @@ async def start(
     )
     journal = _Journal.of(http)
     started = await container.service.start(wanted, journal=journal)
-    return (journal.response if journal else None) or _started(started)
+    return (journal.response if journal else None) or _started(http, started)
 
 
-def _started(started: Started) -> Response:
-    verification = started.verification
-    headers = [(b"location", f"/verify/{verification.id}".encode()), *quota_headers(started.quotas)]
-    return respond(Verification.of(verification), HTTPStatus.CREATED, headers)
+def _started(http: Request, started: Started) -> Response:
+    location = f"{http.scope['root_path']}/verify/{started.verification.id}".encode()
+    headers = [(b"location", location), *quota_headers(started.quotas)]
+    return JsonAnswer(view_verification(started.verification), HTTPStatus.CREATED, headers)
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class _Journal(KeyedRequest):
         await self.release(keep_note=True)
 
     async def keep(self, started: Started) -> None:
-        self.response = _started(started)
+        self.response = _started(self.http, started)
         # A test number may be started very often, so its responses are not kept for a day.
         await self.keep_response(self.response, _KEEP_CHECK if started.verification.test else _KEEP_START)
 
@@ -145,17 +145,19 @@ async def check(
 
     For a `reverse_call` leave the code out: the answer is `pending`, and no check is used, until the person has called.
     """
-    async with idempotent(http, keep_for=_KEEP_CHECK) as exchange:
-        request = CheckRequest(
-            client=client, code=body.code, address=count_address(body.client_ip), retry_digest=exchange.fingerprint
-        )
+
+    async def answer(retry_digest: str | None = None) -> Response:
+        address = count_address(body.client_ip)
+        request = CheckRequest(client=client, code=body.code, address=address, retry_digest=retry_digest)
         if body.verification_id is not None:
             result = await container.service.check.by_id(request, body.verification_id)
         else:
             purpose = body.purpose or "phone_verification"
             result = await container.service.check.by_phone(request, body.phone or "", purpose)
-        exchange.response = respond(view_check(result), headers=quota_headers(result.quotas))
-    return exchange.response
+        return JsonAnswer(view_check(result), headers=quota_headers(result.quotas))
+
+    keyed = KeyedRequest.of(http)
+    return await (keyed.answer(answer, keep_for=_KEEP_CHECK) if keyed else answer())
 
 
 @router.get("/start", include_in_schema=False)
@@ -179,7 +181,7 @@ async def read(verification_id: str, client: Client, container: ContainerDep) ->
 
     `verified` says that a correct code was checked, not for whom: the proof is the answer to that check, or its token.
     """
-    return respond(Verification.of(await container.service.read(client=client, verification_id=verification_id)))
+    return JsonAnswer(view_verification(await container.service.read(client=client, verification_id=verification_id)))
 
 
 @router.post(
@@ -197,4 +199,4 @@ async def read(verification_id: str, client: Client, container: ContainerDep) ->
 )  # fmt: skip
 async def cancel(verification_id: str, client: Client, container: ContainerDep) -> Response:
     """Cancel a pending verification: no code of it verifies any more. Canceling again changes nothing."""
-    return respond(Verification.of(await container.service.cancel(client=client, verification_id=verification_id)))
+    return JsonAnswer(view_verification(await container.service.cancel(client=client, verification_id=verification_id)))

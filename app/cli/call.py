@@ -1,22 +1,20 @@
 """``call``: one real call with a spoken code, to hear that everything works."""
 
 import asyncio
-import logging
 from typing import Annotated
 
 import typer
 
 from app.api.problems import detail_of
-from app.cli.common import PhoneArgument, Yes, fail, read_phone, why_redis_failed
-from app.container import make_network, open_container
+from app.cli.common import PhoneArgument, Yes, fail, read_phone, run_with_container
+from app.container import Container, make_network
 from app.sandbox import VirtualNetwork
-from app.settings import Mode, Settings, load_settings
+from app.settings import Mode, load_settings
 from app.verification.channels import Channel
 from app.verification.check import CheckRequest
 from app.verification.code import normalize_code
-from app.verification.errors import ProviderError, StoreUnavailable, VerificationError, VerificationNotFound
+from app.verification.errors import ProviderError, VerificationError, VerificationNotFound
 from app.verification.model import CallStatus, Lang, Status, Verification
-from app.verification.phone import Phone
 from app.verification.ports import CallId
 from app.verification.service import VerificationService
 from app.verification.start import StartRequest
@@ -24,8 +22,7 @@ from app.verification.start import StartRequest
 _CLIENT = "command-line"  # the client of the verification, in the statistics of the fraud guard too
 _INTERVAL = 1.0  # seconds between status requests
 _TIMEOUT = 90.0  # seconds in which a call has rung, was answered, and has ended
-
-_ANSWERED = frozenset({CallStatus.ANSWERED, CallStatus.COMPLETED})
+_ANSWERED = (CallStatus.ANSWERED, CallStatus.COMPLETED)
 
 
 def call(
@@ -45,33 +42,28 @@ def call(
         price = f"about {settings.call.price_rub} RUB (CALL_PRICE_RUB)"
         if not typer.confirm(f"Call {number.masked} for {price}?", err=True):
             raise fail("Nobody was called.")
-    logging.disable()  # the command itself reports failures
-    try:
-        asyncio.run(_call(settings, number, lang, check=check))
-    except StoreUnavailable as error:
-        raise fail(why_redis_failed(settings, error)) from None
-    except VerificationError as error:
-        raise fail(detail_of(error)) from None
-
-
-async def _call(settings: Settings, phone: Phone, lang: Lang, *, check: bool) -> None:
     network = make_network(settings)
     interval = min(_INTERVAL, settings.sandbox.pace_seconds) if network else _INTERVAL
     timeout = _TIMEOUT if Channel.VOICE not in settings.relay.channels else 0  # a relay may have no status to ask for
-    async with open_container(settings, network) as container:
-        service = container.service
-        request = StartRequest(
-            client=_CLIENT, phone=phone.e164, purpose=settings.purposes[0], channels=(Channel.VOICE,), lang=lang
-        )
-        placed = (await service.start(request)).verification
+    request = StartRequest(
+        client=_CLIENT, phone=number.e164, purpose=settings.purposes[0], channels=(Channel.VOICE,), lang=lang
+    )
+
+    async def place(container: Container) -> None:
+        placed = (await container.service.start(request)).verification
         typer.echo(f"{placed.id}: {placed.phone.masked} is called.")
-        last = await _follow(service, placed, timeout=timeout, interval=interval)
+        last = await _follow(container.service, placed, timeout=timeout, interval=interval)
         if last.test:
             typer.echo("This is one of TEST_NUMBERS: nobody was called.")
         elif check:
-            await _check(service, last, await _hear(network, last))
+            await _check(container.service, last, await _hear(network, last))
         elif last.latest_call is None or last.latest_call.state.status not in _ANSWERED:
             raise fail("The call was not answered, as far as is known.")
+
+    try:
+        run_with_container(place, settings, network)
+    except VerificationError as error:
+        raise fail(detail_of(error)) from None
 
 
 async def _follow(
@@ -86,27 +78,21 @@ async def _follow(
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
         placed = latest.latest_call
-        state = "not placed"
-        if placed:
-            state = placed.state.provider_status or placed.state.status.replace("_", " ")
+        state = (placed.state.provider_status or placed.state.status.replace("_", " ")) if placed else "not placed"
         if state != shown:
             typer.echo(f"  {state}")
             shown = state
         if placed is None or placed.state.status.is_final or asyncio.get_running_loop().time() > deadline:
             return latest
         await asyncio.sleep(interval)
-        latest = await _refresh(service, latest, placed.call_number)
-
-
-async def _refresh(service: VerificationService, verification: Verification, call_number: int) -> Verification:
-    try:
-        await service.calls.follow(CallId(verification.id, call_number))
-    except ProviderError:
-        typer.echo("  (the provider does not say how the call goes)")
-    try:
-        return await service.read(client=_CLIENT, verification_id=verification.id)
-    except VerificationNotFound:
-        raise fail("The provider says that the call was never placed; nothing was counted.") from None
+        try:
+            await service.calls.follow(CallId(latest.id, placed.call_number))
+        except ProviderError:
+            typer.echo("  (the provider does not say how the call goes)")
+        try:
+            latest = await service.read(client=_CLIENT, verification_id=latest.id)
+        except VerificationNotFound:
+            raise fail("The provider says that the call was never placed; nothing was counted.") from None
 
 
 async def _hear(network: VirtualNetwork | None, verification: Verification) -> str | None:

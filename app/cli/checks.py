@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
@@ -73,25 +74,15 @@ class Result(StrEnum):
 class Finding:
     """What one check found (``message``), and what to do about it; neither contains a secret."""
 
-    check: str
     result: Result
+    check: str
     message: str
     advice: str = ""
 
 
-def fine(check: str, message: str) -> Finding:
-    """Return the finding that something works."""
-    return Finding(check, Result.FINE, message)
-
-
-def doubtful(check: str, message: str, advice: str) -> Finding:
-    """Return the finding that something works, but not as it should."""
-    return Finding(check, Result.DOUBTFUL, message, advice)
-
-
-def wrong(check: str, message: str, advice: str) -> Finding:
-    """Return the finding that something does not work."""
-    return Finding(check, Result.WRONG, message, advice)
+fine = partial(Finding, Result.FINE)
+doubtful = partial(Finding, Result.DOUBTFUL)
+wrong = partial(Finding, Result.WRONG)
 
 
 async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa: ASYNC109 - of each wait, not of all
@@ -103,15 +94,7 @@ async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
         advice = "Check REDIS_URL, that Redis runs, and that this machine may connect to it."
         return [wrong("redis", f"Redis {error}", advice)]
-    return [
-        _version(health),
-        _role(health),
-        _eviction(health),
-        _persistence(health),
-        _round_trip(health),
-        _permissions(health),
-        _clock(health),
-    ]
+    return [*_grade_configuration(health), *_grade_connection(health)]
 
 
 def _lacks_a_right(error: BaseException | None) -> bool:
@@ -121,66 +104,59 @@ def _lacks_a_right(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _version(health: RedisHealth) -> Finding:
+def _grade_configuration(health: RedisHealth) -> Iterator[Finding]:
     if health.version is None:
-        return doubtful(
-            "redis",
-            "reached; its user may not ask for its version (INFO)",
-            "Allow INFO, or check the version yourself.",
-        )
-    if health.version < _OLDEST_REDIS:
-        return wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")
-    return fine("redis", f"{health.name} is reached")
+        advice = "Allow INFO, or check the version yourself."
+        yield doubtful("redis", "reached; its user may not ask for its version (INFO)", advice)
+    elif health.version < _OLDEST_REDIS:
+        yield wrong("redis", f"{health.name} is too old", "Use Redis 7 or newer, or Valkey.")
+    else:
+        yield fine("redis", f"{health.name} is reached")
 
-
-def _role(health: RedisHealth) -> Finding:
-    if health.is_replica:
-        return wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
     if health.is_replica is None:
-        return doubtful("redis role", "unknown", "Make sure that REDIS_URL names the primary.")
-    return fine("redis role", "takes writes")
+        yield doubtful("redis role", "unknown", "Make sure that REDIS_URL names the primary.")
+    elif health.is_replica:
+        yield wrong("redis role", "it is a replica, which takes no writes", "Let REDIS_URL name the primary.")
+    else:
+        yield fine("redis role", "takes writes")
 
-
-def _eviction(health: RedisHealth) -> Finding:
     if health.eviction is None:
-        return doubtful("redis eviction", "unknown", "Make sure that maxmemory-policy is noeviction.")
-    if health.eviction != "noeviction":
+        yield doubtful("redis eviction", "unknown", "Make sure that maxmemory-policy is noeviction.")
+    elif health.eviction != "noeviction":
         message = f"maxmemory-policy is {health.eviction}: when memory is full, limits and codes are forgotten"
-        return wrong("redis eviction", message, "Set maxmemory-policy noeviction.")
-    return fine("redis eviction", "maxmemory-policy is noeviction")
+        yield wrong("redis eviction", message, "Set maxmemory-policy noeviction.")
+    else:
+        yield fine("redis eviction", "maxmemory-policy is noeviction")
 
-
-def _persistence(health: RedisHealth) -> Finding:
-    advice = "Set appendonly yes, or save, unless that is meant."
     if health.persistence is None:
-        return doubtful("redis persistence", "unknown", "Make sure that appendonly, or save, is on.")
-    if not health.persistence:
+        yield doubtful("redis persistence", "unknown", "Make sure that appendonly, or save, is on.")
+    elif not health.persistence:
         message = "off: with a restart of Redis pending codes, limits and undelivered events are lost"
-        return doubtful("redis persistence", message, advice)
-    return fine("redis persistence", f"on ({', '.join(health.persistence)})")
+        yield doubtful("redis persistence", message, "Set appendonly yes, or save, unless that is meant.")
+    else:
+        yield fine("redis persistence", f"on ({', '.join(health.persistence)})")
 
 
-def _round_trip(health: RedisHealth) -> Finding:
+def _grade_connection(health: RedisHealth) -> Iterator[Finding]:
     milliseconds = f"{health.round_trip / timedelta(milliseconds=1):.2f} ms"
     if health.round_trip > _SLOW:
-        return doubtful("redis round trip", milliseconds, "Bring Redis closer: every request waits for it.")
-    return fine("redis round trip", milliseconds)
+        yield doubtful("redis round trip", milliseconds, "Bring Redis closer: every request waits for it.")
+    else:
+        yield fine("redis round trip", milliseconds)
 
-
-def _permissions(health: RedisHealth) -> Finding:
     if health.refused:
         message = f"the user of REDIS_URL may not use: {'; '.join(health.refused)}"
-        return wrong("redis permissions", message, _RIGHTS)
-    return fine("redis permissions", "scripts run, and changes can be published")
+        yield wrong("redis permissions", message, _RIGHTS)
+    else:
+        yield fine("redis permissions", "scripts run, and changes can be published")
 
-
-def _clock(health: RedisHealth) -> Finding:
     seconds = health.ahead.total_seconds()
     message = f"Redis is {abs(seconds):.2f} s {'ahead of' if seconds > 0 else 'behind'} this machine"
-    advice = "Have both keep time by NTP (chrony, systemd-timesyncd)."
-    if abs(health.ahead) > _CLOCK_IS_WRONG:
-        return wrong("clock", message, advice)
-    return doubtful("clock", message, advice) if abs(health.ahead) > _CLOCK_DRIFTS else fine("clock", message)
+    if abs(health.ahead) > _CLOCK_DRIFTS:
+        grade = wrong if abs(health.ahead) > _CLOCK_IS_WRONG else doubtful
+        yield grade("clock", message, "Have both keep time by NTP (chrony, systemd-timesyncd).")
+    else:
+        yield fine("clock", message)
 
 
 async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:
@@ -230,36 +206,28 @@ async def _balance(accounts: ProviderAccounts, minimum: Decimal, warning: Decima
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Check what follows from valid settings and from this process."""
+    """Check what follows from valid settings, the names in the environment, and this process."""
     yield fine("settings", f"complete, for {settings.mode} mode")
     if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
         message = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
         yield doubtful("call token", message, "`plusofon-verify call` tries it, with a call.")
     message = "seen in requests alone: if a backend passes a private or loopback one, the log has client_ip.not_public"
     yield fine("client_ip", message)
-    yield _https(settings)
+    if settings.tls.cert_file:
+        yield fine("https", "by the service itself (TLS_CERT_FILE)")
+    elif settings.public_url and settings.public_url.startswith("https://"):
+        yield fine("https", "by a proxy, as PUBLIC_URL says")
+    elif settings.mode is Mode.SANDBOX:
+        yield fine("https", "not needed in sandbox mode")
+    else:
+        message = "nothing says that callers come by HTTPS: codes, phones and API keys could be read"
+        advice = "Put a proxy in front and set PUBLIC_URL=https://…, or set TLS_CERT_FILE and TLS_KEY_FILE."
+        yield doubtful("https", message, advice)
     yield _tokens(settings)
     yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def check_names() -> Iterator[Finding]:
-    """Check that names in the environment that look like settings are settings."""
     for name, meant in misspelt_settings().items():
         advice = f"Write {meant}, if that is meant." if meant else "Look for its name in .env.example."
         yield doubtful("settings", f"{name} is no setting, and nothing reads it", advice)
-
-
-def _https(settings: Settings) -> Finding:
-    if settings.tls.cert_file:
-        return fine("https", "by the service itself (TLS_CERT_FILE)")
-    if settings.public_url and settings.public_url.startswith("https://"):
-        return fine("https", "by a proxy, as PUBLIC_URL says")
-    if settings.mode is Mode.SANDBOX:
-        return fine("https", "not needed in sandbox mode")
-    advice = "Put a proxy in front and set PUBLIC_URL=https://…, or set TLS_CERT_FILE and TLS_KEY_FILE."
-    return doubtful(
-        "https", "nothing says that callers come by HTTPS: codes, phones and API keys could be read", advice
-    )
 
 
 def _tokens(settings: Settings) -> Finding:
@@ -274,7 +242,7 @@ def _tokens(settings: Settings) -> Finding:
 
 
 def _files(settings: Settings, limit: int) -> Finding:
-    needed = settings.events.listeners + settings.plusofon.max_connections + _OTHER_FILES
+    needed = settings.events_listeners + settings.plusofon.max_connections + _OTHER_FILES
     message = f"{'unlimited' if limit == resource.RLIM_INFINITY else limit} here"
     if limit != resource.RLIM_INFINITY and limit < needed:
         advice = f"Allow {needed} (ulimit -n, LimitNOFILE=), or lower EVENTS_LISTENERS."

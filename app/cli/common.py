@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from app.api.problems import detail_of
 from app.cli.checks import Result, check_redis
 from app.container import Container, make_network, open_container
+from app.sandbox import VirtualNetwork
 from app.settings import Settings, SettingsError, load_settings
 from app.verification.errors import PhoneNotCallable, StoreFailure, StoreUnavailable
 from app.verification.phone import Phone, parse_phone
@@ -75,32 +76,32 @@ def settings_with_redis() -> Settings:
     return settings
 
 
-def run_with_container(use: Callable[[Container], Awaitable[_T]], settings: Settings | None = None) -> _T:
+def run_with_container(
+    use: Callable[[Container], Awaitable[_T]], settings: Settings | None = None, network: VirtualNetwork | None = None
+) -> _T:
     """Return the result of ``use``, or end the command with what is wrong with Redis.
 
-    Without ``settings``, those of the environment, which must have a Redis. Raises SettingsError.
+    Without ``settings``, those of the environment, which must have a Redis; without ``network``, the sandbox gets a new
+    one. Raises SettingsError.
     """
     logging.disable()  # the command itself reports failures
     settings = settings or settings_with_redis()
 
     async def run() -> _T:
-        async with open_container(settings, make_network(settings)) as container:
+        async with open_container(settings, network or make_network(settings)) as container:
             return await use(container)
 
     try:
         return asyncio.run(run())
     except StoreUnavailable as error:
-        raise fail(why_redis_failed(settings, error)) from None
+        raise fail(_why_redis_failed(settings, error)) from None
 
 
-def why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
+def _why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
     """Return what ``doctor`` finds wrong with Redis after an error, or else the text of the error."""
-
-    async def check() -> str:
-        async with open_container(settings, make_network(settings)) as container:
-            found = await check_redis(container.stores.redis, timeout=settings.redis.timeout_seconds)
-        return "\n".join(f"{one.message}. {one.advice}" for one in found if one.result is Result.WRONG)
-
     if error.reason is StoreFailure.ACCESS_DENIED and isinstance(error.__cause__, ResponseError):
         return "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
-    return asyncio.run(check()) or detail_of(error)
+    found = run_with_container(
+        lambda container: check_redis(container.stores.redis, timeout=settings.redis.timeout_seconds), settings
+    )
+    return "\n".join(f"{one.message}. {one.advice}" for one in found if one.result is Result.WRONG) or detail_of(error)

@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import typer
 
-from app.cli.checks import Finding, Result, check_names, check_provider, check_redis, check_settings, wrong
-from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson
-from app.container import make_network, open_container
+from app.cli.checks import Finding, Result, check_provider, check_redis, check_settings, wrong
+from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson, run_with_container
+from app.container import Container
 from app.settings import Settings, SettingsError, load_settings
 
 _MARKS = {
@@ -26,38 +25,36 @@ def doctor(*, as_json: AsJson = False) -> None:
     ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the provider is the sandbox's own, and
     without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings are wrong.
     """
-    logging.disable()  # the command itself reports failures
     try:
         settings = load_settings()
     except SettingsError as error:
         advice = ".env.example says what each setting is for."
         _show([wrong("settings", sentence, advice) for sentence in error.sentences], as_json=as_json)
         raise typer.Exit(EXIT_SETTINGS) from None
-    findings = asyncio.run(_examine(settings))
-    _show(findings, as_json=as_json)
-    if any(finding.result is Result.WRONG for finding in findings):
+    findings = run_with_container(lambda container: _examine(container, settings), settings)
+    if not _show(findings, as_json=as_json):
         raise typer.Exit(EXIT_FAILED)
 
 
-async def _examine(settings: Settings) -> list[Finding]:
-    async with open_container(settings, make_network(settings)) as container:
-        of_redis, of_provider = await asyncio.gather(
-            check_redis(container.stores.redis, timeout=5 * settings.redis.timeout_seconds),
-            check_provider(
-                container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
-            ),
-        )
-    return [*check_settings(settings), *check_names(), *of_redis, *of_provider]
+async def _examine(container: Container, settings: Settings) -> list[Finding]:
+    of_redis, of_provider = await asyncio.gather(
+        check_redis(container.stores.redis, timeout=5 * settings.redis.timeout_seconds),
+        check_provider(
+            container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
+        ),
+    )
+    return [*check_settings(settings), *of_redis, *of_provider]
 
 
-def _show(findings: Sequence[Finding], *, as_json: bool) -> None:
+def _show(findings: Sequence[Finding], *, as_json: bool) -> bool:
+    """Print the findings; return whether nothing is wrong."""
+    ok = all(finding.result is not Result.WRONG for finding in findings)
     if as_json:
-        ok = not any(finding.result is Result.WRONG for finding in findings)
-        typer.echo(
-            json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False)
-        )
-        return
+        report = {"ok": ok, "checks": [asdict(finding) for finding in findings]}
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return ok
     for finding in findings:
         typer.echo(f"{_MARKS[finding.result]} {finding.check:<18} {finding.message}")
         if finding.advice:
             typer.echo(f"  {'':<18} → {finding.advice}")
+    return ok

@@ -27,10 +27,12 @@ def keygen(
     if not CLIENT_NAME.fullmatch(client):
         raise typer.BadParameter("a client's name is a-z, 0-9, _ and -, begins with a letter, and has at most 32")
     key = f"pvk_{secrets.token_urlsafe(32)}"
-    typer.echo("# for the settings of the service")
-    typer.echo(f"SECRET_KEY={secrets.token_urlsafe(48)}")
-    typer.echo(f"SECRET_NAMES_KEY={secrets.token_urlsafe(48)}")
-    typer.echo(f"TOKEN_KEYS={generate_keys()}")
-    typer.echo(f"API_KEYS={client}:{hashlib.sha256(key.encode()).hexdigest()}")
-    typer.echo(f"\n# for the client {client}: send it as Authorization: Bearer …")
-    typer.echo(key)
+    typer.echo(f"""\
+# for the settings of the service
+SECRET_KEY={secrets.token_urlsafe(48)}
+SECRET_NAMES_KEY={secrets.token_urlsafe(48)}
+TOKEN_KEYS={generate_keys()}
+API_KEYS={client}:{hashlib.sha256(key.encode()).hexdigest()}
+
+# for the client {client}: send it as Authorization: Bearer …
+{key}""")

@@ -78,7 +78,7 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
         extra={
             "version": version("plusofon-verify"),
             "mode": settings.mode,
-            "address": settings.listen_url,
+            "address": settings.url_of(settings.host),
             "workers": settings.workers,
             "settings": redacted_settings(settings),
         },
@@ -95,7 +95,8 @@ def _serve(settings: Settings, *, banner: str = "") -> None:
 def _serve_alone(settings: Settings, sockets: list[socket.socket]) -> bool:
     """Serve in this process; return whether it could start."""
     if not sys.stderr.isatty():  # a terminal that is closed sends it too
-        signal.signal(signal.SIGHUP, _ignore_reload)
+        reason = "only several WORKERS are replaced; start it anew"
+        signal.signal(signal.SIGHUP, lambda *_: log.warning("service.reload_ignored", extra={"reason": reason}))
     server = _Server(uvicorn.Config(make_app_of(settings), **uvicorn_options(settings)))
     with suppress(KeyboardInterrupt):
         server.run(sockets)
@@ -117,10 +118,6 @@ def _serve_by_workers(settings: Settings, sockets: list[socket.socket]) -> bool:
         workers = Multiprocess(config, sockets=sockets)
         workers.run()  # ends all workers when one could not start
     return not any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)
-
-
-def _ignore_reload(*_: object) -> None:
-    log.warning("service.reload_ignored", extra={"reason": "only several WORKERS are replaced; start it anew"})
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -170,17 +167,17 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     # A socket for IPv4 and IPv6 reports an IPv4 peer as ::ffff:a.b.c.d.
     mapped = [
         f"::ffff:{network.network_address}/{96 + network.prefixlen}"
-        for network in settings.proxy.addresses
+        for network in settings.proxy_addresses
         if network.version == 4  # noqa: PLR2004 - the name of a protocol
     ]
-    proxies = [*map(str, settings.proxy.addresses), *mapped]
+    proxies = [*map(str, settings.proxy_addresses), *mapped]
     return {
         "host": settings.host,
         "port": settings.port,
         "workers": settings.workers,
         "loop": "uvloop",
         "http": HttpServer(
-            limits=HttpLimits(reserved_descriptors=_OWN_DESCRIPTORS + 2 * settings.plusofon.max_connections),
+            HttpLimits(reserved_descriptors=_OWN_DESCRIPTORS + 2 * settings.plusofon.max_connections),
             cert_file=settings.tls.cert_file,
             key_file=settings.tls.key_file,
         ),

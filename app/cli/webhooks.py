@@ -15,8 +15,8 @@ events_cli = typer.Typer(help="See which events could not be delivered, and send
 @events_cli.command(epilog=examples("events failed", "events failed --json"))
 def failed(*, as_json: AsJson = False) -> None:
     """List the events that were given up, the oldest first."""
-    letters = run_with_container(lambda container: container.stores.webhooks.dead_letters())
-    typer.echo(json.dumps([_facts(letter) for letter in letters], indent=2) if as_json else _table(letters))
+    dead_letters = run_with_container(lambda container: container.stores.webhooks.dead_letters())
+    typer.echo(json.dumps([_facts(letter) for letter in dead_letters], indent=2) if as_json else _table(dead_letters))
 
 
 @events_cli.command(epilog=examples("events resend msg_1769850000000-0", "events resend --all"))
@@ -52,11 +52,11 @@ def _facts(letter: DeadLetter) -> dict[str, str | int]:
     }
 
 
-def _table(letters: Sequence[DeadLetter]) -> str:
+def _table(dead_letters: Sequence[DeadLetter]) -> str:
     lines = [f"{'id':24}{'type':24}{'client':16}{'tries':>5}  {'given up (UTC)':21}last error"]
     lines += [
         f"{letter.event.id:24}{letter.event.type:24}{letter.event.client:16}{letter.attempts:>5}"
         f"  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.error}"
-        for letter in letters
+        for letter in dead_letters
     ]
-    return "\n".join(lines) if letters else "none"
+    return "\n".join(lines) if dead_letters else "none"

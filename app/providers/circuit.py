@@ -204,7 +204,7 @@ class ProtectedSender:
 
         Look-ups cost nothing and settle calls. They are not counted: calls may work where look-ups do not.
         """
-        with self._observer.request(self._channel, self.provider, "look_up") as request:
+        with self._observer.request(self._channel, self.provider, "fetch_status") as request:
             state = await self._sender.fetch_status(call_ref)
             request.outcome = "found" if state else "never_placed"
             return state

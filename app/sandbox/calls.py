@@ -1,8 +1,9 @@
 """Calls of the virtual telephone network: their state follows from the channel, the number and the time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Self
 
 from app.sandbox.numbers import MagicNumber, NetworkStatus, Timeline
 from app.verification.channels import Channel
@@ -11,25 +12,6 @@ from app.verification.phone import Phone
 from app.verification.routing import operator_of
 
 REVERSE_CALL_SECONDS = 300.0  # how long a reverse call may be dialled
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VirtualCall:
-    """The state of a call at one moment.
-
-    ``heard`` is its code once it was answered; for a flash call once it rang, together with ``caller``, the calling
-    number. ``dial`` is the number to dial while a reverse call waits. Only voice calls have ``lang`` and ``repeat``.
-    """
-
-    call_id: str
-    channel: Channel
-    status: NetworkStatus
-    heard: str | None
-    caller: str | None = None
-    dial: str | None = None
-    lang: Lang | None = None
-    repeat: int | None = None
-    placed_at: datetime
 
 
 _VOICE_CALL: Timeline = (
@@ -44,15 +26,16 @@ _MAGIC: Mapping[str, Timeline] = {number: number.timeline for number in MagicNum
 _HEARD: Mapping[Channel, frozenset[NetworkStatus]] = {
     Channel.VOICE: frozenset({NetworkStatus.ANSWERED, NetworkStatus.COMPLETED}),
     Channel.FLASH_CALL: frozenset({NetworkStatus.RINGING, NetworkStatus.COMPLETED}),
-    Channel.REVERSE_CALL: frozenset(),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallRecord:
-    """A stored call. ``began`` is a time of the monotonic clock, in seconds.
+class VirtualCall:
+    """A call, as it is at one moment: the network keeps it as it was placed, and shows it as it is ``at`` the time.
 
-    Voice and flash calls have a ``pin``; reverse calls have a ``dial`` and a ``callback_url``.
+    ``heard`` is its ``pin`` once it was answered; for a flash call once it rang, together with ``caller``, the calling
+    number. ``dial`` is the number to dial while a reverse call waits. Only voice calls have ``lang`` and ``repeat``.
+    ``began`` is a time of the monotonic clock, in seconds.
     """
 
     call_id: str
@@ -60,30 +43,27 @@ class CallRecord:
     phone: str = field(repr=False)
     placed_at: datetime
     began: float
+    status: NetworkStatus = NetworkStatus.QUEUED
     pin: str | None = field(default=None, repr=False)
+    heard: str | None = field(default=None, repr=False)
     lang: Lang | None = None
     repeat: int | None = None
     caller: str | None = field(default=None, repr=False)
     dial: str | None = None
+    dialled: bool = False
     callback_url: str = field(default="", repr=False)  # it holds a secret
     callbacks_as_form: bool = False
-    dialled: bool = False
 
-    def state(self, *, at: float, pace: float) -> VirtualCall:
-        """Return the state of the call at a time of the monotonic clock; a phase takes ``pace`` seconds."""
-        status = self._status(at - self.began, pace)
-        heard = status in _HEARD[self.channel]
-        waiting = self.channel is Channel.REVERSE_CALL and status is NetworkStatus.QUEUED
-        return VirtualCall(
-            call_id=self.call_id,
-            channel=self.channel,
+    def at(self, moment: float, *, pace: float) -> Self:
+        """Return the call at a time of the monotonic clock; a phase takes ``pace`` seconds."""
+        status = self._status(moment - self.began, pace)
+        is_heard = status in _HEARD.get(self.channel, ())
+        return replace(
+            self,
             status=status,
-            heard=self.pin if heard else None,
-            caller=self.caller if heard else None,
-            dial=self.dial if waiting else None,
-            lang=self.lang,
-            repeat=self.repeat,
-            placed_at=self.placed_at,
+            heard=self.pin if is_heard else None,
+            caller=self.caller if is_heard else None,
+            dial=self.dial if status is NetworkStatus.QUEUED else None,
         )
 
     def _status(self, age: float, pace: float) -> NetworkStatus:

@@ -31,44 +31,36 @@ class EmbeddedServer:
     Entering it raises EmbeddedServerUnavailable.
     """
 
-    def __init__(self) -> None:
-        self._folder = Path()
-        self._supervisor: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """The ``unix://`` URL of the server."""
-        return f"unix://{self._folder}/s"
+    url: str  # unix://, set on entering
 
     def __enter__(self) -> Self:
         binary = _find_binary()
         # Not in a deeper folder: the path of a socket may have at most about 100 characters.
-        self._folder = Path(tempfile.mkdtemp(prefix="plusofon-verify-"))
+        folder = Path(tempfile.mkdtemp(prefix="plusofon-verify-"))
+        self.url = f"unix://{folder}/s"
         command = [
-            *(binary, "--port", "0", "--unixsocket", f"{self._folder}/s", "--unixsocketperm", "700"),
-            *("--dir", str(self._folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
+            *(binary, "--port", "0", "--unixsocket", f"{folder}/s", "--unixsocketperm", "700"),
+            *("--dir", str(folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
         ]
         self._supervisor = subprocess.Popen(
-            ["/bin/sh", "-c", _SUPERVISOR, "supervisor", str(self._folder), *command],
+            ["/bin/sh", "-c", _SUPERVISOR, "supervisor", str(folder), *command],
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for the service, which still needs its Redis to drain
         )
         deadline = time.monotonic() + _START_TIMEOUT
-        while not _is_ready(self._folder / "s"):
+        while not _is_ready(folder / "s"):
             if time.monotonic() > deadline:
-                log = self._folder / "log"
-                said = log.read_text(errors="replace")[-500:] if log.exists() else ""
+                log = folder / "log"
+                output = log.read_text(errors="replace")[-500:] if log.exists() else ""
                 self.__exit__()
                 raise EmbeddedServerUnavailable(
-                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {said}"
+                    f"The embedded server does not run here; set REDIS_URL or install redis-server. It said: {output}"
                 )
             time.sleep(0.005)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._supervisor and self._supervisor.stdin:
-            self._supervisor.stdin.close()
-            self._supervisor.wait()
+        self._supervisor.communicate()  # closes its standard input, and waits for its end
 
 
 def _find_binary() -> str:

@@ -11,14 +11,12 @@ from decimal import Decimal
 from itertools import cycle
 from uuid import uuid4
 
-from app.sandbox.calls import CallRecord, VirtualCall
+from app.sandbox.calls import VirtualCall
 from app.sandbox.faults import Faults
 from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
 from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.model import Lang
-from app.verification.phone import Phone
-from app.verification.routing import operator_of
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +52,6 @@ class WrongNumber(Exception):
     """A reverse call waits for this phone, at another number than the dialled one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlashCall:
-    """A placed flash call. ``pin`` and ``operator`` are set if the account returns them."""
-
-    call: VirtualCall
-    pin: str | None = field(default=None, repr=False)
-    operator: str | None = None
-
-
 @dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class VirtualNetwork:
     """Places virtual calls. A call is answered after two phases of ``pace`` seconds, and completed after five.
@@ -82,7 +71,7 @@ class VirtualNetwork:
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     send_callback: Callable[[ProviderCallback], None] | None = field(default=None, init=False)  # None: they are dropped
-    _records: dict[str, CallRecord] = field(default_factory=dict, init=False)  # by call id, oldest first
+    _calls: dict[str, VirtualCall] = field(default_factory=dict, init=False)  # by call id, oldest first
     _of_phone: dict[str, deque[str]] = field(default_factory=dict, init=False)  # call ids, each oldest first
     _dial_numbers: Iterator[str] = field(default_factory=lambda: cycle(DIAL_NUMBERS), init=False)
     _as_form: Iterator[bool] = field(default_factory=lambda: cycle((False, True)), init=False)
@@ -94,39 +83,26 @@ class VirtualNetwork:
         """
         if phone == MagicNumber.VOICE_REFUSED:
             raise CallRefused(REFUSAL)
-        record = self._charge(phone, Channel.VOICE)
-        return self._add(replace(record, pin=pin, lang=lang, repeat=repeat))
+        return self._add(replace(self._charge(phone, Channel.VOICE), pin=pin, lang=lang, repeat=repeat))
 
-    def place_flash_call(self, *, phone: str, pin: str | None = None) -> FlashCall:
+    def place_flash_call(self, *, phone: str, pin: str | None = None) -> VirtualCall:
         """Let ``phone`` ring, from a number that ends with ``pin``, or with four random digits. Raise as ``place``."""
-        ignores_pin = phone == MagicNumber.OTHER_PIN
         if pin is None:
             pin = f"{secrets.randbelow(10_000):04}"
-        elif ignores_pin:  # any other of the 10,000 codes
+        elif phone == MagicNumber.OTHER_PIN:  # any other of the 10,000 codes
             pin = f"{(int(pin) + 1 + secrets.randbelow(9_999)) % 10_000:04}"
-        record = self._charge(phone, Channel.FLASH_CALL)
-        call = self._add(replace(record, pin=pin, caller=_FLASH_CALLER + pin))
-        if not (self.returns_pin or ignores_pin):
-            return FlashCall(call=call)
-        return FlashCall(call=call, pin=pin, operator=operator_of(Phone(phone)))
-
-    def is_pin(self, call_id: str, pin: str) -> bool:
-        """Return whether ``pin`` is the code of a flash call. Raise CallUnknown if there is none, or it was dropped."""
-        record = self._records.get(call_id)
-        if record is None or record.channel is not Channel.FLASH_CALL:
-            raise CallUnknown(NO_SUCH_CALL)
-        return record.pin == pin
+        return self._add(replace(self._charge(phone, Channel.FLASH_CALL), pin=pin, caller=_FLASH_CALLER + pin))
 
     def place_reverse_call(self, *, phone: str, callback_url: str) -> VirtualCall:
         """Wait five minutes for ``phone`` to dial a number, which a callback announces at once. Raise as ``place``."""
-        record = replace(
+        call = replace(
             self._charge(phone, Channel.REVERSE_CALL),
             dial=next(self._dial_numbers),
             callback_url=callback_url,
             callbacks_as_form=next(self._as_form) or phone == MagicNumber.CALLBACK_AS_FORM,
         )
-        self._notify(record, record.dial or "")
-        return self._add(record)
+        self._notify(call, call.dial or "")
+        return self._add(call)
 
     def dial(self, *, phone: str, number: str) -> VirtualCall:
         """Let ``phone`` dial ``number``, in any format; a callback confirms the reverse call that waits for it.
@@ -140,72 +116,66 @@ class VirtualNetwork:
         dialled = [call.call_id for call in waiting if call.dial and call.dial[-10:] == national]
         if not dialled:
             raise WrongNumber
-        record = replace(self._records[dialled[-1]], dialled=True)
-        self._records[record.call_id] = record
+        placed = self._calls[dialled[-1]] = replace(self._calls[dialled[-1]], dialled=True)
         caller = phone.replace("+7", "8", 1)  # as Plusofon writes it
         if phone == MagicNumber.CALLBACK_OF_ANOTHER:
             caller = f"{caller[:-1]}{(int(caller[-1]) + 1) % 10}"
-        self._notify(record, caller)
-        return self._state(record)
+        self._notify(placed, caller)
+        return self.status(placed.call_id)
 
     def status(self, call_id: str) -> VirtualCall:
         """Return the state of a call. Raise CallUnknown if there is none, or it was dropped."""
-        if call_id not in self._records:
+        if call_id not in self._calls:
             raise CallUnknown(NO_SUCH_CALL)
-        return self._state(self._records[call_id])
+        return self._calls[call_id].at(self.monotonic(), pace=self.pace)
 
     def calls_of(self, phone: str) -> list[VirtualCall]:
         """Return the calls to ``phone``, a number in E.164, on all channels, oldest first."""
-        return [self._state(self._records[call_id]) for call_id in self._of_phone.get(phone, ())]
+        return [self.status(call_id) for call_id in self._of_phone.get(phone, ())]
 
-    def _charge(self, phone: str, channel: Channel) -> CallRecord:
+    def _charge(self, phone: str, channel: Channel) -> VirtualCall:
         """Charge the account for a new call, unless it is refused."""
         match phone:
             case MagicNumber.REFUSED:
                 raise CallRefused(REFUSAL)
-            case MagicNumber.NO_BALANCE:
-                raise CallRefused(NO_BALANCE)
             case MagicNumber.NO_ACCESS:
                 raise NoAccess
             case MagicNumber.NO_REPLY_NOT_PLACED:
                 raise NoReply
-        if self.balance < self.price:
+        if phone == MagicNumber.NO_BALANCE or self.balance < self.price:
             raise CallRefused(NO_BALANCE)
         self.balance -= self.price
-        return CallRecord(
+        return VirtualCall(
             call_id=uuid4().hex, channel=channel, phone=phone, placed_at=self.now(), began=self.monotonic()
         )
 
-    def _add(self, record: CallRecord) -> VirtualCall:
+    def _add(self, call: VirtualCall) -> VirtualCall:
         """Store a placed call, and drop the oldest one of its phone, or of all, if there are too many."""
-        self._records[record.call_id] = record
-        of_phone = self._of_phone.setdefault(record.phone, deque())
-        of_phone.append(record.call_id)
+        self._calls[call.call_id] = call
+        of_phone = self._of_phone.setdefault(call.phone, deque())
+        of_phone.append(call.call_id)
         if len(of_phone) > CALLS_KEPT_PER_PHONE:
             self._drop(of_phone[0])
-        elif len(self._records) > self.calls_kept:
-            self._drop(next(iter(self._records)))
-        if record.phone == MagicNumber.NO_REPLY_PLACED:
+        elif len(self._calls) > self.calls_kept:
+            self._drop(next(iter(self._calls)))
+        if call.phone == MagicNumber.NO_REPLY_PLACED:
             raise NoReply
-        return self._state(record)
+        return self.status(call.call_id)
 
     def _drop(self, call_id: str) -> None:
         """Drop the oldest call of its phone."""
-        phone = self._records.pop(call_id).phone
+        phone = self._calls.pop(call_id).phone
         of_phone = self._of_phone[phone]
         of_phone.popleft()
         if not of_phone:
             del self._of_phone[phone]
 
-    def _notify(self, record: CallRecord, number: str) -> None:
+    def _notify(self, call: VirtualCall, number: str) -> None:
         callback = ProviderCallback(
-            url=record.callback_url, body={"key": record.call_id, "phone": number}, as_form=record.callbacks_as_form
+            url=call.callback_url, body={"key": call.call_id, "phone": number}, as_form=call.callbacks_as_form
         )
-        for _ in range(2 if record.phone == MagicNumber.CALLBACK_TWICE else 1):
+        for _ in range(2 if call.phone == MagicNumber.CALLBACK_TWICE else 1):
             if self.send_callback:
                 self.send_callback(callback)
             else:
                 log.warning("sandbox.callback_dropped", extra={"attempts": 0})
-
-    def _state(self, record: CallRecord) -> VirtualCall:
-        return record.state(at=self.monotonic(), pace=self.pace)

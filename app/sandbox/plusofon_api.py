@@ -1,11 +1,11 @@
 """Plusofon's HTTP API, with its responses and errors, in front of the virtual telephone network."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -17,10 +17,13 @@ from starlette.routing import Route
 
 from app.sandbox.faults import Fault
 from app.sandbox.network import NO_SUCH_CALL, CallRefused, CallUnknown, NoAccess, NoReply, VirtualNetwork
-from app.sandbox.provider_callbacks import CallbackSender
+from app.sandbox.numbers import MagicNumber
+from app.sandbox.provider_callbacks import open_callback_sender
 from app.sandbox.server import HANG_UP
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.phone import Phone
+from app.verification.routing import operator_of
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own
 
@@ -37,28 +40,27 @@ def create_sandbox_app(
 
     @asynccontextmanager
     async def send_callbacks(_: Starlette) -> AsyncIterator[None]:
-        async with CallbackSender(pause=network.pace) as sender:
-            network.send_callback = sender.send
+        async with open_callback_sender(pause=network.pace) as send:
+            network.send_callback = send
             try:
                 yield
             finally:
                 network.send_callback = None
 
+    posts = {
+        "call": api.placing(_CallBody, api.call),
+        "send": api.placing(_SendBody, api.send),
+        "call-to-auth": api.placing(_CallToAuthBody, api.call_to_auth),
+        "status": api.status,
+    }
     app = Starlette(
         routes=[
-            Route("/api/v1/flash-call/call", api.call, methods=["POST"]),
-            Route("/api/v1/flash-call/status", api.status, methods=["POST"]),
-            Route("/api/v1/flash-call/send", api.send, methods=["POST"]),
-            Route("/api/v1/flash-call/check", api.check, methods=["POST"]),
-            Route("/api/v1/flash-call/call-to-auth", api.call_to_auth, methods=["POST"]),
+            *(Route(f"/api/v1/flash-call/{name}", respond, methods=["POST"]) for name, respond in posts.items()),
             Route("/api/v1/flash-call", api.accounts, methods=["GET"]),
             Route("/api/v1/payment/balance", api.balance, methods=["GET"]),
         ],
         exception_handlers={
-            **dict.fromkeys((404, 405), _page_not_found),
-            **dict.fromkeys((CallRefused, CallUnknown), _refuse),
-            HTTPException: _explain,
-            NoAccess: _no_access,
+            **dict.fromkeys((HTTPException, CallRefused, CallUnknown, NoAccess), _explain),
             NoReply: api.hold,
         },
         lifespan=send_callbacks,
@@ -79,9 +81,6 @@ class _PhoneBody(_Body):
     phone: Annotated[str, Field(pattern=r"^[78][0-9]{10}$"), AfterValidator(lambda phone: f"+7{phone[1:]}")]
 
 
-_FlashPin = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
-
-
 class _CallBody(_PhoneBody):
     pin: Annotated[str, Field(pattern=r"^[0-9]{4,6}$")]
     lang: Lang
@@ -89,7 +88,7 @@ class _CallBody(_PhoneBody):
 
 
 class _SendBody(_PhoneBody):
-    pin: _FlashPin | None = None
+    pin: Annotated[str, Field(pattern=r"^[0-9]{4}$")] | None = None
 
 
 def _check_callback_url(url: str) -> str:
@@ -111,11 +110,6 @@ class _StatusBody(_Body):
     call_id: str
 
 
-class _CheckBody(_Body):
-    key: str
-    pin: _FlashPin
-
-
 @dataclass(frozen=True, slots=True)
 class _Api:
     """The routes."""
@@ -126,33 +120,20 @@ class _Api:
     cabinet_token: str = field(repr=False)
     stall: float
 
-    async def call(self, request: Request) -> Response:
-        body = await self._read(request, _CallBody)
+    def call(self, body: _CallBody) -> object:
+        call = self.network.place(phone=body.phone, pin=body.pin, lang=body.lang, repeat=body.repeat)
+        return {"call_id": call.call_id}
 
-        def place() -> object:
-            call = self.network.place(phone=body.phone, pin=body.pin, lang=body.lang, repeat=body.repeat)
-            return {"call_id": call.call_id}
+    def send(self, body: _SendBody) -> object:
+        call = self.network.place_flash_call(phone=body.phone, pin=body.pin)
+        if not (self.network.returns_pin or body.phone == MagicNumber.OTHER_PIN):
+            return {"key": call.call_id}
+        operator = operator_of(Phone(body.phone))
+        return {"key": call.call_id, "pin": call.pin, **({"operator": operator} if operator else {})}
 
-        return await self._place(request, place)
-
-    async def send(self, request: Request) -> Response:
-        body = await self._read(request, _SendBody)
-
-        def place() -> object:
-            placed = self.network.place_flash_call(phone=body.phone, pin=body.pin)
-            data = {"key": placed.call.call_id, "pin": placed.pin, "operator": placed.operator}
-            return {name: value for name, value in data.items() if value is not None}
-
-        return await self._place(request, place)
-
-    async def call_to_auth(self, request: Request) -> Response:
-        body = await self._read(request, _CallToAuthBody)
-
-        def place() -> object:
-            call = self.network.place_reverse_call(phone=body.phone, callback_url=body.hook_url)
-            return {"key": call.call_id, "phone": call.dial}
-
-        return await self._place(request, place)
+    def call_to_auth(self, body: _CallToAuthBody) -> object:
+        call = self.network.place_reverse_call(phone=body.phone, callback_url=body.hook_url)
+        return {"key": call.call_id, "phone": call.dial}
 
     async def status(self, request: Request) -> Response:
         """Return the status of a voice call; Plusofon documents none for other calls."""
@@ -161,11 +142,6 @@ class _Api:
         if call.channel is not Channel.VOICE:
             raise CallUnknown(NO_SUCH_CALL)
         return _success({"status": call.status, "message": f"call {call.status.replace('_', ' ')}"})
-
-    async def check(self, request: Request) -> Response:
-        body = await self._read(request, _CheckBody)
-        is_right = self.network.is_pin(body.key, body.pin)
-        return JSONResponse({"success": True}) if is_right else _refusal("wrong pin")
 
     async def accounts(self, request: Request) -> Response:
         self._authorize(request, self.cabinet_token)
@@ -195,22 +171,29 @@ class _Api:
             message = mistake["msg"].removeprefix("Value error, ")
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"{where}: {message}") from None
 
-    async def _place(self, request: Request, place: Callable[[], object]) -> Response:
-        """Respond with the data that ``place`` returns, unless the request meets a fault."""
-        fault = self.network.faults.draw()
-        if fault and not fault.placed:
-            return _NOT_PLACED[fault]() if fault in _NOT_PLACED else await self._hang_up(request)
-        response = _success(place())
-        match fault:
-            case Fault.DELAYED:
-                await asyncio.sleep(self.network.faults.delay)
-            case Fault.MALFORMED:
-                return Response(bytes(response.body)[:-2], media_type="application/json")
-            case Fault.STALLED:
-                return await self.hold(request)
-            case Fault.CLOSED_AFTER:
-                return await self._hang_up(request)
-        return response
+    def placing(
+        self, model: type[_BodyT], place: Callable[[_BodyT], object]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return a route that responds with the data that ``place`` returns, unless a request meets a fault."""
+
+        async def respond(request: Request) -> Response:
+            body = await self._read(request, model)
+            fault = self.network.faults.draw()
+            if fault and not fault.placed:
+                return _NOT_PLACED[fault]() if fault in _NOT_PLACED else await self._hang_up(request)
+            response = _success(place(body))
+            match fault:
+                case Fault.DELAYED:
+                    await asyncio.sleep(self.network.faults.delay)
+                case Fault.MALFORMED:
+                    return Response(bytes(response.body)[:-2], media_type="application/json")
+                case Fault.STALLED:
+                    return await self.hold(request)
+                case Fault.CLOSED_AFTER:
+                    return await self._hang_up(request)
+            return response
+
+        return respond
 
     async def _hang_up(self, request: Request) -> Response:
         request.scope["extensions"][HANG_UP]()
@@ -246,17 +229,12 @@ _NOT_PLACED: Mapping[Fault, Callable[[], Response]] = {
 
 
 async def _explain(_request: Request, error: Exception) -> Response:
-    problem = cast("HTTPException", error)  # this handler is registered for it only
-    return _failure(problem.status_code, problem.status_code, problem.detail)
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    return _refusal(str(error))
-
-
-async def _no_access(_request: Request, _error: Exception) -> Response:
-    return PlainTextResponse("no access", HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
-async def _page_not_found(_request: Request, _error: Exception) -> Response:
-    return JSONResponse({"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}})
+    match error:
+        case HTTPException(status_code=404 | 405):
+            return JSONResponse({"jsonrpc": "2.0", "result": None, "error": {"code": 0, "message": "Page not found."}})
+        case HTTPException():
+            return _failure(error.status_code, error.status_code, error.detail)
+        case NoAccess():
+            return PlainTextResponse("no access", HTTPStatus.INTERNAL_SERVER_ERROR)
+        case _:
+            return _refusal(str(error))

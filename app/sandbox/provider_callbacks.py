@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Self
 
 import aiohttp
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_TIMEOUT = 3.0  # seconds of an attempt
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)  # ValueError: of an unusual URL
 
 
@@ -24,58 +25,52 @@ class ProviderCallback:
     as_form: bool
 
 
-@dataclass(kw_only=True)
-class CallbackSender:
-    """Sends each callback in a separate task while the context is open; on exit the tasks are cancelled.
+@asynccontextmanager
+async def open_callback_sender(*, pause: float) -> AsyncIterator[Callable[[ProviderCallback], None]]:
+    """Yield a function that sends a callback in a separate task; when the context closes, the tasks are cancelled.
 
-    ``timeout`` is for one attempt, in seconds; ``pause`` is before the second attempt, and doubles before the third.
+    ``pause`` is before the second attempt, in seconds, and doubles before the third.
     """
+    tasks: set[asyncio.Task[None]] = set()
+    async with aiohttp.ClientSession(
+        # No connection is kept: the receiver may be gone the next moment.
+        connector=aiohttp.TCPConnector(force_close=True),
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as http:
 
-    timeout: float = 3.0
-    pause: float = 1.0
-    _http: aiohttp.ClientSession = field(init=False)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+        def send(callback: ProviderCallback) -> None:
+            task = asyncio.create_task(_deliver(http, callback, pause))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
-    async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(
-            # No connection is kept: the receiver may be gone the next moment.
-            connector=aiohttp.TCPConnector(force_close=True),
-            timeout=aiohttp.ClientTimeout(total=self.timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._http.close()
-
-    def send(self, callback: ProviderCallback) -> None:
-        """Start to send a callback."""
-        task = asyncio.create_task(self._deliver(callback))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _deliver(self, callback: ProviderCallback) -> None:
         try:
-            for attempt in range(_ATTEMPTS):
-                await asyncio.sleep(attempt * self.pause)
-                if await self._is_accepted(callback):
-                    return
-            log.warning("sandbox.callback_dropped", extra={"attempts": _ATTEMPTS})
-        except Exception:
-            log.exception("sandbox.unexpected_error")
+            yield send
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _is_accepted(self, callback: ProviderCallback) -> bool:
-        body = dict(callback.body)
-        json, data = (None, body) if callback.as_form else (body, None)
-        try:
-            async with self._http.post(callback.url, json=json, data=data, allow_redirects=False) as answer:
-                if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return True
-                failure = f"HTTP {answer.status}"
-        except _FAILURES as error:
-            failure = type(error).__name__  # its message could repeat the URL, which holds a secret
-        log.info("sandbox.callback_rejected", extra={"why": failure})
-        return False
+
+async def _deliver(http: aiohttp.ClientSession, callback: ProviderCallback, pause: float) -> None:
+    try:
+        for attempt in range(_ATTEMPTS):
+            await asyncio.sleep(attempt * pause)
+            if await _is_accepted(http, callback):
+                return
+        log.warning("sandbox.callback_dropped", extra={"attempts": _ATTEMPTS})
+    except Exception:
+        log.exception("sandbox.unexpected_error")
+
+
+async def _is_accepted(http: aiohttp.ClientSession, callback: ProviderCallback) -> bool:
+    json, data = (None, callback.body) if callback.as_form else (callback.body, None)
+    try:
+        async with http.post(callback.url, json=json, data=data, allow_redirects=False) as answer:
+            if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+                return True
+            failure = f"HTTP {answer.status}"
+    except _FAILURES as error:
+        failure = type(error).__name__  # its message could repeat the URL, which holds a secret
+    log.info("sandbox.callback_rejected", extra={"why": failure})
+    return False

@@ -129,8 +129,7 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         placed. A few numbers are busy, never answer, or fail: `GET /sandbox/magic-numbers` lists them. Flash calls
         never reach the numbers of the operator MTS, +7910 to +7919 and +7980 to +7989.
         """
-        calls = network.calls_of(parse_phone(phone).e164)
-        return PhoneCalls(calls=[PhoneCall.model_validate(call) for call in calls])
+        return PhoneCalls.model_validate({"calls": network.calls_of(parse_phone(phone).e164)})
 
     @router.post(
         "/phones/{phone}/dial",

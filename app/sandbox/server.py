@@ -2,7 +2,6 @@
 
 import socket
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Self
 
 import uvicorn
@@ -66,10 +65,9 @@ class SandboxServer:
         await self._server.shutdown()
 
     async def _serve_one(self, scope: Scope, receive: Receive, send: Send) -> None:
-        extensions = {**scope.get("extensions", {}), HANG_UP: partial(self._hang_up, scope["client"])}
-        await self._app({**scope, "extensions": extensions}, receive, send)
+        def hang_up() -> None:
+            for connection in self._server.server_state.connections:
+                if connection.transport.get_extra_info("peername") == scope["client"]:
+                    connection.transport.close()
 
-    def _hang_up(self, client: tuple[str, int]) -> None:
-        for connection in self._server.server_state.connections:
-            if connection.transport.get_extra_info("peername") == client:
-                connection.transport.close()
+        await self._app({**scope, "extensions": {**scope.get("extensions", {}), HANG_UP: hang_up}}, receive, send)

@@ -1,7 +1,7 @@
 """A strict parser of HTTP/1.1 requests (RFC 9112): what two parsers could read differently is refused."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -9,7 +9,6 @@ CRLF = b"\r\n"
 HEAD_END = b"\r\n\r\n"
 
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
-_FRAMING = frozenset({b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"})
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
@@ -133,11 +132,8 @@ class RequestHead:
 def parse_head(data: bytes, *, max_trailer_bytes: int) -> RequestHead:
     """Return the head in the data, from the request line to the CRLF of the last field.
 
-    ``Upgrade`` is ignored, as the server supports none (RFC 9110, section 7.8).
-
-    Raises:
-        HttpError: 400; 501 for an unknown method, 505 for an unknown version.
-
+    ``Upgrade`` is ignored, as the server supports none (RFC 9110, section 7.8). Raises HttpError: 400; 501 for an
+    unknown method, 505 for an unknown version.
     """
     line = _REQUEST_LINE.match(data)
     if not line:
@@ -145,28 +141,26 @@ def parse_head(data: bytes, *, max_trailer_bytes: int) -> RequestHead:
     name, raw_target, major, minor = line.groups()
     if major != b"1" or minor not in b"01":
         raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-    fields = _FIELDS.findall(data, line.end())
-    headers = [(field.lower(), value.rstrip(b" \t")) for field, value, other in fields if not other]
-    if len(headers) < len(fields):
+    found = _FIELDS.findall(data, line.end())
+    headers = [(field.lower(), value.rstrip(b" \t")) for field, value, other in found if not other]
+    fields = dict(headers)
+    if len(headers) < len(found) or (len(fields) < len(headers) and _repeats_framing(headers)):
         raise HttpError(HTTPStatus.BAD_REQUEST)
-    framing: dict[bytes, list[bytes]] = {}
-    for field, value in headers:
-        if field in _FRAMING:
-            framing.setdefault(field, []).append(value)
     method = name.decode()
     if method not in _METHODS:
         raise HttpError(HTTPStatus.NOT_IMPLEMENTED)
     is_http_1_0 = minor == b"0"
-    hosts = framing.get(b"host", [])
-    if len(hosts) != 1 and not (is_http_1_0 and not hosts):  # RFC 9112, section 3.2
-        raise HttpError(HTTPStatus.BAD_REQUEST)
     authority, path, query = _parse_target(method, raw_target)
-    if authority:
-        hosts.append(authority)
-    if not all(map(_HOST.fullmatch, hosts)) or len(set(hosts)) > 1:
+    host = fields.get(b"host")
+    if not (_HOST.fullmatch(host) if host is not None else is_http_1_0):  # RFC 9112, section 3.2
         raise HttpError(HTTPStatus.BAD_REQUEST)
-    closes = b"connection" in framing and b"close" in {
-        option.strip(b" \t").lower() for value in framing[b"connection"] for option in value.split(b",")
+    if authority and (not _HOST.fullmatch(authority) or host not in {None, authority}):
+        raise HttpError(HTTPStatus.BAD_REQUEST)
+    closes = b"connection" in fields and b"close" in {
+        option.strip(b" \t").lower()
+        for field, value in headers
+        if field == b"connection"
+        for option in value.split(b",")
     }
     return RequestHead(
         method=method,
@@ -174,12 +168,15 @@ def parse_head(data: bytes, *, max_trailer_bytes: int) -> RequestHead:
         query=query,
         is_http_1_0=is_http_1_0,
         headers=headers,
-        body=_body(framing, is_http_1_0=is_http_1_0, max_trailer_bytes=max_trailer_bytes),
+        body=_body(fields, is_http_1_0=is_http_1_0, max_trailer_bytes=max_trailer_bytes),
         keep_alive=not is_http_1_0 and not closes,
-        expects_continue=b"expect" in framing
-        and not is_http_1_0
-        and [value.lower() for value in framing[b"expect"]] == [b"100-continue"],
+        expects_continue=not is_http_1_0 and fields.get(b"expect", b"").lower() == b"100-continue",
     )
+
+
+def _repeats_framing(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    names = [name for name, _ in headers]
+    return any(names.count(name) > 1 for name in (b"content-length", b"host", b"transfer-encoding"))
 
 
 def _parse_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
@@ -198,17 +195,13 @@ def _parse_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
     return authority, path or b"/", query
 
 
-def _body(
-    framing: Mapping[bytes, Sequence[bytes]], *, is_http_1_0: bool, max_trailer_bytes: int
-) -> LengthBody | ChunkedBody:
+def _body(fields: Mapping[bytes, bytes], *, is_http_1_0: bool, max_trailer_bytes: int) -> LengthBody | ChunkedBody:
     """Return a reader of the body (RFC 9112, sections 6.1 and 6.3). Raise HttpError if its length is ambiguous."""
-    codings, lengths = framing.get(b"transfer-encoding"), framing.get(b"content-length")
-    if codings:
-        if lengths or is_http_1_0 or len(codings) > 1 or codings[0].lower() != b"chunked":
+    coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+    if coding is not None:
+        if length is not None or is_http_1_0 or coding.lower() != b"chunked":
             raise HttpError(HTTPStatus.BAD_REQUEST)
         return ChunkedBody(max_trailer_bytes)
-    if not lengths:
-        return LengthBody(0)
-    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+    if length is not None and not _LENGTH.fullmatch(length):
         raise HttpError(HTTPStatus.BAD_REQUEST)
-    return LengthBody(int(lengths[0]))
+    return LengthBody(int(length or 0))

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import uvicorn
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from app.api.problems import plain_problem
 from app.server.connections import Connections, HttpLimits
-from app.server.http_parser import CRLF, HEAD_END, NEVER_IN_HEAD, HttpError, RequestHead, parse_head
+from app.server.http_parser import CRLF, HEAD_END, NEVER_IN_HEAD, HttpError, parse_head
 from app.server.http_request import STATUS_LINES, HttpRequest
 from app.server.tls import TlsCodec, TlsError
 
@@ -28,11 +28,9 @@ class HttpServer:
     Each worker process makes its own from the same arguments, and reads the certificate again.
     """
 
-    def __init__(
-        self, *, limits: HttpLimits | None = None, cert_file: Path | None = None, key_file: Path | None = None
-    ) -> None:
-        self._make = partial(HttpServer, limits=limits, cert_file=cert_file, key_file=key_file)
-        self.connections = Connections(limits or HttpLimits())
+    def __init__(self, limits: HttpLimits, *, cert_file: Path | None = None, key_file: Path | None = None) -> None:
+        self._make = partial(HttpServer, limits, cert_file=cert_file, key_file=key_file)
+        self.connections = Connections(limits)
         self.buffer = memoryview(bytearray(_READ_BYTES))  # shared, as its content is copied at once
         self.tls: ssl.SSLContext | None = None
         if cert_file:
@@ -75,7 +73,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._tls = TlsCodec(server.tls) if server.tls else None
         self._app: ASGIApp = config.loaded_app
         self._app_state = app_state
-        self._root_path = config.root_path
         self._keep_alive_seconds = config.timeout_keep_alive
         self._data = b""
         self._searched = 0  # how many bytes of the data are known not to have the end of a head
@@ -102,7 +99,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "server": server[:2] if server else None,
             "client": client[:2] if client else None,
             "scheme": "https" if self._tls else "http",
-            "root_path": self._root_path,
         }
         self.state.connections.add(self)  # type: ignore[arg-type] # uvicorn's own classes are named there
         self.connections.add(self)
@@ -266,26 +262,24 @@ class HttpProtocol(asyncio.BufferedProtocol):
         head = parse_head(self._data[: end + 2], max_trailer_bytes=self._limits.head_bytes)
         self._data = self._data[end + 4 :]
         self._searched = 0
-        self._request = request = HttpRequest(self, head, self._scope_of(head))
+        path = head.path.decode("ascii")
+        scope = {
+            **self._scope,
+            "http_version": "1.0" if head.is_http_1_0 else "1.1",
+            "method": head.method,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": head.path,
+            "query_string": head.query,
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+        }
+        self._request = request = HttpRequest(self, head, scope)
         if self._is_stopping:
             request.keep_alive = False
         self._read_body(request)
         task = self.loop.create_task(request.run(self._app))
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
-
-    def _scope_of(self, head: RequestHead) -> Scope:
-        path = head.path.decode("ascii")
-        return {
-            **self._scope,
-            "http_version": "1.0" if head.is_http_1_0 else "1.1",
-            "method": head.method,
-            "path": self._root_path + (unquote(path) if "%" in path else path),
-            "raw_path": self._root_path.encode("ascii") + head.path,
-            "query_string": head.query,
-            "headers": head.headers,
-            "state": self._app_state.copy(),
-        }
 
     def _read_body(self, request: HttpRequest) -> None:
         body, self._data = request.head.body.read(self._data)

@@ -26,23 +26,24 @@ class HttpRequest:
     ``is_complete``: the body has been received. ``is_started``, ``is_answered``: the response was begun, and ended.
     """
 
+    is_complete = False
+    is_started = False
+    is_answered = False
+    unread = b""
+    _is_delivered = False
+    _is_disconnected = False
+    _changed: asyncio.Event | None = None  # made by the first wait, as it costs 2 µs and few requests wait
+    _unsent_head = b""
+    _has_body = True
+    _is_chunked = False
+    _left: int | None = None  # bytes of the response still to come, if it has a Content-Length
+
     def __init__(self, protocol: "HttpProtocol", head: RequestHead, scope: Scope) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
-        self.is_complete = False
-        self.is_started = False
-        self.is_answered = False
-        self.unread = b""
+        self._must_send_continue = head.expects_continue
         self._protocol = protocol
         self._scope = scope
-        self._is_delivered = False
-        self._is_disconnected = False
-        self._must_send_continue = head.expects_continue
-        self._changed: asyncio.Event | None = None  # made by the first wait, as it costs 2 µs and few requests wait
-        self._unsent_head = b""
-        self._has_body = True
-        self._is_chunked = False
-        self._left: int | None = None  # bytes of the response still to come, if it has a Content-Length
 
     def add_body(self, body: bytes) -> None:
         """Add received data to the body."""
@@ -99,9 +100,7 @@ class HttpRequest:
     async def send(self, message: Message) -> None:
         """Send the next part of the response, once the peer has accepted what was sent before.
 
-        Raises:
-            RuntimeError: the messages violate ASGI, or do not match the headers.
-
+        Raises RuntimeError: the messages violate ASGI, or do not match the headers.
         """
         while self._protocol.write_paused and not self._is_disconnected:
             await self._change()
@@ -118,15 +117,14 @@ class HttpRequest:
         """Make the head, which is sent with the first part of the body."""
         self.is_started = True
         self._has_body = self.head.method != "HEAD" and status not in _WITHOUT_BODY
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
-        for header in (*self._protocol.state.default_headers, *headers):
-            match header[0]:
-                case b"content-length":
-                    self._left = int(header[1])
-                case b"connection":
-                    self.keep_alive = self.keep_alive and header[1].lower() != b"close"
-                    continue
-            lines.append(b": ".join(header))
+        headers = [*self._protocol.state.default_headers, *headers]
+        fields = dict(headers)
+        if b"content-length" in fields:
+            self._left = int(fields[b"content-length"])
+        if b"connection" in fields:
+            self.keep_alive = self.keep_alive and fields[b"connection"].lower() != b"close"
+            headers = [header for header in headers if header[0] != b"connection"]
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(b": ".join, headers)]
         if self._has_body and self._left is None:
             if self.head.is_http_1_0:  # without chunks, so the end of the connection ends the body
                 self.keep_alive = False

@@ -3,8 +3,8 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -17,27 +17,20 @@ def stop_signals(stopping: asyncio.Event) -> Iterator[None]:
     action. In a thread other than the main one nothing is done, because Python delivers signals to the main one only.
     """
     loop = asyncio.get_running_loop()
-    with ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                stack.enter_context(_before_handler(number, lambda: loop.call_soon_threadsafe(stopping.set)))
-        yield
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: handler for number, handler in found.items() if callable(handler)}
 
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stopping.set)
+        handlers[signal.Signals(number)](number, frame)
 
-@contextmanager
-def _before_handler(number: signal.Signals, action: Callable[[], object]) -> Iterator[None]:
-    handler = signal.getsignal(number)
-    if not callable(handler):
-        yield
-        return
-
-    def handle(received: int, frame: FrameType | None) -> None:
-        action()
-        handler(received, frame)
-
-    signal.signal(number, handle)
+    for number in handlers:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        if signal.getsignal(number) is handle:  # otherwise another handler was installed since, and stays
-            signal.signal(number, handler)
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is handle:  # otherwise another handler was installed since, and stays
+                signal.signal(number, handler)

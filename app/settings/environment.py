@@ -1,47 +1,80 @@
-"""Reads the text of settings from the environment, from ``.env``, and from the files of ``NAME_FILE``."""
+"""The names of settings in the environment, and their text: from there, ``.env``, or the files of ``NAME_FILE``."""
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
+from pydantic import BaseModel, SecretStr
 
-from app.settings.names import Setting
+from app.settings.validators import ApiKey
+from app.verification.phone import Phone
 
 DOTENV = Path(".env")
+_SECRET_TYPES = (SecretStr, ApiKey, Phone)
+# Plain text by type, but the one identifies an account, and the other may have a key in its path.
+_ALSO_SECRET = frozenset({"PLUSOFON_USER_ID", "TRACING_ENDPOINT"})
 _MAX_BYTES = 1 << 20
 _QUOTES = "cannot be read: put a value with quotes in it, as JSON has, in 'single quotes'"
 
 
-@dataclass(frozen=True, slots=True)
-class SettingText:
+class Setting(NamedTuple):
+    """The path of a setting in the model. A secret is hidden in logs, and may be given as a file."""
+
+    path: tuple[str, ...]
+    is_secret: bool
+
+
+class SettingsError(Exception):
+    """The settings are wrong. ``sentences`` has one for each mistake, none with a value."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = sentences
+
+
+class SettingText(NamedTuple):
     """A setting's text, and its name for error messages, such as ``SECRET_KEY_FILE`` or ``CLIENTS (.env, line 3)``."""
 
     text: str
     display_name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """The texts of settings by name, and sentences about what could not be read.
+class Environment(NamedTuple):
+    """The texts of settings by name, and a sentence for each setting that could not be read, by its name."""
 
-    ``unreadable`` has a sentence by the name of the setting; ``mistakes`` are those that belong to no setting.
-    """
+    values: Mapping[str, SettingText]
+    unreadable: Mapping[str, str]
 
-    values: Mapping[str, SettingText] = field(default_factory=dict)
-    unreadable: Mapping[str, str] = field(default_factory=dict)
-    mistakes: list[str] = field(default_factory=list)
+
+def names_of(model: type[BaseModel], section: tuple[str, ...] = ()) -> Mapping[str, Setting]:
+    """Return all settings of a model by name; ``PLUSOFON_USER_ID`` has the path ``("plusofon", "user_id")``."""
+    settings: dict[str, Setting] = {}
+    for field_name, info in model.model_fields.items():
+        path = (*section, field_name)
+        if isinstance(info.default, BaseModel):
+            settings |= names_of(type(info.default), path)
+        else:
+            name = "_".join(path).upper()
+            settings[name] = Setting(path, name in _ALSO_SECRET or _has_secret(info.annotation))
+    return settings
+
+
+def _has_secret(annotation: Any) -> bool:  # noqa: ANN401 - any type annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(_has_secret(info.annotation) for info in annotation.model_fields.values())
+    return annotation in _SECRET_TYPES or any(map(_has_secret, get_args(annotation)))
 
 
 def read_environment(settings: Mapping[str, Setting]) -> Environment:
     """Return the text of each setting that is given. An empty text stands for the default.
 
     The environment takes precedence over ``.env``, also with an empty text. Names are case-insensitive, but ``PORT``
-    takes precedence over ``port``, which may belong to another program.
+    takes precedence over ``port``, which may belong to another program. Raise SettingsError as ``read_dotenv``.
     """
     in_file = read_dotenv()
     exact_last = sorted(os.environ.items(), key=lambda variable: variable[0].isupper())
@@ -54,7 +87,7 @@ def read_environment(settings: Mapping[str, Setting]) -> Environment:
                 given[name] = found
         except ValueError as error:
             unreadable[name] = str(error)
-    return Environment(given, {name: unreadable[name] for name in unreadable if name not in given}, in_file.mistakes)
+    return Environment(given, {name: unreadable[name] for name in unreadable if name not in given})
 
 
 def _find(name: str, texts: Mapping[str, SettingText], *, may_be_in_file: bool) -> SettingText | None:
@@ -81,21 +114,24 @@ def _find(name: str, texts: Mapping[str, SettingText], *, may_be_in_file: bool) 
 
 
 def read_dotenv() -> Environment:
-    """Return what ``.env`` has, under any name; without such a file, nothing."""
+    """Return what ``.env`` has, under any name; without such a file, nothing.
+
+    Raise SettingsError if a part belongs to no setting: those that seem missing may be there.
+    """
     if not os.path.lexists(DOTENV):
-        return Environment()
+        return Environment({}, {})
     try:
         text = _read_text(DOTENV)
     except UnicodeDecodeError as error:
         if error.object.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return Environment(mistakes=[".env is in UTF-16; save it in UTF-8."])
+            raise SettingsError([".env is in UTF-16; save it in UTF-8."]) from None
         line = error.object.count(b"\n", 0, error.start) + 1
-        return Environment(mistakes=[f".env, line {line} is not in UTF-8; save the file in UTF-8."])
+        raise SettingsError([f".env, line {line} is not in UTF-8; save the file in UTF-8."]) from None
     except ValueError as error:
-        return Environment(mistakes=[f".env {error}."])
+        raise SettingsError([f".env {error}."]) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        return Environment(mistakes=[f".env, line {line} has a NUL character; save the file as text in UTF-8."])
+        raise SettingsError([f".env, line {line} has a NUL character; save the file as text in UTF-8."])
     return _parse(text)
 
 
@@ -119,13 +155,15 @@ def _parse(text: str) -> Environment:
             unreadable[name] = f"{name} (.env, line {line}) {_QUOTES}."
         else:
             mistakes.append(f".env, line {line} must be NAME=value.")
+    if mistakes:
+        raise SettingsError(mistakes)
     given = {}
     for key, value in dotenv_values(stream=StringIO("".join(readable))).items():
         name = key.upper()
         # The line helps to find mistakes in the quotes of JSON.
         display_name = f"{name} (.env, line {lines[name]})" if "{" in (value or "") else name
         given[name] = SettingText(value or "", display_name)
-    return Environment(given, unreadable, mistakes)
+    return Environment(given, unreadable)
 
 
 def _read_text(path: Path) -> str:

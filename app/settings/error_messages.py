@@ -1,9 +1,16 @@
 """The sentence for each mistake in a setting: it has the name of the setting, and never its value."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 from pydantic_core import ErrorDetails
+
+from app.settings.environment import SettingText
+
+Location = tuple[int | str, ...]
+"""Where a value stands in the settings: fields, the place in a list, or the name of a client."""
+Mistake = tuple[Location, str]
+"""A location, and the message to stand after its name."""
 
 # By pydantic's error types. The validators of this package raise a ValueError with the message.
 _MESSAGES = {
@@ -43,24 +50,23 @@ def message_for(error: ErrorDetails) -> str:
     return message.format_map({name: _format(fact) for name, fact in facts.items()}) if message else error["msg"]
 
 
-def setting_at(location: tuple[int | str, ...], names: Container[str]) -> str:
-    """Return the name of the setting that contains a location, or an empty string."""
-    parts = [str(part).upper() for part in location]
-    prefixes = ("_".join(parts[:end]) for end in range(1, len(parts) + 1))
-    return next((prefix for prefix in prefixes if prefix in names), "")
+def name_at(location: Location) -> str:
+    """Return the name of the setting that contains a location."""
+    if location[0] == "clients":
+        return "CLIENTS"
+    return "_".join(part for part in location if isinstance(part, str)).upper()
 
 
-def sentence(location: tuple[int | str, ...], message: str, display_names: Mapping[str, str]) -> str:
-    """Return a sentence with the name of the setting at a location, as ``display_names`` shows it, and a message."""
-    fields = [part for part in location if isinstance(part, str)]
+def sentence(mistake: Mistake, given: Mapping[str, SettingText]) -> str:
+    """Return a sentence with the name of a setting, as it was ``given``, and what is wrong with it."""
+    location, message = mistake
+    name = name_at(location)
+    shown = given[name].display_name if name in given else name
+    fields = [part for part in location[1:] if isinstance(part, str)]
+    if name == "CLIENTS" and fields:  # a field of the JSON, or the name of a client
+        shown += ": " + (".".join(fields) if fields[1:] else f'"{fields[0]}"')
     items = "".join(f" (item {part + 1})" for part in location if isinstance(part, int))
-    if fields[0] == "clients" and len(fields) > 1:  # a field of the JSON, or the name of a client
-        name = f"{display_names.get('CLIENTS', 'CLIENTS')}: "
-        name += ".".join(fields[1:]) if fields[2:] else f'"{fields[1]}"'
-    else:
-        name = "_".join(fields).upper()
-        name = display_names.get(name, name)
-    return f"{name}{items} {message[:1].lower()}{message[1:]}."
+    return f"{shown}{items} {message[:1].lower()}{message[1:]}."
 
 
 def _format(fact: object) -> str:

@@ -23,13 +23,13 @@ def misspelt_settings() -> dict[str, str]:
     """
     settings = setting_names()
     known = [*settings, *(f"{name}_FILE" for name, setting in settings.items() if setting.is_secret)]
-    sections = tuple(f"{setting.path[0].upper()}_" for setting in settings.values() if setting.path[1:])
+    beginnings = tuple(f"{name.partition('_')[0]}_" for name in settings if "_" in name)
     in_file = read_dotenv().values
     found = {}
     for name in sorted({*in_file, *map(str.upper, os.environ)}.difference(known, _OF_COMPOSE)):
         meant = next(iter(get_close_matches(name, known, n=1, cutoff=_MIN_SIMILARITY)), "")
         if name in in_file:
-            is_misspelt = bool(meant) or name.startswith(sections)
+            is_misspelt = bool(meant) or name.startswith(beginnings)
         else:
             looks_like_one = name.startswith(_OWN_PREFIXES) or len(meant) >= _MIN_LENGTH
             is_misspelt = looks_like_one and not _OF_KUBERNETES.search(name)

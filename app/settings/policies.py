@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from app.settings.sections import ClientSettings
+from app.settings.clients import ClientSettings
 from app.settings.settings import Settings
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
 

@@ -10,8 +10,6 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 
 from app.settings import validators
-from app.settings.webhooks import WebhookFields
-from app.verification.channels import Channel
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.fraud_guard import GuardRules
 
@@ -28,23 +26,17 @@ class TlsSettings(_Section):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """Return the mistakes that involve both fields, as the name of a field and a message."""
-        if self.cert_file is None or self.key_file is None:
-            if self.cert_file or self.key_file:
-                given, missing = ("cert", "key") if self.cert_file else ("key", "cert")
-                yield f"{missing}_file", f"is missing, beside TLS_{given.upper()}_FILE"
-            return
-        try:
+        if self.cert_file and self.key_file:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            # Without a password to try, OpenSSL would ask for one at the terminal.
-            context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
-        except (ssl.SSLError, OSError):
-            yield "cert_file", "must be a certificate in PEM, and TLS_KEY_FILE its private key without a password"
-
-
-class ProxySettings(_Section):
-    """The trusted reverse proxies: what they say about a client's address and scheme is used."""
-
-    addresses: validators.Networks = []
+            try:
+                # Without a password to try, OpenSSL would ask for one at the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
+            except (ssl.SSLError, OSError):
+                yield "cert_file", "must be a certificate in PEM, and TLS_KEY_FILE its private key without a password"
+        elif self.cert_file:
+            yield "key_file", "is missing, beside TLS_CERT_FILE"
+        elif self.key_file:
+            yield "cert_file", "is missing, beside TLS_KEY_FILE"
 
 
 class OutboundSettings(_Section):
@@ -99,7 +91,7 @@ class RelaySettings(_Section):
 
     url: validators.RelayUrl | None = None  # secret, as its path often is the credential
     secret: validators.WebhookSecret | None = None
-    channels: Annotated[list[Literal[Channel.VOICE, Channel.FLASH_CALL]], validators.CommaSeparated] = []
+    channels: validators.RelayChannels = []
     connect_timeout_seconds: validators.Timeout = 3
     timeout_seconds: Annotated[validators.Timeout, _exceeds_connect_timeout("RELAY")] = 10
 
@@ -197,46 +189,10 @@ class GuardSettings(_Section):
         )
 
 
-class EventsSettings(_Section):
-    """The event stream."""
-
-    listeners: int = Field(1000, ge=1, le=100_000)
-
-
-class TestSettings(_Section):
-    """Test numbers: no call is placed, and the code is fixed."""
-
-    numbers: validators.TestNumbers = []
-
-
-class ClientSettings(WebhookFields):
-    """What differs for one client from the settings for all, and its webhook."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    purposes: list[validators.Purpose] | None = None
-    channels: list[Channel] | None = None
-    calls_per_minute: validators.Count | None = None
-    calls_per_day: validators.Count | None = None
-    failed_checks: validators.Count | None = None
-
-
 class MetricsSettings(ApiSettings):
     """Who may read the metrics, beside the holders of ``ADMIN_KEYS``: they show what was spent."""
 
     open: bool = False
-
-
-class TracingSettings(_Section):
-    """Where traces are sent."""
-
-    endpoint: validators.TracesUrl | None = None
-
-
-class WatchSettings(_Section):
-    """How calls are followed to their end. The rate is for all workers together."""
-
-    per_second: int = Field(5, ge=1, le=100)
 
 
 class LogSettings(_Section):

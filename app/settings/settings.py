@@ -15,9 +15,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.settings import sections, validators
-from app.settings.environment import read_environment
-from app.settings.error_messages import message_for, sentence, setting_at
-from app.settings.names import Setting, names_of
+from app.settings.clients import ClientSettings
+from app.settings.environment import Setting, SettingsError, names_of, read_environment
+from app.settings.error_messages import Location, Mistake, message_for, name_at, sentence
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 
@@ -40,16 +40,9 @@ _REQUIRED_IN_PRODUCTION = {
 
 OPEN_CLIENT = "sandbox"  # the client of every request in sandbox mode without API_KEYS
 
+_SANDBOX_CHANNELS = (Channel.VOICE, Channel.FLASH_CALL, Channel.REVERSE_CALL)  # of its telephone network
 # Sandbox mode may be open to everybody, so it must not reach a service that places real calls.
 _LOCALHOST_URL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
-
-
-class SettingsError(Exception):
-    """The settings are wrong. ``sentences`` has one for each mistake, none with a value."""
-
-    def __init__(self, sentences: list[str]) -> None:
-        super().__init__("\n".join(sentences))
-        self.sentences = sentences
 
 
 class Settings(BaseSettings):
@@ -75,8 +68,12 @@ class Settings(BaseSettings):
     operator_channels: validators.OperatorChannels = []
     min_balance_rub: validators.Rub = Decimal(10)
     warn_balance_rub: validators.Rub = Decimal(100)
+    proxy_addresses: validators.Networks = []
+    events_listeners: int = Field(1000, ge=1, le=100_000)
+    test_numbers: validators.TestNumbers = []
+    watch_per_second: int = Field(5, ge=1, le=100)
+    tracing_endpoint: validators.TracesUrl | None = None
     tls: sections.TlsSettings = sections.TlsSettings()
-    proxy: sections.ProxySettings = sections.ProxySettings()
     outbound: sections.OutboundSettings = sections.OutboundSettings()
     plusofon: sections.PlusofonSettings = sections.PlusofonSettings()
     relay: sections.RelaySettings = sections.RelaySettings()
@@ -91,14 +88,10 @@ class Settings(BaseSettings):
     phone: sections.PhoneSettings = sections.PhoneSettings()
     limit: sections.LimitSettings = sections.LimitSettings()
     guard: sections.GuardSettings = sections.GuardSettings()
-    events: sections.EventsSettings = sections.EventsSettings()
-    test: sections.TestSettings = sections.TestSettings()
-    watch: sections.WatchSettings = sections.WatchSettings()
     log: sections.LogSettings = sections.LogSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()
-    tracing: sections.TracingSettings = sections.TracingSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
-    clients: Annotated[dict[str, sections.ClientSettings], validators.FromJson] = {}
+    clients: Annotated[dict[str, ClientSettings], validators.FromJson] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -119,61 +112,61 @@ class Settings(BaseSettings):
         try:
             settings = handler(data)
         except ValidationError as error:
-            mistakes += [_mistake(found["loc"], message_for(found)) for found in error.errors(include_url=False)]
+            mistakes += [(found["loc"], message_for(found)) for found in error.errors(include_url=False)]
         else:
             mistakes += settings.contradictions()
         if mistakes:
-            raise ValidationError.from_exception_data(cls.__name__, mistakes, hide_input=True)
+            raise ValidationError.from_exception_data(cls.__name__, [_details(*it) for it in mistakes], hide_input=True)
         return settings
 
-    def contradictions(self) -> Iterator[InitErrorDetails]:
+    def contradictions(self) -> Iterator[Mistake]:
         """Return the mistakes that involve several settings."""
         if self.warn_balance_rub < self.min_balance_rub:
-            yield _mistake(("warn_balance_rub",), "must be at least MIN_BALANCE_RUB")
+            yield ("warn_balance_rub",), "must be at least MIN_BALANCE_RUB"
         if self.mode is Mode.SANDBOX and self.workers > 1:
-            yield _mistake(("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process")
+            yield ("workers",), "must be 1 in sandbox mode, whose telephone network lives in one process"
         for field, message in self.tls.contradictions():
-            yield _mistake(("tls", field), message)
+            yield ("tls", field), message
         yield from self._contradictions_of_clients()
         is_public = self.public_url is not None and self.public_url.startswith("https://")
         if self.mode is Mode.PRODUCTION and not is_public and not all(it.rules.has_code for it in self.used_channels):
-            yield _mistake(("public_url",), "must be https://…, where the provider reports reverse calls")
+            yield ("public_url",), "must be https://…, where the provider reports reverse calls"
         yield from self._contradictions_of_the_relay()
         if self.mode is Mode.PRODUCTION:
             today = datetime.now(UTC).date()
-            for place, (_, fixed) in enumerate(self.test.numbers):
+            for place, (_, fixed) in enumerate(self.test_numbers):
                 if fixed.until is None or fixed.until < today:
-                    yield _mistake(("test", "numbers", place), "needs a last day that has not passed, in production")
+                    yield ("test_numbers", place), "needs a last day that has not passed, in production"
 
-    def _contradictions_of_clients(self) -> Iterator[InitErrorDetails]:
+    def _contradictions_of_clients(self) -> Iterator[Mistake]:
         with_keys = {key.client for key in self.api.keys}
         if self.mode is Mode.PRODUCTION and "keys" in self.api.model_fields_set and not with_keys:  # only commas
-            yield _mistake(("api", "keys"), "must have at least 1 in its list")
+            yield ("api", "keys"), "must have at least 1 in its list"
         for name, client in self.clients.items():
             if with_keys and name not in with_keys:
-                yield _mistake(("clients", name), "has no key in API_KEYS")
+                yield ("clients", name), "has no key in API_KEYS"
             elif not with_keys and self.mode is Mode.SANDBOX and name != OPEN_CLIENT:
-                yield _mistake(("clients", name), f'is nobody: without API_KEYS every caller is "{OPEN_CLIENT}"')
-            for field, message in client.webhook_contradictions(production=self.mode is Mode.PRODUCTION):
-                yield _mistake(("clients", name, field), message)
+                yield ("clients", name), f'is nobody: without API_KEYS every caller is "{OPEN_CLIENT}"'
+            for field, message in client.contradictions(production=self.mode is Mode.PRODUCTION):
+                yield ("clients", name, field), message
 
-    def _contradictions_of_the_relay(self) -> Iterator[InitErrorDetails]:
+    def _contradictions_of_the_relay(self) -> Iterator[Mistake]:
         if not self.relay.channels:
             return
         if not self.relay.secret:
-            yield _mistake(("relay", "secret"), "is missing: RELAY_CHANNELS names what goes to a relay")
+            yield ("relay", "secret"), "is missing: RELAY_CHANNELS names what goes to a relay"
         if not self.relay.url:
-            yield _mistake(("relay", "url"), "is missing: RELAY_CHANNELS names what goes to a relay")
+            yield ("relay", "url"), "is missing: RELAY_CHANNELS names what goes to a relay"
         elif self.mode is Mode.PRODUCTION and not self.relay.url.get_secret_value().startswith("https://"):
-            yield _mistake(("relay", "url"), "must begin with https:// in production, for codes go there")
+            yield ("relay", "url"), "must begin with https:// in production, for codes go there"
         elif self.mode is Mode.SANDBOX and not _LOCALHOST_URL.match(self.relay.url.get_secret_value()):
-            yield _mistake(("relay", "url"), "must be on localhost in sandbox mode, where nobody is called")
+            yield ("relay", "url"), "must be on localhost in sandbox mode, where nobody is called"
 
     @property
     def enabled_channels(self) -> tuple[Channel, ...]:
         """The channels that may be used, in order; the default is voice, and all in sandbox mode."""
         if self.channels is None:
-            return tuple(Channel) if self.mode is Mode.SANDBOX else (Channel.VOICE,)
+            return _SANDBOX_CHANNELS if self.mode is Mode.SANDBOX else (Channel.VOICE,)
         return tuple(dict.fromkeys(self.channels))
 
     @property
@@ -183,17 +176,13 @@ class Settings(BaseSettings):
         return {*self.enabled_channels, *own}
 
     @property
-    def listen_url(self) -> str:
-        """The URL of the address that the service listens on."""
-        return self._url_of(self.host)
-
-    @property
     def reachable_url(self) -> str:
         """The URL by which others reach this service; without ``PUBLIC_URL``, from this machine only."""
         loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-        return self.public_url or self._url_of(loopback.get(self.host, self.host))
+        return self.public_url or self.url_of(loopback.get(self.host, self.host))
 
-    def _url_of(self, host: str) -> str:
+    def url_of(self, host: str) -> str:
+        """Return the URL of this service at an address of this machine."""
         scheme = "https" if self.tls.cert_file else "http"
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
@@ -251,39 +240,35 @@ def setting_names() -> Mapping[str, Setting]:
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings
     """Return the settings; ``overrides`` take precedence over the environment, and that over ``.env``.
 
-    Raise SettingsError if something is missing or wrong.
+    Raise SettingsError with all that is missing or wrong.
     """
-    names = setting_names()
-    environment = read_environment(names)
-    if environment.mistakes:  # settings that seem missing may be in the lines that could not be read
-        raise SettingsError(environment.mistakes)
+    environment = read_environment(setting_names())
     sentences = list(environment.unreadable.values())
-    display_names = {name: given.display_name for name, given in environment.values.items()}
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         sentences += [
-            sentence(found["loc"], found["msg"], display_names)
+            sentence((found["loc"], found["msg"]), environment.values)
             for found in error.errors()
-            if setting_at(found["loc"], names) not in environment.unreadable  # which is why it is missing
+            if name_at(found["loc"]) not in environment.unreadable  # which is why it is missing
         ]
     if sentences:
         raise SettingsError(sentences)
     return settings
 
 
-def _mode_mistakes(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    mode = str(data.get("mode", Mode.PRODUCTION)).lower()
+def _mode_mistakes(fields: Mapping[str, Any]) -> Iterator[Mistake]:
+    mode = str(fields.get("mode", Mode.PRODUCTION)).lower()
     if mode == Mode.PRODUCTION:
         for name, meaning in _REQUIRED_IN_PRODUCTION.items():
             section, field = setting_names()[name].path
-            if not data.get(section, {}).get(field):
-                yield _mistake((section, field), f"is missing: {meaning}")
-    elif mode == Mode.SANDBOX and "base_url" in data.get("plusofon", {}):
-        yield _mistake(("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider")
+            if not fields.get(section, {}).get(field):
+                yield (section, field), f"is missing: {meaning}"
+    elif mode == Mode.SANDBOX and "base_url" in fields.get("plusofon", {}):
+        yield ("plusofon", "base_url"), "must be left out in sandbox mode, which brings its own provider"
 
 
-def _mistake(location: tuple[int | str, ...], message: str) -> InitErrorDetails:
+def _details(location: Location, message: str) -> InitErrorDetails:
     # The message is not the template itself, because it may contain braces.
     return InitErrorDetails(
         type=PydanticCustomError("mistake", "{message}", {"message": message}), loc=location, input=None

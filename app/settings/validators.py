@@ -12,7 +12,7 @@ from datetime import date
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, PlainValidator, SecretStr
 from redis.exceptions import RedisError
@@ -40,8 +40,6 @@ _REDIS_URL = re.compile(
 _PROXY_URL = re.compile(r"http://(?:[^/@?#\s]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII)
 _LAST_PORT = 65535
 
-_Text = TypeVar("_Text", str, SecretStr)
-
 
 class ApiKey(NamedTuple):
     """A client's name and the SHA-256 of one of its keys."""
@@ -50,17 +48,10 @@ class ApiKey(NamedTuple):
     digest: bytes
 
 
-class TestNumberSetting(NamedTuple):
-    """A phone and its fixed code."""
-
-    phone: Phone
-    test_number: TestNumber
-
-
 def _matches(pattern: str, message: str) -> AfterValidator:
     """Return a validator that accepts text, or a secret, that wholly matches a pattern."""
 
-    def check(value: _Text) -> _Text:
+    def check(value: str | SecretStr) -> str | SecretStr:
         if not re.fullmatch(pattern, value if isinstance(value, str) else value.get_secret_value()):
             raise ValueError(message)
         return value
@@ -99,11 +90,6 @@ def _check_secret_length(secret: str) -> None:
         raise ValueError("must have at least 32 bytes; `plusofon-verify keygen` makes one")
 
 
-def _strip_brackets(host: str) -> str:
-    """Return an IPv6 address without the brackets that it has in a URL."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
-
-
 def _unmap(value: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
     """Return the IPv4 network of a network of IPv4-mapped IPv6 addresses (RFC 4291, section 2.5.5.2)."""
     if isinstance(value, IPv6Network) and value.prefixlen >= _MAPPED_PREFIX and value.network_address.ipv4_mapped:
@@ -133,12 +119,12 @@ def _check_redis_url(url: str) -> None:
         raise ValueError("has a port, or an option after ?, that is not valid") from None
 
 
-def _parse_test_number(value: object) -> TestNumberSetting:
+def _parse_test_number(value: object) -> tuple[Phone, TestNumber]:
     """Parse ``phone=code@last-day``; the day is optional."""
     match = _TEST_NUMBER.fullmatch(str(value))
     try:
         phone, code, until = match.groups() if match else ("", "", None)
-        return TestNumberSetting(parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None))
+        return parse_phone(phone), TestNumber(code, date.fromisoformat(until) if until else None)
     except (ValueError, PhoneNotCallable):
         raise ValueError("must be phone=code@last-day, as in +79001234567=1234@2030-01-31") from None
 
@@ -150,6 +136,14 @@ def _parse_operator_channel(value: object) -> tuple[str, Channel]:
     return operator, Channel(channel)
 
 
+def _parse_relay_channel(value: object) -> Channel:
+    """Parse the name of a channel with a code: a relay is sent one."""
+    names = [channel.value for channel in Channel if channel.rules.has_code]
+    if value not in names:
+        raise ValueError(f"must be {' or '.join(names)}")
+    return Channel(str(value))
+
+
 def _check_proxy_url(url: str) -> None:
     match = _PROXY_URL.fullmatch(url)
     if not match or int(match[1] or 80) > _LAST_PORT:
@@ -157,11 +151,8 @@ def _check_proxy_url(url: str) -> None:
 
 
 def _check_readable(value: Path) -> Path:
-    try:
-        readable = value.is_file() and os.access(value, os.R_OK)
-    except (OSError, ValueError):  # a name that is too long, or has a NUL character
-        readable = False
-    if not readable:
+    # Path.is_file() would raise an error for a name that is too long.
+    if not os.path.isfile(value) or not os.access(value, os.R_OK):  # noqa: PTH113
         raise ValueError("cannot be read")
     return value
 
@@ -182,7 +173,8 @@ _WithoutSlash = AfterValidator(lambda url: url.removesuffix("/"))
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Timeout = Annotated[float, Field(gt=0, le=60)]  # seconds
 Rub = Annotated[Decimal, Field(ge=0, le=10_000_000)]
-Host = Annotated[str, AfterValidator(_strip_brackets)]
+# An IPv6 address may have the brackets that it has in a URL.
+Host = Annotated[str, AfterValidator(lambda host: re.sub(r"^\[(.*)\]$", r"\1", host))]
 Networks = Annotated[list[Annotated[IPvAnyNetwork, AfterValidator(_unmap)]], CommaSeparated]
 ReadableFile = Annotated[Path, AfterValidator(_check_readable)]
 CertificatesFile = Annotated[Path, AfterValidator(_check_certificates)]
@@ -192,7 +184,8 @@ WebhookSecret = Annotated[SecretStr, _secret(parse_secret)]
 TokenKeys = Annotated[SecretStr, _secret(read_keys)]
 # A line feed from a file of secrets is the usual mistake.
 HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
-TestNumbers = Annotated[list[Annotated[TestNumberSetting, PlainValidator(_parse_test_number)]], CommaSeparated]
+TestNumbers = Annotated[list[Annotated[tuple[Phone, TestNumber], PlainValidator(_parse_test_number)]], CommaSeparated]
+RelayChannels = Annotated[list[Annotated[Channel, PlainValidator(_parse_relay_channel)]], CommaSeparated]
 OperatorChannels = Annotated[
     list[Annotated[tuple[str, Channel], PlainValidator(_parse_operator_channel)]], CommaSeparated
 ]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import ClassVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from app.telemetry.metrics import IS_SHARED, PREFIX, SHARED_VARIABLE, Metrics
+from app.telemetry.metrics import IS_SHARED, NAMESPACE, SHARED_VARIABLE
 from app.verification.errors import ProviderError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -48,58 +49,39 @@ GAUGES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessGauges:
-    """What each worker knows of itself alone; see ``Metrics.set_process``."""
-
-    circuits: Callable[[], Mapping[str, str]] = dict
-    listeners: Callable[[], int] = int
-    background: Callable[[], Mapping[str, float]] = dict
-
-
 class Exposition:
-    """Writes all metrics in Prometheus' text format. ``gauges`` are read at each scrape, all at once."""
+    """Writes all metrics in Prometheus' text format.
 
-    content_type = CONTENT_TYPE_LATEST
+    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process.
+    """
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        *,
-        version: str,
-        gauges: Sequence[ReadGauges] = (),
-        process: ProcessGauges = ProcessGauges(),
-    ) -> None:
-        self._metrics = metrics
-        self._version = version
-        self._gauges = gauges
-        self._process = process
+    content_type: ClassVar = CONTENT_TYPE_LATEST
+
+    registry: CollectorRegistry
+    version: str
+    gauges: Sequence[ReadGauges]
+    refresh: Callable[[], None]
 
     async def render(self) -> bytes:
         """Read all gauges, then write in a thread: requests do not wait for it."""
-        self._refresh()
-        build = GaugeMetricFamily(PREFIX + "build_info", "The version that runs.", labels=["version"])
-        build.add_metric([self._version], 1)
+        self.refresh()
+        build = GaugeMetricFamily(f"{NAMESPACE}_build_info", "The version that runs.", labels=["version"])
+        build.add_metric([self.version], 1)
         read: list[Metric] = [build]
-        for gauges in await asyncio.gather(*map(_read, self._gauges)):
+        for gauges in await asyncio.gather(*map(_read, self.gauges)):
             read += [
-                GaugeMetricFamily(PREFIX + name, GAUGES[name], float(number))
+                GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
                 for name, number in gauges.items()
                 if number is not None
             ]
         return await asyncio.to_thread(
-            lambda: generate_latest(_series_of_all(self._metrics.registry)) + generate_latest(_Collected(read))
+            lambda: generate_latest(_series_of_all(self.registry)) + generate_latest(_Collected(read))
         )
 
     async def step(self) -> timedelta:
         """Share this worker's gauges with the one that will be scraped; return when to do so again."""
-        self._refresh()
+        self.refresh()
         return _REFRESHED_EVERY
-
-    def _refresh(self) -> None:
-        process = self._process
-        self._metrics.set_process(
-            circuits=process.circuits(), listeners=process.listeners(), background=process.background()
-        )
 
 
 class _Collected(Collector):

@@ -1,19 +1,60 @@
 """Logs: those of the service and of its libraries go to standard error, as JSON or in colours."""
 
+import asyncio
+import atexit
 import logging
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from pydantic_core import to_json
 from structlog.types import EventDict, Processor
 
-from app.telemetry.line_buffer import LineBuffer
-
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
+_WRITTEN_AFTER = 0.02  # seconds for which a line of a request is held
+_MOST_LINES = 1000  # at once
+
+
+class LineBuffer:
+    """A stream that holds lines for 20 ms, or until somebody flushes it. Made for one thread, that of the event loop.
+
+    A write to the system costs more than all else that is done for a line. Lines that are held are lost if the process
+    is killed in these 20 ms; they are written when it exits.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        atexit.register(self.flush)
+
+    def write_later(self, line: str) -> None:
+        """Hold a line; without a running event loop, write it at once."""
+        self._lines.append(line + "\n")
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(_WRITTEN_AFTER, self.flush)
+            except RuntimeError:
+                self.flush()
+        elif len(self._lines) >= _MOST_LINES:
+            self.flush()
+
+    def write(self, text: str) -> None:
+        """Write text after all that is held, at the next flush."""
+        self._lines.append(text)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        lines, self._lines = self._lines, []
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if lines:
+            self._stream.write("".join(lines))
+            self._stream.flush()
 
 
 def configure_logging(*, level: str, style: str) -> None:
@@ -27,12 +68,13 @@ def configure_logging(*, level: str, style: str) -> None:
         stamp,
         _drop_color_message,
     ]
-    # Tracebacks without the values of local variables: one of them may be a code.
-    tail: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
-    )
+    tail: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
+    render_request: Callable[[EventDict], str] = _to_json
+    if console:
+        # Tracebacks without the values of local variables: one of them may be a code.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        tail = [renderer]
+        render_request = lambda fields: renderer(None, "", stamp(None, "", fields))  # noqa: E731
     buffer = LineBuffer(sys.stderr)
     handler = logging.StreamHandler(buffer)  # flushes with each line
     handler.setFormatter(
@@ -42,9 +84,8 @@ def configure_logging(*, level: str, style: str) -> None:
         )
     )
     structlog.configure(
-        processors=[structlog.processors.add_log_level, stamp, *tail],
-        wrapper_class=(structlog.make_filtering_bound_logger if console else _make_json_logger)(level),
-        logger_factory=lambda *_: _RequestLogger(buffer),
+        wrapper_class=_make_request_logger(level, render_request),
+        logger_factory=lambda *_: buffer,
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -55,25 +96,21 @@ def configure_logging(*, level: str, style: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _make_json_logger(min_level: str) -> type[structlog.BoundLoggerBase]:
-    """Return a class of loggers that write JSON in one step: structlog's processors cost three times as much."""
+def _make_request_logger(min_level: str, render: Callable[[EventDict], str]) -> type[structlog.BoundLoggerBase]:
+    """Return the class of structlog's own loggers: a line for each request, which is held for a moment.
+
+    It is made in one step, for structlog's processors cost three times as much.
+    """
     least = logging.getLevelNamesMapping()[min_level.upper()]
 
-    class JsonLogger(structlog.BoundLoggerBase):
+    class RequestLogger(structlog.BoundLoggerBase):
         def log(self, level: int, event: str, **fields: object) -> None:
             if level >= least:
                 name = logging.getLevelName(level).lower()
                 fields |= {"event": event, "level": name, "timestamp": datetime.now(UTC)}
-                self._logger.msg(to_json(fields, fallback=repr).decode())
+                self._logger.write_later(render(fields))
 
-    return JsonLogger
-
-
-class _RequestLogger:
-    """Where structlog's own loggers write: one line for each request, held for a moment."""
-
-    def __init__(self, buffer: LineBuffer) -> None:
-        self.msg = self.debug = self.info = self.warning = self.error = buffer.write_later
+    return RequestLogger
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
@@ -82,5 +119,5 @@ def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _to_json(event: EventDict, default: Callable[[Any], Any]) -> str:
+def _to_json(event: EventDict, default: Callable[[Any], Any] = repr) -> str:
     return to_json(event, fallback=default).decode()

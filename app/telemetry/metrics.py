@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Literal
+from functools import partial
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
@@ -25,7 +25,7 @@ from app.verification.refusals import REFUSAL_KINDS, refusal_kind
 # The moment at which each series began would double the number of series.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 
-PREFIX = "plusofon_verify_"
+NAMESPACE = "plusofon_verify"
 SHARED_VARIABLE = "PLUSOFON_VERIFY_WORKERS_SHARE_METRICS"
 IS_SHARED = SHARED_VARIABLE in os.environ
 
@@ -42,7 +42,6 @@ if not IS_SHARED:  # with PROMETHEUS_MULTIPROC_DIR the library would share with 
     values.ValueClass = _OwnValue
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_MAX_LIMIT_NAMES = 64
 _CIRCUIT_STATES = ("closed", "half_open", "open")
 
 # In seconds. A check takes one round trip to Redis; a start also waits for the provider, up to 10 s.
@@ -59,48 +58,48 @@ class Metrics:
         if not IS_SHARED:  # else it would be that of the one worker that is asked
             ProcessCollector(registry=registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(PREFIX + name, text, labels, registry=registry)
+        counter = partial(Counter, namespace=NAMESPACE, registry=registry)
+        histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
+        # Of this process; with several workers the sum, or the worst of those alive.
+        sum_gauge = partial(Gauge, namespace=NAMESPACE, registry=registry, multiprocess_mode="livesum")
+        max_gauge = partial(Gauge, namespace=NAMESPACE, registry=registry, multiprocess_mode="livemax")
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(PREFIX + name, text, labels, registry=registry, buckets=buckets)
-
-        def gauge(name: str, text: str, over_workers: Literal["livesum", "livemax"], *labels: str) -> Gauge:
-            return Gauge(PREFIX + name, text, labels, registry=registry, multiprocess_mode=over_workers)
-
-        self._requests = counter("requests", "Requests answered.", "method", "route", "status", "outcome")
+        self._requests = counter("requests", "Requests answered.", ("method", "route", "status", "outcome"))
         self._request_time = histogram(
-            "request_duration_seconds", "Time until an answer began.", _REQUEST_BUCKETS, "route"
+            "request_duration_seconds", "Time until an answer began.", ("route",), buckets=_REQUEST_BUCKETS
         )
         self._request_series: dict[tuple[str, str, int, str], tuple[Counter, Histogram]] = {}
         self._provider_time = histogram(
             "provider_request_duration_seconds",
-            "Time of the provider's answers: place is a call, look_up asks about one.",
-            _PROVIDER_BUCKETS, "channel", "operation", "outcome",
-        )  # fmt: skip
-        self._store_time = histogram("store_round_trip_seconds", "Time of round trips to Redis.", _STORE_BUCKETS)
+            "Time of the provider's answers: place is a call, fetch_status asks about one.",
+            ("channel", "operation", "outcome"),
+            buckets=_PROVIDER_BUCKETS,
+        )
+        self._store_time = histogram(
+            "store_round_trip_seconds", "Time of round trips to Redis.", buckets=_STORE_BUCKETS
+        )
         self._store_failures = counter(
             "store_failures", "Round trips to Redis that failed, took too long or were refused."
         )
 
-        self._started = counter("verifications_started", "Verifications begun, without resends.", "channel")
-        self._ended = counter("verifications_ended", "Verifications by how they ended.", "status")
+        self._started = counter("verifications_started", "Verifications begun, without resends.", ("channel",))
+        self._ended = counter("verifications_ended", "Verifications by how they ended.", ("status",))
         self._wrong = counter("wrong_codes", "Wrong codes, those that locked a verification among them.")
-        self._placed = counter("calls_placed", "Calls that were placed, or may have been.", "channel", "status")
-        self._over = counter("calls_ended", "Calls by their final state.", "channel", "status")
-        self._refused = counter("calls_refused", "Calls that the provider did not place.", "channel", "kind")
+        self._placed = counter("calls_placed", "Calls that were placed, or may have been.", ("channel", "status"))
+        self._over = counter("calls_ended", "Calls by their final state.", ("channel", "status"))
+        self._refused = counter("calls_refused", "Calls that the provider did not place.", ("channel", "kind"))
         self._unknown = counter(
-            "unknown_call_statuses", "Look-ups of a call that returned an unknown status.", "channel"
+            "unknown_call_statuses", "Look-ups of a call that returned an unknown status.", ("channel",)
         )
-        self._limits = counter("limits_hit", "Starts and checks that a limit refused.", "limit")
-        self._limit_names: set[str] = set()
+        self._limits = counter("limits_hit", "Starts and checks that a limit refused.", ("limit",))
 
-        # Of this process; with several workers the sum, or the worst of those alive.
-        circuits = "Workers whose circuit to the provider is in this state."
-        self._circuits = gauge("circuit_state", circuits, "livesum", "circuit", "state")
-        self._listeners = gauge("listeners", "Open streams of events.", "livesum")
-        steps = "Seconds since a background step last succeeded, or should have."
-        self._background = gauge("background_lag_seconds", steps, "livemax", "step")
+        self._circuits = sum_gauge(
+            "circuit_state", "Workers whose circuit to the provider is in this state.", ("circuit", "state")
+        )
+        self._listeners = sum_gauge("listeners", "Open streams of events.")
+        self._background = max_gauge(
+            "background_lag_seconds", "Seconds since a background step last succeeded, or should have.", ("step",)
+        )
 
         # Begin at 0: the rate of a series that appears with its first event misses that event.
         for status in (Status.VERIFIED, Status.LOCKED, Status.CANCELED):
@@ -134,9 +133,7 @@ class Metrics:
             case CallRefused(channel, error):
                 self._refused.labels(channel, refusal_kind(error)).inc()
             case LimitHit(name):
-                if len(self._limit_names) < _MAX_LIMIT_NAMES:
-                    self._limit_names.add(name)
-                self._limits.labels(name if name in self._limit_names else "other").inc()
+                self._limits.labels(name).inc()
             case VerificationCanceled():
                 self._ended.labels(Status.CANCELED).inc()
 

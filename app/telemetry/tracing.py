@@ -12,7 +12,7 @@ from time import time_ns
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, format_trace_id
+from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,8 +45,39 @@ class Tracing:
         self._provider.shutdown()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an application so that each of its requests is a span."""
-        return _Traced(app, self._tracer)
+        """Wrap an application so that each of its requests is a span, in the caller's trace if it came with one."""
+
+        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            status = 0
+
+            async def send_noted(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = int(message["status"])
+                await send(message)
+
+            method = scope["method"]
+            headers = Headers(scope=scope)
+            parent = _W3C.extract({name: headers.getlist(name) for name in _W3C.fields})
+            with self._tracer.start_as_current_span(
+                method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+            ) as span:
+                scope.setdefault("state", {})["trace_id"] = format_trace_id(span.get_span_context().trace_id)
+                try:
+                    await app(scope, receive, send_noted)
+                finally:
+                    route = getattr(scope.get("route"), "path", None)
+                    span.update_name(f"{method} {route}" if route else method)
+                    span.set_attributes({"http.request.method": method, "http.response.status_code": status})
+                    if route:
+                        span.set_attribute("http.route", route)
+                    if not status or status >= _SERVER_ERROR:
+                        span.set_status(Status(StatusCode.ERROR))
+
+        return traced
 
     def waited(self, script: str, seconds: float) -> None:
         """Make a span of the time for which the present request waited for a script in Redis."""
@@ -85,41 +116,3 @@ class Tracing:
         headers: dict[str, str] = {}
         _W3C.inject(headers)
         return headers
-
-
-class _Traced:
-    """A pure ASGI middleware: each request is a span, in the caller's trace if it came with one."""
-
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
-        self.app = app
-        self._tracer = tracer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 0
-
-        async def send_noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = int(message["status"])
-            await send(message)
-
-        method = scope["method"]
-        headers = Headers(scope=scope)
-        parent = _W3C.extract({name: headers.getlist(name) for name in _W3C.fields})
-        with self._tracer.start_as_current_span(
-            method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
-        ) as span:
-            scope.setdefault("state", {})["trace_id"] = format_trace_id(span.get_span_context().trace_id)
-            try:
-                await self.app(scope, receive, send_noted)
-            finally:
-                route = getattr(scope.get("route"), "path", None)
-                span.update_name(f"{method} {route}" if route else method)
-                span.set_attributes({"http.request.method": method, "http.response.status_code": status})
-                if route:
-                    span.set_attribute("http.route", route)
-                if not status or status >= _SERVER_ERROR:
-                    span.set_status(Status(StatusCode.ERROR))

@@ -23,6 +23,7 @@ class ChannelRules:
     """What a channel is.
 
     Attributes:
+        summary: How the person gets the code, for the API's description.
         has_code: The person types a code. This service makes it, but one that the provider chose instead counts.
             Without a code the person dials a number, and the provider's callback confirms it. Its id alone proves who
             asked for such a verification, so it is not found by phone, no other call joins it, and of a phone only one
@@ -32,16 +33,18 @@ class ChannelRules:
 
     """
 
+    summary: str
     has_code: bool = True
     code_length: int | None = None
     is_easily_guessed: bool = False
 
 
 CHANNELS: Mapping[Channel, ChannelRules] = {
-    # A voice says the code.
-    Channel.VOICE: ChannelRules(),
-    # The code is the last four digits of the number that calls.
-    Channel.FLASH_CALL: ChannelRules(code_length=4, is_easily_guessed=True),
-    # The person calls a number that is shown to them.
-    Channel.REVERSE_CALL: ChannelRules(has_code=False),
+    Channel.VOICE: ChannelRules(summary="a voice says the code"),
+    Channel.FLASH_CALL: ChannelRules(
+        summary="the code is the last four digits of the number that calls", code_length=4, is_easily_guessed=True
+    ),
+    Channel.REVERSE_CALL: ChannelRules(
+        summary="there is no code, the person calls the number `dial` of the answer", has_code=False
+    ),
 }

@@ -5,7 +5,6 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
@@ -57,7 +56,6 @@ class WebhookSender:
 
     allow_private: bool = False
     timeout: float = 10.0
-    clock: Callable[[], float] = time.time
     resolver: AbstractResolver | None = None
     ssl_context: ssl.SSLContext | None = None
     proxy: str | None = None
@@ -92,7 +90,7 @@ class WebhookSender:
     async def send(self, endpoint: WebhookEndpoint, event: Event) -> Attempt:
         """Make one attempt. Never raises for what the network or the receiver does."""
         body = endpoint.body(event)
-        headers = endpoint.headers(event, body, timestamp=int(self.clock()))
+        headers = endpoint.headers(event, body, timestamp=int(time.time()))
         target = _verbatim(endpoint.url)
         proxy = None if self.allow_private and is_private(target.host or "") else self.proxy
         try:
@@ -131,9 +129,8 @@ def _outcome(status: int) -> Attempt:
         return Attempt(Outcome.DELIVERED)
     if status == HTTPStatus.GONE:
         return Attempt(Outcome.GONE, "status 410: the receiver wants no more events")
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        return Attempt(Outcome.REJECTED, f"status {status}: redirects are not followed")
-    return Attempt(Outcome.REJECTED, f"status {status}")
+    is_redirect = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
+    return Attempt(Outcome.REJECTED, f"status {status}" + (": redirects are not followed" if is_redirect else ""))
 
 
 def _no_connection(error: aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError) -> Attempt:

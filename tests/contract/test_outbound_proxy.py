@@ -25,7 +25,7 @@ from app.verification.channels import Channel
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, Lang, Placed, Unknown
 from app.verification.ports import CallId
-from app.webhooks import WebhookEndpoint
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
 from tests.contract.test_plusofon_faults import (
     PHONE,
@@ -352,7 +352,6 @@ async def test_proxy_and_ca_of_the_settings_are_used(tls: ssl.SSLContext, ca_fil
             token={"keys": generate_keys()},
             redis={"url": "redis://127.0.0.1:1"},
             outbound={"proxy": proxy.url, "ca_file": ca_file},
-            _env_file=None,
         )
         async with open_container(settings) as container:
             assert [account.name for account in await container.providers.accounts.get_account()] == ["Shop"]

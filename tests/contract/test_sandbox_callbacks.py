@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
-from app.sandbox.provider_callbacks import CallbackSender, ProviderCallback
+from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app, provider_callbacks
+from app.sandbox.provider_callbacks import ProviderCallback, open_callback_sender
 
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 HEADERS = {"Client": "0", "Authorization": "Bearer calls"}
@@ -178,11 +178,12 @@ async def test_a_call_is_placed_although_its_callback_cannot_be_delivered(
 
 
 async def test_a_callback_that_times_out_is_dropped_after_three_attempts(
-    listener: Listener, caplog: pytest.LogCaptureFixture
+    listener: Listener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener.hang = True
-    async with CallbackSender(timeout=0.05, pause=0.0) as sender:
-        sender.send(ProviderCallback(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
+    monkeypatch.setattr(provider_callbacks, "_TIMEOUT", 0.05)
+    async with open_callback_sender(pause=0.0) as send:
+        send(ProviderCallback(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
         await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert len(listener.posted) == 3
 

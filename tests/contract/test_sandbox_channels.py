@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from app.verification.channels import Channel
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file
 
 SEND = "/api/v1/flash-call/send"
-CHECK = "/api/v1/flash-call/check"
 CALL = "/api/v1/flash-call/call"
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 STATUS = "/api/v1/flash-call/status"
@@ -72,22 +72,20 @@ def sandbox(served: tuple[ReplaceableApp, httpx.AsyncClient]) -> Sandbox:
 # --- flash calls ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_flash_call_is_placed_and_its_code_checked(sandbox: Sandbox) -> None:
+async def test_a_flash_call_is_placed_and_its_code_heard(sandbox: Sandbox) -> None:
     answer = await sandbox.place(SEND)
     assert answer.status_code == 200
     key = answer.json()["data"]["key"]
     assert answer.json() == {"success": True, "data": {"key": key}}
     (call,) = sandbox.network.calls_of(PHONE)
     assert (call.call_id, call.channel, call.heard, call.caller) == (key, "flash_call", "0123", "+74950000123")
-    assert (await sandbox.post(CHECK, key=key, pin="0123")).json() == {"success": True}
-    wrong = await sandbox.post(CHECK, key=key, pin="3210")
-    assert (wrong.status_code, wrong.json()["success"]) == (200, False)
 
 
 async def test_a_code_is_generated_for_a_flash_call_without_one(sandbox: Sandbox) -> None:
     key = (await sandbox.post(SEND, phone="89001234567")).json()["data"]["key"]
     (call,) = sandbox.network.calls_of(PHONE)
-    assert (await sandbox.post(CHECK, key=key, pin=call.heard)).json()["success"] is True
+    assert call.call_id == key
+    assert re.fullmatch("[0-9]{4}", call.heard or "")
 
 
 async def test_a_code_in_the_response_overrides_the_requested_one(sandbox: Sandbox) -> None:
@@ -97,7 +95,10 @@ async def test_a_code_in_the_response_overrides_the_requested_one(sandbox: Sandb
     assert call.heard != "0123"
 
 
-async def test_an_account_configured_to_returns_code_and_operator() -> None:
+async def test_code_and_operator_are_returned_only_by_an_account_configured_to(sandbox: Sandbox) -> None:
+    hidden = (await sandbox.place(SEND, "+79101234567")).json()["data"]
+    assert list(hidden) == ["key"]
+
     network = VirtualNetwork(returns_pin=True)
     app = create_sandbox_app(network, user_id="0", access_token="calls")
     async with SandboxServer(app) as server, httpx.AsyncClient(base_url=server.url, headers=HEADERS) as http:
@@ -143,22 +144,19 @@ async def test_an_invalid_parameter_is_a_400_with_its_name(
     assert sandbox.network.calls_of(PHONE) == []
 
 
-@pytest.mark.parametrize("path", [SEND, CHECK, CALL_TO_AUTH])
+@pytest.mark.parametrize("path", [SEND, CALL_TO_AUTH])
 @pytest.mark.parametrize(("token", "status"), [("cabinet", 403), ("wrong", 401)])
 async def test_only_the_access_token_may_place_calls(sandbox: Sandbox, path: str, token: str, status: int) -> None:
     answer = await sandbox.http.post(path, headers={"Authorization": f"Bearer {token}"}, json={})
     assert answer.status_code == status
 
 
-async def test_status_lookups_work_only_for_voice_calls_and_code_checks_only_for_flash_calls(sandbox: Sandbox) -> None:
-    voice = (await sandbox.place(CALL)).json()["data"]["call_id"]
+async def test_status_lookups_work_only_for_voice_calls(sandbox: Sandbox) -> None:
     flash = (await sandbox.place(SEND)).json()["data"]["key"]
     reverse = (await sandbox.place(CALL_TO_AUTH)).json()["data"]["key"]
     unknown = {"success": False, "code": 500, "message": "error find call: not found"}
-    for key in (flash, reverse):
+    for key in (flash, reverse, "0" * 32):
         assert (await sandbox.post(STATUS, call_id=key)).json() == unknown
-    for key in (voice, reverse, "0" * 32):
-        assert (await sandbox.post(CHECK, key=key, pin="0123")).json() == unknown
 
 
 @pytest.mark.parametrize("path", [SEND, CALL_TO_AUTH])
@@ -235,13 +233,11 @@ async def test_a_fault_closes_only_its_own_connection(sandbox: Sandbox) -> None:
 
 
 async def test_requests_that_place_no_call_have_no_faults(sandbox: Sandbox) -> None:
-    key = (await sandbox.place(SEND)).json()["data"]["key"]
     call_id = (await sandbox.place(CALL)).json()["data"]["call_id"]
     sandbox.network.faults = Faults(share=1)
-    assert (await sandbox.post(CHECK, key=key, pin="0123")).json()["success"] is True
     assert (await sandbox.post(STATUS, call_id=call_id)).json()["success"] is True
     account = await sandbox.http.get("/api/v1/payment/balance", headers={"Authorization": "Bearer cabinet"})
-    assert account.json() == {"balance": 9994.0}
+    assert account.json() == {"balance": 9997.0}
 
 
 async def test_calls_succeed_after_faults_are_switched_off(sandbox: Sandbox) -> None:

@@ -72,7 +72,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 # --- placing a call -------------------------------------------------------------------------------------------------
 
 
-async def test_a_call_is_placed_heard_and_its_status_looked_up(sandbox: Sandbox) -> None:
+async def test_a_call_is_placed_and_heard_and_has_a_status(sandbox: Sandbox) -> None:
     answer = await sandbox.place(phone="89001110001")
     assert answer.status_code == 200
     call_id = answer.json()["data"]["call_id"]

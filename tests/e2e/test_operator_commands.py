@@ -36,9 +36,9 @@ async def test_a_call_can_be_placed_followed_shown_counted_and_erased(
     assert counted["ended"] == {"voice": {"completed": 1}}
     assert counted["spend_rub"] == 3.0
 
-    forgotten = run("forget", PHONE, "--yes", cwd=tmp_path, **sandbox)
-    assert (forgotten.returncode, forgotten.stderr) == (0, "")
-    assert forgotten.stdout.startswith("Erased: 1 verifications with 1 calls, 0 events")
+    erased = run("forget", PHONE, "--yes", cwd=tmp_path, **sandbox)
+    assert (erased.returncode, erased.stderr) == (0, "")
+    assert erased.stdout.startswith("Erased: 1 verifications with 1 calls, 0 events")
     assert not [key async for key in redis.scan_iter("pv:{???}:*")]
 
 

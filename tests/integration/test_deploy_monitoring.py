@@ -12,7 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped] # its stubs would be one more dependency
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.exposition import GAUGES, Exposition, ProcessGauges
+from app.telemetry.exposition import GAUGES, Exposition
 from app.telemetry.metrics import Metrics
 from app.verification.domain_events import LimitHit
 
@@ -70,10 +70,10 @@ async def real(api: httpx.AsyncClient) -> Series:
     async def known() -> dict[str, float]:
         return dict.fromkeys(GAUGES, 1)
 
-    process = ProcessGauges(circuits=lambda: {"voice": "open"}, listeners=lambda: 1, background=lambda: {"follow": 1.0})
     metrics = Metrics()
+    metrics.set_process(circuits={"voice": "open"}, listeners=1, background={"follow": 1.0})
     metrics.observe(LimitHit("call_cooldown"))
-    text = await Exposition(metrics, version="1", gauges=[known], process=process).render()
+    text = await Exposition(registry=metrics.registry, version="1", gauges=[known], refresh=lambda: None).render()
     return metrics_in(of_app, text.decode())
 
 

@@ -9,7 +9,7 @@ from fastapi.routing import APIRouter
 from redis.asyncio import Redis
 from starlette.types import Receive, Scope, Send
 
-from app.api import application
+from app.api import routing
 from app.main import create_app
 from app.sandbox import VirtualNetwork
 from app.settings import Settings
@@ -67,7 +67,7 @@ async def both(
 ) -> AsyncIterator[list[httpx.AsyncClient]]:
     """Return a client of the application, and one of the same application without the direct way."""
     async with run(create_app(settings, network)) as direct:
-        monkeypatch.setattr(application, "JsonRoute", NoRoute)
+        monkeypatch.setattr(routing, "JsonRoute", NoRoute)
         async with run(create_app(settings, network)) as through_fastapi:
             yield [direct, through_fastapi]
 

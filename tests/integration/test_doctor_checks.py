@@ -15,12 +15,9 @@ from redis.asyncio import Redis
 from app.cli.checks import (
     Finding,
     Result,
-    _clock,
     _files,
-    _persistence,
-    _role,
-    _round_trip,
-    _version,
+    _grade_configuration,
+    _grade_connection,
     check_provider,
     check_redis,
     check_settings,
@@ -48,7 +45,7 @@ HEALTHY = RedisHealth(
 )
 
 
-def of(findings: list[Finding], check: str) -> Finding:
+def finding_of(findings: list[Finding], check: str) -> Finding:
     (found,) = [finding for finding in findings if finding.check == check]
     return found
 
@@ -102,7 +99,7 @@ async def test_missing_redis_permissions_are_an_error(
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
     limited = connect(redis_url.replace("unix://", "unix://limited:made-up@"), timeout=1)
     try:
-        found = of(await check_redis(limited, timeout=5), "redis permissions")
+        found = finding_of(await check_redis(limited, timeout=5), "redis permissions")
     finally:
         await limited.aclose()
         await redis.execute_command("ACL", "DELUSER", "limited")  # type: ignore[no-untyped-call] # nor here
@@ -112,9 +109,9 @@ async def test_missing_redis_permissions_are_an_error(
 
 
 async def test_a_wrong_redis_password_is_reported(redis_url: str) -> None:
-    stranger = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
-    (found,) = await check_redis(stranger, timeout=5)
-    await stranger.aclose()
+    unknown_user = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
+    (found,) = await check_redis(unknown_user, timeout=5)
+    await unknown_user.aclose()
 
     assert (found.result, found.message) == (Result.WRONG, "Redis refuses the user name or the password")
 
@@ -139,21 +136,22 @@ async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_
 
 
 @pytest.mark.parametrize(
-    ("finding", "result"),
+    ("check", "health", "result"),
     [
-        (_version(replace(HEALTHY, version=(6, 2, 1))), Result.WRONG),
-        (_version(replace(HEALTHY, version=None)), Result.DOUBTFUL),
-        (_role(replace(HEALTHY, is_replica=True)), Result.WRONG),
-        (_role(replace(HEALTHY, is_replica=None)), Result.DOUBTFUL),
-        (_persistence(replace(HEALTHY, persistence=())), Result.DOUBTFUL),
-        (_persistence(replace(HEALTHY, persistence=None)), Result.DOUBTFUL),
-        (_round_trip(replace(HEALTHY, round_trip=timedelta(milliseconds=20))), Result.DOUBTFUL),
-        (_clock(replace(HEALTHY, ahead=timedelta(seconds=1))), Result.FINE),
-        (_clock(replace(HEALTHY, ahead=timedelta(seconds=-5))), Result.DOUBTFUL),
-        (_clock(replace(HEALTHY, ahead=timedelta(minutes=2))), Result.WRONG),
+        ("redis", replace(HEALTHY, version=(6, 2, 1)), Result.WRONG),
+        ("redis", replace(HEALTHY, version=None), Result.DOUBTFUL),
+        ("redis role", replace(HEALTHY, is_replica=True), Result.WRONG),
+        ("redis role", replace(HEALTHY, is_replica=None), Result.DOUBTFUL),
+        ("redis persistence", replace(HEALTHY, persistence=()), Result.DOUBTFUL),
+        ("redis persistence", replace(HEALTHY, persistence=None), Result.DOUBTFUL),
+        ("redis round trip", replace(HEALTHY, round_trip=timedelta(milliseconds=20)), Result.DOUBTFUL),
+        ("clock", replace(HEALTHY, ahead=timedelta(seconds=1)), Result.FINE),
+        ("clock", replace(HEALTHY, ahead=timedelta(seconds=-5)), Result.DOUBTFUL),
+        ("clock", replace(HEALTHY, ahead=timedelta(minutes=2)), Result.WRONG),
     ],
 )
-def test_each_fact_about_redis_is_graded(finding: Finding, result: Result) -> None:
+def test_each_fact_about_redis_is_graded(check: str, health: RedisHealth, result: Result) -> None:
+    finding = finding_of([*_grade_configuration(health), *_grade_connection(health)], check)
     assert finding.result is result
     assert bool(finding.advice) is (result is not Result.FINE)
 
@@ -176,7 +174,7 @@ async def test_the_balance_is_compared_with_the_minimum_and_the_warning_level(
 ) -> None:
     network.balance = Decimal(rub)
 
-    assert of(await ask_provider(provider.url), "balance").result is result
+    assert finding_of(await ask_provider(provider.url), "balance").result is result
 
 
 def test_https_is_recommended_in_production_only(redis_url: str) -> None:
@@ -188,9 +186,11 @@ def test_https_is_recommended_in_production_only(redis_url: str) -> None:
     }
     in_public = {**production, "public_url": "https://verify.example"}
 
-    assert of(list(check_settings(sandbox_settings(redis_url))), "https").result is Result.FINE
-    assert of(list(check_settings(sandbox_settings(redis_url, **production))), "https").result is Result.DOUBTFUL
-    assert of(list(check_settings(sandbox_settings(redis_url, **in_public))), "https").result is Result.FINE
+    assert finding_of(list(check_settings(sandbox_settings(redis_url))), "https").result is Result.FINE
+    assert (
+        finding_of(list(check_settings(sandbox_settings(redis_url, **production))), "https").result is Result.DOUBTFUL
+    )
+    assert finding_of(list(check_settings(sandbox_settings(redis_url, **in_public))), "https").result is Result.FINE
 
 
 def test_the_limit_on_open_files_must_allow_for_all_listeners(redis_url: str) -> None:

@@ -26,7 +26,7 @@ WEBHOOK = {"webhook_url": "http://127.0.0.1:1/hook", "webhook_secret": "whsec_" 
 
 async def dump_redis(redis: Redis) -> str:
     """Return all keys and values of Redis as text."""
-    parts: list[object] = []
+    dump: list[object] = []
     for key in await redis.keys():
         match await redis.type(key):
             case b"hash":
@@ -37,8 +37,8 @@ async def dump_redis(redis: Redis) -> str:
                 value = await redis.xrange(key)
             case _:
                 value = await redis.get(key)
-        parts.append((key, value))
-    return repr(parts)
+        dump.append((key, value))
+    return repr(dump)
 
 
 def traces_of(phone: Phone) -> tuple[str, str]:

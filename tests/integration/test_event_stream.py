@@ -273,7 +273,7 @@ async def test_a_change_made_through_one_instance_reaches_a_stream_of_another(
 async def test_the_number_of_streams_is_limited_and_a_disconnect_frees_a_place_at_once(
     redis: Redis, redis_url: str, network: VirtualNetwork
 ) -> None:
-    async with serve(sandbox_settings(redis_url, events={"listeners": 1}), network) as api:
+    async with serve(sandbox_settings(redis_url, events_listeners=1), network) as api:
         verification_id = await start(api)
         for _ in range(3):
             async with follow(api, verification_id) as stream:
@@ -288,7 +288,7 @@ async def test_the_number_of_streams_is_limited_and_a_disconnect_frees_a_place_a
 
 async def test_one_client_cannot_use_all_streams(redis: Redis, redis_url: str, network: VirtualNetwork) -> None:
     named = ",".join(f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("shop", "bank"))
-    settings = sandbox_settings(redis_url, api={"keys": named}, events={"listeners": 2})
+    settings = sandbox_settings(redis_url, api={"keys": named}, events_listeners=2)
     async with serve(settings, network) as api:
         api.headers["Authorization"] = "Bearer shop"
         of_shop = await start(api)

@@ -238,7 +238,7 @@ async def test_a_test_number_is_marked_and_has_no_call_limits(
 ) -> None:
     phone = "+79000000099"
     limit = {"calls_per_phone_hour": 1, "calls_per_range": 1, "calls_per_day": 1, "failed_checks_per_phone": 1}
-    settings = sandbox_settings(redis_url, test={"numbers": f"{phone}=1234"}, limit=limit)
+    settings = sandbox_settings(redis_url, test_numbers=f"{phone}=1234", limit=limit)
     async with run(create_app(settings, network)) as api:
         for _ in range(5):
             started = (await start(api, phone)).json()

@@ -44,7 +44,7 @@ async def post_hook(app: ASGIApp, *, peer: str, forwarded_for: str | None) -> in
 @pytest.fixture
 async def behind_proxy(redis: Redis, redis_url: str) -> AsyncIterator[ASGIApp]:
     settings = sandbox_settings(
-        redis_url, plusofon={"hook_addresses": PROVIDER}, proxy={"addresses": "10.0.0.0/8, 172.16.0.1"}
+        redis_url, plusofon={"hook_addresses": PROVIDER}, proxy_addresses="10.0.0.0/8, 172.16.0.1"
     )
     async with LifespanManager(served(settings)) as manager:
         yield manager.app
@@ -88,9 +88,9 @@ async def test_addresses_may_be_configured_in_ipv4_mapped_form(redis: Redis, red
     settings = sandbox_settings(
         redis_url,
         plusofon={"hook_addresses": f"::ffff:{PROVIDER}"},
-        proxy={"addresses": "::ffff:10.0.0.0/104"},
+        proxy_addresses="::ffff:10.0.0.0/104",
     )
-    assert [str(network) for network in settings.proxy.addresses] == ["10.0.0.0/8"]
+    assert [str(network) for network in settings.proxy_addresses] == ["10.0.0.0/8"]
     async with LifespanManager(served(settings)) as manager:
         assert await post_hook(manager.app, peer=PROXY, forwarded_for=PROVIDER) == 204
         assert await post_hook(manager.app, peer=STRANGER, forwarded_for=PROVIDER) == 404

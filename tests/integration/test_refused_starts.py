@@ -481,7 +481,7 @@ async def test_starts_of_test_numbers_over_the_limit_add_no_key(redis: Redis, re
     numbers = [f"+7900000{number}" for number in range(3000, 3005)]
     settings = sandbox_settings(
         redis_url,
-        test={"numbers": ",".join(f"{number}=123456" for number in numbers)},
+        test_numbers=",".join(f"{number}=123456" for number in numbers),
         limit={"test_starts_per_client": allowed},
         purposes=["phone_verification", "login"],
     )

@@ -197,7 +197,7 @@ def test_an_endpoint_without_the_tracing_extra_is_a_settings_error(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)  # as if it were not installed
-    settings = sandbox_settings(redis_url, tracing={"endpoint": "http://127.0.0.1:4318/v1/traces"})
+    settings = sandbox_settings(redis_url, tracing_endpoint="http://127.0.0.1:4318/v1/traces")
 
     with pytest.raises(SettingsError, match="TRACING_ENDPOINT"):
         create_app(settings)

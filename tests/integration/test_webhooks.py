@@ -30,8 +30,8 @@ from app.standard_webhooks import parse_secret
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.webhooks import EXPIRY, STREAM, RedisOutbox
-from app.webhooks import WebhookDeliverer, WebhookEndpoint
-from app.webhooks.deliverer import JITTER, SCHEDULE
+from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 
 ROOT = Path(__file__).parents[2]
@@ -320,7 +320,8 @@ from app.standard_webhooks import parse_secret
 from app.store.connection import connect
 from app.store.webhooks import RedisOutbox
 from app.store.scripts import ScriptRunner
-from app.webhooks import WebhookDeliverer, WebhookEndpoint
+from app.webhooks.deliverer import WebhookDeliverer
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 redis_url, url, secret = sys.argv[1:]
 async def main():

@@ -353,7 +353,7 @@ class TestProtectedSender:
         await setup.open()
         retry_after(await setup.place(PLACED))  # the circuit is open
         await setup.sender.fetch_status("call-1")
-        assert setup.timed == [("place", "unknown")] * FAILURES + [("look_up", "found")]
+        assert setup.timed == [("place", "unknown")] * FAILURES + [("fetch_status", "found")]
 
     async def test_it_has_the_provider_and_the_capabilities_of_the_wrapped_sender(self) -> None:
         setup = Setup()

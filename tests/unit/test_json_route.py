@@ -7,8 +7,7 @@ import pytest
 from fastapi import APIRouter, Body, Depends, Header, Request
 from pydantic import BaseModel
 
-from app.api.auth import Client
-from app.api.dependencies import ContainerDep
+from app.api.dependencies import Client, ContainerDep
 from app.api.routing import JsonRoute
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import io
 
-from app.telemetry.line_buffer import LineBuffer
+from app.telemetry.logging import LineBuffer
 
 
 class CountingStream(io.StringIO):

@@ -16,7 +16,7 @@ from app.main import create_api, create_app
 from app.settings import Settings
 from app.verification.phone import parse_phone
 from app.verification.webhooks import Event, EventType
-from app.webhooks import WebhookEndpoint
+from app.webhooks.endpoint import WebhookEndpoint
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 PUBLIC = {"/livez", "/readyz", "/problems/{slug}", "/.well-known/jwks.json"}

@@ -213,7 +213,7 @@ def test_the_network_drops_its_oldest_call_beyond_its_capacity() -> None:
         network.status(calls[0])
     assert network.calls_of("+79000000100") == []
     assert network.status(calls[1]).status is NetworkStatus.QUEUED
-    assert (len(network._records), len(network._of_phone)) == (CALLS_KEPT, CALLS_KEPT)
+    assert (len(network._calls), len(network._of_phone)) == (CALLS_KEPT, CALLS_KEPT)
 
 
 def test_dropping_one_call_of_a_phone_keeps_the_others() -> None:
@@ -231,8 +231,8 @@ def test_every_magic_number_is_callable_and_describes_its_effect(number: MagicNu
     assert number.effect.endswith(".")
 
 
-def test_the_repr_of_a_record_shows_neither_code_nor_phone(network: VirtualNetwork) -> None:
+def test_the_repr_of_a_call_shows_neither_code_nor_phone(network: VirtualNetwork) -> None:
     place(network)
-    printed = repr(network._records)
+    printed = repr(network._calls)
     assert PIN not in printed
     assert PHONE not in printed

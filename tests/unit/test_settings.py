@@ -171,7 +171,7 @@ def test_balance_settings_are_exact_decimals(monkeypatch: pytest.MonkeyPatch) ->
     )
 
     assert (settings.min_balance_rub, settings.warn_balance_rub) == (Decimal("49.99"), Decimal("50.01"))
-    assert settings.watch.per_second == 7
+    assert settings.watch_per_second == 7
 
 
 def test_a_warning_balance_below_the_minimum_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +258,6 @@ def test_shorter_codes_allow_fewer_failed_checks_per_phone(monkeypatch: pytest.M
 
 
 def test_a_test_number_needs_no_expiry_date_in_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    ((phone, fixed),) = load(monkeypatch, MODE="sandbox", TEST_NUMBERS="+79001234567=0042").test.numbers
+    ((phone, fixed),) = load(monkeypatch, MODE="sandbox", TEST_NUMBERS="+79001234567=0042").test_numbers
 
     assert (phone.e164, fixed.code, fixed.until) == ("+79001234567", "0042", None)

@@ -58,7 +58,7 @@ FOREIGN = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     for name in os.environ:
         monkeypatch.delenv(name)
@@ -176,15 +176,15 @@ def loop(file: Path) -> str:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-@pytest.mark.parametrize("spoil", [missing, empty, blank, directory, fifo, unlike_text, utf_16, huge, loop])
+@pytest.mark.parametrize("make_unusable", [missing, empty, blank, directory, fifo, unlike_text, utf_16, huge, loop])
 def test_an_unusable_secret_file_is_reported_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, spoil: Callable[[Path], str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, make_unusable: Callable[[Path], str]
 ) -> None:
     set_all(monkeypatch, RELAY_CHANNELS="voice", **SECRETS)
     monkeypatch.delenv(name)
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
 
-    reason = spoil(tmp_path / "secret")
+    reason = make_unusable(tmp_path / "secret")
 
     (sentence,) = mistakes()
     assert sentence == f"{name}_FILE {reason}."

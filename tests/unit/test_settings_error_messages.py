@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.settings import Settings, SettingsError, load_settings
-from app.settings.sections import ClientSettings
+from app.settings.clients import ClientSettings
 from tests.unit.test_settings import PRODUCTION
 
 ODD = ("~", "-1", "1.5", "99999999999", "1" * 5000, "nan", "0.00001", "\u2116 x", "x" * 3000, "/", "[]", "~,~")
@@ -17,7 +17,7 @@ PYDANTICS = ("nput", "string", "pattern", "valid", "Value error", "<", "^", "lis
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _sandbox_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     monkeypatch.setenv("MODE", "sandbox")
 

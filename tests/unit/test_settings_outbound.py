@@ -9,7 +9,7 @@ from app.settings import SettingsError, load_settings, redacted_settings
 
 
 def load(**outbound: object) -> object:
-    return load_settings(mode="sandbox", outbound=outbound, _env_file=None).outbound
+    return load_settings(mode="sandbox", outbound=outbound).outbound
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def load(**outbound: object) -> object:
     ],
 )
 def test_a_valid_proxy_url_is_accepted_and_its_password_redacted(url: str) -> None:
-    settings = load_settings(mode="sandbox", outbound={"proxy": url}, _env_file=None)
+    settings = load_settings(mode="sandbox", outbound={"proxy": url})
     assert settings.outbound.proxy_url == url
     assert "p%40ss" not in str(redacted_settings(settings)) + repr(settings)
 
@@ -55,7 +55,7 @@ def test_an_invalid_proxy_url_is_reported_without_its_value(url: str) -> None:
 
 def test_a_ca_file_is_accepted(tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
-    assert load_settings(mode="sandbox", outbound={"ca_file": tmp_path / "ca.pem"}, _env_file=None).outbound.ca_file
+    assert load_settings(mode="sandbox", outbound={"ca_file": tmp_path / "ca.pem"}).outbound.ca_file
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate", b"\xff\xfe\x00"])

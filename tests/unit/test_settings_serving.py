@@ -10,7 +10,7 @@ from tests.unit.test_settings import PRODUCTION, SECRET
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
 
 
@@ -63,10 +63,10 @@ def test_the_sandbox_allows_only_one_worker() -> None:
 
 
 def test_proxies_are_ip_addresses_or_networks() -> None:
-    settings = load_settings(mode="sandbox", proxy={"addresses": "10.0.0.0/8, 192.0.2.1"})
+    settings = load_settings(mode="sandbox", proxy_addresses="10.0.0.0/8, 192.0.2.1")
 
-    assert [str(network) for network in settings.proxy.addresses] == ["10.0.0.0/8", "192.0.2.1/32"]
-    assert mistakes(proxy={"addresses": "*"})[0].startswith("PROXY_ADDRESSES (item 1)")
+    assert [str(network) for network in settings.proxy_addresses] == ["10.0.0.0/8", "192.0.2.1/32"]
+    assert mistakes(proxy_addresses="*")[0].startswith("PROXY_ADDRESSES (item 1)")
 
 
 def test_redacted_settings_show_only_changed_values_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 from app.background import Background
 from app.verification.errors import StoreUnavailable
 from app.verification.webhooks import Backlog, Delivery, Event
-from app.webhooks import WebhookDeliverer, WebhookEndpoint
+from app.webhooks.deliverer import WebhookDeliverer
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Attempt, Outcome, WebhookSender
 from tests.unit.test_webhooks_endpoint import EVENT
 

@@ -10,7 +10,7 @@ from standardwebhooks import Webhook
 
 from app.verification.phone import Phone
 from app.verification.webhooks import Event, EventType
-from app.webhooks import WebhookEndpoint
+from app.webhooks.endpoint import WebhookEndpoint
 
 SECRET, OTHER = b"s" * 24, b"o" * 32
 NOW = int(datetime.now(UTC).timestamp())

@@ -11,8 +11,8 @@ import trustme
 from aiohttp import TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from app.webhooks import WebhookEndpoint
 from app.webhooks.addresses import AddressNotAllowed, is_public, open_public_socket
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
 from tests.unit.test_webhooks_endpoint import EVENT
 

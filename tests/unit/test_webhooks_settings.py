@@ -7,7 +7,7 @@ import pytest
 from app.settings import Mode, Settings, SettingsError, load_settings, make_endpoints
 from app.tokens import generate_keys
 from app.verification.webhooks import EventType
-from app.webhooks import WebhookEndpoint
+from app.webhooks.endpoint import WebhookEndpoint
 
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
 OTHER = "whsec_bm90LWEtcmVhbC1zZWNyZXQtNTQzMjEw"

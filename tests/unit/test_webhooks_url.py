@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
-from app.settings.webhooks import WebhookFields
-from app.webhooks import WebhookEndpoint
+from app.settings.clients import ClientSettings
+from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Outcome, WebhookSender
 from tests.unit.test_webhooks_endpoint import EVENT
 from tests.unit.test_webhooks_sender import listening
@@ -59,7 +59,7 @@ async def requested(url_of: str) -> tuple[str, str]:
 async def test_path_and_query_are_sent_exactly_as_configured(target: str) -> None:
     base = "http://127.0.0.1:{port}"
     assert await requested(base + target.replace("{", "{{").replace("}", "}}")) == (target, "127.0.0.1:{port}")
-    assert WebhookFields(webhook_url=f"https://shop.example{target}").webhook_url == f"https://shop.example{target}"
+    assert ClientSettings(webhook_url=f"https://shop.example{target}").webhook_url == f"https://shop.example{target}"
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ async def test_a_url_without_a_path_requests_the_root(url: str, target: str) -> 
 )
 def test_a_url_that_cannot_be_sent_unchanged_is_rejected(url: str) -> None:
     with pytest.raises(ValidationError):
-        WebhookFields(webhook_url=url)
+        ClientSettings(webhook_url=url)

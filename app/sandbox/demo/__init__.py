@@ -32,8 +32,8 @@ def demo_router(*, channels: Sequence[str]) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def root() -> Response:
-        return RedirectResponse("/demo", HTTPStatus.TEMPORARY_REDIRECT)
+    async def root(request: Request) -> Response:
+        return RedirectResponse(f"{request.scope['root_path']}/demo", HTTPStatus.TEMPORARY_REDIRECT)
 
     @router.get("/demo")
     async def page() -> Response:

@@ -1,4 +1,4 @@
-"""The settings of a client's webhook, and the endpoint made from them."""
+"""What differs for one client from the settings for all, and its webhook."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated
@@ -6,11 +6,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.settings.validators import WebhookSecret
+from app.settings.validators import Count, Purpose, WebhookSecret
 from app.standard_webhooks import parse_secret
+from app.verification.channels import Channel
 from app.verification.webhooks import EventType
-from app.webhooks import WebhookEndpoint
 from app.webhooks.addresses import is_private, is_public
+from app.webhooks.endpoint import WebhookEndpoint
 
 _MAX_SECRETS = 5  # a rotation needs two
 
@@ -31,11 +32,16 @@ def _check_url(value: str) -> str:
     return value
 
 
-class WebhookFields(BaseModel):
-    """The webhook of a client. During a rotation there are several secrets, and each signs."""
+class ClientSettings(BaseModel):
+    """What differs for a client, and its webhook. During a rotation there are several secrets, and each signs."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
+    purposes: list[Purpose] | None = None
+    channels: list[Channel] | None = None
+    calls_per_minute: Count | None = None
+    calls_per_day: Count | None = None
+    failed_checks: Count | None = None
     webhook_url: Annotated[str, Field(max_length=2048), AfterValidator(_check_url)] | None = None
     webhook_secret: Annotated[
         list[WebhookSecret],
@@ -45,7 +51,7 @@ class WebhookFields(BaseModel):
     webhook_events: Annotated[list[EventType], Field(min_length=1)] | None = None
     webhook_full_phone: bool = False
 
-    def webhook_contradictions(self, *, production: bool) -> Iterator[tuple[str, str]]:
+    def contradictions(self, *, production: bool) -> Iterator[tuple[str, str]]:
         """Return the mistakes that involve several fields or the mode, as the name of a field and a message."""
         if self.webhook_url is None:
             given = self.model_fields_set & {"webhook_secret", "webhook_events", "webhook_full_phone"}
@@ -65,7 +71,7 @@ class WebhookFields(BaseModel):
             yield "webhook_url", "must not lead to a private address in production"
 
 
-def make_endpoints(clients: Mapping[str, WebhookFields]) -> dict[str, WebhookEndpoint]:
+def make_endpoints(clients: Mapping[str, ClientSettings]) -> dict[str, WebhookEndpoint]:
     """Return the webhook endpoints by client; a client without a URL has none."""
     return {
         name: WebhookEndpoint(
