@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.sandbox import embedded
 
@@ -76,13 +76,13 @@ class Node:
 
 
 class Topology:
-    """The processes; a context manager. ``password`` is that of the Sentinels and of every Redis."""
+    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         with contextlib.ExitStack() as stack:
             listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]
             ports = [int(listener.getsockname()[1]) for listener in listeners]
-        redis = ("--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0")
+        redis = ("--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0", *options)
         self.nodes = [Node(folder / f"redis-{port}", port, redis) for port in ports[:3]]
         self.sentinels = [
             Node(folder / f"sentinel-{port}", port, (str(folder / f"sentinel-{port}.conf"), "--sentinel"))
@@ -120,6 +120,13 @@ class Topology:
     def primary_of(self, sentinel: Node) -> int:
         """Return the port of the primary that a Sentinel names."""
         return int(sentinel.send("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1])
+
+    def has_quorum(self, sentinel: Node) -> bool:
+        """Return whether a Sentinel reaches enough others to fail over."""
+        try:
+            return bool(sentinel.send("SENTINEL", "CKQUORUM", NAME))
+        except ResponseError:
+            return False
 
     @property
     def primary(self) -> Node:
