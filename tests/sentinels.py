@@ -39,6 +39,7 @@ class Node:
     folder: Path
     port: int
     options: tuple[str, ...]
+    binary: str = field(default_factory=embedded._find_binary)
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self, *options: str) -> None:
