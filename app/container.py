@@ -20,7 +20,6 @@ from app.background import Background
 from app.outbound import trust
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
 from app.providers.http import make_transport
-from app.providers.observe import ProviderObserver
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
@@ -45,17 +44,17 @@ from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
-from app.verification.call_urls import CallbackUrls
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites, best_effort
 from app.verification.domain_events import DomainEvent
+from app.verification.follow import CallbackUrls
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
 from app.verification.policy import Allowance
-from app.verification.ports import CallSender, ProviderAccounts
+from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
@@ -68,7 +67,7 @@ _STATUS_CONNECTIONS = 10  # beside those of calls, so that these never keep stat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """What is kept in Redis, one object for each feature; they share one runner, and so their writes."""
+    """What is stored in Redis, one object for each feature; they share one runner, and so their writes."""
 
     redis: Redis
     runner: ScriptRunner
@@ -224,7 +223,7 @@ class Builder:
         return redis
 
     def open_stores(self) -> Stores:
-        """Connect to Redis, and make what is kept there."""
+        """Connect to Redis, and make the stores."""
         settings, redis = self.settings, self.open_redis()
         runner = ScriptRunner(
             redis,
@@ -260,7 +259,7 @@ class Builder:
         return stores
 
     async def open_providers(self, stores: Stores, network: VirtualNetwork | None) -> Providers:
-        """Make the client of each provider, and the senders of the channels in front of them."""
+        """Make the client of each provider, and a sender for each channel behind its circuit breaker and bulkhead."""
         settings = self.settings
         plusofon = await self.open_plusofon(network)
         callback_urls = CallbackUrls(
@@ -271,12 +270,25 @@ class Builder:
         if unserved := sorted(settings.used_channels - senders.keys()):
             raise SettingsError([f"CHANNELS: no provider serves {unserved[0]}; it may be one of RELAY_CHANNELS."])
         failures, open_for = settings.plusofon.circuit_failures, settings.plusofon.circuit_seconds
-        circuits = {
-            name: CircuitBreaker(name, failures=failures, open_for=open_for)
-            for name in sorted({sender.provider for sender in senders.values()})
+        names = sorted({sender.provider for sender in senders.values()})
+        circuits = {name: CircuitBreaker(name, failures=failures, open_for=open_for) for name in names}
+        bulkheads = {name: Bulkhead(settings.plusofon.max_connections) for name in names}
+        open_span = self.tracing.provider_request if self.tracing else None
+        protected = {
+            channel: ProtectedSender(
+                sender,
+                channel=channel,
+                circuit=circuits[sender.provider],
+                bulkhead=bulkheads[sender.provider],
+                # The balance pays for Plusofon's calls alone.
+                admit=balance.require_enough if sender.provider == PLUSOFON else lambda: None,
+                record_time=self.metrics.provider_call,
+                open_span=open_span,
+            )
+            for channel, sender in senders.items()
         }
         return Providers(
-            senders=self._protect(senders, circuits, balance),
+            senders=protected,
             circuits=circuits,
             accounts=plusofon,
             account_reader=AccountReader(plusofon),
@@ -285,28 +297,11 @@ class Builder:
             callback_urls=callback_urls,
         )
 
-    def _protect(
-        self, senders: Mapping[Channel, CallSender], circuits: Mapping[str, CircuitBreaker], balance: Balance
-    ) -> Mapping[Channel, CallSender]:
-        """Put the circuit breaker and the bulkhead of its provider in front of each sender, and measure it."""
-        bulkheads = {name: Bulkhead(self.settings.plusofon.max_connections) for name in circuits}
-        open_span = self.tracing.provider_request if self.tracing else None
-        observer = ProviderObserver(record_time=self.metrics.provider_call, open_span=open_span)
-        return {
-            channel: ProtectedSender(
-                sender,
-                channel=channel,
-                circuit=circuits[sender.provider],
-                bulkhead=bulkheads[sender.provider],
-                observer=observer,
-                # The balance pays for Plusofon's calls alone.
-                admit=balance.require_enough if sender.provider == PLUSOFON else lambda: None,
-            )
-            for channel, sender in senders.items()
-        }
-
     async def open_plusofon(self, network: VirtualNetwork | None) -> PlusofonClient:
-        """Make the client of Plusofon, or of the sandbox's ``network``, which is reached over HTTP as well."""
+        """Make the client of Plusofon, or of the sandbox's ``network``, served over HTTP as well. Raises SettingsError.
+
+        Only in sandbox mode there may be a network, or no credentials.
+        """
         settings = self.settings.plusofon
         base_url, user_id, token = settings.base_url, settings.user_id, settings.access_token.get_secret_value()
         cabinet_token = settings.cabinet_token.get_secret_value() if settings.cabinet_token else None
@@ -315,8 +310,13 @@ class Builder:
         if not token:
             self.settings.require_sandbox("PLUSOFON_ACCESS_TOKEN")
         if network:
+            if self.settings.mode is not Mode.SANDBOX:
+                raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
             user_id, token, cabinet_token = "sandbox", "sandbox-access-token", None
-            base_url = await self._serve_sandbox(network, user_id, token)
+            accepted = self.settings.sandbox.access_token
+            accepted_token = accepted.get_secret_value() if accepted else token
+            app = create_sandbox_app(network, user_id=user_id, access_token=accepted_token)
+            base_url = (await self.stack.enter_async_context(SandboxServer(app))).url
         return await self.stack.enter_async_context(
             PlusofonClient(
                 base_url=base_url,
@@ -330,16 +330,6 @@ class Builder:
                 transport=self._make_transport(),
             )
         )
-
-    async def _serve_sandbox(self, network: VirtualNetwork, user_id: str, token: str) -> str:
-        """Serve Plusofon's API in front of ``network``, and return its URL. Raises SettingsError in production."""
-        if self.settings.mode is not Mode.SANDBOX:
-            raise SettingsError(["MODE must be sandbox for calls to go to the virtual telephone network."])
-        accepted = self.settings.sandbox.access_token
-        app = create_sandbox_app(
-            network, user_id=user_id, access_token=accepted.get_secret_value() if accepted else token
-        )
-        return (await self.stack.enter_async_context(SandboxServer(app))).url
 
     async def _open_relays(self) -> dict[Channel, CallSender]:
         """Make a sender for each channel that goes to the operator's own URL. Only there traces are continued."""
@@ -379,18 +369,20 @@ class Builder:
             stores.stats.observe(event)
 
         return VerificationService(
-            store=stores.verifications,
-            limits=stores.limits,
-            guard=stores.fraud_guard,
-            senders=providers.senders,
-            digester=CodeDigester(settings.secret_keys),
-            policies=make_policies(settings),
-            tokens=tokens,
-            test_numbers=TestNumbers(dict(settings.test_numbers), lambda: datetime.now(UTC).date()),
-            schedule=stores.call_queue,
-            publish=publish,
-            deferred=deferred,
-            store_timeout=stores.runner.timeout,
+            Ports(
+                store=stores.verifications,
+                limits=stores.limits,
+                guard=stores.fraud_guard,
+                senders=providers.senders,
+                schedule=stores.call_queue,
+                tokens=tokens,
+                digester=CodeDigester(settings.secret_keys),
+                policies=make_policies(settings),
+                test_numbers=TestNumbers(dict(settings.test_numbers), lambda: datetime.now(UTC).date()),
+                publish=publish,
+                deferred=deferred,
+                store_timeout=stores.runner.timeout,
+            )
         )
 
     def make_exposition(self, stores: Stores, providers: Providers, background: Background) -> Exposition:

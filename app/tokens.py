@@ -26,9 +26,7 @@ _REGISTRY = JWSRegistry(algorithms=[_ALGORITHM])
 _ECDSA, _NUMBER_BYTES = ECDSA(SHA256()), 32  # each of the two numbers of a signature
 _MAX_LENGTH = 4096  # characters; a token of ours has about 400
 _MAX_KID_LENGTH = 64
-_NO_KEYS = (
-    "must be a private EC key on P-256 as JSON (JWK), or a set of them (JWK Set); `plusofon-verify keygen` makes one"
-)
+_NO_KEYS = "must be a private EC key on P-256 as JSON (JWK), or a JWK Set of them; `plusofon-verify keygen` makes one"
 _BAD_KIDS = f"must have a kid of its own for each key, of at most {_MAX_KID_LENGTH} characters"
 _LEEWAY = timedelta(seconds=30)  # between the clocks of two instances
 _LAST_SECOND = int(datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp())
@@ -60,10 +58,6 @@ class TokenSigner:
 
     Verification follows RFC 8725: one algorithm, not chosen by the token (3.1), with keys of its type only (3.2);
     issuer, audience and type are those that ``sign`` writes (3.8, 3.9, 3.11).
-
-    Raises:
-        ValueError: the keys are invalid; the message contains nothing of them.
-
     """
 
     def __init__(self, keys: str, *, issuer: str, lifetime: timedelta, now: Callable[[], float] = time.time) -> None:
@@ -98,9 +92,18 @@ class TokenSigner:
         return (signed + b"." + _base64url(signature)).decode()
 
     def verify(self, token: str, *, client: str) -> Proof:
-        """Return the proof in a token of this service for this client. Raise TokenInvalid or TokenExpired."""
-        claims = self._read(token)
-        if (claims.iss, claims.aud) != (self._issuer, client):
+        """Return the proof in a token of this service for this client. Raise TokenInvalid or TokenExpired.
+
+        TokenInvalid has no cause, which would contain the phone.
+        """
+        if len(token) > _MAX_LENGTH:
+            raise TokenInvalid
+        try:
+            decoded = jwt.decode(token, self._keys, registry=_REGISTRY)
+            claims = _Claims.model_validate(decoded.claims)
+        except (JoseError, RecursionError, TypeError, ValueError):
+            raise TokenInvalid from None
+        if decoded.header != _header(decoded.header.get("kid")) or (claims.iss, claims.aud) != (self._issuer, client):
             raise TokenInvalid
         if self._now() >= claims.exp + _LEEWAY.total_seconds():
             raise TokenExpired
@@ -111,19 +114,6 @@ class TokenSigner:
             expires_at=datetime.fromtimestamp(claims.exp, UTC),
             test=claims.test,
         )
-
-    def _read(self, token: str) -> _Claims:
-        """Verify the signature, then the claims. Raise TokenInvalid, without a cause, which would contain the phone."""
-        if len(token) > _MAX_LENGTH:
-            raise TokenInvalid
-        try:
-            decoded = jwt.decode(token, self._keys, registry=_REGISTRY)
-            claims = _Claims.model_validate(decoded.claims)
-        except (JoseError, RecursionError, TypeError, ValueError):
-            raise TokenInvalid from None
-        if decoded.header != _header(decoded.header.get("kid")):
-            raise TokenInvalid
-        return claims
 
 
 def _base64url(content: bytes) -> bytes:
@@ -154,10 +144,7 @@ def read_keys(text: str) -> KeySet:
 
 
 def _read_key(data: dict[str, Any]) -> ECKey:
-    """Parse one key without its unknown members, which must not be published.
-
-    Its id is its ``kid``, or its thumbprint (RFC 7638) without one.
-    """
+    """Parse one key without its unknown members, which must not be published; its thumbprint may be its ``kid``."""
     given = ECKey.import_key(data)
     _REGISTRY.get_alg(_ALGORITHM).check_key(given)
     parameters: KeyParameters = {"use": "sig", "alg": _ALGORITHM}

@@ -1,12 +1,14 @@
 """Let time pass in Redis without waiting: move every stored timestamp into the past."""
 
+import json
 import re
 from datetime import timedelta
+from typing import Any
 
 from redis.asyncio import Redis
 
-# Moments and logs of them: fields of app/store/fields.py, of the fraud guard and of the balance.
-_MOMENTS = re.compile(r"[arolb]|[xo]\d+|since|until|began\d+|read_at|leased_until")
+# Moments and logs of them: fields of app/store/fields.py, of the fraud guard, of claims and of the balance.
+_MOMENTS = re.compile(r"[arolb]|[xo]\d+|(range|client):.*|began|earlier|tally_until|read_at|leased_until|claimed_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 
@@ -18,6 +20,8 @@ async def age(redis: Redis, duration: timedelta) -> None:
         match await redis.type(key):
             case b"hash":
                 await _age_hash(redis, key, ms)
+            case b"string" if (record := _text(await redis.get(key) or "")).startswith("{"):
+                await redis.set(key, json.dumps(_aged(json.loads(record), ms)), keepttl=True)
             case b"zset":
                 members: list[bytes] = await redis.zrange(key, 0, -1)  # type: ignore[assignment] # without scores
                 for member in members:
@@ -28,10 +32,20 @@ async def age(redis: Redis, duration: timedelta) -> None:
 
 
 async def _age_hash(redis: Redis, key: str, ms: int) -> None:
-    for name, value in (await redis.hgetall(key)).items():
-        field, text = _text(name), _text(value)
-        if _MOMENTS.fullmatch(field):
-            await redis.hset(key, field, _MOMENT.sub(lambda found: str(int(found[0]) - ms), text))
+    fields: dict[str, Any] = {_text(name): _text(value) for name, value in (await redis.hgetall(key)).items()}
+    for name, value in _aged(fields, ms).items():
+        if value != fields[name]:
+            await redis.hset(key, name, value)
+
+
+def _aged(fields: dict[str, Any], ms: int) -> dict[str, Any]:
+    """Return fields, moments among them moved into the past."""
+    return {
+        name: type(value)(_MOMENT.sub(lambda found: str(int(found[0]) - ms), str(value)))
+        if _MOMENTS.fullmatch(name)
+        else value
+        for name, value in fields.items()
+    }
 
 
 def _text(value: bytes | str) -> str:

@@ -21,10 +21,11 @@ from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites
 from app.verification.policy import Policies
+from app.verification.ports import Ports
 from app.verification.service import VerificationService
 from app.verification.start import StartRequest
+from app.verification.store_requests import DeferredWrites
 from app.verification.test_numbers import TestNumbers
 from tests.fakes import FakeQueue, FakeTokens
 from tests.policies import make_guard_rules, make_policy
@@ -36,18 +37,20 @@ USER_ID, TOKEN = "crash-user", "crash-token"
 
 def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationService:
     return VerificationService(
-        store=RedisVerificationStore(runner, phone_key=KEY),
-        limits=RedisRateLimiter(runner, key=KEY),
-        guard=RedisFraudGuard(runner, make_guard_rules()),
-        senders={Channel.VOICE: VoiceChannel(client)},
-        schedule=FakeQueue(),
-        digester=CodeDigester([KEY]),
-        policies=Policies(make_policy()),
-        tokens=FakeTokens(),
-        test_numbers=TestNumbers({}, lambda: datetime.now(UTC).date()),
-        publish=lambda _: None,
-        deferred=DeferredWrites(),
-        store_timeout=1,
+        Ports(
+            store=RedisVerificationStore(runner, phone_key=KEY),
+            limits=RedisRateLimiter(runner, key=KEY),
+            guard=RedisFraudGuard(runner, make_guard_rules()),
+            senders={Channel.VOICE: VoiceChannel(client)},
+            schedule=FakeQueue(),
+            digester=CodeDigester([KEY]),
+            policies=Policies(make_policy()),
+            tokens=FakeTokens(),
+            test_numbers=TestNumbers({}, lambda: datetime.now(UTC).date()),
+            publish=lambda _: None,
+            deferred=DeferredWrites(),
+            store_timeout=1,
+        )
     )
 
 

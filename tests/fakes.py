@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
-from app.verification.channels import Channel
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
@@ -184,8 +183,7 @@ class ReferenceStore:
         return self._place(record, call, policy)
 
     def _is_resend(self, named: Record, call: NewCall) -> bool:
-        reverse = Channel.REVERSE_CALL
-        return call.test or reverse not in {call.channel, named.verification.channel}
+        return call.test or (call.channel.rules.has_code and named.verification.channel.rules.has_code)
 
     def _refuse(self, call: NewCall, policy: Policy) -> Record | None:
         """Raise if the start is refused; return the verification to resend, if any."""
@@ -200,7 +198,7 @@ class ReferenceStore:
             wait = 1 if self._is_being_placed(phone.pending, policy) else self._until(phone.next_call)
             raise CallCooldown(retry_after=wait, verification_id=call.resend_of)
         other = self.records.get(phone.reverse)
-        if call.channel is Channel.REVERSE_CALL and other and other.is_pending:
+        if not call.channel.rules.has_code and other and other.is_pending:
             until = other.verification.expires_at
             raise CallCooldown(retry_after=self._until(until), verification_id=call.resend_of)
         self._require_room(policy.failed_checks_per_phone, call.phone.e164)
@@ -249,7 +247,7 @@ class ReferenceStore:
             code_length=call.code_length,
             stored_status=Status.PENDING,
             calls_placed=0,
-            calls_left=1 if call.channel is Channel.REVERSE_CALL and not call.test else policy.calls,
+            calls_left=policy.calls if call.channel.rules.has_code or call.test else 1,
             checks_left=call.checks,
             calls=(),
             created_at=self.now,
@@ -272,7 +270,7 @@ class ReferenceStore:
         if not call.test:
             phone.streak, phone.next_call = streak, resend_at
             phone.pending = CallId(before.id, record.call_number)
-        if call.channel is Channel.REVERSE_CALL and not call.test:
+        if not call.channel.rules.has_code and not call.test:
             phone.reverse = before.id
         elif record.call_number == 1:
             ids = phone.ids.get((call.client, call.purpose), [])
@@ -333,7 +331,7 @@ class ReferenceStore:
         self._require_available()
         record = self.records.get(verification.id)
         call = record and record.verification.call(call_number)
-        if not record or not call or call.channel is not Channel.REVERSE_CALL or call.ref != ref or not call.expires_at:
+        if not record or not call or call.channel.rules.has_code or call.ref != ref or not call.expires_at:
             return Confirmation.NOT_FOUND
         if record.verification.phone != caller:
             return Confirmation.NOT_THE_CALLER
@@ -408,7 +406,7 @@ class ReferenceStore:
             self._refuse_final(found[0].verification)
         latest = pending[0]
         before = latest.verification
-        if before.channel is Channel.REVERSE_CALL and not before.test:
+        if not before.channel.rules.has_code and not before.test:
             return self._check_without_code(latest, guess)
         if not guess.candidates:
             raise CodeRequired
@@ -521,9 +519,6 @@ class ReferenceStore:
             raise VerificationLocked(retry_after=self._until(self.phones[record.verification.phone].next_call))
         self._finish(record, Status.CANCELED)
         return self._seen(record)
-
-    async def ping(self) -> None:
-        self._require_available()
 
     def _require_available(self) -> None:
         if not self.available:
@@ -665,7 +660,6 @@ class FakeTokens:
     """Signs tokens that name their verification."""
 
     lifetime = timedelta(minutes=10)
-    jwks: ClassVar[dict[str, Any]] = {"keys": []}
 
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
         return f"{client} {phone.e164} {purpose} {verification_id} {test}"

@@ -16,10 +16,10 @@ from typing import Any, Self
 from fastapi import Request, Response
 
 from app.api.dependencies import container_of, header_values
-from app.verification.deferred import store_deadline
 from app.verification.errors import StoreUnavailable
 from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
 from app.verification.ports import CallId
+from app.verification.store_requests import StoreDeadline
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class KeyedRequest:
         """
         deferred = self.idempotency.deferred
         try:
-            async with store_deadline(self.idempotency.store_timeout):
+            async with StoreDeadline(self.idempotency.store_timeout):
                 response = await work((await self.claim_request()).fingerprint)
         except AnsweredBefore:
             raise

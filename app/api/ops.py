@@ -85,7 +85,7 @@ async def readyz(container: ContainerDep) -> Response:
         reasons.append("The balance is too low to place calls.")
     found = Readiness(status="degraded" if reasons else "ok", reasons=reasons, circuits=circuits, balance=balance)
     try:
-        await container.service.ready()
+        await container.stores.runner.ping()
     except StoreUnavailable as error:
         found.status = "unavailable"
         found.reasons.insert(0, detail_of(error))

@@ -88,7 +88,7 @@ wrong = partial(Finding, Result.WRONG)
 async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa: ASYNC109 - of each wait, not of all
     """Check how Redis is reached and configured. ``timeout`` bounds the waits, in seconds."""
     try:
-        health = await examine(redis, within=timeout)
+        health = await examine(redis, timeout=timeout)
     except RedisUnreachable as error:
         if _lacks_a_right(error):
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]

@@ -83,17 +83,20 @@ def retry_later(answer: Answer) -> ProviderUnavailable:
 def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
     """Read an answer of any shape; ``retry_after`` is the header of that name. Never raises."""
     text = body.decode("utf-8-sig", errors="replace")
-    return Answer(status, _seconds(retry_after), text, _json_object(text), redact)
-
-
-def _json_object(text: str) -> Mapping[str, object]:
-    """Read a JSON object; anything else reads as an empty one."""
     try:
-        value = _JSON.decode(text)
+        fields = _JSON.decode(text)
     # Besides what is not JSON: arrays nested by the thousand, and numbers beyond what a Decimal holds.
     except (ValueError, RecursionError, InvalidOperation):
-        return {}
-    return value if isinstance(value, dict) else {}
+        fields = {}
+    # Retry-After may also be a date, which would need a clock and is ignored.
+    wait = int(retry_after) if retry_after and re.fullmatch(r"[0-9]{1,5}", retry_after) else 0
+    return Answer(
+        status,
+        retry_after=wait if 1 <= wait <= _LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER,
+        text=text,
+        fields=fields if isinstance(fields, dict) else {},
+        redact=redact,
+    )
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -101,14 +104,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant)
-
-
-def _seconds(retry_after: str | None) -> int:
-    """Read ``Retry-After``. Its other form, a date, would need a clock and is ignored."""
-    if retry_after is None or not re.fullmatch(r"[0-9]{1,5}", retry_after):
-        return DEFAULT_RETRY_AFTER
-    wait = int(retry_after)
-    return wait if 1 <= wait <= _LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER
 
 
 def printable(text: str) -> str:

@@ -5,21 +5,39 @@ Both live in one process and take no lock: nothing here waits between reading a 
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from math import ceil
-from time import monotonic
+from time import monotonic, perf_counter
+from types import NoneType
+from typing import TypeVar
 
-from app.providers.observe import ProviderObserver
 from app.verification.channels import Channel
-from app.verification.errors import ProviderUnavailable
-from app.verification.model import CallOutcome, CallState, Refused, Unknown
+from app.verification.errors import ProviderError, ProviderUnavailable
+from app.verification.model import CallOutcome, CallState, Placed, Refused, Unknown
 from app.verification.ports import CallOrder, CallSender
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _SOON = 1  # seconds after which to try again, where a place may be free at any moment
+
+RecordTime = Callable[[Channel, str, str, float], None]
+"""Takes the channel, the operation, its outcome and how many seconds it took."""
+
+OpenSpan = Callable[[Channel, str, str], AbstractContextManager[Callable[[str, str | None], None]]]
+"""Takes the channel, the provider and the operation; then the outcome, and the kind of its error if it failed."""
+
+# The outcome of an operation, by what it returns. One that raises a ProviderError has the kind of the error.
+_OUTCOMES: Mapping[type, str] = {
+    Placed: "placed",
+    Refused: "refused",
+    Unknown: "unknown",
+    CallState: "found",
+    NoneType: "never_placed",
+}
 
 
 class CircuitState(StrEnum):
@@ -30,12 +48,6 @@ class CircuitState(StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Attempt:
-    """An attempt that a circuit let pass. Set ``failed`` to its outcome; one without an outcome is not counted."""
-
-    failed: bool | None = None
-
-
 class CircuitBreaker:
     """Opens after ``failures`` in a row, and after ``open_for`` seconds lets one attempt at a time (a probe) pass.
 
@@ -43,14 +55,7 @@ class CircuitBreaker:
     is tried, must not open the circuit for all.
 
     A probe that succeeds closes the circuit, one that fails opens it again. An attempt that began before the circuit
-    last changed says nothing about the time since, and is not counted.
-
-    Args:
-        name: for the log.
-        failures: in a row, at least one.
-        open_for: seconds, more than zero.
-        clock: seconds of a clock that never goes back.
-
+    last changed says nothing about the time since, and is not counted. ``name`` is for the log.
     """
 
     def __init__(self, name: str, *, failures: int, open_for: float, clock: Callable[[], float] = monotonic) -> None:
@@ -62,7 +67,7 @@ class CircuitBreaker:
         self._clock = clock
         self._failing: set[Hashable] = set()
         self._open_until: float | None = None
-        self._probe: Attempt | None = None
+        self._is_probing = False
         self._changes = 0
 
     @property
@@ -79,26 +84,25 @@ class CircuitBreaker:
         remaining = self._open_until - self._clock()
         if remaining > 0:
             raise ProviderUnavailable(retry_after=ceil(remaining))
-        if self._probe:
+        if self._is_probing:
             raise ProviderUnavailable(retry_after=_SOON)
 
-    @contextmanager
-    def attempt(self, subject: Hashable) -> Iterator[Attempt]:
-        """Let one attempt pass, over a subject. Raises ProviderUnavailable if it may not."""
+    def begin(self) -> int:
+        """Let one attempt pass, and return what ``end`` is to be given. Raises ProviderUnavailable if it may not."""
         self.require_passable()
-        attempt, changes = Attempt(), self._changes
-        if self._open_until is not None:
-            self._probe = attempt
-        try:
-            yield attempt
-        finally:
-            if self._probe is attempt:
-                self._probe = None
-            if changes == self._changes and attempt.failed is not None:
-                self._count(subject, failed=attempt.failed)
+        self._is_probing = self._open_until is not None
+        return self._changes
 
-    def _count(self, subject: Hashable, *, failed: bool) -> None:
-        """Count an outcome. Failures stay counted while the circuit is open, so one failing probe opens it again."""
+    def end(self, begun: int, subject: Hashable, *, failed: bool | None) -> None:
+        """Count the outcome of an attempt over a subject; without an outcome nothing is counted.
+
+        Failures stay counted while the circuit is open, so one failing probe opens it again.
+        """
+        if begun != self._changes:
+            return
+        self._is_probing = False
+        if failed is None:
+            return
         if failed:
             self._failing.add(subject)
         else:
@@ -145,8 +149,9 @@ class Bulkhead:
 class ProtectedSender:
     """The CallSender of ``channel``: asks ``sender`` unless that is of no use or too many calls are under way.
 
-    Senders of one provider should share one ``circuit`` and one ``bulkhead``. The ``observer`` sees the requests that
-    pass. ``admit`` returns if the account can pay for a call as far as is known here, or raises BalanceTooLow.
+    Senders of one provider should share one ``circuit`` and one ``bulkhead``. ``admit`` returns if the account can pay
+    for a call as far as is known here, or raises BalanceTooLow. Each request that passes is timed by ``record_time``,
+    and a span by ``open_span``.
     """
 
     def __init__(
@@ -156,8 +161,9 @@ class ProtectedSender:
         channel: Channel,
         circuit: CircuitBreaker,
         bulkhead: Bulkhead,
-        observer: ProviderObserver,
         admit: Callable[[], None],
+        record_time: RecordTime,
+        open_span: OpenSpan | None = None,
     ) -> None:
         self.provider = sender.provider
         self.supports_status = sender.supports_status
@@ -165,16 +171,14 @@ class ProtectedSender:
         self._channel = channel
         self._circuit = circuit
         self._bulkhead = bulkhead
-        self._observer = observer
         self._admit = admit
+        self._record_time = record_time
+        self._open_span = open_span or (lambda *_: nullcontext(lambda *_: None))
 
     def require_ready(self) -> None:
-        """Return if a call may be placed now. It takes no place: between this and ``place`` others may.
+        """Return if a call may be placed now, else raise a ProviderError.
 
-        Raises:
-            BalanceTooLow: by ``admit``.
-            ProviderUnavailable: the circuit is open, or the bulkhead is full.
-
+        It takes no place: between this and ``place`` others may.
         """
         self._admit()
         self._circuit.require_passable()
@@ -184,18 +188,19 @@ class ProtectedSender:
     async def place(self, order: CallOrder) -> CallOutcome:
         """Place a call, and count whether the provider answered; refuse it where the circuit or the bulkhead does.
 
-        With a half-open circuit, this is the probe. The balance is not asked again: the provider refuses a call
-        that it does not pay for.
+        The balance is not asked again: the provider refuses a call that it does not pay for.
         """
+        failed = None
         try:
-            with self._bulkhead, self._circuit.attempt(order.phone) as attempt:
-                with self._observer.request(self._channel, self.provider, "place") as request:
-                    outcome = await self._sender.place(order)
-                    request.outcome = type(outcome).__name__.lower()  # placed, refused or unknown
-                    request.error = outcome.error if isinstance(outcome, Refused) else None
-                # A refusal with a reason is an answer, and so no failure.
-                attempt.failed = isinstance(outcome, Unknown) or isinstance(request.error, ProviderUnavailable)
-                return outcome
+            with self._bulkhead:
+                begun = self._circuit.begin()
+                try:
+                    outcome = await self._observe("place", self._sender.place(order))
+                    # A refusal with a reason is an answer, and so no failure.
+                    failed = isinstance(_error_of(outcome), ProviderUnavailable) or isinstance(outcome, Unknown)
+                    return outcome
+                finally:
+                    self._circuit.end(begun, order.phone, failed=failed)
         except ProviderUnavailable as refusal:
             return Refused(refusal)
 
@@ -204,7 +209,25 @@ class ProtectedSender:
 
         Look-ups cost nothing and settle calls. They are not counted: calls may work where look-ups do not.
         """
-        with self._observer.request(self._channel, self.provider, "fetch_status") as request:
-            state = await self._sender.fetch_status(call_ref)
-            request.outcome = "found" if state else "never_placed"
-            return state
+        return await self._observe("fetch_status", self._sender.fetch_status(call_ref))
+
+    async def _observe(self, operation: str, request: Awaitable[_T]) -> _T:
+        """Wait for the answer to a request, and time it, unless it is cancelled."""
+        began, outcome, error = perf_counter(), None, None
+        with self._open_span(self._channel, self.provider, operation) as end_span:
+            try:
+                answer = await request
+            except ProviderError as raised:
+                outcome, error = raised.kind, raised
+                raise
+            else:
+                outcome, error = _OUTCOMES[type(answer)], _error_of(answer)
+                return answer
+            finally:
+                if outcome:
+                    self._record_time(self._channel, operation, outcome, perf_counter() - began)
+                    end_span(outcome, error.kind if error else None)
+
+
+def _error_of(answer: object) -> ProviderError | None:
+    return answer.error if isinstance(answer, Refused) else None

@@ -42,11 +42,8 @@ class KeptConnections(httpx.AsyncBaseTransport):
     There are never more of them than there were requests at once. A request is written once: one that crosses with the
     server closing the connection fails with ``httpx.ReadError`` or ``httpx.RemoteProtocolError``, as without an answer.
 
-    Args:
-        tls: verifies servers.
-        proxy: ``http://[user:password@]host:port``; it makes tunnels, so it is for HTTPS only.
-        resolver: looks up the names of hosts; that of aiohttp by default.
-
+    ``tls`` verifies servers. ``proxy`` is ``http://[user:password@]host:port``; it makes tunnels, so it is for HTTPS
+    only. ``resolver`` looks up the names of hosts; that of aiohttp by default.
     """
 
     def __init__(
@@ -55,8 +52,7 @@ class KeptConnections(httpx.AsyncBaseTransport):
         self._tls = tls
         self._proxy = URL(proxy) if proxy else None
         self._resolver = resolver
-        self._idle: dict[_Origin, list[_Connection]] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._idle: dict[_Origin, list[_Connection]] = {}  # the one that was used last at the end
         self._keeps = True
 
     @cached_property
@@ -67,38 +63,23 @@ class KeptConnections(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the connections."""
         self._keep_none()
-        if self._sweep:
-            self._sweep.cancel()
         await self._connector.close()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return its answer. The time-out ``connect`` is for a connection, its address and TLS."""
-        data, origin = _write(request), (request.url.scheme, request.url.netloc)
-        connection = self._take(origin) or await self._connect(request)
+        data, idle = _write(request), self._idle.setdefault((request.url.scheme, request.url.netloc), [])
+        connection = None
+        while idle and not connection:
+            connection = idle.pop().reuse()
+        if not connection:
+            connection = await self._connect(request)
         status, headers, body = await connection.exchange(data)
         response = httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
         if connection.is_clean and self._keeps:
-            self._keep(connection, origin, _keep_seconds(response.headers.get("Keep-Alive")))
+            connection.keep(idle, _keep_seconds(response.headers.get("Keep-Alive")))
         else:
             connection.close()
         return response
-
-    def _take(self, origin: _Origin) -> "_Connection | None":
-        """Take out the connection that was used last, if it can be used again."""
-        idle, now = self._idle.get(origin), asyncio.get_running_loop().time()
-        while idle:
-            connection = idle.pop()
-            if now < connection.kept_until and connection.is_usable():
-                return connection
-            connection.close()
-        return None
-
-    def _keep(self, connection: "_Connection", origin: _Origin, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        connection.kept_until = loop.time() + seconds
-        self._idle.setdefault(origin, []).append(connection)
-        if not self._sweep:
-            self._sweep = loop.call_later(seconds, self._close_expired)
 
     def _keep_none(self) -> None:
         """Close the idle connections, and each other one after its answer."""
@@ -112,20 +93,6 @@ class KeptConnections(httpx.AsyncBaseTransport):
         if self._keeps:
             log.warning("provider.unsolicited_data")
             self._keep_none()
-
-    def _close_expired(self) -> None:
-        """Close the connections that were kept long enough, and come back for the others."""
-        loop = asyncio.get_running_loop()
-        now, kept = loop.time(), dict[_Origin, list[_Connection]]()
-        for origin, idle in self._idle.items():
-            for connection in idle:
-                if now < connection.kept_until:
-                    kept.setdefault(origin, []).append(connection)
-                else:
-                    connection.close()
-        self._idle = kept
-        first = min((connection.kept_until for idle in kept.values() for connection in idle), default=None)
-        self._sweep = loop.call_at(first, self._close_expired) if first else None
 
     async def _connect(self, request: httpx.Request) -> "_Connection":
         """Make a connection. Raise an error of aiohttp, or UnsupportedProtocol, if none can be made."""
@@ -148,8 +115,6 @@ class KeptConnections(httpx.AsyncBaseTransport):
 class _Connection(asyncio.Protocol):
     """A connection with one exchange at a time. Whatever arrives outside of one makes it unusable, and closes it."""
 
-    kept_until = 0.0  # seconds of the loop's clock
-
     def __init__(self, opened: Connection, loop: asyncio.AbstractEventLoop, distrust: Callable[[], None]) -> None:
         assert opened.protocol is not None  # noqa: S101 - it is open,
         assert opened.transport is not None  # noqa: S101 - so it has both
@@ -166,9 +131,23 @@ class _Connection(asyncio.Protocol):
         self._body = bytearray()
         self._transport.set_protocol(self)
 
-    def is_usable(self) -> bool:
-        """Return whether another request may be written: it is clean, also by what the event loop has not read yet."""
-        return self.is_clean and not self._transport.is_closing() and not self._unread.poll(0)
+    def keep(self, idle: "list[_Connection]", seconds: float) -> None:
+        """Wait among the idle connections for another request, and close if none comes in time."""
+        idle.append(self)
+        self._expiry = self._loop.call_later(seconds, self._expire, idle)
+
+    def _expire(self, idle: "list[_Connection]") -> None:
+        idle.remove(self)
+        self.close()
+
+    def reuse(self) -> "_Connection | None":
+        """Return the connection if it is still clean, also by what the event loop has not read yet; else close it."""
+        self._expiry.cancel()
+        is_late = self._expiry.when() <= self._loop.time()
+        if self.is_clean and not is_late and not self._transport.is_closing() and not self._unread.poll(0):
+            return self
+        self.close()
+        return None
 
     def close(self) -> None:
         """Close the connection."""
@@ -178,10 +157,7 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, request: bytes) -> _Answer:
         """Write a request, and return its answer. The connection is closed if there is none.
 
-        Raises:
-            httpx.ReadError: the connection broke.
-            httpx.RemoteProtocolError: it was closed before the end of the answer, or the answer is not HTTP.
-
+        Raise ReadError (the connection broke) or RemoteProtocolError (the answer is cut off, or not HTTP) of httpx.
         """
         self._answer: asyncio.Future[_Answer] = self._loop.create_future()
         self._bytes_left = _LONGEST_ANSWER

@@ -30,9 +30,7 @@ _SHORTEST_TIMEOUT = 0.001  # seconds; zero would mean no limit
 # Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 0.15
-# aiohttp rounds a time-out of more than 5 s up to the next whole second of its clock.
-_EXACT_TIMEOUT = 5
-_ROUNDING = 1
+_EXACT_TIMEOUT = 5  # seconds; aiohttp rounds a longer one up to the next whole second of its clock
 
 HEADERS: Mapping[str, str] = {
     "Accept": "application/json",
@@ -98,27 +96,17 @@ class Unclear(Exception):
 class HttpOptions(TypedDict):
     """What a provider's client is given for its ``ProviderHttp``."""
 
-    connect_timeout: float
-    """Seconds for a place among the connections, the address, the connection and TLS, together."""
-    timeout: float
-    """Seconds for the whole of a request, its second try included; longer than ``connect_timeout``."""
-    max_connections: int
-    """At once; a request beyond waits for a place, no longer than ``connect_timeout``."""
-    transport: httpx.AsyncBaseTransport
-    """Sends requests; see ``make_transport``."""
+    connect_timeout: float  # seconds for a place among the connections, the address, the connection and TLS, together
+    timeout: float  # seconds for the whole of a request, its second try included; longer than ``connect_timeout``
+    max_connections: int  # at once; a request beyond waits for a place, no longer than ``connect_timeout``
+    transport: httpx.AsyncBaseTransport  # see ``make_transport``
 
 
 class ProviderHttp:
-    """Sends requests to one provider.
+    """Sends requests to one provider. Raises ValueError for time-outs that cannot work.
 
-    Args:
-        not_reached: name of the log event for each try that made no connection.
-        unexpected_error: name of the log event for a bug in a library.
-        options: see ``HttpOptions``.
-
-    Raises:
-        ValueError: the time-outs cannot work.
-
+    ``not_reached`` names the log event for each try that made no connection, ``unexpected_error`` that for a bug in a
+    library.
     """
 
     def __init__(self, *, not_reached: str, unexpected_error: str, **options: Unpack[HttpOptions]) -> None:
@@ -129,7 +117,7 @@ class ProviderHttp:
         self._not_reached = not_reached
         self._unexpected_error = unexpected_error
         self._connect_timeout = connect_timeout
-        self._retry_seconds = _LONGEST_PAUSE + connect_timeout + (_ROUNDING if connect_timeout > _EXACT_TIMEOUT else 0)
+        self._retry_seconds = _LONGEST_PAUSE + connect_timeout + (connect_timeout > _EXACT_TIMEOUT)
         self._timeout = timeout
         # Counted here: aiohttp reports a lack of places like a connection that takes too long.
         self._places = asyncio.Semaphore(options["max_connections"])
@@ -141,9 +129,9 @@ class ProviderHttp:
         await self._transport.aclose()
 
     async def send(
-        self, make_request: Callable[[], httpx.Request], *, redact: Redactor, within: float | None = None
+        self, make_request: Callable[[], httpx.Request], *, redact: Redactor, timeout: float | None = None
     ) -> Answer:
-        """Send a request and read its answer within the time budget, or ``within`` seconds if that is less.
+        """Send a request and read its answer within the time budget, or ``timeout`` seconds if that is less.
 
         Half of the budget is for connecting at most. A connection that was never made is tried once more, with another
         request of ``make_request``, if the time left has room for a whole ``connect_timeout``.
@@ -153,7 +141,7 @@ class ProviderHttp:
             Unclear: it was written, or may have been.
 
         """
-        seconds = self._timeout if within is None else min(self._timeout, within)
+        seconds = self._timeout if timeout is None else min(self._timeout, timeout)
         now = asyncio.get_running_loop().time
         deadline, connect_by = now() + seconds, now() + min(self._connect_timeout, seconds / 2)
         try:
@@ -175,7 +163,6 @@ class ProviderHttp:
             raise Unclear("TimeoutError") from None
 
     async def _acquire_place(self, *, until: float) -> None:
-        """Take one of the places for connections."""
         if not self._places.locked():
             await self._places.acquire()  # at once
             return
@@ -259,21 +246,15 @@ def _explain(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - a table
 
 
 def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> httpx.AsyncBaseTransport:
-    """Make a transport with verified TLS, no netrc and no cookies.
+    """Make a transport with verified TLS; nothing is taken from the environment.
 
-    ``proxy`` is ``http://[user:password@]host:port``, and none is taken from the environment; ``ca_file`` is trusted
-    besides the usual authorities.
+    ``proxy`` is ``http://[user:password@]host:port``; ``ca_file`` is trusted besides the usual authorities.
     """
     return KeptConnections(tls=trust(httpx.create_ssl_context(trust_env=False), ca_file), proxy=proxy)
 
 
 def check_url(text: str, name: str) -> str:
-    """Return the URL of a provider without a slash at its end; ``name`` is what the argument is called.
-
-    Raises:
-        ValueError: it is not a URL, or has a user name, a query or a fragment; its value is not repeated.
-
-    """
+    """Return the URL of a provider without a slash at its end. Raise ValueError, with ``name`` and not the value."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL:

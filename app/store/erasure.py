@@ -17,14 +17,13 @@ from app.store.call_following import RedisCallQueue
 from app.store.failures import reason_of
 from app.store.keys import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import DEAD, EXPIRY, GROUP, LETTERS, RETRY, STREAM
+from app.store.webhooks import BODIES, DEAD, EXPIRY, GROUP, RETRY, STREAM
 from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD = Script("erasure", "record")
-PHONE, ANSWER, EXPIRIES, SET_ASIDE, EVENTS = (
-    Script("erasure", name) for name in ("phone", "answer", "expiry", "letters", "events")
+RECORD, ANSWER, EXPIRY_EVENTS, SET_ASIDE, EVENTS = (
+    Script("erasure", name) for name in ("record", "answer", "expiry_events", "set_aside", "events")
 )
 
 _STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
@@ -63,12 +62,15 @@ class RedisPhoneEraser:
         # on into the stream, so the stream comes last.
         records, calls = await self._erase_records(name)
         digits = phone.e164.removeprefix("+")
-        events = await self._walk(EXPIRIES, [EXPIRY], [digits], "0")
-        events += await self._walk(SET_ASIDE, [LETTERS, RETRY, DEAD], [digits], "0")
+        events = await self._walk(EXPIRY_EVENTS, [EXPIRY], [digits], "0")
+        events += await self._walk(SET_ASIDE, [BODIES, RETRY, DEAD], [digits], "0")
         events += await self._walk(EVENTS, [STREAM], [digits], "-", GROUP)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
         answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._scan("pv:{i:*}")])
-        known = await self._runner.run(PHONE, [name.key], [])
+        try:
+            known = await self._redis.delete(name.key)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(reason_of(error)) from error
         late, late_calls = await self._erase_records(name)  # started meanwhile, so its phone's key is erased
         return Erased(
             phone=bool(known),

@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import chain
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -118,7 +120,7 @@ class RedisChanges:
                 log.warning("changes.connection_lost", extra={"error": repr(error), "failures": failures})
             await asyncio.sleep(_BACKOFF.compute(failures))
 
-    async def _messages(self, pubsub: PubSub) -> AsyncIterator[dict[str, object]]:
+    async def _messages(self, pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
         """Yield messages until the connection is dead: not even a ping is answered."""
         is_pinged = False
         while True:
@@ -133,12 +135,11 @@ class RedisChanges:
                 is_pinged = True
                 await pubsub.ping()
 
-    def _wake(self, message: dict[str, object]) -> None:
+    def _wake(self, message: dict[str, Any]) -> None:
         feeds: Iterable[ChangeFeed] = ()
-        data = message["data"]
         if message["type"] == "subscribe":
-            feeds = (feed for feeds in self._feeds.values() for feed in feeds)
-        elif message["type"] == "message" and isinstance(data, bytes):
-            feeds = self._feeds.get(data.decode(errors="replace"), ())
+            feeds = chain.from_iterable(self._feeds.values())
+        elif message["type"] == "message":
+            feeds = self._feeds.get(message["data"].decode(errors="replace"), ())
         for feed in feeds:
             feed.change.set()

@@ -1,4 +1,4 @@
-"""The fields of the hashes that hold a verification and its phone: what each is called, and its letter in Redis.
+"""The fields of a verification, a JSON object, and of its phone, a hash: what each is called, and its letter in Redis.
 
 One letter each, because a record and its phone may cost 500 bytes. Lua scripts use the same names; ``Script`` replaces
 them by the letters. Moments are milliseconds of Redis' clock. A flag that is not set is absent.
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class RecordField(StrEnum):
-    """Of ``pv:{bucket}:<rest of the id>``, one verification, which expires with the last of its codes."""
+    """Of ``pv:{bucket}:<rest of the id>``, the record of a verification, which expires with the last of its codes."""
 
     CLIENT = "c"
     PURPOSE = "u"
@@ -32,7 +32,7 @@ class RecordField(StrEnum):
 
 
 class CallField(StrEnum):
-    """Of the same hash, followed by the number of a call."""
+    """Of the same object, followed by the number of a call."""
 
     CALL_STATUS = "t"
     UNKNOWN_STATUS = "w"

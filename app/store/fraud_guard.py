@@ -3,7 +3,10 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
+
+from pydantic_core import from_json
 
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
@@ -17,8 +20,7 @@ ADMIT, REFUND, SUCCEED, LIST, LIFT = (
     Script("fraud_guard", name) for name in ("admit", "refund", "succeed", "list", "lift")
 )
 
-_SLOT = "pv:{guard}"
-_LIST = f"{_SLOT}:list"
+_BLOCKS = "pv:{guard}:blocks"
 _RANGE, _CLIENT = "range:", "client:"  # prefixes of the names of both kinds
 _FLUSHED_EVERY = timedelta(seconds=1)
 _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
@@ -48,7 +50,7 @@ class RedisFraudGuard:
         if not self._rules.watches(phone):
             return
         number_range, caller = _names(phone, client)
-        keys = [_LIST, *_keys(number_range), *_keys(caller)]
+        keys = [_BLOCKS, _buckets(number_range), _buckets(caller)]
         arguments = [number_range, caller, *self._arguments, int(counts)]
         wait, block, report = await self._runner.run(ADMIT, keys, arguments)
         if block:
@@ -61,13 +63,13 @@ class RedisFraudGuard:
     async def refund(self, phone: Phone, client: str) -> None:
         """Refund an admitted call that did not happen."""
         if self._rules.watches(phone):
-            await self._runner.run(REFUND, [_keys(name)[0] for name in _names(phone, client)], [])
+            await self._runner.run(REFUND, list(map(_buckets, _names(phone, client))), [])
 
     def succeeded(self, phone: Phone, client: str) -> None:
         """Count a verification that succeeded, in memory until ``flush``."""
         if self._rules.watches(phone):
             for name in _names(phone, client):
-                self._successes[_keys(name)[0]] += 1
+                self._successes[_buckets(name)] += 1
 
     async def step(self) -> timedelta:
         """Flush, and return when to do so again. Raises StoreUnavailable."""
@@ -86,23 +88,20 @@ class RedisFraudGuard:
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""
         return [
-            Block(range=name, since=since, until=until, level=level, evidence=evidence)
-            for name, since, until, level, evidence in await self._listed(_RANGE)
+            Block(range=name, level=facts["level"], **_times_and_evidence(facts))
+            for name, facts in await self._listed(_RANGE)
         ]
 
     async def suspects(self) -> list[Suspect]:
         """List the clients that are reported now."""
-        return [
-            Suspect(client=name, since=since, until=until, evidence=evidence)
-            for name, since, until, _, evidence in await self._listed(_CLIENT)
-        ]
+        return [Suspect(client=name, **_times_and_evidence(facts)) for name, facts in await self._listed(_CLIENT)]
 
     async def lift(self, number_range: str) -> bool:
         """End a block."""
         if not self._rules.enabled:
             return False
         name = f"{_RANGE}{number_range}"
-        lifted = bool(await self._runner.run(LIFT, [_LIST, _keys(name)[1]], [name]))
+        lifted = bool(await self._runner.run(LIFT, [_BLOCKS], [name]))
         if lifted:
             log.warning("guard.lifted", extra={"range": number_range})
         return lifted
@@ -111,35 +110,32 @@ class RedisFraudGuard:
         """Return how many ranges are blocked, for the metrics. Raises StoreUnavailable."""
         return {"fraud_blocks": len(await self.blocks())}
 
-    async def _listed(self, kind: str) -> list[tuple[str, datetime, datetime, int, Evidence]]:
+    async def _listed(self, kind: str) -> list[tuple[str, Mapping[str, int]]]:
         """Return the entries of one kind, without its prefix, the oldest first."""
         if not self._rules.enabled:
             return []
-        found = sorted(await self._runner.run(LIST, [_LIST], []), key=lambda entry: int(entry[1]))
-        return [
-            (name.decode().removeprefix(kind), from_ms(since), from_ms(until), int(level), _evidence(counts))
-            for name, since, until, level, *counts in found
-            if name.decode().startswith(kind)
-        ]
+        found = await self._runner.run(LIST, [_BLOCKS], [ms(self._rules.memory)])
+        entries = [(name.decode(), from_json(block)) for name, block in found]
+        entries.sort(key=lambda entry: entry[1]["since"])
+        return [(name.removeprefix(kind), block) for name, block in entries if name.startswith(kind)]
 
 
 def _names(phone: Phone, client: str) -> tuple[str, str]:
     return f"{_RANGE}{range_of(phone)}", f"{_CLIENT}{client}"
 
 
-def _keys(name: str) -> tuple[str, str]:
-    """Return the keys of the buckets of a range or a client, and of its block or report."""
-    return f"{_SLOT}:n:{name}", f"{_SLOT}:b:{name}"
+def _buckets(name: str) -> str:
+    """Return the key of the buckets of a range or a client."""
+    return f"pv:{{guard}}:n:{name}"
 
 
-def _evidence(counts: Sequence[bytes | int]) -> Evidence:
-    calls, successes = map(int, counts)
-    return Evidence(calls=calls, successes=successes)
+def _times_and_evidence(facts: Mapping[str, int]) -> dict[str, Any]:
+    evidence = Evidence(calls=facts["calls"], successes=facts["successes"])
+    return {"since": from_ms(facts["since"]), "until": from_ms(facts["ends"]), "evidence": evidence}
 
 
 def _log_verdict(event: str, verdict: Sequence[int], **facts: str | int) -> None:
     """Log a verdict, which the script returns to one of the calls that came in parallel."""
-    level, *counts = verdict
-    evidence = _evidence(counts)
-    facts |= {"level": level, "calls": evidence.calls}
-    log.warning(event, extra={**facts, "conversion": round(evidence.conversion, 3)})
+    level, calls, successes = verdict
+    conversion = round(Evidence(calls=calls, successes=successes).conversion, 3)
+    log.warning(event, extra={**facts, "level": level, "calls": calls, "conversion": conversion})

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import median
 from typing import Any
 
 from redis.asyncio import Redis
@@ -12,7 +14,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError, Respo
 
 from app.store.event_stream import CHANNEL
 from app.store.failures import name_of, reason_of
-from app.store.sentinel import PrimaryPool, ask_sentinel
+from app.store.sentinel import ask_sentinel
 from app.store.verifications import READ
 from app.verification.errors import StoreFailure
 
@@ -34,9 +36,9 @@ class RedisUnreachable(Exception):
 class RedisHealth:
     """What Redis reports; none where its user may not ask.
 
-    ``version`` is that of the protocol: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives
-    a restart. ``ahead`` is how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of
-    REDIS_URL lacks. ``min_replicas`` is its ``min-replicas-to-write``.
+    ``version``: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives a restart. ``ahead`` is
+    how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of REDIS_URL lacks.
+    ``min_replicas`` is its ``min-replicas-to-write``.
     """
 
     name: str | None
@@ -51,66 +53,7 @@ class RedisHealth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SentinelHealth:
-    """What the Sentinels report, by the address of each.
-
-    ``silent`` has why a Sentinel gives no answer. ``outdated`` lists those that name another primary than the newest
-    configuration has, and ``without_quorum`` those that would not fail over. ``replicas`` has the state of each
-    replica, or why it is not reached.
-    """
-
-    asked: int
-    silent: Mapping[str, str]
-    outdated: Sequence[str]
-    without_quorum: Sequence[str]
-    replicas: Mapping[str, RedisHealth | str]
-
-
-async def examine(redis: Redis, *, within: float) -> RedisHealth:
-    """Examine Redis, in ``within`` seconds altogether.
-
-    Raises:
-        RedisUnreachable: it does not answer, or refuses the connection.
-
-    """
-    try:
-        async with asyncio.timeout(within):
-            return await _examine(redis)
-    except (RedisError, OSError) as error:
-        raise RedisUnreachable(_why(error)) from None
-
-
-async def examine_sentinels(pool: PrimaryPool, *, within: float) -> SentinelHealth:
-    """Examine the Sentinels and the replicas that they know, each in ``within`` seconds."""
-    replies = await asyncio.gather(
-        *(_examine_sentinel(sentinel, pool.service_name, within) for sentinel in pool.sentinels.values())
-    )
-    reports = dict(zip(pool.sentinels, replies, strict=True))
-    silent = {host: report for host, report in reports.items() if isinstance(report, str)}
-    answers = {host: report for host, report in reports.items() if not isinstance(report, str)}
-    newest = max(answers.values(), key=lambda report: report.epoch, default=None)
-
-    async def examine_replica(host: str, port: int, *, is_linked: bool) -> RedisHealth | str:
-        async with pool.open_node(host, port) as replica:
-            try:
-                health = await examine(replica, within=within)
-            except RedisUnreachable as error:
-                return str(error)
-        return health if is_linked else "is not connected to the primary"
-
-    replicas = newest.replicas if newest else {}
-    states = await asyncio.gather(*(examine_replica(*at, is_linked=is_linked) for at, is_linked in replicas.items()))
-    return SentinelHealth(
-        asked=len(reports),
-        silent=silent,
-        outdated=[host for host, report in answers.items() if newest and report.primary != newest.primary],
-        without_quorum=[host for host, report in answers.items() if not report.has_quorum],
-        replicas=dict(zip((f"{host}:{port}" for host, port in replicas), states, strict=True)),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Report:
+class SentinelReport:
     """What one Sentinel reports; ``replicas`` by address, with whether each is connected to the primary."""
 
     epoch: int
@@ -119,38 +62,60 @@ class _Report:
     has_quorum: bool
 
 
-async def _examine_sentinel(sentinel: Redis, name: str, within: float) -> _Report | str:
-    """Return what a Sentinel reports, or why it does not."""
+async def examine(redis: Redis, *, timeout: float) -> RedisHealth:  # noqa: ASYNC109 - of all waits together
+    """Examine Redis within ``timeout`` seconds. Raises RedisUnreachable."""
+    async with _reaching(timeout):
+        return await _examine(redis)
+
+
+async def examine_sentinel(sentinel: Redis, name: str, *, timeout: float) -> SentinelReport:  # noqa: ASYNC109 - as above
+    """Ask a Sentinel about the primary of that name, within ``timeout`` seconds. Raises RedisUnreachable."""
+    async with _reaching(timeout):
+        primary, state, replicas = await ask_sentinel(sentinel, name, "GET-MASTER-ADDR-BY-NAME", "MASTER", "SLAVES")
+        try:
+            has_quorum = bool(await ask_sentinel(sentinel, name, "CKQUORUM"))
+        except ResponseError as error:
+            if "NOQUORUM" not in str(error):
+                raise
+            has_quorum = False
+    return SentinelReport(
+        epoch=state["config-epoch"],
+        primary=primary,
+        replicas={(replica["ip"], replica["port"]): replica["master-link-status"] == "ok" for replica in replicas},
+        has_quorum=has_quorum,
+    )
+
+
+@asynccontextmanager
+async def _reaching(timeout: float) -> AsyncIterator[None]:  # noqa: ASYNC109 - as above
+    """Raise RedisUnreachable in place of the errors of a Redis or a Sentinel that cannot be used."""
     try:
-        async with asyncio.timeout(within):
-            primary, state, replicas = await ask_sentinel(sentinel, name, "GET-MASTER-ADDR-BY-NAME", "MASTER", "SLAVES")
-            has_quorum = await _has_quorum(sentinel, name)
+        async with asyncio.timeout(timeout):
+            yield
     except (RedisError, OSError) as error:
-        return f"does not know the name {name}" if "No such master" in str(error) else _why(error)
-    links = {(replica["ip"], replica["port"]): replica["master-link-status"] == "ok" for replica in replicas}
-    return _Report(epoch=state["config-epoch"], primary=primary, replicas=links, has_quorum=has_quorum)
-
-
-async def _has_quorum(sentinel: Redis, name: str) -> bool:
-    try:
-        await ask_sentinel(sentinel, name, "CKQUORUM")
-    except ResponseError as error:
-        if "NOQUORUM" not in str(error):
-            raise
-        return False
-    return True
-
-
-def _why(error: Exception) -> str:
-    """Return why Redis cannot be used; the message of the error may contain an address."""
-    return _WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")
+        if "No such master with that name" in str(error):
+            raise RedisUnreachable("does not know the name of the primary in REDIS_URL") from None
+        # The message of the error may contain an address.
+        raise RedisUnreachable(_WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")) from None
 
 
 async def _examine(redis: Redis) -> RedisHealth:
-    round_trip = await _round_trip(redis)
+    await _ask(redis, "PING")  # connects
+    round_trips = []
+    for _ in range(_PINGS):
+        began = time.perf_counter()
+        await _ask(redis, "PING")
+        round_trips.append(time.perf_counter() - began)
+    before = time.time()
+    seconds, microseconds = await _ask(redis, "TIME")
+    here = (before + time.time()) / 2
     info: Mapping[str, Any] = await _if_allowed(redis.info) or {}
     name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
     version = tuple(int(part) for part in str(info.get("redis_version")).split(".") if part.isdigit())
+    needed: Mapping[str, Callable[[], Awaitable[Any]]] = {
+        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
+        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
+    }
     config = await _if_allowed(lambda: redis.config_get("save", "min-replicas-to-write")) if info else None
     return RedisHealth(
         name=name if info else None,
@@ -158,22 +123,11 @@ async def _examine(redis: Redis) -> RedisHealth:
         is_replica=info["role"] == "slave" if info else None,
         eviction=info.get("maxmemory_policy"),
         persistence=_persistence(info, config) if info else None,
-        round_trip=timedelta(seconds=round_trip),
-        ahead=await _ahead(redis),
-        refused=await _refused(redis),
+        round_trip=timedelta(seconds=median(round_trips)),
+        ahead=timedelta(seconds=int(seconds) + int(microseconds) / 1e6 - here),
+        refused=tuple([right for right, ask in needed.items() if not await _is_allowed(ask)]),
         min_replicas=int(config["min-replicas-to-write"]) if config else None,
     )
-
-
-async def _round_trip(redis: Redis) -> float:
-    """Return the median of some round trips, in seconds, without the first, which connects."""
-    await _ask(redis, "PING")
-    took = []
-    for _ in range(_PINGS):
-        began = time.perf_counter()
-        await _ask(redis, "PING")
-        took.append(time.perf_counter() - began)
-    return sorted(took)[_PINGS // 2]
 
 
 def _persistence(info: Mapping[str, Any], config: Mapping[str, str] | None) -> tuple[str, ...] | None:
@@ -182,21 +136,6 @@ def _persistence(info: Mapping[str, Any], config: Mapping[str, str] | None) -> t
     if config is None:
         return None
     return ("save",) if config.get("save") else ()
-
-
-async def _ahead(redis: Redis) -> timedelta:
-    before = time.time()
-    seconds, microseconds = await _ask(redis, "TIME")
-    here = (before + time.time()) / 2
-    return timedelta(seconds=int(seconds) + int(microseconds) / 1e6 - here)
-
-
-async def _refused(redis: Redis) -> tuple[str, ...]:
-    needed: Mapping[str, Callable[[], Awaitable[Any]]] = {
-        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
-        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
-    }
-    return tuple([name for name, ask in needed.items() if not await _is_allowed(ask)])
 
 
 async def _run_script(redis: Redis) -> None:

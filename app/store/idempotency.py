@@ -42,11 +42,12 @@ class RedisIdempotency:
         """Claim a request, or return its answer."""
         # Neither route nor key can contain the separator, so no two requests share a name.
         named = f"{request.client}\0{request.route}\0{request.key}"
-        name, token = f"pv:{{i:{_digest(self._name_key, named.encode())}}}", secrets.token_hex(_TOKEN_BYTES)
+        name = f"pv:{{i:{_digest(self._name_key, named.encode())}}}"
+        token = secrets.token_hex(_TOKEN_BYTES)
         # Byte by byte, so JSON that is spaced in another way is another body. The meaning of a body changes when a new
         # version of the service gives a field a default; a repetition across that must not be refused as another.
         fingerprint = _digest(self._body_key, name.encode() + request.body)
-        outcome, *answer = await self._runner.run(CLAIM, _keys(name), [fingerprint, token, ms(_CLAIM_FOR)])
+        outcome, *answer = await self._runner.run(CLAIM, [name], [fingerprint, token, ms(_CLAIM_FOR)])
         match outcome:
             case b"claimed":
                 note, now = answer
@@ -64,22 +65,17 @@ class RedisIdempotency:
         """Note what is about to be done."""
         lifetimes = [ms(self._work_for), ms(_NOTE_KEPT), to_ms(claim.begin_before)]
         arguments: list[Argument] = [claim.fingerprint, claim.token, note, *lifetimes]
-        return bool(await self._runner.run(BEGIN, _keys(claim.name), arguments))
+        return bool(await self._runner.run(BEGIN, [claim.name], arguments))
 
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
         """Keep the answer of a claimed request."""
         headers = json.dumps(dict(answer.headers))
         arguments: list[Argument] = [claim.token, int(answer.status), headers, answer.body, ms(lifetime)]
-        return bool(await self._runner.run(KEEP, _keys(claim.name), arguments))
+        return bool(await self._runner.run(KEEP, [claim.name], arguments))
 
     async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
         """Let the request be made again."""
-        keys = _keys(claim.name)[:1] if keep_note else _keys(claim.name)
-        await self._runner.run(RELEASE, keys, [claim.token])
-
-
-def _keys(name: str) -> list[str]:
-    return [name, name.replace("pv:", "pv:begun:", 1)]
+        await self._runner.run(RELEASE, [claim.name], [claim.token, int(keep_note)])
 
 
 def _digest(key: bytes, data: bytes) -> str:

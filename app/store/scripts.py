@@ -6,7 +6,7 @@ import re
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -130,15 +130,9 @@ class ScriptRunner:
             StoreUnavailable: Redis was not reached, did not answer in time, or refused; the script may have run.
 
         """
-        (reply,) = await self.run_each(script, [(keys, arguments)])
-        return reply
-
-    async def run_each(self, script: Script, runs: Iterable[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """Run a script with several keys and arguments, all in one round trip. Raises as ``run`` does."""
         began = time.perf_counter()
-        replies = [self._submit(script, keys, arguments) for keys, arguments in runs]
         try:
-            return [await _result(reply) for reply in replies]
+            return await _result(self._submit(script, keys, arguments))
         finally:
             if self._waited:
                 self._waited(script.name, time.perf_counter() - began)

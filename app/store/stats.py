@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Self
+from typing import Any, Self
 
-from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.scripts import Script, ScriptRunner
 from app.store.units import ms
 from app.verification.channels import Channel
 from app.verification.domain_events import (
@@ -26,7 +26,6 @@ from app.verification.domain_events import (
 )
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallStatus, Status
-from app.verification.refusals import refusal_kind
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ ADD, READ = (Script("stats", name) for name in ("add", "read"))
 
 _SLOT = "pv:{stats}"
 _KEEP_DAY = timedelta(days=8)
-_KEEP_SERIAL = timedelta(hours=1)  # how long a batch whose reply was lost can be repeated without harm
+_BATCH_REMEMBERED = timedelta(hours=1)  # how long a batch whose reply was lost can be repeated without harm
 _FLUSHED_EVERY = timedelta(seconds=1)
 _FIRST_DAY = date(1970, 1, 1)
 _KOPECKS = 100
@@ -76,31 +75,19 @@ class DayStats:
     @classmethod
     def of(cls, day: date, counts: Mapping[str, int]) -> Self:
         """Read the counts of a day; those of another version of the service are skipped."""
-        started: dict[Channel, int] = {}
-        placed: dict[tuple[Channel, CallStatus], int] = {}
-        ended: dict[tuple[Channel, CallStatus], int] = {}
-        refused: dict[tuple[Channel, str], int] = {}
-        limits: dict[str, int] = {}
+        found: dict[str, Any] = {name: {} for name in ("started", "placed", "ended", "refused", "limits")}
         for name, count in counts.items():
             match name.split(":"):
                 case ["started", channel] if channel in _CHANNELS:
-                    started[Channel(channel)] = count
+                    found["started"][Channel(channel)] = count
                 case ["placed" | "ended" as group, channel, status] if channel in _CHANNELS and status in _STATUSES:
-                    (placed if group == "placed" else ended)[Channel(channel), CallStatus(status)] = count
+                    found[group][Channel(channel), CallStatus(status)] = count
                 case ["refused", channel, kind] if channel in _CHANNELS:
-                    refused[Channel(channel), kind] = count
+                    found["refused"][Channel(channel), kind] = count
                 case ["limit", limit]:
-                    limits[limit] = count
-        return cls(
-            day=day,
-            started=started,
-            placed=placed,
-            ended=ended,
-            refused=refused,
-            limits=limits,
-            spend_rub=Decimal(counts.get("kopecks", 0)) / _KOPECKS,
-            **{name: counts.get(name, 0) for name in ("verified", "wrong", "locked", "canceled")},
-        )
+                    found["limits"][limit] = count
+        found |= {name: counts.get(name, 0) for name in ("verified", "wrong", "locked", "canceled")}
+        return cls(day=day, spend_rub=Decimal(counts.get("kopecks", 0)) / _KOPECKS, **found)
 
 
 _CHANNELS, _STATUSES = frozenset(map(str, Channel)), frozenset(map(str, CallStatus))
@@ -109,8 +96,8 @@ _CHANNELS, _STATUSES = frozenset(map(str, Channel)), frozenset(map(str, CallStat
 class RedisStats:
     """Counts domain events (``observe`` is a ``Publish``), and reads the counts of all processes.
 
-    The counts of the second before a process is killed are lost. A batch that could not be written is kept; its serial
-    number prevents that it is added twice.
+    The counts of the second before a process is killed are lost. A batch that could not be written is kept; its number
+    prevents that it is added twice.
     """
 
     def __init__(self, runner: ScriptRunner, *, call_price_rub: Decimal) -> None:
@@ -118,7 +105,7 @@ class RedisStats:
         self._price = int(call_price_rub * _KOPECKS)
         self._counts: Counter[str] = Counter()
         self._batch: Counter[str] = Counter()  # under way, or not known to have arrived
-        self._serial = 0
+        self._batch_number = 0
         self._key = f"{_SLOT}:w:{secrets.token_hex(8)}"
         self._flushing = asyncio.Lock()
 
@@ -138,7 +125,7 @@ class RedisStats:
             case CallEnded(channel, status):
                 self._counts[f"ended:{channel}:{status}"] += 1
             case CallRefused(channel, error):
-                self._counts[f"refused:{channel}:{refusal_kind(error)}"] += 1
+                self._counts[f"refused:{channel}:{error.kind}"] += 1
             case LimitHit(name):
                 self._counts[f"limit:{name}"] += 1
             case VerificationCanceled():
@@ -156,9 +143,9 @@ class RedisStats:
                 if not self._counts:
                     return
                 self._batch, self._counts = self._counts, Counter()
-                self._serial += 1
-            arguments: list[Argument] = [self._serial, ms(_KEEP_SERIAL), ms(_KEEP_DAY), json.dumps(self._batch)]
-            await self._runner.run(ADD, [self._key], arguments)
+                self._batch_number += 1
+            lifetimes, counts = (ms(_BATCH_REMEMBERED), ms(_KEEP_DAY)), json.dumps(self._batch)
+            await self._runner.run(ADD, [self._key], [self._batch_number, *lifetimes, counts])
             self._batch = Counter()
 
     async def aclose(self) -> None:

@@ -10,7 +10,6 @@ from pydantic_core import from_json, to_json
 
 from app.store.fields import CallField, RecordField
 from app.store.keys import PhoneName, RecordName, keyed_digest, name_limit
-from app.store.limits import limit_list
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
@@ -141,10 +140,6 @@ class RedisVerificationStore:
         reply = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
         return _verification(name, *_facts(reply))
 
-    async def ping(self) -> None:
-        """Return if Redis answers."""
-        await self._runner.ping()
-
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
 
@@ -167,12 +162,9 @@ class RedisVerificationStore:
         events = self._events(check.client)
         keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further], *events]
         arguments: list[Argument] = [
-            *(check.client, purpose, secrets.token_hex(6), len(events)),
-            *(check.retry_digest or "", self._address(check.address)),
-            *(failed.count, share.count, ms(failed.period)),
-            check.length,
-            limit_list(limits[1:]),
-            *check.candidates,
+            *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
+            *(failed.count, share.count, ms(failed.period), check.length),
+            *(len(further), *_named_limits(limits[1:]), *check.candidates),
         ]
         reply = await self._runner.run(CHECK, keys, arguments)
         rest, left, *facts = _facts(reply)
@@ -247,10 +239,17 @@ def _policy_arguments(policy: Policy, *, test: bool) -> Sequence[Argument]:
     """Return the last arguments that ``start_rules.lua`` lists, which depend on nothing else."""
     failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
     cooldowns = [timedelta()] if test else policy.cooldowns
+    limits = _phone_limits(policy, test=test)
     return (
         *(ms(policy.lifetime), policy.calls, failed.count, share.count, ms(failed.period)),
-        *(to_json([ms(cooldown) for cooldown in cooldowns]), limit_list(_phone_limits(policy, test=test))),
+        *(to_json([ms(cooldown) for cooldown in cooldowns]), max((ms(limit.period) for limit in limits), default=0)),
+        *_named_limits(limits),
     )
+
+
+def _named_limits(limits: Sequence[Limit]) -> list[Argument]:
+    """Return the name, the count and the period of each limit."""
+    return [fact for limit in limits for fact in (limit.name, limit.count, ms(limit.period))]
 
 
 def _phone_limits(policy: Policy, *, test: bool) -> Sequence[Limit]:

@@ -16,11 +16,9 @@ TAKE, RESEND = (Script("webhooks", name) for name in ("take", "resend"))
 DONE, SET_ASIDE, BACKLOG, LIST_DEAD = (Script("webhooks", name) for name in ("done", "set_aside", "backlog", "dead"))
 
 STREAM = "pv:{events}"
-EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
+EXPIRY, RETRY, DEAD, BODIES = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "bodies"))
 GROUP = "webhooks"
-_LETTERS_KEPT = timedelta(days=30)
-_MOST_DEAD = 10_000
-_MOST_RETRIES = 100_000  # of some 400 bytes
+_DEAD_KEPT = timedelta(days=30)
 _RESENT_AT_ONCE = 500  # bounds how long one script blocks Redis
 _LONGEST_ERROR = 200
 
@@ -37,8 +35,8 @@ class RedisOutbox:
         runner: ScriptRunner,
         *,
         claim_after: timedelta = timedelta(minutes=1),
-        most_dead: int = _MOST_DEAD,
-        most_retries: int = _MOST_RETRIES,
+        most_dead: int = 10_000,
+        most_retries: int = 100_000,  # of some 400 bytes
     ) -> None:
         self._runner = runner
         self._claim_after = claim_after
@@ -48,7 +46,7 @@ class RedisOutbox:
     async def take(self, count: int) -> list[Delivery]:
         """Take events: those of dead workers, then new ones."""
         arguments: list[Argument] = [GROUP, count, ms(self._claim_after)]
-        claimed, fresh, trimmed = await self._runner.run(TAKE, [STREAM, EXPIRY, RETRY, LETTERS], arguments)
+        claimed, fresh, trimmed = await self._runner.run(TAKE, [STREAM, EXPIRY, RETRY, BODIES], arguments)
         if claimed:
             log.warning("event.taken_over", extra={"count": len(claimed)})
         if trimmed:
@@ -57,18 +55,18 @@ class RedisOutbox:
 
     async def done(self, delivery: Delivery) -> None:
         """Remove an event."""
-        await self._remove(delivery.entry)
+        await self._runner.run(DONE, [STREAM], [GROUP, delivery.entry])
 
     async def set_aside(self, delivery: Delivery, *, attempts: int, error: str, pause: timedelta | None) -> bool:
         """Keep an event for later, or among the dead letters."""
         arguments: list[Argument] = [GROUP, delivery.entry, "" if pause is None else ms(pause), attempts]
-        arguments += [error[:_LONGEST_ERROR], self._most_retries, self._most_dead, ms(_LETTERS_KEPT)]
-        place = await self._runner.run(SET_ASIDE, [STREAM, RETRY, DEAD, LETTERS], arguments)
+        arguments += [error[:_LONGEST_ERROR], self._most_retries, self._most_dead, ms(_DEAD_KEPT)]
+        place = await self._runner.run(SET_ASIDE, [STREAM, RETRY, DEAD, BODIES], arguments)
         return bool(place != b"dead")
 
     async def backlog(self) -> Backlog:
         """Return the state of delivery."""
-        lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_LETTERS_KEPT)])
+        lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_DEAD_KEPT)])
         return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
 
     async def gauges(self) -> Mapping[str, float]:
@@ -82,8 +80,12 @@ class RedisOutbox:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""
-        found = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_LETTERS_KEPT)])
-        return [_dead_letter(died_at, json.loads(letter)) for died_at, letter in found]
+        found = await self._runner.run(LIST_DEAD, [DEAD, BODIES], [ms(_DEAD_KEPT)])
+        bodies = [(json.loads(body), from_ms(died_at)) for died_at, body in found]
+        return [
+            DeadLetter(event=_event(it, it["event"]), attempts=int(it["attempts"]), error=it["error"], died_at=died_at)
+            for it, died_at in bodies
+        ]
 
     async def resend(self, event_id: str) -> bool:
         """Deliver one dead letter again."""
@@ -101,8 +103,8 @@ class RedisOutbox:
                 return total
 
     async def _resend(self, entry: str, most: int, moment: str) -> tuple[int, str]:
-        arguments: list[Argument] = [entry, most, moment, ms(_LETTERS_KEPT)]
-        count, moment_used = await self._runner.run(RESEND, [STREAM, DEAD, LETTERS], arguments)
+        arguments: list[Argument] = [entry, most, moment, ms(_DEAD_KEPT)]
+        count, moment_used = await self._runner.run(RESEND, [STREAM, DEAD, BODIES], arguments)
         return int(count), moment_used.decode()
 
     async def _read(self, entry: bytes, flat: Sequence[bytes]) -> Delivery | None:
@@ -118,11 +120,8 @@ class RedisOutbox:
             )
         except (KeyError, ValueError):
             log.error("event.unreadable", extra={"entry": name, "fields": sorted(fields)})
-            await self._remove(name)
+            await self._runner.run(DONE, [STREAM], [GROUP, name])
             return None
-
-    async def _remove(self, entry: str) -> None:
-        await self._runner.run(DONE, [STREAM], [GROUP, entry])
 
 
 def _event(fields: Mapping[str, str], entry: str) -> Event:
@@ -138,13 +137,4 @@ def _event(fields: Mapping[str, str], entry: str) -> Event:
         status=fields["status"],
         call_status=fields["call"] or None,
         at=from_ms(fields["at"]),
-    )
-
-
-def _dead_letter(died_at: bytes, fields: Mapping[str, str]) -> DeadLetter:
-    return DeadLetter(
-        event=_event(fields, fields["event"]),
-        attempts=int(fields["attempts"]),
-        error=fields["error"],
-        died_at=from_ms(died_at),
     )

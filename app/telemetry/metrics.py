@@ -19,8 +19,8 @@ from app.verification.domain_events import (
     VerificationCanceled,
     VerificationStarted,
 )
+from app.verification.errors import REFUSAL_KINDS
 from app.verification.model import CallStatus, Status
-from app.verification.refusals import REFUSAL_KINDS, refusal_kind
 
 # The moment at which each series began would double the number of series.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
@@ -131,7 +131,7 @@ class Metrics:
             case CallEnded(channel, status):
                 self._over.labels(channel, status).inc()
             case CallRefused(channel, error):
-                self._refused.labels(channel, refusal_kind(error)).inc()
+                self._refused.labels(channel, error.kind).inc()
             case LimitHit(name):
                 self._limits.labels(name).inc()
             case VerificationCanceled():

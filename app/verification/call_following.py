@@ -13,9 +13,6 @@ from app.verification.ports import CallId, CallSchedule
 
 log = logging.getLogger(__name__)
 
-Follow = Callable[[CallId], Awaitable[bool]]
-"""``FollowCalls.follow``: returns True if a call needs no more following."""
-
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=15)
 _PAUSE_AFTER_ERROR = timedelta(seconds=30)  # no load on a provider that fails
 _JITTER = 0.2  # a pause is up to this share shorter or longer, so that simultaneous calls spread out
@@ -52,14 +49,14 @@ class CallQueue(CallSchedule, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallWatcher:
-    """Follows the calls that are due.
+    """Follows the calls that are due. ``follow`` returns True if a call needs no more following.
 
     ``timeout`` bounds the following of one call. It is shorter than the lease of a claim, so that no two workers follow
     one call at once.
     """
 
     queue: CallQueue
-    follow: Follow
+    follow: Callable[[CallId], Awaitable[bool]]
     timeout: timedelta = timedelta(seconds=20)
 
     async def step(self) -> timedelta:

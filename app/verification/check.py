@@ -3,13 +3,10 @@
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from app.verification.code import CodeDigester
-from app.verification.domain_events import CodeChecked, LimitHit, Publish
+from app.verification.domain_events import CodeChecked, LimitHit
 from app.verification.errors import CodeRequired, LimitReached
-from app.verification.fraud_guard import FraudGuard
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
-from app.verification.policy import Policies
-from app.verification.ports import CodeCheck, ProofTokens, VerificationStore
+from app.verification.ports import CodeCheck, Ports
 from app.verification.values import value
 
 
@@ -17,8 +14,8 @@ from app.verification.values import value
 class CheckRequest:
     """A client's request to check a code, which is digits only; None for a reverse call.
 
-    ``address`` is the end user's. With a ``retry_digest``, which only the same request has, a check that passed passes
-    again.
+    ``address`` is the end user's. ``retry_digest`` is a keyed digest of a request with an ``Idempotency-Key``: a check
+    that passed, repeated with it, passes again.
     """
 
     client: str
@@ -31,12 +28,7 @@ class CheckRequest:
 class CheckVerification:
     """Checks codes, by the id of a verification or by phone and purpose."""
 
-    store: VerificationStore
-    guard: FraudGuard
-    digester: CodeDigester
-    policies: Policies
-    tokens: ProofTokens
-    publish: Publish
+    ports: Ports
 
     async def by_id(self, request: CheckRequest, verification_id: str) -> CheckResult:
         """Compare a code with all valid codes of a verification.
@@ -49,8 +41,9 @@ class CheckVerification:
             StoreUnavailable: the result is unknown; the code may be tried again.
 
         """
-        policy = self.policies.for_client(request.client)
-        return await self._finish(request, self.store.check_by_id(verification_id, self._code_check(request), policy))
+        policy = self.ports.policies.for_client(request.client)
+        checking = self.ports.store.check_by_id(verification_id, self._code_check(request), policy)
+        return await self._finish(request, checking)
 
     async def by_phone(self, request: CheckRequest, phone: str, purpose: str) -> CheckResult:
         """Compare a code with all valid codes of a phone and purpose. Raise as ``by_id`` does, and the following.
@@ -62,16 +55,16 @@ class CheckVerification:
         """
         if request.code is None:
             raise CodeRequired
-        policy = self.policies.for_client(request.client)
+        policy = self.ports.policies.for_client(request.client)
         policy.require_allowed(purpose)
         number, check = policy.parse_phone(phone), self._code_check(request)
-        return await self._finish(request, self.store.check_by_phone(number, purpose, check, policy))
+        return await self._finish(request, self.ports.store.check_by_phone(number, purpose, check, policy))
 
     def _code_check(self, request: CheckRequest) -> CodeCheck:
         code = request.code or ""
         return CodeCheck(
             client=request.client,
-            candidates=self.digester.candidates(request.client, code) if code else (),
+            candidates=self.ports.digester.candidates(request.client, code) if code else (),
             length=len(code),
             address=request.address,
             retry_digest=request.retry_digest,
@@ -82,19 +75,19 @@ class CheckVerification:
         try:
             outcome = await checking
         except LimitReached as error:
-            self.publish(LimitHit(error.limit))
+            self.ports.publish(LimitHit(error.limit))
             raise
         match outcome:
             case Waiting():
                 return outcome
             case WrongCode() | Locked():
-                self.publish(CodeChecked(outcome.status))
+                self.ports.publish(CodeChecked(outcome.status))
                 return outcome
             case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
                 if not (test or outcome.is_repeated):
-                    self.publish(CodeChecked(outcome.status))
-                    self.guard.succeeded(phone, request.client)
-                token = self.tokens.sign(
+                    self.ports.publish(CodeChecked(outcome.status))
+                    self.ports.guard.succeeded(phone, request.client)
+                token = self.ports.tokens.sign(
                     phone=phone, purpose=purpose, verification_id=verification_id, client=request.client, test=test
                 )
                 return Verified(
@@ -102,7 +95,7 @@ class CheckVerification:
                     phone=phone,
                     purpose=purpose,
                     token=token,
-                    token_lifetime=self.tokens.lifetime,
+                    token_lifetime=self.ports.tokens.lifetime,
                     test=test,
                     quotas=outcome.quotas,
                 )

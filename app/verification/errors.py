@@ -1,34 +1,20 @@
 """The errors of the domain. They carry facts; the HTTP edge decides which status each becomes.
 
 VerificationError
-├── PhoneNotCallable             the number is not one that this service calls
-├── NotAllowed                   a well-formed value that the settings do not allow
-├── VerificationNotFound         unknown, expired, or another client's: deliberately one error
-├── VerificationAlreadyUsed      it has succeeded before
-├── VerificationAlreadyCanceled  it was canceled before
-├── CodeRequired                 a check without a code, by phone or of a verification that has one
-├── CodeNotExpected              a check with a code, of a verification that has none
-├── CodeTooShortOrLong           a check with a code of another length
-├── IdempotencyKeyReused         the key came before with another body (in idempotency.py)
-├── RetryLater                   refused for ``retry_after`` seconds
-│   ├── LimitReached             a limit, by its name
-│   │   ├── CallCooldown         too soon after the last call to this phone
-│   │   ├── CallBudgetExhausted  the calls of a day, of all clients together, are used up
-│   │   └── RateLimited          any other limit
-│   ├── VerificationLocked       too many wrong codes
-│   ├── IdempotencyInProgress    the first request with the key is in progress (in idempotency.py)
-│   └── TooManyListeners         no event stream is free (in event_stream.py)
-├── ProviderError                the provider did not place a call, or gave no data
-│   ├── ProviderRejected         it refused the request
-│   ├── ProviderUnavailable      it was not reached, or its answer was unreadable; also a RetryLater
-│   └── BalanceTooLow            the account cannot pay for the call
-├── TokenInvalid                 not a token of this service for this client and purpose
-├── TokenExpired                 the token has expired
-├── TokenAlreadyRedeemed         the token was redeemed before
-└── StoreUnavailable             Redis did not run a command, or its reply was lost
+├── PhoneNotCallable, NotAllowed
+├── VerificationNotFound, VerificationAlreadyUsed, VerificationAlreadyCanceled
+├── CodeRequired, CodeNotExpected, CodeTooShortOrLong
+├── IdempotencyKeyReused (in idempotency.py)
+├── RetryLater
+│   ├── LimitReached: CallCooldown, CallBudgetExhausted, RateLimited
+│   └── VerificationLocked, IdempotencyInProgress (in idempotency.py), TooManyListeners (in event_stream.py)
+├── ProviderError: ProviderRejected, ProviderUnavailable (also a RetryLater), BalanceTooLow
+├── TokenInvalid, TokenExpired, TokenAlreadyRedeemed
+└── StoreUnavailable
 """
 
 from enum import StrEnum
+from typing import ClassVar
 
 
 class VerificationError(Exception):
@@ -100,7 +86,7 @@ class CallBudgetExhausted(LimitReached):
 
 
 class VerificationNotFound(VerificationError):
-    """The verification does not exist, has expired, or belongs to another client."""
+    """The verification is unknown, expired, or another client's: deliberately one error."""
 
 
 class VerificationAlreadyUsed(VerificationError):
@@ -132,11 +118,15 @@ class VerificationLocked(RetryLater):
 
 
 class ProviderError(VerificationError):
-    """The provider did not do what the request asked for."""
+    """The provider did not place a call, or gave no data. Metrics and statistics count errors by ``kind``."""
+
+    kind: ClassVar = "other"
 
 
 class ProviderRejected(ProviderError):
     """The provider refused the request; ``message`` is its own text, without secrets."""
+
+    kind = "rejected"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -146,9 +136,16 @@ class ProviderRejected(ProviderError):
 class ProviderUnavailable(ProviderError, RetryLater):
     """The provider was not reached, or its answer was unreadable."""
 
+    kind = "unavailable"
+
 
 class BalanceTooLow(ProviderError):
     """The provider's account cannot pay for the call."""
+
+    kind = "balance_too_low"
+
+
+REFUSAL_KINDS = tuple(each.kind for each in (ProviderRejected, ProviderUnavailable, BalanceTooLow, ProviderError))
 
 
 class TokenInvalid(VerificationError):

@@ -1,44 +1,41 @@
 """The use case of following a call after it was placed: fetch its status, or take the provider's callback."""
 
+import hashlib
+import hmac
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
-from app.verification.channels import Channel
-from app.verification.deferred import best_effort
-from app.verification.domain_events import CallEnded, Publish, UnknownCallStatus
+from app.verification.domain_events import CallEnded, UnknownCallStatus
 from app.verification.errors import VerificationNotFound
-from app.verification.fraud_guard import FraudGuard
 from app.verification.model import CallStatus, Verification
 from app.verification.phone import Phone
-from app.verification.policy import Policies
-from app.verification.ports import CallId, CallSender, CallUpdate, Confirmation, RateLimiter, VerificationStore
+from app.verification.ports import CallId, CallUpdate, Confirmation, Ports
+from app.verification.store_requests import best_effort
 
 log = logging.getLogger(__name__)
+
+_SECRET = re.compile(r"(vrf_[0-9a-f]{1,60})\.([1-9][0-9]{0,3})\.([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True)
 class FollowCalls:
     """Follows calls to their end. ``call_following.py`` decides when."""
 
-    store: VerificationStore
-    limits: RateLimiter
-    guard: FraudGuard
-    senders: Mapping[Channel, CallSender]
-    policies: Policies
-    publish: Publish
+    ports: Ports
 
     async def follow(self, call_id: CallId) -> bool:
         """Fetch the status of a call and record it. Return True if the call needs no more following.
 
         Raise ProviderError (the status could not be fetched) or StoreUnavailable.
         """
+        ports = self.ports
         try:
-            verification = await self.store.read(call_id.verification_id, client=None)
+            verification = await ports.store.read(call_id.verification_id, client=None)
             call = verification.call(call_id.call_number)
-            if call is None or call.ref is None or call.state.status.is_final or call.channel not in self.senders:
+            if call is None or call.ref is None or call.state.status.is_final or call.channel not in ports.senders:
                 return True
-            state = await self.senders[call.channel].fetch_status(call.ref)
+            state = await ports.senders[call.channel].fetch_status(call.ref)
             if state is None:
                 # Only an unconfirmed call may never have been placed. Any other was, by the provider of that time:
                 # the one asked now does not know it.
@@ -47,22 +44,22 @@ class FollowCalls:
                     await self._refund(call_id, verification, call.limits_token)
                 return True
             if state.provider_status is not None:
-                self.publish(UnknownCallStatus(call.channel))
-            has_ended = await self.store.record_call(verification, call_id.call_number, CallUpdate(state=state))
+                ports.publish(UnknownCallStatus(call.channel))
+            has_ended = await ports.store.record_call(verification, call_id.call_number, CallUpdate(state=state))
         except VerificationNotFound:
             return True
         if has_ended:
-            self.publish(CallEnded(call.channel, state.status))
+            ports.publish(CallEnded(call.channel, state.status))
         return state.status.is_final
 
     async def _refund(self, call_id: CallId, verification: Verification, limits_token: str | None) -> None:
         """Refund a call that was never placed; once, however often it is followed."""
-        phone, client = verification.phone, verification.client
-        policy = self.policies.for_client(client)
-        if await self.store.refund(call_id, phone=phone, client=client, policy=policy) and limits_token:
+        ports, phone, client = self.ports, verification.phone, verification.client
+        policy = ports.policies.for_client(client)
+        if await ports.store.refund(call_id, phone=phone, client=client, policy=policy) and limits_token:
             # Without the end user's address, which is not stored: its limit stays counted for some minutes.
             allowances = tuple(policy.for_calls(client=client, phone=phone, address=None))
-            await best_effort(self.limits.refund(limits_token, allowances), self.guard.refund(phone, client))
+            await best_effort(ports.limits.refund(limits_token, allowances), ports.guard.refund(phone, client))
 
     async def confirm_reverse_call(self, call_id: CallId, *, ref: str, caller: Phone) -> Confirmation:
         """Record the provider's callback that a phone has dialled the number of a reverse call. Idempotent.
@@ -70,13 +67,38 @@ class FollowCalls:
         Raise StoreUnavailable if it was not recorded; the provider may repeat the callback.
         """
         try:
-            verification = await self.store.read(call_id.verification_id, client=None)
+            verification = await self.ports.store.read(call_id.verification_id, client=None)
         except VerificationNotFound:
             return Confirmation.NOT_FOUND
-        policy = self.policies.for_client(verification.client)
-        confirmation = await self.store.confirm(
+        policy = self.ports.policies.for_client(verification.client)
+        confirmation = await self.ports.store.confirm(
             verification, call_id.call_number, ref=ref, caller=caller, policy=policy
         )
         if confirmation is Confirmation.CONFIRMED:
-            self.publish(CallEnded(verification.channel, CallStatus.COMPLETED))
+            self.ports.publish(CallEnded(verification.channel, CallStatus.COMPLETED))
         return confirmation
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackUrls:
+    """Makes a URL for the provider's callback of each call: with its id and a MAC, so that nobody can make another."""
+
+    key: bytes = field(repr=False)
+    prefix: str
+
+    def url_of(self, call_id: CallId) -> str:
+        """Return the URL of a call."""
+        return f"{self.prefix}{call_id.verification_id}.{call_id.call_number}.{self._mac(call_id)}"
+
+    def read(self, secret: str) -> CallId | None:
+        """Return the call that a secret belongs to, or None if it is not one of ours; compared in constant time."""
+        match = _SECRET.fullmatch(secret)
+        if not match:
+            return None
+        call_id = CallId(match[1], int(match[2]))
+        return call_id if hmac.compare_digest(match[3], self._mac(call_id)) else None
+
+    def _mac(self, call_id: CallId) -> str:
+        """Return 128 bits of HMAC-SHA256 (RFC 2104, section 5, on truncation)."""
+        text = f"{call_id.verification_id}.{call_id.call_number}"
+        return hmac.digest(self.key, text.encode(), hashlib.sha256).hex()[:32]

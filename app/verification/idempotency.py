@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from app.verification.deferred import DeferredWrites
 from app.verification.errors import RetryLater, VerificationError
 from app.verification.model import Started
 from app.verification.ports import CallId
+from app.verification.store_requests import DeferredWrites
 
 
 class IdempotencyKeyReused(VerificationError):

@@ -143,17 +143,14 @@ class Verification:
 
         The process that was placing such a call has died, before or after the provider was asked.
         """
-        unconfirmed = CallState(CallStatus.UNCONFIRMED)
         newest_lost = self.observed_at + lifetime - call_timeout  # by the expiry of its code
-        calls = (
-            replace(call, state=unconfirmed)
-            if call.state.status is CallStatus.INITIATED
-            and call.ref is None
-            and call.expires_at is not None
-            and call.expires_at < newest_lost
-            else call
-            for call in self.calls
-        )
+
+        def is_lost(call: Call) -> bool:
+            is_begun = call.state.status is CallStatus.INITIATED and call.ref is None
+            return is_begun and call.expires_at is not None and call.expires_at < newest_lost
+
+        unconfirmed = CallState(CallStatus.UNCONFIRMED)
+        calls = [replace(call, state=unconfirmed) if is_lost(call) else call for call in self.calls]
         return replace(self, calls=tuple(calls))
 
     def _seconds_until(self, moment: datetime) -> int:

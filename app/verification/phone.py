@@ -16,7 +16,8 @@ _PLAN = phonenumbers.PhoneMetadata.metadata_for_region("RU").mobile.national_num
 # The usual spelling, by the library's own numbering plan, without the fifty times longer way through the library.
 _E164_MOBILE = re.compile(rf"\+7(?:{_PLAN})", re.ASCII)
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
-_KAZAKH = ("6", "7")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
+_RUSSIA = 7
+_KAZAKH = re.compile(r"[67][0-9]{9}")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +55,16 @@ def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_pre
 
 def _read_mobile(text: str) -> str:
     """Return a number in E.164. Raise PhoneNotCallable if it is no Russian mobile."""
-    number = _parse(text)
-    if _is_foreign(number):
+    # Nothing but digits reaches the parser: it would read "8 900 CALL NOW" as a vanity number and drop an extension.
+    try:
+        digits = read_digits(text)
+        number = phonenumbers.parse(digits[1:] if _BOTH_PREFIXES.fullmatch(digits) else digits, "RU")
+    except (ValueError, phonenumbers.NumberParseException):
+        raise PhoneNotCallable(PhoneReason.INVALID) from None
+    if number.country_code != _RUSSIA or _KAZAKH.fullmatch(str(number.national_number)):
         raise PhoneNotCallable(PhoneReason.COUNTRY)
     if not phonenumbers.is_valid_number_for_region(number, "RU"):
         raise PhoneNotCallable(PhoneReason.INVALID)
     if phonenumbers.number_type(number) not in _MOBILE:
         raise PhoneNotCallable(PhoneReason.TYPE)
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
-
-
-def _parse(text: str) -> phonenumbers.PhoneNumber:
-    # Nothing but digits reaches the parser: it would read "8 900 CALL NOW" as a vanity number and drop an extension.
-    try:
-        digits = read_digits(text)
-        return phonenumbers.parse(digits[1:] if _BOTH_PREFIXES.fullmatch(digits) else digits, "RU")
-    except (ValueError, phonenumbers.NumberParseException):
-        raise PhoneNotCallable(PhoneReason.INVALID) from None
-
-
-def _is_foreign(number: phonenumbers.PhoneNumber) -> bool:
-    if number.country_code != 7:  # noqa: PLR2004 - the country code of Russia
-        return True
-    national = str(number.national_number)
-    return len(national) == 10 and national.startswith(_KAZAKH)  # noqa: PLR2004 - digits of a national number

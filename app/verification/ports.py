@@ -1,13 +1,16 @@
 """The ports of the domain: what the use cases need of Redis, of providers and of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from app.verification.channels import Channel
+from app.verification.code import CodeDigester
+from app.verification.domain_events import Publish
+from app.verification.fraud_guard import FraudGuard
 from app.verification.model import (
     CallOutcome,
     CallState,
@@ -20,7 +23,9 @@ from app.verification.model import (
     Verification,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Policy, Quota
+from app.verification.policy import Allowance, Policies, Policy, Quota
+from app.verification.store_requests import DeferredWrites
+from app.verification.test_numbers import TestNumbers
 from app.verification.values import value
 
 
@@ -28,9 +33,8 @@ from app.verification.values import value
 class NewCall:
     """A call about to be placed.
 
-    ``resend_of`` is the id of the verification of a resend. ``checks`` is the number of checks that this channel
-    allows. ``address`` is the end user's. ``token`` identifies the start, for ``refund``. ``test``: the phone is a test
-    number, without cooldown and limits.
+    ``resend_of`` is the verification of a resend, ``checks`` the number of checks that this channel allows, ``address``
+    the end user's. ``token`` identifies the start, for ``refund``. A ``test`` number has no cooldown and no limits.
     """
 
     client: str
@@ -65,10 +69,9 @@ class CallId:
 
 @value
 class CodeCheck:
-    """A code to be checked: a digest for each key under which it may be stored, and its number of digits.
+    """A code to be checked: a digest for each key under which it may be stored (none: no code), and its length.
 
-    A check without a code has no candidates and length 0. ``address`` is the end user's. ``retry_digest`` is a keyed
-    digest of the request, where it has an ``Idempotency-Key``: a check that passed, repeated with it, passes again.
+    ``address`` and ``retry_digest`` are those of the ``CheckRequest``.
     """
 
     client: str
@@ -80,10 +83,9 @@ class CodeCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallUpdate:
-    """The new state of a call and, if it was just placed, the data of the provider's answer.
+    """The new state of a call and, if it was just placed, what the provider answered.
 
-    ``code_digest`` and ``code_length`` are those of a code that the provider chose; ``limits_token`` names the event
-    that was counted for the call in the limits, where it may turn out later that the call was never placed.
+    ``code_digest`` and ``code_length`` are those of a code that the provider chose. ``limits_token`` is as in ``Call``.
     """
 
     state: CallState
@@ -112,7 +114,7 @@ class StartPreview:
 
 
 class Confirmation(StrEnum):
-    """The result of a provider callback that reports that a person has dialled the number of a reverse call."""
+    """The result of a provider's callback that the number of a reverse call was dialled."""
 
     CONFIRMED = "confirmed"
     CONFIRMED_BEFORE = "confirmed_before"
@@ -159,8 +161,7 @@ class VerificationStore(Protocol):
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Compare a code with those of a verification, and count it if it is wrong.
 
-        Without candidates, see whether the person has made the reverse call; that counts nothing. A check that passed,
-        repeated with its ``retry_digest``, passes again.
+        Without candidates, see whether the person has made the reverse call; that counts nothing.
 
         Raise VerificationNotFound, VerificationAlreadyUsed, VerificationAlreadyCanceled, VerificationLocked,
         RateLimited, CodeRequired, CodeNotExpected or CodeTooShortOrLong.
@@ -185,9 +186,6 @@ class VerificationStore(Protocol):
         Raise VerificationNotFound, VerificationAlreadyUsed or VerificationLocked.
         """
 
-    async def ping(self) -> None:
-        """Return if the store answers."""
-
 
 class RateLimiter(Protocol):
     """Counts calls against the limits on other subjects than the phone. All methods raise StoreUnavailable."""
@@ -204,10 +202,9 @@ class RateLimiter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOrder:
-    """A call to be placed by a provider.
+    """A call to be placed by a provider; ``code`` is None where the channel needs none.
 
-    ``code`` is None where the channel needs none. ``lang`` and ``repeat`` are for a code that is spoken. ``timeout`` is
-    in seconds, where it is shorter than the sender's own.
+    ``lang`` and ``repeat`` are for a code that is spoken. ``timeout`` (seconds) may shorten the sender's own.
     """
 
     call_id: CallId
@@ -263,10 +260,6 @@ class ProofTokens(Protocol):
     def lifetime(self) -> timedelta:
         """How long a new token is valid."""
 
-    @property
-    def jwks(self) -> dict[str, Any]:
-        """The public keys, as a JWK Set (RFC 7517, section 5)."""
-
     def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
         """Return the token for ``client`` of a verification that succeeded."""
 
@@ -283,3 +276,21 @@ class Redemptions(Protocol):
         Raise TokenInvalid if there can be no such verification, TokenExpired, or StoreUnavailable (the token may have
         been redeemed).
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What the use cases need. ``store_timeout`` (seconds) bounds all waits for the store in one use case."""
+
+    store: VerificationStore
+    limits: RateLimiter
+    guard: FraudGuard
+    senders: Mapping[Channel, CallSender]
+    schedule: CallSchedule
+    tokens: ProofTokens
+    digester: CodeDigester
+    policies: Policies
+    test_numbers: TestNumbers
+    publish: Publish
+    deferred: DeferredWrites
+    store_timeout: float

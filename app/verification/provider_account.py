@@ -46,11 +46,11 @@ class AccountReader:
 
     async def _read(self) -> ProviderOverview:
         accounts = await self._accounts.get_account()
+        balance = None
         try:
             balance = await self._accounts.get_balance()
         except ProviderError as error:
             log.warning("provider.balance_unknown", extra={"error": repr(error)})
-            return ProviderOverview(accounts, None)
         return ProviderOverview(accounts, balance)
 
 

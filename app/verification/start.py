@@ -8,15 +8,15 @@ request that may have placed a call is never followed by another, and a call tha
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 from app.verification.channels import Channel
-from app.verification.code import CodeDigester, make_code
-from app.verification.deferred import DeferredWrites, Write, best_effort, store_deadline
-from app.verification.domain_events import CallPlaced, CallRefused, LimitHit, Publish, VerificationStarted
+from app.verification.code import make_code
+from app.verification.domain_events import CallPlaced, CallRefused, LimitHit, VerificationStarted
 from app.verification.errors import (
     LimitReached,
     ProviderError,
@@ -25,33 +25,18 @@ from app.verification.errors import (
     VerificationError,
     VerificationNotFound,
 )
-from app.verification.fraud_guard import FraudGuard
 from app.verification.idempotency import NoJournal, StartJournal
-from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Started, Unknown
-from app.verification.policy import Policies
-from app.verification.ports import (
-    CallId,
-    CallOrder,
-    CallSchedule,
-    CallSender,
-    CallUpdate,
-    NewCall,
-    RateLimiter,
-    StartPreview,
-    VerificationStore,
-)
-from app.verification.round_trip import in_one_round_trip
+from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Started, Unknown, Verification
+from app.verification.policy import Quota
+from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview
 from app.verification.routing import route
-from app.verification.test_numbers import TestNumbers
+from app.verification.store_requests import Request, StoreDeadline, Write, best_effort, in_one_round_trip
 
 log = logging.getLogger(__name__)
 
 FIRST_STATUS_DELAY = timedelta(seconds=1)  # after a call was placed; it hardly rings before
 _MAX_CONCURRENT = 32  # starts before they reach the provider; each waits for the store for some milliseconds
 _MIN_TRY_SECONDS = 1.0  # with less time left no other channel is tried
-
-_A = TypeVar("_A")
-_B = TypeVar("_B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,27 +56,16 @@ class StartRequest:
     address: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class StartVerification:
     """Places a call for a new verification, or another one for a pending verification (a resend).
 
-    ``store_timeout`` (seconds) bounds all waits for the store before the provider is asked. The ``gate`` bounds how
-    many starts do that at once: each holds places in limits that all share, so a flood of starts that another limit
-    will refuse must not hold them all.
+    The gate bounds how many starts ask the store at once: each holds places in limits that all share, so a flood of
+    starts that another limit will refuse must not hold them all.
     """
 
-    store: VerificationStore
-    limits: RateLimiter
-    guard: FraudGuard
-    senders: Mapping[Channel, CallSender]
-    schedule: CallSchedule
-    digester: CodeDigester
-    policies: Policies
-    test_numbers: TestNumbers
-    publish: Publish
-    deferred: DeferredWrites
-    store_timeout: float
-    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_CONCURRENT), init=False)
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._gate = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def __call__(self, request: StartRequest, *, journal: StartJournal | None = None) -> Started:
         """Place at most one call: another channel is tried only after a call definitely was not placed.
@@ -108,16 +82,16 @@ class StartVerification:
 
         """
         try:
-            return await _Start(self, request, journal or NoJournal()).run()
+            return await _Start(self._ports, request, journal or NoJournal()).run(self._gate)
         except LimitReached as error:
-            self.publish(LimitHit(error.limit))
+            self._ports.publish(LimitHit(error.limit))
             raise
 
 
 class _Start:
     """One start in progress. What it has taken is refunded if no call is placed."""
 
-    def __init__(self, ports: StartVerification, request: StartRequest, journal: StartJournal) -> None:
+    def __init__(self, ports: Ports, request: StartRequest, journal: StartJournal) -> None:
         policy = ports.policies.for_client(request.client)
         policy.require_allowed(request.purpose, request.channels)
         phone = policy.parse_phone(request.phone)
@@ -134,18 +108,19 @@ class _Start:
         self.token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
         self.is_admitted = False  # counted by the guard
+        self.quotas: tuple[Quota, ...] = ()
 
-    async def run(self) -> Started:
+    async def run(self, gate: asyncio.Semaphore) -> Started:
         """Preview, reserve, place and record the call."""
         deferred = self.ports.deferred
         try:
-            async with store_deadline(self.ports.store_timeout), self.ports.gate:
+            async with StoreDeadline(self.ports.store_timeout), gate:
                 previewed = await self._preview()
                 if isinstance(previewed, Started):
                     return previewed
                 call_id, channels = previewed
                 code = self._make_code(channels[0])
-                started = await self._reserve(call_id, channels[0], code)
+                verification = await self._reserve(call_id, channels[0], code)
         except (StoreUnavailable, asyncio.CancelledError):
             # Whether the store has run the commands is unknown, and nobody waits until it is known.
             deferred.write_later(*self._refunds())
@@ -154,10 +129,10 @@ class _Start:
             await deferred.write(*self._refunds())
             raise
         if self.is_test:
-            log.info("verification.test_started", extra={"verification_id": started.verification.id, "test": True})
-            return await self._record(started, CallUpdate(state=CallState(CallStatus.COMPLETED), ref="test"))
+            log.info("verification.test_started", extra={"verification_id": verification.id, "test": True})
+            return await self._record(verification, CallUpdate(state=CallState(CallStatus.COMPLETED), ref="test"))
         try:
-            return await self._place(started, channels, code)
+            return await self._place(verification, channels, code)
         except (StoreUnavailable, asyncio.CancelledError):  # the call may have been placed, and is not handled any more
             deferred.write_later(self.journal.abandon)
             raise
@@ -169,8 +144,7 @@ class _Start:
         verification with that call.
         """
         begun, *answers = await in_one_round_trip(self.journal.claim(), *self._previews())
-        if isinstance(begun, Exception):
-            raise begun
+        _require_all([begun])
         if begun:
             if resumed := await self._resume(begun):
                 return resumed
@@ -179,17 +153,13 @@ class _Start:
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
             channels = self._ready_channels(accepted)
-        preview = previews[channels[0].rules.has_code]
-        for answer in (preview, *answers[len(previews) :]):
-            if isinstance(answer, BaseException):
-                raise answer
-        assert isinstance(preview, StartPreview)  # noqa: S101 - mypy cannot know that no exception is left
+        preview, *_ = _require_all([previews[channels[0].rules.has_code], *answers[len(previews) :]])
         return preview.call_id, channels
 
-    def _previews(self) -> list[Awaitable[object]]:
+    def _previews(self) -> list[Request]:
         """Ask the store, once for each kind of channel, the limits and the guard."""
         ports = self.ports
-        previews: list[Awaitable[object]] = [
+        previews: list[Request] = [
             ports.store.preview_start(self._new_call(channel), self.policy) for channel in self.kinds.values()
         ]
         previews.append(ports.limits.require_room(self.allowances))
@@ -244,12 +214,14 @@ class _Start:
         await self.journal.keep(started)
         return started
 
-    async def _reserve(self, call_id: CallId, channel: Channel, code: str | None) -> Started:
+    async def _reserve(self, call_id: CallId, channel: Channel, code: str | None) -> Verification:
         """Count the call in the limits and the guard, then store it."""
         self.call_id = call_id
-        quotas, _ = await _both(self.ports.limits.acquire(self.token, self.allowances), self._admit())
+        acquire = self.ports.limits.acquire(self.token, self.allowances)
+        quotas, _ = _require_all(await in_one_round_trip(acquire, self._admit()))
         started = await self._store(call_id, channel, code)
-        return replace(started, quotas=(*started.quotas, *quotas))
+        self.quotas = (*started.quotas, *quotas)
+        return started.verification
 
     async def _admit(self) -> None:
         if not self.is_test:
@@ -259,8 +231,9 @@ class _Start:
     async def _store(self, call_id: CallId, channel: Channel, code: str | None) -> Started:
         """Store the call, together with the note in the journal that it is about to be placed."""
         self.call_id = call_id
-        call = self._new_call(channel, code)
-        started, _ = await _both(self.ports.store.start(call_id, call, self.policy), self.journal.begin(call_id))
+        start = self.ports.store.start(call_id, self._new_call(channel, code), self.policy)
+        started: Started
+        started, _ = _require_all(await in_one_round_trip(start, self.journal.begin(call_id)))
         return started
 
     def _new_call(self, channel: Channel, code: str | None = None) -> NewCall:
@@ -285,7 +258,7 @@ class _Start:
         length = self.policy.code_length_of(channel)
         return make_code(length) if length else None
 
-    async def _place(self, started: Started, channels: Sequence[Channel], code: str | None) -> Started:
+    async def _place(self, verification: Verification, channels: Sequence[Channel], code: str | None) -> Started:
         """Try one channel after the other until a call was placed, or may have been, or no other can help.
 
         After a rejection any other channel may help; after a failure, only one of another provider.
@@ -300,14 +273,14 @@ class _Start:
                     continue
                 code = self._make_code(channel)
                 try:
-                    started = await self._replace(started, channel, code)
+                    verification = await self._replace(channel, code)
                 except VerificationError:
                     break  # another start came between, or the store is away: the refusal before still holds
                 except (Exception, asyncio.CancelledError):
                     ports.deferred.write_later(*self._refunds())
                     raise
             order = CallOrder(
-                call_id=_latest_call(started),
+                call_id=_latest_call(verification),
                 phone=self.phone,
                 code=code,
                 lang=self.request.lang,
@@ -317,27 +290,26 @@ class _Start:
             # From here on the call may have been placed, unless the outcome is a refusal.
             outcome = await sender.place(order)
             if not isinstance(outcome, Refused):
-                return await self._record_outcome(started, channel, outcome)
+                return await self._record_outcome(verification, channel, outcome)
             error, provider = outcome.error, sender.provider
             ports.publish(CallRefused(channel, error))
         await ports.deferred.write(*self._refunds())
         assert error  # noqa: S101 - every call that was tried was refused
         raise error
 
-    async def _replace(self, started: Started, channel: Channel, code: str | None) -> Started:
+    async def _replace(self, channel: Channel, code: str | None) -> Verification:
         """Refund a call that was refused, and store another, which may be of another verification.
 
         The other limits stay as they are counted. Raise as the store's ``start`` does.
         """
-        async with store_deadline(self.ports.store_timeout):
+        async with StoreDeadline(self.ports.store_timeout):
             await self._refund_call()
             preview = await self.ports.store.preview_start(self._new_call(channel), self.policy)
-            replacement = await self._store(preview.call_id, channel, code)
-        return replace(replacement, quotas=started.quotas)
+            return (await self._store(preview.call_id, channel, code)).verification
 
-    async def _record_outcome(self, started: Started, channel: Channel, outcome: Placed | Unknown) -> Started:
+    async def _record_outcome(self, verification: Verification, channel: Channel, outcome: Placed | Unknown) -> Started:
         """Record a call that was placed, or may have been, and publish it."""
-        verification, ports = started.verification, self.ports
+        ports = self.ports
         match outcome:
             case Unknown(why, ref):
                 log.warning("call.unconfirmed", extra={"verification_id": verification.id, "why": why})
@@ -352,13 +324,13 @@ class _Start:
                     dial=dial,
                     operator=operator,
                 )
-        started = await self._record(started, update, follow=ports.senders[channel].supports_status)
+        started = await self._record(verification, update, follow=ports.senders[channel].supports_status)
         ports.publish(CallPlaced(channel, update.state.status))
         if verification.calls_placed == 1:
             ports.publish(VerificationStarted(channel))
         return started
 
-    async def _record(self, started: Started, update: CallUpdate, *, follow: bool = False) -> Started:
+    async def _record(self, verification: Verification, update: CallUpdate, *, follow: bool = False) -> Started:
         """Record a call that was placed, and return the verification with it even if the store is away.
 
         Only a code that the provider chose must be stored for that: without it, the code cannot be checked.
@@ -368,8 +340,7 @@ class _Start:
                 lost (an erasure, a failover).
 
         """
-        verification, ports = started.verification, self.ports
-        call_id = _latest_call(started)
+        ports, call_id = self.ports, _latest_call(verification)
 
         async def record() -> None:
             await ports.store.record_call(verification, call_id.call_number, update)
@@ -385,8 +356,8 @@ class _Start:
                 raise StoreUnavailable from error
             writes = []
         if follow and update.ref:
-            writes.append(lambda: ports.schedule.schedule(call_id, FIRST_STATUS_DELAY))
-        started = replace(started, verification=verification.with_latest_call(update.state, update.ref, update.dial))
+            writes.append(partial(ports.schedule.schedule, call_id, FIRST_STATUS_DELAY))
+        started = Started(verification.with_latest_call(update.state, update.ref, update.dial), self.quotas)
         if not await best_effort(*(write() for write in writes), self.journal.keep(started)):
             ports.deferred.write_later(*writes)  # the client's webhook and the following of the call depend on them
         return started
@@ -395,7 +366,7 @@ class _Start:
         """Return the writes that undo all that this start took, and release its request; each is idempotent."""
         refunds: list[Write] = [self.journal.release]
         if self.call_id:
-            refunds += [self._refund_call, lambda: self.ports.limits.refund(self.token, self.allowances)]
+            refunds += [self._refund_call, partial(self.ports.limits.refund, self.token, self.allowances)]
         return [*refunds, self._refund_guard]
 
     async def _refund_guard(self) -> None:
@@ -409,14 +380,13 @@ class _Start:
         await self.ports.store.refund(self.call_id, phone=self.phone, client=client, policy=policy, token=token)
 
 
-async def _both(first: Awaitable[_A], second: Awaitable[_B]) -> tuple[_A, _B]:
-    """Wait for both in one round trip, even where one fails; then raise the first failure."""
-    results = await in_one_round_trip(first, second)
+def _require_all(results: Sequence[Any]) -> Sequence[Any]:
+    """Return results, or raise the first that is an exception."""
     for result in results:
         if isinstance(result, BaseException):
             raise result
-    return results[0], results[1]
+    return results
 
 
-def _latest_call(started: Started) -> CallId:
-    return CallId(started.verification.id, started.verification.calls[-1].call_number)
+def _latest_call(verification: Verification) -> CallId:
+    return CallId(verification.id, verification.calls[-1].call_number)

@@ -180,8 +180,9 @@ def new_call(number: int) -> NewCall:
 
 async def verify(redis: Redis) -> None:
     """Start, resend, follow, check, lock, cancel, redeem and refund."""
-    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, webhook_clients={"shop"})
-    await store.ping()
+    runner = ScriptRunner(redis, timeout=1)
+    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
+    await runner.ping()
     verification = (await start(store, new_call(1), POLICY)).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
     await start(store, replace(new_call(1), resend_of=verification.id), POLICY)
@@ -416,7 +417,7 @@ async def test_the_operator_user_may_also_inspect_the_server_and_erase_phones(se
     async with user(server_url) as redis:
         for flow in FLOWS:
             await flow(redis)
-        health = await examine(redis, within=SOON)
+        health = await examine(redis, timeout=SOON)
         runner = ScriptRunner(redis, timeout=1)
         forgotten = await RedisPhoneEraser(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
         with pytest.raises(NoPermissionError):

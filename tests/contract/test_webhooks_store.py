@@ -25,7 +25,7 @@ from tests.ageing import age
 from tests.policies import make_policy
 from tests.starting import start
 
-EXPIRY, RETRY, DEAD, LETTERS = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "letters"))
+EXPIRY, RETRY, DEAD, BODIES = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "bodies"))
 AT_ONCE = timedelta(0)
 SOON = timedelta(milliseconds=30)
 HOUR = timedelta(hours=1)
@@ -72,8 +72,8 @@ async def add_pending(redis: Redis, count: int = 1, *, expired_ago: int = 1_000)
 
 
 async def sizes(redis: Redis) -> tuple[int, int, int, int]:
-    """Return the numbers of events in the stream, waiting for a retry and dead, and of stored letters."""
-    return (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD), await redis.hlen(LETTERS))
+    """Return the numbers of events in the stream, waiting for a retry and dead, and of stored bodies."""
+    return (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD), await redis.hlen(BODIES))
 
 
 async def all_have_a_ttl(redis: Redis) -> bool:
@@ -224,8 +224,8 @@ async def test_a_hundred_concurrent_set_asides_count_once(redis: Redis, outbox: 
         *[outbox.set_aside(delivery, attempts=n, error="", pause=HOUR if n % 2 else None) for n in range(100)]
     )
 
-    stream, retry, dead, letters = await sizes(redis)
-    assert (stream, retry + dead, letters) == (0, 1, 1)
+    stream, retry, dead, bodies = await sizes(redis)
+    assert (stream, retry + dead, bodies) == (0, 1, 1)
 
 
 async def test_setting_aside_a_delivered_event_changes_nothing(redis: Redis, outbox: RedisOutbox) -> None:
@@ -437,7 +437,7 @@ async def test_every_key_has_a_ttl_after_every_step(redis: Redis, outbox: RedisO
 
 
 async def test_all_keys_are_in_one_cluster_slot() -> None:
-    assert len({key_slot(key.encode()) for key in (STREAM, EXPIRY, RETRY, DEAD, LETTERS)}) == 1
+    assert len({key_slot(key.encode()) for key in (STREAM, EXPIRY, RETRY, DEAD, BODIES)}) == 1
 
 
 async def test_taking_without_redis_raises_store_unavailable() -> None:

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
 from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork
-from app.verification.call_urls import CallbackUrls
 from app.verification.channels import Channel
+from app.verification.follow import CallbackUrls
 from app.verification.keys import derive_key
 from app.verification.ports import CallId
 from tests.integration.conftest import PACE, SECRET_KEY, sandbox_settings

@@ -322,7 +322,8 @@ async def test_a_stream_sends_heartbeats_and_recovers_from_a_lost_message(
 
             name = RecordName.from_id(verification_id)
             assert name
-            await redis.hset(name.key, mapping={"s": "locked", "v": 99})
+            record = json.loads(await redis.get(name.key) or "")
+            await redis.set(name.key, json.dumps(record | {"s": "locked", "v": 99}), keepttl=True)
             while (event := await stream.next()) == PING:
                 pass
             assert event

@@ -325,6 +325,7 @@ async def test_the_claim_of_a_killed_request_expires(
     fingerprint = await redis.hget(name, "fingerprint")
     await redis.flushall()
     await redis.hset(name, mapping={"fingerprint": fingerprint or b"", "token": b"lost"})
+    await redis.hset(name, "claimed_until", str(int(time.time() * 1000) + 30_000))
     await redis.pexpire(name, 30_000)
 
     early = await start(api)
@@ -387,13 +388,14 @@ async def cancel_request(request: "asyncio.Task[httpx.Response]") -> None:
         await request
 
 
-async def wait_until_gone(redis: Redis, pattern: str) -> None:
-    """Wait until no key matches the pattern."""
+async def wait_until_released(redis: Redis) -> list[bytes | str]:
+    """Wait until no request is claimed; return the names of those of which it is noted what was begun."""
     for _ in range(200):
-        if not await redis.keys(pattern):
-            return
+        names = list(await redis.keys(CLAIMS))
+        if not any([await redis.hexists(name, "claimed_until") for name in names]):
+            return names
         await asyncio.sleep(0.01)
-    raise AssertionError(await redis.keys(pattern))
+    raise AssertionError(names)
 
 
 async def test_a_start_canceled_before_the_provider_request_releases_its_claim(
@@ -404,7 +406,7 @@ async def test_a_start_canceled_before_the_provider_request_releases_its_claim(
 
     await cancel_request(request)
 
-    await wait_until_gone(redis, CLAIMS)
+    assert await wait_until_released(redis) == []
 
 
 async def test_the_claim_of_a_canceled_start_expires_within_seconds_if_redis_hangs(
@@ -431,7 +433,7 @@ async def test_a_retry_of_a_start_canceled_during_the_provider_request_places_no
 
     await cancel_request(request)
 
-    await wait_until_gone(redis, CLAIMS)
+    await wait_until_released(redis)
     answer = await start(quick_api, MagicNumber.NO_REPLY_PLACED)
     assert (answer.status_code, answer.json()["call"]) == (201, {"status": "unconfirmed"})
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
@@ -484,7 +486,7 @@ async def test_a_start_is_a_503_and_can_be_retried_if_redis_lost_the_verificatio
         with monkeypatch.context() as patched:
             patched.setattr(RedisVerificationStore, "record_call", loses)
             assert_problem(await start(api, phone), 503, "store-unavailable")
-        await wait_until_gone(redis, CLAIMS)
+        await wait_until_released(redis)
         repeated = await start(api, phone)
 
         assert repeated.status_code == 201
@@ -534,7 +536,8 @@ async def test_a_retry_of_a_start_killed_after_its_call_reports_the_call_and_pla
     """The claim has expired by the time of the retry. The retry is not refused by the cooldown."""
     dying = asyncio.create_task(start(quick_api, MagicNumber.NO_REPLY_PLACED))
     await placed(network, MagicNumber.NO_REPLY_PLACED)
-    await redis.delete(*await redis.keys(CLAIMS))
+    (name,) = await claims_of(redis)
+    await redis.hset(name, "claimed_until", "0")
 
     repeated = await start(quick_api, MagicNumber.NO_REPLY_PLACED)
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from app.cli.serving import uvicorn_options
 from app.main import create_app
 from app.settings import Settings
-from app.verification.call_urls import CallbackUrls
+from app.verification.follow import CallbackUrls
 from app.verification.keys import derive_key
 from app.verification.ports import CallId
 from tests.integration.conftest import SECRET_KEY, sandbox_settings

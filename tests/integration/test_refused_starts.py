@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -116,8 +117,8 @@ class RunningService:
 
     @asynccontextmanager
     async def _blocked(self) -> AsyncIterator[None]:
-        name = f"pv:{{guard}}:b:range:{range_of(Phone(PHONE))}"
-        await self.redis.hset(name, "until", str(int((time.time() + 3600) * 1000)))
+        name, block = "pv:{guard}:blocks", {"ends": int((time.time() + 3600) * 1000)}
+        await self.redis.hset(name, f"range:{range_of(Phone(PHONE))}", json.dumps(block))
         await self.redis.expire(name, 3600)
         yield
         await self.redis.delete(name)
@@ -395,12 +396,21 @@ async def dump(redis: Redis) -> Dump:
         match await redis.type(key):
             case b"hash":
                 pairs = (await redis.hgetall(key)).items()
+            case b"string":
+                pairs = json.loads(await redis.get(key) or "").items()
             case b"zset":
                 pairs = await redis.zrange(key, 0, -1, withscores=True)
             case _:
                 pairs = await redis.xrange(key)
         found[key] = {_text(name): _text(value) for name, value in pairs}, await redis.pexpiretime(key)
     return found
+
+
+def _buckets_with_calls(counts: dict[str, str]) -> dict[str, str]:
+    """Return calls and successes of each bucket of the guard that has any."""
+    latest = f"{counts['began']}:{counts['calls']}:{counts['successes']}" if counts else ""
+    buckets = [bucket.partition(":") for bucket in f"{counts.get('earlier', '')} {latest}".split()]
+    return {began: count for began, _, count in buckets if count != "0:0"}
 
 
 def _text(value: object) -> str:
@@ -413,10 +423,7 @@ def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
     for key in sorted(before.keys() | after.keys()):
         (held, expired), (holds, expires) = before.get(key, ({}, 0)), after.get(key, ({}, 0))
         if key.startswith("pv:{guard}:n:"):
-            held, holds = (
-                {name: value for name, value in counts.items() if name[0] in "cs" and value != "0"}
-                for counts in (held, holds)
-            )
+            held, holds = _buckets_with_calls(held), _buckets_with_calls(holds)
             expires = expired
         elif ":p:" in key:
             held, holds = (_with_living_ids(key, phone, before) for phone in (held, holds))

@@ -80,7 +80,7 @@ async def test_a_wrong_name_of_the_primary_is_an_error(topology: Topology) -> No
     found = await faults(topology.url.replace("/main/", "/other/"))
 
     assert {(check, result) for check, result, _ in found} == {("redis sentinels", Result.WRONG)}
-    assert all(message.endswith(" does not know the name other") for *_, message in found)
+    assert all(message.endswith(" does not know the name of the primary in REDIS_URL") for *_, message in found)
 
 
 async def test_faults_of_a_replica_are_found_before_it_becomes_primary(topology: Topology) -> None:

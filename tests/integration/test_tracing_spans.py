@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
 from app.main import create_app
-from app.providers.observe import ProviderObserver
 from app.sandbox import MagicNumber, VirtualNetwork
 from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
@@ -122,7 +121,7 @@ async def test_a_refused_call_and_a_failed_status_request_are_error_spans(
     tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     sender = FakeSender()
-    traced = observed(sender, ProviderObserver(record_time=lambda *_: None, open_span=tracing.provider_request))
+    traced = observed(sender, lambda *_: None, tracing.provider_request)
     sender.outcome = Refused(ProviderUnavailable(retry_after=1))
     sender.unready = sender.state = ProviderUnavailable(retry_after=1)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
-from app.providers.observe import ProviderObserver
 from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderError, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, Refused, Unknown
@@ -89,8 +88,8 @@ class Setup:
             channel=Channel.VOICE,
             circuit=self.circuit,
             bulkhead=self.bulkhead,
-            observer=ProviderObserver(record_time=self.record_time),
             admit=self.admit,
+            record_time=self.record_time,
         )
 
     def record_time(self, _channel: Channel, operation: str, outcome: str, _seconds: float) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.providers.circuit import Bulkhead, CircuitBreaker, ProtectedSender
-from app.providers.observe import ProviderObserver
+from app.providers.circuit import Bulkhead, CircuitBreaker, OpenSpan, ProtectedSender, RecordTime
 from app.telemetry.exposition import Exposition, ReadGauges, shared_between_workers
 from app.telemetry.metrics import Metrics
 from app.verification.channels import Channel
@@ -49,15 +48,16 @@ ORDER = CallOrder(
 )
 
 
-def observed(sender: CallSender, observer: ProviderObserver) -> CallSender:
+def observed(sender: CallSender, record_time: RecordTime, open_span: OpenSpan | None = None) -> CallSender:
     """Protect a sender as the service does, by a circuit that is closed."""
     return ProtectedSender(
         sender,
         channel=Channel.VOICE,
         circuit=CircuitBreaker("fake", failures=9, open_for=9),
         bulkhead=Bulkhead(1),
-        observer=observer,
         admit=lambda: None,
+        record_time=record_time,
+        open_span=open_span,
     )
 
 
@@ -158,7 +158,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
     metrics, sender = Metrics(), FakeSender()
     sender.outcome = outcome
 
-    assert await observed(sender, ProviderObserver(record_time=metrics.provider_call)).place(ORDER) is outcome
+    assert await observed(sender, metrics.provider_call).place(ORDER) is outcome
 
     labels = {"channel": "voice", "operation": "place", "outcome": word}
     assert (await seen(metrics))("provider_request_duration_seconds_count", **labels) == 1
@@ -175,7 +175,7 @@ async def test_calls_to_the_provider_are_timed_by_their_outcome(outcome: Placed 
 async def test_status_lookups_are_timed_by_their_outcome(state: CallState | ProviderError | None, word: str) -> None:
     metrics, sender = Metrics(), FakeSender()
     sender.state = state
-    timed = observed(sender, ProviderObserver(record_time=metrics.provider_call))
+    timed = observed(sender, metrics.provider_call)
 
     if isinstance(state, ProviderError):
         with pytest.raises(ProviderUnavailable):
@@ -189,7 +189,7 @@ async def test_status_lookups_are_timed_by_their_outcome(state: CallState | Prov
 
 async def test_an_observed_sender_delegates_everything_else() -> None:
     sender = FakeSender("provider")
-    timed = observed(sender, ProviderObserver(record_time=Metrics().provider_call))
+    timed = observed(sender, Metrics().provider_call)
     sender.unready = ProviderUnavailable(retry_after=3)
 
     assert (timed.provider, timed.supports_status) == ("provider", True)

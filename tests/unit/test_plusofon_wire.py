@@ -44,11 +44,11 @@ class TestPlacedCall:
         [("abc-1", "abc-1"), (17, "17"), ("x" * 128, "x" * 128)],
     )
     def test_a_success_with_a_call_id_is_a_placed_call(self, call_id: object, expected: str) -> None:
-        assert wire.parse_placed_call(answer({"success": True, "data": {"call_id": call_id}})) == expected
+        assert wire.parse_placed_call(answer({"success": True, "data": {"call_id": call_id}})) == Placed(expected)
 
     def test_a_byte_order_mark_is_ignored(self) -> None:
         body = b"\xef\xbb\xbf" + b'{"success": true, "data": {"call_id": "abc"}}'
-        assert wire.parse_placed_call(answer(body)) == "abc"
+        assert wire.parse_placed_call(answer(body)) == Placed("abc")
 
     @pytest.mark.parametrize(
         "data",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.verification.call_urls import CallbackUrls
+from app.verification.follow import CallbackUrls
 from app.verification.ports import CallId
 
 NAME = CallId("vrf_0a11b22c33d44e55f667788", 2)

@@ -51,4 +51,4 @@ def test_every_field_is_used_by_a_script() -> None:
 def test_a_script_has_the_shared_definitions_that_it_uses_and_no_others() -> None:
     source = Script("verification", "read").source
 
-    assert set(re.findall(r"^local function (\w+)", source, re.MULTILINE)) == {"now_ms", "load", "write", "snapshot"}
+    assert set(re.findall(r"^local function (\w+)", source, re.MULTILINE)) == {"now_ms", "load_record", "save_record"}

@@ -12,7 +12,6 @@ import pytest
 from app.verification.channels import Channel
 from app.verification.check import CheckRequest
 from app.verification.code import CodeDigester
-from app.verification.deferred import DeferredWrites
 from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
@@ -53,10 +52,11 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
-from app.verification.ports import CallId, CallOrder, CallSender, Confirmation
+from app.verification.ports import CallId, CallOrder, CallSender, Confirmation, Ports
 from app.verification.provider_account import AccountReader
 from app.verification.service import VerificationService
 from app.verification.start import StartRequest
+from app.verification.store_requests import DeferredWrites
 from app.verification.test_numbers import TestNumber, TestNumbers
 from tests.fakes import (
     FakeAccounts,
@@ -91,18 +91,20 @@ class ServiceHarness:
         self.deferred = DeferredWrites()
         fixed = {TEST_PHONE: TestNumber("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
-            store=self.store,
-            limits=FakeRateLimiter(self.store),
-            guard=self.guard,
-            senders=self.senders,
-            schedule=self.queue,
-            publish=self.published.append,
-            digester=CodeDigester([b"k" * 32]),
-            policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
-            tokens=FakeTokens(),
-            test_numbers=TestNumbers(fixed, lambda: self.today),
-            deferred=self.deferred,
-            store_timeout=1,
+            Ports(
+                store=self.store,
+                limits=FakeRateLimiter(self.store),
+                guard=self.guard,
+                senders=self.senders,
+                schedule=self.queue,
+                publish=self.published.append,
+                digester=CodeDigester([b"k" * 32]),
+                policies=Policies(policy, {"bank": replace(policy, purposes=frozenset({"login"}))}),
+                tokens=FakeTokens(),
+                test_numbers=TestNumbers(fixed, lambda: self.today),
+                deferred=self.deferred,
+                store_timeout=1,
+            )
         )
 
     @property

@@ -12,7 +12,7 @@ PLUSOFON = "plusofon"  # the name of the provider
 
 
 class _Channel:
-    """What the channels share. No source names a route for the state of their calls, but for those of voice (open)."""
+    """A CallSender. No source names a route for the state of its calls, but for those of voice (open)."""
 
     provider = PLUSOFON
     supports_status = False
@@ -29,14 +29,14 @@ class _Channel:
 
 
 class VoiceChannel(_Channel):
-    """The CallSender that has a voice say the code (brief)."""
+    """Has a voice say the code (brief)."""
 
     supports_status = True
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the code spoken."""
         return await self._client.initiate_call(
-            order.phone, order.code or "", order.lang, order.repeat, within=order.timeout
+            order.phone, order.code or "", order.lang, order.repeat, timeout=order.timeout
         )
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
@@ -45,30 +45,27 @@ class VoiceChannel(_Channel):
 
 
 class FlashCallChannel(_Channel):
-    """The CallSender whose code is the last four digits of the number that calls (docs, seen).
-
-    A code of another length is refused without a request; without a code the provider chooses one.
-    """
+    """Has the phone called from a number whose last four digits are the code (docs, seen)."""
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Have the phone called. The ``code`` of the outcome counts, where there is one."""
-        return await self._client.send_flash_call(order.phone, order.code, within=order.timeout)
+        return await self._client.send_flash_call(order.phone, order.code, timeout=order.timeout)
 
 
 class ReverseCallChannel(_Channel):
-    """The CallSender that gets a number for the person to dial, and places no call (docs, seen).
+    """Gets a number for the person to dial, and places no call (docs, seen).
 
-    ``hook_url`` makes the URL to which Plusofon posts when the call of that id came in; it should hold a secret, for
-    the hook has no signature.
+    ``callback_url`` makes the URL to which Plusofon posts when the call of that id came in. Nothing signs that request,
+    so the URL should hold a secret.
     """
 
-    def __init__(self, client: PlusofonClient, hook_url: Callable[[CallId], str]) -> None:
+    def __init__(self, client: PlusofonClient, callback_url: Callable[[CallId], str]) -> None:
         super().__init__(client)
-        self._hook_url = hook_url
+        self._callback_url = callback_url
 
     async def place(self, order: CallOrder) -> CallOutcome:
         """Ask for a number to dial. Never ``Unknown``: without a number there is no call."""
-        return await self._client.call_to_auth(order.phone, self._hook_url(order.call_id), within=order.timeout)
+        return await self._client.call_to_auth(order.phone, self._callback_url(order.call_id), timeout=order.timeout)
 
 
 def make_senders(client: PlusofonClient, callback_url: Callable[[CallId], str]) -> dict[Channel, CallSender]:

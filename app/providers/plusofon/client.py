@@ -75,9 +75,7 @@ class PlusofonClient:
         self._secrets = (token, cabinet_token, user_id)
         self._redact = Redactor(self._secrets)
         self._http = ProviderHttp(
-            not_reached="plusofon.not_reached",
-            unexpected_error="plusofon.unexpected_error",
-            **http,
+            not_reached="plusofon.not_reached", unexpected_error="plusofon.unexpected_error", **http
         )
 
     async def __aenter__(self) -> Self:
@@ -87,34 +85,21 @@ class PlusofonClient:
         await self._http.aclose()
 
     async def initiate_call(
-        self, phone: Phone, pin: str, lang: Lang, repeat: int, *, within: float | None = None
+        self, phone: Phone, pin: str, lang: Lang, repeat: int, *, timeout: float | None = None
     ) -> CallOutcome:
         """Have ``pin`` spoken to ``phone``, ``repeat`` times (brief).
 
         Never raises for what the provider or the network does. The request is written at most once, for Plusofon is not
-        known to recognise a repeated one and each call is paid. ``within``: seconds left for it, if fewer than
-        ``timeout``.
-
-        Returns:
-            ``Placed`` with the provider's ``call_id``; ``Refused`` if the call definitely did not happen, and may be
-            tried again; ``Unknown`` if the request was, or may have been, written and no clear answer came.
-
+        known to recognise a repeated one and each call is paid. ``timeout`` (seconds) may shorten the client's own.
         """
         body = {"pin": pin, "lang": lang.value, "repeat": repeat}
-        return await self._place(
-            _CALL, phone, body, lambda answer: Placed(wire.parse_placed_call(answer)), within=within
-        )
+        return await self._place(_CALL, phone, body, wire.parse_placed_call, timeout=timeout)
 
-    async def send_flash_call(self, phone: Phone, pin: str | None, *, within: float | None = None) -> CallOutcome:
+    async def send_flash_call(self, phone: Phone, pin: str | None, *, timeout: float | None = None) -> CallOutcome:
         """Have ``phone`` called from a number that ends in ``pin`` (docs, seen).
 
-        Without a ``pin`` the provider chooses one; a pin that is not four digits is refused without a request. Else as
-        ``initiate_call``.
-
-        Returns:
-            ``Placed`` with the provider's ``key``, and the ``code`` and the phone's ``operator`` if they came back;
-            ``Refused``; or ``Unknown``, also for a call whose code did not come back.
-
+        Without a ``pin`` the provider chooses one, and a call whose code did not come back is ``Unknown``. A pin that
+        is not four digits is refused without a request. Else as ``initiate_call``.
         """
 
         def parse(answer: Answer) -> Placed:
@@ -126,24 +111,21 @@ class PlusofonClient:
         if pin is not None and not wire.FLASH_PIN.fullmatch(pin):
             return _refused(ProviderRejected("not a code of four digits"))
         body = {"pin": pin} if pin is not None else {}
-        return await self._place(_FLASH_CALL, phone, body, parse, within=within)
+        return await self._place(_FLASH_CALL, phone, body, parse, timeout=timeout)
 
-    async def call_to_auth(self, phone: Phone, hook_url: str, *, within: float | None = None) -> CallOutcome:
+    async def call_to_auth(self, phone: Phone, callback_url: str, *, timeout: float | None = None) -> CallOutcome:
         """Ask for a number that ``phone`` is to dial (docs, seen).
 
-        Plusofon posts to ``hook_url`` when that call came in. The URL may hold a secret: it is not logged or repeated.
+        Plusofon posts to ``callback_url`` when that call came in. The URL may hold a secret: it is not logged or
+        repeated.
 
         This places no call, and without an answer no number is dialled: so an unclear answer is ``Refused``, never
         ``Unknown``. Whether an unused number costs anything is open; the request is written at most once all the same.
-
-        Returns:
-            ``Placed`` with the provider's ``key`` and the number to ``dial``, or ``Refused``.
-
         """
-        parts = (part for part in re.split(r"[/?&=#]", hook_url) if len(part) >= _SHORTEST_SECRET)
-        redact = Redactor([*self._secrets, hook_url, *parts])
+        parts = (part for part in re.split(r"[/?&=#]", callback_url) if len(part) >= _SHORTEST_SECRET)
+        redact = Redactor([*self._secrets, callback_url, *parts])
         outcome = await self._place(
-            _REVERSE_CALL, phone, {"hook_url": hook_url}, wire.parse_reverse_call, within=within, redact=redact
+            _REVERSE_CALL, phone, {"hook_url": callback_url}, wire.parse_reverse_call, timeout=timeout, redact=redact
         )
         return Refused(_unavailable(_REVERSE_CALL, outcome.why)) if isinstance(outcome, Unknown) else outcome
 
@@ -172,12 +154,12 @@ class PlusofonClient:
         body: Mapping[str, object],
         parse: Callable[[Answer], Placed],
         *,
-        within: float | None,
+        timeout: float | None,
         redact: Redactor | None = None,
     ) -> CallOutcome:
         try:
             body = {"phone": wire.format_phone(phone, self._phone_prefix), **body}
-            return parse(await self._send(path, body, within=within, redact=redact))
+            return parse(await self._send(path, body, redact or self._redact, timeout))
         except ProviderError as error:
             return _refused(error)
         except Unclear as error:
@@ -186,27 +168,21 @@ class PlusofonClient:
     async def _ask(self, parse: Callable[[Answer], _T], path: str, body: Mapping[str, object] | None = None) -> _T:
         """Ask for something that costs nothing. Raises ProviderRejected, or ProviderUnavailable for no clear answer."""
         try:
-            return parse(await self._send(path, body))
+            return parse(await self._send(path, body, self._redact))
         except Unclear as error:
             raise _unavailable(path, error.why) from error
 
     async def _send(
-        self,
-        path: str,
-        body: Mapping[str, object] | None,
-        *,
-        within: float | None = None,
-        redact: Redactor | None = None,
+        self, path: str, body: Mapping[str, object] | None, redact: Redactor, timeout: float | None = None
     ) -> Answer:
         """Post a body with the token for calls, or get without one with the token of the cabinet."""
         url = self._urls[path]
         if body is None:
             request = partial(httpx.Request, "GET", url, headers=self._cabinet_headers)
         else:
-            request = partial(
-                httpx.Request, "POST", url, headers=self._call_headers, content=_JSON.encode(body).encode()
-            )
-        return await self._http.send(request, redact=redact or self._redact, within=within)
+            content = _JSON.encode(body).encode()
+            request = partial(httpx.Request, "POST", url, headers=self._call_headers, content=content)
+        return await self._http.send(request, redact=redact, timeout=timeout)
 
 
 def _refused(error: ProviderError) -> Refused:

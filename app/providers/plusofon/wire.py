@@ -99,12 +99,12 @@ def _data(answer: Answer, name: str) -> object:
     return data.get(name) if isinstance(data, dict) else None
 
 
-def parse_placed_call(answer: Answer) -> str:
-    """Return the ``call_id`` of ``{"success": true, "data": {"call_id": "…"}}`` (brief)."""
+def parse_placed_call(answer: Answer) -> Placed:
+    """Read ``{"success": true, "data": {"call_id": "…"}}`` (brief)."""
     call_id = _identifier(_data(answer, "call_id"))
     if call_id is None:
         raise Unclear("a success without a usable call_id")
-    return call_id
+    return Placed(call_id)
 
 
 def parse_flash_call(answer: Answer) -> Placed:

@@ -58,11 +58,7 @@ class RelaySender:
         self._trace_context = trace_context
         # The URL too: such an address often is a secret itself.
         self._redact = Redactor([secret, secret.removeprefix("whsec_"), self._url, self._url.partition("://")[2]])
-        self._http = ProviderHttp(
-            not_reached="relay.not_reached",
-            unexpected_error="relay.unexpected_error",
-            **http,
-        )
+        self._http = ProviderHttp(not_reached="relay.not_reached", unexpected_error="relay.unexpected_error", **http)
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,31 +70,21 @@ class RelaySender:
         """Return: nothing is known here."""
 
     async def place(self, order: CallOrder) -> CallOutcome:
-        """Have the relay place a call. Never raises for what the relay or the network does.
-
-        ``Unknown`` has the name that was sent to the relay, by which the call can be looked up.
-        """
+        """Have the relay place a call. Never raises for what the relay or the network does."""
         if order.code is None:  # never so in practice: the channels that have no code are not taken
             return Refused(ProviderRejected("a relay needs a code"))
         call = wire.name_call(order.call_id, self._channel)
         body = wire.write_order(order, self._channel, call)
         try:
-            return Placed(
-                wire.parse_placed(await self._send("POST", self._place_url, call, body, order.timeout), call=call)
-            )
+            answer = await self._send("POST", self._place_url, call, body, order.timeout)
+            return Placed(wire.parse_placed(answer, call=call))
         except ProviderError as error:
             return Refused(error)
         except Unclear as error:
             return Unknown(error.why, call_ref=call)
 
     async def fetch_status(self, call_ref: str) -> CallState | None:
-        """Return the state of a call, or none if the relay says that it never got the order.
-
-        Raises:
-            ProviderUnavailable: it did not answer, or not sensibly.
-            ProviderRejected: ``call_ref`` is not the name of a call here.
-
-        """
+        """Return the state of a call, or none if the relay says that it never got the order. Raises ProviderError."""
         if not wire.CALL_REF.fullmatch(call_ref):
             raise ProviderRejected("not the name of a call at a relay")
         try:
@@ -108,7 +94,7 @@ class RelaySender:
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
 
     async def _send(
-        self, method: str, url: httpx.URL, message_id: str, body: bytes = b"", within: float | None = None
+        self, method: str, url: httpx.URL, message_id: str, body: bytes = b"", timeout: float | None = None
     ) -> Answer:
         def signed_now() -> httpx.Request:
             signed = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
@@ -117,4 +103,4 @@ class RelaySender:
                 headers["Content-Type"] = "application/json"
             return httpx.Request(method, url, headers=headers, content=body)
 
-        return await self._http.send(signed_now, redact=self._redact, within=within)
+        return await self._http.send(signed_now, redact=self._redact, timeout=timeout)

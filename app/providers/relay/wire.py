@@ -1,4 +1,7 @@
-"""The JSON sent to a relay, and that of its answers; the protocol is this project's own, see ``docs/relay.md``."""
+"""The JSON sent to a relay, and that of its answers; the protocol is this project's own, see ``docs/relay.md``.
+
+Each ``parse_…`` raises ``ProviderError`` if the request definitely was not carried out, and ``Unclear`` if it may have.
+"""
 
 import json
 import re
@@ -63,11 +66,6 @@ def parse_placed(answer: Answer, *, call: str) -> str:
     """Return the name by which the call is looked up: the relay's own if it gave a usable one, else ``call``.
 
     Placed is ``{"status": "accepted"}`` or ``"placed"`` under 200, 201 or 202, with ``"call"`` or without.
-
-    Raises:
-        ProviderError: it definitely was not placed.
-        Unclear: it may have been.
-
     """
     if answer.fields.get("status") in ("accepted", "placed"):
         if answer.status not in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED}:
@@ -82,11 +80,6 @@ def parse_state(answer: Answer) -> CallState | None:
     """Read ``{"status": "ringing"}``; none for 404 with ``{"error": "unknown_call"}``: it was never placed.
 
     A 404 alone is a wrong path or a proxy, and proves nothing. An unknown status is not kept: it may be the code.
-
-    Raises:
-        ProviderUnavailable: the relay asks to wait, by 429 or 503.
-        Unclear: neither.
-
     """
     status = answer.fields.get("status")
     if answer.status == HTTPStatus.OK and isinstance(status, str) and status in CALL_STATUSES:

@@ -6,7 +6,7 @@
 -- RETURN  the numbers of its calls, or nothing if it is not of the phone
 local key, phone_digest = KEYS[1], ARGV[1]
 
-local record = load(key)
+local record = load_record(key)
 if record[PHONE_DIGEST] ~= phone_digest then return nil end
 local calls = {}
 for number = 1, record[LAST_CALL] do

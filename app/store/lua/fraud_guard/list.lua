@@ -1,18 +1,18 @@
 #!lua flags=allow-oom
--- List the blocked ranges and the reported clients, and drop the names of those that are forgotten. admit.lua describes
--- the keys.
+-- List the blocked ranges and the reported clients, and drop those that are forgotten. admit.lua describes the key.
 --
--- KEYS    1 list
--- RETURN  {{name, since, until, level, calls, successes}…}
-local list = KEYS[1]
+-- KEYS    1 blocks
+-- ARGV    1 for how long after a block its level is remembered
+-- RETURN  {{name, block as JSON}…}
+local blocks, memory = KEYS[1], ARGV[1]
 
 local now, found = now_ms(), {}
-for _, name in ipairs(redis.call('HKEYS', list)) do
-  local entry = load(list:match('^pv:{guard}:') .. 'b:' .. name)
-  if not entry['until'] then
-    redis.call('HDEL', list, name)
-  elseif tonumber(entry['until']) > now then
-    found[#found + 1] = {name, entry.since, entry['until'], entry.level, entry.calls, entry.successes}
+for name, entry in pairs(load(blocks)) do
+  local ends = cjson.decode(entry).ends
+  if ends > now then
+    found[#found + 1] = {name, entry}
+  elseif ends + memory <= now then
+    redis.call('HDEL', blocks, name)
   end
 end
 return found

@@ -4,13 +4,11 @@
 -- KEYS    1… buckets of the range and of the client
 
 for _, key in ipairs(KEYS) do
-  for number = redis.call('HGET', key, 'last') or 0, 1, -1 do
-    local calls = tonumber(redis.call('HGET', key, 'calls' .. number) or 0)
-    if calls > 0 then
-      redis.call('HSET', key, 'calls' .. number, calls - 1)
-      break
-    elseif redis.call('HEXISTS', key, 'began' .. number) == 0 then
-      break
-    end
+  local calls, earlier = unpack(redis.call('HMGET', key, 'calls', 'earlier'))
+  local before, count, after = (earlier or ''):match('^(.*:)([1-9]%d*)(:.*)$') -- the last one with calls
+  if tonumber(calls or 0) > 0 then
+    redis.call('HINCRBY', key, 'calls', -1)
+  elseif count then
+    redis.call('HSET', key, 'earlier', before .. count - 1 .. after, 'tally_until', 0)
   end
 end

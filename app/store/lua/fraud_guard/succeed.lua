@@ -3,12 +3,10 @@
 --
 -- KEYS    1… buckets of ranges and of clients
 -- ARGV    1… how many succeeded, for each of the KEYS
-
 local succeeded = ARGV
 
 for i, key in ipairs(KEYS) do
-  local number = redis.call('HGET', key, 'last')
-  if number then
-    redis.call('HINCRBY', key, 'successes' .. number, succeeded[i])
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('HINCRBY', key, 'successes', succeeded[i])
   end
 end

@@ -2,8 +2,8 @@
 -- Refund an event that did not happen. Harmless when repeated.
 --
 -- KEYS    sorted sets of the limits
--- ARGV    2 token of the event
-local keys, token = KEYS, ARGV[2]
+-- ARGV    1 token of the event
+local keys, token = KEYS, ARGV[1]
 
 for _, key in ipairs(keys) do
   redis.call('ZREM', key, token)

@@ -10,7 +10,7 @@ local key, kept = KEYS[1], ARGV[1]
 -- Without those that only erasure/ needs, for the user of the command line.
 local COMMANDS = {
   'TIME', 'GET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
-  'HGET', 'HGETALL', 'HSET', 'HDEL', 'HEXISTS', 'HINCRBY', 'HKEYS',
+  'HGET', 'HGETALL', 'HMGET', 'HSET', 'HDEL', 'HINCRBY',
   'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZREMRANGEBYSCORE', 'ZPOPMIN',
   'XADD', 'XLEN', 'XRANGE', 'XDEL', 'XACK', 'XAUTOCLAIM', 'XREADGROUP',
 }

@@ -8,7 +8,7 @@
 local key, events = unpack(KEYS)
 local client = ARGV[1]
 
-local now, record = now_ms(), load(key)
+local now, record, text = now_ms(), load_record(key)
 if record[CLIENT] ~= client then
   return {'not_found'}
 elseif record[STATUS] == 'verified' then
@@ -16,6 +16,6 @@ elseif record[STATUS] == 'verified' then
 elseif record[STATUS] == 'locked' then
   return {'locked', until_next_call(key, record, now)}
 elseif not record[STATUS] then
-  finish(key, record, {}, 'canceled', events)
+  text = finish(key, record, {}, 'canceled', events)
 end
-return {'canceled', snapshot(now, redis.call('PEXPIRETIME', key), record)}
+return {'canceled', now, redis.call('PEXPIRETIME', key), text}

@@ -5,12 +5,12 @@
 -- phone once for each code that it was compared with.
 --
 -- KEYS    1 record, or by phone the phone   2… sorted sets of further limits of failed checks
---         last: stream of events, if the client has a webhook
--- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 '1' if the client has a webhook
---         5 retry digest, or ''   6 digest of the address, or ''
---         7 failed checks of a phone allowed, 8 from one address, 9 in which period
---         10 code length   11 limits of KEYS 2…, a JSON array [[name, count, period] …]   12… code digests under each secret key; without
---         any no code was given, and the question is whether the person has dialled the number of a verification without one
+--         then the stream of events, if the client has a webhook
+-- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 retry digest, or ''
+--         5 digest of the address, or ''   6 failed checks of a phone allowed, 7 from one address, 8 in which period
+--         9 code length   10 how many limits there are   11… name, count and period of each
+--         then code digests under each secret key; without any no code was given, and the question is whether the person
+--         has dialled the number of a verification without one
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
 --         {'verified_again', …the same}                    the check that verified it, repeated
 --         {'wrong', rest of the id, {…}, checks left}
@@ -21,21 +21,22 @@
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
 --         {'not_found' | 'verified_before' | 'canceled_before'}
-local first_key, limit_keys = KEYS[1], {select(2, unpack(KEYS))}
-local client, purpose, token, has_webhook, retry_digest, address, failed_allowed, failed_share, failed_period, code_length,
-  limit_list = unpack(ARGV)
-local candidates, limits = {select(12, unpack(ARGV))}, cjson.decode(limit_list)
-local events = has_webhook == '1' and table.remove(limit_keys) or nil
-failed_allowed, failed_share = tonumber(failed_allowed), tonumber(failed_share)
+local client, purpose, token, retry_digest, address, failed_allowed, failed_share, failed_period, code_length, limit_count =
+  unpack(ARGV)
+local first_key, events = KEYS[1], KEYS[limit_count + 2]
+local candidates = {select(11 + 3 * limit_count, unpack(ARGV))}
+local function limit(i)
+  return KEYS[i + 1], ARGV[3 * i + 8], ARGV[3 * i + 9] + 0, ARGV[3 * i + 10] + 0
+end
 
 -- Find the verifications, the latest first.
 local found = {}
 if purpose == '' then
-  found[1] = {key = first_key, record = load(first_key)}
+  found[1] = {key = first_key, record = load_record(first_key)}
 else
   for rest in (redis.call('HGET', first_key, client .. ':' .. purpose) or ''):gmatch('%x+') do
     local key = record_key(first_key, rest)
-    table.insert(found, 1, {key = key, record = load(key)})
+    table.insert(found, 1, {key = key, record = load_record(key)})
   end
 end
 
@@ -72,7 +73,7 @@ elseif record[STATUS] then
 end
 
 local function is_live(it, number)
-  return tonumber(it.record[EXPIRES_AT .. number] or 0) > now
+  return (it.record[EXPIRES_AT .. number] or 0) > now
 end
 
 if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
@@ -80,7 +81,7 @@ if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
   if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, {}) end
-  return {'waiting', rest_of_id(key), {}, tonumber(record[CHECKS_ALLOWED])}
+  return {'waiting', rest_of_id(key), {}, record[CHECKS_ALLOWED]}
 end
 
 -- A code of another length than any live one was mistyped, and costs nothing.
@@ -90,8 +91,8 @@ for _, it in ipairs(pending) do
     local digest, length = it.record[CODE_DIGEST .. number], it.record[CODE_LENGTH .. number]
     if digest and is_live(it, number) then
       live[#live + 1] = {of = it, number = number, digest = digest}
-      lengths[#live] = tonumber(length)
-      is_as_long = is_as_long or length == code_length
+      lengths[#live] = length
+      is_as_long = is_as_long or length == tonumber(code_length)
     end
   end
 end
@@ -110,9 +111,9 @@ if not record[IS_TEST] then
     inside, wait = used(failed, now, math.max(1, failed_share - comparisons + 1), failed_period, address)
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
-  for i, limit in ipairs(limits) do
-    local name, count, period = unpack(limit)
-    inside, wait = used_of_set(limit_keys[i], now, count, period)
+  for i = 1, limit_count do
+    local limit_key, name, count, period = limit(i)
+    inside, wait = used_of_set(limit_key, now, count, period)
     if wait > 0 then return {'limited', name, wait} end
     left[#left + 1] = count - inside
   end
@@ -136,10 +137,10 @@ if not record[IS_TEST] then
   left[1] = math.max(0, failed_allowed - #failed)
   redis.call('HSET', phone_key, FAILED_LOG, write_log(failed))
   keep_until(phone_key, now + failed_period)
-  for i, limit in ipairs(limits) do
+  for i = 1, limit_count do
+    local limit_key, _, _, period = limit(i)
     left[i + 1] = left[i + 1] - 1
-    local _, _, period = unpack(limit)
-    count_in_set(limit_keys[i], now, token, period)
+    count_in_set(limit_key, now, token, period)
   end
 end
 

@@ -9,7 +9,7 @@
 local key, events = unpack(KEYS)
 local number, ref, caller, lifetime, earliest = unpack(ARGV)
 
-local record = load(key)
+local record = load_record(key)
 if not record[IS_DIALLED] or record[CALL_REF .. number] ~= ref then
   return 'not_found'
 elseif record[PHONE] ~= caller then
@@ -18,7 +18,7 @@ elseif record[HAS_DIALLED .. number] or record[STATUS] == 'verified' then
   return 'confirmed_before'
 end
 
-local now, expires = now_ms(), tonumber(record[EXPIRES_AT .. number])
+local now, expires = now_ms(), record[EXPIRES_AT .. number]
 if record[STATUS] or expires <= now then
   return 'not_found'
 elseif now < expires - lifetime + earliest then

@@ -8,9 +8,9 @@
 local key = KEYS[1]
 local client, follow = unpack(ARGV)
 
-local record = load(key)
+local record, text = load_record(key)
 if not record[CLIENT] or client ~= '' and client ~= record[CLIENT] then return {'not_found'} end
 if follow == '1' and not record[IS_FOLLOWED] then
-  write(key, record, {[IS_FOLLOWED] = 1})
+  text = save_record(key, record, {[IS_FOLLOWED] = 1})
 end
-return {'found', snapshot(now_ms(), redis.call('PEXPIRETIME', key), record)}
+return {'found', now_ms(), redis.call('PEXPIRETIME', key), text}

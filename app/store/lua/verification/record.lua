@@ -4,6 +4,27 @@
 local STAGE = {initiated = 1, unconfirmed = 1, ringing = 2, answered = 3, completed = 4, busy = 4, no_answer = 4, failed = 4}
 local LAST_STAGE = 4
 
+-- Return a record, or an empty table, and its text.
+local function load_record(key)
+  local text = redis.call('GET', key)
+  return text and cjson.decode(text) or {}, text
+end
+
+-- Make changes to a record, field → value, or false to delete it, and let it expire at another moment, if one is given.
+-- Return its text.
+local function save_record(key, record, changes, expires)
+  for field, value in pairs(changes) do
+    record[field] = value or nil
+  end
+  local text = cjson.encode(record)
+  if expires then
+    redis.call('SET', key, text, 'PXAT', expires)
+  else
+    redis.call('SET', key, text, 'KEEPTTL')
+  end
+  return text
+end
+
 -- Return the key of a record in the bucket of another key, and so in its slot.
 local function record_key(sibling, rest_of_id)
   return sibling:match('^pv:{%x+}:') .. rest_of_id
@@ -22,14 +43,9 @@ local function verification_id(key)
 end
 
 -- Bind a digest to its verification, which the service cannot do: asked by phone, it does not know the id. SHA-1 is
--- enough, because its input is a keyed digest of 256 bits that cannot be guessed or chosen.
+-- enough, because its input is a keyed digest of 256 bits that cannot be guessed or chosen, and so are 96 bits of it.
 local function held_digest(key, code_digest)
-  return redis.sha1hex(key .. code_digest)
-end
-
--- Return what ends a reply that shows a verification: the moment, when the record expires, and its fields as JSON.
-local function snapshot(now, expires, record)
-  return now, expires, cjson.encode(record)
+  return redis.sha1hex(key .. code_digest):sub(1, 24)
 end
 
 -- Return how long until the phone of a record may be called again.
@@ -53,7 +69,7 @@ local function schedule_expiry(key, record, events)
 end
 
 local function add_event(key, record, event, status, events)
-  local last = tonumber(record[LAST_CALL])
+  local last = record[LAST_CALL]
   while last > 0 and not record[CALL_STATUS .. last] do
     last = last - 1 -- it was refunded
   end
@@ -68,7 +84,8 @@ local function notify_followers(key, record)
   end
 end
 
--- Write changes that callers see, and add `event`, if there is one, to the stream `events` of a client with a webhook.
+-- Save changes that callers see, and add `event`, if there is one, to the stream `events` of a client with a webhook.
+-- Return the text of the record.
 local function publish(key, record, changes, event, events)
   changes[VERSION] = (record[VERSION] or 0) + 1
   -- The first event of a verification is that it was created: the call may not have been recorded, or not yet.
@@ -76,9 +93,9 @@ local function publish(key, record, changes, event, events)
   if is_created then
     changes[IS_ANNOUNCED] = 1
   end
-  write(key, record, changes)
+  local text = save_record(key, record, changes)
   notify_followers(key, record)
-  if not events then return end
+  if not events then return text end
   if is_created and event ~= 'verification.created' then
     add_event(key, record, 'verification.created', 'pending', events)
   end
@@ -86,6 +103,7 @@ local function publish(key, record, changes, event, events)
     add_event(key, record, event, record[STATUS] or 'pending', events)
   end
   schedule_expiry(key, record, events)
+  return text
 end
 
 -- Give a verification its final status, beside other changes: none of its codes verifies any more.
@@ -95,5 +113,5 @@ local function finish(key, record, changes, status, events)
     changes[CODE_DIGEST .. number] = false
     changes[HAS_DIALLED .. number] = false
   end
-  publish(key, record, changes, 'verification.' .. status, events)
+  return publish(key, record, changes, 'verification.' .. status, events)
 end

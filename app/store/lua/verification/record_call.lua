@@ -8,7 +8,7 @@
 local key, events = unpack(KEYS)
 local number, status, ref, unknown_status, code_digest, code_length, dial, operator, limits_token = unpack(ARGV)
 
-local record = load(key)
+local record = load_record(key)
 if not record[CLIENT] then return {'not_found'} end
 
 local before = record[CALL_STATUS .. number]
@@ -30,7 +30,7 @@ local changes = {
 }
 if not record[STATUS] and code_digest ~= '' then
   changes[CODE_DIGEST .. number] = held_digest(key, code_digest)
-  changes[CODE_LENGTH .. number] = code_length
+  changes[CODE_LENGTH .. number] = tonumber(code_length)
 end
 if operator ~= '' then
   redis.call('HSET', phone_key_of(key, record), OPERATOR, operator)
@@ -43,10 +43,10 @@ if is_first then
     redis.call('ZREM', events .. ':expiry', in_expiry(key, record))
   end
   changes[CHANNEL] = record[CHANNEL .. number]
-  changes[CODE_LENGTH] = code_digest ~= '' and code_length or record[CODE_LENGTH .. number]
+  changes[CODE_LENGTH] = tonumber(code_length) or record[CODE_LENGTH .. number]
   local checks = tonumber((record[RESERVATION .. number] or ''):match('^%d+ %d+ %d+ (%d+)'))
   -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
-  if checks and checks < tonumber(record[CHECKS_ALLOWED]) and not record[STATUS] then
+  if checks and checks < record[CHECKS_ALLOWED] and not record[STATUS] then
     changes[CHECKS_ALLOWED] = math.max((record[WRONG_CHECKS] or 0) + 1, checks)
   end
 end
@@ -57,6 +57,6 @@ end
 if before ~= status or is_new_ref or is_new_word or is_first or is_created then
   publish(key, record, changes, is_created and 'verification.created' or 'call.status_changed', events)
 else
-  write(key, record, changes)
+  save_record(key, record, changes)
 end
 return {'recorded', STAGE[status] == LAST_STAGE and 1 or 0}

@@ -9,7 +9,7 @@
 local phone_key, key, events = unpack(KEYS)
 local number, lifetime, token = unpack(ARGV)
 
-local record, phone = load(key), load(phone_key)
+local record, phone = load_record(key), load(phone_key)
 local reservation = record[RESERVATION .. number] or ''
 if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then return 0 end
 local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
@@ -38,7 +38,7 @@ if phone[ASKED_CALL] == rest_of_id(key) .. ':' .. number then
 end
 
 local changes = {[CALLS_LEFT] = record[CALLS_LEFT] + 1}
-if record[LAST_CALL] == number then
+if record[LAST_CALL] == tonumber(number) then
   changes[RESEND_AT] = false
 end
 for _, field in ipairs({CHANNEL, CODE_LENGTH, CALL_STATUS, UNKNOWN_STATUS, EXPIRES_AT, CODE_DIGEST, CALL_REF, NUMBER_TO_DIAL,
@@ -74,7 +74,7 @@ if is_over or others == 0 and not record[STATUS] and not record[IS_ANNOUNCED] th
 elseif was_recorded then
   publish(key, record, changes, record[IS_ANNOUNCED] and 'call.status_changed', events)
 else
-  write(key, record, changes)
+  save_record(key, record, changes)
   notify_followers(key, record) -- they may have seen the call while the provider was being asked
   if events then
     schedule_expiry(key, record, events)

@@ -11,7 +11,7 @@ if tonumber(number) ~= next_number then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
 
-local cooldowns = cjson.decode(cooldown_list)
+cooldowns = cjson.decode(cooldowns)
 local longest_cooldown = cooldowns[#cooldowns]
 -- The streak outlives its cooldown by the longest one: waiting until it is forgotten is never faster than obeying.
 local is_remembered = phone[STREAK] and next_call + longest_cooldown > now
@@ -19,7 +19,8 @@ local streak = is_remembered and phone[STREAK] + 1 or 1
 local resend_at = now + cooldowns[math.min(streak, #cooldowns)]
 local expires = now + lifetime
 
-local checks_left, calls_left = tonumber(checks_allowed), is_dialled and 0 or calls_allowed - 1
+code_length, checks_allowed = tonumber(code_length), tonumber(checks_allowed)
+local checks_left, calls_left = checks_allowed, is_dialled and 0 or calls_allowed - 1
 local key, record = new_key, {}
 if is_resend then
   key, record = named_key, named
@@ -27,7 +28,7 @@ if is_resend then
   calls_left = record[CALLS_LEFT] - 1
 end
 local changes = {
-  [LAST_CALL] = number,
+  [LAST_CALL] = next_number,
   [CALLS_LEFT] = calls_left,
   [RESEND_AT] = resend_at,
   [EXPIRES_AT .. number] = expires,
@@ -42,8 +43,7 @@ if not is_resend then
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
-write(key, record, changes)
-redis.call('PEXPIREAT', key, expires)
+local text = save_record(key, record, changes, expires)
 if is_resend and events then
   schedule_expiry(key, record, events)
 end
@@ -64,11 +64,11 @@ elseif not is_resend then
   alive[#alive + 1] = rest_of_id(key)
   changes_of_phone[owner] = table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1))
 end
-if longest_period > 0 then
+if longest_period ~= '0' then
   placed[#placed + 1] = {at = now, address = ''}
   changes_of_phone[CALL_LOG] = write_log(placed)
 end
 write(phone_key, phone, changes_of_phone)
 keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
-return {'started', checks_left, left, snapshot(now, expires, record)}
+return {'started', checks_left, left, now, expires, text}

@@ -6,27 +6,24 @@
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
 --         13 digest of the address, or ''   14 lifetime of a call   15 calls allowed
 --         16 failed checks of a phone allowed, 17 from one address, 18 in which period
---         19 cooldowns and 20 limits of calls to a phone, as JSON arrays [duration …] and [[name, count, period] …]
+--         19 cooldowns, as a JSON array   20 longest period of a limit, or 0   21… name, count and period of each limit
+--         of calls to a phone
 local phone_key, new_key, events = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
-  token, address, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldown_list, limit_list = unpack(ARGV)
+  token, address, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldowns, longest_period = unpack(ARGV)
+local limits, first_limit = ARGV, 21
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
-local limits, longest_period = cjson.decode(limit_list), 0
 
 local now = now_ms()
 local owner = client .. ':' .. purpose
 local phone = load(phone_key)
 local next_call = tonumber(phone[NEXT_CALL] or 0)
 local named_key = named_rest ~= '' and record_key(phone_key, named_rest) or nil
-local named = named_key and load(named_key) or {}
+local named = named_key and load_record(named_key) or {}
 -- A verification without a code is one of its own, which no other call joins.
 local is_resend = named_key and not is_dialled and not named[IS_DIALLED]
 
-for _, limit in ipairs(limits) do
-  local _, _, period = unpack(limit)
-  longest_period = math.max(longest_period, period)
-end
 local placed, left = recent(phone[CALL_LOG], now, longest_period), {}
 
 local MOST_CALLS = 100 -- of one verification, with those that the provider refused: scripts loop over them
@@ -37,7 +34,7 @@ local LONGEST_REQUEST = 15000 -- to a provider; after that the process that wait
 local function cooldown()
   local wait = next_call - now
   local rest, asked_number = (phone[ASKED_CALL] or ''):match('^(%x+):(%d+)$')
-  local asked = rest and load(record_key(phone_key, rest)) or {}
+  local asked = rest and load_record(record_key(phone_key, rest)) or {}
   if asked[CLIENT] and asked[CALL_STATUS .. asked_number] == 'initiated' and not asked[CALL_REF .. asked_number]
       and asked[EXPIRES_AT .. asked_number] - lifetime + LONGEST_REQUEST > now then
     return math.min(wait, 1000)
@@ -50,7 +47,7 @@ local function refusal()
   if named_key and (named[CLIENT] ~= client or named[PURPOSE] ~= purpose or named[PHONE] ~= phone_number
       or named[STATUS] or is_test ~= (named[IS_TEST] ~= nil)) then
     return {'not_found'}
-  elseif is_resend and (tonumber(named[CALLS_LEFT]) <= 0 or tonumber(named[LAST_CALL]) >= MOST_CALLS) then
+  elseif is_resend and (named[CALLS_LEFT] <= 0 or named[LAST_CALL] >= MOST_CALLS) then
     return {'calls_exhausted', math.max(redis.call('PEXPIRETIME', named_key), next_call) - now}
   elseif is_test then
     return nil
@@ -61,7 +58,7 @@ local function refusal()
   -- One of a phone at a time, for all clients: a person who dials must not confirm another one's verification.
   if is_dialled and phone[DIALLED_REST] then
     local other_key = record_key(phone_key, phone[DIALLED_REST])
-    local other = load(other_key)
+    local other = load_record(other_key)
     if other[CLIENT] and not other[STATUS] then
       return {'cooldown', redis.call('PEXPIRETIME', other_key) - now}
     end
@@ -77,11 +74,11 @@ local function refusal()
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
 
-  for i, limit in ipairs(limits) do
-    local name, count, period = unpack(limit)
+  for i = first_limit, #limits, 3 do
+    local name, count, period = limits[i], limits[i + 1] + 0, limits[i + 2] + 0
     local inside, wait_for_call = used(placed, now, count, period)
     if wait_for_call > 0 then return {'limited', name, wait_for_call} end
-    left[i] = count - inside - 1
+    left[#left + 1] = count - inside - 1
   end
 end
 

@@ -2,7 +2,7 @@
 -- Return the state of delivery, in constant time. take.lua describes the keys.
 --
 -- KEYS    1 stream   2 expiry   3 retry   4 dead
--- ARGV    1 for how long letters are kept
+-- ARGV    1 for how long dead letters are kept
 -- RETURN  {how long the oldest event has waited beyond its time, how many are in the stream, wait for a retry, are dead}
 local stream, expiry, retry, dead = unpack(KEYS)
 local kept = ARGV[1]

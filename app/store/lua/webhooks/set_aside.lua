@@ -2,13 +2,13 @@
 -- Move an event out of the stream until its next try, or among the dead. It is always in exactly one place: a worker
 -- whose entry was taken over changes nothing. take.lua describes the keys.
 --
--- KEYS    1 stream   2 retry   3 dead   4 letters
+-- KEYS    1 stream   2 retry   3 dead   4 bodies
 -- ARGV    1 group   2 entry   3 time until the next try, or '' for none   4 attempts that failed
 --         5 error of the last one   6 events that wait for a retry, at most   7 dead ones, at most
---         8 for how long letters are kept
+--         8 for how long dead letters are kept
 -- RETURN  'retry' | 'dead'    where it is now
 --         'gone'              another worker settled it
-local stream, retry, dead, letters = unpack(KEYS)
+local stream, retry, dead, bodies = unpack(KEYS)
 local group, entry, pause, attempts, last_error, most_retries, most_dead, kept = unpack(ARGV)
 
 local now = now_ms()
@@ -22,8 +22,8 @@ for i = 1, #fields, 2 do
 end
 letter.attempts, letter.error = attempts, last_error
 local id = letter.event
-redis.call('HSET', letters, id, cjson.encode(letter))
-redis.call('PEXPIRE', letters, kept)
+redis.call('HSET', bodies, id, cjson.encode(letter))
+redis.call('PEXPIRE', bodies, kept)
 
 if pause ~= '' and redis.call('ZCARD', retry) < tonumber(most_retries) then
   redis.call('ZADD', retry, now + pause, id)
@@ -34,9 +34,9 @@ redis.call('ZADD', dead, now, id)
 redis.call('PEXPIRE', dead, kept)
 for _, old in ipairs(redis.call('ZRANGE', dead, '-inf', now - kept, 'BYSCORE', 'LIMIT', 0, 1000)) do
   redis.call('ZREM', dead, old)
-  redis.call('HDEL', letters, old)
+  redis.call('HDEL', bodies, old)
 end
 while redis.call('ZCARD', dead) > tonumber(most_dead) do
-  redis.call('HDEL', letters, redis.call('ZPOPMIN', dead)[1])
+  redis.call('HDEL', bodies, redis.call('ZPOPMIN', dead)[1])
 end
 return 'dead'

@@ -8,12 +8,12 @@
 -- pv:{events}:expiry     sorted set: <client>|<verification id>|<purpose>|<channel>|<phone> → when it expires
 -- pv:{events}:retry      sorted set: event → when it is tried again
 -- pv:{events}:dead       sorted set: event → when it was given up
--- pv:{events}:letters    hash: event of the two sets before → its fields, as a JSON object
+-- pv:{events}:bodies     hash: event of the two sets before → its fields, as a JSON object
 --
--- KEYS    1 stream   2 expiry   3 retry   4 letters
+-- KEYS    1 stream   2 expiry   3 retry   4 bodies
 -- ARGV    1 group   2 how many at most   3 time after which an entry is given to another worker
 -- RETURN  {{taken over: {entry id, {field, value…}}…}, {new: the same…}, how many were trimmed before they were settled}
-local stream, expiry, retry, letters = unpack(KEYS)
+local stream, expiry, retry, bodies = unpack(KEYS)
 local group, most, claim_after = unpack(ARGV)
 
 local now = now_ms()
@@ -48,8 +48,8 @@ end
 
 local again = pop_due(retry, now)
 for i = 1, #again, 2 do
-  local letter = redis.call('HGET', letters, again[i])
-  redis.call('HDEL', letters, again[i])
+  local letter = redis.call('HGET', bodies, again[i])
+  redis.call('HDEL', bodies, again[i])
   if letter then add_to_stream(stream, cjson.decode(letter)) end
 end
 

@@ -1,39 +1,100 @@
-"""Writes that no caller waits for: they are repeated in the background until the store accepts them."""
+"""Requests to the store: several in one round trip, bounded in time, or repeated until the store accepts them."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from itertools import chain, repeat
+from types import TracebackType
 from typing import Any
 
 from app.verification.errors import StoreFailure, StoreUnavailable, VerificationError, VerificationNotFound
-from app.verification.round_trip import in_one_round_trip
 
 log = logging.getLogger(__name__)
 
 _MAX_TASKS = 10_000  # beyond that, a write is attempted once and then dropped
 
-Write = Callable[[], Awaitable[object]]
+Request = Coroutine[Any, Any, Any]
+Write = Callable[[], Request]
 """Makes an idempotent write each time it is called."""
 
 
-@asynccontextmanager
-async def store_deadline(seconds: float) -> AsyncIterator[None]:
-    """Bound all waits for the store in a block together. Raise StoreUnavailable when they take longer."""
+class StoreDeadline:
+    """Bounds all waits for the store in a block together. Raises StoreUnavailable when they take longer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, raised, traceback)
+        except TimeoutError:
+            raise StoreUnavailable(StoreFailure.TIMEOUT) from None
+
+
+class _Running:
+    """A request that runs in the caller's task, up to the next future that it waits for (None: for others to run)."""
+
+    __slots__ = ("is_done", "request", "result", "waits_for")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.is_done = False
+        self.proceed()
+
+    def proceed(self, error: BaseException | None = None) -> None:
+        """Run until the request waits or ends. ``error`` is that of the future that it has waited for."""
+        try:
+            self.waits_for = self.request.throw(error) if error else self.request.send(None)
+        except StopIteration as end:
+            self.result, self.is_done = end.value, True
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - the caller sees to it
+            self.result, self.is_done = raised, True
+        else:
+            if self.waits_for:  # say that it was not passed to the task yet, as the task itself does with what it gets
+                self.waits_for._asyncio_future_blocking = False  # noqa: SLF001 - the protocol of futures
+
+
+async def in_one_round_trip(*requests: Request) -> list[Any]:
+    """Make requests side by side; return their results and exceptions in order, as ``asyncio.gather`` can.
+
+    All run in the caller's task, since one of its own costs more than most of what they do. So none may have an
+    ``asyncio.timeout`` of its own, which would cancel them all.
+    """
+    running = [_Running(request) for request in requests]
     try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise StoreUnavailable(StoreFailure.TIMEOUT) from None
+        await _finish(running)
+    except asyncio.CancelledError as error:
+        for each in running:
+            if not each.is_done:
+                each.proceed(error)
+        await _finish(running)
+        raise
+    return [each.result for each in running]
 
 
-async def best_effort(*writes: Awaitable[object]) -> bool:
+async def _finish(running: Sequence[_Running]) -> None:
+    while waiting := [each for each in running if not each.is_done]:
+        for each in waiting:
+            try:
+                await (each.waits_for or asyncio.sleep(0))
+            except Exception as error:  # noqa: BLE001 - it is the request's
+                each.proceed(error)
+            else:
+                each.proceed()
+
+
+async def best_effort(*writes: Request) -> bool:
     """Make writes in one round trip, log how many failed, and return whether none did."""
     return not await _failures(writes)
 
 
-async def _failures(writes: Sequence[Awaitable[object]]) -> Sequence[VerificationError]:
+async def _failures(writes: Sequence[Request]) -> Sequence[VerificationError]:
     failed: list[VerificationError] = []
     for result in await in_one_round_trip(*writes):
         if isinstance(result, StoreUnavailable | VerificationNotFound):
@@ -66,7 +127,7 @@ class DeferredWrites:
         self._closing.set()
         await asyncio.gather(*self._tasks)
 
-    def start(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+    def start(self, work: Request) -> asyncio.Task[object]:
         """Run a coroutine in the background."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
