@@ -120,9 +120,12 @@ async def test_the_whole_service_runs_behind_sentinels_with_the_documented_users
 
         for node in topology.nodes:
             create_user(node, OPERATOR_RIGHTS)
-        done = await asyncio.to_thread(run, "doctor", cwd=tmp_path, MODE="sandbox", REDIS_URL=url)
+        environment = {"MODE": "sandbox", "REDIS_URL": url, "SECRET_KEY": "a-secret-key-that-only-tests-use-0123456789"}
+        done = await asyncio.to_thread(run, "doctor", cwd=tmp_path, **environment)
+        forgotten = await asyncio.to_thread(run, "forget", "+79001234567", "--yes", cwd=tmp_path, **environment)
 
     assert denied == set()
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 of 3 answer" in done.stdout
     assert PASSWORD not in done.stdout
+    assert (forgotten.returncode, forgotten.stderr) == (0, "")
