@@ -171,7 +171,7 @@ async def test_a_failover_under_load_is_a_moment_of_503_and_nothing_happens_twic
     await workers[1].post(f"/verify/{followed}/cancel")
 
     assert max(load.refused_at, default=failed_at) - failed_at < RECOVERED_WITHIN
-    assert max(load.took) < 2 * STORE_TIMEOUT
+    assert max(load.took) < 3 * STORE_TIMEOUT  # before the call, and to record it
     assert max(len(network.calls_of(phone)) for phone in load.phones) == 1
     assert Counter(load.verified).most_common(1)[0][1] == 1
     assert load.checks.keys() <= {200, 409, 503}  # 409: already used
