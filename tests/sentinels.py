@@ -16,6 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from app.sandbox import embedded
 
 NAME = "main"
+USER = "service:any-password"  # of the service and of tests; Sentinels and replicas connect as the default user
 SOON = 15.0  # seconds, on a machine that does much else
 # In milliseconds. Sentinel's own are ten times as long, and would make each failover in the tests so.
 PACE = ("info-period", 100, "ping-period", 300, "ask-period", 50, "publish-period", 500, "election-timeout", 1000)
@@ -40,6 +41,7 @@ class Node:
     port: int
     options: tuple[str, ...]
     binary: str = field(default_factory=embedded._find_binary)
+    user: str | None = None
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self, *options: str) -> None:
@@ -58,7 +60,10 @@ class Node:
         until(lambda: self.send("PING"))
 
     def send(self, *command: str | int) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
-        with Redis(port=self.port, socket_timeout=1, decode_responses=True) as client:
+        user, _, password = (self.user or "").partition(":")
+        with Redis(
+            port=self.port, username=user or None, password=password, socket_timeout=1, decode_responses=True
+        ) as client:
             return client.execute_command(*command)
 
     def pause(self) -> None:
@@ -83,8 +88,9 @@ class Topology:
         with contextlib.ExitStack() as stack:
             listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]
             ports = [int(listener.getsockname()[1]) for listener in listeners]
-        redis = ("--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0", *options)
-        self.nodes = [Node(folder / f"redis-{port}", port, redis) for port in ports[:3]]
+        user = ("--user", USER.partition(":")[0], "on", "nopass", "~*", "&*", "+@all")
+        redis = (*user, "--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0", *options)
+        self.nodes = [Node(folder / f"redis-{port}", port, redis, user=USER) for port in ports[:3]]
         self.sentinels = [
             Node(folder / f"sentinel-{port}", port, (str(folder / f"sentinel-{port}.conf"), "--sentinel"))
             for port in ports[3:]
@@ -116,7 +122,7 @@ class Topology:
 
     @property
     def url(self) -> str:
-        return f"redis+sentinel://{','.join(sentinel.address for sentinel in self.sentinels)}/{NAME}/0"
+        return f"redis+sentinel://{USER}@{','.join(sentinel.address for sentinel in self.sentinels)}/{NAME}/0"
 
     def primary_of(self, sentinel: Node) -> int:
         """Return the port of the primary that a Sentinel names."""
@@ -158,6 +164,18 @@ class Topology:
         until(is_whole)
 
 
+def cut_off(primary: Node) -> None:
+    """Cut a primary off from Sentinels and replicas, but not from the service."""
+    primary.send("ACL", "SETUSER", "default", "resetpass", ">another-password")
+    primary.send("CLIENT", "KILL", "USER", "default")
+
+
+def bring_back(node: Node) -> None:
+    """Undo ``pause`` and ``cut_off``."""
+    node.resume()
+    node.send("ACL", "SETUSER", "default", "nopass")
+
+
 def _pairs(reply: Any) -> dict[str, str]:  # noqa: ANN401 - a list in RESP2, a dictionary in RESP3
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
@@ -170,7 +188,7 @@ def restored(topology: Topology) -> Iterator[Topology]:
     finally:
         for node in (*topology.nodes, *topology.sentinels):
             if node.process.poll() is None:
-                node.resume()
+                bring_back(node)
         for sentinel in topology.sentinels:
             if sentinel.process.poll() is not None:
                 topology.start_sentinel(sentinel)

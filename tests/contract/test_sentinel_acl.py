@@ -18,7 +18,7 @@ from app.store.sentinel import PrimaryPool
 from tests.contract.test_redis_acl import OPERATOR_RIGHTS, PASSWORD, ROOT, SET_INFO, debian_redis, pasted, verify
 from tests.contract.test_redis_acl import RIGHTS as REDIS_RIGHTS
 from tests.e2e.test_commands import run
-from tests.sentinels import NAME, Node, Topology
+from tests.sentinels import NAME, USER, Node, Topology
 
 (BLOCK,) = re.findall(r"```sh\n(SENTINEL_RIGHTS=.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
 RIGHTS = shlex.split(BLOCK)[0].partition("=")[2].split()
@@ -108,7 +108,7 @@ def test_the_documented_commands_create_the_user_on_each_sentinel_and_keep_it(se
 async def test_the_whole_service_runs_behind_sentinels_with_the_documented_users(tmp_path: Path) -> None:
     options = f"sentinel_username=verify&sentinel_password={PASSWORD}"
     with Topology(tmp_path) as topology:
-        url = topology.url.replace("://", f"://verify:{PASSWORD}@") + f"?{options}"
+        url = topology.url.replace(USER, f"verify:{PASSWORD}") + f"?{options}"
         for node in topology.sentinels:
             create_user(node, RIGHTS)
         for node in topology.nodes:

@@ -86,12 +86,12 @@ async def test_a_wrong_name_of_the_primary_is_an_error(topology: Topology) -> No
 async def test_faults_of_a_replica_are_found_before_it_becomes_primary(topology: Topology) -> None:
     replica = replica_of(topology)
     replica.send("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    replica.send("ACL", "SETUSER", "default", "-publish")
+    replica.send("ACL", "SETUSER", "service", "-publish")
     try:
         found = await faults(topology.url)
     finally:
         replica.send("CONFIG", "SET", "maxmemory-policy", "noeviction")
-        replica.send("ACL", "SETUSER", "default", "+publish")
+        replica.send("ACL", "SETUSER", "service", "+publish")
 
     assert [(check, result) for check, result, _ in found] == [
         ("redis eviction", Result.WRONG),
