@@ -21,11 +21,12 @@ async def age(redis: Redis, duration: timedelta) -> None:
             case b"hash":
                 await _age_hash(redis, key, ms)
             case b"string" if (record := _text(await redis.get(key) or "")).startswith("{"):
-                await redis.set(key, json.dumps(_aged(json.loads(record), ms)), keepttl=True)
+                await redis.set(key, json.dumps(_aged(json.loads(record), ms)), keepttl=True, xx=True)
             case b"zset":
                 members: list[bytes] = await redis.zrange(key, 0, -1)  # type: ignore[assignment] # without scores
                 for member in members:
-                    await redis.zincrby(key, -ms, member)
+                    # XX, as above: a key that the service has just deleted must not come back, without a TTL.
+                    await redis.zadd(key, {member: -ms}, xx=True, incr=True)
         left = await redis.pttl(key)
         assert left != _NO_TTL, f"{key!r} has no TTL"
         await redis.pexpire(key, left - ms)  # a key deleted in the meantime stays deleted
