@@ -96,6 +96,12 @@ async def test_connections_to_sentinels_are_kept() -> None:
     assert sentinel.connections == 1
 
 
+async def test_a_background_step_without_an_answer_fails_as_the_store_does() -> None:
+    async with pool_of(FakeSentinel(hangs=True)) as pool:
+        with pytest.raises(StoreUnavailable):
+            await pool.step()
+
+
 @pytest.mark.parametrize(
     ("sentinel", "reason"),
     [

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from app.cli.checks import Finding, Result
-from app.cli.sentinel import check_sentinels
+from app.cli.sentinel import _grade_sentinels, check_sentinels
 from app.store.connection import connect
+from app.store.health import SentinelReport
 from tests.sentinels import Node, Topology, restored, until
 
 
@@ -68,6 +70,16 @@ async def test_missing_sentinels_and_a_lost_quorum_are_warnings(topology: Topolo
         ("redis sentinels", Result.DOUBTFUL, f"{hanging.address} does not answer in time"),
         ("redis sentinels", Result.DOUBTFUL, f"{alive.address} reaches too few others: it would not fail over"),
     ]
+
+
+def test_a_sentinel_that_names_another_primary_is_a_warning() -> None:
+    newest = SentinelReport(epoch=2, primary=(b"10.0.0.2", 6379), replicas={}, has_quorum=True)
+    outdated = replace(newest, epoch=1, primary=(b"10.0.0.1", 6379))
+
+    found, answers = _grade_sentinels({"10.0.0.1:26379": outdated, "10.0.0.2:26379": newest}, newest)
+
+    assert (found.result, answers.result) == (Result.DOUBTFUL, Result.FINE)
+    assert found.message == "10.0.0.1:26379 names another primary than the newest configuration has"
 
 
 async def test_no_sentinel_at_all_is_an_error(topology: Topology) -> None:
