@@ -11,7 +11,7 @@ from app.cli.checks import Finding, Result, doubtful, fine, grade_redis, wrong
 from app.store.health import RedisHealth, RedisUnreachable, SentinelReport, examine, examine_sentinel
 from app.store.sentinel import PrimaryPool
 
-_OF_EACH_NODE = {"redis", "redis eviction", "redis persistence", "redis permissions", "clock"}
+_NOT_OF_REPLICAS = {"redis role", "redis round trip"}
 
 _T = TypeVar("_T")
 
@@ -74,7 +74,8 @@ def _grade_replica(address: str, state: RedisHealth | str, *, is_linked: bool) -
         advice = "Start it, and check its masterauth; if it is gone for good, send SENTINEL RESET to each Sentinel."
         yield doubtful("redis replicas", f"{address} {why}", advice)
         return
-    faults = [one for one in grade_redis(state) if one.result is not Result.FINE and one.check in _OF_EACH_NODE]
+    grades = [*grade_redis(state), _grade_min_replicas(state.min_replicas)]
+    faults = [one for one in grades if one.result is not Result.FINE and one.check not in _NOT_OF_REPLICAS]
     for fault in faults:
         yield replace(fault, message=f"replica {address}: {fault.message}")
     if not faults:

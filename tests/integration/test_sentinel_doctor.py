@@ -97,17 +97,18 @@ async def test_a_wrong_name_of_the_primary_is_an_error(topology: Topology) -> No
 
 async def test_faults_of_a_replica_are_found_before_it_becomes_primary(topology: Topology) -> None:
     replica = replica_of(topology)
-    replica.send("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    replica.send("CONFIG", "SET", "maxmemory-policy", "allkeys-lru", "min-replicas-to-write", 0)
     replica.send("ACL", "SETUSER", "service", "-publish")
     try:
         found = await faults(topology.url)
     finally:
-        replica.send("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        replica.send("CONFIG", "SET", "maxmemory-policy", "noeviction", "min-replicas-to-write", 1)
         replica.send("ACL", "SETUSER", "service", "+publish")
 
     assert [(check, result) for check, result, _ in found] == [
         ("redis eviction", Result.WRONG),
         ("redis permissions", Result.WRONG),
+        ("redis min-replicas", Result.DOUBTFUL),
     ]
     assert all(message.startswith(f"replica {replica.address}: ") for *_, message in found)
 
