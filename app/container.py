@@ -23,9 +23,13 @@ from app.providers.http import make_transport
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
-from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
 from app.sandbox.embedded import EmbeddedServer
-from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError, make_endpoints, make_policies
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.plusofon_api import create_sandbox_app
+from app.sandbox.server import SandboxServer
+from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
+from app.settings.clients import make_endpoints
+from app.settings.policies import make_policies
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
@@ -149,8 +153,8 @@ async def open_container(
             watcher = CallWatcher(stores.call_queue, service.calls.follow, timeout=1.5 * settings.longest_request)
             background.add("calls", watcher.step)
             background.add("balance", providers.balance_poller.step)
-            background.add("fraud_guard", stores.fraud_guard.step)
-            background.add("stats", stores.stats.step)
+            background.add("fraud_guard", stores.fraud_guard.flush)
+            background.add("stats", stores.stats.flush)
             background.add("metrics", exposition.step)
             if isinstance(pool := stores.redis.connection_pool, PrimaryPool):
                 background.add("sentinel", pool.step)

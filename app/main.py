@@ -15,8 +15,9 @@ from app.api.docs import install_docs
 from app.api.problems import install_problems
 from app.api.routing import Application
 from app.container import Container, make_network, open_container
-from app.sandbox import VirtualNetwork, sandbox_router
 from app.sandbox.demo import demo_router
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.routes import sandbox_router
 from app.server.shutdown import stop_signals
 from app.settings import Mode, Settings, SettingsError
 

@@ -27,10 +27,9 @@ _ECDSA, _NUMBER_BYTES = ECDSA(SHA256()), 32  # each of the two numbers of a sign
 _MAX_LENGTH = 4096  # characters; a token of ours has about 400
 _MAX_KID_LENGTH = 64
 _NO_KEYS = "must be a private EC key on P-256 as JSON (JWK), or a JWK Set of them; `plusofon-verify keygen` makes one"
-_BAD_KIDS = f"must have a kid of its own for each key, of at most {_MAX_KID_LENGTH} characters"
 _LEEWAY = timedelta(seconds=30)  # between the clocks of two instances
-_LAST_SECOND = int(datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp())
 
+_LAST_SECOND = int(datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp())
 _Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND)]  # a NumericDate
 
 
@@ -139,7 +138,7 @@ def read_keys(text: str) -> KeySet:
         raise ValueError(_NO_KEYS) from None
     kids = {key.kid or "" for key in keys}
     if len(kids) < len(keys) or max(map(len, kids)) > _MAX_KID_LENGTH:
-        raise ValueError(_BAD_KIDS)
+        raise ValueError(f"must have a kid of its own for each key, of at most {_MAX_KID_LENGTH} characters")
     return KeySet([*keys])
 
 

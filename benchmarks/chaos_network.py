@@ -3,8 +3,9 @@
 import random
 from decimal import Decimal
 
-from app.sandbox import Faults, VirtualNetwork
 from app.sandbox.calls import VirtualCall
+from app.sandbox.faults import Faults
+from app.sandbox.network import VirtualNetwork
 
 FAULTS = 0.3  # share of the requests that place a call
 PACE = 0.2  # seconds of a phase of a call

@@ -13,8 +13,9 @@ from pathlib import Path
 import aiohttp
 from redis.asyncio import Redis
 
-from app.sandbox import SandboxServer, create_sandbox_app
 from app.sandbox.embedded import EmbeddedServer
+from app.sandbox.plusofon_api import create_sandbox_app
+from app.sandbox.server import SandboxServer
 from app.store.connection import connect
 from app.tokens import generate_keys
 from benchmarks.chaos_client import Client

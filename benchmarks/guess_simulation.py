@@ -31,8 +31,8 @@ from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings, load_settings
 from app.settings.policies import make_policies
 from app.store.connection import connect

@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-# Moments and logs of them: fields of app/store/fields.py, of the fraud guard, of claims and of the balance.
+# Moments and logs of them: fields of app/store/layout.py, of the fraud guard, of claims and of the balance.
 _MOMENTS = re.compile(r"[arolb]|[xo]\d+|(range|client):.*|began|earlier|tally_until|read_at|leased_until|claimed_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")

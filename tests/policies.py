@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from app.settings import Settings, make_policies
+from app.settings import Settings
+from app.settings.policies import make_policies
 from app.verification.fraud_guard import GuardRules
 from app.verification.policy import Policy
 

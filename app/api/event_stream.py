@@ -18,7 +18,6 @@ from app.api.dependencies import Client, ContainerDep
 from app.api.responses import answers, example_of
 from app.container import Container
 from app.verification.errors import StoreUnavailable, VerificationNotFound
-from app.verification.event_stream import Feed
 from app.verification.model import Call, Status, Verification
 
 router = APIRouter(prefix="/verify", tags=["verify"])
@@ -38,7 +37,7 @@ class EventStream:
     """
 
     container: Container
-    feed: Feed
+    change: asyncio.Event
     verification: Verification
     last_id: str | None = None
     sent_calls: tuple[Call, ...] | None = None
@@ -85,10 +84,11 @@ class EventStream:
     async def _wait(self, *, until: float) -> None:
         """Wait for a change, or until the time is over or the service stops."""
         seconds = max(0, until - time.monotonic())
-        waits = [asyncio.create_task(self.feed.changed(seconds)), asyncio.create_task(self.container.stopping.wait())]
+        waits = [asyncio.create_task(event.wait()) for event in (self.change, self.container.stopping)]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.change.clear()
             for wait in waits:
                 wait.cancel()
 
@@ -102,10 +102,10 @@ def _expired(verification_id: str) -> bytes:
     return format_sse_event(event="expired", data_str=json.dumps(data, separators=(",", ":")))
 
 
-async def _listen(verification_id: str, client: Client, container: ContainerDep) -> AsyncIterator[Feed]:
+async def _listen(verification_id: str, client: Client, container: ContainerDep) -> AsyncIterator[asyncio.Event]:
     """Listen until the response has been sent, or the client has disconnected."""
-    async with container.stores.changes.listen(verification_id, client=client) as feed:
-        yield feed
+    async with container.stores.changes.listen(verification_id, client=client) as change:
+        yield change
 
 
 _STATE = example_of(schemas.Verification)
@@ -142,7 +142,7 @@ async def follow(
     verification_id: str,
     client: Client,
     container: ContainerDep,
-    feed: Annotated[Feed, Depends(_listen)],
+    change: Annotated[asyncio.Event, Depends(_listen)],
     last_event_id: Annotated[
         str | None,
         Header(alias="Last-Event-ID", description="the id of the last event that you have; it is not sent again"),
@@ -160,5 +160,5 @@ async def follow(
     verification = await container.service.read(client=client, verification_id=verification_id, follow=True)
     if verification.status is not Status.PENDING and last_event_id == str(verification.version):
         return Response(status_code=HTTPStatus.NO_CONTENT)  # on which EventSource gives up
-    stream = EventStream(container=container, feed=feed, verification=verification, last_id=last_event_id)
+    stream = EventStream(container=container, change=change, verification=verification, last_id=last_event_id)
     return StreamingResponse(stream.events(), headers=_HEADERS, media_type=_MEDIA_TYPE)

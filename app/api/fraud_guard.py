@@ -1,18 +1,17 @@
 """The operator's routes of the fraud guard: list the blocked ranges of numbers, and lift a block."""
 
 import asyncio
-from dataclasses import asdict
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Path, Request, Response, Security
+from fastapi import APIRouter, Path, Response, Security
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ContainerDep, admin_key
-from app.api.problems import plain_problem
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.verification.fraud_guard import Block, FraudGuard, Suspect
+from app.verification.fraud_guard import FraudGuard
 
 _OPERATOR = Security(admin_key(lambda container: container.keys.admins))
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
@@ -52,11 +51,7 @@ class FraudGuardReport(BaseModel):
     async def of(cls, guard: FraudGuard) -> Self:
         """Return what the guard has found. Raises StoreUnavailable."""
         blocks, suspects = await asyncio.gather(guard.blocks(), guard.suspects())
-        return cls.model_validate({"blocks": map(_members, blocks), "suspects": map(_members, suspects)})
-
-
-def _members(found: Block | Suspect) -> dict[str, object]:
-    return {**asdict(found), **asdict(found.evidence)}
+        return cls.model_validate({"blocks": blocks, "suspects": suspects}, from_attributes=True)
 
 
 @router.get(
@@ -85,9 +80,8 @@ async def list_guard(container: ContainerDep) -> Response:
 async def lift(
     number_range: Annotated[str, Path(alias="range", description="a range, as in the list", examples=[_RANGE_EXAMPLE])],
     container: ContainerDep,
-    http: Request,
 ) -> Response:
     """Allow calls to the range at once; its next block has level 1 again. 404 if it is not blocked."""
     if not await container.stores.fraud_guard.lift(number_range):
-        return plain_problem(HTTPStatus.NOT_FOUND, http.state.request_id, detail="This range is not blocked.")
+        raise HTTPException(HTTPStatus.NOT_FOUND, "This range is not blocked.")
     return Response(status_code=HTTPStatus.NO_CONTENT)

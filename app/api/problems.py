@@ -14,8 +14,7 @@ from app.api.idempotency import AnsweredBefore, InvalidIdempotencyKey
 from app.api_keys import Unauthorized
 from app.verification import errors
 from app.verification.code import MIN_LENGTH
-from app.verification.errors import PhoneReason, StoreFailure
-from app.verification.event_stream import TooManyListeners
+from app.verification.errors import PhoneReason, StoreFailure, TooManyListeners
 from app.verification.idempotency import IdempotencyInProgress, IdempotencyKeyReused
 
 MEDIA_TYPE = "application/problem+json"
@@ -262,7 +261,9 @@ async def _handle(request: Request, error: Exception) -> Response:
         case HTTPException() if error.status_code in VALIDATION_FAILED.also:
             return _malformed(request, error.status_code)
         case HTTPException():
-            return plain_problem(HTTPStatus(error.status_code), request_id, error.headers)
+            status = HTTPStatus(error.status_code)
+            detail = "" if error.detail == status.phrase else error.detail
+            return plain_problem(status, request_id, error.headers, detail=detail)
         case RequestValidationError():
             found = [(_pointer(item["loc"][1:]), _message(item)) for item in error.errors()]
             is_json = all(item["type"] != "json_invalid" for item in error.errors())

@@ -1,6 +1,7 @@
 """The description of the webhooks, which ``app/webhooks`` sends: their requests, and the responses of a client."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,19 @@ class WebhookEvent(BaseModel):
     data: WebhookEventData
 
 
+# What each type reports, and an example of the verification's status and of its latest call's.
+_EVENTS: Mapping[EventType, tuple[str, str, str | None]] = {
+    EventType.CREATED: ("The first call of a verification was placed, or may have been", "pending", "initiated"),
+    EventType.CALL_STATUS_CHANGED: (
+        "A call rings, is answered or ends, or another one was placed",
+        "pending",
+        "ringing",
+    ),
+    EventType.VERIFIED: ("The right code was checked", "verified", "completed"),
+    EventType.LOCKED: ("The last wrong code was checked", "locked", "completed"),
+    EventType.CANCELED: ("The client canceled the verification", "canceled", "ringing"),
+    EventType.EXPIRED: ("The verification expired while it was pending", "expired", None),
+}
 _DESCRIPTION = (
     "Posted to the `webhook_url` of the client, signed as [Standard Webhooks](https://www.standardwebhooks.com)"
     " specifies.\n\n"
@@ -75,19 +89,20 @@ def describe_webhooks() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _operation(kind: EventType) -> dict[str, Any]:
     subject, *words = re.split("[._]", kind)
+    summary, status, call_status = _EVENTS[kind]
     data = {
         "verification_id": "vrf_0a11b22c33d44e55f667788",
         "purpose": "login",
         "channel": "voice",
         "phone": "+7900•••4567",
-        "status": kind.status,
-        "call": {"status": kind.call_status} if kind.call_status else None,
+        "status": status,
+        "call": {"status": call_status} if call_status else None,
     }
     example = {"type": kind.value, "timestamp": "2026-01-31T09:00:00.123Z", "data": data}
     media_type = {"schema": {"$ref": "#/components/schemas/WebhookEvent"}, "example": example}
     return {
         "operationId": subject + "".join(map(str.capitalize, words)),
-        "summary": kind.summary,
+        "summary": summary,
         "description": _DESCRIPTION,
         "security": [],
         "parameters": _HEADERS,

@@ -19,8 +19,6 @@ from app.cli.verifications import verifications_cli
 from app.cli.webhooks import events_cli
 from app.settings import SettingsError
 
-__all__ = ["cli", "main"]
-
 cli = typer.Typer(
     name="plusofon-verify",
     help="Phone verification by voice call, for Russian numbers.",

@@ -8,7 +8,7 @@ import typer
 from app.api.problems import detail_of
 from app.cli.common import PhoneArgument, Yes, fail, read_phone, run_with_container
 from app.container import Container, make_network
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Mode, load_settings
 from app.verification.channels import Channel
 from app.verification.check import CheckRequest

@@ -13,7 +13,8 @@ from redis.exceptions import NoPermissionError
 
 from app.container import make_tokens
 from app.providers.http import NeverSent, Reason, Unclear
-from app.settings import Mode, Settings, misspelt_settings
+from app.settings import Mode, Settings
+from app.settings.misspelt import misspelt_settings
 from app.store.health import RedisHealth, RedisUnreachable, examine
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
 from app.verification.phone import Phone

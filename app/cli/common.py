@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from app.api.problems import detail_of
 from app.cli.checks import Result, check_redis
 from app.container import Container, make_network, open_container
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings, SettingsError, load_settings
 from app.verification.errors import PhoneNotCallable, StoreFailure, StoreUnavailable
 from app.verification.phone import Phone, parse_phone

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from app.main import create_api
-from app.settings import CLIENT_NAME
+from app.settings.validators import CLIENT_NAME
 from app.tokens import generate_keys
 
 

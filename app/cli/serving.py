@@ -21,7 +21,9 @@ from app.main import open_tracing
 from app.server.connections import HttpLimits
 from app.server.http_protocol import HttpServer
 from app.server.worker import make_app_of
-from app.settings import Mode, Settings, SettingsError, misspelt_settings, redacted_settings
+from app.settings import Mode, Settings, SettingsError
+from app.settings.misspelt import misspelt_settings
+from app.settings.redact import redacted_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
 

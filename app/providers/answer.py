@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -82,7 +83,7 @@ def retry_later(answer: Answer) -> ProviderUnavailable:
 
 def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:
     """Read an answer of any shape; ``retry_after`` is the header of that name. Never raises."""
-    text = body.decode("utf-8-sig", errors="replace")
+    text = body.removeprefix(BOM_UTF8).decode(errors="replace")
     try:
         fields = _JSON.decode(text)
     # Besides what is not JSON: arrays nested by the thousand, and numbers beyond what a Decimal holds.

@@ -197,7 +197,8 @@ class ProtectedSender:
                 try:
                     outcome = await self._observe("place", self._sender.place(order))
                     # A refusal with a reason is an answer, and so no failure.
-                    failed = isinstance(_error_of(outcome), ProviderUnavailable) or isinstance(outcome, Unknown)
+                    is_unavailable = isinstance(outcome, Refused) and isinstance(outcome.error, ProviderUnavailable)
+                    failed = is_unavailable or isinstance(outcome, Unknown)
                     return outcome
                 finally:
                     self._circuit.end(begun, order.phone, failed=failed)
@@ -213,21 +214,18 @@ class ProtectedSender:
 
     async def _observe(self, operation: str, request: Awaitable[_T]) -> _T:
         """Wait for the answer to a request, and time it, unless it is cancelled."""
-        began, outcome, error = perf_counter(), None, None
+        began, outcome, refusal = perf_counter(), None, None
         with self._open_span(self._channel, self.provider, operation) as end_span:
             try:
                 answer = await request
             except ProviderError as raised:
-                outcome, error = raised.kind, raised
+                outcome = refusal = raised.kind
                 raise
             else:
-                outcome, error = _OUTCOMES[type(answer)], _error_of(answer)
+                outcome = _OUTCOMES[type(answer)]
+                refusal = answer.error.kind if isinstance(answer, Refused) else None
                 return answer
             finally:
                 if outcome:
                     self._record_time(self._channel, operation, outcome, perf_counter() - began)
-                    end_span(outcome, error.kind if error else None)
-
-
-def _error_of(answer: object) -> ProviderError | None:
-    return answer.error if isinstance(answer, Refused) else None
+                    end_span(outcome, refusal)

@@ -11,7 +11,7 @@ import logging
 import re
 import select
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from http import HTTPStatus
 from itertools import chain
@@ -76,7 +76,7 @@ class KeptConnections(httpx.AsyncBaseTransport):
         status, headers, body = await connection.exchange(data)
         response = httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
         if connection.is_clean and self._keeps:
-            connection.keep(idle, _keep_seconds(response.headers.get("Keep-Alive")))
+            connection.keep(idle, _keep_seconds(find_header(headers, b"keep-alive")))
         else:
             connection.close()
         return response
@@ -142,8 +142,8 @@ class _Connection(asyncio.Protocol):
 
     def reuse(self) -> "_Connection | None":
         """Return the connection if it is still clean, also by what the event loop has not read yet; else close it."""
-        self._expiry.cancel()
         is_late = self._expiry.when() <= self._loop.time()
+        self._expiry.cancel()
         if self.is_clean and not is_late and not self._transport.is_closing() and not self._unread.poll(0):
             return self
         self.close()
@@ -244,7 +244,12 @@ def _write(request: httpx.Request) -> bytes:
     return b"%b\r\n\r\n%b" % (head, request.content)
 
 
-def _keep_seconds(header: str | None) -> float:
+def find_header(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+    """Return a header by its name in lower case, or "". httpx would look for the encoding of all headers first."""
+    return b", ".join([value for key, value in fields if key.lower() == name]).decode("latin-1")
+
+
+def _keep_seconds(header: str) -> float:
     """Return how long to keep a connection: shorter than the server says by ``Keep-Alive: timeout=5``."""
-    announced = re.search(r"timeout=([0-9]{1,9})", header or "")
+    announced = re.search(r"timeout=([0-9]{1,9})", header)
     return min(_KEEP_SECONDS, int(announced[1]) - 1) if announced else _KEEP_SECONDS

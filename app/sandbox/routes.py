@@ -6,9 +6,9 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from app.sandbox.faults import Fault, Faults
 from app.sandbox.network import NoCallWaiting, VirtualNetwork, WrongNumber
@@ -131,13 +131,8 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         """
         return PhoneCalls.model_validate({"calls": network.calls_of(parse_phone(phone).e164)})
 
-    @router.post(
-        "/phones/{phone}/dial",
-        response_model=PhoneCall,
-        operation_id="dialFromPhone",
-        summary="Dial with a virtual phone",
-    )
-    async def dial_from_phone(phone: _Phone, dialed: DialedNumber, request: Request) -> PhoneCall | JSONResponse:
+    @router.post("/phones/{phone}/dial", operation_id="dialFromPhone", summary="Dial with a virtual phone")
+    async def dial_from_phone(phone: _Phone, dialed: DialedNumber) -> PhoneCall:
         """Dial a number with a phone of the sandbox, as a reverse call asks for.
 
         The provider then notifies the service that the call came in. Without a reverse call that waits for this phone
@@ -147,9 +142,11 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         try:
             call = network.dial(phone=parse_phone(phone).e164, number=dialed.number)
         except NoCallWaiting:
-            return _problem(request, HTTPStatus.NOT_FOUND, "No reverse call waits for this phone.")
+            raise HTTPException(HTTPStatus.NOT_FOUND, "No reverse call waits for this phone.") from None
         except WrongNumber:
-            return _problem(request, HTTPStatus.CONFLICT, "The reverse call of this phone waits at another number.")
+            raise HTTPException(
+                HTTPStatus.CONFLICT, "The reverse call of this phone waits at another number."
+            ) from None
         return PhoneCall.model_validate(call)
 
     @router.get("/magic-numbers", operation_id="listMagicNumbers", summary="List the numbers to try")
@@ -184,15 +181,3 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         return await read_sandbox_faults()
 
     return router
-
-
-def _problem(request: Request, status: HTTPStatus, detail: str) -> JSONResponse:
-    """Return a problem of the type ``about:blank`` (RFC 9457, section 4.2.1), with the id of the request."""
-    body = {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": status.value,
-        "detail": detail,
-        "instance": getattr(request.state, "request_id", ""),
-    }
-    return JSONResponse(body, status, media_type="application/problem+json")

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Mapping
 from datetime import timedelta
 
+from app.store.layout import ms
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import ms
 from app.verification.call_following import DueCall
 from app.verification.ports import CallId
 

@@ -1,11 +1,19 @@
-"""Connects to Redis, with time-outs and retries of our own, not the library's."""
+"""A connection to Redis: opened by the library, with time-outs of our own; written and read by us."""
 
+import asyncio
+import select
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import hiredis
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 
+from app.store.failures import ConnectionLost
 from app.store.sentinel import SENTINEL_URL, PrimaryPool
 
 
@@ -30,3 +38,89 @@ def connect(url: str, *, timeout: float) -> Redis:
     if sentinels := SENTINEL_URL.fullmatch(url):
         return Redis.from_pool(PrimaryPool(sentinels, timeout=timeout, **options))
     return Redis.from_url(url, **options)
+
+
+class Command:
+    """The bytes of a command, and of the one that loads its script; ``reply`` becomes Redis' reply, or an error."""
+
+    __slots__ = ("data", "load", "reply")
+
+    def __init__(self, data: bytes, load: bytes = b"") -> None:
+        self.data = data
+        self.load = load
+        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def answer(self, reply: object) -> None:
+        """Set the reply, unless the caller was cancelled or has one."""
+        if not self.reply.done():
+            self.reply.set_result(reply)
+
+
+Errors = list[tuple[Command, Exception]]
+
+
+class Connection(asyncio.Protocol):
+    """A connection that the library has opened (address, TLS, user, database).
+
+    The library packs commands in Python, and sets a time-out in a task of its own for each write and each reply.
+    """
+
+    def __init__(self, library: AbstractConnection) -> None:
+        self.library = library
+        writer = library._writer  # noqa: SLF001 - the library has no public way to the transport
+        assert writer is not None  # noqa: S101 - the pool has connected it
+        self._transport = writer.transport
+        self._library_protocol = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+        self._input = select.poll()
+        self._input.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        self._reader = hiredis.Reader(replyError=ResponseError)
+        self._unanswered: deque[Command] = deque()
+        self._errors: Errors = []
+        self._end: Callable[[Errors], None] | None = None
+
+    def is_clean(self) -> bool:
+        """Return whether the idle connection is open, and nothing unread has arrived: the system is asked."""
+        return not self._transport.is_closing() and not self._input.poll(0)
+
+    def send(self, commands: Sequence[Command], end: Callable[[Errors], None]) -> None:
+        """Write commands and set their replies; then call ``end`` with those that have an error instead."""
+        self._unanswered.extend(commands)
+        self._end = end
+        self._transport.write(b"".join([command.data for command in commands]))
+
+    def fail(self, error: Exception) -> None:
+        """Close the connection, and end a write in progress with an error for each command without a reply."""
+        self._transport.abort()
+        if end := self._end:
+            self._end = None
+            end([*self._errors, *((command, error) for command in self._unanswered)])
+
+    def abandon(self) -> None:
+        """Ignore whatever else arrives."""
+        self._end = None
+
+    def data_received(self, data: bytes) -> None:
+        """Set the replies."""
+        self._reader.feed(data)
+        replies = []
+        while (reply := self._reader.gets()) is not False:
+            replies.append(reply)
+        if len(replies) > len(self._unanswered):  # one was unsolicited, so any could be another command's
+            self._transport.abort()
+            return
+        for reply in replies:
+            command = self._unanswered.popleft()
+            if isinstance(reply, ResponseError):
+                self._errors.append((command, reply))
+            else:
+                command.answer(reply)
+        if not self._unanswered and self._end:
+            end, errors = self._end, self._errors
+            self._end, self._errors = None, []
+            end(errors)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Close the library's side, and fail the write in progress."""
+        self._library_protocol.connection_lost(exc)
+        self.fail(ConnectionLost())

@@ -15,16 +15,14 @@ from redis.exceptions import RedisError
 
 from app.store.call_following import RedisCallQueue
 from app.store.failures import reason_of
-from app.store.keys import PhoneName, RecordName
+from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import BODIES, DEAD, EXPIRY, GROUP, RETRY, STREAM
 from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD, ANSWER, EXPIRY_EVENTS, SET_ASIDE, EVENTS = (
-    Script("erasure", name) for name in ("record", "answer", "expiry_events", "set_aside", "events")
-)
+RECORD, ANSWER, SET_ASIDE, EVENTS = (Script("erasure", name) for name in ("record", "answer", "set_aside", "events"))
 
 _STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
 
@@ -62,7 +60,7 @@ class RedisPhoneEraser:
         # on into the stream, so the stream comes last.
         records, calls = await self._erase_records(name)
         digits = phone.e164.removeprefix("+")
-        events = await self._walk(EXPIRY_EVENTS, [EXPIRY], [digits], "0")
+        events = await self._erase_expiry_events(digits)
         events += await self._walk(SET_ASIDE, [BODIES, RETRY, DEAD], [digits], "0")
         events += await self._walk(EVENTS, [STREAM], [digits], "-", GROUP)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
@@ -93,6 +91,14 @@ class RedisPhoneEraser:
                 for number in numbers:
                     await self._queue.done(CallId(record.verification_id, int(number)))
         return found, calls
+
+    async def _erase_expiry_events(self, digits: str) -> int:
+        """Erase the scheduled expiry events, whose last field is the phone; return how many."""
+        try:
+            found = [event async for event, _ in self._redis.zscan_iter(EXPIRY, match=f"*|{digits}", count=_STEP)]
+            return int(await self._redis.zrem(EXPIRY, *found)) if found else 0
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(reason_of(error)) from error
 
     async def _walk(
         self, script: Script, keys: Sequence[str], first: Sequence[Argument], cursor: str, *last: str

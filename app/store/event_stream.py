@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.backoff import EqualJitterBackoff
 
-from app.verification.event_stream import TooManyListeners
+from app.verification.errors import TooManyListeners
 
 log = logging.getLogger(__name__)
 
@@ -23,25 +23,8 @@ _CANCEL_AGAIN_AFTER = 0.05  # seconds
 _BACKOFF = EqualJitterBackoff(base=0.1, cap=5)
 
 
-class ChangeFeed:
-    """The ``Feed`` of ``app/verification/event_stream.py``."""
-
-    def __init__(self) -> None:
-        self.change = asyncio.Event()
-
-    async def changed(self, seconds: float) -> bool:
-        """Wait for a change, at most so many seconds."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self.change.wait()
-        except TimeoutError:
-            return False
-        self.change.clear()
-        return True
-
-
 class RedisChanges:
-    """Signals the changes of verifications, from all workers, each to its ``Feed``.
+    """Signals the changes of verifications, from all workers, each to its listeners.
 
     At most ``listeners`` listen at once, ``listeners_of_client`` of them for the same client, and ``listeners_of_one``
     to the same verification. The connection exists as long as anybody listens. After it was lost all listeners are
@@ -63,12 +46,17 @@ class RedisChanges:
         self._places_of_one = listeners_of_one
         self._quiet = quiet
         self._clients = Counter[str]()
-        self._feeds: dict[str, set[ChangeFeed]] = {}
+        self._feeds: dict[str, set[asyncio.Event]] = {}
         self._receiver: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def listen(self, verification_id: str, *, client: str) -> AsyncIterator[ChangeFeed]:
-        """Listen to one verification, from entering to leaving. Raise TooManyListeners on entering."""
+    async def listen(self, verification_id: str, *, client: str) -> AsyncIterator[asyncio.Event]:
+        """Listen to one verification, from entering to leaving. Raise TooManyListeners on entering.
+
+        The event that this yields is set by each change; clear it, then read the verification. Changes before the first
+        read with ``follow`` are seen by that read, those after it set the event. It may be set without a change
+        (messages may have been lost), and a change may not set it (Redis may be away).
+        """
         of_one = self._feeds.get(verification_id, set())
         if (
             self.listeners >= self._places
@@ -76,7 +64,7 @@ class RedisChanges:
             or len(of_one) >= self._places_of_one
         ):
             raise TooManyListeners(retry_after=_RETRY_AFTER)
-        feed = ChangeFeed()
+        feed = asyncio.Event()
         self._clients[client] += 1
         self._feeds.setdefault(verification_id, of_one).add(feed)
         if self._receiver is None:
@@ -136,10 +124,10 @@ class RedisChanges:
                 await pubsub.ping()
 
     def _wake(self, message: dict[str, Any]) -> None:
-        feeds: Iterable[ChangeFeed] = ()
+        feeds: Iterable[asyncio.Event] = ()
         if message["type"] == "subscribe":
             feeds = chain.from_iterable(self._feeds.values())
         elif message["type"] == "message":
             feeds = self._feeds.get(message["data"].decode(errors="replace"), ())
         for feed in feeds:
-            feed.change.set()
+            feed.set()

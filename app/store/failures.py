@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -38,9 +38,10 @@ class ConnectionLost(RedisConnectionError):
     """The connection was lost after a command was sent: it may have run."""
 
 
-def did_not_run(error: RedisError) -> bool:
-    """Return whether Redis did not run the command, and another connection may reach a server that does."""
-    return code_of(error) in _NOT_RUN
+def code_if_not_run(error: Exception) -> str:
+    """Return the code of a reply that says that the command was not run: another connection may run it. Else ''."""
+    code = code_of(error) if isinstance(error, ResponseError) else ""
+    return code if code in _NOT_RUN else ""
 
 
 def reason_of(error: Exception) -> StoreFailure:

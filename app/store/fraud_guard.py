@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from app.store.layout import from_ms, ms, seconds
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms, seconds
 from app.verification.errors import RateLimited
-from app.verification.fraud_guard import GUARD_LIMIT, Block, Evidence, GuardRules, Suspect, range_of
+from app.verification.fraud_guard import GUARD_LIMIT, Block, GuardRules, Suspect, range_of
 from app.verification.phone import Phone
 
 log = logging.getLogger(__name__)
@@ -71,30 +71,25 @@ class RedisFraudGuard:
             for name in _names(phone, client):
                 self._successes[_buckets(name)] += 1
 
-    async def step(self) -> timedelta:
-        """Flush, and return when to do so again. Raises StoreUnavailable."""
-        await self.flush()
-        return _FLUSHED_EVERY
+    async def flush(self) -> timedelta:
+        """Add the successes to those in Redis, and return when to do so again.
 
-    async def flush(self) -> None:
-        """Add the successes to those in Redis. Raises StoreUnavailable; as they may have been added, they are dropped.
-
-        A call is judged minutes after it was placed, so a second more does not change a verdict.
+        Raises StoreUnavailable; as they may have been added, they are dropped. A call is judged minutes after it was
+        placed, so a second more does not change a verdict.
         """
         if self._successes:
             successes, self._successes = self._successes, Counter()
             await self._runner.run(SUCCEED, list(successes), list(successes.values()))
+        return _FLUSHED_EVERY
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""
-        return [
-            Block(range=name, level=facts["level"], **_times_and_evidence(facts))
-            for name, facts in await self._listed(_RANGE)
-        ]
+        found = await self._listed(_RANGE)
+        return [Block(range=name, level=facts["level"], **_findings(facts)) for name, facts in found]
 
     async def suspects(self) -> list[Suspect]:
         """List the clients that are reported now."""
-        return [Suspect(client=name, **_times_and_evidence(facts)) for name, facts in await self._listed(_CLIENT)]
+        return [Suspect(client=name, **_findings(facts)) for name, facts in await self._listed(_CLIENT)]
 
     async def lift(self, number_range: str) -> bool:
         """End a block."""
@@ -129,13 +124,13 @@ def _buckets(name: str) -> str:
     return f"pv:{{guard}}:n:{name}"
 
 
-def _times_and_evidence(facts: Mapping[str, int]) -> dict[str, Any]:
-    evidence = Evidence(calls=facts["calls"], successes=facts["successes"])
-    return {"since": from_ms(facts["since"]), "until": from_ms(facts["ends"]), "evidence": evidence}
+def _findings(facts: Mapping[str, int]) -> dict[str, Any]:
+    """Return what a block and a suspect have in common."""
+    times = {"since": from_ms(facts["since"]), "until": from_ms(facts["ends"])}
+    return {**times, "calls": facts["calls"], "successes": facts["successes"]}
 
 
 def _log_verdict(event: str, verdict: Sequence[int], **facts: str | int) -> None:
     """Log a verdict, which the script returns to one of the calls that came in parallel."""
     level, calls, successes = verdict
-    conversion = round(Evidence(calls=calls, successes=successes).conversion, 3)
-    log.warning(event, extra={**facts, "level": level, "calls": calls, "conversion": conversion})
+    log.warning(event, extra={**facts, "level": level, "calls": calls, "conversion": round(successes / calls, 3)})

@@ -6,8 +6,8 @@ import json
 import secrets
 from datetime import timedelta
 
+from app.store.layout import from_ms, ms, to_ms
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms, to_ms
 from app.verification.idempotency import (
     Claim,
     IdempotencyInProgress,

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.store.keys import name_limit
+from app.store.layout import ms, name_limit, seconds
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import ms, seconds
 from app.verification.errors import CallBudgetExhausted, RateLimited
 from app.verification.policy import Allowance, Limit, Quota
 
@@ -40,14 +39,10 @@ class RedisRateLimiter:
         """Refund the event in each limit. Idempotent."""
         await self._runner.run(REFUND, [name_limit(self._key, allowance) for allowance in allowances], [token])
 
-    async def used(self, allowance: Allowance) -> int:
-        """Return how many events count against a limit now. Raises StoreUnavailable."""
-        ((used, _),) = await self._run(ROOM, [allowance])
-        return int(used)
-
     async def gauges(self, budget: Allowance) -> Mapping[str, float]:
         """Return how much of the call budget is used, for the metrics. Raises StoreUnavailable."""
-        return {"call_budget_used": await self.used(budget)}
+        ((used, _),) = await self._run(ROOM, [budget])
+        return {"call_budget_used": used}
 
     async def _run(self, script: Script, allowances: Sequence[Allowance], token: str = "") -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
         """Run a script on the limits, and return its reply."""

@@ -3,8 +3,8 @@
 from datetime import timedelta
 from decimal import Decimal
 
+from app.store.layout import ms
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import ms
 from app.verification.provider_account import CachedBalance
 
 READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))

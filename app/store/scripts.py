@@ -3,24 +3,20 @@
 import asyncio
 import hashlib
 import re
-import select
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Protocol
 
-import hiredis
 from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.store.failures import ConnectionLost, FailureLog, code_of, did_not_run, reason_of
-from app.store.fields import CallField, PhoneField, RecordField
+from app.store.connection import Command, Connection, Errors
+from app.store.failures import FailureLog, code_if_not_run, reason_of
+from app.store.layout import LETTERS
 from app.verification.errors import StoreUnavailable
 
 Argument = str | bytes | int
@@ -30,8 +26,7 @@ Waited = Callable[[str, float], None]
 _MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delays
 _PROBED_EVERY = 1.0  # seconds
 _SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
-_FIELDS = {**RecordField.__members__, **CallField.__members__, **PhoneField.__members__}
-_FIELD_NAME = re.compile(rf"\b({'|'.join(_FIELDS)})\b")
+_FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
 
 
 class RoundTrip(Protocol):
@@ -60,9 +55,15 @@ class Script:
         for definition in reversed(_shared_definitions()):  # each uses only those before it
             if re.search(rf"\b{definition[1]}\b", body):
                 body = definition[0] + body
-        self.source = _FIELD_NAME.sub(lambda found: f"'{_FIELDS[found[0]]}'", f"{flags}\n{body}")
+        self.source = _FIELD_NAME.sub(lambda found: f"'{LETTERS[found[0]]}'", f"{flags}\n{body}")
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        self.load = _pack("SCRIPT", "LOAD", self.source)
+
+
+def _pack(*words: Argument) -> bytes:
+    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub means a tuple of any length
+    return packed
 
 
 def _read(file: str) -> str:
@@ -84,20 +85,6 @@ PROBE = Script("probe", "probe")
 _PROBE_KEY, _PROBE_KEPT_MS = "pv:{probe}", 10_000
 
 
-@dataclass(slots=True, eq=False)
-class _Run:
-    """A command to run, as its bytes; the result of the future is its reply, or the error."""
-
-    script: Script
-    command: bytes
-    reply: asyncio.Future[Any]
-
-    def answer(self, reply: object) -> None:
-        """Set the reply, unless the caller was cancelled or has one."""
-        if not self.reply.done():
-            self.reply.set_result(reply)
-
-
 class ScriptRunner:
     """Runs scripts on one Redis, each in one round trip and within ``timeout`` seconds.
 
@@ -116,9 +103,12 @@ class ScriptRunner:
         self._round_trip = round_trip
         self._waited = waited
         self.timeout = timeout
-        self._waiting: list[_Run] = []
-        self._writer: asyncio.Task[None] | None = None
-        self._connection: _Connection | None = None
+        self._waiting: list[Command] = []
+        self._is_writing = False
+        self._began = self._deadline = 0.0  # of the write in progress
+        self._alarm: asyncio.TimerHandle | None = None
+        self._recovery: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
         self._probe: asyncio.Future[Any] | None = None
         self._probe_again_at = 0.0
         self._log_failures = FailureLog()
@@ -154,130 +144,97 @@ class ScriptRunner:
         return {"store_up": 1}
 
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
-        command = pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))  # type: ignore[arg-type] # its stub means a tuple of any length
-        reply = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Run(script, command, reply))
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_all())
-        return reply
+        command = Command(_pack("EVALSHA", script.sha, len(keys), *keys, *arguments), script.load)
+        self._waiting.append(command)
+        if not self._is_writing:
+            self._is_writing = True
+            asyncio.get_running_loop().call_soon(self._write_next)
+        return command.reply
 
-    async def _write_all(self) -> None:
-        """Write the queue until it is empty."""
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-                began = time.perf_counter()
-                try:
-                    async with asyncio.timeout(self.timeout):
-                        await self._write(batch)
-                except Exception as error:  # noqa: BLE001 - whatever it is, no caller may wait for ever
-                    if isinstance(error, TimeoutError | RedisTimeoutError):
-                        # Those that gathered meanwhile fail as well: no caller waits for a hanging Redis twice.
-                        batch, self._waiting = batch + self._waiting, []
-                    for run in batch:
-                        run.answer(error)
-                replies = [run.reply.result() for run in batch if not run.reply.cancelled()]
-                errors = [reply for reply in replies if isinstance(reply, Exception)]
-                if self._round_trip:
-                    self._round_trip(time.perf_counter() - began, failed=bool(errors))
-                self._log_failures(errors)
-        finally:
-            self._writer = None
+    def _write_next(self) -> None:
+        """Write what waits: at once to a clean connection, else once there is another one."""
+        batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+        self._is_writing = bool(batch)
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        self._began, self._deadline = time.perf_counter(), loop.time() + self.timeout
+        if self._connection and self._connection.is_clean():
+            self._connection.send(batch, self._end)
+            self._alarm = loop.call_at(self._deadline, self._connection.fail, TimeoutError())
+        else:
+            self._recovery = loop.create_task(self._recover(batch, []))
 
-    async def _write(self, batch: Sequence[_Run]) -> None:
-        """Run scripts on one connection. If this raises, those without a reply may have run."""
+    def _end(self, errors: Errors) -> None:
+        """End a write, after a recovery where there are errors."""
+        if self._alarm:
+            self._alarm.cancel()
+        if errors:
+            self._recovery = asyncio.get_running_loop().create_task(self._recover([], errors))
+        else:
+            self._finish(errors)
+
+    async def _recover(self, unwritten: Sequence[Command], errors: Errors) -> None:
+        """Write on a new connection what is not written yet, and once more what Redis did not run."""
         try:
-            if self._connection is None or not self._connection.is_clean():
-                await self._connect()
-            assert self._connection is not None  # noqa: S101 - it was just connected
-            if refused := await self._connection.send(batch):
-                if not all(code_of(error) == "NOSCRIPT" for _, error in refused):
+            async with asyncio.timeout_at(self._deadline):
+                if unwritten:
                     await self._connect()
-                again = [run for run, _ in refused]
-                for run, error in await self._connection.send(again, load={run.script for run in again}):
-                    run.answer(error)
-        except (Exception, asyncio.CancelledError):
-            await self._disconnect()  # a reply may still arrive, and must not be taken for another's
+                    errors = await self._send(unwritten)
+                refused = {it: code for it, error in errors if (code := code_if_not_run(error))}
+                unwritten = list(refused)
+                errors = [(command, error) for command, error in errors if command not in refused]
+                if {*refused.values()} - {"NOSCRIPT"}:
+                    await self._connect()
+                if refused:
+                    errors += await self._send(unwritten, load={command.load for command in unwritten})
+        except asyncio.CancelledError:
+            self._is_writing = False
+            await self._disconnect()
             raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, no caller may wait for ever
+            await self._disconnect()  # a reply may still arrive, and must not be taken for another's
+            errors += [(command, error) for command in unwritten if not command.reply.done()]
+        self._finish(errors)
+
+    async def _send(self, commands: Sequence[Command], *, load: Collection[bytes] = ()) -> Errors:
+        """Load scripts, then run commands; return their errors. Raise that of a script that cannot be loaded."""
+        assert self._connection is not None  # noqa: S101 - it was just connected
+        loads = [Command(data) for data in load]
+        done: asyncio.Future[Errors] = asyncio.get_running_loop().create_future()
+        # A time-out may have come just before.
+        self._connection.send([*loads, *commands], lambda errors: None if done.done() else done.set_result(errors))
+        errors = await done
+        for command, error in errors:
+            if command in loads:
+                raise error
+        return errors
+
+    def _finish(self, errors: Errors) -> None:
+        """Log errors before the callers continue, then write what has gathered, with what the callers add at once."""
+        if errors:
+            last = errors[-1][1]
+            if isinstance(last, TimeoutError | RedisTimeoutError):  # no caller waits for a hanging Redis twice
+                errors += [(command, last) for command in self._waiting]
+                self._waiting = []
+            self._log_failures([error for command, error in errors if not command.reply.cancelled()])
+            for command, error in errors:
+                command.answer(error)
+        if self._round_trip:
+            self._round_trip(time.perf_counter() - self._began, failed=bool(errors))
+        asyncio.get_running_loop().call_soon(self._write_next)
 
     async def _connect(self) -> None:
         await self._disconnect()
         connection: AbstractConnection = await self._redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # the library's own
-        self._connection = _Connection(connection)
+        self._connection = Connection(connection)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection:
+            connection.abandon()
             await connection.library.disconnect(nowait=True)
             await self._redis.connection_pool.release(connection.library)
-
-
-class _Connection(asyncio.Protocol):
-    """A connection that the library has opened (address, TLS, user, database), with our own reader.
-
-    The library packs commands in Python, and sets a time-out in a task of its own for each write and each reply.
-    """
-
-    def __init__(self, library: AbstractConnection) -> None:
-        self.library = library
-        writer = library._writer  # noqa: SLF001 - the library has no public way to the transport
-        assert writer is not None  # noqa: S101 - the pool has connected it
-        self._transport = writer.transport
-        self._library_protocol = self._transport.get_protocol()
-        self._transport.set_protocol(self)
-        self._input = select.poll()
-        self._input.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        self._reader = hiredis.Reader(replyError=ResponseError)
-        self._unanswered: deque[_Run] = deque()
-        self._refused: list[tuple[_Run, ResponseError]] = []
-        self._done: asyncio.Future[list[tuple[_Run, ResponseError]]] | None = None
-
-    def is_clean(self) -> bool:
-        """Return whether the idle connection is open, and nothing unread has arrived: the system is asked."""
-        return not self._transport.is_closing() and not self._input.poll(0)
-
-    async def send(
-        self, runs: Sequence[_Run], *, load: Collection[Script] = ()
-    ) -> Sequence[tuple[_Run, ResponseError]]:
-        """Load scripts and run others, and set their replies; return those that Redis did not run, with its errors.
-
-        Raises ConnectionLost.
-        """
-        loop = asyncio.get_running_loop()
-        loads = [(script, pack_command(("SCRIPT", "LOAD", script.source))) for script in load]  # type: ignore[arg-type] # as above
-        loading = [_Run(script, command, loop.create_future()) for script, command in loads]
-        self._refused, self._done = [], loop.create_future()
-        self._unanswered.extend((*loading, *runs))
-        self._transport.write(b"".join([run.command for run in self._unanswered]))
-        refused = await self._done
-        for run in loading:
-            if run.reply.done() and isinstance(error := run.reply.result(), Exception):
-                raise error
-        return refused
-
-    def data_received(self, data: bytes) -> None:
-        """Set the replies. The writer continues before the callers, so that an error is logged before it is raised."""
-        self._reader.feed(data)
-        answers = []
-        while (reply := self._reader.gets()) is not False:
-            if not self._unanswered:  # an unsolicited reply: those after it could be mismatched
-                self._transport.abort()
-                return
-            run = self._unanswered.popleft()
-            if isinstance(reply, ResponseError) and did_not_run(reply):
-                self._refused.append((run, reply))
-            else:
-                answers.append((run, reply))
-        if not self._unanswered and self._done and not self._done.done():
-            self._done.set_result(self._refused)
-        for run, reply in answers:
-            run.answer(reply)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Close the library's side, and fail the write in progress."""
-        self._library_protocol.connection_lost(exc)
-        if self._done and not self._done.done():
-            self._done.set_exception(ConnectionLost())
 
 
 async def _result(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type

@@ -11,8 +11,8 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
+from app.store.layout import ms
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import ms
 from app.verification.channels import Channel
 from app.verification.domain_events import (
     CallEnded,
@@ -131,22 +131,18 @@ class RedisStats:
             case VerificationCanceled():
                 self._counts["canceled"] += 1
 
-    async def step(self) -> timedelta:
-        """Flush, and return when to do so again. Raises StoreUnavailable."""
-        await self.flush()
-        return _FLUSHED_EVERY
-
-    async def flush(self) -> None:
-        """Add the counts to those in Redis. Raises StoreUnavailable: they are kept for the next time."""
+    async def flush(self) -> timedelta:
+        """Add the counts to those in Redis, and return when to do so again. Raises StoreUnavailable: they are kept."""
         async with self._flushing:
             if not self._batch:
                 if not self._counts:
-                    return
+                    return _FLUSHED_EVERY
                 self._batch, self._counts = self._counts, Counter()
                 self._batch_number += 1
             lifetimes, counts = (ms(_BATCH_REMEMBERED), ms(_KEEP_DAY)), json.dumps(self._batch)
             await self._runner.run(ADD, [self._key], [self._batch_number, *lifetimes, counts])
             self._batch = Counter()
+        return _FLUSHED_EVERY
 
     async def aclose(self) -> None:
         """Flush the rest, if Redis is available."""

@@ -2,9 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from app.store.keys import RecordName
+from app.store.layout import RecordName, to_ms
 from app.store.scripts import Script, ScriptRunner
-from app.store.units import to_ms
 from app.verification.errors import TokenExpired, TokenInvalid
 
 REDEEM = Script("tokens", "redeem")

@@ -1,17 +1,25 @@
 """Verifications in Redis: one script and one round trip for each use case."""
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from app.store.fields import CallField, RecordField
-from app.store.keys import PhoneName, RecordName, keyed_digest, name_limit
+from app.store.layout import (
+    CallField,
+    PhoneName,
+    RecordField,
+    RecordName,
+    from_ms,
+    keyed_digest,
+    ms,
+    name_limit,
+    seconds,
+)
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms, seconds
 from app.store.webhooks import STREAM
 from app.verification.channels import Channel
 from app.verification.errors import (
@@ -204,34 +212,27 @@ def _check_outcome(
             return Locked(verification_id=verification_id, retry_after=seconds(facts[0]), quotas=quotas)
 
 
-_REFUSALS: Mapping[bytes, type[VerificationError]] = {
+_REFUSALS: Mapping[bytes, Callable[..., VerificationError]] = {
     b"not_found": VerificationNotFound,
     b"verified_before": VerificationAlreadyUsed,
     b"canceled_before": VerificationAlreadyCanceled,
     b"code_needed": CodeRequired,
     b"no_code_needed": CodeNotExpected,
+    b"other_length": lambda lengths: CodeTooShortOrLong(frozenset(lengths)),
+    b"calls_exhausted": lambda wait: RateLimited(limit="calls_per_verification", retry_after=seconds(wait)),
+    b"locked": lambda wait: VerificationLocked(retry_after=seconds(wait)),
+    b"limited": lambda name, wait: RateLimited(limit=name.decode(), retry_after=seconds(wait)),
 }
 
 
 def _facts(reply: Sequence[Any], resend_of: str | None = None) -> Sequence[Any]:
     """Return what follows the outcome in a script's reply, or raise the error of a refusal (see its RETURN comment)."""
     outcome, *facts = reply
-    match outcome:
-        case b"cooldown":
-            raise CallCooldown(retry_after=seconds(facts[0]), verification_id=resend_of)
-        case b"calls_exhausted":
-            raise RateLimited(limit="calls_per_verification", retry_after=seconds(facts[0]))
-        case b"locked":
-            raise VerificationLocked(retry_after=seconds(facts[0]))
-        case b"limited":
-            name, wait = facts
-            raise RateLimited(limit=name.decode(), retry_after=seconds(wait))
-        case b"other_length":
-            raise CodeTooShortOrLong(frozenset(facts[0]))
-        case _ if outcome in _REFUSALS:
-            raise _REFUSALS[outcome]
-        case _:
-            return facts
+    if outcome == b"cooldown":
+        raise CallCooldown(retry_after=seconds(facts[0]), verification_id=resend_of)
+    if refusal := _REFUSALS.get(outcome):
+        raise refusal(*facts)
+    return facts
 
 
 @lru_cache

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+from app.store.layout import from_ms, ms
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.units import from_ms, ms
 from app.verification.phone import Phone
-from app.verification.webhooks import Backlog, DeadLetter, Delivery, Event
+from app.verification.webhooks import DeadLetter, Delivery, Event
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,6 @@ STREAM = "pv:{events}"
 EXPIRY, RETRY, DEAD, BODIES = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "bodies"))
 GROUP = "webhooks"
 _DEAD_KEPT = timedelta(days=30)
-_RESENT_AT_ONCE = 500  # bounds how long one script blocks Redis
 _LONGEST_ERROR = 200
 
 
@@ -64,19 +63,13 @@ class RedisOutbox:
         place = await self._runner.run(SET_ASIDE, [STREAM, RETRY, DEAD, BODIES], arguments)
         return bool(place != b"dead")
 
-    async def backlog(self) -> Backlog:
-        """Return the state of delivery."""
-        lag, queued, retries, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_DEAD_KEPT)])
-        return Backlog(lag=timedelta(milliseconds=max(0, lag)), queued=queued, retries=retries, dead=dead)
-
     async def gauges(self) -> Mapping[str, float]:
-        """Return how delivery stands, for the metrics. Raises StoreUnavailable."""
-        backlog = await self.backlog()
-        return {
-            "webhook_lag_seconds": backlog.lag.total_seconds(),
-            "webhooks_pending": backlog.queued + backlog.retries,
-            "webhooks_dead": backlog.dead,
-        }
+        """Return how delivery stands, for the metrics. Raises StoreUnavailable.
+
+        The lag is how long the oldest event is overdue; a pause before a retry does not count.
+        """
+        lag, pending, dead = await self._runner.run(BACKLOG, [STREAM, EXPIRY, RETRY, DEAD], [ms(_DEAD_KEPT)])
+        return {"webhook_lag_seconds": max(0, lag) / 1000, "webhooks_pending": pending, "webhooks_dead": dead}
 
     async def dead_letters(self) -> list[DeadLetter]:
         """List the dead letters."""
@@ -88,24 +81,13 @@ class RedisOutbox:
         ]
 
     async def resend(self, event_id: str) -> bool:
-        """Deliver one dead letter again."""
-        entry = event_id.removeprefix("msg_") or "-"  # an empty one would mean all
-        count, _ = await self._resend(entry, 1, "")
-        return count == 1
+        """Deliver one dead letter again; return False if there is none."""
+        is_resent = await self._runner.run(RESEND, [STREAM, DEAD, BODIES], [event_id.removeprefix("msg_")])
+        return bool(is_resent)
 
     async def resend_all(self) -> int:
-        """Deliver all dead letters again, a bounded number at a time, without those that die again meanwhile."""
-        total, moment = 0, ""
-        while True:
-            count, moment = await self._resend("", _RESENT_AT_ONCE, moment)
-            total += count
-            if count < _RESENT_AT_ONCE:
-                return total
-
-    async def _resend(self, entry: str, most: int, moment: str) -> tuple[int, str]:
-        arguments: list[Argument] = [entry, most, moment, ms(_DEAD_KEPT)]
-        count, moment_used = await self._runner.run(RESEND, [STREAM, DEAD, BODIES], arguments)
-        return int(count), moment_used.decode()
+        """Deliver all dead letters again, without those that die again meanwhile; return how many."""
+        return sum([await self.resend(letter.event.id) for letter in await self.dead_letters()])
 
     async def _read(self, entry: bytes, flat: Sequence[bytes]) -> Delivery | None:
         """Read an entry, or log and remove one that cannot be read."""

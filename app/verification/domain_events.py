@@ -1,7 +1,6 @@
 """The domain events, from which metrics and statistics are counted. Test numbers publish none."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
@@ -9,14 +8,14 @@ from app.verification.model import CallStatus, Status
 from app.verification.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class VerificationStarted:
     """A new verification was started; not published for a resend."""
 
     channel: Channel
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallPlaced:
     """A call was placed (``initiated``), or may have been (``unconfirmed``)."""
 
@@ -24,7 +23,7 @@ class CallPlaced:
     status: CallStatus
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallRefused:
     """The provider did not place a call, or was not asked because it is known to be unavailable."""
 
@@ -32,7 +31,7 @@ class CallRefused:
     error: ProviderError
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallEnded:
     """A call reached a final state; published once for each call."""
 
@@ -40,14 +39,14 @@ class CallEnded:
     status: CallStatus
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UnknownCallStatus:
     """The provider reported a call status that is not known here; the call counts as still in progress."""
 
     channel: Channel
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LimitHit:
     """A limit refused a start or a check; ``call_cooldown`` and ``fraud_guard`` are among the names."""
 
@@ -61,7 +60,7 @@ class CodeChecked:
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class VerificationCanceled:
     """A verification was canceled."""
 

@@ -7,7 +7,7 @@ VerificationError
 ├── IdempotencyKeyReused (in idempotency.py)
 ├── RetryLater
 │   ├── LimitReached: CallCooldown, CallBudgetExhausted, RateLimited
-│   └── VerificationLocked, IdempotencyInProgress (in idempotency.py), TooManyListeners (in event_stream.py)
+│   └── VerificationLocked, IdempotencyInProgress (in idempotency.py), TooManyListeners
 ├── ProviderError: ProviderRejected, ProviderUnavailable (also a RetryLater), BalanceTooLow
 ├── TokenInvalid, TokenExpired, TokenAlreadyRedeemed
 └── StoreUnavailable
@@ -27,6 +27,10 @@ class RetryLater(VerificationError):
     def __init__(self, *facts: object, retry_after: int) -> None:
         super().__init__(*(facts or (retry_after,)))
         self.retry_after = retry_after
+
+
+class TooManyListeners(RetryLater):
+    """The limit on event streams of a verification, of a client or in all is reached."""
 
 
 class PhoneReason(StrEnum):

@@ -53,27 +53,18 @@ class GuardRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """The calls old enough to count, and the verifications that succeeded."""
-
-    calls: int
-    successes: int
-
-    @property
-    def conversion(self) -> float:
-        """The share of calls that ended in a verified code."""
-        return self.successes / self.calls
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A blocked range; ``level`` is 1 for its first block, 2 for the next, and so on."""
+    """A blocked range; ``level`` is 1 for its first block, 2 for the next, and so on.
+
+    ``calls`` are those old enough to count, ``successes`` the verifications that succeeded.
+    """
 
     range: str
     since: datetime
     until: datetime
     level: int
-    evidence: Evidence
+    calls: int
+    successes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +74,8 @@ class Suspect:
     client: str
     since: datetime
     until: datetime
-    evidence: Evidence
+    calls: int
+    successes: int
 
 
 class FraudGuard(Protocol):

@@ -1,6 +1,6 @@
 """A verification and its calls, the results of starting and checking it, and the outcomes of placing a call."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from math import ceil
@@ -53,7 +53,7 @@ class Lang(StrEnum):
     EN = "en"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallState:
     """The state of a call. ``provider_status`` is the provider's own text, where it is not a known status."""
 
@@ -61,7 +61,7 @@ class CallState:
     provider_status: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """One call of a verification.
 
@@ -79,7 +79,7 @@ class Call:
     limits_token: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Verification:
     """A verification as it was at ``observed_at``, by the store's clock. ``calls`` are oldest first.
 
@@ -87,6 +87,7 @@ class Verification:
     change.
     """
 
+    _: KW_ONLY
     id: str
     client: str
     purpose: str
@@ -136,7 +137,9 @@ class Verification:
 
     def with_latest_call(self, state: CallState, ref: str | None, dial: Phone | None = None) -> Self:
         """Return a copy whose latest call has the given state."""
-        return replace(self, calls=(*self.calls[:-1], replace(self.calls[-1], state=state, ref=ref, dial=dial)))
+        latest = self.calls[-1]
+        latest = Call(latest.call_number, state, ref, latest.channel, dial, latest.expires_at)
+        return replace(self, calls=(*self.calls[:-1], latest))
 
     def without_lost_calls(self, *, lifetime: timedelta, call_timeout: timedelta) -> Self:
         """Return a copy in which calls without an outcome are ``unconfirmed`` once ``call_timeout`` has passed.
@@ -157,7 +160,7 @@ class Verification:
         return max(0, ceil((moment - self.observed_at).total_seconds()))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Started:
     """A verification whose call was placed, or may have been, and what remains of the limits that it counts against."""
 
@@ -244,7 +247,7 @@ class Proof:
     test: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placed:
     """The provider accepted the call; ``call_ref`` is its id there.
 
@@ -258,14 +261,14 @@ class Placed:
     dial: Phone | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """The call was definitely not placed; ``error`` says why."""
 
     error: ProviderError
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unknown:
     """The request was sent and no clear answer came: the call may have been placed. ``why`` is for the log.
 

@@ -1,13 +1,13 @@
 """Phone numbers: parsing any spelling of a Russian mobile number, and masking."""
 
 import re
-from dataclasses import dataclass
 
 import phonenumbers
 from phonenumbers import PhoneNumberType
 
 from app.verification.errors import PhoneNotCallable, PhoneReason
 from app.verification.typed_text import read_digits
+from app.verification.values import value
 
 # A mobile number with both prefixes at once, the international and the national one. It can be no other number: +89 is
 # assigned to no country (ITU-T E.164, list of country codes). Other +8… are: +84 Vietnam, +86 China, +880 Bangladesh.
@@ -20,7 +20,7 @@ _RUSSIA = 7
 _KAZAKH = re.compile(r"[67][0-9]{9}")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Phone:
     """A phone number in E.164. Prints masked, so that no log line or traceback contains it."""
 

@@ -1,7 +1,7 @@
 """The ports of the domain: what the use cases need of Redis, of providers and of tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -29,7 +29,7 @@ from app.verification.test_numbers import TestNumbers
 from app.verification.values import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class NewCall:
     """A call about to be placed.
 
@@ -37,6 +37,7 @@ class NewCall:
     the end user's. ``token`` identifies the start, for ``refund``. A ``test`` number has no cooldown and no limits.
     """
 
+    _: KW_ONLY
     client: str
     phone: Phone
     purpose: str
@@ -50,7 +51,7 @@ class NewCall:
     test: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallId:
     """The id of a call: its verification, and its number there."""
 
@@ -81,13 +82,14 @@ class CodeCheck:
     retry_digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CallUpdate:
     """The new state of a call and, if it was just placed, what the provider answered.
 
     ``code_digest`` and ``code_length`` are those of a code that the provider chose. ``limits_token`` is as in ``Call``.
     """
 
+    _: KW_ONLY
     state: CallState
     ref: str | None = None
     code_digest: bytes | None = None
@@ -97,7 +99,7 @@ class CallUpdate:
     limits_token: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallHistory:
     """The operator of a phone, and its calls that have verified nobody yet."""
 
@@ -105,7 +107,7 @@ class CallHistory:
     calls: Sequence[tuple[Channel, CallStatus]]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartPreview:
     """The call that a start would place, and the history of the phone."""
 
@@ -200,13 +202,14 @@ class RateLimiter(Protocol):
         """Uncount the event. Idempotent, also if it was never counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CallOrder:
     """A call to be placed by a provider; ``code`` is None where the channel needs none.
 
     ``lang`` and ``repeat`` are for a code that is spoken. ``timeout`` (seconds) may shorten the sender's own.
     """
 
+    _: KW_ONLY
     call_id: CallId
     phone: Phone
     code: str | None

@@ -156,20 +156,15 @@ class BalancePoller:
             if cached.rub is not None:
                 self.balance.note(cached.rub, cached.age)
             if cached.is_reader:
-                await self._read()
-        finally:
-            self._log_level()
-        return _CACHE_INTERVAL * random.uniform(0.8, 1)  # noqa: S311 - spreads the workers, no secret
-
-    async def _read(self) -> None:
-        try:
-            rub = await self._accounts.get_balance()
+                rub = await self._accounts.get_balance()
+                self.balance.note(rub)
+                await self._cache.write(rub)
         except ProviderError as error:
             log.warning("balance.not_read", extra={"error": repr(error)})
             self._logged = self._logged or BalanceLevel.OK  # from here on an unknown balance is logged
-            return
-        self.balance.note(rub)
-        await self._cache.write(rub)
+        finally:
+            self._log_level()
+        return _CACHE_INTERVAL * random.uniform(0.8, 1)  # noqa: S311 - spreads the workers, no secret
 
     def _log_level(self) -> None:
         """Log a change of level; of the first one, only a warning or a low one."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from app.verification.policy import Quota
 from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview
 from app.verification.routing import route
 from app.verification.store_requests import Request, StoreDeadline, Write, best_effort, in_one_round_trip
+from app.verification.values import value
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _MAX_CONCURRENT = 32  # starts before they reach the provider; each waits for th
 _MIN_TRY_SECONDS = 1.0  # with less time left no other channel is tried
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class StartRequest:
     """A client's request to call a phone.
 
@@ -47,6 +48,7 @@ class StartRequest:
     may use. ``address`` is the end user's, as the client saw it.
     """
 
+    _: KW_ONLY
     client: str
     phone: str
     purpose: str
@@ -108,6 +110,7 @@ class _Start:
         self.token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
         self.is_admitted = False  # counted by the guard
+        self.code: str | None = None  # of the call that is stored
         self.quotas: tuple[Quota, ...] = ()
 
     async def run(self, gate: asyncio.Semaphore) -> Started:
@@ -119,8 +122,7 @@ class _Start:
                 if isinstance(previewed, Started):
                     return previewed
                 call_id, channels = previewed
-                code = self._make_code(channels[0])
-                verification = await self._reserve(call_id, channels[0], code)
+                verification = await self._reserve(call_id, channels[0])
         except (StoreUnavailable, asyncio.CancelledError):
             # Whether the store has run the commands is unknown, and nobody waits until it is known.
             deferred.write_later(*self._refunds())
@@ -132,7 +134,7 @@ class _Start:
             log.info("verification.test_started", extra={"verification_id": verification.id, "test": True})
             return await self._record(verification, CallUpdate(state=CallState(CallStatus.COMPLETED), ref="test"))
         try:
-            return await self._place(verification, channels, code)
+            return await self._place(verification, channels)
         except (StoreUnavailable, asyncio.CancelledError):  # the call may have been placed, and is not handled any more
             deferred.write_later(self.journal.abandon)
             raise
@@ -188,9 +190,7 @@ class _Start:
     async def _resume(self, call_id: CallId) -> Started | None:
         """Return the verification of a call that an earlier request began; None if the call may be placed anew.
 
-        Raises:
-            StoreUnavailable: the call may have been placed, so no other may be.
-
+        Raise StoreUnavailable: it may have been placed, so no other may be.
         """
         ports, client = self.ports, self.request.client
         try:
@@ -214,12 +214,12 @@ class _Start:
         await self.journal.keep(started)
         return started
 
-    async def _reserve(self, call_id: CallId, channel: Channel, code: str | None) -> Verification:
+    async def _reserve(self, call_id: CallId, channel: Channel) -> Verification:
         """Count the call in the limits and the guard, then store it."""
         self.call_id = call_id
         acquire = self.ports.limits.acquire(self.token, self.allowances)
         quotas, _ = _require_all(await in_one_round_trip(acquire, self._admit()))
-        started = await self._store(call_id, channel, code)
+        started = await self._store(call_id, channel)
         self.quotas = (*started.quotas, *quotas)
         return started.verification
 
@@ -228,10 +228,12 @@ class _Start:
             await self.ports.guard.admit(self.phone, self.request.client)
             self.is_admitted = True
 
-    async def _store(self, call_id: CallId, channel: Channel, code: str | None) -> Started:
-        """Store the call, together with the note in the journal that it is about to be placed."""
+    async def _store(self, call_id: CallId, channel: Channel) -> Started:
+        """Make a code and store the call, together with the note in the journal that it is about to be placed."""
         self.call_id = call_id
-        start = self.ports.store.start(call_id, self._new_call(channel, code), self.policy)
+        length = self.policy.code_length_of(channel)
+        self.code = self.test_code or (make_code(length) if length else None)
+        start = self.ports.store.start(call_id, self._new_call(channel, self.code), self.policy)
         started: Started
         started, _ = _require_all(await in_one_round_trip(start, self.journal.begin(call_id)))
         return started
@@ -252,13 +254,7 @@ class _Start:
             test=self.is_test,
         )
 
-    def _make_code(self, channel: Channel) -> str | None:
-        if self.test_code is not None:
-            return self.test_code
-        length = self.policy.code_length_of(channel)
-        return make_code(length) if length else None
-
-    async def _place(self, verification: Verification, channels: Sequence[Channel], code: str | None) -> Started:
+    async def _place(self, verification: Verification, channels: Sequence[Channel]) -> Started:
         """Try one channel after the other until a call was placed, or may have been, or no other can help.
 
         After a rejection any other channel may help; after a failure, only one of another provider.
@@ -271,9 +267,8 @@ class _Start:
                 may_help = isinstance(error, ProviderRejected) or sender.provider != provider
                 if not may_help or deadline - clock() <= _MIN_TRY_SECONDS:
                     continue
-                code = self._make_code(channel)
                 try:
-                    verification = await self._replace(channel, code)
+                    verification = await self._replace(channel)
                 except VerificationError:
                     break  # another start came between, or the store is away: the refusal before still holds
                 except (Exception, asyncio.CancelledError):
@@ -282,7 +277,7 @@ class _Start:
             order = CallOrder(
                 call_id=_latest_call(verification),
                 phone=self.phone,
-                code=code,
+                code=self.code,
                 lang=self.request.lang,
                 repeat=self.policy.repeat,
                 timeout=deadline - clock(),
@@ -297,7 +292,7 @@ class _Start:
         assert error  # noqa: S101 - every call that was tried was refused
         raise error
 
-    async def _replace(self, channel: Channel, code: str | None) -> Verification:
+    async def _replace(self, channel: Channel) -> Verification:
         """Refund a call that was refused, and store another, which may be of another verification.
 
         The other limits stay as they are counted. Raise as the store's ``start`` does.
@@ -305,7 +300,7 @@ class _Start:
         async with StoreDeadline(self.ports.store_timeout):
             await self._refund_call()
             preview = await self.ports.store.preview_start(self._new_call(channel), self.policy)
-            return (await self._store(preview.call_id, channel, code)).verification
+            return (await self._store(preview.call_id, channel)).verification
 
     async def _record_outcome(self, verification: Verification, channel: Channel, outcome: Placed | Unknown) -> Started:
         """Record a call that was placed, or may have been, and publish it."""
@@ -358,7 +353,7 @@ class _Start:
         if follow and update.ref:
             writes.append(partial(ports.schedule.schedule, call_id, FIRST_STATUS_DELAY))
         started = Started(verification.with_latest_call(update.state, update.ref, update.dial), self.quotas)
-        if not await best_effort(*(write() for write in writes), self.journal.keep(started)):
+        if await best_effort(*(write() for write in writes), self.journal.keep(started)):
             ports.deferred.write_later(*writes)  # the client's webhook and the following of the call depend on them
         return started
 

@@ -63,8 +63,8 @@ class _Running:
 async def in_one_round_trip(*requests: Request) -> list[Any]:
     """Make requests side by side; return their results and exceptions in order, as ``asyncio.gather`` can.
 
-    All run in the caller's task, since one of its own costs more than most of what they do. So none may have an
-    ``asyncio.timeout`` of its own, which would cancel them all.
+    All run in the caller's task, since one of its own costs more than most of what they do. So none may wait for
+    another of them, or have an ``asyncio.timeout`` of its own, which would cancel them all.
     """
     running = [_Running(request) for request in requests]
     try:
@@ -89,12 +89,8 @@ async def _finish(running: Sequence[_Running]) -> None:
                 each.proceed()
 
 
-async def best_effort(*writes: Request) -> bool:
-    """Make writes in one round trip, log how many failed, and return whether none did."""
-    return not await _failures(writes)
-
-
-async def _failures(writes: Sequence[Request]) -> Sequence[VerificationError]:
+async def best_effort(*writes: Request) -> Sequence[VerificationError]:
+    """Make writes in one round trip; log how many failed, and return why."""
     failed: list[VerificationError] = []
     for result in await in_one_round_trip(*writes):
         if isinstance(result, StoreUnavailable | VerificationNotFound):
@@ -138,11 +134,11 @@ class DeferredWrites:
         """Write, and wait for the first attempt; after a failure or a cancellation, go on in the background."""
         first = self.start(best_effort(*(write() for write in writes)))
         try:
-            done = await asyncio.shield(first)
+            failed = await asyncio.shield(first)
         except asyncio.CancelledError:
             self.start(self._repeat(writes))
             raise
-        if not done:
+        if failed:
             self.start(self._repeat(writes))
 
     def write_later(self, *writes: Write) -> None:
@@ -159,7 +155,7 @@ class DeferredWrites:
         for attempt, pause in enumerate(chain(self._pauses, repeat(self._pauses[-1])), 1):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
-            failures = await _failures([write() for write in writes])
+            failures = await best_effort(*(write() for write in writes))
             is_away = any(isinstance(failure, StoreUnavailable) for failure in failures)
             is_over = not is_away or self._closing.is_set() or clock() > deadline
             if attempt >= len(self._pauses) and is_over:

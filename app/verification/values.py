@@ -1,4 +1,4 @@
-"""Value objects for the way of each check: the type checker holds them frozen, and Python makes them fast.
+"""Value objects for the way of each request: the type checker holds them frozen, and Python makes them fast.
 
 A dataclass that Python freezes sets each of its fields through ``object.__setattr__``, and takes twice as long to make.
 """

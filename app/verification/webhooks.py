@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Protocol
 
 from app.verification.phone import Phone
 
@@ -12,26 +12,12 @@ from app.verification.phone import Phone
 class EventType(StrEnum):
     """The types of webhook events."""
 
-    summary: str  # what it reports
-    status: str  # of the verification at that moment
-    call_status: str | None  # of its latest call, for example
-
-    def __new__(cls, value: str, summary: str, status: str, call_status: str | None) -> Self:
-        """Attach the facts to the value."""
-        member = str.__new__(cls, value)
-        member._value_, member.summary, member.status, member.call_status = value, summary, status, call_status
-        return member
-
-    CREATED = (
-        "verification.created", "The first call of a verification was placed, or may have been", "pending", "initiated",
-    )  # fmt: skip
-    CALL_STATUS_CHANGED = (
-        "call.status_changed", "A call rings, is answered or ends, or another one was placed", "pending", "ringing",
-    )  # fmt: skip
-    VERIFIED = "verification.verified", "The right code was checked", "verified", "completed"
-    LOCKED = "verification.locked", "The last wrong code was checked", "locked", "completed"
-    CANCELED = "verification.canceled", "The client canceled the verification", "canceled", "ringing"
-    EXPIRED = "verification.expired", "The verification expired while it was pending", "expired", None
+    CREATED = "verification.created"
+    CALL_STATUS_CHANGED = "call.status_changed"
+    VERIFIED = "verification.verified"
+    LOCKED = "verification.locked"
+    CANCELED = "verification.canceled"
+    EXPIRED = "verification.expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +57,6 @@ class DeadLetter:
     attempts: int
     error: str
     died_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
-    """The state of delivery.
-
-    ``lag`` is how long the oldest event is overdue; a pause before a retry does not count. ``queued`` events are to be
-    delivered now, those in flight included; ``retries`` wait for a retry; ``dead`` were given up.
-    """
-
-    lag: timedelta
-    queued: int
-    retries: int
-    dead: int
 
 
 class Outbox(Protocol):

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited, StoreUnavailable
-from app.verification.fraud_guard import Evidence, range_of
+from app.verification.fraud_guard import range_of
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.policies import make_guard_rules
@@ -109,7 +109,7 @@ async def test_a_preview_blocks_like_a_call_but_is_not_counted(harness: GuardHar
         await harness.guard.require_open(Phone(f"{PUMPED}999"), "shop")
 
     (block,) = await harness.guard.blocks()
-    assert (block.range, block.evidence.calls) == (PUMPED, 20)
+    assert (block.range, block.calls) == (PUMPED, 20)
 
 
 async def test_after_a_block_ends_the_range_has_no_evidence(harness: GuardHarness) -> None:
@@ -225,7 +225,7 @@ async def test_100_concurrent_calls_are_all_counted(harness: GuardHarness) -> No
     await harness.refusal()
 
     (block,) = await harness.guard.blocks()
-    assert block.evidence == Evidence(calls=100, successes=0)
+    assert (block.calls, block.successes) == (100, 0)
 
 
 async def test_100_parallel_successes_are_100_successes(harness: GuardHarness) -> None:
@@ -236,7 +236,7 @@ async def test_100_parallel_successes_are_100_successes(harness: GuardHarness) -
     await harness.refusal()
 
     (block,) = await harness.guard.blocks()
-    assert block.evidence == Evidence(calls=1001, successes=100)
+    assert (block.calls, block.successes) == (1001, 100)
 
 
 async def test_a_refused_call_is_not_counted(harness: GuardHarness) -> None:
@@ -298,7 +298,7 @@ async def test_a_client_with_a_low_conversion_is_reported_once_and_not_refused(
     (event,) = events(caplog, "guard.client_reported")
     assert vars(event) | {"client": "shop", "calls": 20, "conversion": 0.0} == vars(event)
     (suspect,) = await harness.guard.suspects()
-    assert (suspect.client, suspect.evidence) == ("shop", Evidence(calls=20, successes=0))
+    assert (suspect.client, suspect.calls, suspect.successes) == ("shop", 20, 0)
     assert suspect.until - suspect.since == HOUR
     assert await harness.guard.blocks() == []
 
@@ -322,8 +322,8 @@ async def test_blocks_are_listed_oldest_first_until_they_end(harness: GuardHarne
 
     first, second = await harness.guard.blocks()
 
-    assert (first.range, first.level, first.evidence) == (OTHER, 1, Evidence(calls=25, successes=1))
-    assert (first.evidence.conversion, first.until - first.since) == (0.04, HOUR)
+    assert (first.range, first.level, first.calls, first.successes) == (OTHER, 1, 25, 1)
+    assert (first.successes / first.calls, first.until - first.since) == (0.04, HOUR)
     assert second.range == PUMPED
 
     await harness.pass_time(HOUR - MINUTE)

@@ -7,7 +7,10 @@ from decimal import Decimal
 import pytest
 
 from app.providers.plusofon.client import PlusofonClient
-from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
+from app.sandbox.plusofon_api import create_sandbox_app
+from app.sandbox.server import SandboxServer
 from app.verification.errors import BalanceTooLow, ProviderRejected
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone

@@ -27,8 +27,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.main import create_app
-from app.sandbox import SandboxServer, VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.server import SandboxServer
 from app.settings import load_settings
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
@@ -250,7 +251,7 @@ async def protect(redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.flush()
     assert (await stats.read()).canceled == 1
-    assert await limits.used(allowances[0]) == 0
+    assert await limits.gauges(allowances[0]) == {"call_budget_used": 0}
 
 
 async def deliver(redis: Redis) -> None:
@@ -266,7 +267,7 @@ async def deliver(redis: Redis) -> None:
     assert await outbox.set_aside(first, attempts=1, error="status 500", pause=timedelta(0))
     await outbox.set_aside(second, attempts=7, error="status 500", pause=None)
     await outbox.set_aside((await outbox.take(1))[0], attempts=7, error="status 500", pause=None)
-    assert (await outbox.backlog()).dead == 1
+    assert (await outbox.gauges())["webhooks_dead"] == 1
     assert len(await outbox.dead_letters()) == 1
     assert await outbox.resend_all() == 1
     for delivery in await outbox.take(100):
@@ -280,11 +281,13 @@ async def listen(redis: Redis) -> None:
     verification = (await start(store, new_call(9), POLICY)).verification
     try:
         async with changes.listen(verification.id, client=verification.client) as feed:
-            assert await feed.changed(SOON)
+            await asyncio.wait_for(feed.wait(), SOON)
+            feed.clear()
             await asyncio.sleep(0.15)
             await store.read(verification.id, client="shop", follow=True)
             await store.cancel("shop", verification.id)
-            assert await feed.changed(SOON)
+            await asyncio.wait_for(feed.wait(), SOON)
+            feed.clear()
     finally:
         await changes.aclose()
 

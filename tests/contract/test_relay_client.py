@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app.providers.relay.client import RelaySender
-from app.sandbox import SandboxServer
+from app.sandbox.server import SandboxServer
 from app.verification.channels import Channel
 from app.verification.errors import BalanceTooLow, ProviderRejected, ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Unknown

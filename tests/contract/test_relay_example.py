@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.providers.relay.client import RelaySender
-from app.sandbox import SandboxServer
+from app.sandbox.server import SandboxServer
 from app.standard_webhooks import parse_secret, sign
 from app.verification.channels import Channel
 from app.verification.errors import ProviderRejected

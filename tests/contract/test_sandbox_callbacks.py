@@ -15,8 +15,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app, provider_callbacks
+from app.sandbox import provider_callbacks
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
+from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.provider_callbacks import ProviderCallback, open_callback_sender
+from app.sandbox.server import SandboxServer
 
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 HEADERS = {"Client": "0", "Authorization": "Bearer calls"}

@@ -12,7 +12,11 @@ import pytest
 import pytest_asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.sandbox import Fault, Faults, MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
+from app.sandbox.plusofon_api import create_sandbox_app
+from app.sandbox.server import SandboxServer
 from app.verification.channels import Channel
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file

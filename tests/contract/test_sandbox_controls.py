@@ -5,9 +5,12 @@ from decimal import Decimal
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 
-from app.sandbox import Fault, Faults, VirtualNetwork, sandbox_router
+from app.api.problems import install_problems
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.routes import sandbox_router
 
 PHONE = "+79001234567"
 HOOK_URL = "http://127.0.0.1:9/hook"
@@ -20,7 +23,11 @@ def network() -> VirtualNetwork:
 
 @pytest.fixture
 async def person(network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    app = FastAPI()
+    def identify(request: Request) -> None:
+        request.state.request_id = "5f0c7a1e9b2d4c68"
+
+    app = FastAPI(dependencies=[Depends(identify)])
+    install_problems(app)
     app.include_router(sandbox_router(network))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://sandbox/sandbox") as client:

@@ -21,8 +21,11 @@ import uvloop
 from fastapi import FastAPI
 from starlette.applications import Starlette
 
-from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork, create_sandbox_app, sandbox_router
-from app.sandbox.plusofon_api import ACCOUNT_TOKEN
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
+from app.sandbox.plusofon_api import ACCOUNT_TOKEN, create_sandbox_app
+from app.sandbox.routes import sandbox_router
+from app.sandbox.server import SandboxServer
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
 

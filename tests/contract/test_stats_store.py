@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
-from app.store.keys import name_limit
+from app.store.layout import name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.stats import DayStats, RedisStats
@@ -124,7 +124,7 @@ async def test_unknown_counters_of_another_version_are_ignored(stats: RedisStats
 
 
 async def test_nothing_is_written_without_events(stats: RedisStats, redis: Redis) -> None:
-    assert await stats.step() == timedelta(seconds=1)
+    assert await stats.flush() == timedelta(seconds=1)
     await stats.aclose()
 
     assert await redis.keys() == []
@@ -132,7 +132,7 @@ async def test_nothing_is_written_without_events(stats: RedisStats, redis: Redis
 
 async def test_every_key_has_a_ttl_of_at_most_eight_days(stats: RedisStats, redis: Redis) -> None:
     stats.observe(VerificationCanceled())
-    await stats.step()
+    await stats.flush()
 
     keys = await redis.keys()
     left = sorted([await redis.ttl(key) for key in keys])
@@ -160,12 +160,12 @@ async def test_a_batch_whose_reply_was_lost_is_retried_and_counted_once(redis: R
     runner.lost = 2
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
-            await stats.step()
+            await stats.flush()
         stats.observe(VerificationCanceled())  # belongs to the next batch
 
-    await stats.step()
+    await stats.flush()
     assert (await stats.read()).canceled == 1
-    await stats.step()
+    await stats.flush()
 
     assert (await stats.read()).canceled == 3
 
@@ -199,12 +199,12 @@ async def test_reading_the_use_of_a_limit_does_not_change_it(redis: Redis) -> No
     limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
     limits = RedisRateLimiter(ScriptRunner(redis, timeout=1), key=key)
     budget = Allowance(limit, "everybody")
-    assert await limits.used(budget) == 0
+    assert await limits.gauges(budget) == {"call_budget_used": 0}
     await limits.acquire("one", [budget])
     await limits.acquire("two", [budget])
     await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
 
-    assert [await limits.used(budget) for _ in range(3)] == [2, 2, 2]
+    assert [await limits.gauges(budget) for _ in range(3)] == [{"call_budget_used": 2}] * 3
 
 
 async def test_round_trips_are_observed_with_their_duration_and_failure(redis: Redis) -> None:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from app.store.connection import connect
-from app.store.keys import RecordName
+from app.store.layout import RecordName
 from app.store.scripts import ScriptRunner
 from app.store.tokens import RedisRedemptions
 from app.verification.errors import StoreUnavailable, TokenExpired, TokenInvalid

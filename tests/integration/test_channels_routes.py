@@ -13,7 +13,9 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
-from app.sandbox import MagicNumber, SandboxServer, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
+from app.sandbox.server import SandboxServer
 from app.verification.channels import Channel
 from app.verification.follow import CallbackUrls
 from app.verification.keys import derive_key

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from app.cli import cli
 from app.cli.call import _check, _follow
 from app.container import open_container
-from app.sandbox import VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
+from app.sandbox.network import VirtualNetwork
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 from app.verification.model import CallStatus

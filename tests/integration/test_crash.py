@@ -8,7 +8,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from app.providers.plusofon.client import PlusofonClient
-from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.plusofon_api import create_sandbox_app
+from app.sandbox.server import SandboxServer
 from app.store.scripts import ScriptRunner
 from app.verification.check import CheckRequest
 from app.verification.model import Status

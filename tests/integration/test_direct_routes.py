@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import routing
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.verification.check import CheckVerification
 from tests.integration.conftest import run, sandbox_settings

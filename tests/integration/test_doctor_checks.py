@@ -24,7 +24,9 @@ from app.cli.checks import (
 )
 from app.providers.http import make_transport
 from app.providers.plusofon.client import PlusofonClient
-from app.sandbox import SandboxServer, VirtualNetwork, create_sandbox_app
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.plusofon_api import create_sandbox_app
+from app.sandbox.server import SandboxServer
 from app.store.connection import connect
 from app.store.health import RedisHealth
 from app.tokens import generate_keys

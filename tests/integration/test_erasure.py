@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.store.call_following import RedisCallQueue
 from app.store.erasure import Erased, RedisPhoneEraser
-from app.store.keys import PhoneName
+from app.store.layout import PhoneName
 from app.store.scripts import ScriptRunner
 from app.store.webhooks import GROUP, RETRY, RedisOutbox
 from app.verification.keys import derive_key

@@ -18,9 +18,11 @@ from redis.asyncio import Redis
 from starlette.types import Receive, Scope, Send
 
 from app.main import create_app
-from app.sandbox import Fault, Faults, SandboxServer, VirtualNetwork
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.server import SandboxServer
 from app.settings import Settings
-from app.store.keys import RecordName
+from app.store.layout import RecordName
 from app.store.verifications import RedisVerificationStore
 from tests.ageing import age
 from tests.integration.conftest import sandbox_settings

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.scripts import ScriptRunner

@@ -16,9 +16,10 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
 from app.store.idempotency import RedisIdempotency
-from app.store.keys import RecordName
+from app.store.layout import RecordName
 from app.store.limits import RedisRateLimiter
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import StoreUnavailable

@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 
 from app.api import middleware
 from app.main import create_app
-from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
 from app.telemetry.logging import configure_logging
 from app.tokens import generate_keys
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings

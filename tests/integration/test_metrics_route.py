@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings, load_settings
 from app.tokens import generate_keys
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.middleware import RequestMiddleware
 from app.api.problems import PROBLEM_TYPES
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.tokens import generate_keys
 from tests.integration.conftest import run, sandbox_settings

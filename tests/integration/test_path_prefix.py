@@ -12,7 +12,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import create_app
-from app.sandbox import SandboxServer, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.server import SandboxServer
 from app.verification.channels import Channel
 from tests.integration.conftest import PACE, sandbox_settings
 from tests.integration.test_channels_routes import BEELINE, LateApp, Sandbox

@@ -6,7 +6,7 @@ import httpx
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from tests.integration.conftest import run, sandbox_settings
 

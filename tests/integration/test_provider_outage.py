@@ -11,7 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
-from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork
 from app.sandbox.embedded import EmbeddedServer
+from app.sandbox.network import VirtualNetwork
 from app.store.connection import connect
 from tests.integration.conftest import run, sandbox_settings
 

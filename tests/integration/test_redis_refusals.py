@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.main import create_app
-from app.sandbox import VirtualNetwork, embedded
+from app.sandbox import embedded
+from app.sandbox.network import VirtualNetwork
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
 from app.store.limits import RedisRateLimiter

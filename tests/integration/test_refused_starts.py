@@ -22,10 +22,11 @@ from redis.asyncio import Redis
 
 from app.container import Container, open_container
 from app.main import create_api, create_app
-from app.sandbox import Fault, Faults, VirtualNetwork
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.settings.policies import make_policies
-from app.store.keys import name_limit
+from app.store.layout import name_limit
 from app.store.webhooks import STREAM
 from app.verification.fraud_guard import range_of
 from app.verification.keys import derive_key

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from app.api_keys import ApiKeys
 from app.container import Container, open_container
 from app.main import create_api
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.tokens import RedisRedemptions

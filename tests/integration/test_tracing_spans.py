@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
 from app.main import create_app
-from app.sandbox import MagicNumber, VirtualNetwork
+from app.sandbox.network import VirtualNetwork
+from app.sandbox.numbers import MagicNumber
 from app.settings import SettingsError
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats

@@ -16,7 +16,8 @@ from fastapi.routing import APIRoute
 from jsonschema import Draft7Validator
 
 from app.api.ops import router
-from app.settings import Settings, load_settings, misspelt_settings, setting_names
+from app.settings import Settings, load_settings, setting_names
+from app.settings.misspelt import misspelt_settings
 from tests.unit.test_env_example import REQUIRED
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.api.idempotency import InvalidIdempotencyKey
 from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES, detail_of
 from app.main import create_api
-from app.verification import errors, event_stream, idempotency
+from app.verification import errors, idempotency
 
 HANDLERS = create_api().exception_handlers
 EXAMPLES: list[tuple[errors.VerificationError, int, str]] = [
@@ -26,7 +26,7 @@ EXAMPLES: list[tuple[errors.VerificationError, int, str]] = [
     (errors.VerificationNotFound(), 404, "verification-not-found"),
     (errors.VerificationAlreadyUsed(), 409, "verification-already-used"),
     (errors.VerificationLocked(retry_after=3), 429, "verification-locked"),
-    (event_stream.TooManyListeners(retry_after=4), 503, "too-many-listeners"),
+    (errors.TooManyListeners(retry_after=4), 503, "too-many-listeners"),
     (idempotency.IdempotencyKeyReused(), 422, "idempotency-key-reused"),
     (idempotency.IdempotencyInProgress(retry_after=1), 409, "idempotency-in-progress"),
     (errors.TokenInvalid(), 422, "token-invalid"),

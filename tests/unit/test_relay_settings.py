@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.settings import SettingsError, load_settings, make_policies
+from app.settings import SettingsError, load_settings
+from app.settings.policies import make_policies
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.sandbox import Fault, Faults, VirtualNetwork
+from app.sandbox.faults import Fault, Faults
+from app.sandbox.network import VirtualNetwork
 
 
 def test_a_network_injects_no_faults_by_default() -> None:

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from app.sandbox import MagicNumber, VirtualNetwork, create_sandbox_app
-from app.sandbox.network import CallRefused, NoAccess, NoCallWaiting, NoReply, WrongNumber
-from app.sandbox.numbers import DIAL_NUMBERS
+from app.sandbox.network import CallRefused, NoAccess, NoCallWaiting, NoReply, VirtualNetwork, WrongNumber
+from app.sandbox.numbers import DIAL_NUMBERS, MagicNumber
+from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable

@@ -7,7 +7,6 @@ from decimal import Decimal
 
 import pytest
 
-from app.sandbox import MagicNumber, VirtualNetwork
 from app.sandbox.calls import VirtualCall
 from app.sandbox.network import (
     CALLS_KEPT,
@@ -17,8 +16,9 @@ from app.sandbox.network import (
     CallUnknown,
     NoAccess,
     NoReply,
+    VirtualNetwork,
 )
-from app.sandbox.numbers import NetworkStatus
+from app.sandbox.numbers import MagicNumber, NetworkStatus
 from app.verification.model import Lang
 from app.verification.phone import parse_phone
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.container import Builder, make_keys
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Mode, Settings, SettingsError
 from app.settings.sections import ApiSettings, PlusofonSettings, RedisSettings, SecretSettings, TokenSettings
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from app.store.fields import CallField, PhoneField, RecordField
+from app.store.layout import CallField, PhoneField, RecordField
 from app.store.scripts import Script
 
 LUA = Path(__file__).parents[2] / "app" / "store" / "lua"
 FILES = sorted(LUA.rglob("*.lua"))
 SHARED = {"common.lua", "log.lua", "record.lua", "start_rules.lua", "stream.lua", "window.lua"}
 SCRIPTS = [file for file in FILES if file.name not in SHARED or file.parent.name == "erasure"]
-NAMES = [name for kind in (RecordField, CallField, PhoneField) for name in kind.__members__]
+NAMES = [name for kind in (RecordField, CallField, PhoneField) for name in vars(kind) if name.isupper()]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LUA)))
@@ -31,7 +31,8 @@ def test_a_script_opens_with_its_keys(file: Path) -> None:
 
 def test_no_two_fields_of_a_hash_have_the_same_letter() -> None:
     for kind in (RecordField, CallField, PhoneField):
-        assert len(kind) == len(kind.__members__)
+        letters = [letter for name, letter in vars(kind).items() if name.isupper()]
+        assert len(set(letters)) == len(letters) > 0
     assert len(set(NAMES)) == len(NAMES)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Mode, Settings, SettingsError, load_settings, make_policies
+from app.settings import Mode, Settings, SettingsError, load_settings
+from app.settings.policies import make_policies
 from app.tokens import generate_keys, read_keys
 
 SECRET = "not-a-real-secret-0123456789-0123456789"

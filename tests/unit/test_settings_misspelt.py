@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import misspelt_settings
+from app.settings.misspelt import misspelt_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from app.settings import SettingsError, load_settings, redacted_settings
+from app.settings import SettingsError, load_settings
+from app.settings.redact import redacted_settings
 from tests.unit.test_settings import PRODUCTION, SECRET
 
 

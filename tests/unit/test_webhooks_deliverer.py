@@ -10,7 +10,7 @@ import pytest
 
 from app.background import Background
 from app.verification.errors import StoreUnavailable
-from app.verification.webhooks import Backlog, Delivery, Event
+from app.verification.webhooks import Delivery, Event
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Attempt, Outcome, WebhookSender
@@ -45,9 +45,6 @@ class FakeOutbox:
         self.step("set_aside")
         self.aside.append((attempts, error, pause))
         return pause is not None
-
-    async def backlog(self) -> Backlog:
-        return Backlog(lag=timedelta(0), queued=len(self.waiting), retries=0, dead=0)
 
 
 class FakeSender(WebhookSender):

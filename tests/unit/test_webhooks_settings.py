@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from app.settings import Mode, Settings, SettingsError, load_settings, make_endpoints
+from app.settings import Mode, Settings, SettingsError, load_settings
+from app.settings.clients import make_endpoints
 from app.tokens import generate_keys
 from app.verification.webhooks import EventType
 from app.webhooks.endpoint import WebhookEndpoint

@@ -1,6 +1,5 @@
 """Plusofon's API over HTTP: places calls and reads their state, the accounts and the balance."""
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +8,10 @@ from functools import partial
 from typing import Self, TypeVar, Unpack
 
 import httpx
+from pydantic_core import to_json
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url
+from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url, new_request
 from app.providers.plusofon import wire
 from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
@@ -30,8 +30,6 @@ _ACCOUNTS = "/api/v1/flash-call"  # docs
 _BALANCE = "/api/v1/payment/balance"  # seen
 
 _PATHS = (_CALL, _STATUS, _FLASH_CALL, _REVERSE_CALL, _ACCOUNTS, _BALANCE)
-
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _SHORTEST_SECRET = 9  # characters of a part of a URL; a shorter one is public, such as "plusofon"
 
@@ -178,10 +176,9 @@ class PlusofonClient:
         """Post a body with the token for calls, or get without one with the token of the cabinet."""
         url = self._urls[path]
         if body is None:
-            request = partial(httpx.Request, "GET", url, headers=self._cabinet_headers)
+            request = partial(new_request, "GET", url, self._cabinet_headers)
         else:
-            content = _JSON.encode(body).encode()
-            request = partial(httpx.Request, "POST", url, headers=self._call_headers, content=content)
+            request = partial(new_request, "POST", url, self._call_headers, to_json(body))
         return await self._http.send(request, redact=redact, timeout=timeout)
 
 

@@ -8,7 +8,7 @@ from typing import Self, Unpack
 import httpx
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url
+from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url, new_request
 from app.providers.relay import wire
 from app.standard_webhooks import parse_secret, sign
 from app.verification.channels import Channel
@@ -101,6 +101,6 @@ class RelaySender:
             headers = {**HEADERS, **signed, **self._trace_context()}
             if body:
                 headers["Content-Type"] = "application/json"
-            return httpx.Request(method, url, headers=headers, content=body)
+            return new_request(method, url, httpx.Headers(headers), body)
 
         return await self._http.send(signed_now, redact=self._redact, timeout=timeout)

@@ -1,7 +1,7 @@
 -- What the scripts share; each gets what it uses of it.
 --
 -- Moments are ms of the server's clock, durations are ms. Names in capitals, such as CALL_STATUS, are those of fields in
--- app/store/fields.py; their letters are put in their place before Redis gets the script.
+-- app/store/layout.py; their letters are put in their place before Redis gets the script.
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -16,17 +16,16 @@ local function load(key)
   return fields
 end
 
--- Make changes to a hash, field → value, or false to delete it, and to `fields`, what was loaded of it.
-local function write(key, fields, changes)
+-- Make changes to a hash: field → value, or false to delete it.
+local function write(key, changes)
   local set, deleted = {}, {}
   for field, value in pairs(changes) do
-    if value and value ~= fields[field] then
+    if value then
       local last = #set
       set[last + 1], set[last + 2] = field, value
-    elseif not value and fields[field] then
+    else
       deleted[#deleted + 1] = field
     end
-    fields[field] = value or nil
   end
   if #set > 0 then
     redis.call('HSET', key, unpack(set))
@@ -36,9 +35,9 @@ local function write(key, fields, changes)
   end
 end
 
--- Let a key live until `moment` at least.
-local function keep_until(key, moment)
-  if redis.call('PEXPIREAT', key, moment, 'GT') == 0 then
-    redis.call('PEXPIREAT', key, moment, 'NX') -- for GT, a key without an expiry never expires
+-- Let a key live until `moment` at least. For GT, a key without an expiry, as a new one, never expires.
+local function keep_until(key, moment, is_new)
+  if is_new or redis.call('PEXPIREAT', key, moment, 'GT') == 0 then
+    redis.call('PEXPIREAT', key, moment, 'NX')
   end
 end

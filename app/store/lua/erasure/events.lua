@@ -13,7 +13,7 @@ for _, entry in ipairs(entries) do
   local id, fields = unpack(entry)
   for i = 1, #fields, 2 do
     if fields[i] == 'phone' and fields[i + 1] == phone then
-      redis.pcall('XACK', stream, group, id) -- there may be no group yet
+      redis.call('XACK', stream, group, id)
       erased = erased + redis.call('XDEL', stream, id)
     end
   end

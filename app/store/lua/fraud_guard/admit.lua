@@ -32,18 +32,21 @@ local function sum_up(key, buckets)
       tally_until = math.min(tally_until, leaves, matures > now and matures or leaves)
     end
   end
-  write(key, buckets, {earlier = table.concat(kept, ' '), mature_calls = mature_calls, succeeded = succeeded,
-    tally_until = tally_until})
+  buckets.earlier = table.concat(kept, ' ')
+  redis.call('HSET', key, 'earlier', buckets.earlier, 'mature_calls', mature_calls, 'succeeded', succeeded, 'tally_until',
+    tally_until)
+  return mature_calls, succeeded
 end
 
 -- Return the calls of the window that had time to succeed, and all its successes.
 local function tally(key, buckets)
   if not buckets.began or buckets.began + window <= now then return 0, 0 end
+  local mature_calls, succeeded = buckets.mature_calls, buckets.succeeded
   if tonumber(buckets.tally_until) <= now then
-    sum_up(key, buckets)
+    mature_calls, succeeded = sum_up(key, buckets)
   end
   local is_mature = buckets.began + bucket_length + maturity <= now
-  return buckets.mature_calls + (is_mature and buckets.calls or 0), buckets.succeeded + buckets.successes
+  return mature_calls + (is_mature and buckets.calls or 0), succeeded + buckets.successes
 end
 
 -- Return for how long the name is blocked or reported, by which facts, if it is by this, and what is left of its buckets.

@@ -24,5 +24,5 @@ elseif tonumber(request.claimed_until or 0) > now then
   return {'in_progress'}
 end
 redis.call('HSET', key, 'fingerprint', fingerprint, 'token', token, 'claimed_until', now + lifetime)
-keep_until(key, now + lifetime)
+keep_until(key, now + lifetime, not request.fingerprint)
 return {'claimed', request.begun or '', now}

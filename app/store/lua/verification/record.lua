@@ -1,4 +1,4 @@
--- Records of verifications and phones: their keys, and the notices of their changes. app/store/fields.py lists the fields.
+-- Records of verifications and phones: their keys, and the notices of their changes. app/store/layout.py lists the fields.
 
 -- A call never goes back to an earlier stage, and stays in the last.
 local STAGE = {initiated = 1, unconfirmed = 1, ringing = 2, answered = 3, completed = 4, busy = 4, no_answer = 4, failed = 4}

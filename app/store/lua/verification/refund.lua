@@ -80,5 +80,5 @@ else
     schedule_expiry(key, record, events)
   end
 end
-write(phone_key, phone, changes_of_phone)
+write(phone_key, changes_of_phone)
 return 1

@@ -68,7 +68,7 @@ if longest_period ~= '0' then
   placed[#placed + 1] = {at = now, address = ''}
   changes_of_phone[CALL_LOG] = write_log(placed)
 end
-write(phone_key, phone, changes_of_phone)
-keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period))
+write(phone_key, changes_of_phone)
+keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period), not next(phone))
 
 return {'started', checks_left, left, now, expires, text}

@@ -3,7 +3,7 @@
 --
 -- KEYS    1 stream   2 expiry   3 retry   4 dead
 -- ARGV    1 for how long dead letters are kept
--- RETURN  {how long the oldest event has waited beyond its time, how many are in the stream, wait for a retry, are dead}
+-- RETURN  {how long the oldest event has waited beyond its time, how many wait for it or for a retry, are dead}
 local stream, expiry, retry, dead = unpack(KEYS)
 local kept = ARGV[1]
 
@@ -13,4 +13,5 @@ local since = first and math.min(now, tonumber(first[1]:match('^%d+'))) or now
 for _, key in ipairs({expiry, retry}) do
   since = math.min(since, tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or now))
 end
-return {now - since, redis.call('XLEN', stream), redis.call('ZCARD', retry), redis.call('ZCOUNT', dead, now - kept, '+inf')}
+local pending = redis.call('XLEN', stream) + redis.call('ZCARD', retry)
+return {now - since, pending, redis.call('ZCOUNT', dead, now - kept, '+inf')}

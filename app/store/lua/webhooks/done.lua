@@ -6,7 +6,5 @@
 local stream = KEYS[1]
 local group, entry = unpack(ARGV)
 
-if redis.call('EXISTS', stream) == 1 then
-  redis.pcall('XACK', stream, group, entry) -- the group may be gone; the entry must not stay all the same
-  redis.call('XDEL', stream, entry)
-end
+redis.call('XACK', stream, group, entry)
+redis.call('XDEL', stream, entry)
