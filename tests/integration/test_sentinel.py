@@ -13,7 +13,7 @@ import pytest
 
 from app.background import Background
 from app.main import create_app
-from app.sandbox import VirtualNetwork
+from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.store.connection import connect
 from app.store.scripts import PROBE, ScriptRunner
