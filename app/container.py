@@ -39,6 +39,7 @@ from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisRateLimiter
 from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
+from app.store.sentinel import PrimaryPool
 from app.store.stats import RedisStats
 from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
@@ -155,6 +156,8 @@ async def open_container(
             background.add("fraud_guard", stores.fraud_guard.flush)
             background.add("stats", stores.stats.flush)
             background.add("metrics", exposition.step)
+            if isinstance(pool := stores.redis.connection_pool, PrimaryPool):
+                background.add("sentinel", pool.step)
             if deliverer := builder.make_deliverer(stores.webhooks):
                 background.add("webhooks", (await stack.enter_async_context(deliverer)).step)
             await stack.enter_async_context(background)

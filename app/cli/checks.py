@@ -95,7 +95,13 @@ async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
         advice = "Check REDIS_URL, that Redis runs, and that this machine may connect to it."
         return [wrong("redis", f"Redis {error}", advice)]
-    return [*_grade_configuration(health), *_grade_connection(health)]
+    return list(grade_redis(health))
+
+
+def grade_redis(health: RedisHealth) -> Iterator[Finding]:
+    """Return the findings about a Redis that is reached."""
+    yield from _grade_configuration(health)
+    yield from _grade_connection(health)
 
 
 def _lacks_a_right(error: BaseException | None) -> bool:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, PlainValidator, SecretStr
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
+from app.store.connection import connect
+from app.store.sentinel import SENTINEL_URL
 from app.tokens import read_keys
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
@@ -105,12 +106,15 @@ def _parse_api_key(value: object) -> ApiKey:
 
 def _check_redis_url(url: str) -> None:
     """Check a URL more strictly than redis-py, which reads ``redis://:12#34@host`` as port 12 of localhost."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    if not _REDIS_URL.fullmatch(url):
+    if url.startswith(("redis+sentinel://", "rediss+sentinel://")):
+        if not SENTINEL_URL.fullmatch(url):
+            raise ValueError("must be like redis+sentinel://user:password@host:26379,host:26379/name/0; " + _ENCODED)
+    elif not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://")
+    elif not _REDIS_URL.fullmatch(url):
         raise ValueError("must be like redis://user:password@host:6379/0; " + _ENCODED)
     try:
-        Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
+        connect(url, timeout=1).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
     except (ValueError, TypeError, RedisError):
         raise ValueError("has a port, or an option after ?, that is not valid") from None
 

@@ -2,17 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from statistics import median
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from app.store.event_stream import CHANNEL
 from app.store.failures import name_of, reason_of
+from app.store.sentinel import ask_sentinel
 from app.store.verifications import READ
 from app.verification.errors import StoreFailure
 
@@ -36,6 +38,7 @@ class RedisHealth:
 
     ``version``: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives a restart. ``ahead`` is
     how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of REDIS_URL lacks.
+    ``min_replicas`` is its ``min-replicas-to-write``.
     """
 
     name: str | None
@@ -46,14 +49,52 @@ class RedisHealth:
     round_trip: timedelta
     ahead: timedelta
     refused: tuple[str, ...]
+    min_replicas: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentinelReport:
+    """What one Sentinel reports; ``replicas`` by address, with whether each is connected to the primary."""
+
+    epoch: int
+    primary: tuple[bytes, int]
+    replicas: Mapping[tuple[str, int], bool]
+    has_quorum: bool
 
 
 async def examine(redis: Redis, *, timeout: float) -> RedisHealth:  # noqa: ASYNC109 - of all waits together
     """Examine Redis within ``timeout`` seconds. Raises RedisUnreachable."""
+    async with _reaching(timeout):
+        return await _examine(redis)
+
+
+async def examine_sentinel(sentinel: Redis, name: str, *, timeout: float) -> SentinelReport:  # noqa: ASYNC109 - as above
+    """Ask a Sentinel about the primary of that name, within ``timeout`` seconds. Raises RedisUnreachable."""
+    async with _reaching(timeout):
+        primary, state, replicas = await ask_sentinel(sentinel, name, "GET-MASTER-ADDR-BY-NAME", "MASTER", "SLAVES")
+        try:
+            has_quorum = bool(await ask_sentinel(sentinel, name, "CKQUORUM"))
+        except ResponseError as error:
+            if "NOQUORUM" not in str(error):
+                raise
+            has_quorum = False
+    return SentinelReport(
+        epoch=state["config-epoch"],
+        primary=primary,
+        replicas={(replica["ip"], replica["port"]): replica["master-link-status"] == "ok" for replica in replicas},
+        has_quorum=has_quorum,
+    )
+
+
+@asynccontextmanager
+async def _reaching(timeout: float) -> AsyncIterator[None]:  # noqa: ASYNC109 - as above
+    """Raise RedisUnreachable in place of the errors of a Redis or a Sentinel that cannot be used."""
     try:
         async with asyncio.timeout(timeout):
-            return await _examine(redis)
+            yield
     except (RedisError, OSError) as error:
+        if "No such master with that name" in str(error):
+            raise RedisUnreachable("does not know the name of the primary in REDIS_URL") from None
         # The message of the error may contain an address.
         raise RedisUnreachable(_WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")) from None
 
@@ -75,22 +116,23 @@ async def _examine(redis: Redis) -> RedisHealth:
         "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
         f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
     }
+    config = await _if_allowed(lambda: redis.config_get("save", "min-replicas-to-write")) if info else None
     return RedisHealth(
         name=name if info else None,
         version=version if info else None,
         is_replica=info["role"] == "slave" if info else None,
         eviction=info.get("maxmemory_policy"),
-        persistence=await _persistence(redis, info) if info else None,
+        persistence=_persistence(info, config) if info else None,
         round_trip=timedelta(seconds=median(round_trips)),
         ahead=timedelta(seconds=int(seconds) + int(microseconds) / 1e6 - here),
         refused=tuple([right for right, ask in needed.items() if not await _is_allowed(ask)]),
+        min_replicas=int(config["min-replicas-to-write"]) if config else None,
     )
 
 
-async def _persistence(redis: Redis, info: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _persistence(info: Mapping[str, Any], config: Mapping[str, str] | None) -> tuple[str, ...] | None:
     if info.get("aof_enabled"):
         return ("appendonly",)
-    config = await _if_allowed(lambda: redis.config_get("save"))
     if config is None:
         return None
     return ("save",) if config.get("save") else ()

@@ -370,12 +370,12 @@ def test_every_command_used_by_a_script_is_documented() -> None:
         assert {name.lower() for name in used} <= {right[1:].partition("|")[0] for right in rights}, file.name
 
 
-def pasted(folder: Path) -> list[list[str]]:
+def pasted(folder: Path, block: str = BLOCK) -> list[list[str]]:
     """Run the document's shell code with a redis-cli that only records its arguments."""
     stand_in = folder / "redis-cli"
     stand_in.write_text(f'#!/bin/sh\nprintf "%s " "$@" >> {folder}/called\necho >> {folder}/called\n')
     stand_in.chmod(0o755)
-    subprocess.run(["sh", "-eu", "-c", BLOCK], env={"PATH": f"{folder}:{os.environ['PATH']}"}, check=True)
+    subprocess.run(["sh", "-eu", "-c", block], env={"PATH": f"{folder}:{os.environ['PATH']}"}, check=True)
     return [call.split() for call in (folder / "called").read_text().splitlines()]
 
 

@@ -130,7 +130,8 @@ def test_serve_without_settings_lists_the_missing_ones(tmp_path: Path) -> None:
 def test_serve_explains_an_invalid_setting(tmp_path: Path) -> None:
     done = run("serve", cwd=tmp_path, MODE="sandbox", REDIS_URL="http://nowhere")
 
-    assert (done.returncode, done.stderr) == (2, "REDIS_URL must begin with redis://, rediss:// or unix://.\n")
+    expected = "REDIS_URL must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://.\n"
+    assert (done.returncode, done.stderr) == (2, expected)
 
 
 def test_keygen_prints_valid_settings_and_the_matching_api_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,6 +339,10 @@ def test_a_variable_that_is_not_utf_8_is_reported(monkeypatch: pytest.MonkeyPatc
         "rediss://:pa#ss@word/?@redis.example",
         "redis://:pa[ss@redis.example:6379/0",
         "redis://:pa ss@redis.example:6379/0",
+        "redis+sentinel://:pa#ss@a.example:26379,b.example/main/0",
+        "redis+sentinel://:pa@ss@a.example:26379,b.example/main/0",
+        "redis+sentinel://:pa/ss@a.example:26379,b.example/main/0",
+        "redis+sentinel://a.example,b.example/main/0?sentinel_password=pa#ss",
     ],
 )
 def test_a_redis_password_that_is_not_percent_encoded_is_reported(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -362,6 +366,8 @@ def test_a_redis_password_that_is_not_percent_encoded_is_reported(monkeypatch: p
         "redis://[2001:db8::1]:6379/0",
         "redis://:made-up@[::1]/0",
         "unix:///run/redis/redis.sock",
+        "redis+sentinel://a.example,b.example:26380,[2001:db8::1]:26379/main",
+        "rediss+sentinel://verify:pa%23ss@a.example/my-primary.1/2?sentinel_username=verify&sentinel_password=%26",
         "unix:///run/redis/redis.sock?db=2",
         "unix://:made-up@/run/redis/redis.sock",
     ],
@@ -374,9 +380,10 @@ def test_valid_redis_urls_are_accepted(monkeypatch: pytest.MonkeyPatch, url: str
     assert redis.get_secret_value() == url
 
 
+@pytest.mark.parametrize("url", ["rediss://redis.example", "rediss+sentinel://redis.example/main"])
 @pytest.mark.parametrize("query", ["foo=1", "db=x", "protocol=9", "port=x", "max_connections=x", "ssl_cert_reqs=maybe"])
-def test_an_invalid_option_in_the_redis_url_is_reported(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
-    set_all(monkeypatch, MODE="sandbox", REDIS_URL=f"rediss://redis.example?{query}")
+def test_an_invalid_option_in_the_redis_url_is_reported(monkeypatch: pytest.MonkeyPatch, url: str, query: str) -> None:
+    set_all(monkeypatch, MODE="sandbox", REDIS_URL=f"{url}?{query}")
 
     (sentence,) = mistakes()
     assert sentence.startswith("REDIS_URL ")

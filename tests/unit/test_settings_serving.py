@@ -94,3 +94,14 @@ def test_redacted_settings_show_only_changed_values_and_no_secret(monkeypatch: p
     }
     for secret in (SECRET, "not-a-real", "my-user-id", "0" * 64, "1234=", "a-secret-path"):
         assert secret not in str(shown)
+
+
+def test_a_redacted_sentinel_url_shows_the_hosts_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "redis+sentinel://verify:not-a-real@a.example:26379,b.example/main/1?sentinel_password=not-a-real"
+    for name, value in {**PRODUCTION, "REDIS_URL": url}.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load_settings()
+
+    assert redacted_settings(settings)["REDIS_URL"] == "redis+sentinel://***@a.example:26379,b.example/main/1"
+    assert "not-a-real" not in repr(settings)
