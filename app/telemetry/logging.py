@@ -89,7 +89,7 @@ def configure_logging(*, level: str, style: str) -> None:
         )
     )
     structlog.configure(
-        wrapper_class=_RequestLogger,
+        wrapper_class=_EventLogger,
         logger_factory=lambda *_: buffer,
         cache_logger_on_first_use=True,
     )
@@ -101,7 +101,13 @@ def configure_logging(*, level: str, style: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class _RequestLogger(structlog.BoundLoggerBase):
+def disable_logging() -> None:
+    """Log nothing: commands report their failures themselves."""
+    logging.disable()
+    structlog.configure(wrapper_class=_EventLogger)
+
+
+class _EventLogger(structlog.BoundLoggerBase):
     """Structlog's own logger: the lines of requests and domain events, which are held for a moment.
 
     A line is made in one step, for structlog's processors cost three times as much.
