@@ -30,6 +30,7 @@ from app.sandbox.server import SandboxServer
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
 from app.settings.policies import make_policies
+from app.store.attempts import RedisAttempts
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
@@ -51,7 +52,7 @@ from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.domain_events import DomainEvent
+from app.verification.domain_events import AttemptFinished, DomainEvent, Publish
 from app.verification.follow import CallbackUrls
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
@@ -76,6 +77,7 @@ class Stores:
 
     redis: Redis
     runner: ScriptRunner
+    attempts: RedisAttempts
     balance: RedisBalanceCache
     call_queue: RedisCallQueue
     changes: RedisChanges
@@ -147,7 +149,8 @@ async def open_container(
         deferred = DeferredWrites()
         stack.push_async_callback(deferred.aclose)
         tokens = make_tokens(settings)
-        service = builder.make_service(stores, providers, tokens, deferred)
+        publish = builder.make_publish(stores)
+        service = builder.make_service(stores, providers, tokens, deferred, publish)
         background = Background()
         exposition = builder.make_exposition(stores, providers, background)
         if in_background:
@@ -156,6 +159,9 @@ async def open_container(
             background.add("balance", providers.balance_poller.step)
             background.add("fraud_guard", stores.fraud_guard.flush)
             background.add("stats", stores.stats.flush)
+            if settings.journal.days:
+                background.add("attempts", partial(stores.attempts.report, lambda one: publish(AttemptFinished(one))))
+                background.add("refused_starts", stores.attempts.flush)
             background.add("metrics", exposition.step)
             if isinstance(pool := stores.redis.connection_pool, PrimaryPool):
                 background.add("sentinel", pool.step)
@@ -246,6 +252,14 @@ class Builder:
         stores = Stores(
             redis=redis,
             runner=runner,
+            attempts=RedisAttempts(
+                runner,
+                phone_key=phone_key,
+                lifetime=timedelta(seconds=settings.code.lifetime_seconds),
+                kept=timedelta(days=settings.journal.days),
+                call_price_rub=settings.call.price_rub,
+                clock=partial(datetime.now, UTC),
+            ),
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
@@ -255,7 +269,12 @@ class Builder:
             phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
+            verifications=RedisVerificationStore(
+                runner,
+                phone_key=phone_key,
+                webhook_clients=endpoints,
+                journal_kept=timedelta(days=settings.journal.days),
+            ),
             webhooks=RedisOutbox(runner),
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
@@ -363,17 +382,22 @@ class Builder:
         proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url
         return make_transport(proxy=proxy, ca_file=outbound.ca_file)
 
-    def make_service(
-        self, stores: Stores, providers: Providers, tokens: TokenSigner, deferred: DeferredWrites
-    ) -> VerificationService:
-        """Make the use cases."""
-        settings = self.settings
+    def make_publish(self, stores: Stores) -> Publish:
+        """Make what domain events are published to."""
 
         def publish(event: DomainEvent) -> None:
             self.metrics.observe(event)
             stores.stats.observe(event)
+            stores.attempts.observe(event)
             log_event(event)
 
+        return publish
+
+    def make_service(
+        self, stores: Stores, providers: Providers, tokens: TokenSigner, deferred: DeferredWrites, publish: Publish
+    ) -> VerificationService:
+        """Make the use cases."""
+        settings = self.settings
         return VerificationService(
             Ports(
                 store=stores.verifications,

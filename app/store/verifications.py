@@ -16,6 +16,7 @@ from app.store.layout import (
     from_ms,
     keyed_digest,
     ms,
+    name_journal,
     name_limit,
     seconds,
 )
@@ -27,6 +28,7 @@ from app.verification.errors import (
     CodeNotExpected,
     CodeRequired,
     CodeTooShortOrLong,
+    ProviderError,
     RateLimited,
     VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
@@ -71,12 +73,20 @@ class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
     The events of ``webhook_clients`` are written in the same script as the change. Their stream is in a slot of its
-    own, so webhooks do not work on a Redis Cluster.
+    own, so webhooks do not work on a Redis Cluster. Attempts are in the journal for ``journal_kept``; 0: there is none.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        *,
+        phone_key: bytes,
+        webhook_clients: Collection[str] = (),
+        journal_kept: timedelta = timedelta(),
+    ) -> None:
         self._runner = runner
         self._phone_key = phone_key
+        self._journal_kept = ms(journal_kept)
         self._webhook_clients = frozenset(webhook_clients)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
@@ -94,7 +104,7 @@ class RedisVerificationStore:
     async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        keys = [phone.key, record.key, *self._events(call.client)]
+        keys = [phone.key, record.key, name_journal(phone.bucket), *self._events(call.client)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = _verification(record, *stored, checks_left=checks_left)
@@ -108,7 +118,7 @@ class RedisVerificationStore:
             *(update.code_digest or "", update.code_length or ""),
             *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
-        keys = [name.key, *self._events(verification.client)]
+        keys = [name.key, name_journal(name.bucket), *self._events(verification.client)]
         (has_ended,) = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
         return bool(has_ended)
 
@@ -116,16 +126,27 @@ class RedisVerificationStore:
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
         """Record that the person dialled the number of a reverse call."""
-        keys = [_record(verification.id).key, *self._events(verification.client)]
+        name = _record(verification.id)
+        keys = [name.key, name_journal(name.bucket), *self._events(verification.client)]
         arguments: list[Argument] = [call_number, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
         return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
 
     async def refund(
-        self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self,
+        call_id: CallId,
+        *,
+        phone: Phone,
+        client: str,
+        policy: Policy,
+        token: str | None = None,
+        error: ProviderError | None = None,
     ) -> bool:
         """Refund a call that did not happen."""
-        keys = [self._name(phone).key, _record(call_id.verification_id).key, *self._events(client)]
-        return bool(await self._runner.run(REFUND, keys, [call_id.call_number, ms(policy.lifetime), token or ""]))
+        name = _record(call_id.verification_id)
+        keys = [self._name(phone).key, name.key, name_journal(name.bucket), *self._events(client)]
+        refusal = (error.kind, error.reason) if error else ("", "")
+        arguments: list[Argument] = [call_id.call_number, ms(policy.lifetime), token or "", *refusal]
+        return bool(await self._runner.run(REFUND, keys, arguments))
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Count the check, compare the code and consume it."""
@@ -145,7 +166,8 @@ class RedisVerificationStore:
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification."""
         name = _record(verification_id)
-        reply = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
+        keys = [name.key, name_journal(name.bucket), *self._events(client)]
+        reply = await self._runner.run(CANCEL, keys, [client])
         return _verification(name, *_facts(reply))
 
     def _name(self, phone: Phone) -> PhoneName:
@@ -160,6 +182,7 @@ class RedisVerificationStore:
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
+            self._journal_kept,
             *_policy_arguments(policy, test=call.test),
         ]
 
@@ -168,7 +191,7 @@ class RedisVerificationStore:
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *[allowance.limit for allowance in further]]
         events = self._events(check.client)
-        keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further], *events]
+        keys = [key, name_journal(bucket), *[name_limit(self._phone_key, one) for one in further], *events]
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period), check.length),

@@ -107,7 +107,8 @@ local function publish(key, record, changes, event, events)
 end
 
 -- Give a verification its final status, beside other changes: none of its codes verifies any more.
-local function finish(key, record, changes, status, events)
+local function finish(key, record, changes, status, journal, events)
+  append(journal, key, record, 'e', status:sub(1, 1))
   changes[STATUS] = status
   for number = 1, record[LAST_CALL] do
     changes[CODE_DIGEST .. number] = false

@@ -43,7 +43,12 @@ if not is_resend then
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
+local is_in_journal = kept_in_journal ~= '0' and not is_test
+changes[IS_IN_JOURNAL] = is_in_journal and 1
 local text = save_record(key, record, changes, expires)
+if is_in_journal then
+  begin_attempt(journal, key, record, number, now, kept_in_journal)
+end
 if is_resend and events then
   schedule_expiry(key, record, events)
 end
