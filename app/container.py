@@ -249,31 +249,33 @@ class Builder:
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
+        journal_kept = timedelta(days=settings.journal.days)
+        attempts = RedisAttempts(
+            runner,
+            phone_key=phone_key,
+            lifetime=timedelta(seconds=settings.code.lifetime_seconds),
+            kept=journal_kept,
+            call_price_rub=settings.call.price_rub,
+            clock=partial(datetime.now, UTC),
+        )
         stores = Stores(
             redis=redis,
             runner=runner,
-            attempts=RedisAttempts(
-                runner,
-                phone_key=phone_key,
-                lifetime=timedelta(seconds=settings.code.lifetime_seconds),
-                kept=timedelta(days=settings.journal.days),
-                call_price_rub=settings.call.price_rub,
-                clock=partial(datetime.now, UTC),
-            ),
+            attempts=attempts,
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
             fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
             limits=RedisRateLimiter(runner, key=phone_key),
-            phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
+            phone_eraser=RedisPhoneEraser(redis, runner, attempts, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
             verifications=RedisVerificationStore(
                 runner,
                 phone_key=phone_key,
                 webhook_clients=endpoints,
-                journal_kept=timedelta(days=settings.journal.days),
+                journal_kept=journal_kept,
             ),
             webhooks=RedisOutbox(runner),
         )

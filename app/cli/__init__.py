@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.attempts import attempts_cli
 from app.cli.call import call
 from app.cli.common import EXIT_SETTINGS, examples
 from app.cli.doctor import doctor
@@ -56,6 +57,7 @@ cli.command(epilog=examples("stats", "stats --day 2026-01-31 --json"))(stats)
 cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))(forget)
 cli.command(epilog=examples("keygen --client shop"))(keygen)
 cli.command(epilog=examples("openapi > openapi.json"))(openapi)
+cli.add_typer(attempts_cli, name="attempts")
 cli.add_typer(verifications_cli, name="verifications")
 cli.add_typer(guard_cli, name="guard")
 cli.add_typer(events_cli, name="events")

@@ -10,7 +10,7 @@ from app.settings import SettingsError
 
 
 def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Erase all that Redis holds about a phone: verifications and their calls, events, kept answers.
+    """Erase all that Redis holds about a phone: verifications and their calls, events, kept answers, the journal.
 
     What stays identifies no person: limits of ranges and addresses, daily counts, redemptions of tokens of erased
     verifications, and, for a day at most, answers kept for an Idempotency-Key with a masked phone. The phone's own
@@ -30,5 +30,6 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
     else:
         typer.echo(
             f"Erased: {done.verifications} verifications with {done.calls} calls, {done.events} events that were not"
-            f" delivered, {done.answers} kept answers{', and the record of the phone' if done.phone else ''}."
+            f" delivered, {done.answers} kept answers, {done.attempts} attempts in the"
+            f" journal{', and the record of the phone' if done.phone else ''}."
         )

@@ -41,7 +41,7 @@ _DAY = timedelta(days=1)
 
 
 class RedisAttempts:
-    """Finds attempts, and erases those of a phone. All methods raise StoreUnavailable.
+    """The ``AttemptJournal`` of ``app/verification/attempts.py``, in Redis. All methods raise StoreUnavailable.
 
     ``phone_key`` is that of ``RedisVerificationStore``. A code expires after ``lifetime``; attempts are found for
     ``kept``, and refused starts are counted for as long. ``clock`` tells the time.
@@ -65,7 +65,7 @@ class RedisAttempts:
         self._refused: Counter[tuple[PhoneName, datetime, str]] = Counter()
 
     async def of_verification(self, verification_id: str) -> Sequence[Attempt]:
-        """Return the attempts of a verification, the oldest first; none if the journal does not have it."""
+        """Return the attempts of a verification."""
         name, now = RecordName.from_id(verification_id), self._clock()
         if name is None:
             return ()
@@ -73,17 +73,14 @@ class RedisAttempts:
         return [attempt for attempt in attempts if attempt.verification_id == verification_id]
 
     async def of_phone(self, phone: Phone, since: datetime) -> Sequence[Attempt]:
-        """Return the attempts to call a phone that began at ``since`` or later, the latest first."""
+        """Return the attempts to call a phone."""
         name, now = self._name(phone), self._clock()
         entries = await self._entries(name.bucket, max(since, now - self._kept), now)
         attempts = self._attempts(name.bucket, entries, now=now)
         return _latest_first([one for one in attempts if one.phone_digest == name.bucket + name.digest])
 
     async def page(self, wanted: AttemptFilter, *, since: datetime, before: datetime, most: int) -> AttemptPage:
-        """Return the latest attempts that began at ``since`` or later, and before ``before``: ``most``, or a few more.
-
-        Those of one millisecond are on one page.
-        """
+        """Return the latest attempts that are wanted, in a period of time."""
         found: list[Attempt] = []
         now = self._clock()
         since = max(since, now - self._kept)
@@ -155,7 +152,7 @@ class RedisAttempts:
         return _FLUSHED_EVERY
 
     async def refused_starts(self, phone: Phone, since: datetime) -> Sequence[RefusedStarts]:
-        """Return how many starts of a phone limits refused since then, by the hour, the latest first."""
+        """Return how many starts of a phone limits refused."""
         found = await self._read_refused(self._name(phone), since)
         return sorted(found, key=lambda starts: (starts.hour, starts.limit), reverse=True)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.store.attempts import RedisAttempts
 from app.store.call_following import RedisCallQueue
 from app.store.failures import reason_of
 from app.store.layout import PhoneName, RecordName
@@ -36,9 +37,10 @@ class Erased:
     calls: int
     events: int
     answers: int
+    attempts: int
 
     def __bool__(self) -> bool:
-        return self != Erased(phone=False, verifications=0, calls=0, events=0, answers=0)
+        return self != Erased(phone=False, verifications=0, calls=0, events=0, answers=0, attempts=0)
 
 
 class RedisPhoneEraser:
@@ -47,9 +49,10 @@ class RedisPhoneEraser:
     ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
-    def __init__(self, redis: Redis, runner: ScriptRunner, *, phone_key: bytes) -> None:
+    def __init__(self, redis: Redis, runner: ScriptRunner, attempts: RedisAttempts, *, phone_key: bytes) -> None:
         self._redis = redis
         self._runner = runner
+        self._attempts = attempts
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
 
@@ -76,6 +79,7 @@ class RedisPhoneEraser:
             calls=calls + late_calls,
             events=events,
             answers=answers,
+            attempts=await self._attempts.erase(phone),
         )
 
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:

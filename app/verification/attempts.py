@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Protocol
 
 from app.verification.model import CallStatus
+from app.verification.phone import Phone
 
 
 class Outcome(StrEnum):
@@ -31,8 +33,22 @@ class Ending(StrEnum):
     EXPIRED = "expired"
 
 
-RESULTS: Sequence[str] = (*Outcome, *(status for status in CallStatus if status.is_final), *Ending)
-"""The words by which attempts are found: of their outcome, of their call, or of their verification."""
+class Result(StrEnum):
+    """The words by which attempts are found: an ``Outcome``, the final status of a call, or an ``Ending``."""
+
+    ASKED = "asked"
+    PLACED = "placed"
+    UNCONFIRMED = "unconfirmed"
+    REFUSED = "refused"
+    COMPLETED = "completed"
+    BUSY = "busy"
+    NO_ANSWER = "no_answer"
+    FAILED = "failed"
+    PENDING = "pending"
+    VERIFIED = "verified"
+    LOCKED = "locked"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +91,7 @@ class Attempt:
 
     @property
     def results(self) -> Sequence[str | None]:
-        """The words of ``RESULTS`` that it has."""
+        """The words by which it is found."""
         return self.outcome, self.call_status, self.ending
 
 
@@ -90,12 +106,12 @@ class RefusedStarts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFilter:
-    """Which attempts are wanted; None: any. ``result`` is one of ``RESULTS``."""
+    """Which attempts are wanted; None: any."""
 
     client: str | None = None
     channel: str | None = None
     operator: str | None = None
-    result: str | None = None
+    result: Result | None = None
 
     def accepts(self, attempt: Attempt) -> bool:
         """Return whether an attempt is wanted."""
@@ -115,3 +131,22 @@ class AttemptPage:
 
     attempts: Sequence[Attempt]
     next_before: datetime | None
+
+
+class AttemptJournal(Protocol):
+    """Finds attempts for as long as the journal is kept. All methods raise StoreUnavailable."""
+
+    async def of_verification(self, verification_id: str) -> Sequence[Attempt]:
+        """Return the attempts of a verification, the oldest first; none if the journal does not have it."""
+
+    async def of_phone(self, phone: Phone, since: datetime) -> Sequence[Attempt]:
+        """Return the attempts to call a phone that began at ``since`` or later, the latest first."""
+
+    async def refused_starts(self, phone: Phone, since: datetime) -> Sequence[RefusedStarts]:
+        """Return how many starts of a phone limits refused since then, by the hour, the latest first."""
+
+    async def page(self, wanted: AttemptFilter, *, since: datetime, before: datetime, most: int) -> AttemptPage:
+        """Return the latest attempts that began at ``since`` or later, and before ``before``: ``most``, or a few more.
+
+        Those of one millisecond are on one page.
+        """

@@ -9,27 +9,26 @@ from decimal import Decimal
 import pytest
 from redis.asyncio import Redis
 
-from app.store.attempts import RedisAttempts
 from app.store.layout import PhoneName, name_journal, to_ms
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
-from app.verification.attempts import Attempt, AttemptFilter, Ending, Outcome
+from app.verification.attempts import Attempt, AttemptFilter, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.domain_events import LimitHit
 from app.verification.errors import ProviderRejected, StoreUnavailable
 from app.verification.model import CallState, CallStatus, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from tests.attempts import KEPT, PRICE, attempts_on
 from tests.conftest import PHONE_KEY
 from tests.policies import make_policy
 from tests.starting import start
 
 PHONE, OTHER = Phone("+79001234567"), Phone("+79011234567")
 RIGHT, WRONG = b"r" * 32, b"w" * 32
-KEPT = timedelta(days=30)
 MINUTE = timedelta(minutes=1)
 POLICY = make_policy(cooldowns=(timedelta(0),), calls_per_phone=())
-PRICE, FREE = Decimal("2.50"), Decimal(0)
+FREE = Decimal(0)
 
 
 def now() -> datetime:
@@ -45,14 +44,7 @@ class Journal:
     later: timedelta = timedelta()
 
     def __post_init__(self) -> None:
-        self.attempts = RedisAttempts(
-            self.runner,
-            phone_key=PHONE_KEY,
-            lifetime=POLICY.lifetime,
-            kept=self.kept,
-            call_price_rub=PRICE,
-            clock=lambda: now() + self.later,
-        )
+        self.attempts = attempts_on(self.runner, phone_key=PHONE_KEY, kept=self.kept, clock=lambda: now() + self.later)
 
     async def start(
         self, phone: Phone = PHONE, *, client: str = "shop", resend_of: Verification | None = None, test: bool = False
@@ -245,10 +237,10 @@ async def test_a_list_has_all_buckets_in_pages_and_filters(journal: Journal) -> 
 
     assert sorted(one.verification_id for one in seen) == sorted(verification.id for verification in started)
     assert [one.started_at for one in seen] == sorted((one.started_at for one in seen), reverse=True)
-    for filtered in (AttemptFilter(operator="mts"), AttemptFilter(result="busy", client="b", channel="voice")):
+    for filtered in (AttemptFilter(operator="mts"), AttemptFilter(result=Result.BUSY, client="b", channel="voice")):
         page = await journal.attempts.page(filtered, since=moment - KEPT, before=moment, most=10)
         assert [one.verification_id for one in page.attempts] == [started[3].id]
-    nothing = AttemptFilter(result="verified")
+    nothing = AttemptFilter(result=Result.VERIFIED)
     assert not (await journal.attempts.page(nothing, since=moment - KEPT, before=moment, most=9)).attempts
 
 

@@ -52,6 +52,7 @@ from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from tests.attempts import attempts_on
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy
 from tests.starting import start
@@ -422,7 +423,9 @@ async def test_the_operator_user_may_also_inspect_the_server_and_erase_phones(se
             await flow(redis)
         health = await examine(redis, timeout=SOON)
         runner = ScriptRunner(redis, timeout=1)
-        forgotten = await RedisPhoneEraser(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
+        forgotten = await RedisPhoneEraser(redis, runner, attempts_on(runner, phone_key=KEY), phone_key=KEY).forget(
+            Phone("+79001234502")
+        )
         with pytest.raises(NoPermissionError):
             await redis.flushall()
 
