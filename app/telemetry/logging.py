@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import structlog
 from pydantic_core import to_json
@@ -104,7 +104,11 @@ def configure_logging(*, level: str, style: str) -> None:
 def disable_logging() -> None:
     """Log nothing: commands report their failures themselves."""
     logging.disable()
-    structlog.configure(wrapper_class=_EventLogger)
+    structlog.configure(processors=[_drop])
+
+
+def _drop(*_: object) -> NoReturn:
+    raise structlog.DropEvent
 
 
 class _EventLogger(structlog.BoundLoggerBase):

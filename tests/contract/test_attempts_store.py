@@ -332,7 +332,7 @@ async def test_no_entry_has_a_code_or_a_whole_phone(journal: Journal) -> None:
 
 async def test_an_attempt_costs_at_most_200_bytes(journal: Journal) -> None:
     """Of four entries: asked, placed, completed, verified; without what a bucket costs."""
-    phones = 200
+    phones = 400
     for _ in range(phones):
         verification = await journal.start()
         await journal.store.record_call(

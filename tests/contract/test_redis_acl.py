@@ -46,7 +46,7 @@ from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
-from app.verification.domain_events import VerificationCanceled
+from app.verification.domain_events import LimitHit, VerificationCanceled
 from app.verification.errors import StoreUnavailable, VerificationLocked
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
@@ -293,7 +293,22 @@ async def listen(redis: Redis) -> None:
         await changes.aclose()
 
 
-FLOWS = (verify, protect, deliver, listen)
+async def look_back(redis: Redis) -> None:
+    """Write a journal of attempts, find them, report those that are finished, and count refused starts."""
+    runner, phone = ScriptRunner(redis, timeout=1), new_call(7).phone
+    store = RedisVerificationStore(runner, phone_key=KEY, journal_kept=HOUR)
+    attempts = attempts_on(runner, phone_key=KEY)
+    verification = (await start(store, new_call(7), POLICY)).verification
+    await store.cancel("shop", verification.id)
+    assert len(await attempts.of_phone(phone, datetime.now(UTC) - HOUR)) == 1
+    await attempts.report(print)
+    attempts.observe(LimitHit("call_cooldown", "start", 30, phone))
+    await attempts.flush()
+    assert len(await attempts.refused_starts(phone, datetime.now(UTC) - HOUR)) == 1
+    assert await attempts.erase(phone) == 1
+
+
+FLOWS = (verify, protect, deliver, listen, look_back)
 
 
 @pytest.mark.parametrize("flow", FLOWS)

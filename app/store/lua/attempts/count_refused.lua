@@ -6,15 +6,16 @@
 local refused = KEYS[1]
 local expires, most, counts = ARGV[1], ARGV[2] + 0, {select(3, unpack(ARGV))}
 
-local kinds = redis.call('HLEN', refused)
+local known, changes, kinds = load(refused), {}, 0
+for _ in pairs(known) do
+  kinds = kinds + 1
+end
 for i = 1, #counts, 2 do
   local kind, count = counts[i], counts[i + 1]
-  local is_new = redis.call('HEXISTS', refused, kind) == 0
-  if not is_new or kinds < most then
-    redis.call('HINCRBY', refused, kind, count)
-    kinds = kinds + (is_new and 1 or 0)
+  if known[kind] or kinds < most then
+    kinds = kinds + (known[kind] and 0 or 1)
+    changes[kind] = (known[kind] or 0) + count
   end
 end
-if kinds > 0 then
-  redis.call('PEXPIREAT', refused, expires)
-end
+write(refused, changes)
+redis.call('PEXPIREAT', refused, expires)
