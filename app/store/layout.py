@@ -88,7 +88,7 @@ def name_journal(bucket: str) -> str:
 
 def name_refused_starts(bucket: str, day: date) -> str:
     """Return the key of the starts of a bucket that limits refused on a day (UTC)."""
-    return f"pv:{{{bucket}}}:r:{day:%Y%m%d}"
+    return f"pv:{{{bucket}}}:refused:{day:%Y%m%d}"
 
 
 def name_limit(key: bytes, allowance: Allowance) -> str:

@@ -384,7 +384,7 @@ async def test_refused_starts_expire_and_are_bounded_and_erased(journal: Journal
     await journal.attempts.flush()
     await journal.attempts.flush()
 
-    (key,) = await journal.redis.keys("*:r:*")
+    (key,) = await journal.redis.keys("*:refused:*")
     assert await journal.redis.hlen(key) == 64
     assert KEPT < timedelta(milliseconds=await journal.redis.pttl(key)) <= KEPT + timedelta(days=1)
     found = await journal.attempts.refused_starts(PHONE, now() - KEPT)
@@ -392,7 +392,7 @@ async def test_refused_starts_expire_and_are_bounded_and_erased(journal: Journal
 
     await journal.attempts.erase(PHONE)
 
-    assert await journal.redis.keys("*:r:*") == []
+    assert await journal.redis.keys("*:refused:*") == []
 
 
 async def test_refused_starts_are_the_first_to_be_dropped(journal: Journal) -> None:
@@ -407,7 +407,7 @@ async def test_refused_starts_are_the_first_to_be_dropped(journal: Journal) -> N
         await journal.redis.config_set("maxmemory", "0")
     await journal.attempts.flush()
 
-    assert await journal.redis.keys("*:r:*") == []
+    assert await journal.redis.keys("*:refused:*") == []
 
 
 async def test_without_a_journal_no_refused_start_is_counted(redis: Redis) -> None:
