@@ -12,7 +12,10 @@
 -- first letter of its name, because an attempt may cost 200 bytes.
 
 local function entry(kind, key, facts)
-  return kind .. key:sub(-20, -13) .. table.concat(facts, '\t'):gsub('\t+$', '')
+  while facts[#facts] == '' do
+    facts[#facts] = nil
+  end
+  return kind .. key:sub(-20, -13) .. table.concat(facts, '\t')
 end
 
 -- Begin an attempt, and drop what is older than `kept`.
