@@ -32,6 +32,7 @@ from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
 from app.settings.policies import make_policies
 from app.store.attempts import RedisAttempts
+from app.store.audit import RedisAudit
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
@@ -81,6 +82,7 @@ class Stores:
     redis: Redis
     runner: ScriptRunner
     attempts: RedisAttempts
+    audit: RedisAudit
     balance: RedisBalanceCache
     call_queue: RedisCallQueue
     changes: RedisChanges
@@ -266,6 +268,7 @@ class Builder:
             redis=redis,
             runner=runner,
             attempts=attempts,
+            audit=RedisAudit(runner),
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),

@@ -6,12 +6,12 @@ from http import HTTPStatus
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Body, Query, Response, Security
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ContainerDep, admin_key
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.api.schemas import PhoneText
+from app.api.schemas import Moment, PhoneText
 from app.verification.attempts import AttemptFilter, AttemptJournal, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
@@ -103,13 +103,6 @@ class PhoneAttempts(_View):
         return cls.model_validate(dict(zip(cls.model_fields, found, strict=True)))
 
 
-def _as_utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-_Moment = Annotated[datetime, AfterValidator(_as_utc)]
-
-
 class FindAttemptsRequest(BaseModel):
     """The phone in question."""
 
@@ -117,7 +110,7 @@ class FindAttemptsRequest(BaseModel):
 
     phone: PhoneText
     since: Annotated[
-        _Moment | None, Field(description="the earliest begin; left out: all", examples=["2026-01-30T00:00:00Z"])
+        Moment | None, Field(description="the earliest begin; left out: all", examples=["2026-01-30T00:00:00Z"])
     ] = None
 
 
@@ -137,8 +130,8 @@ async def list_attempts(
     outcome: Annotated[
         Result | None, Query(description="with this word as `outcome`, `call_status` or `ending`")
     ] = None,
-    since: Annotated[_Moment | None, Query(description="the earliest begin; left out: a day ago")] = None,
-    before: Annotated[_Moment | None, Query(description="`next_before` of the page before")] = None,
+    since: Annotated[Moment | None, Query(description="the earliest begin; left out: a day ago")] = None,
+    before: Annotated[Moment | None, Query(description="`next_before` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=_LONGEST_PAGE, description="about how many")] = 50,
 ) -> Response:
     """Return the latest attempts that fit all filters. A page may have fewer of them, even none, and a next one."""

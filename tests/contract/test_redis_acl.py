@@ -31,6 +31,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.server import SandboxServer
 from app.settings import load_settings
+from app.store.audit import RedisAudit
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
@@ -306,6 +307,10 @@ async def look_back(redis: Redis) -> None:
     await attempts.flush()
     assert len(await attempts.refused_starts(phone, datetime.now(UTC) - HOUR)) == 1
     assert await attempts.erase(phone) == 1
+
+    audit = RedisAudit(runner)
+    await audit.record("operator", "DELETE /admin/guard/+79001234")
+    assert len(await audit.read(before=None, most=10)) == 1
 
 
 FLOWS = (verify, protect, deliver, listen, look_back)

@@ -33,6 +33,7 @@ OPERATION_IDS = {
     "listAttempts": "get /admin/attempts",
     "findAttempts": "post /admin/attempts/find",
     "getAttempts": "get /admin/attempts/{verification_id}",
+    "listAudit": "get /admin/audit",
     "unblockRange": "delete /admin/guard/{range}",
     "getLiveness": "get /livez",
     "getReadiness": "get /readyz",
