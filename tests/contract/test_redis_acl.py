@@ -333,7 +333,7 @@ async def test_every_documented_permission_is_needed(right: str, server_url: str
     await create_user(admin, RIGHTS, but=right)
 
     async with user(server_url) as redis:
-        for flow in (verify, protect, deliver):
+        for flow in (verify, protect, deliver, look_back):
             with suppress(Exception):
                 await flow(redis)
         if not await refusals(admin):  # only what following needs can be left: a subscription never completes
