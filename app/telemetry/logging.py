@@ -123,8 +123,8 @@ class _EventLogger(structlog.BoundLoggerBase):
     def log(self, level: int, event: str, **fields: object) -> None:
         if logging.root.isEnabledFor(level):
             name = logging.getLevelName(level).lower()
-            line = {"event": event, "level": name, "timestamp": datetime.now(UTC)}
-            self._logger.write_later({**log_context.bound(), **fields, **line})
+            line = {"timestamp": datetime.now(UTC), "level": name, "event": event}
+            self._logger.write_later({**line, **log_context.bound(), **fields})
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
