@@ -239,6 +239,8 @@ class Builder:
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
         endpoints = make_endpoints(settings.clients)
+        guard_rules = settings.guard.rules(settings.phone.allowed_prefixes)
+        fraud_guard = RedisFraudGuard(runner, guard_rules, key=phone_key)
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
@@ -248,9 +250,9 @@ class Builder:
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
-            fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
+            fraud_guard=fraud_guard,
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
-            limits=RedisRateLimiter(runner, key=phone_key),
+            limits=RedisRateLimiter(runner, key=phone_key, guard=fraud_guard),
             phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),

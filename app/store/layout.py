@@ -19,7 +19,6 @@ from math import ceil
 from typing import Self
 
 from app.verification.phone import Phone
-from app.verification.policy import Allowance
 from app.verification.values import value
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
@@ -81,9 +80,9 @@ class PhoneName:
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
 
 
-def name_limit(key: bytes, allowance: Allowance) -> str:
-    """Return the key of a limit; an address or a range of numbers is not in clear."""
-    digest = keyed_digest(key, f"{allowance.limit.name}\0{allowance.subject}")
+def name_limit(key: bytes, limit: str, subject: str) -> str:
+    """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
+    digest = keyed_digest(key, f"{limit}\0{subject}")
     return f"pv:{{l:{digest[:20]}}}"
 
 

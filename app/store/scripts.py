@@ -25,7 +25,10 @@ Waited = Callable[[str, float], None]
 
 _MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delays
 _PROBED_EVERY = 1.0  # seconds
-_SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
+_SHARED = (
+    *("common", "webhooks/stream", "verification/record", "verification/log"),
+    *("limits/window", "fraud_guard/conversions"),
+)
 _FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
 
 
@@ -126,6 +129,10 @@ class ScriptRunner:
         finally:
             if self._waited:
                 self._waited(script.name, time.perf_counter() - began)
+
+    def slot_of(self, key: str) -> int:  # noqa: ARG002 - one server has one
+        """Return the slot of a key: a script may use keys of one slot."""
+        return 0
 
     async def ping(self) -> None:
         """Write and read a key, at most once a second; callers in between get the same answer."""

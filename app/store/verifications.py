@@ -168,7 +168,8 @@ class RedisVerificationStore:
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *[allowance.limit for allowance in further]]
         events = self._events(check.client)
-        keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further], *events]
+        named = [name_limit(self._phone_key, allowance.limit.name, allowance.subject) for allowance in further]
+        keys = [key, *named, *events]
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period), check.length),

@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.sandbox import embedded
@@ -79,12 +80,20 @@ async def cluster(cluster_port: int) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
+class ClusterRunner(ScriptRunner):
+    """Knows the slots of a cluster, all of which are on its one node."""
+
+    def slot_of(self, key: str) -> int:
+        slot: int = key_slot(key.encode())
+        return slot
+
+
 async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
-    runner = ScriptRunner(cluster, timeout=1)
+    runner = ClusterRunner(cluster, timeout=1)
     store = RedisVerificationStore(runner, phone_key=b"k" * 32)
-    limits = RedisRateLimiter(runner, key=b"k" * 32)
+    guard = RedisFraudGuard(runner, make_guard_rules(), key=b"k" * 32)
+    limits = RedisRateLimiter(runner, key=b"k" * 32, guard=guard)
     idempotency = RedisIdempotency(runner, key=b"k" * 32)
-    guard = RedisFraudGuard(runner, make_guard_rules())
     right = b"r" * 32
     for number in range(20):
         phone = Phone(f"+790012345{number:02}")
@@ -121,12 +130,11 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         await store.cancel("shop", canceled.id)
         await store.refund(CallId(canceled.id, 1), phone=canceled.phone, client="shop", policy=POLICY)
 
-        for allowance in POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"):  # each in its own slot
-            assert len(await limits.acquire("token", [allowance])) == 1
-            await limits.refund("token", [allowance])
-
-        await guard.admit(phone, "shop")
-        await guard.refund(phone, "shop")
+        allowances = POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1")  # each in its own slot
+        await limits.require_room(allowances)
+        reserved = await limits.acquire("00000000000a", allowances)
+        assert [quota.limit for quota in reserved.quotas] == [allowance.limit for allowance in allowances]
+        await limits.refund(reserved.token, allowances)
         guard.succeeded(phone, "shop")
         await guard.flush()
         assert (await guard.blocks(), await guard.suspects(), await guard.lift("+79001234")) == ([], [], False)
