@@ -56,15 +56,13 @@ class RedisFraudGuard:
         A process that dies between the block and the index leaves the range blocked and not listed, until the next
         start that is refused for it: each process adds what it has not added before.
         """
-        _, ends, level, calls, successes = block
+        since, ends, *_ = block
         action, subject = allowance.guard, allowance.subject
         assert action is not None  # noqa: S101 - no other allowance is judged
-        if is_new:
-            facts = {"level": level, "calls": calls, "conversion": round(successes / calls, 3)}
-            if action is GuardAction.BLOCK:
-                log.warning("guard.blocked", extra={**facts, "range": subject, "retry_after": seconds(ends - block[0])})
-            else:
-                log.warning("guard.client_reported", extra={**facts, "client": subject})
+        if is_new and action is GuardAction.BLOCK:
+            _log_verdict("guard.blocked", block, range=subject, retry_after=seconds(ends - since))
+        elif is_new:
+            _log_verdict("guard.client_reported", block, client=subject)
         if self._published.get((action, subject)) == ends:
             return
         if not await best_effort(self._runner.run(ADD_TO_INDEX, [_INDEXES[action]], [subject, ends])):
@@ -149,3 +147,9 @@ def _findings(block: Sequence[int]) -> dict[str, Any]:
     """Return what a block and a suspect have in common."""
     since, ends, _, calls, successes = block
     return {"since": from_ms(since), "until": from_ms(ends), "calls": calls, "successes": successes}
+
+
+def _log_verdict(event: str, block: Sequence[int], **facts: str | int) -> None:
+    """Log a block, which the script returns as new to one of the calls that came in parallel."""
+    _, _, level, calls, successes = block
+    log.warning(event, extra={**facts, "level": level, "calls": calls, "conversion": round(successes / calls, 3)})
