@@ -125,12 +125,12 @@ async def settle(scene: Scene) -> None:
 async def _left(redis: Redis) -> dict[str, int]:
     """Return the number of waiting items per key."""
     pipeline = redis.pipeline(transaction=False)
-    pipeline.xlen("pv:{events}")
-    sets = [*(f"pv:{{events}}:{name}" for name in ("expiry", "retry", "dead")), "pv:{queue}:due"]
+    pipeline.xlen("pv2{events}")
+    sets = [*(f"pv2{{events}}:{name}" for name in ("expiry", "retry", "dead")), "pv2{queue}:due"]
     for name in sets:
         pipeline.zcard(name)
-    pipeline.hlen("pv:{queue}:attempts")
-    found = zip(["pv:{events}", *sets, "pv:{queue}:attempts"], await pipeline.execute(), strict=True)
+    pipeline.hlen("pv2{queue}:attempts")
+    found = zip(["pv2{events}", *sets, "pv2{queue}:attempts"], await pipeline.execute(), strict=True)
     return {name: many for name, many in found if many}
 
 
