@@ -53,6 +53,7 @@ class Script:
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         self.load = _pack("SCRIPT", "LOAD", self.source)
+        self.declares_all_keys = "key_beside" not in self.source
 
 
 def _pack(*words: Argument) -> bytes:
@@ -159,7 +160,7 @@ class ScriptRunner:
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
         names = [self._key_prefix + key for key in keys]
         data = _pack("EVALSHA", script.sha, len(keys), *names, *arguments)
-        command = Command(data, script.load, keys)
+        command = Command(data, script.load, keys, declares_all_keys=script.declares_all_keys)
         self._runner.submit(command)
         return command.reply
 

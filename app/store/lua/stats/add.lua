@@ -10,9 +10,9 @@ local last_batch = KEYS[1]
 local batch, remembered, keep_day, counts = unpack(ARGV)
 
 if tonumber(batch) <= tonumber(redis.call('GET', last_batch) or 0) then return end
-redis.call('SET', last_batch, batch, 'PX', remembered)
-local day = last_batch:match('^[^}]*}:') .. math.floor(now_ms() / 86400000)
+local day = key_beside(last_batch, math.floor(now_ms() / 86400000))
 for name, count in pairs(cjson.decode(counts)) do
   redis.call('HINCRBY', day, name, count)
 end
 redis.call('PEXPIRE', day, keep_day)
+redis.call('SET', last_batch, batch, 'PX', remembered)

@@ -35,7 +35,7 @@ if purpose == '' then
   found[1] = {key = first_key, record = load_record(first_key)}
 else
   for rest in (redis.call('HGET', first_key, client .. ':' .. purpose) or ''):gmatch('%x+') do
-    local key = record_key(first_key, rest)
+    local key = key_beside(first_key, rest)
     table.insert(found, 1, {key = key, record = load_record(key)})
   end
 end
@@ -150,5 +150,6 @@ if checks_left > 0 then
   publish(key, record, {[WRONG_CHECKS] = wrong_checks}, nil, events)
   return {'wrong', rest_of_id(key), left, checks_left}
 end
+local wait = until_next_call(key, record, now)
 finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', events)
-return {'exhausted', rest_of_id(key), left, until_next_call(key, record, now)}
+return {'exhausted', rest_of_id(key), left, wait}

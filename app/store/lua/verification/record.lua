@@ -25,13 +25,8 @@ local function save_record(key, record, changes, expires)
   return text
 end
 
--- Return the key of a record in the bucket of another key, and so in its slot.
-local function record_key(sibling, rest_of_id)
-  return sibling:match('^[^}]*}:') .. rest_of_id
-end
-
 local function phone_key_of(key, record)
-  return record_key(key, 'p:' .. record[PHONE_DIGEST])
+  return key_beside(key, 'p:' .. record[PHONE_DIGEST])
 end
 
 local function rest_of_id(key)
