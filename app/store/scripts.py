@@ -25,7 +25,7 @@ Waited = Callable[[str, float], None]
 
 _MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delays
 _PROBED_EVERY = 1.0  # seconds
-_SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
+_SHARED = ("common", "webhooks/outbox", "verification/record", "verification/log", "limits/window")
 _FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
 
 

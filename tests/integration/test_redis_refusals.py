@@ -280,7 +280,7 @@ FAULTS = [
             detail=DENIED,
             refuses_starts=right in {"-evalsha", "-hset", "-time"},
         )
-        for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-xadd")
+        for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-zscore")
     ),
 ]
 
@@ -312,8 +312,8 @@ async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_met
 
 async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:
     runner = ScriptRunner(admin, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
-    outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisRateLimiter(runner, key=KEY)
+    outbox, limits = RedisOutbox(runner, clients={"shop"}), RedisRateLimiter(runner, key=KEY)
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
     call = NewCall(
         client="shop",
         phone=Phone(PHONE),

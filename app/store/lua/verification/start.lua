@@ -44,8 +44,8 @@ if not is_resend then
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
 local text = save_record(key, record, changes, expires)
-if is_resend and events then
-  schedule_expiry(key, record, events)
+if is_resend and outbox then
+  schedule_expiry(key, record, outbox)
 end
 
 local changes_of_phone = {}
