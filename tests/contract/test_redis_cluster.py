@@ -15,11 +15,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.sandbox import embedded
 from app.store.connection import connect
+from app.store.erasure import RedisPhoneEraser
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
@@ -139,3 +141,30 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         claim = await idempotency.claim(request)
         assert isinstance(claim, Claim)
         assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), timedelta(days=1))
+
+
+async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cluster(cluster: Redis) -> None:
+    await cluster.flushall()
+    runner, phone = ScriptRunner(cluster, timeout=1), Phone("+79001234567")
+    outbox = RedisOutbox(runner, clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=b"k" * 32, outbox=outbox)
+    call = NewCall(
+        client="shop",
+        phone=phone,
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=b"r" * 32,
+        code_length=6,
+        checks=5,
+    )
+    verification = (await start(store, call, POLICY)).verification
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
+    await store.cancel("shop", verification.id)
+
+    created, canceled = await outbox.take(10)
+    await outbox.set_aside(created, attempts=1, error="status 500", pause=timedelta(0))
+    await outbox.set_aside(canceled, attempts=7, error="status 500", pause=None)
+    assert await outbox.resend_all() == 1
+    assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
+    await outbox.done(created)
+    assert (await RedisPhoneEraser(cluster, runner, phone_key=b"k" * 32).forget(phone)).events == 2

@@ -736,5 +736,5 @@ async def test_an_expiry_is_due_in_the_millisecond_after_it(redis: Redis, store:
     verification = (await start(store, CALL, make_policy())).verification
     await store.record_call(verification, 1, PLACED)
 
-    found: list[tuple[bytes, float]] = await redis.zrange(outbox_key(verification.id[4:7]), -1, -1, withscores=True)
+    found: Any = await redis.zrange(outbox_key(verification.id[4:7]), -1, -1, withscores=True)
     assert found[0][1] == await redis.pexpiretime(f"pv:{{{verification.id[4:7]}}}:{verification.id[7:]}") + 1

@@ -5,4 +5,6 @@
 -- KEYS    1 retries
 -- ARGV    1 event
 -- RETURN  1, or 0 if it was not there
-return redis.call('ZREM', KEYS[1], ARGV[1])
+local retries, event = KEYS[1], ARGV[1]
+
+return redis.call('ZREM', retries, event)

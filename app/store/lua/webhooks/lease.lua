@@ -13,21 +13,22 @@
 -- ARGV    1 how many at most   2 lease   3… buckets that have changed
 -- RETURN  {until when they are leased, bucket…}
 local due, swept = unpack(KEYS)
-local most, lease = ARGV[1] + 0, ARGV[2]
+local most, lease = unpack(ARGV)
+local changed = {select(3, unpack(ARGV))}
 
 local BUCKETS, SWEEP_MS = 4096, 45000
 
 local now = now_ms()
 local turn = math.floor(now * BUCKETS / SWEEP_MS)
 local last_swept = math.max(redis.call('GET', swept) or 0, turn - BUCKETS)
-for i = 3, #ARGV do
-  redis.call('ZADD', due, 'LT', now, ARGV[i])
+for _, bucket in ipairs(changed) do
+  redis.call('ZADD', due, 'LT', now, bucket)
 end
 
 local leased_until = now + lease
 local buckets = redis.call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
 local next_swept = last_swept
-while #buckets < most and next_swept < turn do
+while #buckets < tonumber(most) and next_swept < turn do
   next_swept = next_swept + 1
   local bucket = string.format('%03x', next_swept % BUCKETS)
   if tonumber(redis.call('ZSCORE', due, bucket) or math.huge) > leased_until then -- else it is due within a lease

@@ -5,10 +5,11 @@
 -- KEYS    1 due   2 waiting
 -- ARGV    1 until when they are leased   2… bucket, when its next event is due or '', how many wait, of each bucket
 local due, waiting = unpack(KEYS)
-local leased_until = tonumber(ARGV[1])
+local leased_until = ARGV[1] + 0
+local looks = {select(2, unpack(ARGV))}
 
-for i = 2, #ARGV, 3 do
-  local bucket, next_due, count = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+for i = 1, #looks, 3 do
+  local bucket, next_due, count = looks[i], looks[i + 1], looks[i + 2]
   if tonumber(redis.call('ZSCORE', due, bucket)) == leased_until then
     if next_due == '' then
       redis.call('ZREM', due, bucket)

@@ -3,4 +3,6 @@
 --
 -- KEYS    1 outbox
 -- ARGV    1 event
-add_to_outbox(KEYS[1], now_ms(), ARGV[1])
+local outbox, event = KEYS[1], ARGV[1]
+
+add_to_outbox(outbox, now_ms(), event)
