@@ -185,7 +185,7 @@ class RedisOutbox:
         arguments = [most, ms(self._claim_after), _MOST_NEW]
         next_due, waiting, dropped, texts = await self._runner.run(TAKE, keys, arguments)
         if dropped:
-            log.error("event.lost", extra={"count": dropped, "reason": "more events wait than are kept"})
+            log.error("event.lost", extra={"count": dropped})
             self._dropped(dropped)
         deliveries = []
         for text in texts:
