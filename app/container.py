@@ -242,7 +242,9 @@ class Builder:
         # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
-        endpoints = make_endpoints(settings.clients)
+        outbox = RedisOutbox(
+            runner, clients=make_endpoints(settings.clients), dropped=self.metrics.webhook_events_dropped
+        )
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
@@ -257,13 +259,14 @@ class Builder:
             fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
             limits=RedisRateLimiter(runner, key=phone_key),
-            phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
+            phone_eraser=RedisPhoneEraser(runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
-            webhooks=RedisOutbox(runner),
+            verifications=RedisVerificationStore(runner, phone_key=phone_key, outbox=outbox),
+            webhooks=outbox,
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
+        self.stack.push_async_callback(lambda: best_effort(outbox.flush()))
         self.stack.push_async_callback(stores.stats.aclose)
         self.stack.push_async_callback(stores.changes.aclose)
         return stores

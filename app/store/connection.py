@@ -27,6 +27,11 @@ def connect_any(url: str, *, timeout: float) -> AnyRedis:
     return connect(url, timeout=timeout)
 
 
+async def nodes_of(redis: AnyRedis) -> Sequence[Redis]:
+    """Return the clients of all nodes that take writes. Raises the library's errors."""
+    return [*(await redis.primaries()).values()] if isinstance(redis, Cluster) else [redis]
+
+
 def connect(url: str, *, timeout: float) -> Redis:
     """Open a client for a ``redis://``, ``rediss://`` or ``unix://`` URL; no connection is made yet.
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from app.store.connection import connect_any
+from app.store.erasure import RedisPhoneEraser
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.layout import PhoneName, name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.errors import (
     CodeTooShortOrLong,
@@ -239,3 +241,20 @@ async def test_a_check_whose_reply_was_lost_keeps_its_allowance(nodes: Cluster, 
 
     primary.resume()
     assert await shop.used() == 2
+
+
+async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cluster(runner: ScriptRunner) -> None:
+    outbox = RedisOutbox(runner, clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
+    call = replace(new_call(99), client="shop")
+    verification = (await start(store, call, POLICY)).verification
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
+    await store.cancel("shop", verification.id)
+
+    created, canceled = await outbox.take(10)
+    await outbox.set_aside(created, attempts=1, error="status 500", pause=timedelta(0))
+    await outbox.set_aside(canceled, attempts=7, error="status 500", pause=None)
+    assert await outbox.resend_all() == 1
+    assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
+    await outbox.done(created)
+    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2

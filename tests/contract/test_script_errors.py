@@ -34,7 +34,7 @@ REPEATED = {
     "MOVED 3999 127.0.0.1:6381": StoreFailure.CLUSTER,
     "ASK 3999 127.0.0.1:6381": StoreFailure.CLUSTER,
     "TRYAGAIN Multiple keys request during rehashing of slot": StoreFailure.CLUSTER,
-    "ERR Script attempted to access a non local key in a cluster node script: f00, on @user_script:3.": StoreFailure.CLUSTER,
+    "ERR Script attempted to access a non local key in a cluster node script: f00": StoreFailure.CLUSTER,
 }
 NOT_REPEATED = {
     "OOM command not allowed when used memory > 'maxmemory'.": StoreFailure.OUT_OF_MEMORY,

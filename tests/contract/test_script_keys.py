@@ -17,6 +17,7 @@ from redis.crc import key_slot
 
 from app.store.scripts import Script, ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.errors import VerificationLocked
 from app.verification.model import CallState, CallStatus, Status
@@ -64,7 +65,8 @@ async def traced(redis: Redis) -> AsyncIterator[list[Run]]:
 
 async def verify_otherwise(redis: Redis) -> None:
     """Resend, start several, lock a test number, dial, and cancel what has a call."""
-    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY, webhook_clients={"shop"})
+    runner = ScriptRunner(redis, timeout=1)
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=RedisOutbox(runner, clients={"shop"}))
     first = (await start(store, new_call(20), POLICY)).verification
     await start(store, new_call(20), POLICY)
     await start(store, replace(new_call(20), resend_of=first.id), POLICY)

@@ -280,7 +280,7 @@ FAULTS = [
             detail=DENIED,
             refuses_starts=right in {"-evalsha", "-hset", "-time"},
         )
-        for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-xadd")
+        for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-zscore")
     ),
 ]
 
@@ -312,8 +312,8 @@ async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_met
 
 async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:
     runner = ScriptRunner(admin, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
-    outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisRateLimiter(runner, key=KEY)
+    outbox, limits = RedisOutbox(runner, clients={"shop"}), RedisRateLimiter(runner, key=KEY)
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
     call = NewCall(
         client="shop",
         phone=Phone(PHONE),
@@ -344,7 +344,7 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     assert await store.refund(unplaced, phone=call.phone, client="shop", policy=make_policy())
     await limits.refund("token", allowances)
     assert [key async for key in admin.scan_iter("pv2{l:*")] == []
-    assert (await RedisPhoneEraser(admin, runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
+    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
         await store.start(unplaced, call, make_policy())
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY

@@ -65,8 +65,8 @@ if longest_period ~= '0' then
 end
 
 local text = save_record(key, record, changes, expires)
-if is_resend and events then
-  schedule_expiry(key, record, events)
+if is_resend and outbox then
+  schedule_expiry(key, record, outbox)
 end
 write(phone_key, changes_of_phone)
 keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period), not next(phone))
