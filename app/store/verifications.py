@@ -20,7 +20,6 @@ from app.store.layout import (
     name_limit,
     seconds,
 )
-from app.store.limits import RedisRateLimiter
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
@@ -59,6 +58,7 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
+    RateLimiter,
     StartPreview,
 )
 from app.verification.store_requests import best_effort
@@ -74,14 +74,21 @@ _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are som
 class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
-    Webhook events are written to ``outbox`` by the same script as the change. ``phone_key`` is that of
-    ``RedisRateLimiter``, too.
+    Webhook events are written to ``outbox`` by the same script as the change. ``limits``, with the same
+    ``phone_key``, are those of failed checks; on one server the scripts count these themselves.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, outbox: RedisOutbox | None = None) -> None:
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        *,
+        phone_key: bytes,
+        outbox: RedisOutbox | None = None,
+        limits: RateLimiter | None = None,
+    ) -> None:
         self._runner = runner
         self._phone_key = phone_key
-        self._limits = RedisRateLimiter(runner, key=phone_key)
+        self._limits = limits
         self._outbox = outbox or RedisOutbox(runner)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
@@ -180,23 +187,24 @@ class RedisVerificationStore:
         slot = self._runner.slot_of(key)
         within, beyond = list[Allowance](), list[Allowance]()
         for allowance in policy.for_failed_checks(client=check.client, address=check.address):
-            is_within = self._runner.slot_of(name_limit(self._phone_key, allowance)) == slot
-            (within if is_within else beyond).append(allowance)
+            limit = name_limit(self._phone_key, allowance.limit.name, allowance.subject)
+            (within if self._runner.slot_of(limit) == slot else beyond).append(allowance)
         if not beyond or not check.candidates:
             return (await self._compare(key, bucket, purpose, check, policy, further=within))[0]
-        token = secrets.token_hex(6)
+        assert self._limits is not None  # noqa: S101 - the container gives them
+        reservation = await self._limits.acquire(secrets.token_hex(6), beyond)
         try:
-            acquired = await self._limits.acquire(token, beyond)
             outcome, is_counted = await self._compare(key, bucket, purpose, check, policy, further=within)
         except StoreUnavailable:
             raise
         except VerificationError:
-            await best_effort(self._limits.refund(token, beyond))
+            await best_effort(self._limits.refund(reservation.token, beyond))
             raise
+        quotas = reservation.quotas
         if not is_counted:
-            await best_effort(self._limits.refund(token, beyond))
-            acquired = [replace(quota, remaining=quota.remaining + 1) for quota in acquired]
-        return replace(outcome, quotas=(*outcome.quotas, *acquired)) if outcome.quotas else outcome
+            await best_effort(self._limits.refund(reservation.token, beyond))
+            quotas = [replace(quota, remaining=quota.remaining + 1) for quota in quotas]
+        return replace(outcome, quotas=(*outcome.quotas, *quotas)) if outcome.quotas else outcome
 
     async def _compare(
         self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy, *, further: Sequence[Allowance]
@@ -204,7 +212,8 @@ class RedisVerificationStore:
         """Run the script; return the outcome, and whether the check was counted as failed."""
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *[allowance.limit for allowance in further]]
-        keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further]]
+        named = [name_limit(self._phone_key, allowance.limit.name, allowance.subject) for allowance in further]
+        keys = [key, *named]
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period), check.length),

@@ -47,7 +47,7 @@ from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.domain_events import VerificationCanceled
-from app.verification.errors import StoreUnavailable, VerificationLocked
+from app.verification.errors import RateLimited, StoreUnavailable, VerificationLocked
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
 from app.verification.phone import Phone
@@ -196,6 +196,7 @@ async def verify(redis: Redis) -> None:
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
     assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
 
+    await start(store, new_call(2), POLICY)
     canceled = (await start(store, new_call(2), POLICY)).verification
     await store.cancel("shop", canceled.id)
 
@@ -208,22 +209,23 @@ async def verify(redis: Redis) -> None:
 async def protect(redis: Redis) -> None:
     """Use rate limits, the fraud guard, idempotency, the balance, the call queue and the statistics."""
     runner = ScriptRunner(redis, timeout=1)
-    limits, phone = RedisRateLimiter(runner, key=KEY), Phone("+79001234567")
+    # The first call is judged at once.
+    rules, phone = make_guard_rules(min_calls=1, maturity=-timedelta(minutes=1)), Phone("+79001234567")
+    guard = RedisFraudGuard(runner, rules, key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
     allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
     await limits.require_room(allowances)
-    await limits.acquire("token", allowances)
-    await limits.refund("token", allowances)
-
-    rules = make_guard_rules(min_calls=1, maturity=timedelta(0))
-    guard = RedisFraudGuard(runner, rules)
-    await guard.require_open(phone, "shop")
-    await guard.admit(phone, "shop")
+    reservation = await limits.acquire("00000000000a", allowances)
+    await limits.refund(reservation.token, allowances)
+    await limits.acquire("00000000000b", allowances)
+    with pytest.raises(RateLimited):
+        await limits.require_room(allowances)
+    assert await guard.gauges() == {"fraud_blocks": 1}
+    assert len(await guard.blocks()) == 1
+    assert await guard.lift("+79001234")
+    await limits.acquire("00000000000c", allowances)
     guard.succeeded(phone, "shop")
     await guard.flush()
-    for _ in range(2):
-        await guard.refund(phone, "shop")
-    await guard.blocks()
-    await guard.lift("+79001234")
 
     idempotency = RedisIdempotency(runner, key=KEY)
     request = IdempotentRequest(client="shop", route="/verify/start", key="key", body=b"{}")
@@ -251,7 +253,7 @@ async def protect(redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.flush()
     assert (await stats.read()).canceled == 1
-    assert await limits.gauges(allowances[0]) == {"call_budget_used": 0}
+    assert await limits.gauges(allowances[0]) == {"call_budget_used": 2}
 
 
 async def deliver(redis: Redis) -> None:

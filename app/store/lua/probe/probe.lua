@@ -11,7 +11,7 @@ local key, kept = KEYS[1], ARGV[1]
 local COMMANDS = {
   'TIME', 'GET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
   'HGET', 'HGETALL', 'HMGET', 'HSET', 'HDEL', 'HINCRBY',
-  'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZREMRANGEBYSCORE', 'ZSCORE',
+  'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZSCORE',
 }
 
 local moment = tostring(now_ms())

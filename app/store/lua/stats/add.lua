@@ -1,7 +1,7 @@
 -- Add the counts of one process to those of today, by the server's clock. Repeated, it adds nothing.
 --
--- pv:{stats}:<days since 1970>   hash: the counts of a day (UTC): name → count
--- pv:{stats}:w:<process>         string: number of the last batch of a process
+-- {stats}:<days since 1970>   hash: the counts of a day (UTC): name → count
+-- {stats}:w:<process>         string: number of the last batch of a process
 --
 -- KEYS    1 number of the last batch
 -- ARGV    1 number of this batch   2 for how long it is remembered   3 for how long a day is kept
