@@ -196,7 +196,6 @@ async def verify(redis: Redis) -> None:
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
     assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
 
-    await start(store, new_call(2), POLICY)
     canceled = (await start(store, new_call(2), POLICY)).verification
     await store.cancel("shop", canceled.id)
 
@@ -261,6 +260,7 @@ async def deliver(redis: Redis) -> None:
     runner = ScriptRunner(redis, timeout=1)
     outbox = RedisOutbox(runner, clients={"shop"}, claim_after=timedelta(0), most_dead=1)
     store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
+    await start(store, new_call(8), POLICY)
     verification = (await start(store, new_call(8), POLICY)).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
     await store.cancel("shop", verification.id)
