@@ -13,7 +13,6 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
 import httpx
-from redis.asyncio import Redis
 
 from app.api_keys import AccessKeys, ApiKeys
 from app.background import Background
@@ -27,11 +26,13 @@ from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
+from app.sandbox.webhook_log import WebhookLog
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
 from app.settings.policies import make_policies
 from app.store.call_following import RedisCallQueue
-from app.store.connection import connect
+from app.store.cluster import Cluster
+from app.store.connection import AnyRedis, connect_any
 from app.store.erasure import RedisPhoneEraser
 from app.store.event_stream import RedisChanges
 from app.store.fraud_guard import RedisFraudGuard
@@ -62,6 +63,8 @@ from app.verification.service import VerificationService
 from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
+from app.webhooks.endpoint import WebhookEndpoint
+from app.webhooks.recording import RecordingSender, with_all_clients
 from app.webhooks.sender import WebhookSender
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ _STATUS_CONNECTIONS = 10  # beside those of calls, so that these never keep stat
 class Stores:
     """What is stored in Redis, one object for each feature; they share one runner, and so their writes."""
 
-    redis: Redis
+    redis: AnyRedis
     runner: ScriptRunner
     balance: RedisBalanceCache
     call_queue: RedisCallQueue
@@ -132,16 +135,17 @@ async def open_container(
     settings: Settings,
     network: VirtualNetwork | None = None,
     *,
+    webhook_log: WebhookLog | None = None,
     tracing: "Tracing | None" = None,
     in_background: bool = False,
 ) -> AsyncIterator[Container]:
     """Build all objects, and close them with the context. Raises SettingsError.
 
-    In sandbox mode calls go to ``network`` in place of Plusofon. Without ``in_background`` nothing runs beside what the
-    caller asks for: no calls are followed and no webhooks delivered.
+    In sandbox mode calls go to ``network`` in place of Plusofon, and webhooks are recorded in ``webhook_log``. Without
+    ``in_background`` nothing runs beside what the caller asks for: no calls are followed and no webhooks delivered.
     """
     async with AsyncExitStack() as stack:
-        builder = Builder(settings, stack, tracing)
+        builder = Builder(settings, stack, tracing, webhook_log)
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
@@ -157,7 +161,9 @@ async def open_container(
             background.add("fraud_guard", stores.fraud_guard.flush)
             background.add("stats", stores.stats.flush)
             background.add("metrics", exposition.step)
-            if isinstance(pool := stores.redis.connection_pool, PrimaryPool):
+            if isinstance(stores.redis, Cluster):
+                background.add("cluster", stores.redis.step)
+            elif isinstance(pool := stores.redis.connection_pool, PrimaryPool):
                 background.add("sentinel", pool.step)
             if deliverer := builder.make_deliverer(stores.webhooks):
                 background.add("webhooks", (await stack.enter_async_context(deliverer)).step)
@@ -215,15 +221,16 @@ class Builder:
     settings: Settings
     stack: AsyncExitStack
     tracing: "Tracing | None" = None
+    webhook_log: WebhookLog | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
-    def open_redis(self) -> Redis:
+    def open_redis(self) -> AnyRedis:
         """Connect to Redis; in sandbox mode without REDIS_URL, to an embedded server."""
         settings = self.settings.redis
         if settings.url is None:
             self.settings.require_sandbox("REDIS_URL")
         url = settings.url.get_secret_value() if settings.url else self.stack.enter_context(EmbeddedServer()).url
-        redis = connect(url, timeout=settings.timeout_seconds)
+        redis = connect_any(url, timeout=settings.timeout_seconds)
         self.stack.push_async_callback(redis.aclose)
         return redis
 
@@ -233,15 +240,17 @@ class Builder:
         runner = ScriptRunner(
             redis,
             timeout=settings.redis.timeout_seconds,
+            prefix=settings.redis.key_prefix,
             round_trip=self.metrics.round_trip,
             waited=self.tracing.waited if self.tracing else None,
         )
         # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
-        endpoints = make_endpoints(settings.clients)
+        outbox = RedisOutbox(runner, clients=self.endpoints, dropped=self.metrics.webhook_events_dropped)
         guard_rules = settings.guard.rules(settings.phone.allowed_prefixes)
         fraud_guard = RedisFraudGuard(runner, guard_rules, key=phone_key)
+        limits = RedisRateLimiter(runner, key=phone_key, guard=fraud_guard)
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
@@ -250,17 +259,20 @@ class Builder:
             runner=runner,
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
-            changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
+            changes=RedisChanges(
+                redis, prefix=settings.redis.key_prefix, listeners=listeners, listeners_of_client=of_client
+            ),
             fraud_guard=fraud_guard,
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
-            limits=RedisRateLimiter(runner, key=phone_key, guard=fraud_guard),
-            phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
+            limits=limits,
+            phone_eraser=RedisPhoneEraser(runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
-            webhooks=RedisOutbox(runner),
+            verifications=RedisVerificationStore(runner, phone_key=phone_key, outbox=outbox, limits=limits),
+            webhooks=outbox,
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
+        self.stack.push_async_callback(lambda: best_effort(outbox.flush()))
         self.stack.push_async_callback(stores.stats.aclose)
         self.stack.push_async_callback(stores.changes.aclose)
         return stores
@@ -423,12 +435,21 @@ class Builder:
 
     def make_deliverer(self, outbox: RedisOutbox) -> WebhookDeliverer | None:
         """Make what delivers webhooks, if some client has an endpoint."""
-        settings, endpoints = self.settings, make_endpoints(self.settings.clients)
-        if not endpoints:
+        settings = self.settings
+        if not self.endpoints:
             return None
-        sender = WebhookSender(
+        make_sender = partial(RecordingSender, log=self.webhook_log) if self.webhook_log else WebhookSender
+        sender = make_sender(
             allow_private=settings.mode is Mode.SANDBOX,
             proxy=settings.outbound.proxy_url,
             ssl_context=trust(ssl.create_default_context(), settings.outbound.ca_file),
         )
-        return WebhookDeliverer(outbox, endpoints, sender=sender)
+        return WebhookDeliverer(outbox, self.endpoints, sender=sender)
+
+    @property
+    def endpoints(self) -> Mapping[str, WebhookEndpoint]:
+        """The webhook endpoints by client; where webhooks are recorded, every client has one."""
+        endpoints = make_endpoints(self.settings.clients)
+        if self.webhook_log is None:
+            return endpoints
+        return with_all_clients(endpoints, {key.client for key in self.settings.api.keys} or {OPEN_CLIENT})

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from app.cli.checks import Finding, Result, check_provider, check_redis, check_settings, wrong
+from app.cli.cluster import check_cluster
 from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson, run_with_container
 from app.cli.sentinel import check_sentinels
 from app.container import Container
@@ -21,10 +22,11 @@ _MARKS = {
 
 
 def doctor(*, as_json: AsJson = False) -> None:
-    """Check settings, Redis, the provider and this machine; it changes nothing and costs nothing.
+    """Check settings, Redis, the provider and this machine.
 
-    ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the provider is the sandbox's own, and
-    without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings are wrong.
+    It changes nothing and costs nothing. ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the
+    provider is the sandbox's own, and without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings
+    are wrong.
     """
     try:
         settings = load_settings()
@@ -38,15 +40,16 @@ def doctor(*, as_json: AsJson = False) -> None:
 
 
 async def _examine(container: Container, settings: Settings) -> list[Finding]:
-    redis, timeout = container.stores.redis, 5 * settings.redis.timeout_seconds
-    of_redis, of_sentinels, of_provider = await asyncio.gather(
-        check_redis(redis, timeout=timeout),
+    redis, timeout, prefix = container.stores.redis, 5 * settings.redis.timeout_seconds, settings.redis.key_prefix
+    of_redis, of_sentinels, of_cluster, of_provider = await asyncio.gather(
+        check_redis(redis, timeout=timeout, prefix=prefix),
         check_sentinels(redis, timeout=timeout),
+        check_cluster(redis, timeout=timeout, prefix=prefix),
         check_provider(
             container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
         ),
     )
-    return [*check_settings(settings), *of_redis, *of_sentinels, *of_provider]
+    return [*check_settings(settings), *of_redis, *of_sentinels, *of_cluster, *of_provider]
 
 
 def _show(findings: Sequence[Finding], *, as_json: bool) -> bool:

@@ -25,7 +25,7 @@ SUCCEED, READ, LIFT, LIST, COUNT, ADD_TO_INDEX, REMOVE_FROM_INDEX = (
 )
 
 _LIMITS = {GuardAction.BLOCK: "calls_per_range", GuardAction.REPORT: "calls_per_client"}  # whose subjects are judged
-_INDEXES = {GuardAction.BLOCK: "pv:{guard}:ranges", GuardAction.REPORT: "pv:{guard}:clients"}
+_INDEXES = {GuardAction.BLOCK: "{guard}:ranges", GuardAction.REPORT: "{guard}:clients"}
 _LISTED_AT_ONCE = 200
 _MOST_PUBLISHED = 10_000
 _FLUSHED_EVERY = timedelta(seconds=1)

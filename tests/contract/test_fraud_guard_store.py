@@ -21,6 +21,7 @@ from app.verification.fraud_guard import GuardRules, range_of
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy
 from tests.ageing import age
+from tests.keys import stored
 from tests.limit_keys import block_subject, read_limit
 from tests.limiters import KEY
 from tests.policies import make_guard_rules, make_policy
@@ -45,7 +46,7 @@ def phones(number_range: str, count: int) -> list[Phone]:
 
 
 def range_key(number_range: str) -> str:
-    return name_limit(KEY, "calls_per_range", number_range)
+    return stored(name_limit(KEY, "calls_per_range", number_range))
 
 
 async def keys_of(redis: Redis) -> set[str]:
@@ -54,7 +55,7 @@ async def keys_of(redis: Redis) -> set[str]:
 
 
 def client_key(client: str) -> str:
-    return name_limit(KEY, "calls_per_client", client)
+    return stored(name_limit(KEY, "calls_per_client", client))
 
 
 @dataclass
@@ -399,7 +400,7 @@ async def test_expired_blocks_are_removed_from_the_list(harness: GuardHarness) -
     assert await harness.refusal(OTHER) is not None
 
     assert [block.range for block in await harness.guard.blocks()] == [OTHER]
-    assert await harness.redis.zrange("pv:{guard}:ranges", 0, -1) == [OTHER.encode()]
+    assert await harness.redis.zrange("pv2{guard}:ranges", 0, -1) == [OTHER.encode()]
 
 
 async def test_a_lifted_range_can_be_called_and_its_level_is_reset(
@@ -444,11 +445,16 @@ async def test_every_key_begins_with_the_prefix_and_has_a_ttl(harness: GuardHarn
 
     keys = await keys_of(harness.redis)
 
-    names = {range_key(PUMPED), range_key(OTHER), client_key("shop"), name_limit(KEY, "calls_per_day", "everybody")}
+    names = {
+        range_key(PUMPED),
+        range_key(OTHER),
+        client_key("shop"),
+        stored(name_limit(KEY, "calls_per_day", "everybody")),
+    }
     blocks = {name_block(range_key(PUMPED)), name_block(client_key("shop"))}
-    assert keys == names | blocks | {"pv:{guard}:ranges", "pv:{guard}:clients"}
+    assert keys == names | blocks | {"pv2{guard}:ranges", "pv2{guard}:clients"}
     for key in keys:
-        assert key.startswith("pv:{")
+        assert key.startswith("pv2{")
         assert 0 < await harness.redis.pttl(key) <= (HOUR + RULES.memory).total_seconds() * 1000
 
 
@@ -473,7 +479,7 @@ async def test_an_allowed_prefix_is_neither_blocked_nor_counted(
     await harness.refund(Phone(f"{PUMPED}000"), "shop")
 
     keys = await keys_of(redis)
-    assert keys == {client_key("shop"), name_limit(KEY, "calls_per_day", "everybody")}
+    assert keys == {client_key("shop"), stored(name_limit(KEY, "calls_per_day", "everybody"))}
     assert [(await read_limit(redis, key))["calls"] for key in keys] == [{}, {}]
 
 
@@ -593,7 +599,7 @@ async def test_what_the_index_still_has_of_a_lifted_block_is_not_listed(harness:
     await harness.block()
     assert await harness.guard.lift(PUMPED)
 
-    await harness.redis.zadd("pv:{guard}:ranges", {PUMPED: time.time() * 1000 + 3_600_000})
+    await harness.redis.zadd("pv2{guard}:ranges", {PUMPED: time.time() * 1000 + 3_600_000})
 
     assert await harness.guard.blocks() == []
 
@@ -612,5 +618,5 @@ async def test_blocks_are_listed_in_small_steps(harness: GuardHarness, monkeypat
 async def test_a_range_and_its_calls_share_one_key(harness: GuardHarness) -> None:
     await harness.call(1)
 
-    keys = {range_key(PUMPED), client_key("shop"), name_limit(KEY, "calls_per_day", "everybody")}
+    keys = {range_key(PUMPED), client_key("shop"), stored(name_limit(KEY, "calls_per_day", "everybody"))}
     assert await keys_of(harness.redis) == keys

@@ -21,6 +21,7 @@ from app.verification.errors import RateLimited, StoreUnavailable
 from app.verification.policy import Allowance, Limit, Quota
 from app.verification.ports import Reservation
 from tests.ageing import age
+from tests.keys import stored
 from tests.limit_keys import read_limit
 from tests.limiters import KEY, make_limiter
 
@@ -125,7 +126,7 @@ async def test_a_large_limit_has_room_at_most_a_sub_window_later_and_says_so(
 
 async def test_a_limit_does_not_grow_with_its_events(limits: RedisRateLimiter, redis: Redis) -> None:
     """Of three windows, with events in each of their sub-windows."""
-    limit, key = Limit("calls_per_day", 4_000_000_000, MINUTES_10), name_limit(KEY, "calls_per_day", SUBJECT)
+    limit, key = Limit("calls_per_day", 4_000_000_000, MINUTES_10), stored(name_limit(KEY, "calls_per_day", SUBJECT))
     for _ in range(3 * 64):
         await acquire(limits, limit, 3)
         await age(redis, SUB_WINDOW * MS)

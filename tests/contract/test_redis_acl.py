@@ -182,7 +182,7 @@ def new_call(number: int) -> NewCall:
 async def verify(redis: Redis) -> None:
     """Start, resend, follow, check, lock, cancel, redeem and refund."""
     runner = ScriptRunner(redis, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=RedisOutbox(runner, clients={"shop"}))
     await runner.ping()
     verification = (await start(store, new_call(1), POLICY)).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
@@ -258,8 +258,9 @@ async def protect(redis: Redis) -> None:
 async def deliver(redis: Redis) -> None:
     """Take events, retry, give up, list dead letters and resend them."""
     runner = ScriptRunner(redis, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
-    outbox = RedisOutbox(runner, claim_after=timedelta(0), most_dead=1)
+    outbox = RedisOutbox(runner, clients={"shop"}, claim_after=timedelta(0), most_dead=1)
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
+    await start(store, new_call(8), POLICY)
     verification = (await start(store, new_call(8), POLICY)).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
     await store.cancel("shop", verification.id)
@@ -423,7 +424,7 @@ async def test_the_operator_user_may_also_inspect_the_server_and_erase_phones(se
             await flow(redis)
         health = await examine(redis, timeout=SOON)
         runner = ScriptRunner(redis, timeout=1)
-        forgotten = await RedisPhoneEraser(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
+        forgotten = await RedisPhoneEraser(runner, phone_key=KEY).forget(Phone("+79001234502"))
         with pytest.raises(NoPermissionError):
             await redis.flushall()
 

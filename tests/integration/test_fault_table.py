@@ -224,7 +224,7 @@ async def keys_of(redis: Redis) -> list[str]:
 
 async def traces_in(redis: Redis) -> frozenset[str]:
     """Return the keys that still hold data of a call: not the balance and the statistics."""
-    others = ("pv:{balance}", "pv:{stats}")
+    others = ("pv2{balance}", "pv2{stats}")
     return frozenset(key for key in await keys_of(redis) if not key.startswith(others))
 
 

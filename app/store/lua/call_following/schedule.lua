@@ -1,8 +1,8 @@
 -- Schedule the first poll of a call's status.
 --
--- pv:{queue}:due         sorted set: the calls to poll: id → when, or until when it is claimed
--- pv:{queue}:attempts    hash: id → how often it was claimed
--- pv:{queue}:polls       string: the claims of the last second, of all workers, as a limit (limits/window.lua)
+-- {queue}:due         sorted set: the calls to poll: id → when, or until when it is claimed
+-- {queue}:attempts    hash: id → how often it was claimed
+-- {queue}:polls       string: the claims of the last second, of all workers, as a limit (limits/window.lua)
 --
 -- KEYS    1 due   2 attempts
 -- ARGV    1 id of the call   2 delay   3 for how long an unclaimed call is kept   4 how many calls at most

@@ -1,7 +1,7 @@
 -- Add a block to the index, and drop some of those that have ended. Repeated, it changes nothing.
 --
--- pv:{guard}:ranges     sorted set: the ranges that are blocked: range → until when
--- pv:{guard}:clients    sorted set: the clients that are reported, likewise
+-- {guard}:ranges     sorted set: the ranges that are blocked: range → until when
+-- {guard}:clients    sorted set: the clients that are reported, likewise
 --
 -- KEYS    1 index
 -- ARGV    1 name of the range or client   2 when its block ends
