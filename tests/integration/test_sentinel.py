@@ -19,7 +19,8 @@ from app.store.connection import connect
 from app.store.scripts import PROBE, ScriptRunner
 from app.store.sentinel import PrimaryPool
 from tests.integration.conftest import run, sandbox_settings
-from tests.sentinels import NAME, Node, Topology, bring_back, cut_off, restored
+from tests.redis_nodes import Node, bring_back, cut_off
+from tests.sentinels import NAME, Topology, restored
 
 RECOVERED_WITHIN = 10.0  # seconds; Sentinel itself needs one to two here, on an idle machine
 STORE_TIMEOUT = 1.0
