@@ -7,6 +7,8 @@ PORT := 8000
 # What leads Python to other packages, such as another project's "app", and pip to another place than the environment.
 unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 CHAOS_SECONDS ?= 600
+CHAOS_REDIS ?= standalone
+CHAOS_WAIT_REPLICAS ?= 0
 UPGRADE ?=
 
 VENV := .venv
@@ -88,8 +90,8 @@ simulate: $(VENV)/.dev ## Play fraud and brute force against the service, and co
 	$(BIN)/python benchmarks/fraud_simulation.py
 	$(BIN)/python benchmarks/guess_simulation.py
 
-chaos: $(VENV)/.dev ## Fail the provider and kill workers under load, and count what was lost (CHAOS_SECONDS=)
-	$(BIN)/python benchmarks/chaos.py --seconds $(CHAOS_SECONDS)
+chaos: $(VENV)/.dev ## Fail Redis and the provider and kill workers under load (CHAOS_SECONDS=, CHAOS_REDIS=sentinel|cluster)
+	$(BIN)/python benchmarks/chaos.py --seconds $(CHAOS_SECONDS) --redis $(CHAOS_REDIS) --wait-replicas $(CHAOS_WAIT_REPLICAS)
 
 screenshots: $(VENV)/.dev ## Take the pictures of docs/screenshots anew (needs chromium)
 	$(BIN)/python -m tests.browser.take_screenshots

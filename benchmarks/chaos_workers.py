@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
@@ -132,13 +132,16 @@ class Workers:
     ) -> None:
         await self._stop()
 
-    async def end_one_every(self, seconds: float, note: Callable[[str], None]) -> None:
-        """End workers one by one, in alternating ways, and restart them, until canceled; call ``note`` each time."""
+    async def end_one_every(self, seconds: float, note: Callable[[str, str], None]) -> None:
+        """End workers one by one, in alternating ways, and restart them, until canceled.
+
+        ``note`` is called before each end, with the way and the URL of the worker.
+        """
         began = time.monotonic()
         for turn, (name, signals) in enumerate(cycle(ENDS.items()), start=1):
             await asyncio.sleep(began + turn * seconds - time.monotonic())
             worker = self.all[random.randrange(len(self.all))]  # noqa: S311 - no secret
-            note(name)
+            note(name, worker.url)
             has_ended = await worker.end(signals)
             self.ended[name if has_ended else f"{name}, finally SIGKILL"] += 1
             await worker.start()
@@ -158,15 +161,25 @@ class Workers:
         return found
 
     def tracebacks(self) -> list[str]:
-        """Return the ends of all logged tracebacks, each of which is a bug.
+        """Return all logged tracebacks, each of which is a bug: the end of one in JSON, else first and last line.
 
         Tracebacks that uvicorn logs for requests cut off by a second SIGINT are excluded.
         """
-        lines = (line for worker in self.all for line in worker.log.read_text(errors="replace").splitlines())
-        return [line[-1500:] for line in lines if "Traceback" in line and not _BROKEN_OFF.search(line)]
+        found = [text for worker in self.all for text in find_tracebacks(worker.log.read_text(errors="replace"))]
+        return [text[-1500:] for text in found if not _BROKEN_OFF.search(text)]
 
     async def _stop(self) -> None:
         await asyncio.gather(*(worker.end(ENDS["SIGTERM"]) for worker in self.all))
+
+
+def find_tracebacks(log: str) -> Iterator[str]:
+    """Yield the tracebacks in a log: a line of JSON whole, of one over several lines the first and the last."""
+    lines = iter(log.splitlines())
+    for first in lines:
+        if "Traceback" not in first:
+            continue
+        is_json = first.startswith("{")
+        yield first if is_json else f"{first} … {next((line for line in lines if not line.startswith(' ')), '')}"
 
 
 def _free_port() -> int:

@@ -154,9 +154,17 @@ class Cluster:
             node.send("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
         return moved
 
-    def restart(self, node: Node) -> None:
-        """Start a killed node again: it knows its cluster, and becomes a replica if it was failed over."""
-        node.start()
+    def mend(self) -> None:
+        """Restart what was killed, undo pauses and partitions, and wait until all are together again.
+
+        A node knows its cluster, and becomes a replica if it was failed over.
+        """
+        for node in self.nodes:
+            if node.process.poll() is None:
+                self.bring_back(node)
+            else:
+                node.start()
+        self.wait_until_whole()
 
     def wait_until_whole(self) -> None:
         """Wait until all nodes agree on all slots, and each primary has a replica in sync."""
@@ -212,13 +220,8 @@ def _view(row: list[str]) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def restored(cluster: Cluster) -> Iterator[Cluster]:
-    """Restart afterwards what was killed, undo pauses and partitions, and wait until all are together again."""
+    """Mend the cluster afterwards."""
     try:
         yield cluster
     finally:
-        for node in cluster.nodes:
-            if node.process.poll() is None:
-                cluster.bring_back(node)
-            else:
-                cluster.restart(node)
-        cluster.wait_until_whole()
+        cluster.mend()

@@ -1,7 +1,5 @@
 """One primary, two replicas and three Sentinels, that tests fail one by one."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,24 +91,19 @@ class Topology:
 
         until(is_whole)
 
+    def mend(self) -> None:
+        """Restart what was killed, undo pauses and partitions, and wait until all are together again."""
+        for node in (*self.nodes, *self.sentinels):
+            if node.process.poll() is None:
+                bring_back(node)
+        for sentinel in self.sentinels:
+            if sentinel.process.poll() is not None:
+                self.start_sentinel(sentinel)
+        for node in self.nodes:
+            if node.process.poll() is not None:
+                node.start("--replicaof", f"127.0.0.1 {self.primary.port}")
+        self.wait_until_whole()
+
 
 def _pairs(reply: Any) -> dict[str, str]:  # noqa: ANN401 - a list in RESP2, a dictionary in RESP3
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-@contextlib.contextmanager
-def restored(topology: Topology) -> Iterator[Topology]:
-    """Restart afterwards what was killed or paused, and wait until all are together again."""
-    try:
-        yield topology
-    finally:
-        for node in (*topology.nodes, *topology.sentinels):
-            if node.process.poll() is None:
-                bring_back(node)
-        for sentinel in topology.sentinels:
-            if sentinel.process.poll() is not None:
-                topology.start_sentinel(sentinel)
-        for node in topology.nodes:
-            if node.process.poll() is not None:
-                node.start("--replicaof", f"127.0.0.1 {topology.primary.port}")
-        topology.wait_until_whole()
