@@ -161,7 +161,7 @@ class Workers:
         return found
 
     def tracebacks(self) -> list[str]:
-        """Return all logged tracebacks, each of which is a bug: the end of one in JSON, else first and last line.
+        """Return the ends of all logged tracebacks, each of which is a bug.
 
         Tracebacks that uvicorn logs for requests cut off by a second SIGINT are excluded.
         """
@@ -173,13 +173,19 @@ class Workers:
 
 
 def find_tracebacks(log: str) -> Iterator[str]:
-    """Yield the tracebacks in a log: a line of JSON whole, of one over several lines the first and the last."""
+    """Yield the tracebacks in a log, each as one line, from its first line to its error."""
     lines = iter(log.splitlines())
-    for first in lines:
-        if "Traceback" not in first:
-            continue
-        is_json = first.startswith("{")
-        yield first if is_json else f"{first} … {next((line for line in lines if not line.startswith(' ')), '')}"
+    for line in lines:
+        if "Traceback" in line:
+            is_json = line.startswith("{")
+            yield line if is_json else " ".join([line, *_until_error(lines)])
+
+
+def _until_error(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        yield line.strip()
+        if not line.startswith(" "):
+            return
 
 
 def _free_port() -> int:

@@ -225,5 +225,5 @@ INFO:     ended
 """
     assert list(find_tracebacks(log)) == [
         '{"event": "request.failed", "exception": "Traceback ..."}',
-        "Traceback (most recent call last): … ValueError: no",
+        'Traceback (most recent call last): File "app/main.py", line 1, in serve raise ValueError ValueError: no',
     ]
