@@ -207,6 +207,7 @@ def report(scene: Scene) -> bool:
             "again after",
         ),
         "409 idempotency",
+        "500",
     )
     rows |= {name: f"{many:,}" for name, many in sorted(counts.items()) if name.startswith(shown)} | rows
     print()

@@ -88,7 +88,10 @@ class Client:
             self._note_attempt(path, key, Attempt(began, ended, answer.word, worker, is_held=is_held))
             if is_held:
                 attempts -= 1
-            if is_held or answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            # A worker that is interrupted twice answers so in the middle of a request, which may have been evaluated.
+            failed = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
+            cut_off = cut_off or failed
+            if is_held or failed:
                 self._counts[answer.word] += 1
                 await asyncio.sleep(answer.body.get("retry_after", 1))
                 continue
