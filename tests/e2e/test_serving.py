@@ -21,9 +21,8 @@ import trustme
 from redis import Redis
 
 from app.tokens import generate_keys
-from tests.e2e.conftest import BARE, ROOT, command, free_port
+from tests.e2e.conftest import BARE, ROOT, START_WITHIN, command, free_port
 
-START_WITHIN = 120.0  # seconds; two, on a machine that does nothing else
 API_KEY = "a-made-up-api-key"
 SECRETS = {
     "PLUSOFON_USER_ID": "made-up-user-id",
