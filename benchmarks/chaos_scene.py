@@ -14,7 +14,7 @@ import aiohttp
 
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
-from app.store.connection import connect
+from app.store.connection import connect_any
 from app.store.scripts import ScriptRunner
 from app.tokens import generate_keys
 from benchmarks.chaos_client import Client
@@ -79,7 +79,7 @@ async def open_scene(kind: Kind, *, wait_replicas: int) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plusofon-verify-chaos-")))
         redis = stack.enter_context(make_redis(kind, folder))
-        client_of_redis = connect(redis.url, timeout=10)
+        client_of_redis = connect_any(redis.url, timeout=10)
         stack.push_async_callback(client_of_redis.aclose)
         provider = create_sandbox_app(network, user_id=USER_ID, access_token=PROVIDER_TOKEN)
         provider_url = (await stack.enter_async_context(SandboxServer(provider))).url

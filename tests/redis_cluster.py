@@ -1,8 +1,6 @@
 """A cluster of three primaries with a replica each, that tests fail, partition and reshard."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -216,12 +214,3 @@ def _slots(row: list[str]) -> set[int]:
 def _view(row: list[str]) -> tuple[Any, ...]:
     """Return what all nodes should say alike of one."""
     return row[0], row[3], frozenset(_slots(row))
-
-
-@contextlib.contextmanager
-def restored(cluster: Cluster) -> Iterator[Cluster]:
-    """Mend the cluster afterwards."""
-    try:
-        yield cluster
-    finally:
-        cluster.mend()

@@ -15,7 +15,7 @@ SCHEDULE, CLAIM, RETRY, DONE, LAG = (
     Script("call_following", name) for name in ("schedule", "claim", "retry", "done", "lag")
 )
 
-_DUE, _ATTEMPTS, _POLLS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "polls"))
+_DUE, _ATTEMPTS, _POLLS = (f"{{queue}}:{name}" for name in ("due", "attempts", "polls"))
 _MEMORY = timedelta(hours=1)  # far longer than a verification lives
 
 

@@ -7,24 +7,28 @@ which a thousand phones share, and the id of an expired verification expires wit
 minutes.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.store.call_following import RedisCallQueue
+from app.store.connection import AnyRedis
 from app.store.failures import reason_of
-from app.store.layout import PhoneName, RecordName
+from app.store.layout import PhoneName, RecordName, with_version
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import BODIES, DEAD, EXPIRY, GROUP, RETRY, STREAM
 from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD, ANSWER, SET_ASIDE, EVENTS = (Script("erasure", name) for name in ("record", "answer", "set_aside", "events"))
+RECORD, PHONE, ANSWER, SET_ASIDE, EVENTS = (
+    Script("erasure", name) for name in ("record", "phone", "answer", "set_aside", "events")
+)
 
-_STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
+_STEP = 1000  # how many entries one script examines: bounds how long it blocks Redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +51,8 @@ class RedisPhoneEraser:
     ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
-    def __init__(self, redis: Redis, runner: ScriptRunner, *, phone_key: bytes) -> None:
-        self._redis = redis
+    def __init__(self, redis: AnyRedis, runner: ScriptRunner, *, phone_key: bytes) -> None:
+        self._redis = cast(Redis, redis)  # of a cluster the events cannot be erased yet
         self._runner = runner
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
@@ -64,11 +68,8 @@ class RedisPhoneEraser:
         events += await self._walk(SET_ASIDE, [BODIES, RETRY, DEAD], [digits], "0")
         events += await self._walk(EVENTS, [STREAM], [digits], "-", GROUP)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
-        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._scan("pv:{i:*}")])
-        try:
-            known = await self._redis.delete(name.key)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error
+        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._runner.scan("{i:*}")])
+        known = await self._runner.run(PHONE, [name.key], [])
         late, late_calls = await self._erase_records(name)  # started meanwhile, so its phone's key is erased
         return Erased(
             phone=bool(known),
@@ -81,7 +82,7 @@ class RedisPhoneEraser:
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:
         """Examine all keys of the phone's bucket: the phone's key lists only the latest verifications."""
         found, calls = [], 0
-        async for key in self._scan(f"pv:{{{name.bucket}}}:*"):
+        async for key in self._runner.scan(f"{{{name.bucket}}}:*"):
             record = RecordName.from_id(f"vrf_{name.bucket}{key.rpartition(':')[2]}")
             if record is None or record.key != key:  # a phone's key, or a redeemed token's
                 continue
@@ -95,8 +96,9 @@ class RedisPhoneEraser:
     async def _erase_expiry_events(self, digits: str) -> int:
         """Erase the scheduled expiry events, whose last field is the phone; return how many."""
         try:
-            found = [event async for event, _ in self._redis.zscan_iter(EXPIRY, match=f"*|{digits}", count=_STEP)]
-            return int(await self._redis.zrem(EXPIRY, *found)) if found else 0
+            key = with_version(self._runner.prefix) + EXPIRY
+            found = [event async for event, _ in self._redis.zscan_iter(key, match=f"*|{digits}", count=_STEP)]
+            return int(await self._redis.zrem(key, *found)) if found else 0
         except (RedisError, OSError) as error:
             raise StoreUnavailable(reason_of(error)) from error
 
@@ -111,10 +113,3 @@ class RedisPhoneEraser:
             cursor = reply.decode()
             if cursor in {"0", ""}:
                 return total
-
-    async def _scan(self, pattern: str) -> AsyncIterator[str]:
-        try:
-            async for key in self._redis.scan_iter(match=pattern, count=_STEP):
-                yield key.decode()
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error

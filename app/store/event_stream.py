@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -13,11 +14,12 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.backoff import EqualJitterBackoff
 
+from app.store.cluster import Cluster
+from app.store.connection import AnyRedis
+from app.store.layout import PREFIX, changes_channel
 from app.verification.errors import TooManyListeners
 
 log = logging.getLogger(__name__)
-
-CHANNEL = "pv:changes"  # the scripts that change a verification that is followed publish its id here
 
 _RETRY_AFTER = 10  # seconds; listeners come and go with the minutes that a verification lives
 _CANCEL_AGAIN_AFTER = 0.05  # seconds
@@ -34,14 +36,16 @@ class RedisChanges:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: AnyRedis,
         *,
+        prefix: str = PREFIX,
         listeners: int = 1000,
         listeners_of_client: int = 1000,
         listeners_of_one: int = 10,
         quiet: float = 5,
     ) -> None:
         self._redis = redis
+        self._channel = changes_channel(prefix)
         self._places = listeners
         self._places_of_client = listeners_of_client
         self._places_of_one = listeners_of_one
@@ -97,8 +101,8 @@ class RedisChanges:
         failures = 0
         while self._receiver is asyncio.current_task():
             try:
-                async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(CHANNEL)
+                async with self._node().pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
                     async for message in self._messages(pubsub):
                         failures = 0
                         self._wake(message)
@@ -108,6 +112,12 @@ class RedisChanges:
                 failures += 1
                 log.warning("changes.connection_lost", extra={"error": repr(error), "failures": failures})
             await asyncio.sleep(_BACKOFF.compute(failures))
+
+    def _node(self) -> Redis:
+        """Return the client of the server; of a cluster that of any primary, as all nodes get what one publishes."""
+        if isinstance(self._redis, Cluster):
+            return random.choice([*self._redis.primaries.values()])  # noqa: S311 - not a secret
+        return self._redis
 
     async def _messages(self, pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
         """Yield messages until the connection is dead: not even a ping is answered."""

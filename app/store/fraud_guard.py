@@ -20,7 +20,7 @@ ADMIT, REFUND, SUCCEED, LIST, LIFT = (
     Script("fraud_guard", name) for name in ("admit", "refund", "succeed", "list", "lift")
 )
 
-_BLOCKS = "pv:{guard}:blocks"
+_BLOCKS = "{guard}:blocks"
 _RANGE, _CLIENT = "range:", "client:"  # prefixes of the names of both kinds
 _FLUSHED_EVERY = timedelta(seconds=1)
 _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
@@ -121,7 +121,7 @@ def _names(phone: Phone, client: str) -> tuple[str, str]:
 
 def _buckets(name: str) -> str:
     """Return the key of the buckets of a range or a client."""
-    return f"pv:{{guard}}:n:{name}"
+    return f"{{guard}}:n:{name}"
 
 
 def _findings(facts: Mapping[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ from app.store.layout import (
     name_limit,
     seconds,
 )
+from app.store.limits import RedisRateLimiter
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import STREAM
 from app.verification.channels import Channel
@@ -28,6 +30,7 @@ from app.verification.errors import (
     CodeRequired,
     CodeTooShortOrLong,
     RateLimited,
+    StoreUnavailable,
     VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
     VerificationError,
@@ -48,7 +51,7 @@ from app.verification.model import (
     WrongCode,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Limit, Policy, Quota
+from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
     CallHistory,
     CallId,
@@ -58,6 +61,7 @@ from app.verification.ports import (
     NewCall,
     StartPreview,
 )
+from app.verification.store_requests import best_effort
 
 READ, CANCEL, CONFIRM, RECORD_CALL, REFUND, CHECK = (
     Script("verification", name) for name in ("read", "cancel", "confirm", "record_call", "refund", "check")
@@ -70,13 +74,14 @@ _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are som
 class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
-    The events of ``webhook_clients`` are written in the same script as the change. Their stream is in a slot of its
-    own, so webhooks do not work on a Redis Cluster.
+    The events of ``webhook_clients`` are written in the same script as the change. ``phone_key`` is that of
+    ``RedisRateLimiter``, too.
     """
 
     def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
         self._runner = runner
         self._phone_key = phone_key
+        self._limits = RedisRateLimiter(runner, key=phone_key)
         self._webhook_clients = frozenset(webhook_clients)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
@@ -164,7 +169,36 @@ class RedisVerificationStore:
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
-        further = list(policy.for_failed_checks(client=check.client, address=check.address))
+        """Check a code, and count a wrong one against all its limits.
+
+        The script counts against those that it reaches. Those in other slots of a cluster are acquired before a code is
+        compared, and refunded unless it was wrong; where that is not known they stay.
+        """
+        slot = self._runner.slot_of(key)
+        within, beyond = list[Allowance](), list[Allowance]()
+        for allowance in policy.for_failed_checks(client=check.client, address=check.address):
+            is_within = self._runner.slot_of(name_limit(self._phone_key, allowance)) == slot
+            (within if is_within else beyond).append(allowance)
+        if not beyond or not check.candidates:
+            return (await self._compare(key, bucket, purpose, check, policy, further=within))[0]
+        token = secrets.token_hex(6)
+        try:
+            acquired = await self._limits.acquire(token, beyond)
+            outcome, is_counted = await self._compare(key, bucket, purpose, check, policy, further=within)
+        except StoreUnavailable:
+            raise
+        except VerificationError:
+            await best_effort(self._limits.refund(token, beyond))
+            raise
+        if not is_counted:
+            await best_effort(self._limits.refund(token, beyond))
+            acquired = [replace(quota, remaining=quota.remaining + 1) for quota in acquired]
+        return replace(outcome, quotas=(*outcome.quotas, *acquired)) if outcome.quotas else outcome
+
+    async def _compare(
+        self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy, *, further: Sequence[Allowance]
+    ) -> tuple[CheckOutcome, bool]:
+        """Run the script; return the outcome, and whether the check was counted as failed."""
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *[allowance.limit for allowance in further]]
         events = self._events(check.client)
@@ -177,7 +211,8 @@ class RedisVerificationStore:
         reply = await self._runner.run(CHECK, keys, arguments)
         rest, left, *facts = _facts(reply)
         quotas = _quotas(limits[: len(left)], left)
-        return _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        outcome = _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        return outcome, bool(left) and isinstance(outcome, WrongCode | Locked)
 
     def _address(self, address: str | None) -> str:
         """Return the digest of an address for the log of failed checks, or '' without one."""

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 TAKE, RESEND = (Script("webhooks", name) for name in ("take", "resend"))
 DONE, SET_ASIDE, BACKLOG, LIST_DEAD = (Script("webhooks", name) for name in ("done", "set_aside", "backlog", "dead"))
 
-STREAM = "pv:{events}"
+STREAM = "{events}"
 EXPIRY, RETRY, DEAD, BODIES = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "bodies"))
 GROUP = "webhooks"
 _DEAD_KEPT = timedelta(days=30)

@@ -157,7 +157,7 @@ async def test_only_calls_of_the_last_hour_are_evidence(harness: GuardHarness) -
     await harness.pass_time(MATURE)
 
     assert await harness.refusal() is None
-    (key,) = [key async for key in harness.redis.scan_iter("pv:{guard}:n:range:*")]
+    (key,) = [key async for key in harness.redis.scan_iter("pv2{guard}:n:range:*")]
     assert str(await harness.redis.hget(key, "earlier")).count(":15:") == 1, "the first bucket is dropped"
 
 
@@ -241,13 +241,13 @@ async def test_100_parallel_successes_are_100_successes(harness: GuardHarness) -
 
 async def test_a_refused_call_is_not_counted(harness: GuardHarness) -> None:
     await harness.block()
-    before = await harness.redis.hgetall("pv:{guard}:n:client:shop")
+    before = await harness.redis.hgetall("pv2{guard}:n:client:shop")
 
     for _ in range(30):
         await harness.refusal()
 
-    assert await harness.redis.exists(f"pv:{{guard}}:n:range:{PUMPED}") == 0
-    assert await harness.redis.hgetall("pv:{guard}:n:client:shop") == before
+    assert await harness.redis.exists(f"pv2{{guard}}:n:range:{PUMPED}") == 0
+    assert await harness.redis.hgetall("pv2{guard}:n:client:shop") == before
 
 
 async def test_a_refunded_call_is_not_counted(harness: GuardHarness) -> None:
@@ -338,7 +338,7 @@ async def test_expired_blocks_are_removed_from_the_list(harness: GuardHarness) -
     assert await harness.refusal(OTHER) is not None
 
     assert [block.range for block in await harness.guard.blocks()] == [OTHER]
-    assert sorted(await harness.redis.hkeys("pv:{guard}:blocks")) == [b"client:shop", b"range:" + OTHER.encode()]
+    assert sorted(await harness.redis.hkeys("pv2{guard}:blocks")) == [b"client:shop", b"range:" + OTHER.encode()]
 
 
 async def test_a_lifted_range_can_be_called_and_its_level_is_reset(
@@ -385,7 +385,7 @@ async def test_every_key_begins_with_the_prefix_and_has_a_ttl(harness: GuardHarn
 
     assert len(keys) == 3
     for key in keys:
-        assert str(key).startswith("b'pv:{guard}:")
+        assert str(key).startswith("b'pv2{guard}:")
         assert 0 < await harness.redis.pttl(key) <= (HOUR + RULES.memory).total_seconds() * 1000
 
 
@@ -394,7 +394,7 @@ async def test_the_counters_of_a_busy_hour_are_small(harness: GuardHarness) -> N
         await harness.call(1, answered=1)
         await harness.pass_time(MINUTE)
 
-    key = f"pv:{{guard}}:n:range:{PUMPED}"
+    key = f"pv2{{guard}}:n:range:{PUMPED}"
     assert len(str(await harness.redis.hget(key, "earlier")).split()) == 60 - 1, "beside the latest bucket"
     memory = await harness.redis.memory_usage(key)
     assert memory is not None

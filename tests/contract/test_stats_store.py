@@ -28,6 +28,7 @@ from app.verification.errors import BalanceTooLow, ProviderRejected, StoreUnavai
 from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance, Limit
 from app.verification.ports import CallId
+from tests.keys import stored
 
 PRICE = Decimal("2.50")
 DAY_NUMBER_OF_2026_01_31 = 20484
@@ -103,7 +104,7 @@ async def test_a_day_without_events_is_empty(stats: RedisStats) -> None:
 
 
 async def test_another_day_is_read_by_its_date(stats: RedisStats, redis: Redis) -> None:
-    await redis.hset(f"pv:{{stats}}:{DAY_NUMBER_OF_2026_01_31}", "verified", "7")
+    await redis.hset(f"pv2{{stats}}:{DAY_NUMBER_OF_2026_01_31}", "verified", "7")
 
     assert (await stats.read(date(2026, 1, 31))).verified == 7
     assert (await stats.read()).verified == 0
@@ -118,7 +119,7 @@ async def test_unknown_counters_of_another_version_are_ignored(stats: RedisStats
         "dreams",
         "refused:x:y",
     )
-    await redis.hset(f"pv:{{stats}}:{DAY_NUMBER_OF_2026_01_31}", mapping=dict.fromkeys(names, 1))
+    await redis.hset(f"pv2{{stats}}:{DAY_NUMBER_OF_2026_01_31}", mapping=dict.fromkeys(names, 1))
 
     assert await stats.read(date(2026, 1, 31)) == DayStats(day=date(2026, 1, 31))
 
@@ -202,7 +203,7 @@ async def test_reading_the_use_of_a_limit_does_not_change_it(redis: Redis) -> No
     assert await limits.gauges(budget) == {"call_budget_used": 0}
     await limits.acquire("one", [budget])
     await limits.acquire("two", [budget])
-    await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
+    await redis.zadd(stored(name_limit(key, budget)), {"of yesterday": 1})
 
     assert [await limits.gauges(budget) for _ in range(3)] == [{"call_budget_used": 2}] * 3
 

@@ -11,10 +11,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
+from app.store import webhooks
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
-from app.store.webhooks import GROUP, STREAM, RedisOutbox
+from app.store.webhooks import GROUP, RedisOutbox
 from app.verification.channels import Channel
 from app.verification.errors import StoreUnavailable
 from app.verification.model import CallState, CallStatus
@@ -22,9 +23,11 @@ from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.webhooks import Delivery
 from tests.ageing import age
+from tests.keys import stored
 from tests.policies import make_policy
 from tests.starting import start
 
+STREAM = stored(webhooks.STREAM)
 EXPIRY, RETRY, DEAD, BODIES = (f"{STREAM}:{name}" for name in ("expiry", "retry", "dead", "bodies"))
 AT_ONCE = timedelta(0)
 SOON = timedelta(milliseconds=30)

@@ -130,7 +130,10 @@ def test_serve_without_settings_lists_the_missing_ones(tmp_path: Path) -> None:
 def test_serve_explains_an_invalid_setting(tmp_path: Path) -> None:
     done = run("serve", cwd=tmp_path, MODE="sandbox", REDIS_URL="http://nowhere")
 
-    expected = "REDIS_URL must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://.\n"
+    schemes = (
+        "redis://, rediss:// or unix://, redis+sentinel:// or rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+    )
+    expected = f"REDIS_URL must begin with {schemes}.\n"
     assert (done.returncode, done.stderr) == (2, expected)
 
 

@@ -19,6 +19,7 @@ from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
+from tests.keys import stored
 
 PHONE, OTHER = Phone("+79001234567"), Phone("+79161234568")
 PHONE_KEY = derive_key(SECRET_KEY.encode(), "phone")
@@ -101,9 +102,9 @@ async def test_erasure_leaves_no_trace_of_the_phone_in_redis(
 async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
     """Schedule one event of each phone for a retry and make one a dead letter: both are stored outside the stream."""
     outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta())
-    history: list[bytes] = await redis.zrange(RETRY, 0, -1)  # type: ignore[assignment] # without scores
+    history: list[bytes] = await redis.zrange(stored(RETRY), 0, -1)  # type: ignore[assignment] # without scores
     for event in history:  # by the service, before it was stopped
-        await redis.zadd(RETRY, {event: 0})
+        await redis.zadd(stored(RETRY), {event: 0})
     taken = await outbox.take(100)
     for phone in (PHONE, OTHER):
         mine = [delivery for delivery in taken if delivery.event.phone == phone]
@@ -115,7 +116,7 @@ async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
 async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(redis: Redis) -> None:
     name = PhoneName.from_phone(PHONE_KEY, PHONE)
     record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
-    await redis.set(record.key, json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
+    await redis.set(stored(record.key), json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
     await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
 
     done = await eraser(redis).forget(PHONE)
@@ -135,20 +136,20 @@ async def test_erasure_finds_every_event_among_thousands(redis: Redis) -> None:
     async with redis.pipeline(transaction=False) as pipeline:
         for number in range(2500):
             phone = PHONE if number % 500 == 0 else OTHER
-            pipeline.xadd("pv:{events}", {"client": "shop", "phone": phone.e164.removeprefix("+")})
-            pipeline.zadd("pv:{events}:expiry", {f"shop|{number}|login|voice|{phone.e164.removeprefix('+')}": 1})
+            pipeline.xadd("pv2{events}", {"client": "shop", "phone": phone.e164.removeprefix("+")})
+            pipeline.zadd("pv2{events}:expiry", {f"shop|{number}|login|voice|{phone.e164.removeprefix('+')}": 1})
         await pipeline.execute()
 
     done = await eraser(redis).forget(PHONE)
 
     assert done.events == 10
-    assert await redis.xlen("pv:{events}") == 2495
-    assert await redis.zcard("pv:{events}:expiry") == 2495
+    assert await redis.xlen("pv2{events}") == 2495
+    assert await redis.zcard("pv2{events}:expiry") == 2495
 
 
 async def test_erasure_acknowledges_an_event_that_is_being_delivered(redis: Redis) -> None:
     await redis.xadd(
-        "pv:{events}",
+        "pv2{events}",
         {
             "type": "verification.verified",
             "client": "shop",
@@ -167,6 +168,6 @@ async def test_erasure_acknowledges_an_event_that_is_being_delivered(redis: Redi
     await eraser(redis).forget(PHONE)
 
     await outbox.set_aside(taken, attempts=1, error="status 500", pause=timedelta(hours=1))
-    pending: dict[str, int] = await redis.xpending("pv:{events}", GROUP)
+    pending: dict[str, int] = await redis.xpending("pv2{events}", GROUP)
     assert pending["pending"] == 0
     assert traces_of(PHONE)[0] not in await dump_redis(redis)

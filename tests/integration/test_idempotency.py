@@ -28,11 +28,12 @@ from app.verification.model import Verification
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 from tests.integration.test_verification import PHONE, hear, wrong
+from tests.keys import stored
 
 OTHER_PHONE = "+79007654321"
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 SHOP, BANK = "not-a-real-key-1", "not-a-real-key-2"
-CLAIMS = "pv:{i:*"
+CLAIMS = "pv2{i:*"
 SOON = 10.0  # seconds
 
 
@@ -480,7 +481,7 @@ async def test_a_start_is_a_503_and_can_be_retried_if_redis_lost_the_verificatio
 
     async def loses(store: RedisVerificationStore, verification: Verification, *arguments: Any) -> object:  # noqa: ANN401 - passed on
         name = RecordName.from_id(verification.id)
-        await redis.delete(name.key if name else "", *await redis.keys("pv:*:p:*"))
+        await redis.delete(stored(name.key) if name else "", *await redis.keys("pv2*:p:*"))
         return await record_call(store, verification, *arguments)
 
     async with run(create_app(sandbox_settings(redis_url, channels=["flash_call"]), network)) as api:
@@ -564,7 +565,7 @@ async def test_a_start_that_was_paused_until_a_retry_replaced_it_places_no_secon
     late = asyncio.create_task(start(api))
     await reached.wait()
     async with asyncio.timeout(SOON):  # both run concurrently, so the journal may be reached before the reservation
-        while not await redis.keys("pv:{*}:p:*"):  # noqa: ASYNC110 - there is no event to wait for
+        while not await redis.keys("pv2{*}:p:*"):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     await age(redis, timedelta(seconds=61))
     answered = await asyncio.gather(*(start(api) for _ in range(20)))

@@ -34,6 +34,7 @@ from app.verification.phone import Phone
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
 from tests.integration.test_verification import PHONE, wrong
+from tests.keys import stored
 
 HOME, STRANGE = "192.0.2.7", "198.51.100.9"  # addresses: of the end user, and of the attacker who floods
 SHOP, OTHER = "shop", "bank"
@@ -87,7 +88,7 @@ class RunningService:
 
     async def events(self) -> list[str]:
         """Return the types of all webhook events of all clients, oldest first."""
-        entries: Any = await self.redis.xrange(STREAM)
+        entries: Any = await self.redis.xrange(stored(STREAM))
         return [fields[b"type"].decode() for _, fields in entries]
 
     @asynccontextmanager
@@ -109,7 +110,10 @@ class RunningService:
         policy = make_policies(self.settings).for_client(client)
         allowances = policy.for_calls(client=client, phone=Phone(PHONE), address=STRANGE)
         (allowance,) = (allowance for allowance in allowances if allowance.limit.name == limit)
-        name, moment = name_limit(derive_key(self.settings.names_secret, "phone"), allowance), time.time() * 1000
+        name, moment = (
+            stored(name_limit(derive_key(self.settings.names_secret, "phone"), allowance)),
+            time.time() * 1000,
+        )
         tokens = {f"taken-{number}": moment for number in range(allowance.limit.count)}
         await self.redis.zadd(name, tokens)
         await self.redis.pexpire(name, allowance.limit.period)
@@ -118,7 +122,7 @@ class RunningService:
 
     @asynccontextmanager
     async def _blocked(self) -> AsyncIterator[None]:
-        name, block = "pv:{guard}:blocks", {"ends": int((time.time() + 3600) * 1000)}
+        name, block = "pv2{guard}:blocks", {"ends": int((time.time() + 3600) * 1000)}
         await self.redis.hset(name, f"range:{range_of(Phone(PHONE))}", json.dumps(block))
         await self.redis.expire(name, 3600)
         yield
@@ -423,7 +427,7 @@ def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
     found = []
     for key in sorted(before.keys() | after.keys()):
         (held, expired), (holds, expires) = before.get(key, ({}, 0)), after.get(key, ({}, 0))
-        if key.startswith("pv:{guard}:n:"):
+        if key.startswith("pv2{guard}:n:"):
             held, holds = _buckets_with_calls(held), _buckets_with_calls(holds)
             expires = expired
         elif ":p:" in key:
@@ -432,7 +436,7 @@ def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
             assert int(holds.pop("n")) >= int(held.pop("n"))
             del held["r"]
             holds.pop("r", None)
-        may_expire_later = ":p:" in key or key.startswith(("pv:{l:", "pv:{events}"))
+        may_expire_later = ":p:" in key or key.startswith(("pv2{l:", "pv2{events}"))
         if held != holds:
             found.append(f"{key} held {held}, and now {holds}")
         if not (expires > expired > 0 and may_expire_later) and abs(expires - expired) > 1000:
@@ -523,5 +527,5 @@ async def test_starts_of_test_numbers_over_the_limit_add_no_key(redis: Redis, re
 
 async def _keys_of_starts(redis: Redis) -> set[str]:
     """Return all keys except those of the background work."""
-    background = ("pv:{stats", "pv:{balance", "pv:{queue")
+    background = ("pv2{stats", "pv2{balance", "pv2{queue")
     return {key for key in map(_text, await redis.keys()) if not key.startswith(background)}

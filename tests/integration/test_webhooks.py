@@ -27,17 +27,20 @@ from app.background import Background
 from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.server import SandboxServer
 from app.standard_webhooks import parse_secret
+from app.store import webhooks
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
-from app.store.webhooks import EXPIRY, STREAM, RedisOutbox
+from app.store.webhooks import RedisOutbox
 from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
+from tests.keys import stored
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
 OTHER = "whsec_bm90LWEtcmVhbC1zZWNyZXQtNTQzMjEw"
-RETRY, DEAD = f"{STREAM}:retry", f"{STREAM}:dead"
+STREAM = stored(webhooks.STREAM)
+RETRY, DEAD, EXPIRY = f"{STREAM}:retry", f"{STREAM}:dead", f"{STREAM}:expiry"
 QUICK = tuple(timedelta(milliseconds=pause) for pause in (10, 20))
 
 
@@ -318,11 +321,14 @@ import asyncio, sys
 from app.background import Background
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
+from app.store import webhooks
 from app.store.webhooks import RedisOutbox
 from app.store.scripts import ScriptRunner
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
+from tests.keys import stored
+from tests.keys import stored
 redis_url, url, secret = sys.argv[1:]
 async def main():
     outbox = RedisOutbox(ScriptRunner(connect(redis_url, timeout=1), timeout=1))

@@ -16,6 +16,7 @@ from app.cli import cli
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.webhooks import STREAM, RedisOutbox
+from tests.keys import stored
 
 ENTRY = "1769850000123-0"
 EVENT = f"msg_{ENTRY}"
@@ -48,7 +49,7 @@ def dead_letter(redis_url: str) -> None:
 
     async def give_up() -> None:
         async with connect(redis_url, timeout=1) as redis:
-            await redis.xadd(STREAM, FIELDS, id=ENTRY)
+            await redis.xadd(stored(STREAM), FIELDS, id=ENTRY)
             outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
             (taken,) = await outbox.take(1)
             await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)

@@ -11,7 +11,7 @@ local batch, remembered, keep_day, counts = unpack(ARGV)
 
 if tonumber(batch) <= tonumber(redis.call('GET', last_batch) or 0) then return end
 redis.call('SET', last_batch, batch, 'PX', remembered)
-local day = 'pv:{stats}:' .. math.floor(now_ms() / 86400000)
+local day = last_batch:match('^[^}]*}:') .. math.floor(now_ms() / 86400000)
 for name, count in pairs(cjson.decode(counts)) do
   redis.call('HINCRBY', day, name, count)
 end
