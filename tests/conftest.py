@@ -25,9 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On several nodes run only the tests that use Redis, without those that are about one server."""
     if config.getoption("redis") != "standalone":
-        chosen = [it for it in items if "redis_url" in it.fixturenames and not it.get_closest_marker("standalone")]
+        chosen = [it for it in items if _uses_redis(it) and not it.get_closest_marker("standalone")]
         config.hook.pytest_deselected(items=[it for it in items if it not in chosen])
         items[:] = chosen
+
+
+def _uses_redis(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "redis_url" in item.fixturenames
 
 
 @pytest.fixture(scope="session")
