@@ -23,16 +23,23 @@ KUBERNETES := 1.30 1.37
 RENDERED := deploy/kubernetes/rendered
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e paste proxies check check-deploy helm fmt lock bench floods simulate screenshots chaos clean
+.PHONY: help run test test-cluster test-sentinel e2e paste proxies check check-deploy helm fmt lock bench floods simulate screenshots chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Start the service on an embedded Redis and the sandbox provider (HOST=, PORT=)
 	@$(BIN)/plusofon-verify demo --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, with coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+
+test-cluster: $(VENV)/.dev ## Run the tests of Redis' users on a cluster of three primaries and three replicas
+	$(BIN)/python -m pytest tests/contract tests/integration --redis cluster --numprocesses auto
+
+test-sentinel: $(VENV)/.dev ## Run some of them on a primary with two replicas behind three Sentinels
+	$(BIN)/python -m pytest $(wildcard tests/contract/test_*_store.py) tests/integration/test_verification.py \
+		tests/integration/test_idempotency.py tests/integration/test_webhooks.py --redis sentinel --numprocesses auto
 
 e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
 	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist loadgroup

@@ -184,6 +184,7 @@ def report(scene: Scene) -> bool:
             {name.removeprefix("reported "): n for name, n in counts.items() if name.startswith("reported ")}
         ),
         "failures of Redis": _listed(Counter(failure.name for failure in ledger.failures)),
+        "failovers, by these failures or not": f"{scene.redis.failovers():,}",
         "until Redis could be used again": _seconds([failure.ended - failure.began for failure in ledger.failures]),
         "until the last 503 after a failure of Redis": _seconds(ledger.seconds_of_refusals()),
         "503 store-unavailable": f"{sum(one.is_refusal for one in ledger.responses):,} of {len(ledger.responses):,}",

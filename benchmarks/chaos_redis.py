@@ -25,8 +25,9 @@ from tests.sentinels import NAME, Topology
 
 Kind = Literal["standalone", "sentinel", "cluster"]
 STANDS_STILL = 1.5  # seconds; longer than the service waits for Redis
+_SILENT_MS = 2000  # until a node is failed over: a busy machine takes one for dead that is not, and may lose its writes
 _SLOTS_MOVED = 200
-_HALF_ONE_REPLICA = ("--min-replicas-to-write", "1")  # as docs/operations.md says: a primary alone takes no writes
+_NEEDS_A_REPLICA = ("--min-replicas-to-write", "1")  # as docs/operations.md says: a primary alone takes no writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ class ChaosRedis(ABC):
         """Return the URLs of the nodes that have keys."""
 
     @abstractmethod
+    def failovers(self) -> int:
+        """Return how often a replica became the primary, whoever caused it."""
+
+    @abstractmethod
     def mend(self) -> None:
         """Undo a failure that was played, and wait until everything is replicated again."""
 
@@ -87,6 +92,10 @@ class Standalone(ChaosRedis):
         """Return the URL of the server."""
         return [self.url]
 
+    def failovers(self) -> int:
+        """Return 0: there is no replica."""
+        return 0
+
     def mend(self) -> None:
         """Do nothing: the pause is over."""
 
@@ -96,7 +105,7 @@ class BehindSentinels(ChaosRedis):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._topology = Topology(folder, *_HALF_ONE_REPLICA)
+        self._topology = Topology(folder, *_NEEDS_A_REPLICA, down_after=_SILENT_MS)
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._topology)
@@ -123,6 +132,10 @@ class BehindSentinels(ChaosRedis):
         """Return the URL of the primary."""
         return [_url(self._topology.primary)]
 
+    def failovers(self) -> int:
+        """Return how many the Sentinels announced."""
+        return max(sentinel.log.count("+switch-master") for sentinel in self._topology.sentinels)
+
     def mend(self) -> None:
         """Start what was killed, as a replica."""
         self._topology.mend()
@@ -133,7 +146,7 @@ class InCluster(ChaosRedis):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._cluster = Cluster(folder, *_HALF_ONE_REPLICA)
+        self._cluster = Cluster(folder, *_NEEDS_A_REPLICA, node_timeout=_SILENT_MS)
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._cluster)
@@ -161,6 +174,13 @@ class InCluster(ChaosRedis):
     def primaries(self) -> list[str]:
         """Return the URLs of the primaries."""
         return [_url(node) for node in self._cluster.primaries]
+
+    def failovers(self) -> int:
+        """Return how many elections replicas won, and how many took over without one."""
+        return sum(
+            node.log.count("Failover election won") + node.log.count("Taking over the primary")
+            for node in self._cluster.nodes
+        )
 
     def mend(self) -> None:
         """Start what was killed, as a replica."""

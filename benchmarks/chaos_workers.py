@@ -23,7 +23,8 @@ _READY_WITHIN = 30.0  # seconds
 _STOPPED_WITHIN = 8.0
 _BETWEEN_INTERRUPTS = 0.2
 
-_BROKEN_OFF = re.compile(r"KeyboardInterrupt|CancelledError")
+# The last is redis-py's, when a coroutine of it is closed after the event loop.
+_BROKEN_OFF = re.compile(r"KeyboardInterrupt|CancelledError|RuntimeError: no running event loop")
 
 # How a worker ends: like a power failure, like a deployment, like a developer who presses Ctrl-C twice.
 ENDS: Mapping[str, Sequence[signal.Signals]] = {

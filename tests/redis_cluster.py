@@ -15,8 +15,7 @@ _KEYS_AT_ONCE = 20  # keys of a slot that move in one command
 class Cluster:
     """The processes; a context manager. ``options`` are those of each node, beside what tests need.
 
-    A node that is silent for ``node_timeout`` (ms) is failed over. A short one makes failovers fast, and makes some of
-    a busy machine's pauses one.
+    A node that is silent for ``node_timeout`` (ms) is failed over. A busy machine takes a node for dead that is not.
     """
 
     def __init__(self, folder: Path, *options: str, node_timeout: int = 1000) -> None:

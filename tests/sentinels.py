@@ -13,9 +13,12 @@ PACE = ("info-period", 100, "ping-period", 300, "ask-period", 50, "publish-perio
 
 
 class Topology:
-    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need."""
+    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need.
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    A node that is silent for ``down_after`` (ms) is failed over. A busy machine takes a node for dead that is not.
+    """
+
+    def __init__(self, folder: Path, *options: str, down_after: int = 500) -> None:
         ports = free_ports(6)
         redis = (*OPTIONS, *options)
         self.nodes = [Node(folder / f"redis-{port}", port, redis, user=USER) for port in ports[:3]]
@@ -23,7 +26,7 @@ class Topology:
             Node(folder / f"sentinel-{port}", port, (str(folder / f"sentinel-{port}.conf"), "--sentinel"))
             for port in ports[3:]
         ]
-        self._folder = folder
+        self._down_after = down_after
 
     def __enter__(self) -> Self:
         primary, *replicas = self.nodes
@@ -33,7 +36,7 @@ class Topology:
         for sentinel in self.sentinels:
             Path(sentinel.options[0]).write_text(
                 f"bind 127.0.0.1\nsentinel monitor {NAME} 127.0.0.1 {primary.port} 2\n"
-                f"sentinel down-after-milliseconds {NAME} 500\nsentinel failover-timeout {NAME} 3000\n"
+                f"sentinel down-after-milliseconds {NAME} {self._down_after}\nsentinel failover-timeout {NAME} 3000\n"
             )
             self.start_sentinel(sentinel)
         self.wait_until_whole()
