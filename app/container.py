@@ -247,6 +247,10 @@ class Builder:
         # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
+        outbox = RedisOutbox(runner, clients=self.endpoints, dropped=self.metrics.webhook_events_dropped)
+        guard_rules = settings.guard.rules(settings.phone.allowed_prefixes)
+        fraud_guard = RedisFraudGuard(runner, guard_rules, key=phone_key)
+        limits = RedisRateLimiter(runner, key=phone_key, guard=fraud_guard)
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
@@ -258,16 +262,17 @@ class Builder:
             changes=RedisChanges(
                 redis, prefix=settings.redis.key_prefix, listeners=listeners, listeners_of_client=of_client
             ),
-            fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
+            fraud_guard=fraud_guard,
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
-            limits=RedisRateLimiter(runner, key=phone_key),
-            phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
+            limits=limits,
+            phone_eraser=RedisPhoneEraser(runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=self.endpoints),
-            webhooks=RedisOutbox(runner),
+            verifications=RedisVerificationStore(runner, phone_key=phone_key, outbox=outbox, limits=limits),
+            webhooks=outbox,
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
+        self.stack.push_async_callback(lambda: best_effort(outbox.flush()))
         self.stack.push_async_callback(stores.stats.aclose)
         self.stack.push_async_callback(stores.changes.aclose)
         return stores

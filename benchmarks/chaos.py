@@ -27,9 +27,8 @@ from typing import get_args
 import uvloop
 from redis.exceptions import RedisError
 
-from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
-from app.store.webhooks import RedisOutbox
+from app.store.webhooks import DEAD, outbox_key, retries_key
 from benchmarks.chaos_network import FAULTS
 from benchmarks.chaos_redis import Kind
 from benchmarks.chaos_scene import CLAIM, LIFETIME, WORK, WORKERS, Scene, open_scene
@@ -133,16 +132,16 @@ async def settle(scene: Scene) -> None:
     deadline = time.monotonic() + OUTBOX_EMPTY_WITHIN
     while (left := await _left(scene)) and time.monotonic() < deadline:  # noqa: ASYNC110 - others empty it
         await asyncio.sleep(1)
-    scene.ledger.stuck += [f"{what}: {many}" for what, many in left.items()]
+    scene.ledger.stuck += left
     await _find_keys_without_ttl(scene)
     scene.ledger.note_calls({phone: len(scene.people.calls(phone)) for phone in scene.people.phones})
     await _read_all(scene)
 
 
-async def _left(scene: Scene) -> dict[str, float]:
-    """Return how many webhook events wait, and for how long the followed calls, without zeros."""
-    outbox, queue = await RedisOutbox(scene.runner).gauges(), await RedisCallQueue(scene.runner).gauges()
-    return {name: left for name, left in {**outbox, **queue}.items() if left}
+async def _left(scene: Scene) -> list[str]:
+    """Return the keys of webhook events that wait, and of calls that are followed."""
+    patterns = (outbox_key("???"), retries_key("???"), DEAD, "{queue}:due", "{queue}:attempts")
+    return [key for pattern in patterns async for key in scene.runner.scan(pattern)]
 
 
 async def _read_all(scene: Scene) -> None:

@@ -73,9 +73,9 @@ class Cluster:
             self.clients[address] = self._open(address)
         return self.clients[address]
 
-    @property
-    def primaries(self) -> Mapping[str, Redis]:
-        """The clients of the primaries, by address."""
+    async def primaries(self) -> Mapping[str, Redis]:
+        """Return the clients of the primaries, as they are now, by address. Raises as ``refresh`` does."""
+        await self.refresh()
         return {address: self.client(address) for address in self.topology.replicas}
 
     def _open(self, address: str) -> Redis:

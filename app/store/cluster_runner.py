@@ -16,7 +16,7 @@ from app.store.connection import Command, Errors
 from app.store.failures import FailureLog, code_if_not_run
 from app.store.node_runner import ONLY_NODE, PROBE_KEY, NodeRunner, RoundTrip
 
-_MOST_REFUSALS = 4  # of a command: while a slot moves, by its old node, the new one, and both once more
+_MOST_REDIRECTIONS = 3  # of a command: while a slot moves, to the new node, back, and there again
 _TRY_AGAIN_AFTER = (0.02, 0.06)  # seconds: some keys of a script have moved, the others are about to
 _UNKNOWN_HOST = {":", "?"}  # at the beginning of an address: a node that does not know its own
 _UNSERVED = ResponseError("CLUSTERDOWN no node is known to serve the slot")
@@ -85,27 +85,29 @@ class ClusterRunner:
         task.add_done_callback(self._tasks.discard)
 
     async def _send_again(self, command: Command, error: Exception) -> None:
+        code, _, *words = code_if_not_run(error), *str(error).split()
+        address = words[1] if code in {"MOVED", "ASK"} and words[1][0] not in _UNKNOWN_HOST else None
+        has_to_wait = code == "TRYAGAIN" or (code == "ASK" and not command.declares_all_keys)
+        command.redirections += not has_to_wait
+        pause = random.uniform(*_TRY_AGAIN_AFTER) if has_to_wait else 0  # noqa: S311 - not a secret
+        is_late = asyncio.get_running_loop().time() + pause > command.deadline
         try:
-            match str(error).split():
-                case ["MOVED", _, address] if address[0] not in _UNKNOWN_HOST:
-                    self._cluster.refresh_soon()
-                    self._node(address).submit(command)
-                case ["ASK", _, address] if address[0] not in _UNKNOWN_HOST:
-                    node = self._node(address)
-                    # The script is loaded in any case, because ASKING is good for the next command alone.
-                    for data in (command.load, _ASKING):
-                        node.submit(Command(data))
-                    node.submit(command)
-                case ["TRYAGAIN", *_]:
-                    pause = random.uniform(*_TRY_AGAIN_AFTER)  # noqa: S311 - not a secret
-                    if asyncio.get_running_loop().time() + pause > command.deadline:
-                        self._fail(command, error)
-                    else:
-                        await asyncio.sleep(pause)
-                        self.submit(command)
-                case _:
-                    await self._cluster.refresh()
-                    self.submit(command)
+            if is_late or command.redirections > _MOST_REDIRECTIONS:
+                self._fail(command, error)
+            elif has_to_wait:
+                await asyncio.sleep(pause)
+                self.submit(command)
+            elif address is None:
+                await self._cluster.refresh()
+                self.submit(command)
+            elif code == "MOVED":
+                self._cluster.refresh_soon()
+                self._node(address).submit(command)
+            else:
+                # The script is loaded in any case, because ASKING is good for the next command alone.
+                for data in (command.load, _ASKING):
+                    self._node(address).submit(Command(data))
+                self._node(address).submit(command)
         except Exception as failure:  # noqa: BLE001 - whatever it is, no caller may wait for ever
             self._fail(command, failure)
 
@@ -138,11 +140,7 @@ class _ClusterNode(NodeRunner):
         unknown = {it: error for it, error in refused.items() if code_if_not_run(error) == "NOSCRIPT"}
         errors = await super()._send_again(unknown) if unknown else []
         for command in refused.keys() - unknown.keys():
-            command.refused += code_if_not_run(refused[command]) != "TRYAGAIN"
-            if command.refused < _MOST_REFUSALS:
-                self._runner.send_again(command, refused[command], deadline=self._deadline)
-            else:
-                errors.append((command, refused[command]))
+            self._runner.send_again(command, refused[command], deadline=self._deadline)
         return errors
 
     def _finish(self, errors: Errors) -> None:

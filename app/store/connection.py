@@ -27,6 +27,11 @@ def connect_any(url: str, *, timeout: float) -> AnyRedis:
     return connect(url, timeout=timeout)
 
 
+async def nodes_of(redis: AnyRedis) -> Sequence[Redis]:
+    """Return the clients of all nodes that take writes. Raises the library's errors."""
+    return [*(await redis.primaries()).values()] if isinstance(redis, Cluster) else [redis]
+
+
 def connect(url: str, *, timeout: float) -> Redis:
     """Open a client for a ``redis://``, ``rediss://`` or ``unix://`` URL; no connection is made yet.
 
@@ -56,17 +61,20 @@ def _options(timeout: float) -> dict[str, Any]:
 class Command:
     """The bytes of a command, and of the one that loads its script; ``reply`` becomes Redis' reply, or an error.
 
-    On a cluster, ``keys`` say where it runs, ``refused`` counts the nodes that did not run it, and ``deadline`` is when
-    it fails, once one did not.
+    On a cluster, ``keys`` say where it runs, and ``declares_all_keys`` whether it uses no others; ``deadline`` is
+    when it fails, once a node did not run it, and ``redirections`` counts the other nodes that it was sent to.
     """
 
-    __slots__ = ("data", "deadline", "keys", "load", "refused", "reply")
+    __slots__ = ("data", "deadline", "declares_all_keys", "keys", "load", "redirections", "reply")
 
-    def __init__(self, data: bytes, load: bytes = b"", keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self, data: bytes, load: bytes = b"", keys: Sequence[str] = (), *, declares_all_keys: bool = True
+    ) -> None:
         self.data = data
         self.load = load
         self.keys = keys
-        self.refused = 0
+        self.declares_all_keys = declares_all_keys
+        self.redirections = 0
         self.deadline = 0.0
         self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 

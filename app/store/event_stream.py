@@ -10,12 +10,10 @@ from contextvars import Context
 from itertools import chain
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.backoff import EqualJitterBackoff
 
-from app.store.cluster import Cluster
-from app.store.connection import AnyRedis
+from app.store.connection import AnyRedis, nodes_of
 from app.store.layout import PREFIX, changes_channel
 from app.verification.errors import TooManyListeners
 
@@ -101,7 +99,9 @@ class RedisChanges:
         failures = 0
         while self._receiver is asyncio.current_task():
             try:
-                async with self._node().pubsub() as pubsub:
+                # Of a cluster any node: each gets what is published at another.
+                node = random.choice(await nodes_of(self._redis))  # noqa: S311 - not a secret
+                async with node.pubsub() as pubsub:
                     await pubsub.subscribe(self._channel)
                     async for message in self._messages(pubsub):
                         failures = 0
@@ -112,12 +112,6 @@ class RedisChanges:
                 failures += 1
                 log.warning("changes.connection_lost", extra={"error": repr(error), "failures": failures})
             await asyncio.sleep(_BACKOFF.compute(failures))
-
-    def _node(self) -> Redis:
-        """Return the client of the server; of a cluster that of any primary, as all nodes get what one publishes."""
-        if isinstance(self._redis, Cluster):
-            return random.choice([*self._redis.primaries.values()])  # noqa: S311 - not a secret
-        return self._redis
 
     async def _messages(self, pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
         """Yield messages until the connection is dead: not even a ping is answered."""

@@ -21,7 +21,6 @@ from math import ceil
 from typing import Self
 
 from app.verification.phone import Phone
-from app.verification.policy import Allowance
 from app.verification.values import value
 
 PREFIX = "pv"
@@ -96,9 +95,9 @@ class PhoneName:
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
 
 
-def name_limit(key: bytes, allowance: Allowance) -> str:
-    """Return the key of a limit; an address or a range of numbers is not in clear."""
-    digest = keyed_digest(key, f"{allowance.limit.name}\0{allowance.subject}")
+def name_limit(key: bytes, limit: str, subject: str) -> str:
+    """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
+    digest = keyed_digest(key, f"{limit}\0{subject}")
     return f"{{l:{digest[:20]}}}"
 
 

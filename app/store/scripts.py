@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from app.store.cluster import Cluster
 from app.store.cluster_runner import ClusterRunner
-from app.store.connection import AnyRedis, Command
+from app.store.connection import AnyRedis, Command, nodes_of
 from app.store.failures import FailureLog, reason_of
 from app.store.layout import LETTERS, PREFIX, with_version
 from app.store.node_runner import ONLY_NODE, NodeRunner, RoundTrip
@@ -26,7 +26,10 @@ Waited = Callable[[str, float], None]
 
 _SCANNED_AT_ONCE = 1000  # keys: bounds how long a SCAN blocks Redis
 _PROBED_EVERY = 1.0  # seconds
-_SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
+_SHARED = (
+    *("common", "webhooks/outbox", "verification/record", "verification/log"),
+    *("limits/window", "fraud_guard/conversions"),
+)
 _FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
 
 
@@ -53,6 +56,7 @@ class Script:
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         self.load = _pack("SCRIPT", "LOAD", self.source)
+        self.declares_all_keys = "key_beside" not in self.source
 
 
 def _pack(*words: Argument) -> bytes:
@@ -159,15 +163,14 @@ class ScriptRunner:
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
         names = [self._key_prefix + key for key in keys]
         data = _pack("EVALSHA", script.sha, len(keys), *names, *arguments)
-        command = Command(data, script.load, keys)
+        command = Command(data, script.load, keys, declares_all_keys=script.declares_all_keys)
         self._runner.submit(command)
         return command.reply
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Yield the names of all keys that match; some twice, if a cluster moves them. Raises StoreUnavailable."""
         try:
-            nodes = [*self._redis.primaries.values()] if isinstance(self._redis, Cluster) else [self._redis]
-            for node in nodes:
+            for node in await nodes_of(self._redis):
                 async for key in node.scan_iter(match=self._key_prefix + pattern, count=_SCANNED_AT_ONCE):
                     yield key.decode().removeprefix(self._key_prefix)
         except (RedisError, OSError) as error:

@@ -202,6 +202,23 @@ async def test_a_queue_without_claims_stops_growing(redis: Redis, queue: CallQue
     assert await redis.zcard(DUE) == 10
 
 
+async def test_a_queue_keeps_no_more_calls_than_may_be_claimed_before_they_are_dropped(
+    redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.call_following._MEMORY", timedelta(seconds=4))
+    queue = make_queue(redis, per_second=5)
+
+    with caplog.at_level(logging.WARNING):
+        await schedule(queue, calls(21))
+    assert [record.message for record in caplog.records] == ["call_queue.full"]
+    assert await redis.zcard(DUE) == 20
+
+    await queue.schedule(calls(1)[0], HOUR)  # one that it has may be scheduled anew
+    await queue.done(calls(2)[1])
+    await queue.schedule(CALL, NOW)
+    assert len(caplog.records) == 1
+
+
 async def make_it_older_than_its_key(redis: Redis) -> None:
     """Let an hour pass in which other calls extended the life of the keys."""
     for _ in range(2):

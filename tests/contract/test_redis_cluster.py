@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from app.store.connection import connect_any
+from app.store.erasure import RedisPhoneEraser
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.layout import PhoneName, name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.errors import (
     CodeTooShortOrLong,
@@ -37,6 +39,7 @@ from tests.starting import start
 
 POLICY = make_policy()
 KEY = b"k" * 32
+TOKEN = "00000000000a"
 RIGHT, WRONG = b"r" * 32, b"w" * 32
 
 
@@ -66,10 +69,10 @@ def new_call(number: int) -> NewCall:
 
 
 async def test_every_use_case_runs_on_a_cluster(runner: ScriptRunner) -> None:
-    store = RedisVerificationStore(runner, phone_key=KEY)
-    limits = RedisRateLimiter(runner, key=KEY)
+    guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+    store = RedisVerificationStore(runner, phone_key=KEY, limits=limits)
     idempotency = RedisIdempotency(runner, key=KEY)
-    guard = RedisFraudGuard(runner, make_guard_rules())
     for number in range(20):
         phone = Phone(f"+7900123{number:04}")
         call = replace(new_call(number), client="shop")
@@ -89,12 +92,11 @@ async def test_every_use_case_runs_on_a_cluster(runner: ScriptRunner) -> None:
         await store.cancel("shop", canceled.id)
         await store.refund(CallId(canceled.id, 1), phone=canceled.phone, client="shop", policy=POLICY)
 
-        for allowance in POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"):  # each in its own slot
-            assert len(await limits.acquire("token", [allowance])) == 1
-            await limits.refund("token", [allowance])
-
-        await guard.admit(phone, "shop")
-        await guard.refund(phone, "shop")
+        allowances = POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1")  # each in its own slot
+        await limits.require_room(allowances)
+        reserved = await limits.acquire("00000000000a", allowances)
+        assert [quota.limit for quota in reserved.quotas] == [allowance.limit for allowance in allowances]
+        await limits.refund(reserved.token, allowances)
         guard.succeeded(phone, "shop")
         await guard.flush()
         assert (await guard.blocks(), await guard.suspects(), await guard.lift("+79001234")) == ([], [], False)
@@ -109,14 +111,26 @@ async def test_every_use_case_runs_on_a_cluster(runner: ScriptRunner) -> None:
         assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), timedelta(days=1))
 
 
+async def test_a_wrong_code_counts_against_the_limits_of_client_and_address(runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    check = CodeCheck(client=shop.call.client, candidates=[WRONG], length=6, address="192.0.2.99")
+
+    wrong = expect(WrongCode, await shop.store.check_by_id(await shop.start(), check, shop.policy))
+
+    names = [quota.limit.name for quota in wrong.quotas]
+    assert names == ["failed_checks_per_phone", "failed_checks_per_client", "failed_checks_per_address"]
+    assert await shop.used() == 1
+
+
 class Shop:
     """A client of its own, whose failed checks are limited."""
 
     numbers = itertools.count(100)
 
     def __init__(self, runner: ScriptRunner, *, limit: int = 100) -> None:
-        self.store = RedisVerificationStore(runner, phone_key=KEY)
-        self.limits = RedisRateLimiter(runner, key=KEY)
+        guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+        self.limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+        self.store = RedisVerificationStore(runner, phone_key=KEY, limits=self.limits)
         self.call = new_call(next(self.numbers))
         self.policy = make_policy(
             failed_checks_per_client=Limit("failed_checks_per_client", limit, timedelta(hours=1)),
@@ -128,7 +142,10 @@ class Shop:
 
     def slots(self, runner: ScriptRunner) -> tuple[int, int]:
         """Return the slots of the phone and of the client's limit."""
-        names = PhoneName.from_phone(KEY, self.call.phone).key, name_limit(KEY, self.allowance)
+        names = (
+            PhoneName.from_phone(KEY, self.call.phone).key,
+            name_limit(KEY, "failed_checks_per_client", self.call.client),
+        )
         return runner.slot_of(names[0]), runner.slot_of(names[1])
 
     async def start(self, **changes: Any) -> str:  # noqa: ANN401 - fields of a call
@@ -139,9 +156,9 @@ class Shop:
         return await self.store.check_by_id(verification_id, check, self.policy)
 
     async def used(self) -> int:
-        (quota,) = await self.limits.acquire("question", [self.allowance])
-        await self.limits.refund("question", [self.allowance])
-        return self.allowance.limit.count - 1 - quota.remaining
+        reserved = await self.limits.acquire(TOKEN, [self.allowance])
+        await self.limits.refund(reserved.token, [self.allowance])
+        return self.allowance.limit.count - 1 - reserved.quotas[0].remaining
 
 
 async def test_a_wrong_code_counts_against_limits_in_other_slots(runner: ScriptRunner) -> None:
@@ -196,7 +213,7 @@ async def test_a_test_number_counts_nothing(runner: ScriptRunner) -> None:
 async def test_a_check_without_a_code_acquires_nothing(runner: ScriptRunner) -> None:
     shop = Shop(runner, limit=1)
     verification = await shop.start(channel=Channel.REVERSE_CALL, code_digest=None, code_length=None)
-    await shop.limits.acquire("all", [shop.allowance])
+    await shop.limits.acquire(TOKEN, [shop.allowance])
 
     assert (await shop.check(verification)).status is Status.PENDING
 
@@ -204,14 +221,14 @@ async def test_a_check_without_a_code_acquires_nothing(runner: ScriptRunner) -> 
 async def test_a_full_limit_in_another_slot_refuses_before_a_code_is_compared(runner: ScriptRunner) -> None:
     shop = Shop(runner, limit=1)
     verification = await shop.start()
-    await shop.limits.acquire("all", [shop.allowance])
+    reserved = await shop.limits.acquire(TOKEN, [shop.allowance])
 
     for candidate in (RIGHT, WRONG):
         with pytest.raises(RateLimited) as refused:
             await shop.check(verification, candidate)
         assert refused.value.limit == "failed_checks_per_client"
 
-    await shop.limits.refund("all", [shop.allowance])
+    await shop.limits.refund(reserved.token, [shop.allowance])
     assert (await shop.check(verification, RIGHT)).status is Status.VERIFIED
 
 
@@ -239,3 +256,20 @@ async def test_a_check_whose_reply_was_lost_keeps_its_allowance(nodes: Cluster, 
 
     primary.resume()
     assert await shop.used() == 2
+
+
+async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cluster(runner: ScriptRunner) -> None:
+    outbox = RedisOutbox(runner, clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
+    call = replace(new_call(99), client="shop")
+    verification = (await start(store, call, POLICY)).verification
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
+    await store.cancel("shop", verification.id)
+
+    created, canceled = await outbox.take(10)
+    await outbox.set_aside(created, attempts=1, error="status 500", pause=timedelta(0))
+    await outbox.set_aside(canceled, attempts=7, error="status 500", pause=None)
+    assert await outbox.resend_all() == 1
+    assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
+    await outbox.done(created)
+    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2

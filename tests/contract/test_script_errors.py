@@ -34,6 +34,7 @@ REPEATED = {
     "MOVED 3999 127.0.0.1:6381": StoreFailure.CLUSTER,
     "ASK 3999 127.0.0.1:6381": StoreFailure.CLUSTER,
     "TRYAGAIN Multiple keys request during rehashing of slot": StoreFailure.CLUSTER,
+    "ERR Script attempted to access a non local key in a cluster node script: f00": StoreFailure.CLUSTER,
 }
 NOT_REPEATED = {
     "OOM command not allowed when used memory > 'maxmemory'.": StoreFailure.OUT_OF_MEMORY,
@@ -44,7 +45,6 @@ NOT_REPEATED = {
     "NOAUTH Authentication required.": StoreFailure.ACCESS_DENIED,
     "CROSSSLOT Keys in request don't hash to the same slot": StoreFailure.CLUSTER,
     "ERR user_script:1: READONLY is only mentioned here": StoreFailure.OTHER,
-    "ERR Script attempted to access a non local key in a cluster node": StoreFailure.OTHER,
     "SOMETHINGNEW of a later version": StoreFailure.OTHER,
 }
 

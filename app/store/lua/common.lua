@@ -14,6 +14,12 @@ local function changes_channel(key)
   return key:match('^[^{]*') .. ':changes'
 end
 
+-- Return a key in the slot of another, which the script need not declare. It must touch it before its first write, and
+-- waits while the slot moves: app/store/cluster_runner.py.
+local function key_beside(key, rest)
+  return key:match('^[^}]*}:') .. rest
+end
+
 local function load(key)
   local flat, fields = redis.call('HGETALL', key), {}
   for i = 1, #flat, 2 do

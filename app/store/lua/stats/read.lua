@@ -7,4 +7,4 @@
 local any_key, day = KEYS[1], ARGV[1]
 
 day = day ~= '' and day or math.floor(now_ms() / 86400000)
-return {day, unpack(redis.call('HGETALL', any_key:match('^[^}]*}:') .. day))}
+return {day, unpack(redis.call('HGETALL', key_beside(any_key, day)))}
