@@ -168,7 +168,7 @@ class RedisOutbox:
         count = 0
         for letter in letters:
             bucket = _bucket(letter.event)
-            await self._change(RESEND, outbox_key(bucket), [_text(Delivery(event=letter.event))], bucket)
+            await self._change(RESEND, retries_key(bucket), [_text(Delivery(event=letter.event))], bucket)
             count += await self._runner.run(DELETE_DEAD, [DEAD, LETTERS], [letter.event.id])
         await self.flush()
         return count

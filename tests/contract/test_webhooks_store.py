@@ -425,7 +425,7 @@ async def test_a_dead_letter_is_listed_and_can_be_resent(redis: Redis, outbox: R
     assert await sizes(redis) == (0, 0, 1, 1)
 
     assert await outbox.resend(event_id)
-    assert await sizes(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (0, 1, 0, 0)
     (delivery,) = await make_outbox(redis).take(1)
     assert (delivery.event, delivery.attempts) == (letter.event, 0)
 
@@ -473,7 +473,7 @@ async def test_of_a_hundred_concurrent_resends_exactly_one_succeeds(redis: Redis
     (event_id,) = await make_dead_letters(redis, outbox)
 
     assert sum(await asyncio.gather(*[outbox.resend(event_id) for _ in range(100)])) == 1
-    assert await sizes(redis) == (1, 0, 0, 0)
+    assert await sizes(redis) == (0, 1, 0, 0)
 
 
 async def test_resend_all_resends_every_dead_letter(redis: Redis, outbox: RedisOutbox) -> None:
@@ -482,6 +482,19 @@ async def test_resend_all_resends_every_dead_letter(redis: Redis, outbox: RedisO
     assert await outbox.resend_all() == 1_001
     assert await outbox.resend_all() == 0
     assert sorted(ids(await outbox.take(2_000))) == sorted(event_ids)
+
+
+async def test_dead_letters_of_one_bucket_are_all_delivered_again_however_many_there_are(
+    redis: Redis, outbox: RedisOutbox
+) -> None:
+    added = []
+    for _ in range(3):
+        added += await add_events(redis, 64)
+        for delivery in await outbox.take(64):
+            await outbox.set_aside(delivery, attempts=7, error="", pause=None)
+
+    assert await outbox.resend_all() == 192
+    assert sorted(ids(await outbox.take(256))) == sorted(added)
 
 
 async def test_the_number_of_dead_letters_is_limited_to_the_newest(redis: Redis) -> None:
@@ -565,7 +578,7 @@ async def test_every_key_has_a_ttl_after_every_step(redis: Redis, outbox: RedisO
     assert await all_have_a_ttl(redis)
     await redis.delete(DUE, SWEPT, WAITING)
     await outbox.resend_all()
-    assert sorted(await redis.keys()) == [outbox_key(BUCKET).encode(), DUE.encode()]
+    assert sorted(await redis.keys()) == [retries_key(BUCKET).encode(), DUE.encode()]
     assert await all_have_a_ttl(redis)
 
 
