@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import uvloop
 from redis.asyncio import Redis
 
+from app.store.layout import PREFIX, with_version
 from app.store.webhooks import DEAD, outbox_key, retries_key
 from benchmarks.chaos_network import FAULTS
 from benchmarks.chaos_scene import CLAIM, LIFETIME, WORK, WORKERS, Scene, open_scene
@@ -125,14 +126,14 @@ async def settle(scene: Scene) -> None:
 
 async def _left(redis: Redis) -> dict[str, int]:
     """Return the number of waiting items per key."""
-    keys_of_any = (outbox_key("???"), retries_key("???"))
+    keys_of_any = (with_version(PREFIX) + key for key in (outbox_key("???"), retries_key("???")))
     events = [name for keys in keys_of_any async for name in redis.scan_iter(keys, count=1000)]
-    sets = [*map(bytes.decode, events), DEAD, "pv:{queue}:due"]
+    sets = [*map(bytes.decode, events), with_version(PREFIX) + DEAD, "pv2{queue}:due"]
     pipeline = redis.pipeline(transaction=False)
     for name in sets:
         pipeline.zcard(name)
-    pipeline.hlen("pv:{queue}:attempts")
-    found = zip([*sets, "pv:{queue}:attempts"], await pipeline.execute(), strict=True)
+    pipeline.hlen("pv2{queue}:attempts")
+    found = zip([*sets, "pv2{queue}:attempts"], await pipeline.execute(), strict=True)
     return {name: many for name, many in found if many}
 
 

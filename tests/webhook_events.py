@@ -7,7 +7,12 @@ from itertools import count
 
 from redis.asyncio import Redis
 
-from app.store.webhooks import DEAD, DUE, LETTERS, outbox_key, retries_key
+from app.store import webhooks
+from tests.keys import stored
+
+DUE, SWEPT, WAITING, DEAD, LETTERS = map(
+    stored, (webhooks.DUE, webhooks.SWEPT, webhooks.WAITING, webhooks.DEAD, webhooks.LETTERS)
+)
 
 _KEPT = timedelta(days=3)
 _REST = "1b22c33d44e55f667788"
@@ -24,6 +29,14 @@ _FIELDS = {
     "at": "1769850000123",
 }
 _numbers = count(1)
+
+
+def outbox_key(bucket: str) -> str:
+    return stored(webhooks.outbox_key(bucket))
+
+
+def retries_key(bucket: str) -> str:
+    return stored(webhooks.retries_key(bucket))
 
 
 def now_ms() -> int:

@@ -7,26 +7,21 @@ which a thousand phones share, and the id of an expired verification expires wit
 minutes.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from app.store.call_following import RedisCallQueue
-from app.store.failures import reason_of
 from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import DEAD, LETTERS, outbox_key, retries_key
-from app.verification.errors import StoreUnavailable
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD, ANSWER, EVENTS, DEAD_LETTERS = (
-    Script("erasure", name) for name in ("record", "answer", "events", "dead_letters")
+RECORD, PHONE, ANSWER, EVENTS, DEAD_LETTERS = (
+    Script("erasure", name) for name in ("record", "phone", "answer", "events", "dead_letters")
 )
 
-_STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
+_STEP = 1000  # how many entries one script examines: bounds how long it blocks Redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +44,7 @@ class RedisPhoneEraser:
     ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
-    def __init__(self, redis: Redis, runner: ScriptRunner, *, phone_key: bytes) -> None:
-        self._redis = redis
+    def __init__(self, runner: ScriptRunner, *, phone_key: bytes) -> None:
         self._runner = runner
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
@@ -65,11 +59,8 @@ class RedisPhoneEraser:
         events += await self._walk(EVENTS, [retries_key(name.bucket)], digits)
         events += await self._walk(DEAD_LETTERS, [LETTERS, DEAD], digits)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
-        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._scan("pv:{i:*}")])
-        try:
-            known = await self._redis.delete(name.key)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error
+        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._runner.scan("{i:*}")])
+        known = await self._runner.run(PHONE, [name.key], [])
         late, late_calls = await self._erase_records(name)  # started meanwhile, so its phone's key is erased
         return Erased(
             phone=bool(known),
@@ -82,7 +73,7 @@ class RedisPhoneEraser:
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:
         """Examine all keys of the phone's bucket: the phone's key lists only the latest verifications."""
         found, calls = [], 0
-        async for key in self._scan(f"pv:{{{name.bucket}}}:*"):
+        async for key in self._runner.scan(f"{{{name.bucket}}}:*"):
             record = RecordName.from_id(f"vrf_{name.bucket}{key.rpartition(':')[2]}")
             if record is None or record.key != key:  # a phone's key, or a redeemed token's
                 continue
@@ -101,10 +92,3 @@ class RedisPhoneEraser:
             total += int(count)
             if cursor == b"0":
                 return total
-
-    async def _scan(self, pattern: str) -> AsyncIterator[str]:
-        try:
-            async for key in self._redis.scan_iter(match=pattern, count=_STEP):
-                yield key.decode()
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error

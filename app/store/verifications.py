@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,7 @@ from app.verification.errors import (
     CodeRequired,
     CodeTooShortOrLong,
     RateLimited,
+    StoreUnavailable,
     VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
     VerificationError,
@@ -48,7 +50,7 @@ from app.verification.model import (
     WrongCode,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Limit, Policy, Quota
+from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
     CallHistory,
     CallId,
@@ -56,8 +58,10 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
+    RateLimiter,
     StartPreview,
 )
+from app.verification.store_requests import best_effort
 
 READ, CANCEL, CONFIRM, RECORD_CALL, REFUND, CHECK = (
     Script("verification", name) for name in ("read", "cancel", "confirm", "record_call", "refund", "check")
@@ -70,12 +74,21 @@ _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are som
 class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
-    Webhook events are written to ``outbox`` by the same script as the change.
+    Webhook events are written to ``outbox`` by the same script as the change. ``limits``, with the same
+    ``phone_key``, are those of failed checks; on one server the scripts count these themselves.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, outbox: RedisOutbox | None = None) -> None:
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        *,
+        phone_key: bytes,
+        outbox: RedisOutbox | None = None,
+        limits: RateLimiter | None = None,
+    ) -> None:
         self._runner = runner
         self._phone_key = phone_key
+        self._limits = limits
         self._outbox = outbox or RedisOutbox(runner)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
@@ -166,10 +179,41 @@ class RedisVerificationStore:
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
-        further = list(policy.for_failed_checks(client=check.client, address=check.address))
+        """Check a code, and count a wrong one against all its limits.
+
+        The script counts against those that it reaches. Those in other slots of a cluster are acquired before a code is
+        compared, and refunded unless it was wrong; where that is not known they stay.
+        """
+        slot = self._runner.slot_of(key)
+        within, beyond = list[Allowance](), list[Allowance]()
+        for allowance in policy.for_failed_checks(client=check.client, address=check.address):
+            limit = name_limit(self._phone_key, allowance.limit.name, allowance.subject)
+            (within if self._runner.slot_of(limit) == slot else beyond).append(allowance)
+        if not beyond or not check.candidates:
+            return (await self._compare(key, bucket, purpose, check, policy, further=within))[0]
+        assert self._limits is not None  # noqa: S101 - the container gives them
+        reservation = await self._limits.acquire(secrets.token_hex(6), beyond)
+        try:
+            outcome, is_counted = await self._compare(key, bucket, purpose, check, policy, further=within)
+        except StoreUnavailable:
+            raise
+        except VerificationError:
+            await best_effort(self._limits.refund(reservation.token, beyond))
+            raise
+        quotas = reservation.quotas
+        if not is_counted:
+            await best_effort(self._limits.refund(reservation.token, beyond))
+            quotas = [replace(quota, remaining=quota.remaining + 1) for quota in quotas]
+        return replace(outcome, quotas=(*outcome.quotas, *quotas)) if outcome.quotas else outcome
+
+    async def _compare(
+        self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy, *, further: Sequence[Allowance]
+    ) -> tuple[CheckOutcome, bool]:
+        """Run the script; return the outcome, and whether the check was counted as failed."""
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *[allowance.limit for allowance in further]]
-        keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further]]
+        named = [name_limit(self._phone_key, allowance.limit.name, allowance.subject) for allowance in further]
+        keys = [key, *named]
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period), check.length),
@@ -178,7 +222,8 @@ class RedisVerificationStore:
         reply = await self._change(CHECK, keys, arguments, bucket, check.client)
         rest, left, *facts = _facts(reply)
         quotas = _quotas(limits[: len(left)], left)
-        return _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        outcome = _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        return outcome, bool(left) and isinstance(outcome, WrongCode | Locked)
 
     def _address(self, address: str | None) -> str:
         """Return the digest of an address for the log of failed checks, or '' without one."""

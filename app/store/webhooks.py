@@ -19,9 +19,7 @@ LEASE, TAKE, RELEASE, DONE, RETRY, BURY, LIST_DEAD, DELETE_DEAD, RESEND, BACKLOG
     for name in ("lease", "take", "release", "done", "retry", "bury", "dead", "delete_dead", "resend", "backlog")
 )
 
-DUE, SWEPT, WAITING, DEAD, LETTERS = (
-    f"pv:{{webhooks}}:{name}" for name in ("due", "swept", "waiting", "dead", "letters")
-)
+DUE, SWEPT, WAITING, DEAD, LETTERS = (f"{{webhooks}}:{name}" for name in ("due", "swept", "waiting", "dead", "letters"))
 _LEASE = timedelta(seconds=10)  # longer than a look takes, even in vain
 _MOST_BUCKETS = 256  # at once
 _MOST_NEW, _MOST_RETRIES = 64, 64  # of each of the 4,096 buckets; of some 300 bytes
@@ -32,12 +30,12 @@ _LONGEST_ERROR = 200
 
 def outbox_key(bucket: str) -> str:
     """Return the key of a bucket's events that no worker has taken yet."""
-    return f"pv:{{{bucket}}}:o"
+    return f"{{{bucket}}}:o"
 
 
 def retries_key(bucket: str) -> str:
     """Return the key of a bucket's events that a worker has taken, until they are delivered."""
-    return f"pv:{{{bucket}}}:r"
+    return f"{{{bucket}}}:r"
 
 
 class RedisOutbox:

@@ -17,19 +17,7 @@ from app.store.connection import connect
 from app.store.layout import RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.verifications import RedisVerificationStore
-from app.store.webhooks import (
-    DEAD,
-    DONE,
-    DUE,
-    LEASE,
-    LETTERS,
-    SWEPT,
-    TAKE,
-    WAITING,
-    RedisOutbox,
-    outbox_key,
-    retries_key,
-)
+from app.store.webhooks import DONE, LEASE, TAKE, RedisOutbox
 from app.verification.channels import Channel
 from app.verification.errors import StoreUnavailable, VerificationNotFound
 from app.verification.model import CallState, CallStatus, Status
@@ -37,9 +25,25 @@ from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.webhooks import Delivery
 from tests.ageing import age
+from tests.keys import stored
 from tests.policies import make_policy
 from tests.starting import start
-from tests.webhook_events import BUCKET, VERIFICATION_ID, add_events, add_expiries, make_due, now_ms, sizes
+from tests.webhook_events import (
+    BUCKET,
+    DEAD,
+    DUE,
+    LETTERS,
+    SWEPT,
+    VERIFICATION_ID,
+    WAITING,
+    add_events,
+    add_expiries,
+    make_due,
+    now_ms,
+    outbox_key,
+    retries_key,
+    sizes,
+)
 
 Interruption = Callable[[], Awaitable[None]] | None
 AT_ONCE = timedelta(0)
@@ -585,7 +589,7 @@ async def test_every_key_has_a_ttl_after_every_step(redis: Redis, outbox: RedisO
 def test_the_keys_of_a_bucket_are_in_the_slot_of_its_verifications() -> None:
     record = RecordName.from_id(VERIFICATION_ID)
     assert record
-    assert len({key_slot(key.encode()) for key in (record.key, outbox_key(BUCKET), retries_key(BUCKET))}) == 1
+    assert len({key_slot(key.encode()) for key in (stored(record.key), outbox_key(BUCKET), retries_key(BUCKET))}) == 1
 
 
 def test_the_index_and_the_dead_letters_are_in_one_slot() -> None:
@@ -732,7 +736,7 @@ async def test_a_verification_that_ends_as_it_expires_ends_once(redis: Redis, st
         with suppress(VerificationNotFound):
             await asyncio.sleep(0.07)
             while (await store.read(verification.id, client="shop")).status is not Status.CANCELED:
-                if (await redis.pttl(f"pv:{{{verification.id[4:7]}}}:{verification.id[7:]}")) <= number % 3:
+                if (await redis.pttl(f"pv2{{{verification.id[4:7]}}}:{verification.id[7:]}")) <= number % 3:
                     await store.cancel("shop", verification.id)
         return verification.id
 
@@ -751,4 +755,4 @@ async def test_an_expiry_is_due_in_the_millisecond_after_it(redis: Redis, store:
     await store.record_call(verification, 1, PLACED)
 
     found: Any = await redis.zrange(outbox_key(verification.id[4:7]), -1, -1, withscores=True)
-    assert found[0][1] == await redis.pexpiretime(f"pv:{{{verification.id[4:7]}}}:{verification.id[7:]}") + 1
+    assert found[0][1] == await redis.pexpiretime(f"pv2{{{verification.id[4:7]}}}:{verification.id[7:]}") + 1

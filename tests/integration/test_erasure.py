@@ -16,13 +16,14 @@ from app.store.call_following import RedisCallQueue
 from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.layout import PhoneName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import BURY, RedisOutbox, outbox_key
+from app.store.webhooks import BURY, RedisOutbox
 from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from tests.ageing import age
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
-from tests.webhook_events import add_events, make_due
+from tests.keys import stored
+from tests.webhook_events import add_events, make_due, outbox_key
 
 PHONE, OTHER = Phone("+79001234567"), Phone("+79161234568")
 PHONE_KEY = derive_key(SECRET_KEY.encode(), "phone")
@@ -50,7 +51,7 @@ def traces_of(phone: Phone) -> tuple[str, str]:
 
 
 def eraser(redis: Redis) -> RedisPhoneEraser:
-    return RedisPhoneEraser(redis, ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
+    return RedisPhoneEraser(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
 
 
 async def start(api: httpx.AsyncClient, phone: Phone, key: str, purpose: str) -> str:
@@ -117,7 +118,7 @@ async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
 async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(redis: Redis) -> None:
     name = PhoneName.from_phone(PHONE_KEY, PHONE)
     record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
-    await redis.set(record.key, json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
+    await redis.set(stored(record.key), json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
     await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
 
     done = await eraser(redis).forget(PHONE)

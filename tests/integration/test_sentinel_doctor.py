@@ -10,7 +10,8 @@ from app.cli.checks import Finding, Result
 from app.cli.sentinel import _grade_sentinels, check_sentinels
 from app.store.connection import connect
 from app.store.health import SentinelReport
-from tests.sentinels import Node, Topology, restored, until
+from tests.redis_nodes import Node, until
+from tests.sentinels import Topology, restored
 
 
 @pytest.fixture(scope="module")

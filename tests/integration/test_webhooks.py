@@ -29,12 +29,12 @@ from app.sandbox.server import SandboxServer
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
-from app.store.webhooks import RedisOutbox, retries_key
+from app.store.webhooks import RedisOutbox
 from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 from tests.ageing import age
-from tests.webhook_events import add_events, add_expiries, now_ms, sizes
+from tests.webhook_events import add_events, add_expiries, now_ms, retries_key, sizes
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
@@ -307,7 +307,7 @@ import asyncio, sys
 from app.background import Background
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
-from app.store.webhooks import RedisOutbox, retries_key
+from app.store.webhooks import RedisOutbox
 from app.store.scripts import ScriptRunner
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint

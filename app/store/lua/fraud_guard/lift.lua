@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
--- End a block, and forget its level, because it was wrong. admit.lua describes the key.
+-- End a block, and forget its level, because it was wrong. conversions.lua describes it.
 --
--- KEYS    1 blocks
--- ARGV    1 name of the range
--- RETURN  1, or 0 if there is no block
-local blocks, name = KEYS[1], ARGV[1]
+-- KEYS    1 limit on the calls of the range
+-- RETURN  the moment at which it would have ended, or 0 if there is no block
+local key = KEYS[1]
 
-local entry = redis.call('HGET', blocks, name)
-if not entry or cjson.decode(entry).ends <= now_ms() then return 0 end
-return redis.call('HDEL', blocks, name)
+local limit = load_limit(key)
+if not is_blocked(limit, now_ms()) then return 0 end
+local ends = limit.block[2]
+limit.block = nil
+save_limit(key, limit)
+return ends

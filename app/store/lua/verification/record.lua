@@ -25,13 +25,8 @@ local function save_record(key, record, changes, expires)
   return text
 end
 
--- Return the key of a record in the bucket of another key, and so in its slot.
-local function record_key(sibling, rest_of_id)
-  return sibling:match('^pv:{%x+}:') .. rest_of_id
-end
-
 local function phone_key_of(key, record)
-  return record_key(key, 'p:' .. record[PHONE_DIGEST])
+  return key_beside(key, 'p:' .. record[PHONE_DIGEST])
 end
 
 local function rest_of_id(key)
@@ -83,7 +78,7 @@ end
 
 local function notify_followers(key, record)
   if record[IS_FOLLOWED] then
-    redis.call('PUBLISH', 'pv:changes', verification_id(key))
+    redis.call('PUBLISH', changes_channel(key), verification_id(key))
   end
 end
 

@@ -19,7 +19,7 @@ local now = now_ms()
 local owner = client .. ':' .. purpose
 local phone = load(phone_key)
 local next_call = tonumber(phone[NEXT_CALL] or 0)
-local named_key = named_rest ~= '' and record_key(phone_key, named_rest) or nil
+local named_key = named_rest ~= '' and key_beside(phone_key, named_rest) or nil
 local named = named_key and load_record(named_key) or {}
 -- A verification without a code is one of its own, which no other call joins.
 local is_resend = named_key and not is_dialled and not named[IS_DIALLED]
@@ -34,7 +34,7 @@ local LONGEST_REQUEST = 15000 -- to a provider; after that the process that wait
 local function cooldown()
   local wait = next_call - now
   local rest, asked_number = (phone[ASKED_CALL] or ''):match('^(%x+):(%d+)$')
-  local asked = rest and load_record(record_key(phone_key, rest)) or {}
+  local asked = rest and load_record(key_beside(phone_key, rest)) or {}
   if asked[CLIENT] and asked[CALL_STATUS .. asked_number] == 'initiated' and not asked[CALL_REF .. asked_number]
       and asked[EXPIRES_AT .. asked_number] - lifetime + LONGEST_REQUEST > now then
     return math.min(wait, 1000)
@@ -57,7 +57,7 @@ local function refusal()
 
   -- One of a phone at a time, for all clients: a person who dials must not confirm another one's verification.
   if is_dialled and phone[DIALLED_REST] then
-    local other_key = record_key(phone_key, phone[DIALLED_REST])
+    local other_key = key_beside(phone_key, phone[DIALLED_REST])
     local other = load_record(other_key)
     if other[CLIENT] and not other[STATUS] then
       return {'cooldown', redis.call('PEXPIRETIME', other_key) - now}

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Make an event a dead letter. Repeated, it changes nothing but the moment and the text.
 --
--- pv:{webhooks}:dead     sorted set: id of an event → when it was given up
--- pv:{webhooks}:letters  hash: id → the event, as take.lua describes it
+-- {webhooks}:dead     sorted set: id of an event → when it was given up
+-- {webhooks}:letters  hash: id → the event, as take.lua describes it
 --
 -- KEYS    1 dead   2 letters
 -- ARGV    1 id   2 event   3 dead letters, at most   4 for how long they are kept

@@ -5,9 +5,9 @@
 -- A process that dies may not have written which buckets it changed. So a worker that asks for more buckets than are due
 -- also gets those whose turn it is in a sweep, which all workers share: it finds such an event within a minute.
 --
--- pv:{webhooks}:due      sorted set: bucket → when its earliest event is due, or until when it is leased
--- pv:{webhooks}:swept    how many buckets should have been visited since 1970, and were
--- pv:{webhooks}:waiting  hash: bucket → how many of its events the last look left waiting, if any
+-- {webhooks}:due      sorted set: bucket → when its earliest event is due, or until when it is leased
+-- {webhooks}:swept    how many buckets should have been visited since 1970, and were
+-- {webhooks}:waiting  hash: bucket → how many of its events the last look left waiting, if any
 --
 -- KEYS    1 due   2 swept
 -- ARGV    1 how many at most   2 lease   3… buckets that have changed

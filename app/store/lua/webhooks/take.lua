@@ -2,9 +2,9 @@
 -- Take the events of a bucket that are due: those taken before and due again, then new ones. They are in the slot of the
 -- verifications of the bucket, so that a change and its event are one step.
 --
--- pv:{bucket}:o    sorted set, the outbox: event that no worker has taken → when it is due: one that has happened at once,
+-- {bucket}:o    sorted set, the outbox: event that no worker has taken → when it is due: one that has happened at once,
 --                  an expiry when its verification has expired
--- pv:{bucket}:r    sorted set, retries: event that a worker has taken → when it is taken again: after the pause before the
+-- {bucket}:r    sorted set, retries: event that a worker has taken → when it is taken again: after the pause before the
 --                  next attempt, or when the worker must have died
 --
 -- An event is one text: <rest of the id of its verification>-<its number there>|<type>|<client>|<purpose>|<channel>|
