@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 
 from app.settings import validators
+from app.store.layout import PREFIX
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.fraud_guard import GuardRules
 
@@ -115,6 +116,7 @@ class RedisSettings(_Section):
 
     url: validators.RedisUrl | None = None
     timeout_seconds: validators.Timeout = 1
+    key_prefix: validators.KeyPrefix = PREFIX
 
 
 class TokenSettings(_Section):

@@ -19,10 +19,10 @@ from app.verification.attempts import Attempt, AttemptFilter, AttemptPage, Refus
 from app.verification.domain_events import DomainEvent, LimitHit
 from app.verification.phone import Phone
 
-READ, DELETE, COUNT_REFUSED, READ_REFUSED, LEASE_REPORT, END_REPORT = (
-    Script("attempts", name)
-    for name in ("read", "delete", "count_refused", "read_refused", "lease_report", "end_report")
+READ, COUNT_REFUSED, READ_REFUSED, LEASE_REPORT, END_REPORT = (
+    Script("attempts", name) for name in ("read", "count_refused", "read_refused", "lease_report", "end_report")
 )
+ERASE = Script("erasure", "attempts")
 
 _BUCKETS = [f"{number:03x}" for number in range(4096)]
 _BUCKETS_AT_ONCE = 64
@@ -31,7 +31,7 @@ _MOST_OF_PAGE = 20_000  # entries read for a page, about: then it ends, whatever
 _FIRST_SPAN, _SPAN_GROWS = timedelta(minutes=1), 8  # of what a page reads at once, the latest first
 _FINISHED_AFTER = timedelta(minutes=15)  # nothing happens to an attempt any more: its code expires after five at most
 
-_REPORT = "pv:{attempts}"
+_REPORT = "{attempts}"
 _SHORTEST_REPORT, _LONGEST_REPORT, _LEASE = timedelta(minutes=1), timedelta(hours=1), timedelta(minutes=2)
 
 _FLUSHED_EVERY = timedelta(seconds=1)
@@ -127,7 +127,7 @@ class RedisAttempts:
         begun = [entry for entry in entries if entry.kind == BEGUN and entry.fields[6] == name.digest]
         marks = {entry.mark for entry in begun}
         for ids in _in_steps([entry.id for entry in entries if entry.mark in marks], _STEP):
-            await self._runner.run(DELETE, [name_journal(name.bucket)], ids)
+            await self._runner.run(ERASE, [name_journal(name.bucket)], ids)
         await self._read_refused(name, self._clock() - self._kept, delete=True)
         return len(begun)
 

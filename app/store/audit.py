@@ -9,7 +9,7 @@ from app.store.scripts import Script, ScriptRunner
 
 RECORD, READ = (Script("audit", name) for name in ("record", "read"))
 
-_KEY = "pv:{audit}"
+_KEY = "{audit}"
 _MOST, _KEPT = 10_000, timedelta(days=400)
 
 

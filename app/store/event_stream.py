@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -9,15 +10,14 @@ from contextvars import Context
 from itertools import chain
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.backoff import EqualJitterBackoff
 
+from app.store.connection import AnyRedis, nodes_of
+from app.store.layout import PREFIX, changes_channel
 from app.verification.errors import TooManyListeners
 
 log = logging.getLogger(__name__)
-
-CHANNEL = "pv:changes"  # the scripts that change a verification that is followed publish its id here
 
 _RETRY_AFTER = 10  # seconds; listeners come and go with the minutes that a verification lives
 _CANCEL_AGAIN_AFTER = 0.05  # seconds
@@ -34,14 +34,16 @@ class RedisChanges:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: AnyRedis,
         *,
+        prefix: str = PREFIX,
         listeners: int = 1000,
         listeners_of_client: int = 1000,
         listeners_of_one: int = 10,
         quiet: float = 5,
     ) -> None:
         self._redis = redis
+        self._channel = changes_channel(prefix)
         self._places = listeners
         self._places_of_client = listeners_of_client
         self._places_of_one = listeners_of_one
@@ -97,8 +99,10 @@ class RedisChanges:
         failures = 0
         while self._receiver is asyncio.current_task():
             try:
-                async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(CHANNEL)
+                # Of a cluster any node: each gets what is published at another.
+                node = random.choice(await nodes_of(self._redis))  # noqa: S311 - not a secret
+                async with node.pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
                     async for message in self._messages(pubsub):
                         failures = 0
                         self._wake(message)

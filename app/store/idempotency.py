@@ -42,7 +42,7 @@ class RedisIdempotency:
         """Claim a request, or return its answer."""
         # Neither route nor key can contain the separator, so no two requests share a name.
         named = f"{request.client}\0{request.route}\0{request.key}"
-        name = f"pv:{{i:{_digest(self._name_key, named.encode())}}}"
+        name = f"{{i:{_digest(self._name_key, named.encode())}}}"
         token = secrets.token_hex(_TOKEN_BYTES)
         # Byte by byte, so JSON that is spaced in another way is another body. The meaning of a body changes when a new
         # version of the service gives a field a default; a repetition across that must not be refused as another.

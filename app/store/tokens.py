@@ -21,7 +21,7 @@ class RedisRedemptions:
         name = RecordName.from_id(verification_id)
         if name is None:
             raise TokenInvalid
-        key = f"pv:{{{name.bucket}}}:t:{name.rest}"
+        key = f"{{{name.bucket}}}:t:{name.rest}"
         outcome: bytes = await self._runner.run(REDEEM, [key], [to_ms(expires_at + _CLOCK_SKEW)])
         if outcome == b"expired":
             raise TokenExpired

@@ -21,6 +21,7 @@ from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.attempts import KEPT, PRICE, attempts_on
 from tests.conftest import PHONE_KEY
+from tests.keys import stored
 from tests.policies import make_policy
 from tests.starting import start
 
@@ -90,6 +91,10 @@ def journal_on(redis: Redis, kept: timedelta = KEPT) -> Journal:
 @pytest.fixture
 def journal(redis: Redis) -> Journal:
     return journal_on(redis)
+
+
+def stored_journal(bucket: str) -> str:
+    return stored(name_journal(bucket))
 
 
 def events(attempt: Attempt) -> list[str]:
@@ -262,17 +267,17 @@ async def test_erasing_a_phone_leaves_the_others_of_its_bucket(journal: Journal)
     await journal.change(verification, CallStatus.COMPLETED)
     bucket = PhoneName.from_phone(PHONE_KEY, PHONE).bucket
     other = f"b{'f' * 8}1\t{'f' * 12}\tshop\tlogin\tvoice\t9007654\t{'e' * 16}"
-    await journal.redis.xadd(name_journal(bucket), {"e": other})
+    await journal.redis.xadd(stored_journal(bucket), {"e": other})
 
     assert await journal.attempts.erase(PHONE) == 1
 
     assert await journal.of(verification) == []
-    assert await journal.redis.xlen(name_journal(bucket)) == 1
+    assert await journal.redis.xlen(stored_journal(bucket)) == 1
     assert await journal.attempts.erase(PHONE) == 0
 
 
 async def test_a_journal_expires_and_drops_what_is_older_than_it_is_kept(journal: Journal) -> None:
-    key = name_journal(PhoneName.from_phone(PHONE_KEY, PHONE).bucket)
+    key = stored_journal(PhoneName.from_phone(PHONE_KEY, PHONE).bucket)
     old = f"b{'f' * 8}1\t{'f' * 12}\tshop\tlogin\tvoice\t9007654\t{'e' * 16}"
     for age in (KEPT + MINUTE, KEPT - MINUTE):
         await journal.redis.xadd(key, {"e": old}, id=f"{to_ms(now() - age)}-0")
@@ -285,7 +290,7 @@ async def test_a_journal_expires_and_drops_what_is_older_than_it_is_kept(journal
 
 async def test_an_end_whose_begin_is_erased_makes_no_journal_without_expiry(journal: Journal) -> None:
     verification = await journal.start()
-    await journal.redis.delete(name_journal(PhoneName.from_phone(PHONE_KEY, PHONE).bucket))
+    await journal.redis.delete(stored_journal(PhoneName.from_phone(PHONE_KEY, PHONE).bucket))
 
     await journal.change(verification, CallStatus.INITIATED)
     await journal.check(verification, RIGHT)
@@ -420,9 +425,9 @@ async def test_without_a_journal_no_refused_start_is_counted(redis: Redis) -> No
 
 async def report(journal: Journal, *, after: timedelta) -> list[Attempt]:
     """Return what is reported when so much time has passed for Redis."""
-    state = await journal.redis.hgetall("pv:{attempts}")
+    state = await journal.redis.hgetall("pv2{attempts}")
     for name in state.keys() & {b"reported_to", b"leased_to"}:
-        await journal.redis.hset("pv:{attempts}", name, int(state[name]) - round(after / timedelta(milliseconds=1)))
+        await journal.redis.hset("pv2{attempts}", name, int(state[name]) - round(after / timedelta(milliseconds=1)))
     found: list[Attempt] = []
     await journal.attempts.report(found.append)
     return found
@@ -431,25 +436,25 @@ async def report(journal: Journal, *, after: timedelta) -> list[Attempt]:
 async def test_each_finished_attempt_is_reported_once(journal: Journal) -> None:
     assert await report(journal, after=timedelta()) == []  # from now on
     entry = f"b{'f' * 8}1\t{'f' * 12}\tshop\tlogin\tvoice\t9007654\t{'e' * 16}"
-    await journal.redis.xadd(name_journal("0ab"), {"e": entry}, id=f"{to_ms(now() - 20 * MINUTE)}-0")
+    await journal.redis.xadd(stored_journal("0ab"), {"e": entry}, id=f"{to_ms(now() - 20 * MINUTE)}-0")
     await journal.start()
 
     (reported,) = await report(journal, after=30 * MINUTE)
 
     assert (reported.verification_id, reported.ending) == (f"vrf_0ab{'f' * 20}", Ending.EXPIRED)
     assert await report(journal, after=timedelta()) == []
-    assert 0 < await journal.redis.pttl("pv:{attempts}") <= KEPT / timedelta(milliseconds=1)
+    assert 0 < await journal.redis.pttl("pv2{attempts}") <= KEPT / timedelta(milliseconds=1)
 
 
 async def test_only_one_worker_reports_and_another_takes_over_from_one_that_died(journal: Journal) -> None:
     await report(journal, after=timedelta())
     entry = f"b{'f' * 8}1\t{'f' * 12}\tshop\tlogin\tvoice\t9007654\t{'e' * 16}"
-    await journal.redis.xadd(name_journal("0ab"), {"e": entry}, id=f"{to_ms(now() - 20 * MINUTE)}-0")
+    await journal.redis.xadd(stored_journal("0ab"), {"e": entry}, id=f"{to_ms(now() - 20 * MINUTE)}-0")
 
     def die(_: Attempt) -> None:
         raise RuntimeError
 
-    await journal.redis.hincrby("pv:{attempts}", "reported_to", -30 * 60 * 1000)
+    await journal.redis.hincrby("pv2{attempts}", "reported_to", -30 * 60 * 1000)
     with pytest.raises(RuntimeError):
         await journal.attempts.report(die)
 

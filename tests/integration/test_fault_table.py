@@ -225,15 +225,10 @@ async def keys_of(redis: Redis) -> list[str]:
 async def traces_in(redis: Redis) -> frozenset[str]:
     """Return the keys that still hold data of a call.
 
-    That is not the journal, which tells of refused calls too, the balance, the statistics or counters that are zero.
+    That is not the journal, which tells of refused calls too, the balance or the statistics.
     """
-    others = ("pv:{balance}", "pv:{stats}", "pv:{attempts}")
-    found = {key for key in await keys_of(redis) if not key.startswith(others) and not key.endswith(":j")}
-    for key in [key for key in found if key.startswith("pv:{guard}:n:")]:
-        counts = [count for field, count in (await redis.hgetall(key)).items() if str(field).startswith("c")]
-        if not any(map(int, counts)):
-            found.remove(key)
-    return frozenset(found)
+    others = ("pv2{balance}", "pv2{stats}", "pv2{attempts}")
+    return frozenset(key for key in await keys_of(redis) if not key.startswith(others) and not key.endswith(":j"))
 
 
 async def play(fault: Fault, redis: Redis, redis_url: str) -> Outcome:
