@@ -12,13 +12,13 @@ from importlib.metadata import version
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-import httpx
 from redis.asyncio import Redis
 
 from app.api_keys import AccessKeys, ApiKeys
 from app.background import Background
 from app.outbound import trust
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
+from app.providers.connections import Transport
 from app.providers.http import make_transport
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
@@ -356,7 +356,7 @@ class Builder:
             for channel in relay.channels
         }
 
-    def _make_transport(self) -> httpx.AsyncBaseTransport:
+    def _make_transport(self) -> Transport:
         """Make the way to a provider; without the proxy in sandbox mode, whose providers are on this machine."""
         outbound = self.settings.outbound
         proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url

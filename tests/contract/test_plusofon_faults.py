@@ -9,12 +9,11 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 
-import httpx
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from app.providers.connections import KeptConnections
+from app.providers.connections import KeptConnections, Transport
 from app.providers.plusofon.client import PlusofonClient
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallStatus, Lang, Placed, Refused, Unknown
@@ -125,7 +124,7 @@ def make_client(
     base_url: str,
     *,
     max_connections: int = 10,
-    transport: httpx.AsyncBaseTransport | None = None,
+    transport: Transport | None = None,
     connect: float = CONNECT,
     budget: float = BUDGET,
 ) -> PlusofonClient:
@@ -181,7 +180,7 @@ class NoAddress(AbstractResolver):
         pass
 
 
-def asking(resolver: NoAddress) -> httpx.AsyncBaseTransport:
+def asking(resolver: NoAddress) -> Transport:
     return KeptConnections(tls=ssl.create_default_context(), resolver=resolver)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
-import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -22,6 +21,7 @@ from app.cli.checks import (
     check_redis,
     check_settings,
 )
+from app.providers.connections import Transport
 from app.providers.http import make_transport
 from app.providers.plusofon.client import PlusofonClient
 from app.sandbox.network import VirtualNetwork
@@ -63,9 +63,7 @@ async def provider(network: VirtualNetwork) -> AsyncIterator[SandboxServer]:
         yield server
 
 
-async def ask_provider(
-    url: str, token: str = TOKEN, transport: httpx.AsyncBaseTransport | None = None
-) -> list[Finding]:
+async def ask_provider(url: str, token: str = TOKEN, transport: Transport | None = None) -> list[Finding]:
     client = PlusofonClient(
         base_url=url,
         user_id="7",
