@@ -1,6 +1,7 @@
-"""The domain events, from which metrics and statistics are counted. Test numbers publish none."""
+"""The domain events, from which metrics and statistics are counted, and which are logged. Test numbers publish none."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
@@ -17,10 +18,11 @@ class VerificationStarted:
 
 @value
 class CallPlaced:
-    """A call was placed (``initiated``), or may have been (``unconfirmed``)."""
+    """A call was placed (``initiated``), or may have been (``unconfirmed``; ``why`` is for the log)."""
 
     channel: Channel
     status: CallStatus
+    why: str | None = None
 
 
 @value
@@ -48,9 +50,14 @@ class UnknownCallStatus:
 
 @value
 class LimitHit:
-    """A limit refused a start or a check; ``call_cooldown`` and ``fraud_guard`` are among the names."""
+    """A limit refused a start or a check, for ``retry_after`` seconds.
+
+    ``call_cooldown`` and ``fraud_guard`` are among the names.
+    """
 
     name: str
+    operation: Literal["start", "check"]
+    retry_after: int
 
 
 @value

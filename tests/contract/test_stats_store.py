@@ -67,7 +67,7 @@ async def test_a_day_counts_every_kind_of_event(stats: RedisStats) -> None:
         CallEnded(Channel.VOICE, CallStatus.COMPLETED),
         CallRefused(Channel.VOICE, BalanceTooLow()),
         CallRefused(Channel.FLASH_CALL, ProviderRejected("no")),
-        LimitHit("call_cooldown"),
+        LimitHit("call_cooldown", "start", 30),
         CodeChecked(Status.PENDING),
         CodeChecked(Status.LOCKED),
         CodeChecked(Status.VERIFIED),

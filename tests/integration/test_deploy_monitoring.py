@@ -72,7 +72,7 @@ async def real(api: httpx.AsyncClient) -> Series:
 
     metrics = Metrics()
     metrics.set_process(circuits={"voice": "open"}, listeners=1, background={"follow": 1.0})
-    metrics.observe(LimitHit("call_cooldown"))
+    metrics.observe(LimitHit("call_cooldown", "start", 30))
     text = await Exposition(registry=metrics.registry, version="1", gauges=[known], refresh=lambda: None).render()
     return metrics_in(of_app, text.decode())
 

@@ -90,7 +90,7 @@ class RelaySender:
             return wire.parse_state(await self._send(Endpoint("GET", f"{self._url}/{call_ref}", HEADERS), call_ref))
         except Unclear as error:
             log.warning("relay.unclear_answer", extra={"why": error.why})
-            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
+            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER, reason=error.why) from None
 
     async def _send(
         self, endpoint: Endpoint, message_id: str, body: bytes = b"", timeout: float | None = None
