@@ -142,6 +142,7 @@ async def open_container(
     """
     async with AsyncExitStack() as stack:
         builder = Builder(settings, stack, tracing)
+        stack.callback(builder.metrics.share)
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
