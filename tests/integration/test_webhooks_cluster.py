@@ -125,11 +125,11 @@ async def test_events_of_other_nodes_wait_while_the_node_of_the_index_is_down(
         index.kill()
         async with delivering(outbox) as sender:
             await until(lambda: set(elsewhere) <= set(sender.delivered))
+    finally:
+        nodes.mend()
 
     assert len(elsewhere) > 20
     assert {*sender.delivered} <= {*added}
-    finally:
-        nodes.mend()
 
 
 async def test_events_of_a_slot_that_moves_are_delivered(
