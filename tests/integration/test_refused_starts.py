@@ -26,7 +26,7 @@ from app.sandbox.faults import Fault, Faults
 from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
 from app.settings.policies import make_policies
-from app.store.layout import ms, name_limit
+from app.store.layout import ms, name_block, name_limit
 from app.verification.fraud_guard import range_of
 from app.verification.keys import derive_key
 from app.verification.phone import Phone
@@ -119,10 +119,10 @@ class RunningService:
 
     @asynccontextmanager
     async def _blocked(self) -> AsyncIterator[None]:
-        async with self._instead(self._name_limit("calls_per_range", range_of(Phone(PHONE)))) as name:
-            await block_subject(self.redis, name, 3_600_000)
-            yield
-        await self.redis.delete("pv2{guard}:ranges")
+        name = name_block(self._name_limit("calls_per_range", range_of(Phone(PHONE))))
+        await block_subject(self.redis, name, 3_600_000)
+        yield
+        await self.redis.delete(name, "pv2{guard}:ranges")
 
     def periods_of_limits(self) -> dict[str, int]:
         """Return for how long each limit counts an event, in ms."""
@@ -426,7 +426,7 @@ async def dump(service: RunningService) -> Dump:
                 limit = await read_limit(redis, key)
                 events = [event for event in limit["events"] if event[0] + periods[key] > now]
                 calls = [bucket for bucket in limit["calls"] if bucket[1:] != [0, 0]]
-                pairs = {"events": events, "calls": calls, "block": limit.get("block")}.items()
+                pairs = {"events": events, "calls": calls}.items()
             case b"string":
                 pairs = json.loads(await redis.get(key) or "").items()
             case b"zset":

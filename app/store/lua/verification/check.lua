@@ -114,7 +114,7 @@ if not record[IS_TEST] then
   end
   for i = 1, limit_count do
     local limit_key, name, count, period = limit(i)
-    limits[i] = load_limit(limit_key)
+    limits[i] = read_limit(redis.call('GET', limit_key))
     slide(limits[i], now, period)
     wait = wait_for_room(limits[i], now, count, period)
     if wait > 0 then return {'limited', name, wait} end
