@@ -242,6 +242,7 @@ class Builder:
             redis,
             timeout=settings.redis.timeout_seconds,
             prefix=settings.redis.key_prefix,
+            wait_replicas=settings.redis.wait_replicas,
             round_trip=self.metrics.round_trip,
             waited=self.tracing.waited if self.tracing else None,
         )
