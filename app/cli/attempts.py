@@ -19,7 +19,7 @@ _DURATION = re.compile(r"([1-9][0-9]{0,3})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 _LONGEST_LIST = 10_000
 
-attempts_cli = typer.Typer(help="See what became of each call: why it came, or why it did not.", no_args_is_help=True)
+attempts_cli = typer.Typer(help="See what became of each call.", no_args_is_help=True)
 
 
 def _read_since(text: str) -> datetime:
@@ -41,9 +41,9 @@ _Since = Annotated[
 
 @attempts_cli.command(epilog=examples("attempts find +79001234567", "attempts find +79001234567 --since 24h --json"))
 def find(phone: PhoneArgument, since: _Since = None, *, as_json: AsJson = False) -> None:
-    """Find the attempts to call a phone, the latest first, and how many starts limits refused.
+    """Find the attempts to call a phone.
 
-    The JSON is that of POST /admin/attempts/find.
+    The latest is first. Below are the starts that limits refused. The JSON is that of POST /admin/attempts/find.
     """
     number, since = read_phone(phone), since or datetime.min.replace(tzinfo=UTC)
     found = run_with_container(lambda container: views.PhoneAttempts.of(container.stores.attempts, number, since))
@@ -65,13 +65,17 @@ def list_attempts(
     channel: Annotated[Channel | None, typer.Option(help="By this channel alone.")] = None,
     operator: Annotated[str | None, typer.Option(help="To phones of this operator alone.")] = None,
     outcome: Annotated[
-        Result | None, typer.Option(help="With this word in the column outcome, call or verification.")
+        Result | None,
+        typer.Option(metavar="WORD", help=f"With this in column 5, 6 or 7: {', '.join(Result)}."),
     ] = None,
     since: _Since = None,
     most: Annotated[int, typer.Option("--limit", min=1, max=_LONGEST_LIST, help="How many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the attempts of all clients, the latest first; without SINCE, those of the last day."""
+    """List attempts to call.
+
+    The latest is first. Without SINCE they are those of the last day.
+    """
     wanted = AttemptFilter(client=client, channel=channel, operator=operator, result=outcome)
     begin = since or datetime.now(UTC) - timedelta(days=1)
 
@@ -94,9 +98,9 @@ def list_attempts(
 def show(
     verification_id: Annotated[str, typer.Argument(metavar="ID", help=f"Such as {_ID}.")], *, as_json: AsJson = False
 ) -> None:
-    """Show what happened to a verification and its calls, in the order of time.
+    """Show what happened to a verification.
 
-    The JSON is that of GET /admin/attempts/{verification_id}.
+    All its calls are shown, in the order of time. The JSON is that of GET /admin/attempts/{verification_id}.
     """
     found = views.Attempts.model_validate(
         {"attempts": run_with_container(lambda container: container.stores.attempts.of_verification(verification_id))}

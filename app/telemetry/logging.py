@@ -17,6 +17,7 @@ from app.verification import log_context
 
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
+_LEVELS = {level: logging.getLevelName(level).lower() for level in (logging.DEBUG, logging.INFO, logging.WARNING)}
 _WRITTEN_AFTER = 0.02  # seconds for which a line of a request is held
 _MOST_LINES = 1000  # at once
 
@@ -122,8 +123,7 @@ class _EventLogger(structlog.BoundLoggerBase):
 
     def log(self, level: int, event: str, **fields: object) -> None:
         if logging.root.isEnabledFor(level):
-            name = logging.getLevelName(level).lower()
-            line = {"timestamp": datetime.now(UTC), "level": name, "event": event}
+            line = {"timestamp": datetime.now(UTC), "level": _LEVELS[level], "event": event}
             self._logger.write_later({**line, **log_context.bound(), **fields})
 
 
