@@ -8,7 +8,7 @@ import pytest
 from app.store.connection import AnyRedis, connect_any
 from app.store.event_stream import RedisChanges
 from app.store.layout import PREFIX, changes_channel
-from tests.redis_cluster import Cluster, restored
+from tests.redis_cluster import Cluster
 from tests.redis_nodes import Node
 
 ONE = "vrf_" + "1" * 23
@@ -24,8 +24,8 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    with restored(running_cluster):
-        yield running_cluster
+    yield running_cluster
+    running_cluster.mend()
 
 
 @pytest.fixture
