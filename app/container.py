@@ -146,6 +146,7 @@ async def open_container(
     """
     async with AsyncExitStack() as stack:
         builder = Builder(settings, stack, tracing, webhook_log)
+        stack.callback(builder.metrics.share)
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
