@@ -535,7 +535,7 @@ async def test_a_dead_letter_is_deleted_after_thirty_days(redis: Redis, outbox: 
 async def test_the_backlog_has_lag_queued_retries_and_dead_letters(redis: Redis, outbox: RedisOutbox) -> None:
     assert await outbox.gauges() == {"webhook_lag_seconds": 0, "webhooks_pending": 0, "webhooks_dead": 0}
     await make_dead_letters(redis, outbox)
-    await add_events(redis, 4)
+    await add_events(redis, 4, due_ago=1000)
     (delivery,) = await outbox.take(1)
     await outbox.set_aside(delivery, attempts=1, error="", pause=HOUR)
     (taken,) = await outbox.take(1)
