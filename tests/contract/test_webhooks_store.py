@@ -31,8 +31,8 @@ from tests.starting import start
 from tests.webhook_events import (
     BUCKET,
     DEAD,
+    DEAD_EVENTS,
     DUE,
-    LETTERS,
     SWEPT,
     VERIFICATION_ID,
     WAITING,
@@ -593,7 +593,7 @@ def test_the_keys_of_a_bucket_are_in_the_slot_of_its_verifications() -> None:
 
 
 def test_the_index_and_the_dead_letters_are_in_one_slot() -> None:
-    assert len({key_slot(key.encode()) for key in (DUE, SWEPT, WAITING, DEAD, LETTERS)}) == 1
+    assert len({key_slot(key.encode()) for key in (DUE, SWEPT, WAITING, DEAD, DEAD_EVENTS)}) == 1
 
 
 async def test_taking_without_redis_raises_store_unavailable() -> None:
