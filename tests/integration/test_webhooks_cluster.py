@@ -24,7 +24,7 @@ from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Attempt, Outcome, WebhookSender
 from tests.keys import stored
 from tests.policies import make_policy
-from tests.redis_cluster import Cluster, restored
+from tests.redis_cluster import Cluster
 from tests.starting import start
 
 POLICY = make_policy()
@@ -117,7 +117,7 @@ async def test_the_events_of_all_nodes_are_delivered_once(store: RedisVerificati
 async def test_events_of_other_nodes_wait_while_the_node_of_the_index_is_down(
     nodes: Cluster, store: RedisVerificationStore, outbox: RedisOutbox
 ) -> None:
-    with restored(nodes):
+    try:
         index = nodes.primary_of(key_slot(stored(DUE).encode()))
         added = [each for n in range(100, 140) for each in await cancel_one(store, n)]
         index_slots = set(nodes.slots_of(index))
@@ -125,6 +125,8 @@ async def test_events_of_other_nodes_wait_while_the_node_of_the_index_is_down(
         index.kill()
         async with delivering(outbox) as sender:
             await until(lambda: set(elsewhere) <= set(sender.delivered))
+    finally:
+        nodes.mend()
 
     assert len(elsewhere) > 20
     assert {*sender.delivered} <= {*added}
