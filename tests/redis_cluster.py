@@ -1,8 +1,6 @@
 """A cluster of three primaries with a replica each, that tests fail, partition and reshard."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +15,7 @@ _KEYS_AT_ONCE = 20  # keys of a slot that move in one command
 class Cluster:
     """The processes; a context manager. ``options`` are those of each node, beside what tests need.
 
-    A node that is silent for ``node_timeout`` (ms) is failed over. A short one makes failovers fast, and makes some of
-    a busy machine's pauses one.
+    A node that is silent for ``node_timeout`` (ms) is failed over. A busy machine takes a node for dead that is not.
     """
 
     def __init__(self, folder: Path, *options: str, node_timeout: int = 1000) -> None:
@@ -154,9 +151,17 @@ class Cluster:
             node.send("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
         return moved
 
-    def restart(self, node: Node) -> None:
-        """Start a killed node again: it knows its cluster, and becomes a replica if it was failed over."""
-        node.start()
+    def mend(self) -> None:
+        """Restart what was killed, undo pauses and partitions, and wait until all are together again.
+
+        A node knows its cluster, and becomes a replica if it was failed over.
+        """
+        for node in self.nodes:
+            if node.process.poll() is None:
+                self.bring_back(node)
+            else:
+                node.start()
+        self.wait_until_whole()
 
     def wait_until_whole(self) -> None:
         """Wait until all nodes agree on all slots, and each primary has a replica in sync."""
@@ -208,17 +213,3 @@ def _slots(row: list[str]) -> set[int]:
 def _view(row: list[str]) -> tuple[Any, ...]:
     """Return what all nodes should say alike of one."""
     return row[0], row[3], frozenset(_slots(row))
-
-
-@contextlib.contextmanager
-def restored(cluster: Cluster) -> Iterator[Cluster]:
-    """Restart afterwards what was killed, undo pauses and partitions, and wait until all are together again."""
-    try:
-        yield cluster
-    finally:
-        for node in cluster.nodes:
-            if node.process.poll() is None:
-                cluster.bring_back(node)
-            else:
-                cluster.restart(node)
-        cluster.wait_until_whole()

@@ -80,6 +80,10 @@ class Node:
         ) as client:
             return client.execute_command(*command)
 
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
         self._is_paused = True

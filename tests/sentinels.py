@@ -1,7 +1,5 @@
 """One primary, two replicas and three Sentinels, that tests fail one by one."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +13,12 @@ PACE = ("info-period", 100, "ping-period", 300, "ask-period", 50, "publish-perio
 
 
 class Topology:
-    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need."""
+    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need.
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    A node that is silent for ``down_after`` (ms) is failed over. A busy machine takes a node for dead that is not.
+    """
+
+    def __init__(self, folder: Path, *options: str, down_after: int = 500) -> None:
         ports = free_ports(6)
         redis = (*OPTIONS, *options)
         self.nodes = [Node(folder / f"redis-{port}", port, redis, user=USER) for port in ports[:3]]
@@ -25,7 +26,7 @@ class Topology:
             Node(folder / f"sentinel-{port}", port, (str(folder / f"sentinel-{port}.conf"), "--sentinel"))
             for port in ports[3:]
         ]
-        self._folder = folder
+        self._down_after = down_after
 
     def __enter__(self) -> Self:
         primary, *replicas = self.nodes
@@ -35,7 +36,7 @@ class Topology:
         for sentinel in self.sentinels:
             Path(sentinel.options[0]).write_text(
                 f"bind 127.0.0.1\nsentinel monitor {NAME} 127.0.0.1 {primary.port} 2\n"
-                f"sentinel down-after-milliseconds {NAME} 500\nsentinel failover-timeout {NAME} 3000\n"
+                f"sentinel down-after-milliseconds {NAME} {self._down_after}\nsentinel failover-timeout {NAME} 3000\n"
             )
             self.start_sentinel(sentinel)
         self.wait_until_whole()
@@ -93,24 +94,19 @@ class Topology:
 
         until(is_whole)
 
+    def mend(self) -> None:
+        """Restart what was killed, undo pauses and partitions, and wait until all are together again."""
+        for node in (*self.nodes, *self.sentinels):
+            if node.process.poll() is None:
+                bring_back(node)
+        for sentinel in self.sentinels:
+            if sentinel.process.poll() is not None:
+                self.start_sentinel(sentinel)
+        for node in self.nodes:
+            if node.process.poll() is not None:
+                node.start("--replicaof", f"127.0.0.1 {self.primary.port}")
+        self.wait_until_whole()
+
 
 def _pairs(reply: Any) -> dict[str, str]:  # noqa: ANN401 - a list in RESP2, a dictionary in RESP3
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-@contextlib.contextmanager
-def restored(topology: Topology) -> Iterator[Topology]:
-    """Restart afterwards what was killed or paused, and wait until all are together again."""
-    try:
-        yield topology
-    finally:
-        for node in (*topology.nodes, *topology.sentinels):
-            if node.process.poll() is None:
-                bring_back(node)
-        for sentinel in topology.sentinels:
-            if sentinel.process.poll() is not None:
-                topology.start_sentinel(sentinel)
-        for node in topology.nodes:
-            if node.process.poll() is not None:
-                node.start("--replicaof", f"127.0.0.1 {topology.primary.port}")
-        topology.wait_until_whole()

@@ -42,8 +42,8 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_
 
 @pytest.fixture
 def nodes(running_cluster: redis_cluster.Cluster) -> Iterator[redis_cluster.Cluster]:
-    with redis_cluster.restored(running_cluster):
-        yield running_cluster
+    yield running_cluster
+    running_cluster.mend()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.integration.test_sentinel import (
     start,
     under_load,
 )
-from tests.redis_cluster import Cluster, restored
+from tests.redis_cluster import Cluster
 from tests.redis_nodes import Node
 
 
@@ -35,8 +35,8 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    with restored(running_cluster):
-        yield running_cluster
+    yield running_cluster
+    running_cluster.mend()
 
 
 @pytest.fixture

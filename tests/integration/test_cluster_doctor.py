@@ -11,7 +11,7 @@ from app.store.cluster import SLOTS
 from app.store.cluster import Cluster as RedisCluster
 from app.store.connection import connect_any
 from app.store.health import examine as examine_node
-from tests.redis_cluster import Cluster, restored
+from tests.redis_cluster import Cluster
 from tests.redis_nodes import OPTIONS, Node, free_ports
 
 
@@ -24,8 +24,8 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    with restored(running_cluster):
-        yield running_cluster
+    yield running_cluster
+    running_cluster.mend()
 
 
 async def examine(url: str) -> list[Finding]:

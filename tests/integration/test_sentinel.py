@@ -21,7 +21,7 @@ from app.store.scripts import PROBE, ScriptRunner
 from app.store.sentinel import PrimaryPool
 from tests.integration.conftest import run, sandbox_settings
 from tests.redis_nodes import Node, bring_back, cut_off
-from tests.sentinels import NAME, Topology, restored
+from tests.sentinels import NAME, Topology
 
 RECOVERED_WITHIN = 10.0  # seconds; Sentinel itself needs one to two here, on an idle machine
 STORE_TIMEOUT = 1.0
@@ -38,8 +38,8 @@ def running_topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topol
 
 @pytest.fixture
 def topology(running_topology: Topology) -> Iterator[Topology]:
-    with restored(running_topology):
-        yield running_topology
+    yield running_topology
+    running_topology.mend()
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ for _, it in ipairs(found) do
     if not it.record[STATUS] then
       pending[#pending + 1] = it
     elseif retry_digest ~= '' and it.record[RETRY_DIGEST] == retry_digest then
+      write_again(it.key, it.record)
       return verified('verified_again', it, {})
     end
   end
