@@ -30,8 +30,8 @@ from app.verification.errors import (
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, CheckOutcome, CheckPassed, Status, WrongCode
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Limit
-from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from app.verification.policy import HOUR, Allowance, Limit
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, Reservation
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy
 from tests.redis_cluster import Cluster
@@ -273,3 +273,37 @@ async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cl
     assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
     await outbox.done(created)
     assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2
+
+
+async def test_of_a_hundred_starts_at_once_as_many_are_counted_as_the_fullest_limit_allows(
+    runner: ScriptRunner,
+) -> None:
+    guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+    few, many = Limit("calls_per_address", 7, HOUR), Limit("calls_per_day", 1000, HOUR)
+    allowances = [Allowance(few, "198.51.100.7"), Allowance(many, "everybody at once")]
+
+    answers = await asyncio.gather(
+        *(limits.acquire(f"{number:012x}", allowances) for number in range(100)), return_exceptions=True
+    )
+
+    assert sum(isinstance(answer, Reservation) for answer in answers) == 7
+    assert {answer.limit for answer in answers if isinstance(answer, RateLimited)} == {"calls_per_address"}
+    assert await limits.gauges(allowances[1]) == {"call_budget_used": 7}
+
+
+async def test_a_blocked_range_is_refused_listed_and_lifted_on_a_cluster(runner: ScriptRunner) -> None:
+    rules = make_guard_rules(min_calls=1, maturity=-timedelta(minutes=1))  # the first call is judged at once
+    guard = RedisFraudGuard(runner, rules, key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+    allowances = make_policy().for_calls(client="pumping", phone=Phone("+79009876543"), address="198.51.100.8")
+    await limits.acquire("00000000000a", allowances)
+
+    with pytest.raises(RateLimited, match="fraud_guard"):
+        await limits.acquire("00000000000b", allowances)
+
+    assert [block.range for block in await guard.blocks()] == ["+79009876"]
+    assert "pumping" in [suspect.client for suspect in await guard.suspects()]
+    assert await guard.lift("+79009876")
+    assert await guard.blocks() == []
+    await limits.acquire("00000000000c", allowances)
