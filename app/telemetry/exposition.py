@@ -24,11 +24,13 @@ from app.verification.errors import ProviderError, StoreUnavailable
 log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series between workers
-_REFRESHED_EVERY = timedelta(seconds=5)
+_REFRESHED_EVERY = timedelta(seconds=1)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-ReadGauges = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
-"""Returns some of ``GAUGES`` by name; None while a number is unknown. May raise StoreUnavailable or ProviderError."""
+Gauges = Mapping[str, float | Decimal | Mapping[str, float] | None]
+"""Some of ``GAUGES`` by name; None while a number is unknown. A gauge of several nodes has a number for each."""
+ReadGauges = Callable[[], Awaitable[Gauges]]
+"""May raise StoreUnavailable or ProviderError."""
 
 GAUGES: Mapping[str, str] = {
     "store_up": "Whether Redis takes and returns what is written.",
@@ -52,7 +54,8 @@ GAUGES: Mapping[str, str] = {
 class Exposition:
     """Writes all metrics in Prometheus' text format.
 
-    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process.
+    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process,
+    and shares its series with the other workers.
     """
 
     content_type: ClassVar = CONTENT_TYPE_LATEST
@@ -69,17 +72,13 @@ class Exposition:
         build.add_metric([self.version], 1)
         read: list[Metric] = [build]
         for gauges in await asyncio.gather(*map(_read, self.gauges)):
-            read += [
-                GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
-                for name, number in gauges.items()
-                if number is not None
-            ]
+            read += [_gauge(name, number) for name, number in gauges.items() if number is not None]
         return await asyncio.to_thread(
             lambda: generate_latest(_series_of_all(self.registry)) + generate_latest(_Collected(read))
         )
 
     async def step(self) -> timedelta:
-        """Share this worker's gauges with the one that will be scraped; return when to do so again."""
+        """Share this worker's series with the one that will be scraped; return when to do so again."""
         self.refresh()
         return _REFRESHED_EVERY
 
@@ -94,7 +93,16 @@ class _Collected(Collector):
         return self._metrics
 
 
-async def _read(gauges: ReadGauges) -> Mapping[str, float | Decimal | None]:
+def _gauge(name: str, number: float | Decimal | Mapping[str, float]) -> Metric:
+    if not isinstance(number, Mapping):
+        return GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
+    gauge = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=["node"])
+    for node, of_node in number.items():
+        gauge.add_metric([node], of_node)
+    return gauge
+
+
+async def _read(gauges: ReadGauges) -> Gauges:
     try:
         return await gauges()
     except (StoreUnavailable, ProviderError):
