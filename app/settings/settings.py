@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     limit: sections.LimitSettings = sections.LimitSettings()
     guard: sections.GuardSettings = sections.GuardSettings()
     log: sections.LogSettings = sections.LogSettings()
+    journal: sections.JournalSettings = sections.JournalSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
     clients: Annotated[dict[str, ClientSettings], validators.FromJson] = {}

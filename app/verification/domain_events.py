@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Literal
 
+from app.verification.attempts import Attempt
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallStatus, Status
+from app.verification.phone import Phone
 from app.verification.values import value
 
 
@@ -50,7 +52,7 @@ class UnknownCallStatus:
 
 @value
 class LimitHit:
-    """A limit refused a start or a check, for ``retry_after`` seconds.
+    """A limit refused a start of a ``phone``, or a check, for ``retry_after`` seconds.
 
     ``call_cooldown`` and ``fraud_guard`` are among the names.
     """
@@ -58,6 +60,7 @@ class LimitHit:
     name: str
     operation: Literal["start", "check"]
     retry_after: int
+    phone: Phone | None = None
 
 
 @value
@@ -72,6 +75,13 @@ class VerificationCanceled:
     """A verification was canceled."""
 
 
+@value
+class AttemptFinished:
+    """Nothing happens to an attempt any more; published once for each, twice after a failure."""
+
+    attempt: Attempt
+
+
 DomainEvent = (
     VerificationStarted
     | CallPlaced
@@ -81,6 +91,7 @@ DomainEvent = (
     | LimitHit
     | CodeChecked
     | VerificationCanceled
+    | AttemptFinished
 )
 
 Publish = Callable[[DomainEvent], None]

@@ -32,6 +32,7 @@ from app.verification.model import CallState, CallStatus, CheckOutcome, CheckPas
 from app.verification.phone import Phone
 from app.verification.policy import HOUR, Allowance, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, Reservation
+from tests.attempts import attempts_on
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy
 from tests.redis_cluster import Cluster
@@ -272,7 +273,8 @@ async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cl
     assert await outbox.resend_all() == 1
     assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
     await outbox.done(created)
-    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2
+    eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
+    assert (await eraser.forget(call.phone)).events == 2
 
 
 async def test_of_a_hundred_starts_at_once_as_many_are_counted_as_the_fullest_limit_allows(
