@@ -29,7 +29,7 @@ from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
-from app.settings.policies import make_policies
+from app.settings.policies import make_policies, make_prices
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
@@ -58,6 +58,7 @@ from app.verification.policy import Allowance
 from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.stats import parse_zone
 from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
@@ -253,7 +254,12 @@ class Builder:
             limits=RedisRateLimiter(runner, key=phone_key),
             phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
-            stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
+            stats=RedisStats(
+                runner,
+                prices=make_prices(settings),
+                zone=parse_zone(settings.stats.timezone),
+                count_calls=self.metrics.count_calls,
+            ),
             verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
             webhooks=RedisOutbox(runner),
         )
@@ -297,7 +303,7 @@ class Builder:
             accounts=plusofon,
             account_reader=AccountReader(plusofon),
             balance=balance,
-            balance_poller=BalancePoller(plusofon, stores.balance, balance),
+            balance_poller=BalancePoller(plusofon, stores.balance, balance, stores.stats.observe),
             callback_urls=callback_urls,
         )
 

@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     phone: sections.PhoneSettings = sections.PhoneSettings()
     limit: sections.LimitSettings = sections.LimitSettings()
     guard: sections.GuardSettings = sections.GuardSettings()
+    stats: sections.StatsSettings = sections.StatsSettings()
     log: sections.LogSettings = sections.LogSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()

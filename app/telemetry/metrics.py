@@ -12,15 +12,18 @@ from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
-    CodeChecked,
+    CodeRejected,
     DomainEvent,
     LimitHit,
+    Segment,
     UnknownCallStatus,
     VerificationCanceled,
     VerificationStarted,
+    VerificationSucceeded,
 )
 from app.verification.errors import REFUSAL_KINDS
 from app.verification.model import CallStatus, Status
+from app.verification.stats import CallCounts
 
 # The moment at which each series began would double the number of series.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
@@ -42,12 +45,26 @@ if not IS_SHARED:  # with PROMETHEUS_MULTIPROC_DIR the library would share with 
     values.ValueClass = _OwnValue
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_MOST_CLIENTS, _MOST_OPERATORS = 50, 20
 _CIRCUIT_STATES = ("closed", "half_open", "open")
 
 # In seconds. A check takes one round trip to Redis; a start also waits for the provider, up to 10 s.
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15)
 _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15)
 _STORE_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+
+
+class _Names:
+    """Label values that come from outside: the first ``most`` as they are, and ``other`` for all others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._names: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        if len(self._names) < self._most:
+            self._names.add(name)
+        return name if name in self._names else "other"
 
 
 class Metrics:
@@ -93,6 +110,10 @@ class Metrics:
         )
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", ("limit",))
 
+        self._client_calls = counter("client_calls", "Calls by client.", ("client", "event"))
+        self._operator_calls = counter("operator_calls", "Calls by operator of the phone.", ("operator", "event"))
+        self._client_name, self._operator_name = _Names(_MOST_CLIENTS), _Names(_MOST_OPERATORS)
+
         self._circuits = sum_gauge(
             "circuit_state", "Workers whose circuit to the provider is in this state.", ("circuit", "state")
         )
@@ -121,25 +142,41 @@ class Metrics:
     def observe(self, event: DomainEvent) -> None:  # noqa: C901 - a table, written as a match
         """Count a domain event; a ``Publish``."""
         match event:
-            case CodeChecked(status):
-                if status is not Status.VERIFIED:
-                    self._wrong.inc()
-                if status is not Status.PENDING:
+            case VerificationSucceeded():
+                self._ended.labels(Status.VERIFIED).inc()
+            case CodeRejected(status):
+                self._wrong.inc()
+                if status is Status.LOCKED:
                     self._ended.labels(status).inc()
-            case VerificationStarted(channel):
-                self._started.labels(channel).inc()
-            case CallPlaced(channel, status):
-                self._placed.labels(channel, status).inc()
+            case VerificationStarted(segment):
+                self._started.labels(segment.channel).inc()
+            case CallPlaced(segment, status):
+                self._placed.labels(segment.channel, status).inc()
             case UnknownCallStatus(channel):
                 self._unknown.labels(channel).inc()
-            case CallEnded(channel, status):
-                self._over.labels(channel, status).inc()
+            case CallEnded(segment, status):
+                self._over.labels(segment.channel, status).inc()
             case CallRefused(channel, error):
                 self._refused.labels(channel, error.kind).inc()
             case LimitHit(name):
                 self._limits.labels(name).inc()
             case VerificationCanceled():
                 self._ended.labels(Status.CANCELED).inc()
+
+    def count_calls(self, calls: Mapping[Segment, CallCounts]) -> None:
+        """Count calls by client and by operator: once a second, because each call would have eight series more."""
+        for segment, counts in calls.items():
+            client, operator = self._client_name(segment.client), self._operator_name(segment.operator)
+            for event, count in (
+                ("asked", counts["asked"]),
+                ("placed", counts.placed),
+                ("answered", counts.answered),
+                ("unanswered", counts.unanswered),
+                ("verified", counts["verified"]),
+            ):
+                if count > 0:  # a counter never falls, and a call that was never placed is taken off
+                    self._client_calls.labels(client, event).inc(count)
+                    self._operator_calls.labels(operator, event).inc(count)
 
     def request_handled(self, method: str, route: str | None, status: int, outcome: str, seconds: float) -> None:
         """Count a request by its route's template, never by its path; ``outcome`` is a problem's slug, or ``ok``."""

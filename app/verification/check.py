@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from app.verification.domain_events import CodeChecked, LimitHit
+from app.verification.domain_events import CodeRejected, LimitHit, Segment, VerificationSucceeded
 from app.verification.errors import CodeRequired, LimitReached
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
 from app.verification.ports import CodeCheck, Ports
@@ -81,11 +81,11 @@ class CheckVerification:
             case Waiting():
                 return outcome
             case WrongCode() | Locked():
-                self.ports.publish(CodeChecked(outcome.status))
+                self.ports.publish(CodeRejected(outcome.status))
                 return outcome
             case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
                 if not (test or outcome.is_repeated):
-                    self.ports.publish(CodeChecked(outcome.status))
+                    self.ports.publish(VerificationSucceeded(Segment.of(request.client, outcome.channel, phone)))
                     self.ports.guard.succeeded(phone, request.client)
                 token = self.ports.tokens.sign(
                     phone=phone, purpose=purpose, verification_id=verification_id, client=request.client, test=test

@@ -1,26 +1,61 @@
 """The domain events, from which metrics and statistics are counted. Test numbers publish none."""
 
 from collections.abc import Callable
+from decimal import Decimal
+from typing import Self
 
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallStatus, Status
+from app.verification.operators import operator_of
+from app.verification.phone import Phone
 from app.verification.values import value
+
+
+@value
+class Segment:
+    """What a call is counted by. ``operator`` is the one that its range of numbers is assigned to.
+
+    Not the one that a provider may report: that is free text, known for few calls and only once they are placed.
+    """
+
+    client: str
+    channel: Channel
+    operator: str
+
+    @classmethod
+    def of(cls, client: str, channel: Channel, phone: Phone) -> Self:
+        """Return the segment of a call."""
+        return cls(client, channel, operator_of(phone) or "unknown")
+
+
+@value
+class CallAsked:
+    """A client asked for a call, by this channel first. Not published for the repetition of a request."""
+
+    segment: Segment
 
 
 @value
 class VerificationStarted:
     """A new verification was started; not published for a resend."""
 
-    channel: Channel
+    segment: Segment
 
 
 @value
 class CallPlaced:
     """A call was placed (``initiated``), or may have been (``unconfirmed``)."""
 
-    channel: Channel
+    segment: Segment
     status: CallStatus
+
+
+@value
+class CallNeverPlaced:
+    """A call that was ``unconfirmed`` turned out not to have been placed, and was refunded."""
+
+    segment: Segment
 
 
 @value
@@ -35,7 +70,7 @@ class CallRefused:
 class CallEnded:
     """A call reached a final state; published once for each call."""
 
-    channel: Channel
+    segment: Segment
     status: CallStatus
 
 
@@ -54,8 +89,15 @@ class LimitHit:
 
 
 @value
-class CodeChecked:
-    """A check was evaluated: ``verified``, ``pending`` (a wrong code) or ``locked`` (the last wrong one)."""
+class VerificationSucceeded:
+    """A check passed; the segment is that of the call whose code was right, or which the person made."""
+
+    segment: Segment
+
+
+@value
+class CodeRejected:
+    """A wrong code was checked; the verification is ``pending`` or, after its last one, ``locked``."""
 
     status: Status
 
@@ -65,15 +107,26 @@ class VerificationCanceled:
     """A verification was canceled."""
 
 
+@value
+class BalanceChanged:
+    """The balance at the provider was read again, and has changed by ``rub``: calls made it fall, a top-up rise."""
+
+    rub: Decimal
+
+
 DomainEvent = (
-    VerificationStarted
+    CallAsked
+    | VerificationStarted
     | CallPlaced
+    | CallNeverPlaced
     | CallRefused
     | CallEnded
     | UnknownCallStatus
     | LimitHit
-    | CodeChecked
+    | VerificationSucceeded
+    | CodeRejected
     | VerificationCanceled
+    | BalanceChanged
 )
 
 Publish = Callable[[DomainEvent], None]
