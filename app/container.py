@@ -141,7 +141,8 @@ async def open_container(
     caller asks for: no calls are followed and no webhooks delivered.
     """
     async with AsyncExitStack() as stack:
-        builder = Builder(settings, stack, tracing)
+        clients = [client for client, _ in settings.api.keys] or [OPEN_CLIENT]
+        builder = Builder(settings, stack, tracing, Metrics(clients))
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -25,6 +26,7 @@ from app.verification.stats import (
     Stats,
     StatsCounter,
     hour_at,
+    to_rub,
 )
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ _SLOT = "pv:{stats}"
 _BATCH_REMEMBERED = timedelta(hours=1)  # how long a batch whose reply was lost can be repeated without harm
 _FLUSHED_EVERY = timedelta(seconds=1)
 _READ_AT_ONCE = 24  # hours or days: so that no other script waits long
+_MOST_CLIENTS = 50  # in the metrics: those that spend most
 _DAY = timedelta(days=1)
 _FIRST_DAY = date(1970, 1, 1)
 _CHANNELS = frozenset(map(str, Channel))
@@ -134,10 +137,17 @@ class RedisStats:
                 _add(stats, hour_at(number, period.zone), counts)
         return stats
 
-    async def gauges(self) -> Mapping[str, float | Decimal]:
+    async def gauges(self) -> Mapping[str, int | Decimal | Mapping[str, Decimal]]:
         """Return today's calls and what they cost, for the metrics. Raises StoreUnavailable."""
-        total = (await self.read()).total
-        return {"calls_today": total.placed, "spend_today_rub": total.spend_rub}
+        today = await self.read(by=[Dimension.CLIENT])
+        clients = Counter({client: counts["cost"] for (client,), counts in today.rows.items()})
+        spend = {client: to_rub(cost) for client, cost in clients.most_common(_MOST_CLIENTS)}
+        return {
+            "calls_today": today.total.placed,
+            "spend_today_rub": today.total.spend_rub,
+            "client_spend_today_rub": spend,
+            "balance_fall_today_rub": to_rub(today.others["balance_fall"]),
+        }
 
     async def _each(self, kind: str, numbers: range) -> AsyncIterator[tuple[int, Mapping[str, Sequence[int]]]]:
         """Read hours or days in small steps; return those with counts."""

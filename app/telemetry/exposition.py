@@ -27,16 +27,21 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series 
 _REFRESHED_EVERY = timedelta(seconds=5)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-ReadGauges = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
-"""Returns some of ``GAUGES`` by name; None while a number is unknown. May raise StoreUnavailable or ProviderError."""
+Gauges = Mapping[str, float | Decimal | Mapping[str, Decimal] | None]
+"""Some of ``GAUGES`` by name: a number, or one for each client; None while it is unknown."""
+
+ReadGauges = Callable[[], Awaitable[Gauges]]
+"""Reads gauges. May raise StoreUnavailable or ProviderError."""
 
 GAUGES: Mapping[str, str] = {
     "store_up": "Whether Redis takes and returns what is written.",
     "balance_rub": "Balance at the provider; absent while unknown.",
     "balance_minimum_rub": "Balance below which no call is placed.",
     "balance_warning_rub": "Balance below which somebody should top up.",
-    "spend_today_rub": "Estimated cost of the calls placed since midnight UTC.",
-    "calls_today": "Calls placed since midnight UTC, unconfirmed ones among them.",
+    "spend_today_rub": "Estimated cost of the calls since midnight.",
+    "client_spend_today_rub": "Estimated cost of the calls of each client since midnight.",
+    "balance_fall_today_rub": "By how much the balance at the provider fell since midnight, between two reads.",
+    "calls_today": "Calls placed since midnight, unconfirmed ones among them.",
     "call_budget": "Calls that everybody together may place in 24 hours.",
     "call_budget_used": "Calls of the last 24 hours that count against the budget.",
     "fraud_blocks": "Ranges of numbers that the fraud guard blocks now.",
@@ -69,11 +74,7 @@ class Exposition:
         build.add_metric([self.version], 1)
         read: list[Metric] = [build]
         for gauges in await asyncio.gather(*map(_read, self.gauges)):
-            read += [
-                GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
-                for name, number in gauges.items()
-                if number is not None
-            ]
+            read += [_family(name, number) for name, number in gauges.items() if number is not None]
         return await asyncio.to_thread(
             lambda: generate_latest(_series_of_all(self.registry)) + generate_latest(_Collected(read))
         )
@@ -94,7 +95,16 @@ class _Collected(Collector):
         return self._metrics
 
 
-async def _read(gauges: ReadGauges) -> Mapping[str, float | Decimal | None]:
+def _family(name: str, number: float | Decimal | Mapping[str, Decimal]) -> GaugeMetricFamily:
+    if not isinstance(number, Mapping):
+        return GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
+    family = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=["client"])
+    for client, of_client in number.items():
+        family.add_metric([client], float(of_client))
+    return family
+
+
+async def _read(gauges: ReadGauges) -> Gauges:
     try:
         return await gauges()
     except (StoreUnavailable, ProviderError):

@@ -1,7 +1,7 @@
 """Counters and timings for Prometheus; every label has few possible values, whatever a caller sends."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 
 import prometheus_client
@@ -46,6 +46,7 @@ if not IS_SHARED:  # with PROMETHEUS_MULTIPROC_DIR the library would share with 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MOST_CLIENTS, _MOST_OPERATORS = 50, 20
+_OPERATORS = ("mts", "megafon", "beeline", "t2", "unknown")  # whose series begin at once
 _CIRCUIT_STATES = ("closed", "half_open", "open")
 
 # In seconds. A check takes one round trip to Redis; a start also waits for the provider, up to 10 s.
@@ -54,23 +55,38 @@ _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15)
 _STORE_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 
 
-class _Names:
-    """Label values that come from outside: the first ``most`` as they are, and ``other`` for all others."""
+class _CallsBy:
+    """Counters of calls by one more label, whose values come from outside: the first ``most``, and ``other``."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, counter: Counter, *, most: int, known: Iterable[str]) -> None:
+        self._counter = counter
         self._most = most
         self._names: set[str] = set()
+        for name in known:
+            self.add(name, CallCounts())
 
-    def __call__(self, name: str) -> str:
+    def add(self, name: str, counts: CallCounts) -> None:
         if len(self._names) < self._most:
             self._names.add(name)
-        return name if name in self._names else "other"
+        name = name if name in self._names else "other"
+        for event, count in (
+            ("asked", counts["asked"]),
+            ("placed", counts.placed),
+            ("answered", counts.answered),
+            ("unanswered", counts.unanswered),
+            ("verified", counts["verified"]),
+        ):
+            # A counter never falls, though a call that was never placed is taken off the counts.
+            self._counter.labels(name, event).inc(max(0, count))
 
 
 class Metrics:
-    """The series of one process. Its methods take a few microseconds and raise nothing."""
+    """The series of one process. Its methods take a few microseconds and raise nothing.
 
-    def __init__(self) -> None:
+    ``clients`` are those whose series begin at once.
+    """
+
+    def __init__(self, clients: Iterable[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         if not IS_SHARED:  # else it would be that of the one worker that is asked
             ProcessCollector(registry=registry)
@@ -110,9 +126,10 @@ class Metrics:
         )
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", ("limit",))
 
-        self._client_calls = counter("client_calls", "Calls by client.", ("client", "event"))
-        self._operator_calls = counter("operator_calls", "Calls by operator of the phone.", ("operator", "event"))
-        self._client_name, self._operator_name = _Names(_MOST_CLIENTS), _Names(_MOST_OPERATORS)
+        client_calls = counter("client_calls", "Calls by client.", ("client", "event"))
+        operator_calls = counter("operator_calls", "Calls by operator of the phone.", ("operator", "event"))
+        self._by_client = _CallsBy(client_calls, most=_MOST_CLIENTS, known=clients)
+        self._by_operator = _CallsBy(operator_calls, most=_MOST_OPERATORS, known=_OPERATORS)
 
         self._circuits = sum_gauge(
             "circuit_state", "Workers whose circuit to the provider is in this state.", ("circuit", "state")
@@ -166,17 +183,8 @@ class Metrics:
     def count_calls(self, calls: Mapping[Segment, CallCounts]) -> None:
         """Count calls by client and by operator: once a second, because each call would have eight series more."""
         for segment, counts in calls.items():
-            client, operator = self._client_name(segment.client), self._operator_name(segment.operator)
-            for event, count in (
-                ("asked", counts["asked"]),
-                ("placed", counts.placed),
-                ("answered", counts.answered),
-                ("unanswered", counts.unanswered),
-                ("verified", counts["verified"]),
-            ):
-                if count > 0:  # a counter never falls, and a call that was never placed is taken off
-                    self._client_calls.labels(client, event).inc(count)
-                    self._operator_calls.labels(operator, event).inc(count)
+            self._by_client.add(segment.client, counts)
+            self._by_operator.add(segment.operator, counts)
 
     def request_handled(self, method: str, route: str | None, status: int, outcome: str, seconds: float) -> None:
         """Count a request by its route's template, never by its path; ``outcome`` is a problem's slug, or ``ok``."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 from typing import Self
 
 from app.verification.channels import Channel
@@ -24,6 +25,7 @@ class Segment:
     operator: str
 
     @classmethod
+    @lru_cache(maxsize=1024)  # the events of one call follow each other within seconds
     def of(cls, client: str, channel: Channel, phone: Phone) -> Self:
         """Return the segment of a call."""
         return cls(client, channel, operator_of(phone) or "unknown")
