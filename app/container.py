@@ -44,6 +44,7 @@ from app.store.stats import RedisStats
 from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
+from app.telemetry.event_log import log_event
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.tokens import TokenSigner
@@ -378,6 +379,7 @@ class Builder:
         def publish(event: DomainEvent) -> None:
             self.metrics.observe(event)
             stores.stats.observe(event)
+            log_event(event)
 
         return VerificationService(
             Ports(

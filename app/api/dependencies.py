@@ -9,6 +9,7 @@ from fastapi.security import HTTPBearer
 from app.api.exchange import Exchange
 from app.api_keys import ApiKeys
 from app.container import Container
+from app.verification import log_context
 
 
 async def _exchange(request: Request) -> Exchange:  # FastAPI would run a plain function in a thread
@@ -29,6 +30,7 @@ ContainerDep = Annotated[Container, Depends(_container)]
 def authenticate(exchange: Exchange, keys: ApiKeys) -> str:
     """Return the client whose key a request carries, and keep the name for the log. Raises Unauthorized."""
     client = exchange.client = keys.client_of(exchange.header(b"authorization"))
+    log_context.bind(client=client)
     return client
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.container import Container
+from app.verification import log_context
 
 requests = structlog.get_logger()  # past the standard library, by which a line would cost four times as much
 
@@ -62,6 +63,7 @@ class Exchange:
             self._fields = {name: b", ".join(found) for name, found in values.items()}
         given = self.header(b"x-request-id")
         self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        log_context.begin(request_id=self.request_id)
         self._method = scope["method"]
         if self._method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
             scope["method"] = "GET"
@@ -123,11 +125,13 @@ class Exchange:
             self.container.metrics.request_handled(self._method, route, self.status, outcome, answered_after)
         trace_id = scope.get("state", {}).get("trace_id")
         is_probe = route in _PROBES and self.status != HTTPStatus.UNAUTHORIZED
+        level = logging.DEBUG if is_probe else logging.INFO
+        if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            level = logging.WARNING
         requests.bind().log(  # by ``bind``: each other attribute is looked up through three calls
-            logging.DEBUG if is_probe else logging.INFO,
+            level,
             "request.handled",
             logger=__name__,
-            request_id=self.request_id,
             client=self.client,
             method=self._method,
             route=route,

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from app.api.client_address import read_address
 from app.api.dependencies import ContainerDep
 from app.api.routing import invalid_body
+from app.verification import log_context
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import parse_phone
 from app.verification.ports import Confirmation
@@ -51,15 +52,14 @@ async def plusofon_callback(secret: str, request: Request, container: ContainerD
         callback = _Callback.model_validate(_fields(await request.body()))
     except ValidationError as error:
         raise invalid_body(error) from None
+    log_context.bind(verification_id=name.verification_id)
     try:
         confirmation = await container.service.calls.confirm_reverse_call(
             name, ref=callback.key, caller=parse_phone(callback.phone)
         )
     except PhoneNotCallable:
         confirmation = Confirmation.NOT_THE_CALLER
-    log.info(
-        "provider_callback.received", extra={"verification_id": name.verification_id, "outcome": str(confirmation)}
-    )
+    log.info("provider_callback.received", extra={"outcome": confirmation})
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 

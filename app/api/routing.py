@@ -156,7 +156,7 @@ class RequestMiddleware:
         except ClientDisconnect:
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
         except Exception:
-            log.exception("request.failed", extra={"request_id": exchange.request_id})
+            log.exception("request.failed")
             if exchange.status:  # the response has begun: the server breaks it off
                 raise
             await exchange.respond(plain_problem(HTTPStatus.INTERNAL_SERVER_ERROR, exchange.request_id))

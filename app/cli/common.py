@@ -1,7 +1,6 @@
 """What the commands share: exit codes, options, and access to the objects of the service."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -15,6 +14,7 @@ from app.cli.checks import Result, check_redis
 from app.container import Container, make_network, open_container
 from app.sandbox.network import VirtualNetwork
 from app.settings import Settings, SettingsError, load_settings
+from app.telemetry.logging import disable_logging
 from app.verification.errors import PhoneNotCallable, StoreFailure, StoreUnavailable
 from app.verification.phone import Phone, parse_phone
 
@@ -84,7 +84,7 @@ def run_with_container(
     Without ``settings``, those of the environment, which must have a Redis; without ``network``, the sandbox gets a new
     one. Raises SettingsError.
     """
-    logging.disable()  # the command itself reports failures
+    disable_logging()
     settings = settings or settings_with_redis()
 
     async def run() -> _T:

@@ -78,7 +78,7 @@ def raise_refusal(answer: Answer, refusals: Refusals) -> None:
 
 def retry_later(answer: Answer) -> ProviderUnavailable:
     """Return the error of a provider that asks to wait."""
-    return ProviderUnavailable(retry_after=answer.retry_after)
+    return ProviderUnavailable(retry_after=answer.retry_after, reason=f"status {answer.status}")
 
 
 def read_answer(status: int, body: bytes, *, retry_after: str | None, redact: Redactor) -> Answer:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_CIRCUIT_OPEN = "circuit_open"
 _SOON = 1  # seconds after which to try again, where a place may be free at any moment
 
 RecordTime = Callable[[Channel, str, str, float], None]
@@ -83,9 +84,9 @@ class CircuitBreaker:
             return
         remaining = self._open_until - self._clock()
         if remaining > 0:
-            raise ProviderUnavailable(retry_after=ceil(remaining))
+            raise ProviderUnavailable(retry_after=ceil(remaining), reason=_CIRCUIT_OPEN)
         if self._is_probing:
-            raise ProviderUnavailable(retry_after=_SOON)
+            raise ProviderUnavailable(retry_after=_SOON, reason=_CIRCUIT_OPEN)
 
     def begin(self) -> int:
         """Let one attempt pass, and return what ``end`` is to be given. Raises ProviderUnavailable if it may not."""
@@ -136,7 +137,7 @@ class Bulkhead:
     def require_room(self) -> None:
         """Return if there is a place now. Raises ProviderUnavailable."""
         if self.in_flight >= self.most:
-            raise ProviderUnavailable(retry_after=_SOON)
+            raise ProviderUnavailable(retry_after=_SOON, reason="too_many_calls_at_once")
 
     def __enter__(self) -> None:
         self.require_room()

@@ -12,6 +12,7 @@ import re
 import select
 import ssl
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from functools import cached_property
 from http import HTTPStatus
 from itertools import chain
@@ -91,7 +92,7 @@ class KeptConnections(httpx.AsyncBaseTransport):
     def _distrust(self) -> None:
         """Keep no connections from now on, as the server sends what nobody asked for."""
         if self._keeps:
-            log.warning("provider.unsolicited_data")
+            Context().run(log.warning, "provider.unsolicited_data")  # of the connection, not of the present request
             self._keep_none()
 
     async def _connect(self, request: httpx.Request) -> "_Connection":

@@ -158,7 +158,7 @@ class ProviderHttp:
                 finally:
                     self._places.release()
         except NeverSent as error:
-            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from error
+            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER, reason=error.reason) from error
         except TimeoutError:
             raise Unclear("TimeoutError") from None
 

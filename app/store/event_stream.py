@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from itertools import chain
 from typing import Any
 
@@ -68,7 +69,7 @@ class RedisChanges:
         self._clients[client] += 1
         self._feeds.setdefault(verification_id, of_one).add(feed)
         if self._receiver is None:
-            self._receiver = asyncio.create_task(self._receive())
+            self._receiver = asyncio.create_task(self._receive(), context=Context())  # of no one request
         try:
             yield feed
         finally:

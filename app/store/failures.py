@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -77,7 +78,7 @@ class FailureLog:
             if now >= self._again_at.get(reason, now):
                 self._again_at[reason] = now + _LOGGED_EVERY
                 facts = {"reason": reason, "error": name_of(error), "commands": self._unlogged.pop(reason)}
-                log.error("store.unavailable", extra=facts)
+                Context().run(log.error, "store.unavailable", extra=facts)  # of all that wait, not of one request
 
 
 def name_of(error: Exception) -> str:

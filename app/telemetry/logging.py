@@ -12,6 +12,8 @@ import structlog
 from pydantic_core import to_json
 from structlog.types import EventDict, Processor
 
+from app.verification import log_context
+
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
 _WRITTEN_AFTER = 0.02  # seconds for which a line of a request is held
@@ -69,6 +71,7 @@ def configure_logging(*, level: str, style: str) -> None:
         structlog.stdlib.ExtraAdder(),
         stamp,
         _drop_color_message,
+        _add_context,
     ]
     tail: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     render: Callable[[EventDict], str] = _to_json
@@ -86,7 +89,7 @@ def configure_logging(*, level: str, style: str) -> None:
         )
     )
     structlog.configure(
-        wrapper_class=_RequestLogger,
+        wrapper_class=_EventLogger,
         logger_factory=lambda *_: buffer,
         cache_logger_on_first_use=True,
     )
@@ -98,22 +101,34 @@ def configure_logging(*, level: str, style: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class _RequestLogger(structlog.BoundLoggerBase):
-    """Structlog's own logger: a line for each request, which is held for a moment.
+def disable_logging() -> None:
+    """Log nothing: commands report their failures themselves."""
+    logging.disable()
+    structlog.configure(wrapper_class=_EventLogger)
 
-    It is made in one step, for structlog's processors cost three times as much.
+
+class _EventLogger(structlog.BoundLoggerBase):
+    """Structlog's own logger: the lines of requests and domain events, which are held for a moment.
+
+    A line is made in one step, for structlog's processors cost three times as much.
     """
 
     def log(self, level: int, event: str, **fields: object) -> None:
         if logging.root.isEnabledFor(level):
             name = logging.getLevelName(level).lower()
-            self._logger.write_later(fields | {"event": event, "level": name, "timestamp": datetime.now(UTC)})
+            line = {"event": event, "level": name, "timestamp": datetime.now(UTC)}
+            self._logger.write_later({**log_context.bound(), **fields, **line})
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:
     """Drop the field that uvicorn adds for its own formatter."""
     event.pop("color_message", None)
     return event
+
+
+def _add_context(_: object, __: str, event: EventDict) -> EventDict:
+    """Add the fields of the request or step that logs; an event's own come first."""
+    return {**log_context.bound(), **event}
 
 
 def _to_json(event: EventDict, default: Callable[[Any], Any] = repr) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+from app.verification import log_context
 from app.verification.errors import ProviderError, StoreUnavailable
 from app.verification.ports import CallId, CallSchedule
 
@@ -74,13 +75,10 @@ class CallWatcher:
     async def _handle(self, call: DueCall) -> None:
         """Follow one call, unless it is given up. Its errors do not keep others from being followed."""
         call_id = call.call_id
-        facts = {
-            "verification_id": call_id.verification_id,
-            "call_number": call_id.call_number,
-            "attempt": call.attempt,
-        }
+        log_context.begin(verification_id=call_id.verification_id, call_number=call_id.call_number)
+        attempt = {"attempt": call.attempt}
         if call.attempt > MAX_ATTEMPTS:
-            log.warning("call.given_up", extra=facts)
+            log.warning("call.given_up", extra=attempt)
             await self.queue.done(call_id)
             return
         pause = min(_FIRST_PAUSE * 2.0 ** (call.attempt - 1), _LONGEST_PAUSE)  # 1 s, 2 s, 4 s, 8 s, then 15 s
@@ -90,10 +88,10 @@ class CallWatcher:
         except StoreUnavailable:
             raise
         except ProviderError as error:
-            log.warning("call.lookup_failed", extra={**facts, "error": repr(error)})
+            log.warning("call.lookup_failed", extra={**attempt, "kind": error.kind, "reason": error.reason})
             is_done, pause = False, _PAUSE_AFTER_ERROR
         except Exception:
-            log.exception("call.follow_failed", extra=facts)
+            log.exception("call.follow_failed", extra=attempt)
             is_done, pause = False, _PAUSE_AFTER_ERROR
         if is_done:
             await self.queue.done(call_id)

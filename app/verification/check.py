@@ -3,6 +3,7 @@
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
+from app.verification import log_context
 from app.verification.domain_events import CodeRejected, LimitHit, Segment, VerificationSucceeded
 from app.verification.errors import CodeRequired, LimitReached
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
@@ -42,6 +43,7 @@ class CheckVerification:
 
         """
         policy = self.ports.policies.for_client(request.client)
+        log_context.bind_verification(verification_id)
         checking = self.ports.store.check_by_id(verification_id, self._code_check(request), policy)
         return await self._finish(request, checking)
 
@@ -58,6 +60,7 @@ class CheckVerification:
         policy = self.ports.policies.for_client(request.client)
         policy.require_allowed(purpose)
         number, check = policy.parse_phone(phone), self._code_check(request)
+        log_context.bind(phone=number.masked)
         return await self._finish(request, self.ports.store.check_by_phone(number, purpose, check, policy))
 
     def _code_check(self, request: CheckRequest) -> CodeCheck:
@@ -75,8 +78,9 @@ class CheckVerification:
         try:
             outcome = await checking
         except LimitReached as error:
-            self.ports.publish(LimitHit(error.limit))
+            self.ports.publish(LimitHit(error.limit, "check", error.retry_after))
             raise
+        log_context.bind(verification_id=outcome.verification_id)
         match outcome:
             case Waiting():
                 return outcome
@@ -84,6 +88,7 @@ class CheckVerification:
                 self.ports.publish(CodeRejected(outcome.status))
                 return outcome
             case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
+                log_context.bind(phone=phone.masked)
                 if not (test or outcome.is_repeated):
                     self.ports.publish(VerificationSucceeded(Segment.of(request.client, outcome.channel, phone)))
                     self.ports.guard.succeeded(phone, request.client)

@@ -1,9 +1,9 @@
-"""The domain events, from which metrics and statistics are counted. Test numbers publish none."""
+"""The domain events, from which metrics and statistics are counted, and which are logged. Test numbers publish none."""
 
 from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
-from typing import Self
+from typing import Literal, Self
 
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
@@ -47,10 +47,11 @@ class VerificationStarted:
 
 @value
 class CallPlaced:
-    """A call was placed (``initiated``), or may have been (``unconfirmed``)."""
+    """A call was placed (``initiated``), or may have been (``unconfirmed``; ``why`` is for the log)."""
 
     segment: Segment
     status: CallStatus
+    why: str | None = None
 
 
 @value
@@ -85,9 +86,14 @@ class UnknownCallStatus:
 
 @value
 class LimitHit:
-    """A limit refused a start or a check; ``call_cooldown`` and ``fraud_guard`` are among the names."""
+    """A limit refused a start or a check, for ``retry_after`` seconds.
+
+    ``call_cooldown`` and ``fraud_guard`` are among the names.
+    """
 
     name: str
+    operation: Literal["start", "check"]
+    retry_after: int
 
 
 @value

@@ -122,9 +122,13 @@ class VerificationLocked(RetryLater):
 
 
 class ProviderError(VerificationError):
-    """The provider did not place a call, or gave no data. Metrics and statistics count errors by ``kind``."""
+    """The provider did not place a call, or gave no data. Metrics and statistics count errors by ``kind``.
+
+    ``reason`` says more in the log, without secrets: the provider's own words, or which step of a request failed.
+    """
 
     kind: ClassVar = "other"
+    reason = ""
 
 
 class ProviderRejected(ProviderError):
@@ -134,13 +138,17 @@ class ProviderRejected(ProviderError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = self.reason = message
 
 
 class ProviderUnavailable(ProviderError, RetryLater):
     """The provider was not reached, or its answer was unreadable."""
 
     kind = "unavailable"
+
+    def __init__(self, *, retry_after: int, reason: str = "") -> None:
+        super().__init__(retry_after=retry_after)
+        self.reason = reason
 
 
 class BalanceTooLow(ProviderError):

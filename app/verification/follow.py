@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 
+from app.verification import log_context
 from app.verification.domain_events import CallEnded, CallNeverPlaced, Segment, UnknownCallStatus
 from app.verification.errors import VerificationNotFound
 from app.verification.model import Call, CallStatus, Verification
@@ -33,6 +34,7 @@ class FollowCalls:
         try:
             verification = await ports.store.read(call_id.verification_id, client=None)
             call = verification.call(call_id.call_number)
+            _bind(verification)
             if call is None or call.ref is None or call.state.status.is_final or call.channel not in ports.senders:
                 return True
             state = await ports.senders[call.channel].fetch_status(call.ref)
@@ -40,7 +42,7 @@ class FollowCalls:
                 # Only an unconfirmed call may never have been placed. Any other was, by the provider of that time:
                 # the one asked now does not know it.
                 if call.state.status is CallStatus.UNCONFIRMED:
-                    log.warning("call.never_placed", extra={"verification_id": verification.id})
+                    log.warning("call.never_placed", extra={"channel": call.channel})
                     await self._refund(verification, call)
                 return True
             if state.provider_status is not None:
@@ -74,6 +76,8 @@ class FollowCalls:
             verification = await self.ports.store.read(call_id.verification_id, client=None)
         except VerificationNotFound:
             return Confirmation.NOT_FOUND
+        _bind(verification)
+        log_context.bind(call_number=call_id.call_number)
         policy = self.ports.policies.for_client(verification.client)
         confirmation = await self.ports.store.confirm(
             verification, call_id.call_number, ref=ref, caller=caller, policy=policy
@@ -82,6 +86,10 @@ class FollowCalls:
             segment = Segment.of(verification.client, verification.channel, verification.phone)
             self.ports.publish(CallEnded(segment, CallStatus.COMPLETED))
         return confirmation
+
+
+def _bind(verification: Verification) -> None:
+    log_context.bind(verification_id=verification.id, client=verification.client, phone=verification.phone.masked)
 
 
 @dataclass(frozen=True, slots=True)

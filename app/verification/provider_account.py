@@ -51,7 +51,7 @@ class AccountReader:
         try:
             balance = await self._accounts.get_balance()
         except ProviderError as error:
-            log.warning("provider.balance_unknown", extra={"error": repr(error)})
+            log.warning("provider.balance_unknown", extra={"kind": error.kind, "reason": error.reason})
         return ProviderOverview(accounts, balance)
 
 
@@ -164,7 +164,7 @@ class BalancePoller:
                 if before is not None and rub != before:
                     self._publish(BalanceChanged(rub - before))
         except ProviderError as error:
-            log.warning("balance.not_read", extra={"error": repr(error)})
+            log.warning("balance.not_read", extra={"kind": error.kind, "reason": error.reason})
             self._logged = self._logged or BalanceLevel.OK  # from here on an unknown balance is logged
         finally:
             self._log_level()

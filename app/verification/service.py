@@ -1,5 +1,6 @@
 """All use cases of verifications, with the two that need no file of their own."""
 
+from app.verification import log_context
 from app.verification.check import CheckVerification
 from app.verification.domain_events import VerificationCanceled
 from app.verification.follow import FollowCalls
@@ -22,6 +23,7 @@ class VerificationService:
 
         Raise VerificationNotFound or StoreUnavailable.
         """
+        log_context.bind_verification(verification_id)
         verification = await self._ports.store.read(verification_id, client=client, follow=follow)
         policy = self._ports.policies.for_client(verification.client)
         return verification.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
@@ -31,7 +33,9 @@ class VerificationService:
 
         Raise VerificationNotFound, VerificationAlreadyUsed, VerificationLocked or StoreUnavailable.
         """
+        log_context.bind_verification(verification_id)
         verification = await self._ports.store.cancel(client, verification_id)
+        log_context.bind(phone=verification.phone.masked, channel=verification.channel)
         if not verification.test:
             self._ports.publish(VerificationCanceled())
         return verification

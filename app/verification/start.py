@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from app.verification import log_context
 from app.verification.channels import Channel
 from app.verification.code import make_code
 from app.verification.domain_events import CallAsked, CallPlaced, CallRefused, LimitHit, Segment, VerificationStarted
@@ -86,7 +87,7 @@ class StartVerification:
         try:
             return await _Start(self._ports, request, journal or NoJournal()).run(self._gate)
         except LimitReached as error:
-            self._ports.publish(LimitHit(error.limit))
+            self._ports.publish(LimitHit(error.limit, "start", error.retry_after))
             raise
 
 
@@ -97,6 +98,9 @@ class _Start:
         policy = ports.policies.for_client(request.client)
         policy.require_allowed(request.purpose, request.channels)
         phone = policy.parse_phone(request.phone)
+        log_context.bind(phone=phone.masked)
+        if request.verification_id is not None:
+            log_context.bind_verification(request.verification_id)
         self.ports, self.request, self.journal, self.policy, self.phone = ports, request, journal, policy, phone
         self.channels = request.channels or policy.channels
         # The first channel of each kind, since their rules differ; the key is True if the channel has a code.
@@ -131,7 +135,7 @@ class _Start:
             await deferred.write(*self._refunds())
             raise
         if self.is_test:
-            log.info("verification.test_started", extra={"verification_id": verification.id, "test": True})
+            log.info("verification.test_started")
             return await self._record(verification, CallUpdate(state=CallState(CallStatus.COMPLETED), ref="test"))
         try:
             return await self._place(verification, channels)
@@ -200,6 +204,7 @@ class _Start:
             call = verification.call(call_id.call_number)
             if call is None:
                 return None
+            self._bind(call_id, call.channel)
             if not call.channel.rules.has_code and call.dial is None:
                 # Nobody knows the number to call. The event in the limits is not known here, and stays counted.
                 await ports.store.refund(call_id, phone=verification.phone, client=client, policy=self.policy)
@@ -208,10 +213,11 @@ class _Start:
                 update = CallUpdate(state=CallState(CallStatus.UNCONFIRMED))
                 await ports.store.record_call(verification, call_id.call_number, update)
                 verification = await ports.store.read(call_id.verification_id, client=client)
-                ports.publish(CallPlaced(self._segment(call.channel), CallStatus.UNCONFIRMED))
+                segment = self._segment(call.channel)
+                ports.publish(CallPlaced(segment, CallStatus.UNCONFIRMED, "its process ended"))
         except VerificationNotFound:
             return None
-        log.warning("verification.start_resumed", extra={"verification_id": verification.id})
+        log.warning("verification.start_resumed")
         started = Started(verification)
         await self.journal.keep(started)
         return started
@@ -233,12 +239,16 @@ class _Start:
     async def _store(self, call_id: CallId, channel: Channel) -> Started:
         """Make a code and store the call, together with the note in the journal that it is about to be placed."""
         self.call_id = call_id
+        self._bind(call_id, channel)
         length = self.policy.code_length_of(channel)
         self.code = self.test_code or (make_code(length) if length else None)
         start = self.ports.store.start(call_id, self._new_call(channel, self.code), self.policy)
         started: Started
         started, _ = _require_all(await in_one_round_trip(start, self.journal.begin(call_id)))
         return started
+
+    def _bind(self, call_id: CallId, channel: Channel) -> None:
+        log_context.bind(verification_id=call_id.verification_id, call_number=call_id.call_number, channel=channel)
 
     def _new_call(self, channel: Channel, code: str | None = None) -> NewCall:
         request = self.request
@@ -310,9 +320,9 @@ class _Start:
     async def _record_outcome(self, verification: Verification, channel: Channel, outcome: Placed | Unknown) -> Started:
         """Record a call that was placed, or may have been, and publish it."""
         ports = self.ports
+        why: str | None = None
         match outcome:
             case Unknown(why, ref):
-                log.warning("call.unconfirmed", extra={"verification_id": verification.id, "why": why})
                 token = self.token if ref else None
                 update = CallUpdate(state=CallState(CallStatus.UNCONFIRMED), ref=ref, limits_token=token)
             case Placed(ref, code, operator, dial):
@@ -326,7 +336,7 @@ class _Start:
                 )
         started = await self._record(verification, update, follow=ports.senders[channel].supports_status)
         segment = self._segment(channel)
-        ports.publish(CallPlaced(segment, update.state.status))
+        ports.publish(CallPlaced(segment, update.state.status, why))
         if verification.calls_placed == 1:
             ports.publish(VerificationStarted(segment))
         return started

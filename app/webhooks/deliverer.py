@@ -144,7 +144,13 @@ class WebhookDeliverer:
 
 def _log_fields(delivery: Delivery) -> dict[str, object]:
     event = delivery.event
-    return {"event_id": event.id, "event_type": event.type, "client": event.client}
+    return {
+        "event_id": event.id,
+        "event_type": event.type,
+        "client": event.client,
+        "verification_id": event.verification_id,
+        "phone": event.phone.masked,
+    }
 
 
 def _jitter(least: float) -> float:

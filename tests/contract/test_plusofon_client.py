@@ -600,12 +600,12 @@ class TestConstruction:
             pass
 
 
-async def test_the_message_of_a_refusal_is_logged_redacted(
-    client: PlusofonClient, plusofon: respx.Router, caplog: pytest.LogCaptureFixture
+async def test_the_message_of_a_refusal_is_its_reason_and_redacted(
+    client: PlusofonClient, plusofon: respx.Router
 ) -> None:
     plusofon.post(CALL).respond(400, json={"message": "The number 89001234567 is wrong"})
 
-    await client.initiate_call(PHONE, PIN, Lang.RU, 2)
+    outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
 
-    (record,) = [record for record in caplog.records if record.message == "plusofon.call_rejected"]
-    assert vars(record)["detail"] == "The number ••• is wrong"
+    assert isinstance(outcome, Refused)
+    assert outcome.error.reason == "The number ••• is wrong"

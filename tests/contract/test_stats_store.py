@@ -109,7 +109,7 @@ async def test_a_day_counts_every_kind_of_event(stats: RedisStats) -> None:
         CallEnded(VOICE, CallStatus.COMPLETED),
         CallRefused(Channel.VOICE, BalanceTooLow()),
         CallRefused(Channel.FLASH_CALL, ProviderRejected("no")),
-        LimitHit("call_cooldown"),
+        LimitHit("call_cooldown", "start", 30),
         CodeRejected(Status.PENDING),
         CodeRejected(Status.LOCKED),
         VerificationSucceeded(VOICE),
@@ -275,7 +275,7 @@ async def test_each_client_keeps_its_own_counts_when_operators_no_longer_fit(red
     for client in range(30):
         for operator in range(30):
             stats.observe(CallAsked(Segment(f"client-{client}", Channel.VOICE, f"operator-{operator}")))
-        stats.observe(LimitHit("call_cooldown"))
+        stats.observe(LimitHit("call_cooldown", "start", 30))
         await stats.flush()
 
     found = await stats.read(by=[Dimension.CLIENT])

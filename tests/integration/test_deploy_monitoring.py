@@ -75,7 +75,7 @@ async def real(api: httpx.AsyncClient) -> Series:
 
     metrics = Metrics()
     metrics.set_process(circuits={"voice": "open"}, listeners=1, background={"follow": 1.0})
-    metrics.observe(LimitHit("call_cooldown"))
+    metrics.observe(LimitHit("call_cooldown", "start", 30))
     metrics.count_calls({Segment("shop", Channel.VOICE, "mts"): CallCounts(initiated=1, completed=1, verified=1)})
     text = await Exposition(registry=metrics.registry, version="1", gauges=[known], refresh=lambda: None).render()
     return metrics_in(of_app, text.decode())

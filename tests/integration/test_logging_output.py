@@ -21,9 +21,12 @@ from app.api import exchange
 from app.main import create_app
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import MagicNumber
+from app.telemetry import event_log
 from app.telemetry.logging import configure_logging
 from app.tokens import generate_keys
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
+from tests.integration.test_fault_table import KEY, production_settings
+from tests.log_events import COMMON_FIELDS, documented
 
 ROOT = Path(__file__).parents[2]
 SHOP, OPERATOR = "pvk_not-a-real-key-of-a-shop", "pvk_not-a-real-key-of-an-operator"
@@ -38,7 +41,8 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     levels = {name: logging.getLogger(name).level for name in ("httpx", "uvicorn.access", "asyncio")}
     monkeypatch.setattr(sys, "stderr", text)
     configure_logging(level="debug", style="json")
-    monkeypatch.setattr(exchange, "requests", structlog.get_logger())  # the previous logger keeps its stream
+    monkeypatch.setattr(exchange, "requests", structlog.get_logger())  # the previous loggers keep their stream
+    monkeypatch.setattr(event_log, "events", structlog.get_logger())
     yield text
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
@@ -158,6 +162,150 @@ async def heard(api: httpx.AsyncClient, phone: str) -> str:
     raise TimeoutError(phone)
 
 
+async def logs(logged: io.StringIO, event: str) -> dict[str, Any]:
+    """Return the first line of an event, once there is one."""
+    async with asyncio.timeout(5):
+        while not (found := [line for line in lines(logged) if line["event"] == event]):  # noqa: ASYNC110 - the condition is met by background work
+            await asyncio.sleep(0.01)
+    return found[0]
+
+
+def story(logged: io.StringIO, search: str) -> list[str]:
+    """Return the lines with a text, as a person reads them."""
+    facts = ("call_number", "channel", "status", "kind", "reason", "why", "limit")
+    found = [line for line in lines(logged) if search in json.dumps(line, ensure_ascii=False)]
+    return [" ".join([line["event"], *(str(line[fact]) for fact in facts if line.get(fact))]) for line in found]
+
+
+async def test_a_search_for_the_id_finds_the_whole_story_in_order(api: httpx.AsyncClient, logged: io.StringIO) -> None:
+    verification_id = (await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"]
+    await api.post("/verify/start", json={"phone": OTHER})
+    await api.post("/verify/check", json={"verification_id": verification_id, "code": "000000"})
+    code = await heard(api, PHONE)
+    await logs(logged, "call.ended")
+    await api.post("/verify/check", json={"phone": PHONE, "code": code})
+    await api.post("/verify/check", json={"verification_id": verification_id, "code": code})
+
+    assert story(logged, verification_id) == [
+        "call.placed 1 voice",
+        "request.handled 1 voice 201",
+        "verification.code_wrong",
+        "request.handled 200",
+        "call.ended 1 voice completed",
+        "verification.verified",
+        "request.handled 200",
+        "request.handled 409",
+    ]
+
+
+async def test_each_event_names_the_request_the_client_and_the_phone(
+    api: httpx.AsyncClient, logged: io.StringIO
+) -> None:
+    answer = await api.post("/verify/start", json={"phone": PHONE}, headers={"X-Request-ID": "mine-1"})
+    verification_id = answer.json()["verification_id"]
+    placed, handled, ended = (
+        [await logs(logged, event) for event in ("call.placed", "request.handled", "call.ended")]
+    )  # fmt: skip
+
+    for line in (placed, handled, ended):
+        assert line["verification_id"] == verification_id
+        assert (line["client"], line["phone"], line["call_number"]) == ("shop", "+7916•••4567", 1)
+    assert placed["request_id"] == handled["request_id"] == "mine-1"
+    assert "request_id" not in ended
+
+
+@pytest.mark.parametrize(
+    ("phone", "told"),
+    [
+        (MagicNumber.BUSY, ["call.placed 1 voice", "request.handled 1 voice 201", "call.ended 1 voice busy"]),
+        (
+            MagicNumber.REFUSED,
+            ["call.refused 1 voice rejected error find flashcall account: not found", "request.handled 1 voice 502"],
+        ),
+        (MagicNumber.NO_BALANCE, ["call.refused 1 voice balance_too_low", "request.handled 1 voice 503"]),
+        (MagicNumber.NO_REPLY_PLACED, ["call.unconfirmed 1 voice TimeoutError", "request.handled 1 voice 201"]),
+    ],
+)
+async def test_the_story_of_a_call_that_fails_says_why(
+    api: httpx.AsyncClient, logged: io.StringIO, phone: MagicNumber, told: list[str]
+) -> None:
+    await api.post("/verify/start", json={"phone": phone})
+    if told[-1].startswith("call.ended"):
+        await logs(logged, "call.ended")
+
+    (verification_id,) = {line["verification_id"] for line in lines(logged) if "verification_id" in line}
+    assert story(logged, verification_id) == told
+    levels = {line["event"]: line["level"] for line in lines(logged) if "verification_id" in line}
+    assert levels["request.handled"] == ("info" if told[-1].endswith(("201", "busy")) else "warning")
+
+
+async def test_a_provider_that_is_not_reached_is_logged_with_the_step_that_failed(
+    redis: Redis, redis_url: str, logged: io.StringIO
+) -> None:
+    settings = production_settings(redis_url, "http://127.0.0.1:1")
+    async with run(create_app(settings)) as client:
+        await client.post("/verify/start", json={"phone": PHONE}, headers={"Authorization": f"Bearer {KEY}"})
+
+    refused, handled = await logs(logged, "call.refused"), await logs(logged, "request.handled")
+    assert (refused["kind"], refused["reason"], handled["status"]) == ("unavailable", "refused", 503)
+    tries = [line for line in lines(logged) if line["event"] == "plusofon.not_reached" and "request_id" in line]
+    assert {(line["reason"], line["request_id"], line["verification_id"]) for line in tries} == {
+        ("refused", refused["request_id"], refused["verification_id"])
+    }
+
+
+async def test_a_start_that_a_limit_refuses_is_logged_with_the_limit_and_the_wait(
+    redis: Redis, redis_url: str, network: VirtualNetwork, logged: io.StringIO
+) -> None:
+    async with run(create_app(sandbox_settings(redis_url), network)) as client:
+        await client.post("/verify/start", json={"phone": PHONE})
+        await client.post("/verify/start", json={"phone": PHONE})
+
+    refused = await logs(logged, "start.refused")
+    assert (refused["limit"], refused["retry_after"], refused["phone"]) == ("call_cooldown", 60, "+7916•••4567")
+    assert refused["level"] == "info"
+    assert "verification_id" not in refused
+    assert story(logged, refused["request_id"]) == ["start.refused call_cooldown", "request.handled 429"]
+
+
+async def test_the_end_of_a_verification_is_logged(api: httpx.AsyncClient, logged: io.StringIO) -> None:
+    locked = (await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"]
+    for _ in range(5):
+        await api.post("/verify/check", json={"verification_id": locked, "code": "000000"})
+    canceled = (await api.post("/verify/start", json={"phone": OTHER})).json()["verification_id"]
+    await api.post(f"/verify/{canceled}/cancel")
+
+    assert (await logs(logged, "verification.locked"))["verification_id"] == locked
+    line = await logs(logged, "verification.canceled")
+    assert (line["verification_id"], line["phone"]) == (canceled, "+7926•••4568")
+
+
+async def test_what_a_caller_sends_in_place_of_an_id_is_not_logged(api: httpx.AsyncClient, logged: io.StringIO) -> None:
+    await api.post("/verify/check", json={"verification_id": PHONE, "code": "123456"})
+    await api.get(f"/verify/{PHONE}")
+    await api.post(f"/verify/{PHONE}/cancel")
+    await api.post("/verify/start", json={"phone": OTHER, "verification_id": PHONE})
+
+    assert len(lines(logged)) >= 4
+    assert PHONE.removeprefix("+7") not in logged.getvalue()
+
+
+async def test_a_failure_of_redis_is_logged_as_that_of_no_request(
+    api: httpx.AsyncClient, redis: Redis, logged: io.StringIO
+) -> None:
+    await api.post("/verify/start", json={"phone": PHONE})  # its request made the connection
+    await redis.config_set("maxmemory", "1")
+    try:
+        answer = await api.post("/verify/start", json={"phone": OTHER})
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+    assert answer.status_code == 503
+    line = await logs(logged, "store.unavailable")
+    assert line["reason"] == "out_of_memory"
+    assert line.keys().isdisjoint({"request_id", "phone", "client"})
+
+
 async def test_no_log_line_contains_a_code_a_phone_a_token_or_a_key(
     api: httpx.AsyncClient, network: VirtualNetwork, logged: io.StringIO, redis: Redis
 ) -> None:
@@ -192,6 +340,10 @@ async def test_no_log_line_contains_a_code_a_phone_a_token_or_a_key(
 
     assert len(lines(logged)) > 40
     assert {"request.handled", "call.unconfirmed"} <= {line["event"] for line in lines(logged)}
+    events = documented()
+    for line in lines(logged):
+        if line["logger"].startswith("app."):
+            assert line.keys() - COMMON_FIELDS <= events[line["event"]], line
     for secret in secrets:
         assert secret not in text
     for phone in phones:

@@ -161,8 +161,8 @@ async def test_labels_are_a_fixed_set_and_do_not_identify_an_end_user(api: httpx
 
     names = {label for family in families for sample in family.samples for label in sample.labels}
     assert names <= {
-        "channel", "circuit", "client", "event", "kind", "le", "limit", "method", "operation", "operator", "outcome", "route",
-        "state", "status", "step", "version",
+        "channel", "circuit", "client", "event", "kind", "le", "limit", "method", "operation", "operator", "outcome",
+        "route", "state", "status", "step", "version",
     }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ async def test_each_domain_event_increments_its_own_counter_once() -> None:
         CallEnded(VOICE, CallStatus.BUSY),
         CallRefused(Channel.VOICE, BalanceTooLow()),
         UnknownCallStatus(Channel.VOICE),
-        LimitHit("fraud_guard"),
+        LimitHit("fraud_guard", "start", 60),
         CodeRejected(Status.PENDING),
         CodeRejected(Status.LOCKED),
         VerificationSucceeded(VOICE),

@@ -89,7 +89,7 @@ def test_every_log_event_mentioned_in_a_runbook_is_logged_by_the_code() -> None:
 
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", OPERATIONS.partition("## Runbooks")[2]))
 
-    assert {"plusofon.not_reached", "plusofon.call_rejected", "call.unconfirmed"} <= named
+    assert {"plusofon.not_reached", "call.refused", "call.unconfirmed"} <= named
     assert named <= logged, named - logged
 
 

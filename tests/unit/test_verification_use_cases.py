@@ -976,6 +976,7 @@ async def test_a_refusal_by_a_limit_is_published_as_a_domain_event() -> None:
     with pytest.raises((RateLimited, CallBudgetExhausted)):
         await harness.start(phone="+79051234567")
 
-    hits = [event for event in harness.published if isinstance(event, LimitHit)]
-    assert hits[:2] == [LimitHit("call_cooldown"), LimitHit("calls_per_day")]
+    hits = [event for event in harness.published if isinstance(event, LimitHit)][:2]
+    assert [(hit.name, hit.operation) for hit in hits] == [("call_cooldown", "start"), ("calls_per_day", "start")]
+    assert all(hit.retry_after >= 1 for hit in hits)
     assert sum(isinstance(event, CallAsked) for event in harness.published) == 4

@@ -107,7 +107,7 @@ class PlusofonClient:
             return placed
 
         if pin is not None and not wire.FLASH_PIN.fullmatch(pin):
-            return _refused(ProviderRejected("not a code of four digits"))
+            return Refused(ProviderRejected("not a code of four digits"))
         body = {"pin": pin} if pin is not None else {}
         return await self._place(_FLASH_CALL, phone, body, parse, timeout=timeout)
 
@@ -159,7 +159,7 @@ class PlusofonClient:
             body = {"phone": wire.format_phone(phone, self._phone_prefix), **body}
             return parse(await self._send(path, body, redact or self._redact, timeout))
         except ProviderError as error:
-            return _refused(error)
+            return Refused(error)
         except Unclear as error:
             return Unknown(error.why)
 
@@ -182,15 +182,9 @@ class PlusofonClient:
         return await self._http.send(request, redact=redact, timeout=timeout)
 
 
-def _refused(error: ProviderError) -> Refused:
-    if isinstance(error, ProviderRejected):
-        log.warning("plusofon.call_rejected", extra={"detail": error.message})  # redacted already
-    return Refused(error)
-
-
 def _unavailable(path: str, why: str) -> ProviderUnavailable:
     log.warning("plusofon.unclear_answer", extra={"path": path, "why": why})
-    return ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER)
+    return ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER, reason=why)
 
 
 def _header_value(name: str, value: str) -> str:

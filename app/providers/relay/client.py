@@ -91,7 +91,7 @@ class RelaySender:
             return wire.parse_state(await self._send("GET", httpx.URL(f"{self._url}/{call_ref}"), call_ref))
         except Unclear as error:
             log.warning("relay.unclear_answer", extra={"why": error.why})
-            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER) from None
+            raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER, reason=error.why) from None
 
     async def _send(
         self, method: str, url: httpx.URL, message_id: str, body: bytes = b"", timeout: float | None = None
