@@ -27,6 +27,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
+from app.sandbox.webhook_log import WebhookLog
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
 from app.settings.policies import make_policies, make_prices
@@ -63,6 +64,8 @@ from app.verification.stats import parse_zone
 from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
+from app.webhooks.endpoint import WebhookEndpoint
+from app.webhooks.recording import RecordingSender, with_all_clients
 from app.webhooks.sender import WebhookSender
 
 if TYPE_CHECKING:
@@ -133,17 +136,18 @@ async def open_container(
     settings: Settings,
     network: VirtualNetwork | None = None,
     *,
+    webhook_log: WebhookLog | None = None,
     tracing: "Tracing | None" = None,
     in_background: bool = False,
 ) -> AsyncIterator[Container]:
     """Build all objects, and close them with the context. Raises SettingsError.
 
-    In sandbox mode calls go to ``network`` in place of Plusofon. Without ``in_background`` nothing runs beside what the
-    caller asks for: no calls are followed and no webhooks delivered.
+    In sandbox mode calls go to ``network`` in place of Plusofon, and webhooks are recorded in ``webhook_log``. Without
+    ``in_background`` nothing runs beside what the caller asks for: no calls are followed and no webhooks delivered.
     """
     async with AsyncExitStack() as stack:
         clients = [client for client, _ in settings.api.keys] or [OPEN_CLIENT]
-        builder = Builder(settings, stack, tracing, Metrics(clients))
+        builder = Builder(settings, stack, tracing, webhook_log, Metrics(clients))
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
@@ -217,6 +221,7 @@ class Builder:
     settings: Settings
     stack: AsyncExitStack
     tracing: "Tracing | None" = None
+    webhook_log: WebhookLog | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
     def open_redis(self) -> Redis:
@@ -241,7 +246,6 @@ class Builder:
         # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
-        endpoints = make_endpoints(settings.clients)
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
@@ -262,7 +266,7 @@ class Builder:
                 zone=parse_zone(settings.stats.timezone),
                 count_calls=self.metrics.count_calls,
             ),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=endpoints),
+            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=self.endpoints),
             webhooks=RedisOutbox(runner),
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
@@ -428,12 +432,21 @@ class Builder:
 
     def make_deliverer(self, outbox: RedisOutbox) -> WebhookDeliverer | None:
         """Make what delivers webhooks, if some client has an endpoint."""
-        settings, endpoints = self.settings, make_endpoints(self.settings.clients)
-        if not endpoints:
+        settings = self.settings
+        if not self.endpoints:
             return None
-        sender = WebhookSender(
+        make_sender = partial(RecordingSender, log=self.webhook_log) if self.webhook_log else WebhookSender
+        sender = make_sender(
             allow_private=settings.mode is Mode.SANDBOX,
             proxy=settings.outbound.proxy_url,
             ssl_context=trust(ssl.create_default_context(), settings.outbound.ca_file),
         )
-        return WebhookDeliverer(outbox, endpoints, sender=sender)
+        return WebhookDeliverer(outbox, self.endpoints, sender=sender)
+
+    @property
+    def endpoints(self) -> Mapping[str, WebhookEndpoint]:
+        """The webhook endpoints by client; where webhooks are recorded, every client has one."""
+        endpoints = make_endpoints(self.settings.clients)
+        if self.webhook_log is None:
+            return endpoints
+        return with_all_clients(endpoints, {key.client for key in self.settings.api.keys} or {OPEN_CLIENT})

@@ -18,6 +18,7 @@ from app.container import Container, make_network, open_container
 from app.sandbox.demo import demo_router
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.routes import sandbox_router
+from app.sandbox.webhook_log import WebhookLog, webhook_log_router
 from app.server.shutdown import stop_signals
 from app.settings import Mode, Settings, SettingsError
 
@@ -35,11 +36,16 @@ Keep the `verification_id` of the answer: check by it, and send it to `start` to
 
 
 def create_app(
-    settings: Settings, network: VirtualNetwork | None = None, *, tracing: "Tracing | None" = None
+    settings: Settings,
+    network: VirtualNetwork | None = None,
+    *,
+    webhook_log: WebhookLog | None = None,
+    tracing: "Tracing | None" = None,
 ) -> FastAPI:
     """Return the application; its objects are built when it starts and closed when it stops.
 
-    Tests pass the sandbox's telephone ``network``, and their own ``tracing`` in place of that of the settings.
+    The sandbox records webhooks in ``webhook_log``. Tests pass its telephone ``network``, and their own ``tracing`` in
+    place of that of the settings.
     Raises SettingsError: traces are wanted and cannot be sent.
     """
     tracing = tracing or open_tracing(settings)
@@ -51,7 +57,7 @@ def create_app(
             if tracing:
                 stack.push_async_callback(asyncio.to_thread, tracing.close)
             container = await stack.enter_async_context(
-                open_container(settings, sandbox, tracing=tracing, in_background=True)
+                open_container(settings, sandbox, webhook_log=webhook_log, tracing=tracing, in_background=True)
             )
             stack.enter_context(stop_signals(container.stopping))
             yield {"container": container}
@@ -61,6 +67,8 @@ def create_app(
         app.add_middleware(tracing.middleware)
     if sandbox:
         app.include_router(sandbox_router(sandbox))
+        if webhook_log:
+            app.include_router(webhook_log_router(webhook_log))
         app.include_router(demo_router(channels=settings.enabled_channels))
     return app
 

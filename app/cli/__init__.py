@@ -1,5 +1,6 @@
 """The command line: ``plusofon-verify``. Each group of commands has a module of its own."""
 
+import os
 import sys
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -12,7 +13,8 @@ from app.cli.common import EXIT_SETTINGS, examples
 from app.cli.doctor import doctor
 from app.cli.erasure import forget
 from app.cli.fraud_guard import guard_cli
-from app.cli.keygen import keygen, openapi
+from app.cli.keygen import keygen_cli, openapi
+from app.cli.sandbox_events import tail, trigger
 from app.cli.serving import demo, serve
 from app.cli.stats import stats
 from app.cli.verifications import verifications_cli
@@ -26,7 +28,8 @@ cli = typer.Typer(
     "\n\nExit codes: 0 it is done, or all is well; 1 it failed, or the answer is no; 2 wrong settings or arguments,"
     " or the address is in use; 3 the service did not start. SIGTERM ends a service with 0.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain text, which wraps at the width of the terminal
     pretty_exceptions_enable=False,  # its tracebacks show the values of local variables
 )
 
@@ -39,13 +42,16 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as the library calls
 
 @cli.callback()
 def _options(
+    context: typer.Context,
     *,
     _: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Take the options that belong to no command."""
+    """Take the options that belong to no command, and NO_COLOR (https://no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False  # of all that the commands print
 
 
 cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem"))(serve)
@@ -54,8 +60,10 @@ cli.command(epilog=examples("doctor", "doctor --json"))(doctor)
 cli.command(epilog=examples("call +79001234567", "call 89001234567 --lang en --yes --no-check"))(call)
 cli.command(epilog=examples("stats", "stats --day 2026-01-31 --json"))(stats)
 cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))(forget)
-cli.command(epilog=examples("keygen --client shop"))(keygen)
 cli.command(epilog=examples("openapi > openapi.json"))(openapi)
+events_cli.command(epilog=examples("events tail", "events tail --forward-to localhost:9000/hooks/phone"))(tail)
+events_cli.command(epilog=examples("events trigger verification.verified"))(trigger)
+cli.add_typer(keygen_cli, name="keygen")
 cli.add_typer(verifications_cli, name="verifications")
 cli.add_typer(guard_cli, name="guard")
 cli.add_typer(events_cli, name="events")

@@ -32,10 +32,11 @@ def call(
     yes: Yes = False,
     check: Annotated[bool, typer.Option(help="Ask what was heard, and say whether it was right.")] = True,
 ) -> None:
-    """Place one real call that speaks a code, show how it goes, and ask what was heard.
+    """Place one real call, and ask which code was heard.
 
-    It costs as much as any call, and counts against the limits as any does. In sandbox mode nobody is called, and the
-    virtual phone answers by itself. Exit code 0: the right code was heard (with --no-check: the call was answered).
+    It shows how the call goes, costs as much as any call, and counts against the limits as any does. In sandbox mode
+    nobody is called, and the virtual phone answers by itself. Exit code 0: the right code was heard (with --no-check:
+    the call was answered).
     """
     number, settings = read_phone(phone), load_settings()
     if settings.mode is Mode.PRODUCTION and not yes:

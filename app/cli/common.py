@@ -13,7 +13,8 @@ from app.api.problems import detail_of
 from app.cli.checks import Result, check_redis
 from app.container import Container, make_network, open_container
 from app.sandbox.network import VirtualNetwork
-from app.settings import Settings, SettingsError, load_settings
+from app.sandbox.run_file import RunningSandbox, running_sandboxes
+from app.settings import Mode, Settings, SettingsError, given_settings, load_settings, may_look_for_sandbox
 from app.telemetry.logging import disable_logging
 from app.verification.errors import PhoneNotCallable, StoreFailure, StoreUnavailable
 from app.verification.phone import Phone, parse_phone
@@ -25,9 +26,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")]
 PhoneArgument = Annotated[str, typer.Argument(metavar="PHONE", help="A Russian mobile number, however it is spelled.")]
 
-_EMBEDDED = (
-    "`make run` and `demo` have a Redis of their own, which no other process reaches: for commands beside them set"
-    " MODE=sandbox, and the same REDIS_URL and SECRET_KEY for both."
+_NO_SANDBOX = (
+    "No sandbox of yours runs on this machine (`make run` starts one). For a sandbox elsewhere set MODE=sandbox, and"
+    " the same REDIS_URL and SECRET_KEY for both."
 )
 
 _T = TypeVar("_T")
@@ -35,7 +36,7 @@ _T = TypeVar("_T")
 
 def examples(*commands: str) -> str:
     """Return the examples at the end of a command's help, each on a line of its own."""
-    return "\n\n".join(["Examples:", *(f"plusofon-verify {command}" for command in commands)])
+    return "\n  ".join(["\b\nExamples:", *(f"plusofon-verify {command}" for command in commands)])
 
 
 def fail(message: str) -> typer.Exit:
@@ -63,16 +64,42 @@ def moment(at: datetime) -> str:
     return at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def find_sandbox() -> RunningSandbox | None:
+    """Return the running sandbox that a command is about, and print which it is; None if the settings forbid to look.
+
+    Fail if several run, and PORT names none of them.
+    """
+    if not may_look_for_sandbox():
+        return None
+    found = running_sandboxes()
+    port = given_settings().get("PORT")
+    if len(found) > 1:
+        urls = ", ".join(sandbox.url for sandbox in found)
+        found = [sandbox for sandbox in found if str(sandbox.port) == port]
+        if not found:
+            raise fail(f"Several sandboxes run: {urls}. Set PORT to that of one of them.")
+    if not found:
+        return None
+    typer.echo(f"The sandbox at {found[0].url}:", err=True)
+    return found[0]
+
+
 def settings_with_redis() -> Settings:
-    """Return the settings of a command that needs the Redis of a service. Raises SettingsError."""
+    """Return the settings of a command that needs the Redis of a service, or of the sandbox that runs.
+
+    Raises SettingsError.
+    """
+    if sandbox := find_sandbox():
+        keys = {"key": sandbox.secret_key, "names_key": sandbox.names_key}
+        return load_settings(mode=Mode.SANDBOX, redis={"url": sandbox.redis_url}, secret=keys)
     try:
         settings = load_settings()
     except SettingsError as error:
         if any(sentence.startswith("REDIS_URL is missing") for sentence in error.sentences):
-            raise SettingsError([*error.sentences, _EMBEDDED]) from None
+            raise SettingsError([*error.sentences, _NO_SANDBOX]) from None
         raise
     if settings.redis.url is None:
-        raise SettingsError([f"REDIS_URL is missing. {_EMBEDDED}"])
+        raise SettingsError([f"REDIS_URL is missing. {_NO_SANDBOX}"])
     return settings
 
 

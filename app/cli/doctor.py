@@ -21,10 +21,11 @@ _MARKS = {
 
 
 def doctor(*, as_json: AsJson = False) -> None:
-    """Check settings, Redis, the provider and this machine; it changes nothing and costs nothing.
+    """Check settings, Redis, the provider and this machine.
 
-    ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the provider is the sandbox's own, and
-    without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings are wrong.
+    It changes nothing and costs nothing. ✓ is fine, ! works but not as it should, ✗ does not work. In sandbox mode the
+    provider is the sandbox's own, and without REDIS_URL so is Redis. Exit code 1 with any ✗, and 2 where the settings
+    are wrong.
     """
     try:
         settings = load_settings()

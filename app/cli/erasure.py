@@ -10,11 +10,12 @@ from app.settings import SettingsError
 
 
 def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Erase all that Redis holds about a phone: verifications and their calls, events, kept answers.
+    """Erase all that Redis holds about a phone.
 
-    What stays identifies no person: limits of ranges and addresses, daily counts, redemptions of tokens of erased
-    verifications, and, for a day at most, answers kept for an Idempotency-Key with a masked phone. The phone's own
-    limits are reset. Logs have no phone. Webhooks that were delivered stay with their receiver.
+    That is its verifications with their calls, events and kept answers. What stays identifies no person: limits of
+    ranges and addresses, daily counts, redemptions of tokens of erased verifications, and, for a day at most, answers
+    kept for an Idempotency-Key with a masked phone. The phone's own limits are reset. Logs have no phone. Webhooks that
+    were delivered stay with their receiver.
     """
     number = read_phone(phone)
     settings = settings_with_redis()

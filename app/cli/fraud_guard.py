@@ -16,9 +16,9 @@ guard_cli = typer.Typer(help="See what the fraud guard has blocked, and lift it.
 
 @guard_cli.command("list", epilog=examples("guard list", "guard list --json"))
 def list_guard(*, as_json: AsJson = False) -> None:
-    """List the ranges of numbers that are blocked now, and the clients of whose calls too few end in a right code.
+    """List the ranges of numbers that are blocked now.
 
-    The JSON is that of GET /admin/guard.
+    Clients of whose calls too few end in a right code are listed below them. The JSON is that of GET /admin/guard.
     """
     found = run_with_container(lambda container: FraudGuardReport.of(container.stores.fraud_guard))
     typer.echo(found.model_dump_json(indent=2) if as_json else _table(found))

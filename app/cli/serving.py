@@ -6,22 +6,27 @@ import os
 import signal
 import socket
 import sys
-from contextlib import ExitStack, suppress
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from math import ceil
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from pydantic import SecretStr
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.cli.common import settings_with
 from app.main import open_tracing
+from app.sandbox.embedded import EmbeddedServer, EmbeddedServerUnavailable
+from app.sandbox.run_file import RunningSandbox, run_file
 from app.server.connections import HttpLimits
 from app.server.http_protocol import HttpServer
 from app.server.worker import make_app_of
-from app.settings import Mode, Settings, SettingsError
+from app.settings import Mode, Settings, SettingsError, given_settings
 from app.settings.misspelt import misspelt_settings
 from app.settings.redact import redacted_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
@@ -33,6 +38,17 @@ _WORKER = "app.server.worker:make_app"
 _FOREIGN_HOST = "HOST must be an address of this machine."
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _OWN_DESCRIPTORS = 50  # of files, Redis and the event loop; connections to providers come on top
+
+# Of `demo`, unless they are given: a developer calls the same phone all day, and no call costs money.
+_DEMO_LIMITS = {
+    "CALL_COOLDOWNS_SECONDS": "2",
+    "LIMIT_CALLS_PER_PHONE_HOUR": "1000",
+    "LIMIT_CALLS_PER_PHONE_DAY": "1000",
+    "LIMIT_CALLS_PER_ADDRESS": "1000",
+    "LIMIT_CALLS_PER_RANGE": "1000",
+    "LIMIT_FAILED_CHECKS_PER_PHONE": "1000",
+    "GUARD_MIN_CALLS": "1000",
+}
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; HOST in the environment.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; PORT in the environment.")]
@@ -46,7 +62,7 @@ TlsKey = Annotated[str | None, typer.Option(help="Its private key in PEM; TLS_KE
 def serve(
     host: Host = None, port: Port = None, workers: Workers = None, tls_cert: TlsCert = None, tls_key: TlsKey = None
 ) -> None:
-    """Serve the API with the settings of the environment (production mode unless MODE says otherwise).
+    """Serve the API, in production mode unless MODE differs.
 
     With SIGTERM it takes no new requests, finishes those in progress, and ends. With several workers SIGHUP replaces
     them one by one, which reads the settings and a renewed certificate anew; one worker takes no notice of it.
@@ -55,9 +71,14 @@ def serve(
 
 
 def demo(host: Host = None, port: Port = None) -> None:
-    """Serve the sandbox: an embedded Redis and a virtual telephone network; no real call is placed."""
-    settings = settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port)
-    _serve(settings, banner=_banner(settings))
+    """Serve the sandbox, which needs no settings.
+
+    It has a Redis and a telephone network of its own: nobody is called. Its limits are looser than those of production,
+    unless they are set. Commands in other shells of the same user find it: stats, verifications, guard, events, forget.
+    """
+    looser = {name: value for name, value in _DEMO_LIMITS.items() if name not in given_settings()}
+    settings = settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port, **looser)
+    _serve(settings, banner=_banner(settings, looser))
 
 
 class _Server(uvicorn.Server):
@@ -99,10 +120,38 @@ def _serve_alone(settings: Settings, sockets: list[socket.socket]) -> bool:
     if not sys.stderr.isatty():  # a terminal that is closed sends it too
         reason = "only several WORKERS are replaced; start it anew"
         signal.signal(signal.SIGHUP, lambda *_: log.warning("service.reload_ignored", extra={"reason": reason}))
-    server = _Server(uvicorn.Config(make_app_of(settings), **uvicorn_options(settings)))
-    with suppress(KeyboardInterrupt):
-        server.run(sockets)
-    return server.started
+    with ExitStack() as stack:
+        if settings.mode is Mode.SANDBOX:
+            settings = stack.enter_context(_open_to_commands(settings))
+        server = _Server(uvicorn.Config(make_app_of(settings), **uvicorn_options(settings)))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets)
+        return server.started
+
+
+@contextmanager
+def _open_to_commands(settings: Settings) -> Iterator[Settings]:
+    """Let commands in other shells find this sandbox; yield its settings, with the Redis that they reach too.
+
+    Raises SettingsError: there is no Redis to embed.
+    """
+    with ExitStack() as stack:
+        if settings.redis.url is None:
+            try:
+                url = SecretStr(stack.enter_context(EmbeddedServer()).url)
+            except EmbeddedServerUnavailable as error:
+                raise SettingsError([str(error)]) from None
+            settings = settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": url})})
+        assert settings.redis.url  # noqa: S101 - for mypy
+        sandbox = RunningSandbox(
+            url=settings.local_url,
+            port=settings.port,
+            redis_url=settings.redis.url.get_secret_value(),
+            secret_key=settings.secret_keys[0].decode(),
+            names_key=settings.names_secret.decode(),
+        )
+        stack.enter_context(run_file(sandbox))
+        yield settings
 
 
 def _serve_by_workers(settings: Settings, sockets: list[socket.socket]) -> bool:
@@ -195,19 +244,25 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _banner(settings: Settings) -> str:
+def _banner(settings: Settings, looser: Mapping[str, str]) -> str:
     who = "those with a key of API_KEYS" if settings.api.keys else "everybody"
     where = "the Redis of REDIS_URL" if settings.redis.url else "an embedded Redis"
     address = settings.reachable_url
+    limits = ""
+    if looser:
+        values = " ".join(f"{name}={value}" for name, value in looser.items())
+        limits = textwrap.indent(textwrap.fill(f"limits are looser than in production: {values}", 78), "  ") + "\n"
     return f"""
   Plusofon Verify · SANDBOX: no real call is placed, codes can be read back,
   {who} may call the API, verifications are kept in {where}
-
+{limits}
     demo page    {address}/demo
     API docs     {address}/docs
-    a phone      {address}/sandbox/phones/+79001234567/calls
+    all calls    {address}/sandbox/calls
     dial         POST {address}/sandbox/phones/+79001234567/dial
     numbers      {address}/sandbox/magic-numbers   +79000000001 is busy, +79000000002 never answers, …
 
     curl -s {address}/verify/start -H 'Content-Type: application/json' -d '{{"phone": "+79001234567"}}'
+
+    in another shell: plusofon-verify events tail, events trigger, stats, verifications, guard, forget
 """

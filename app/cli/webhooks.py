@@ -9,7 +9,7 @@ import typer
 from app.cli.common import AsJson, examples, fail, moment, run_with_container
 from app.verification.webhooks import DeadLetter
 
-events_cli = typer.Typer(help="See which events could not be delivered, and send them again.", no_args_is_help=True)
+events_cli = typer.Typer(help="Watch, try and resend webhook events.", no_args_is_help=True)
 
 
 @events_cli.command(epilog=examples("events failed", "events failed --json"))
@@ -25,7 +25,7 @@ def resend(
     *,
     everything: Annotated[bool, typer.Option("--all", help="All that were given up.")] = False,
 ) -> None:
-    """Send an event again that was given up, with all its attempts before it."""
+    """Send an event that was given up again, with all its attempts."""
     if everything == (event_id is not None):
         raise typer.BadParameter("give either an ID or --all")
     if event_id is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import cycle
+from itertools import cycle, islice
 from uuid import uuid4
 
 from app.sandbox.calls import VirtualCall
@@ -132,6 +132,10 @@ class VirtualNetwork:
     def calls_of(self, phone: str) -> list[VirtualCall]:
         """Return the calls to ``phone``, a number in E.164, on all channels, oldest first."""
         return [self.status(call_id) for call_id in self._of_phone.get(phone, ())]
+
+    def latest_calls(self, count: int) -> list[VirtualCall]:
+        """Return the last ``count`` calls to any phone, newest first."""
+        return [self.status(call_id) for call_id in islice(reversed(self._calls), count)]
 
     def _charge(self, phone: str, channel: Channel) -> VirtualCall:
         """Charge the account for a new call, unless it is refused."""

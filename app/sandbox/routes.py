@@ -1,4 +1,4 @@
-"""The routes ``/sandbox/…``: the calls of the virtual phones, dialling, the account's balance and the faults."""
+"""The routes ``/sandbox/…``: virtual phones and their calls, dialling, the account and the faults."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -6,7 +6,7 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -55,6 +55,18 @@ class PhoneCalls(BaseModel):
     """The calls to one phone of the sandbox, oldest first."""
 
     calls: list[PhoneCall] = Field(description="The last 20 calls, oldest first.")
+
+
+class InboxCall(PhoneCall):
+    """One call to any phone of the sandbox."""
+
+    phone: str = Field(description="The phone that was called, in E.164.", examples=["+79001234567"])
+
+
+class Inbox(BaseModel):
+    """The calls to all phones of the sandbox, newest first."""
+
+    calls: list[InboxCall] = Field(description="The last calls, newest first.")
 
 
 class DialedNumber(BaseModel):
@@ -121,6 +133,13 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
     """Return the routes that show the phones of ``network`` and control it, for the main app in sandbox mode."""
     router = APIRouter(prefix="/sandbox", tags=["sandbox"])
 
+    @router.get("/calls", operation_id="listSandboxCalls", summary="List all calls")
+    async def list_sandbox_calls(
+        limit: Annotated[int, Query(ge=1, le=1000, description="The most calls to return.")] = 50,
+    ) -> Inbox:
+        """Return the last calls to all phones of the sandbox, newest first, and the code that was heard in each."""
+        return Inbox.model_validate({"calls": network.latest_calls(limit)})
+
     @router.get("/phones/{phone}/calls", operation_id="listPhoneCalls", summary="Pick up a virtual phone")
     async def list_phone_calls(phone: _Phone) -> PhoneCalls:
         """Return the calls to a phone of the sandbox, and the code that was heard in each.
@@ -154,24 +173,31 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         """List the phone numbers with a special effect; a call to any other number is answered."""
         return MagicNumbers(numbers=[MagicNumberEntry(phone=number, effect=number.effect) for number in MagicNumber])
 
-    @router.get("/account", operation_id="getSandboxAccount")
+    _add_controls(router, network)
+    return router
+
+
+def _add_controls(router: APIRouter, network: VirtualNetwork) -> None:
+    """Add the routes that control the network: its account, and its faults."""
+
+    @router.get("/account", operation_id="getSandboxAccount", summary="Read the balance")
     async def read_sandbox_account() -> SandboxAccount:
         """Return the balance that pays for the calls of the sandbox. It is not real money."""
         return SandboxAccount(balance=float(network.balance), price=float(network.price))
 
-    @router.put("/account", operation_id="setSandboxBalance")
+    @router.put("/account", operation_id="setSandboxBalance", summary="Set the balance")
     async def set_sandbox_balance(account: NewBalance) -> SandboxAccount:
         """Set the balance, to try a low one. Below the price of a call none is placed."""
         network.balance = Decimal(str(account.balance))
         return await read_sandbox_account()
 
-    @router.get("/faults", operation_id="getSandboxFaults")
+    @router.get("/faults", operation_id="getSandboxFaults", summary="Read how often the provider fails")
     async def read_sandbox_faults() -> SandboxFaults:
         """Return how often the provider fails on purpose, and which faults occurred. The default share is 0."""
         faults = network.faults
         return SandboxFaults(share=faults.share, kinds=list(faults.kinds), met=faults.met)
 
-    @router.put("/faults", operation_id="setSandboxFaults")
+    @router.put("/faults", operation_id="setSandboxFaults", summary="Let the provider fail")
     async def set_sandbox_faults(faults: NewFaults) -> SandboxFaults:
         """Let a share of the requests that place a call fail, each with a random fault; `0` ends it.
 
@@ -179,5 +205,3 @@ def sandbox_router(network: VirtualNetwork) -> APIRouter:
         """
         network.faults = Faults(share=faults.share, kinds=tuple(faults.kinds or Fault), seed=faults.seed)
         return await read_sandbox_faults()
-
-    return router

@@ -6,7 +6,8 @@ import logging
 from fastapi import FastAPI
 
 from app.main import create_app
-from app.settings import Settings, SettingsError, load_settings
+from app.sandbox.webhook_log import WebhookLog
+from app.settings import Mode, Settings, SettingsError, load_settings
 from app.settings.sections import LogSettings
 from app.telemetry.logging import configure_logging
 
@@ -31,7 +32,7 @@ def make_app() -> FastAPI:
 def make_app_of(settings: Settings) -> FastAPI:
     """Return the application of this process, with logs configured and the garbage collector tuned for serving."""
     configure_logging(level=settings.log.level, style=settings.log.format)
-    app = create_app(settings)
+    app = create_app(settings, webhook_log=WebhookLog() if settings.mode is Mode.SANDBOX else None)
     # The objects of now live as long as the process: frozen, the collector does not walk them while requests wait.
     gc.collect()
     gc.freeze()

@@ -179,8 +179,13 @@ class Settings(BaseSettings):
     @property
     def reachable_url(self) -> str:
         """The URL by which others reach this service; without ``PUBLIC_URL``, from this machine only."""
+        return self.public_url or self.local_url
+
+    @property
+    def local_url(self) -> str:
+        """The URL by which this machine reaches this service."""
         loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-        return self.public_url or self.url_of(loopback.get(self.host, self.host))
+        return self.url_of(loopback.get(self.host, self.host))
 
     def url_of(self, host: str) -> str:
         """Return the URL of this service at an address of this machine."""
@@ -236,6 +241,25 @@ class Settings(BaseSettings):
 def setting_names() -> Mapping[str, Setting]:
     """Return all settings by name in the environment."""
     return names_of(Settings)
+
+
+def given_settings() -> Mapping[str, str]:
+    """Return the text of each setting that is given, by name. Raise SettingsError as ``read_dotenv``."""
+    return {name: given.text for name, given in read_environment(setting_names()).values.items()}
+
+
+def may_look_for_sandbox() -> bool:
+    """Return whether a command may take a running sandbox for the service that it is about.
+
+    Never if it names a Redis, and unless MODE is sandbox, never if it names anything that production requires.
+    """
+    environment = read_environment(setting_names())
+    names = {*environment.values, *environment.unreadable}
+    if "REDIS_URL" in names or "MODE" in environment.unreadable:
+        return False
+    if "MODE" in names:
+        return environment.values["MODE"].text.lower() == Mode.SANDBOX
+    return not names & _REQUIRED_IN_PRODUCTION.keys()
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - fields of the settings

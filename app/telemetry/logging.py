@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -77,7 +78,9 @@ def configure_logging(*, level: str, style: str) -> None:
     render: Callable[[EventDict], str] = _to_json
     if console:
         # Tracebacks without the values of local variables: one of them may be a code.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+        )
         tail = [renderer]
         render = lambda fields: renderer(None, "", {**fields, "timestamp": f"{fields['timestamp']:%FT%T.%fZ}"})  # noqa: E731
     buffer = LineBuffer(sys.stderr, render)

@@ -53,6 +53,21 @@ async def test_a_phone_shows_the_code_and_the_calling_number_of_a_flash_call(
     }
 
 
+async def test_the_inbox_has_the_calls_to_all_phones_newest_first(
+    person: httpx.AsyncClient, network: VirtualNetwork
+) -> None:
+    for last in range(3):
+        network.place_flash_call(phone=f"+7900123450{last}", pin="0123")
+
+    every = (await person.get("/calls")).json()["calls"]
+    latest = (await person.get("/calls?limit=2")).json()["calls"]
+
+    assert [call["phone"] for call in every] == ["+79001234502", "+79001234501", "+79001234500"]
+    assert {call["heard"] for call in every} == {"0123"}
+    assert latest == every[:2]
+    assert (await person.get("/calls?limit=1001")).status_code == 422
+
+
 async def test_a_phone_shows_the_number_to_dial_until_it_is_dialled(
     person: httpx.AsyncClient, network: VirtualNetwork
 ) -> None:

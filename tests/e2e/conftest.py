@@ -45,7 +45,11 @@ class Demo:
         self.log = folder / f"log-{port}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command("demo", "--port", str(port)), cwd=folder, env={**BARE, **environment}, stdout=log, stderr=log
+                command("demo", "--port", str(port)),
+                cwd=folder,
+                env={**BARE, "XDG_RUNTIME_DIR": str(folder), **environment},
+                stdout=log,
+                stderr=log,
             )
 
     def wait_until_ready(self) -> None:

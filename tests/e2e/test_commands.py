@@ -32,7 +32,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         command(*arguments),
         cwd=cwd,
-        env={**BARE, **environment},
+        env={**BARE, "XDG_RUNTIME_DIR": str(cwd), **environment},  # where the sandboxes of a test are looked for
         capture_output=True,
         text=True,
         timeout=30,
@@ -169,7 +169,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     shown = run("--help", cwd=tmp_path).stdout
 
     commands = ["serve", "demo", "doctor", "call", "stats", "forget", "keygen", "openapi", "verifications", "guard"]
-    assert [name for name in commands if f"│ {name} " not in shown] == []
+    assert [name for name in commands if f"\n  {name} " not in shown] == []
     assert "Exit codes: 0 " in shown
 
 
@@ -196,12 +196,13 @@ def test_an_address_of_another_machine_is_an_invalid_setting(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("environment", [{}, {"MODE": "sandbox"}], ids=["no settings", "sandbox mode"])
-def test_without_redis_url_a_command_explains_how_to_share_a_redis_with_the_demo(
+def test_without_redis_url_and_a_running_sandbox_a_command_says_what_to_do(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     done = run("stats", cwd=tmp_path, **environment)
 
     assert done.returncode == 2
+    assert "No sandbox of yours runs on this machine (`make run` starts one)." in done.stderr
     assert "set MODE=sandbox, and the same REDIS_URL and SECRET_KEY for both." in done.stderr
 
 

@@ -54,6 +54,7 @@ PRODUCTION = {
 def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Switch logs on again: a command switches them off for its process, which here is the test's."""
     monkeypatch.chdir(tmp_path)  # where .env is looked for
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # where running sandboxes are
     yield
     logging.disable(logging.NOTSET)
 

@@ -44,7 +44,7 @@ case "${{0##*/}} $*" in
   "curl "*/metrics) echo plusofon_verify_store_up 1 ;;
   "curl "*) printf '%s' '{ANSWER}' ;;
   "date "*) echo 1767225600 ;;
-  "git clone "*) mkdir -p plusofon-verify ;;
+  "git clone "*) mkdir -p plusofon-verify && ln -s "$HOME/home/.venv" plusofon-verify/.venv ;;
 esac
 """
 
