@@ -1,6 +1,6 @@
 """The operator's route of the statistics: calls and what they cost, by client, channel, operator, day and hour."""
 
-from datetime import date
+from datetime import date, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -147,5 +147,6 @@ async def read_stats(
     for 35 days. For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
     """
     stats = container.stores.stats
-    period = Period.choose(parse_zone(tz) if tz else stats.zone, month=month, first=first, last=to)
+    now = datetime.now(parse_zone(tz) if tz else stats.zone)
+    period = Period.choose(now, month=month, first=first, last=to)
     return JsonAnswer(StatsReport.of(await stats.read(period, by)))

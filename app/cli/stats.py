@@ -4,7 +4,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated
 
 import typer
@@ -63,9 +63,8 @@ def stats(
 
     async def read(container: Container) -> Stats:
         store = container.stores.stats
-        period = Period.choose(
-            parse_zone(zone) if zone else store.zone, month=month, first=day or first, last=day or last
-        )
+        now = datetime.now(parse_zone(zone) if zone else store.zone)
+        period = Period.choose(now, month=month, first=day or first, last=day or last)
         return await store.read(period, by or ())
 
     try:

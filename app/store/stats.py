@@ -115,15 +115,15 @@ class RedisStats:
         """Return the statistics of a period, or of today, grouped by some dimensions.
 
         Raises:
-            InvalidPeriod: it begins too early, or after today.
+            InvalidPeriod: it begins too early.
             StoreUnavailable: Redis did not answer in time.
 
         """
-        period = period or Period.choose(self.zone)
+        period = period or Period.choose(datetime.now(self.zone))
         # Hours add up to days in any time zone, but are not kept for as long.
         by_day = period.zone == self.zone and Dimension.HOUR not in by
         age = (datetime.now(period.zone).date() - period.first).days
-        if not 0 <= age < DAYS_KEPT:
+        if age >= DAYS_KEPT:
             raise InvalidPeriod("from", f"only the last {DAYS_KEPT} days are kept")
         if not by_day and age > HOURS_KEPT:
             raise InvalidPeriod("from", f"hours and other time zones than {self.zone} go back {HOURS_KEPT} days")

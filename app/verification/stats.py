@@ -190,13 +190,13 @@ class Period:
 
     @classmethod
     def choose(
-        cls, zone: tzinfo, *, month: str | None = None, first: date | None = None, last: date | None = None
+        cls, now: datetime, *, month: str | None = None, first: date | None = None, last: date | None = None
     ) -> Self:
-        """Return a month such as ``2026-01``, or the days from ``first`` to ``last`` or today; without any, today.
+        """Return a month such as ``2026-01``, or the days from ``first`` to ``last``, or today; none is after today.
 
-        Raise InvalidPeriod.
+        Days are those of the time zone of ``now``. Raise InvalidPeriod.
         """
-        today = datetime.now(zone).date()
+        today = now.date()
         if month and (first or last):
             raise InvalidPeriod("month", "leave it out, or leave out the first and the last day")
         if last and not first:
@@ -207,10 +207,12 @@ class Period:
             except ValueError:
                 raise InvalidPeriod("month", "must be a month such as 2026-01") from None
             last = first.replace(day=monthrange(first.year, first.month)[1])
-        period = cls(first or today, last or today, zone)
-        if period.last < period.first:
+        first, last = first or today, last or today
+        if first > today:
+            raise InvalidPeriod("month" if month else "from", "must not be after today")
+        if last < first:
             raise InvalidPeriod("to", "must not be before the first day")
-        return period
+        return cls(first, min(last, today), now.tzinfo or UTC)
 
     @property
     def days(self) -> int:
@@ -233,7 +235,7 @@ def hour_at(hour: int, zone: tzinfo) -> datetime:
 
 @dataclass(slots=True, kw_only=True)
 class Stats:
-    """The statistics of a period. ``rows`` are by the values of the dimensions ``by``, ``channels`` are all calls.
+    """The statistics of a period. ``rows`` are by the values of the dimensions ``by``.
 
     ``others`` counts what belongs to no call: ``wrong`` codes, verifications that were ``locked`` or ``canceled``,
     ``limit:<name>``, ``refused:<channel>:<kind>``, and by how much the balance fell and rose, in 0.0001 RUB.
@@ -242,7 +244,7 @@ class Stats:
     period: Period
     by: Sequence[Dimension] = ()
     rows: dict[tuple[str, ...], CallCounts] = field(default_factory=dict)
-    channels: dict[Channel, CallCounts] = field(default_factory=dict)
+    total: CallCounts = field(default_factory=CallCounts)
     others: Counter[str] = field(default_factory=Counter)
 
     def add(self, at: date | datetime, segment: Segment, counts: Mapping[str, int]) -> None:
@@ -254,17 +256,9 @@ class Stats:
             Dimension.DAY: (at.date() if isinstance(at, datetime) else at).isoformat(),
             Dimension.HOUR: at.isoformat(timespec="minutes") if isinstance(at, datetime) else "",
         }
-        self.channels.setdefault(segment.channel, CallCounts()).update(counts)
+        self.total.update(counts)
         if self.by:
             self.rows.setdefault(tuple([values[each] for each in self.by]), CallCounts()).update(counts)
-
-    @property
-    def total(self) -> CallCounts:
-        """The counts of all calls."""
-        total = CallCounts()
-        for counts in self.channels.values():
-            total.update(counts)
-        return total
 
     @property
     def limits(self) -> Mapping[str, int]:
@@ -274,11 +268,9 @@ class Stats:
     @property
     def refused(self) -> Mapping[tuple[Channel, str], int]:
         """Calls that the provider did not place, by channel and kind of error."""
-        parts = ((name.split(":"), count) for name, count in self.others.items())
-        return {
-            (Channel(channel), kind): count
-            for [group, *rest], count in parts
-            if group == "refused"
-            for channel, kind in [rest]
-            if channel in set(Channel)
-        }
+        found = {}
+        for name, count in self.others.items():
+            match name.split(":"):
+                case ["refused", channel, kind] if channel in set(Channel):
+                    found[Channel(channel), kind] = count
+        return found

@@ -108,6 +108,7 @@ async def test_rows_are_grouped_by_all_that_was_asked_for(api: httpx.AsyncClient
         ("to=2026-01-01", "#/from", "is required beside the last day"),
         ("from=2026-01-02&to=2026-01-01", "#/to", "must not be before the first day"),
         ("from=2020-01-01", "#/from", "only the last 400 days are kept"),
+        ("from=9999-12-31", "#/from", "must not be after today"),
         ("from=yesterday", "#/from", "must be a valid date"),
         ("tz=Mars/Olympus", "#/tz", "must be a time zone that this machine knows"),
         ("tz=../../etc/passwd", "#/tz", "must be a time zone that this machine knows"),

@@ -47,8 +47,9 @@ def test_an_hour_belongs_to_the_day_in_which_it_begins(day: date, zone: ZoneInfo
 @settings(deadline=None)  # the first look at a time zone reads its file
 @given(st.dates(date(2024, 1, 1), date(2035, 12, 31)), ZONES)
 def test_months_follow_each_other_without_a_gap(day: date, zone: ZoneInfo) -> None:
-    month = Period.choose(zone, month=f"{day:%Y-%m}")
-    following = Period.choose(zone, month=f"{month.last + DAY:%Y-%m}")
+    long_after = datetime(2040, 1, 1, tzinfo=zone)
+    month = Period.choose(long_after, month=f"{day:%Y-%m}")
+    following = Period.choose(long_after, month=f"{month.last + DAY:%Y-%m}")
 
     assert month.first.day == following.first.day == 1
     assert month.hours[-1] + 1 == following.hours[0]
@@ -86,22 +87,29 @@ def test_the_counts_of_hours_add_up_to_those_of_days_and_clients(
         ({"month": "2026-01", "last": date(2026, 1, 1)}, "month"),
         ({"month": "2026-13"}, "month"),
         ({"month": "0000-01"}, "month"),
+        ({"month": "2026-02"}, "month"),
+        ({"first": date(2026, 2, 1)}, "from"),
         ({"last": date(2026, 1, 1)}, "from"),
         ({"first": date(2026, 1, 2), "last": date(2026, 1, 1)}, "to"),
     ],
 )
 def test_a_contradictory_period_is_refused(chosen: dict[str, Any], parameter: str) -> None:
     with pytest.raises(InvalidPeriod) as refused:
-        Period.choose(UTC, **chosen)
+        Period.choose(datetime(2026, 1, 31, tzinfo=UTC), **chosen)
 
     assert refused.value.parameter == parameter
 
 
-def test_without_a_choice_the_period_is_today_in_the_time_zone() -> None:
-    for zone in (ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Etc/GMT+12")):
-        today = datetime.now(zone).date()
-        assert Period.choose(zone) == Period(today, today, zone)
-        assert Period.choose(zone, first=today - 3 * DAY) == Period(today - 3 * DAY, today, zone)
+def test_a_period_ends_today_in_the_time_zone_at_the_latest() -> None:
+    zone = ZoneInfo("Europe/Moscow")
+    now = datetime(2026, 1, 30, 21, 30, tzinfo=UTC).astimezone(zone)
+    today = date(2026, 1, 31)
+
+    assert Period.choose(now) == Period(today, today, zone)
+    assert Period.choose(now, first=date(2026, 1, 1)) == Period(date(2026, 1, 1), today, zone)
+    assert Period.choose(now, first=date(2026, 1, 1), last=date.max) == Period(date(2026, 1, 1), today, zone)
+    assert Period.choose(now, month="2026-01") == Period(date(2026, 1, 1), today, zone)
+    assert Period.choose(now, month="2025-12") == Period(date(2025, 12, 1), date(2025, 12, 31), zone)
 
 
 @pytest.mark.parametrize("name", ["", "Nowhere/Land", "../etc/passwd", "/etc/localtime", "Europe", "x" * 5000])
