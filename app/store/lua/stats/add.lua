@@ -13,6 +13,7 @@ local last_batch = KEYS[1]
 local batch, remembered, keep_hour, keep_day, ahead, counts = unpack(ARGV)
 
 if tonumber(batch) <= tonumber(redis.call('GET', last_batch) or 0) then return end
+counts = cjson.decode(counts)
 
 -- What one key holds at most. Beyond the first, calls count for the operator 'other', so that each client's stay its own
 -- for longer; beyond the second, for the client 'other'.
@@ -24,14 +25,14 @@ local prefix = last_batch:match('^.*}')
 local hour = prefix .. ':h:' .. math.floor(now / 3600000)
 local day = prefix .. ':d:' .. math.floor((now + ahead) / 86400000)
 
--- Return a list of counts, as it is stored, with others added.
+-- Return a list of counts, as it is stored, with others added. Lua writes whole numbers below 10^14 as they are.
 local function sum(stored, others)
   local sums = {}
   for count in (stored or ''):gmatch('[^,]+') do
     sums[#sums + 1] = count
   end
   for i, count in ipairs(others) do
-    sums[i] = ('%.0f'):format((sums[i] or 0) + count)
+    sums[i] = (sums[i] or 0) + count
   end
   return table.concat(sums, ',')
 end
@@ -42,7 +43,7 @@ local function changes_of(key)
   for _ in pairs(stored) do
     size = size + 1
   end
-  for name, others in pairs(cjson.decode(counts)) do
+  for name, others in pairs(counts) do
     local client, channel = name:match('^(.-)|(.-)|')
     if client and not stored[name] and size >= MOST_WITH_OPERATOR then
       name = table.concat({client, channel, OTHER}, '|')
