@@ -56,9 +56,9 @@ def stats(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print calls, conversion and spend of a day, a month or other days. Test numbers are not counted.
+    """Print calls, conversion and spend, of today or a month.
 
-    Days are kept for 400 days. Hours, and with them other time zones than STATS_TIMEZONE, go back 35 days.
+    Test numbers are not counted. Days are kept for 400 days. Hours, and with them other time zones than STATS_TIMEZONE, go back 35 days.
     """
 
     async def read(container: Container) -> Stats:
