@@ -58,7 +58,8 @@ def stats(
 ) -> None:
     """Print calls, conversion and spend, of today or a month.
 
-    Test numbers are not counted. Days are kept for 400 days. Hours, and with them other time zones than STATS_TIMEZONE, go back 35 days.
+    Test numbers are not counted. Days are kept for 400 days. Hours, and with them other time zones than STATS_TIMEZONE,
+    go back 35 days.
     """
 
     async def read(container: Container) -> Stats:
