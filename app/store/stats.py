@@ -47,7 +47,7 @@ CALL_COUNTS = (
     "cost",
 )
 
-_SLOT = "pv:{stats}"
+_SLOT = "{stats}"
 _BATCH_REMEMBERED = timedelta(hours=1)  # how long a batch whose reply was lost can be repeated without harm
 _FLUSHED_EVERY = timedelta(seconds=1)
 _READ_AT_ONCE = 24  # hours or days: so that no other script waits long

@@ -32,18 +32,18 @@ def log_event(event: DomainEvent) -> None:
     """Log a domain event; a ``Publish``."""
     match event:
         case CallPlaced(segment, CallStatus.UNCONFIRMED, why):
-            _log(logging.WARNING, "call.unconfirmed", channel=segment.channel, why=why)
+            _log(logging.WARNING, "call.unconfirmed", channel=segment.channel.value, why=why)
         case CallPlaced(segment, _, _):
-            _log(logging.INFO, "call.placed", channel=segment.channel)
+            _log(logging.INFO, "call.placed", channel=segment.channel.value)
         case CallRefused(channel, error):
-            _log(logging.WARNING, "call.refused", channel=channel, kind=error.kind, reason=error.reason)
+            _log(logging.WARNING, "call.refused", channel=channel.value, kind=error.kind, reason=error.reason)
         case CallEnded(segment, status):
-            _log(logging.INFO, "call.ended", channel=segment.channel, status=status)
+            _log(logging.INFO, "call.ended", channel=segment.channel.value, status=status.value)
         case LimitHit(limit, operation, retry_after):
             level = logging.WARNING if limit in _FOR_A_PERSON else logging.INFO
             _log(level, _REFUSED[operation], limit=limit, retry_after=retry_after)
         case VerificationSucceeded(segment):
-            _log(logging.INFO, "verification.verified", channel=segment.channel)
+            _log(logging.INFO, "verification.verified", channel=segment.channel.value)
         case CodeRejected(status):
             _log(logging.INFO, _REJECTED[status])
         case VerificationCanceled():

@@ -24,14 +24,13 @@ from app.verification.errors import ProviderError, StoreUnavailable
 log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series between workers
-_REFRESHED_EVERY = timedelta(seconds=5)
+_REFRESHED_EVERY = timedelta(seconds=1)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-Gauges = Mapping[str, float | Decimal | Mapping[str, Decimal] | None]
-"""Some of ``GAUGES`` by name: a number, or one for each client; None while it is unknown."""
-
+Gauges = Mapping[str, float | Decimal | Mapping[str, float | Decimal] | None]
+"""Some of ``GAUGES`` by name; None while a number is unknown. Those of ``GAUGE_LABELS`` may have several numbers."""
 ReadGauges = Callable[[], Awaitable[Gauges]]
-"""Reads gauges. May raise StoreUnavailable or ProviderError."""
+"""May raise StoreUnavailable or ProviderError."""
 
 GAUGES: Mapping[str, str] = {
     "store_up": "Whether Redis takes and returns what is written.",
@@ -52,12 +51,16 @@ GAUGES: Mapping[str, str] = {
 }
 """The gauges that are the same whichever worker is asked, with their descriptions."""
 
+GAUGE_LABELS: Mapping[str, str] = {"store_up": "node", "client_spend_today_rub": "client"}
+"""The label of gauges that may have several numbers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposition:
     """Writes all metrics in Prometheus' text format.
 
-    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process.
+    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process,
+    and shares its series with the other workers.
     """
 
     content_type: ClassVar = CONTENT_TYPE_LATEST
@@ -74,13 +77,13 @@ class Exposition:
         build.add_metric([self.version], 1)
         read: list[Metric] = [build]
         for gauges in await asyncio.gather(*map(_read, self.gauges)):
-            read += [_family(name, number) for name, number in gauges.items() if number is not None]
+            read += [_gauge(name, number) for name, number in gauges.items() if number is not None]
         return await asyncio.to_thread(
             lambda: generate_latest(_series_of_all(self.registry)) + generate_latest(_Collected(read))
         )
 
     async def step(self) -> timedelta:
-        """Share this worker's gauges with the one that will be scraped; return when to do so again."""
+        """Share this worker's series with the one that will be scraped; return when to do so again."""
         self.refresh()
         return _REFRESHED_EVERY
 
@@ -95,13 +98,13 @@ class _Collected(Collector):
         return self._metrics
 
 
-def _family(name: str, number: float | Decimal | Mapping[str, Decimal]) -> GaugeMetricFamily:
+def _gauge(name: str, number: float | Decimal | Mapping[str, float | Decimal]) -> Metric:
     if not isinstance(number, Mapping):
         return GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
-    family = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=["client"])
-    for client, of_client in number.items():
-        family.add_metric([client], float(of_client))
-    return family
+    gauge = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=[GAUGE_LABELS[name]])
+    for label, of_label in number.items():
+        gauge.add_metric([label], float(of_label))
+    return gauge
 
 
 async def _read(gauges: ReadGauges) -> Gauges:

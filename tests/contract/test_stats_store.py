@@ -13,8 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
-from app.store.layout import name_limit
-from app.store.limits import RedisRateLimiter
+from app.store.layout import ms, name_limit
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
 from app.verification.channels import Channel
@@ -37,6 +36,9 @@ from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance, Limit
 from app.verification.ports import CallId
 from app.verification.stats import CallCounts, CallPrices, Dimension, InvalidPeriod, Period
+from tests.keys import stored
+from tests.limit_keys import age_limit, read_limit
+from tests.limiters import KEY, make_limiter
 
 PRICE, UNANSWERED = Decimal("2.50"), Decimal("0.3125")
 PRICES = CallPrices(
@@ -85,8 +87,8 @@ async def set_counts(redis: Redis, key: str, counts: Mapping[Segment | str, str]
         f"{it.client}|{it.channel}|{it.operator}" if isinstance(it, Segment) else it: packed
         for it, packed in counts.items()
     }
-    await redis.hset(f"pv:{{stats}}:{key}", mapping=fields)
-    await redis.expire(f"pv:{{stats}}:{key}", 3600)
+    await redis.hset(stored(f"{{stats}}:{key}"), mapping=fields)
+    await redis.expire(stored(f"{{stats}}:{key}"), 3600)
 
 
 def days_ago(days: int, zone: tzinfo = UTC) -> date:
@@ -211,11 +213,11 @@ async def test_hours_are_kept_for_35_days_and_days_for_400(stats: RedisStats, re
     await stats.flush()
 
     now = datetime.now(UTC).timestamp()
-    hour, day = f"pv:{{stats}}:h:{int(now // 3600)}", f"pv:{{stats}}:d:{int(now // 86400)}"
+    hour, day = stored(f"{{stats}}:h:{int(now // 3600)}"), stored(f"{{stats}}:d:{int(now // 86400)}")
     assert len(await redis.keys()) == 3
     assert 35 * 86400 <= await redis.ttl(hour) <= 36 * 86400
     assert 400 * 86400 <= await redis.ttl(day) <= 401 * 86400
-    (last_batch,) = [key async for key in redis.scan_iter("pv:{stats}:w:*")]
+    (last_batch,) = [key async for key in redis.scan_iter(stored("{stats}:w:*"))]
     assert 3590 <= await redis.ttl(last_batch) <= 3600
 
 
@@ -262,7 +264,7 @@ async def test_days_are_those_of_the_time_zone_of_the_settings(redis: Redis) -> 
         await stats.flush()
 
     for zone in (east, west):
-        assert await redis.exists(f"pv:{{stats}}:{day_key(days_ago(0, zone))}")
+        assert await redis.exists(stored(f"{{stats}}:{day_key(days_ago(0, zone))}"))
         assert (await stats_on(redis, zone).read(by=[Dimension.DAY])).rows == {
             (str(days_ago(0, zone)),): CallCounts(asked=1)
         }
@@ -290,7 +292,7 @@ async def test_each_client_keeps_its_own_counts_when_operators_no_longer_fit(red
     found = await stats.read(by=[Dimension.CLIENT])
     assert found.total == CallCounts(asked=30 * 30 + 370)
     assert found.rows["other",]["asked"] > 0
-    for key in await redis.keys("pv:{stats}:[hd]:*"):
+    for key in await redis.keys(stored("{stats}:[hd]:*")):
         assert await redis.hlen(key) <= 404
 
 
@@ -311,7 +313,7 @@ async def test_an_hour_of_a_usual_deployment_takes_two_kilobytes(redis: Redis) -
         stats.observe(VerificationSucceeded(segment))
     await stats.flush()
 
-    (hour,) = [key async for key in redis.scan_iter("pv:{stats}:h:*")]
+    (hour,) = [key async for key in redis.scan_iter(stored("{stats}:h:*"))]
     assert await redis.hlen(hour) == 36
     assert await redis.object("encoding", hour) == b"listpack"
     assert (await redis.memory_usage(hour, samples=0) or 0) <= 2560
@@ -388,15 +390,18 @@ async def test_closing_without_redis_logs_the_lost_events_and_does_not_block(cap
 
 
 async def test_reading_the_use_of_a_limit_does_not_change_it(redis: Redis) -> None:
-    limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
-    limits = RedisRateLimiter(ScriptRunner(redis, timeout=1), key=key)
+    limit = Limit("calls_per_day", 10, timedelta(days=1))
+    limits = make_limiter(redis)
     budget = Allowance(limit, "everybody")
     assert await limits.gauges(budget) == {"call_budget_used": 0}
-    await limits.acquire("one", [budget])
-    await limits.acquire("two", [budget])
-    await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
+    await limits.acquire("00000000000a", [budget])
+    await age_limit(redis, stored(name_limit(KEY, "calls_per_day", "everybody")), ms(limit.period))
+    await limits.acquire("00000000000b", [budget])
+    await limits.acquire("00000000000c", [budget])
+    before = await read_limit(redis, stored(name_limit(KEY, "calls_per_day", "everybody")))
 
     assert [await limits.gauges(budget) for _ in range(3)] == [{"call_budget_used": 2}] * 3
+    assert await read_limit(redis, stored(name_limit(KEY, "calls_per_day", "everybody"))) == before
 
 
 async def test_round_trips_are_observed_with_their_duration_and_failure(redis: Redis) -> None:

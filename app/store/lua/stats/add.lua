@@ -1,10 +1,10 @@
 -- Add the counts of one process to those of this hour and this day, by the server's clock. Repeated, it adds nothing.
 --
--- pv:{stats}:h:<hours since 1970>   hash: the counts of an hour
--- pv:{stats}:d:<days since 1970>    hash: the counts of a day in the time zone of the settings
+-- {stats}:h:<hours since 1970>   hash: the counts of an hour
+-- {stats}:d:<days since 1970>    hash: the counts of a day in the time zone of the settings
 --   <client>|<channel>|<operator>     counts of the calls of a segment, in the order of CALL_COUNTS in app/store/stats.py
 --   <name>                            another count
--- pv:{stats}:w:<process>            string: number of the last batch of a process
+-- {stats}:w:<process>            string: number of the last batch of a process
 --
 -- KEYS    1 number of the last batch
 -- ARGV    1 number of this batch   2 for how long it is remembered   3 for how long an hour is kept   4 and a day
@@ -21,9 +21,8 @@ local MOST_WITH_OPERATOR, MOST_WITH_CLIENT = 200, 400
 
 local OTHER = 'other'
 local now = now_ms()
-local prefix = last_batch:match('^.*}')
-local hour = prefix .. ':h:' .. math.floor(now / 3600000)
-local day = prefix .. ':d:' .. math.floor((now + ahead) / 86400000)
+local hour = key_beside(last_batch, 'h:' .. math.floor(now / 3600000))
+local day = key_beside(last_batch, 'd:' .. math.floor((now + ahead) / 86400000))
 
 -- Return a list of counts, as it is stored, with others added. Lua writes whole numbers below 10^14 as they are.
 local function sum(stored, others)
@@ -59,8 +58,8 @@ local function changes_of(key)
 end
 
 local of_hour, of_day = changes_of(hour), changes_of(day)
-redis.call('SET', last_batch, batch, 'PX', remembered)
 write(hour, of_hour)
 redis.call('PEXPIRE', hour, keep_hour)
 write(day, of_day)
 redis.call('PEXPIRE', day, keep_day)
+redis.call('SET', last_batch, batch, 'PX', remembered)
