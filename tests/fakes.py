@@ -354,7 +354,14 @@ class ReferenceStore:
         record.verification = replace(record.verification, calls=tuple(calls))
 
     async def refund(
-        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self,
+        name: CallId,
+        *,
+        phone: Phone,
+        client: str,
+        policy: Policy,
+        token: str | None = None,
+        error: ProviderError | None = None,
     ) -> bool:
         self._require_available()
         record = self.records.get(name.verification_id)

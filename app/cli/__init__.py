@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.attempts import attempts_cli
 from app.cli.call import call
 from app.cli.common import EXIT_SETTINGS, examples
 from app.cli.doctor import doctor
@@ -66,6 +67,7 @@ cli.command(epilog=examples("openapi > openapi.json"))(openapi)
 events_cli.command(epilog=examples("events tail", "events tail --forward-to localhost:9000/hooks/phone"))(tail)
 events_cli.command(epilog=examples("events trigger verification.verified"))(trigger)
 cli.add_typer(keygen_cli, name="keygen")
+cli.add_typer(attempts_cli, name="attempts")
 cli.add_typer(verifications_cli, name="verifications")
 cli.add_typer(guard_cli, name="guard")
 cli.add_typer(events_cli, name="events")

@@ -1,19 +1,22 @@
 """``stats``: the calls of a period and what they cost, over all processes and machines."""
 
 import csv
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from app.api.stats import CallFigures, StatsReport
-from app.cli.common import AsJson, run_with_container
+from app.cli.common import EXIT_FAILED, AsJson, run_with_container, settings_with_redis
 from app.container import Container
+from app.store.attempts import FINISHED_AFTER
 from app.verification.stats import CallCounts, Dimension, InvalidPeriod, Period, Stats, parse_zone, to_rub
 
+_RECOUNTED = (Dimension.CLIENT, Dimension.CHANNEL)
 _COLUMNS = ("asked", "placed", "answered", "verified", "conversion", "spend_rub")
 
 
@@ -53,6 +56,14 @@ def stats(
         str | None,
         typer.Option("--tz", callback=_check_zone, help="The time zone of days; without it, STATS_TIMEZONE."),
     ] = None,
+    recount: Annotated[
+        date | None,
+        typer.Option(
+            parser=_read_day,
+            metavar="YYYY-MM-DD",
+            help="Compare a day with the journal of attempts; exit code 1 if they differ.",
+        ),
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,23 +72,75 @@ def stats(
     Test numbers are not counted. Days are kept for 400 days. Hours, and with them other time zones than STATS_TIMEZONE,
     go back 35 days.
     """
+    one_day = recount or day
+    settings = settings_with_redis()
 
-    async def read(container: Container) -> Stats:
-        store = container.stores.stats
+    async def read(container: Container) -> tuple[Stats, Stats | None]:
+        store, attempts = container.stores.stats, container.stores.attempts
         now = datetime.now(parse_zone(zone) if zone else store.zone)
-        period = Period.choose(now, month=month, first=day or first, last=day or last)
-        return await store.read(period, by or ())
+        period = Period.choose(now, month=month, first=one_day or first, last=one_day or last)
+        if not recount:
+            return await store.read(period, by or ()), None
+        if now - period.begin > timedelta(days=settings.journal.days):
+            raise InvalidPeriod("recount", f"the journal is kept for {settings.journal.days} days (JOURNAL_DAYS)")
+        journaled = attempts.finished(period.begin - FINISHED_AFTER, period.end)
+        return await store.read(period, _RECOUNTED), await store.recount(period, journaled)
 
     try:
-        found = run_with_container(read)
+        found, journaled = run_with_container(read, settings)
     except InvalidPeriod as error:
         raise typer.BadParameter(error.reason, param_hint=f"--{error.parameter}") from None
-    if as_csv:
+    if journaled:
+        _compare(found, journaled, as_json=as_json)
+    elif as_csv:
         _write_csv(found)
     elif as_json:
         typer.echo(StatsReport.of(found).model_dump_json(indent=2))
     else:
         typer.echo("\n".join(_rows(found) if by else _overview(found)))
+
+
+def _compare(counted: Stats, journaled: Stats, *, as_json: bool) -> None:
+    """Print each group as it was counted, and as the journal has it. Raise Exit if they differ."""
+    groups = sorted({*counted.rows, *journaled.rows})
+    pairs = [[_compared(stats.rows.get(group, CallCounts())) for stats in (counted, journaled)] for group in groups]
+    differing = sum(ours != theirs for ours, theirs in pairs)
+    if as_json:
+        rows = [
+            {"client": client, "channel": channel, "counted": ours, "journal": theirs}
+            for (client, channel), (ours, theirs) in zip(groups, pairs, strict=True)
+        ]
+        typer.echo(json.dumps({"differing": differing, "rows": rows}, indent=2))
+    else:
+        typer.echo(_title(counted))
+        table = [[*_RECOUNTED, "", *_compared(CallCounts())]]
+        for group, pair in zip(groups, pairs, strict=True):
+            table += [
+                [*group, name, *map(str, one.values())] for name, one in zip(("counted", "journal"), pair, strict=True)
+            ]
+        typer.echo("\n".join(_aligned(table, left=3)))
+        typer.echo(f"Different: {differing}." if differing else "They agree.")
+    if differing:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _compared(counts: CallCounts) -> dict[str, int | str]:
+    return {
+        "placed": counts.placed,
+        "answered": counts.answered,
+        "unanswered": counts.unanswered,
+        "verified": counts["verified"],
+        "spend_rub": str(counts.spend_rub),
+    }
+
+
+def _aligned(table: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
+    """Return the lines of a table, whose first columns are aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:left], widths, strict=False)]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[left:], widths[left:], strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def _write_csv(found: Stats) -> None:
@@ -101,13 +164,8 @@ def _rows(found: Stats) -> Iterator[str]:
     groups = [[*group, *_cells(counts)] for group, counts in sorted(found.rows.items())]
     total = ["total", *[""] * (len(found.by) - 1), *_cells(found.total)]
     table = [[*found.by, *_COLUMNS], *groups, total]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     yield _title(found)
-    for row in table:
-        left, right = row[: len(found.by)], row[len(found.by) :]
-        cells = [f"{cell:<{width}}" for cell, width in zip(left, widths, strict=False)]
-        cells += [f"{cell:>{width}}" for cell, width in zip(right, widths[len(found.by) :], strict=True)]
-        yield "  ".join(cells).rstrip()
+    yield from _aligned(table, left=len(found.by))
     yield _balance(found)
 
 

@@ -213,6 +213,12 @@ class LogSettings(_Section):
     format: Annotated[Literal["auto", "json", "console"], validators.AnyCase] = "auto"
 
 
+class JournalSettings(_Section):
+    """How long attempts can be found; 0: there is no journal."""
+
+    days: int = Field(30, ge=0, le=366)
+
+
 class SandboxSettings(_Section):
     """The virtual telephone network: its account, the access token it accepts, and the seconds of a call's phase."""
 

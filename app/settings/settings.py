@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     guard: sections.GuardSettings = sections.GuardSettings()
     stats: sections.StatsSettings = sections.StatsSettings()
     log: sections.LogSettings = sections.LogSettings()
+    journal: sections.JournalSettings = sections.JournalSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
     clients: Annotated[dict[str, ClientSettings], validators.FromJson] = {}

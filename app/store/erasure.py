@@ -10,6 +10,7 @@ minutes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.store.attempts import RedisAttempts
 from app.store.call_following import RedisCallQueue
 from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -33,9 +34,10 @@ class Erased:
     calls: int
     events: int
     answers: int
+    attempts: int
 
     def __bool__(self) -> bool:
-        return self != Erased(phone=False, verifications=0, calls=0, events=0, answers=0)
+        return self != Erased(phone=False, verifications=0, calls=0, events=0, answers=0, attempts=0)
 
 
 class RedisPhoneEraser:
@@ -44,8 +46,9 @@ class RedisPhoneEraser:
     ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes) -> None:
+    def __init__(self, runner: ScriptRunner, attempts: RedisAttempts, *, phone_key: bytes) -> None:
         self._runner = runner
+        self._attempts = attempts
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
 
@@ -68,6 +71,7 @@ class RedisPhoneEraser:
             calls=calls + late_calls,
             events=events,
             answers=answers,
+            attempts=await self._attempts.erase(phone),
         )
 
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:

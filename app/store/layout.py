@@ -15,7 +15,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from math import ceil
 from typing import Self
@@ -95,6 +95,16 @@ class PhoneName:
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
 
 
+def name_journal(bucket: str) -> str:
+    """Return the key of the journal of attempts of a bucket."""
+    return f"{{{bucket}}}:j"
+
+
+def name_refused_starts(bucket: str, day: date) -> str:
+    """Return the key of the starts of a bucket that limits refused on a day (UTC)."""
+    return f"{{{bucket}}}:refused:{day:%Y%m%d}"
+
+
 def name_limit(key: bytes, limit: str, subject: str) -> str:
     """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
     digest = keyed_digest(key, f"{limit}\0{subject}")
@@ -128,6 +138,7 @@ class RecordField:
     IS_DIALLED = "i"  # it has no code: the person dials a number
     IS_FOLLOWED = "f"  # an event stream follows it, or did
     IS_ANNOUNCED = "e"  # the client's webhook has its verification.created
+    IS_IN_JOURNAL = "k"  # its attempts are
 
 
 class CallField:

@@ -5,12 +5,13 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 
 from app.store.layout import ms
 from app.store.scripts import Script, ScriptRunner
+from app.verification.attempts import Attempt
 from app.verification.channels import Channel
 from app.verification.domain_events import DomainEvent, Segment
 from app.verification.errors import StoreUnavailable
@@ -25,6 +26,7 @@ from app.verification.stats import (
     Period,
     Stats,
     StatsCounter,
+    counted_events,
     hour_at,
     to_rub,
 )
@@ -135,6 +137,21 @@ class RedisStats:
         else:
             async for number, counts in self._each("h", period.hours):
                 _add(stats, hour_at(number, period.zone), counts)
+        return stats
+
+    async def recount(self, period: Period, attempts: AsyncIterable[Attempt]) -> Stats:
+        """Return the statistics of a period as the journal of attempts has them, by client and channel.
+
+        Without what is not in the journal: calls that were only asked for, and verifications that were started.
+        """
+        counter = StatsCounter(self._prices)
+        async for attempt in attempts:
+            for at, event in counted_events(attempt):
+                if period.begin <= at < period.end:
+                    counter.observe(event)
+        stats = Stats(period=period, by=(Dimension.CLIENT, Dimension.CHANNEL))
+        for segment, counts in counter.calls.items():
+            stats.add(period.first, segment, counts)
         return stats
 
     async def gauges(self) -> Mapping[str, int | Decimal | Mapping[str, Decimal]]:

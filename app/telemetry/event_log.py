@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 
 import structlog
 
+from app.verification.attempts import Attempt, Ending
 from app.verification.domain_events import (
+    AttemptFinished,
     CallEnded,
     CallPlaced,
     CallRefused,
@@ -24,11 +27,12 @@ _REJECTED: Mapping[Status, str] = {
     Status.LOCKED: "verification.locked",
 }
 _REFUSED: Mapping[str, str] = {"start": "start.refused", "check": "check.refused"}
+_ATTEMPT = [field.name for field in fields(Attempt)]
 _FOR_A_PERSON = frozenset({"calls_per_day", "fraud_guard"})
 """Limits that refuse everybody, or many, until somebody acts."""
 
 
-def log_event(event: DomainEvent) -> None:
+def log_event(event: DomainEvent) -> None:  # noqa: C901 - a table, written as a match
     """Log a domain event; a ``Publish``."""
     match event:
         case CallPlaced(segment, CallStatus.UNCONFIRMED, why):
@@ -48,6 +52,20 @@ def log_event(event: DomainEvent) -> None:
             _log(logging.INFO, _REJECTED[status])
         case VerificationCanceled():
             _log(logging.INFO, "verification.canceled")
+        case AttemptFinished(attempt):
+            _log_attempt(attempt)
+        case AttemptFinished(attempt):
+            _log_attempt(attempt)
+
+
+def _log_attempt(attempt: Attempt) -> None:
+    """Log an attempt with all its facts, for a database, and before that the expiry of its verification."""
+    facts = {name: getattr(attempt, name) for name in _ATTEMPT}
+    last = attempt.timeline[-1]
+    if last.event == Ending.EXPIRED:
+        context = {name: facts[name] for name in ("client", "verification_id", "call_number", "channel", "phone")}
+        _log(logging.INFO, "verification.expired", expired_at=last.at, **context)
+    _log(logging.INFO, "attempt.finished", **facts)
 
 
 def _log(level: int, name: str, **fields: object) -> None:

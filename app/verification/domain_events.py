@@ -5,6 +5,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, Self
 
+from app.verification.attempts import Attempt
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallStatus, Status
@@ -86,7 +87,7 @@ class UnknownCallStatus:
 
 @value
 class LimitHit:
-    """A limit refused a start or a check, for ``retry_after`` seconds.
+    """A limit refused a start of a ``phone``, or a check, for ``retry_after`` seconds.
 
     ``call_cooldown`` and ``fraud_guard`` are among the names.
     """
@@ -94,6 +95,7 @@ class LimitHit:
     name: str
     operation: Literal["start", "check"]
     retry_after: int
+    phone: Phone | None = None
 
 
 @value
@@ -122,6 +124,13 @@ class BalanceChanged:
     rub: Decimal
 
 
+@value
+class AttemptFinished:
+    """Nothing happens to an attempt any more; published once for each, twice after a failure."""
+
+    attempt: Attempt
+
+
 DomainEvent = (
     CallAsked
     | VerificationStarted
@@ -135,6 +144,7 @@ DomainEvent = (
     | CodeRejected
     | VerificationCanceled
     | BalanceChanged
+    | AttemptFinished
 )
 
 Publish = Callable[[DomainEvent], None]

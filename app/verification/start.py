@@ -84,10 +84,11 @@ class StartVerification:
             StoreUnavailable: no call was placed; or one was, whose code the provider chose and that is not stored yet.
 
         """
+        start = _Start(self._ports, request, journal or NoJournal())
         try:
-            return await _Start(self._ports, request, journal or NoJournal()).run(self._gate)
+            return await start.run(self._gate)
         except LimitReached as error:
-            self._ports.publish(LimitHit(error.limit, "start", error.retry_after))
+            self._ports.publish(LimitHit(error.limit, "start", error.retry_after, start.phone))
             raise
 
 
@@ -114,6 +115,7 @@ class _Start:
         self.token = self.limits_token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
         self.code: str | None = None  # of the call that is stored
+        self.error: ProviderError | None = None  # if the provider has refused it
         self.quotas: tuple[Quota, ...] = ()
 
     async def run(self, gate: asyncio.Semaphore) -> Started:
@@ -230,7 +232,7 @@ class _Start:
 
     async def _store(self, call_id: CallId, channel: Channel) -> Started:
         """Make a code and store the call, together with the note in the journal that it is about to be placed."""
-        self.call_id = call_id
+        self.call_id, self.error = call_id, None
         self._bind(call_id, channel)
         length = self.policy.code_length_of(channel)
         self.code = self.test_code or (make_code(length) if length else None)
@@ -293,7 +295,8 @@ class _Start:
             outcome = await sender.place(order)
             if not isinstance(outcome, Refused):
                 return await self._record_outcome(verification, channel, outcome)
-            error, provider = outcome.error, sender.provider
+            self.error = error = outcome.error
+            provider = sender.provider
             ports.publish(CallRefused(channel, error))
         await ports.deferred.write(*self._refunds())
         assert error  # noqa: S101 - every call that was tried was refused
@@ -379,7 +382,9 @@ class _Start:
     async def _refund_call(self) -> None:
         assert self.call_id  # noqa: S101 - only a call that has an id is refunded
         client, policy, token = self.request.client, self.policy, self.token
-        await self.ports.store.refund(self.call_id, phone=self.phone, client=client, policy=policy, token=token)
+        await self.ports.store.refund(
+            self.call_id, phone=self.phone, client=client, policy=policy, token=token, error=self.error
+        )
 
 
 def _require_all(results: Sequence[Any]) -> Sequence[Any]:

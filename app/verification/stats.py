@@ -2,7 +2,7 @@
 
 from calendar import monthrange
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
@@ -11,6 +11,7 @@ from math import ceil
 from typing import Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from app.verification.attempts import Attempt, Ending, Outcome
 from app.verification.channels import Channel
 from app.verification.domain_events import (
     BalanceChanged,
@@ -157,6 +158,27 @@ class StatsCounter:
                 self.others["balance_rise" if rub > 0 else "balance_fall"] += abs(to_units(rub))
 
 
+def counted_events(attempt: Attempt) -> Iterator[tuple[datetime, DomainEvent]]:
+    """Return the events of an attempt that are counted, each with its moment, from its entries in the journal."""
+    segment = Segment(attempt.client, Channel(attempt.channel), attempt.operator or "unknown")
+    is_placed = False
+    for entry in attempt.timeline:
+        match entry.event:
+            case Outcome.PLACED | Outcome.UNCONFIRMED if not is_placed:
+                is_placed = True
+                is_confirmed = entry.event == Outcome.PLACED
+                status = CallStatus.INITIATED if is_confirmed else CallStatus.UNCONFIRMED
+                yield entry.at, CallPlaced(segment, status)
+            case Outcome.REFUSED if is_placed:
+                yield entry.at, CallNeverPlaced(segment)
+            case CallStatus.COMPLETED | CallStatus.BUSY | CallStatus.NO_ANSWER | CallStatus.FAILED:
+                yield entry.at, CallEnded(segment, CallStatus(entry.event))
+            case Ending.VERIFIED:
+                yield entry.at, VerificationSucceeded(segment)
+    if attempt.outcome is Outcome.UNCONFIRMED and not is_placed:  # the process that placed it has died
+        yield attempt.started_at, CallPlaced(segment, CallStatus.UNCONFIRMED)
+
+
 class Dimension(StrEnum):
     """What statistics can be grouped by."""
 
@@ -223,6 +245,16 @@ class Period:
     def hours(self) -> range:
         """The hours of UTC that begin within the period, in hours since 1970."""
         return range(self._hour_at(self.first), self._hour_at(self.last + timedelta(days=1)))
+
+    @property
+    def begin(self) -> datetime:
+        """The beginning of its first hour."""
+        return hour_at(self.hours.start, UTC)
+
+    @property
+    def end(self) -> datetime:
+        """The end of its last hour."""
+        return hour_at(self.hours.stop, UTC)
 
     def _hour_at(self, day: date) -> int:
         return ceil(datetime.combine(day, time(), self.zone).timestamp() / _HOUR)

@@ -37,6 +37,7 @@ from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.stats import Dimension
+from tests.attempts import attempts_on
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.redis_cluster import Cluster
@@ -290,4 +291,5 @@ async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cl
     assert await outbox.resend_all() == 1
     assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
     await outbox.done(created)
-    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2
+    eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
+    assert (await eraser.forget(call.phone)).events == 2

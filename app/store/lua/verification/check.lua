@@ -5,7 +5,7 @@
 -- phone once for each code that it was compared with.
 --
 -- KEYS    1 record, or by phone the phone   2… further limits of failed checks (limits/window.lua)
---         then the outbox, if the client has a webhook
+--         then the journal, and the outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 retry digest, or ''
 --         5 digest of the address, or ''   6 failed checks of a phone allowed, 7 from one address, 8 in which period
 --         9 code length   10 how many limits there are   11… name, count and period of each
@@ -24,7 +24,7 @@
 --         {'not_found' | 'verified_before' | 'canceled_before'}
 local client, purpose, token, retry_digest, address, failed_allowed, failed_share, failed_period, code_length, limit_count =
   unpack(ARGV)
-local first_key, outbox = KEYS[1], KEYS[limit_count + 2]
+local first_key, journal, outbox = KEYS[1], KEYS[limit_count + 2], KEYS[limit_count + 3]
 local candidates = {select(11 + 3 * limit_count, unpack(ARGV))}
 local function limit(i)
   return KEYS[i + 1], ARGV[3 * i + 8], ARGV[3 * i + 9] + 0, ARGV[3 * i + 10] + 0
@@ -49,7 +49,7 @@ end
 
 local function verify(it, left, number, changes)
   changes[RETRY_DIGEST] = retry_digest ~= '' and retry_digest or nil
-  finish(it.key, it.record, changes, 'verified', outbox)
+  finish(it.key, it.record, changes, 'verified', journal, outbox)
   return verified('verified', it, left, number)
 end
 
@@ -150,6 +150,7 @@ if not record[IS_TEST] then
   end
 end
 
+append(journal, key, record, 'w')
 local wrong_checks = (record[WRONG_CHECKS] or 0) + 1
 local checks_left = record[CHECKS_ALLOWED] - wrong_checks
 if checks_left > 0 then
@@ -157,5 +158,5 @@ if checks_left > 0 then
   return {'wrong', rest_of_id(key), left, checks_left}
 end
 local wait = until_next_call(key, record, now)
-finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', outbox)
+finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', journal, outbox)
 return {'exhausted', rest_of_id(key), left, wait}
