@@ -264,11 +264,12 @@ def _check_outcome(
 ) -> CheckOutcome:
     match outcome:
         case b"verified" | b"verified_again":
-            purpose, digits, test = facts
+            purpose, digits, channel, test = facts
             return CheckPassed(
                 verification_id=verification_id,
                 purpose=purpose.decode(),
                 phone=_phone(digits.decode()),
+                channel=Channel(channel.decode()),
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",

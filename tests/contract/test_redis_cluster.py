@@ -4,7 +4,8 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.layout import PhoneName, name_limit
 from app.store.limits import RedisRateLimiter
+from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
+from app.verification.domain_events import CallPlaced, Segment
 from app.verification.errors import (
     CodeTooShortOrLong,
     RateLimited,
@@ -30,11 +34,17 @@ from app.verification.errors import (
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, CheckOutcome, CheckPassed, Status, WrongCode
 from app.verification.phone import Phone
+<<<<<<< HEAD
 from app.verification.policy import HOUR, Allowance, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, Reservation
+=======
+from app.verification.policy import Allowance, Limit
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from app.verification.stats import Dimension
+>>>>>>> h4-money-recount
 from tests.attempts import attempts_on
 from tests.outcomes import expect
-from tests.policies import make_guard_rules, make_policy
+from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.redis_cluster import Cluster
 from tests.starting import start
 
@@ -110,6 +120,19 @@ async def test_every_use_case_runs_on_a_cluster(runner: ScriptRunner) -> None:
         claim = await idempotency.claim(request)
         assert isinstance(claim, Claim)
         assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), timedelta(days=1))
+
+
+async def test_statistics_and_the_balance_are_kept_on_a_cluster(runner: ScriptRunner) -> None:
+    stats = RedisStats(runner, prices=make_prices(), zone=UTC, count_calls=lambda _: None)
+    segment = Segment("shop", Channel.VOICE, "mts")
+    for _ in range(3):
+        stats.observe(CallPlaced(segment, CallStatus.INITIATED))
+        await stats.flush()
+
+    for by in ([Dimension.DAY], [Dimension.HOUR]):  # kept apart
+        assert [counts.placed for counts in (await stats.read(by=by)).rows.values()] == [3]
+    balance = RedisBalanceCache(runner)
+    assert [await balance.write(Decimal(rub)) for rub in (50, 47)] == [None, Decimal(50)]
 
 
 async def test_a_wrong_code_counts_against_the_limits_of_client_and_address(runner: ScriptRunner) -> None:
