@@ -7,6 +7,8 @@ PORT := 8000
 # What leads Python to other packages, such as another project's "app", and pip to another place than the environment.
 unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 CHAOS_SECONDS ?= 600
+CHAOS_REDIS ?= standalone
+CHAOS_WAIT_REPLICAS ?= 0
 UPGRADE ?=
 
 VENV := .venv
@@ -21,16 +23,23 @@ KUBERNETES := 1.30 1.37
 RENDERED := deploy/kubernetes/rendered
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e paste proxies check check-deploy helm fmt lock bench floods simulate screenshots chaos clean
+.PHONY: help run test test-cluster test-sentinel e2e paste proxies check check-deploy helm fmt lock bench floods simulate screenshots chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Start the service on an embedded Redis and the sandbox provider (HOST=, PORT=)
 	@$(BIN)/plusofon-verify demo --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, with coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+
+test-cluster: $(VENV)/.dev ## Run the tests of Redis' users on a cluster of three primaries and three replicas
+	$(BIN)/python -m pytest tests/contract tests/integration --redis cluster --numprocesses auto
+
+test-sentinel: $(VENV)/.dev ## Run some of them on a primary with two replicas behind three Sentinels
+	$(BIN)/python -m pytest $(wildcard tests/contract/test_*_store.py) tests/integration/test_verification.py \
+		tests/integration/test_idempotency.py tests/integration/test_webhooks.py --redis sentinel --numprocesses auto
 
 e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
 	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist loadgroup
@@ -88,8 +97,8 @@ simulate: $(VENV)/.dev ## Play fraud and brute force against the service, and co
 	$(BIN)/python benchmarks/fraud_simulation.py
 	$(BIN)/python benchmarks/guess_simulation.py
 
-chaos: $(VENV)/.dev ## Fail the provider and kill workers under load, and count what was lost (CHAOS_SECONDS=)
-	$(BIN)/python benchmarks/chaos.py --seconds $(CHAOS_SECONDS)
+chaos: $(VENV)/.dev ## Fail Redis and the provider and kill workers under load (CHAOS_SECONDS=, CHAOS_REDIS=sentinel|cluster)
+	$(BIN)/python benchmarks/chaos.py --seconds $(CHAOS_SECONDS) --redis $(CHAOS_REDIS) --wait-replicas $(CHAOS_WAIT_REPLICAS)
 
 screenshots: $(VENV)/.dev ## Take the pictures of docs/screenshots anew (needs chromium)
 	$(BIN)/python -m tests.browser.take_screenshots

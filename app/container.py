@@ -12,13 +12,12 @@ from importlib.metadata import version
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-from redis.asyncio import Redis
+import httpx
 
 from app.api_keys import AccessKeys, ApiKeys
 from app.background import Background
 from app.outbound import trust
 from app.providers.circuit import Bulkhead, CircuitBreaker, CircuitState, ProtectedSender
-from app.providers.connections import Transport
 from app.providers.http import make_transport
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
@@ -32,7 +31,8 @@ from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
 from app.settings.policies import make_policies
 from app.store.call_following import RedisCallQueue
-from app.store.connection import connect
+from app.store.cluster import Cluster
+from app.store.connection import AnyRedis, connect_any
 from app.store.erasure import RedisPhoneEraser
 from app.store.event_stream import RedisChanges
 from app.store.fraud_guard import RedisFraudGuard
@@ -77,7 +77,7 @@ _STATUS_CONNECTIONS = 10  # beside those of calls, so that these never keep stat
 class Stores:
     """What is stored in Redis, one object for each feature; they share one runner, and so their writes."""
 
-    redis: Redis
+    redis: AnyRedis
     runner: ScriptRunner
     balance: RedisBalanceCache
     call_queue: RedisCallQueue
@@ -162,7 +162,9 @@ async def open_container(
             background.add("fraud_guard", stores.fraud_guard.flush)
             background.add("stats", stores.stats.flush)
             background.add("metrics", exposition.step)
-            if isinstance(pool := stores.redis.connection_pool, PrimaryPool):
+            if isinstance(stores.redis, Cluster):
+                background.add("cluster", stores.redis.step)
+            elif isinstance(pool := stores.redis.connection_pool, PrimaryPool):
                 background.add("sentinel", pool.step)
             if deliverer := builder.make_deliverer(stores.webhooks):
                 background.add("webhooks", (await stack.enter_async_context(deliverer)).step)
@@ -223,13 +225,13 @@ class Builder:
     webhook_log: WebhookLog | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
-    def open_redis(self) -> Redis:
+    def open_redis(self) -> AnyRedis:
         """Connect to Redis; in sandbox mode without REDIS_URL, to an embedded server."""
         settings = self.settings.redis
         if settings.url is None:
             self.settings.require_sandbox("REDIS_URL")
         url = settings.url.get_secret_value() if settings.url else self.stack.enter_context(EmbeddedServer()).url
-        redis = connect(url, timeout=settings.timeout_seconds)
+        redis = connect_any(url, timeout=settings.timeout_seconds)
         self.stack.push_async_callback(redis.aclose)
         return redis
 
@@ -239,12 +241,18 @@ class Builder:
         runner = ScriptRunner(
             redis,
             timeout=settings.redis.timeout_seconds,
+            prefix=settings.redis.key_prefix,
+            wait_replicas=settings.redis.wait_replicas,
             round_trip=self.metrics.round_trip,
             waited=self.tracing.waited if self.tracing else None,
         )
         # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take
+        outbox = RedisOutbox(runner, clients=self.endpoints, dropped=self.metrics.webhook_events_dropped)
+        guard_rules = settings.guard.rules(settings.phone.allowed_prefixes)
+        fraud_guard = RedisFraudGuard(runner, guard_rules, key=phone_key)
+        limits = RedisRateLimiter(runner, key=phone_key, guard=fraud_guard)
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
@@ -253,17 +261,20 @@ class Builder:
             runner=runner,
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
-            changes=RedisChanges(redis, listeners=listeners, listeners_of_client=of_client),
-            fraud_guard=RedisFraudGuard(runner, settings.guard.rules(settings.phone.allowed_prefixes)),
+            changes=RedisChanges(
+                redis, prefix=settings.redis.key_prefix, listeners=listeners, listeners_of_client=of_client
+            ),
+            fraud_guard=fraud_guard,
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
-            limits=RedisRateLimiter(runner, key=phone_key),
-            phone_eraser=RedisPhoneEraser(redis, runner, phone_key=phone_key),
+            limits=limits,
+            phone_eraser=RedisPhoneEraser(runner, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
             stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, webhook_clients=self.endpoints),
-            webhooks=RedisOutbox(runner),
+            verifications=RedisVerificationStore(runner, phone_key=phone_key, outbox=outbox, limits=limits),
+            webhooks=outbox,
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
+        self.stack.push_async_callback(lambda: best_effort(outbox.flush()))
         self.stack.push_async_callback(stores.stats.aclose)
         self.stack.push_async_callback(stores.changes.aclose)
         return stores
@@ -362,7 +373,7 @@ class Builder:
             for channel in relay.channels
         }
 
-    def _make_transport(self) -> Transport:
+    def _make_transport(self) -> httpx.AsyncBaseTransport:
         """Make the way to a provider; without the proxy in sandbox mode, whose providers are on this machine."""
         outbound = self.settings.outbound
         proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url

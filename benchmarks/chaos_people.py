@@ -15,7 +15,7 @@ from typing import Any
 
 from app.sandbox.calls import VirtualCall
 from app.verification.channels import Channel
-from benchmarks.chaos_client import Answer, Client
+from benchmarks.chaos_client import STORE_UNAVAILABLE, Answer, Client
 from benchmarks.chaos_ledger import Ledger, Right
 from benchmarks.chaos_network import ChoosingNetwork
 
@@ -42,7 +42,6 @@ _DIALS_AFTER = 1.2  # seconds; longer than PLUSOFON_HOOK_DELAY_SECONDS
 _CONFIRMED_WITHIN = 8.0  # the provider repeats a callback after 1 s and 2 s more
 _MOST_GUESSES = 8
 _INSISTS_FOR = 15.0  # seconds for which a start is retried
-_STORE_UNAVAILABLE = "store-unavailable"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,7 +126,7 @@ class People:
         rang = self.calls(phone)[before:]
         self._ledger.note_start(phone, _outcome(answer), len(rang))
         if answer.status != HTTPStatus.CREATED:
-            if was_unsure or answer.problem == _STORE_UNAVAILABLE:
+            if was_unsure or answer.problem == STORE_UNAVAILABLE:
                 self.unanswered.add(phone)
             return None
         verification_id = answer.body["verification_id"]
@@ -150,9 +149,9 @@ class People:
 
     async def _insist(self, answer: Answer, send: Callable[[], Awaitable[Answer]], *, until: float) -> Answer:
         """Retry a request during a Redis outage, and once more after any other temporary refusal."""
-        was_unsure, refusals = answer.was_cut_off, 0
+        was_unsure, refusals, began = answer.was_cut_off, 0, answer.began
         while time.monotonic() < until:
-            if answer.problem == _STORE_UNAVAILABLE:
+            if answer.problem == STORE_UNAVAILABLE:
                 was_unsure = True
             elif was_unsure and answer.problem == "call-cooldown":
                 self._ledger.counts["reported a cooldown after a 503"] += 1
@@ -165,7 +164,7 @@ class People:
             await asyncio.sleep(0.5)
             answer = await send()
             was_unsure = was_unsure or answer.was_cut_off
-        return replace(answer, was_cut_off=was_unsure)
+        return replace(answer, was_cut_off=was_unsure, began=began)
 
     async def _call_again(self, pending: Pending, body: Mapping[str, Any]) -> Pending:
         """Resend: another call of the same verification. A reverse call has no resend: it is started again."""
@@ -244,15 +243,16 @@ class People:
 
     async def _dial(self, pending: Pending, number: str) -> None:
         await asyncio.sleep(_DIALS_AFTER)
+        began = time.monotonic()
         self._network.dial(phone=pending.phone, number=number)
         self._ledger.counts["numbers dialled"] += 1
-        deadline = time.monotonic() + _CONFIRMED_WITHIN
+        deadline = began + _CONFIRMED_WITHIN
         while True:
             _, key, answer = await self._check(pending, None)
             if answer.body.get("status") != "pending" or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.3)
-        self._ledger.note_right(self._right(pending, None, {}, key, answer))
+        self._ledger.note_right(self._right(pending, None, {}, key, replace(answer, began=began)))
 
     async def _guess(self, pending: Pending) -> None:
         """Send wrong codes until the verification is locked; a reverse call has no code to guess."""
@@ -311,6 +311,7 @@ class People:
         return Right(
             verification_id=pending.id,
             phone=pending.phone,
+            began=answer.began,
             request=key or str(uuid.uuid4()),
             answer=f"{answer.word} by {'phone' if 'phone' in body else 'id'}, {heard.channel if heard else 'dialled'}",
             verified_id=answer.body["verification_id"] if is_verified else None,
@@ -355,7 +356,7 @@ def _outcome(answer: Answer) -> str:
             return "unanswered"
         case HTTPStatus.CREATED:
             return str(answer.body["call"]["status"])
-        case HTTPStatus.BAD_GATEWAY | HTTPStatus.SERVICE_UNAVAILABLE if answer.problem != _STORE_UNAVAILABLE:
+        case HTTPStatus.BAD_GATEWAY | HTTPStatus.SERVICE_UNAVAILABLE if answer.problem != STORE_UNAVAILABLE:
             return "refused"
         case _:
             return answer.word

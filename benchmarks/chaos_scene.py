@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from redis.asyncio import Redis
 
-from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
-from app.store.connection import connect
+from app.store.connection import connect_any
+from app.store.scripts import ScriptRunner
 from app.tokens import generate_keys
 from benchmarks.chaos_client import Client
 from benchmarks.chaos_ledger import Ledger
 from benchmarks.chaos_network import ChoosingNetwork
 from benchmarks.chaos_people import People
 from benchmarks.chaos_receiver import Receiver
+from benchmarks.chaos_redis import ChaosRedis, Kind, make_redis
 from benchmarks.chaos_worker import PROVIDER_URL
 from benchmarks.chaos_workers import Workers
 
@@ -61,7 +61,8 @@ class Scene:
 
     ledger: Ledger
     network: ChoosingNetwork
-    redis: Redis
+    redis: ChaosRedis
+    runner: ScriptRunner
     receiver: Receiver
     workers: Workers
     client: Client
@@ -69,17 +70,17 @@ class Scene:
 
 
 @asynccontextmanager
-async def open_scene() -> AsyncIterator[Scene]:
-    """Build all parts, and remove them at the end."""
+async def open_scene(kind: Kind, *, wait_replicas: int) -> AsyncIterator[Scene]:
+    """Build all parts around a Redis of that kind, and remove them at the end."""
     ledger = Ledger()
     network = ChoosingNetwork()
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     api_key = secrets.token_urlsafe(32)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plusofon-verify-chaos-")))
-        redis_url = stack.enter_context(EmbeddedServer()).url
-        redis = connect(redis_url, timeout=10)
-        stack.push_async_callback(redis.aclose)
+        redis = stack.enter_context(make_redis(kind, folder))
+        client_of_redis = connect_any(redis.url, timeout=10)
+        stack.push_async_callback(client_of_redis.aclose)
         provider = create_sandbox_app(network, user_id=USER_ID, access_token=PROVIDER_TOKEN)
         provider_url = (await stack.enter_async_context(SandboxServer(provider))).url
         http = await stack.enter_async_context(
@@ -92,7 +93,8 @@ async def open_scene() -> AsyncIterator[Scene]:
         environment = {
             **SERVICE,
             PROVIDER_URL: provider_url,
-            "REDIS_URL": redis_url,
+            "REDIS_URL": redis.url,
+            **({"REDIS_WAIT_REPLICAS": str(wait_replicas)} if wait_replicas else {}),
             "PUBLIC_URL": receiver_url,
             "PLUSOFON_USER_ID": USER_ID,
             "PLUSOFON_ACCESS_TOKEN": PROVIDER_TOKEN,
@@ -117,6 +119,7 @@ async def open_scene() -> AsyncIterator[Scene]:
             ledger=ledger,
             network=network,
             redis=redis,
+            runner=ScriptRunner(client_of_redis, timeout=10),
             receiver=receiver,
             workers=workers,
             client=client,

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
@@ -23,7 +23,8 @@ _READY_WITHIN = 30.0  # seconds
 _STOPPED_WITHIN = 8.0
 _BETWEEN_INTERRUPTS = 0.2
 
-_BROKEN_OFF = re.compile(r"KeyboardInterrupt|CancelledError")
+# The last is redis-py's, when a coroutine of it is closed after the event loop.
+_BROKEN_OFF = re.compile(r"KeyboardInterrupt|CancelledError|RuntimeError: no running event loop")
 
 # How a worker ends: like a power failure, like a deployment, like a developer who presses Ctrl-C twice.
 ENDS: Mapping[str, Sequence[signal.Signals]] = {
@@ -132,13 +133,16 @@ class Workers:
     ) -> None:
         await self._stop()
 
-    async def end_one_every(self, seconds: float, note: Callable[[str], None]) -> None:
-        """End workers one by one, in alternating ways, and restart them, until canceled; call ``note`` each time."""
+    async def end_one_every(self, seconds: float, note: Callable[[str, str], None]) -> None:
+        """End workers one by one, in alternating ways, and restart them, until canceled.
+
+        ``note`` is called before each end, with the way and the URL of the worker.
+        """
         began = time.monotonic()
         for turn, (name, signals) in enumerate(cycle(ENDS.items()), start=1):
             await asyncio.sleep(began + turn * seconds - time.monotonic())
             worker = self.all[random.randrange(len(self.all))]  # noqa: S311 - no secret
-            note(name)
+            note(name, worker.url)
             has_ended = await worker.end(signals)
             self.ended[name if has_ended else f"{name}, finally SIGKILL"] += 1
             await worker.start()
@@ -162,11 +166,27 @@ class Workers:
 
         Tracebacks that uvicorn logs for requests cut off by a second SIGINT are excluded.
         """
-        lines = (line for worker in self.all for line in worker.log.read_text(errors="replace").splitlines())
-        return [line[-1500:] for line in lines if "Traceback" in line and not _BROKEN_OFF.search(line)]
+        found = [text for worker in self.all for text in find_tracebacks(worker.log.read_text(errors="replace"))]
+        return [text[-1500:] for text in found if not _BROKEN_OFF.search(text)]
 
     async def _stop(self) -> None:
         await asyncio.gather(*(worker.end(ENDS["SIGTERM"]) for worker in self.all))
+
+
+def find_tracebacks(log: str) -> Iterator[str]:
+    """Yield the tracebacks in a log, each as one line, from its first line to its error."""
+    lines = iter(log.splitlines())
+    for line in lines:
+        if "Traceback" in line:
+            is_json = line.startswith("{")
+            yield line if is_json else " ".join([line, *_until_error(lines)])
+
+
+def _until_error(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        yield line.strip()
+        if not line.startswith(" "):
+            return
 
 
 def _free_port() -> int:

@@ -36,9 +36,10 @@ def request(
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; one request at a time."""
+    """One keep-alive connection; one request at a time. ``bytes`` counts what was sent and received."""
 
     def __init__(self) -> None:
+        self.bytes = 0
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._answer: asyncio.Future[bytes] | None = None
@@ -49,6 +50,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read an answer by its Content-Length."""
+        self.bytes += len(data)
         self._received += data
         head, separator, body = self._received.partition(b"\r\n\r\n")
         if not separator or self._answer is None:
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
         """Send a request; the future is the body of its answer, or UnexpectedAnswer unless that is a 200 or 201."""
         assert self._transport is not None  # noqa: S101 - it is connected
         self._answer = asyncio.get_running_loop().create_future()
+        self.bytes += len(payload)
         self._transport.write(payload)
         return self._answer
 

@@ -52,8 +52,8 @@ class ScriptCosts:
         self._redis = redis
         self._runs = runs
         self._store = RedisVerificationStore(runner, phone_key=KEY)
-        self._limits = RedisRateLimiter(runner, key=KEY)
-        self._guard = RedisFraudGuard(runner, make_guard_rules())
+        self._guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+        self._limits = RedisRateLimiter(runner, key=KEY, guard=self._guard)
         self._queue = RedisCallQueue(runner)
         self._phones = (Phone(f"+7912{number:07d}") for number in itertools.count())
         self.lowest: dict[str, float] = {}
@@ -89,12 +89,10 @@ class ScriptCosts:
             "confirm", dialled, lambda it: store.confirm(it, 1, ref=REF, caller=it.phone, policy=POLICY)
         )
         limits = [POLICY.for_calls(client=CLIENT, phone=it.phone, address=None) for it in other]
-        await self._measure("limits.room", limits, self._limits.require_room)
-        await self._measure("limits.acquire", limits, lambda it: self._limits.acquire("token", it))
-        await self._measure("limits.refund", limits, lambda it: self._limits.refund("token", it))
-        guard = self._guard
-        await self._measure("fraud_guard.admit, preview", other, lambda it: guard.require_open(it.phone, CLIENT))
-        await self._measure("fraud_guard.admit", other, lambda it: guard.admit(it.phone, CLIENT))
+        await self._measure("limits.acquire, preview", limits, self._limits.require_room)
+        acquired = await self._measure("limits.acquire", limits, lambda it: self._limits.acquire("00000000000a", it))
+        reserved = list(zip(acquired, limits, strict=True))
+        await self._measure("limits.refund", reserved, lambda pair: self._limits.refund(pair[0].token, pair[1]))
         await self._measure("fraud_guard.succeed", other, self._succeed)
         await self._measure(
             "call_following.schedule", other, lambda it: self._queue.schedule(CallId(it.id, 1), timedelta(seconds=1))

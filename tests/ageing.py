@@ -7,8 +7,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-# Moments and logs of them: fields of app/store/layout.py, of the fraud guard, of claims and of the balance.
-_MOMENTS = re.compile(r"[arolb]|[xo]\d+|(range|client):.*|began|earlier|tally_until|read_at|leased_until|claimed_until")
+from tests.limit_keys import age_limit, is_limit
+
+# Moments and logs of them: fields of app/store/layout.py, of claims and of the balance.
+_MOMENTS = re.compile(r"[arolb]|[xo]\d+|read_at|leased_until|claimed_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 
@@ -20,6 +22,11 @@ async def age(redis: Redis, duration: timedelta) -> None:
         match await redis.type(key):
             case b"hash":
                 await _age_hash(redis, key, ms)
+            case b"string" if is_limit(key):
+                await age_limit(redis, key, ms)
+            case b"string" if key.endswith(":b"):  # a block of the fraud guard
+                block = _text(await redis.get(key) or "")
+                await redis.set(key, _MOMENT.sub(lambda found: str(int(found[0]) - ms), block), keepttl=True, xx=True)
             case b"string" if (record := _text(await redis.get(key) or "")).startswith("{"):
                 await redis.set(key, json.dumps(_aged(json.loads(record), ms)), keepttl=True, xx=True)
             case b"zset":

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real embedded Redis server, a client and a store."""
+"""Fixtures for all tests: a real Redis of one of three kinds, a client and a store."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -6,25 +6,54 @@ import pytest
 from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
-from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from tests.redis_cluster import Cluster
+from tests.redis_commands import open_commands
+from tests.sentinels import Topology
 
 PHONE_KEY = b"a key of the tests, known to all"
+_NODE_TIMEOUT = 15_000  # milliseconds: no pause of a busy machine is taken for a failure
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--redis", choices=("standalone", "sentinel", "cluster"), default="standalone", help="what the tests run on"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several nodes run only the tests that use Redis, without those that are about one server."""
+    if config.getoption("redis") != "standalone":
+        chosen = [it for it in items if _uses_redis(it) and not it.get_closest_marker("standalone")]
+        config.hook.pytest_deselected(items=[it for it in items if it not in chosen])
+        items[:] = chosen
+
+
+def _uses_redis(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "redis_url" in item.fixturenames
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    with EmbeddedServer() as server:
-        yield server.url
+def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    match request.config.getoption("redis"):
+        case "sentinel":
+            with Topology(tmp_path_factory.mktemp("sentinel")) as topology:
+                yield topology.url
+        case "cluster":
+            with Cluster(tmp_path_factory.mktemp("cluster"), node_timeout=_NODE_TIMEOUT) as cluster:
+                yield cluster.url
+        case _:
+            with EmbeddedServer() as server:
+                yield server.url
 
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = connect(redis_url, timeout=1)
-    await client.flushall()
-    yield client
-    await client.aclose()
+    """Return a client for the stores and for commands, of an empty Redis."""
+    async with open_commands(redis_url) as client:
+        await client.flushall()
+        yield client
 
 
 @pytest.fixture

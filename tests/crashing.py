@@ -36,11 +36,12 @@ USER_ID, TOKEN = "crash-user", "crash-token"
 
 
 def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationService:
+    guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
     return VerificationService(
         Ports(
             store=RedisVerificationStore(runner, phone_key=KEY),
-            limits=RedisRateLimiter(runner, key=KEY),
-            guard=RedisFraudGuard(runner, make_guard_rules()),
+            limits=RedisRateLimiter(runner, key=KEY, guard=guard),
+            guard=guard,
             senders={Channel.VOICE: VoiceChannel(client)},
             schedule=FakeQueue(),
             digester=CodeDigester([KEY]),

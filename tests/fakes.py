@@ -23,7 +23,7 @@ from app.verification.errors import (
     VerificationLocked,
     VerificationNotFound,
 )
-from app.verification.fraud_guard import Block, Suspect
+from app.verification.fraud_guard import Block, GuardAction, Suspect
 from app.verification.model import (
     Call,
     CallOutcome,
@@ -51,6 +51,7 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
+    Reservation,
     StartPreview,
 )
 
@@ -552,10 +553,11 @@ def _used_up(limit: Limit, wait: timedelta) -> Exception:
 
 
 class FakeRateLimiter:
-    """Count in memory, by the clock of a store."""
+    """Count in memory, by the clock of a store, and have a guard block ranges."""
 
-    def __init__(self, store: ReferenceStore) -> None:
+    def __init__(self, store: ReferenceStore, guard: "FakeGuard") -> None:
         self._store = store
+        self._guard = guard
         self._counters = Counters()
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
@@ -563,40 +565,36 @@ class FakeRateLimiter:
         for allowance in allowances:
             if wait := self._counters.wait(allowance.limit, allowance.subject, self._store.now):
                 raise _used_up(allowance.limit, wait)
+        if self._guard.blocked & set(_guarded_ranges(allowances)):
+            raise RateLimited(limit="fraud_guard", retry_after=3600)
 
-    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
-        self._store._require_available()
+    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
+        await self.require_room(allowances)
+        self._guard.calls += _guarded_ranges(allowances)
         now = self._store.now
-        for allowance in allowances:
-            if wait := self._counters.wait(allowance.limit, allowance.subject, now):
-                raise _used_up(allowance.limit, wait)
-        return [self._counters.add(allowance.limit, allowance.subject, now, token) for allowance in allowances]
+        quotas = [self._counters.add(allowance.limit, allowance.subject, now, token) for allowance in allowances]
+        return Reservation(f"{token}@once", quotas)
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         self._store._require_available()
+        event, _, is_owned = token.partition("@")
         for allowance in allowances:
-            self._counters.remove(allowance.limit, allowance.subject, token)
+            self._counters.remove(allowance.limit, allowance.subject, event)
+        for number_range in _guarded_ranges(allowances) if is_owned else ():
+            self._guard.calls.remove(number_range)
+
+
+def _guarded_ranges(allowances: Sequence[Allowance]) -> list[str]:
+    return [allowance.subject for allowance in allowances if allowance.guard is GuardAction.BLOCK]
 
 
 class FakeGuard:
-    """Record calls and successes, and block the phones in ``blocked``."""
+    """Record the ranges of calls and the phones of successes; the ranges in ``blocked`` are blocked."""
 
     def __init__(self) -> None:
         self.blocked: set[str] = set()
         self.calls: list[str] = []
         self.successes: list[str] = []
-
-    async def require_open(self, phone: Phone, client: str) -> None:
-        if phone.e164 in self.blocked:
-            raise RateLimited(limit="fraud_guard", retry_after=3600)
-
-    async def admit(self, phone: Phone, client: str) -> None:
-        if phone.e164 in self.blocked:
-            raise RateLimited(limit="fraud_guard", retry_after=3600)
-        self.calls.append(phone.e164)
-
-    async def refund(self, phone: Phone, client: str) -> None:
-        self.calls.remove(phone.e164)
 
     def succeeded(self, phone: Phone, client: str) -> None:
         self.successes.append(phone.e164)

@@ -1,101 +1,32 @@
-"""One primary, two replicas and three Sentinels, as processes on loopback ports, that tests fail one by one."""
+"""One primary, two replicas and three Sentinels, that tests fail one by one."""
 
-import contextlib
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from app.sandbox import embedded
+from tests.redis_nodes import OPTIONS, USER, Node, bring_back, free_ports, until
 
 NAME = "main"
-USER = "service:any-password"  # of the service and of tests; Sentinels and replicas connect as the default user
-SOON = 15.0  # seconds, on a machine that does much else
 # In milliseconds. Sentinel's own are ten times as long, and would make each failover in the tests so.
 PACE = ("info-period", 100, "ping-period", 300, "ask-period", 50, "publish-period", 500, "election-timeout", 1000)
 
 
-def until(is_true: Callable[[], object], seconds: float = SOON) -> None:
-    """Wait until something is true; errors of Redis mean that it is not yet."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(RedisError, OSError):
-            if is_true():
-                return
-        assert time.monotonic() < deadline, is_true
-        time.sleep(0.01)
-
-
-@dataclass
-class Node:
-    """A process of Redis, or of a Sentinel."""
-
-    folder: Path
-    port: int
-    options: tuple[str, ...]
-    binary: str = field(default_factory=embedded._find_binary)
-    user: str | None = None
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    def start(self, *options: str) -> None:
-        self.folder.mkdir(exist_ok=True)
-        command = [
-            embedded._find_binary(),
-            *self.options,
-            "--port",
-            str(self.port),
-            "--dir",
-            str(self.folder),
-            *options,
-        ]
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        until(lambda: self.send("PING"))
-
-    def send(self, *command: str | int) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
-        user, _, password = (self.user or "").partition(":")
-        with Redis(
-            port=self.port, username=user or None, password=password, socket_timeout=1, decode_responses=True
-        ) as client:
-            return client.execute_command(*command)
-
-    def pause(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-
 class Topology:
-    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need."""
+    """The processes; a context manager. ``options`` are those of each Redis, beside what tests need.
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        with contextlib.ExitStack() as stack:
-            listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]
-            ports = [int(listener.getsockname()[1]) for listener in listeners]
-        user = ("--user", USER.partition(":")[0], "on", "nopass", "~*", "&*", "+@all")
-        redis = (*user, "--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0", *options)
+    A node that is silent for ``down_after`` (ms) is failed over. A busy machine takes a node for dead that is not.
+    """
+
+    def __init__(self, folder: Path, *options: str, down_after: int = 500) -> None:
+        ports = free_ports(6)
+        redis = (*OPTIONS, *options)
         self.nodes = [Node(folder / f"redis-{port}", port, redis, user=USER) for port in ports[:3]]
         self.sentinels = [
             Node(folder / f"sentinel-{port}", port, (str(folder / f"sentinel-{port}.conf"), "--sentinel"))
             for port in ports[3:]
         ]
-        self._folder = folder
+        self._down_after = down_after
 
     def __enter__(self) -> Self:
         primary, *replicas = self.nodes
@@ -105,7 +36,7 @@ class Topology:
         for sentinel in self.sentinels:
             Path(sentinel.options[0]).write_text(
                 f"bind 127.0.0.1\nsentinel monitor {NAME} 127.0.0.1 {primary.port} 2\n"
-                f"sentinel down-after-milliseconds {NAME} 500\nsentinel failover-timeout {NAME} 3000\n"
+                f"sentinel down-after-milliseconds {NAME} {self._down_after}\nsentinel failover-timeout {NAME} 3000\n"
             )
             self.start_sentinel(sentinel)
         self.wait_until_whole()
@@ -163,36 +94,19 @@ class Topology:
 
         until(is_whole)
 
-
-def cut_off(primary: Node) -> None:
-    """Cut a primary off from Sentinels and replicas, but not from the service."""
-    primary.send("ACL", "SETUSER", "default", "resetpass", ">another-password")
-    primary.send("CLIENT", "KILL", "USER", "default")
-
-
-def bring_back(node: Node) -> None:
-    """Undo ``pause`` and ``cut_off``."""
-    node.resume()
-    node.send("ACL", "SETUSER", "default", "nopass")
+    def mend(self) -> None:
+        """Restart what was killed, undo pauses and partitions, and wait until all are together again."""
+        for node in (*self.nodes, *self.sentinels):
+            if node.process.poll() is None:
+                bring_back(node)
+        for sentinel in self.sentinels:
+            if sentinel.process.poll() is not None:
+                self.start_sentinel(sentinel)
+        for node in self.nodes:
+            if node.process.poll() is not None:
+                node.start("--replicaof", f"127.0.0.1 {self.primary.port}")
+        self.wait_until_whole()
 
 
 def _pairs(reply: Any) -> dict[str, str]:  # noqa: ANN401 - a list in RESP2, a dictionary in RESP3
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-@contextlib.contextmanager
-def restored(topology: Topology) -> Iterator[Topology]:
-    """Restart afterwards what was killed or paused, and wait until all are together again."""
-    try:
-        yield topology
-    finally:
-        for node in (*topology.nodes, *topology.sentinels):
-            if node.process.poll() is None:
-                bring_back(node)
-        for sentinel in topology.sentinels:
-            if sentinel.process.poll() is not None:
-                topology.start_sentinel(sentinel)
-        for node in topology.nodes:
-            if node.process.poll() is not None:
-                node.start("--replicaof", f"127.0.0.1 {topology.primary.port}")
-        topology.wait_until_whole()

@@ -67,7 +67,7 @@ _HEADERS = [
         "example": value,
     }
     for name, text, value in (
-        ("webhook-id", "the id of the event, the same in every attempt", "msg_1769850000123-0"),
+        ("webhook-id", "the id of the event, the same in every attempt", "msg_0a11b22c33d44e55f667788-3"),
         ("webhook-timestamp", "when this attempt was made, in seconds since 1970", "1769850000"),
         (
             "webhook-signature",

@@ -1,21 +1,24 @@
 """The checks of ``doctor``: each is a function that returns what it found, and changes nothing."""
 
 import resource
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
+from typing import TypeVar
 
-from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from app.container import make_tokens
 from app.providers.http import NeverSent, Reason, Unclear
 from app.settings import Mode, Settings
 from app.settings.misspelt import misspelt_settings
+from app.store.cluster import Cluster
+from app.store.connection import AnyRedis
 from app.store.health import RedisHealth, RedisUnreachable, examine
+from app.store.layout import PREFIX
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
 from app.verification.phone import Phone
 from app.verification.ports import ProviderAccounts
@@ -26,6 +29,7 @@ _CLOCK_DRIFTS = timedelta(seconds=2)
 _CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
 _OTHER_FILES = 100  # the process's own, and connections to Redis
 _RIGHTS = "Give its user the rights of docs/operations.md, section Redis."
+_NOT_OF_REPLICAS = {"redis role", "redis round trip"}
 _MADE_UP = Phone("+79001234567")  # only to sign a token
 
 _OUTBOUND_PROXY = "Check OUTBOUND_PROXY, and that this machine may use that proxy."
@@ -63,6 +67,9 @@ _NOT_REACHED = {
 }
 
 
+_T = TypeVar("_T")
+
+
 class Result(StrEnum):
     """The result of a check: it works, it works but not as it should, or it does not work."""
 
@@ -86,10 +93,12 @@ doubtful = partial(Finding, Result.DOUBTFUL)
 wrong = partial(Finding, Result.WRONG)
 
 
-async def check_redis(redis: Redis, *, timeout: float) -> list[Finding]:  # noqa: ASYNC109 - of each wait, not of all
-    """Check how Redis is reached and configured. ``timeout`` bounds the waits, in seconds."""
+async def check_redis(redis: AnyRedis, *, timeout: float, prefix: str = PREFIX) -> list[Finding]:  # noqa: ASYNC109 - of each wait, not of all
+    """Check how Redis is reached and configured, unless it is a cluster. ``timeout`` bounds the waits, in seconds."""
+    if isinstance(redis, Cluster):
+        return []
     try:
-        health = await examine(redis, timeout=timeout)
+        health = await examine(redis, timeout=timeout, prefix=prefix)
     except RedisUnreachable as error:
         if _lacks_a_right(error):
             return [wrong("redis", "Redis refuses to let the user of REDIS_URL choose its database", _RIGHTS)]
@@ -164,6 +173,38 @@ def _grade_connection(health: RedisHealth) -> Iterator[Finding]:
         yield grade("clock", message, "Have both keep time by NTP (chrony, systemd-timesyncd).")
     else:
         yield fine("clock", message)
+
+
+async def or_why(examination: Awaitable[_T]) -> _T | str:
+    """Return the result of an examination, or why there is none."""
+    try:
+        return await examination
+    except RedisUnreachable as error:
+        return str(error)
+
+
+def grade_replica(address: str, state: RedisHealth | str, *, is_linked: bool, advice: str) -> Iterator[Finding]:
+    """Return the findings about a replica: its health, or why it is not known. ``advice`` is for one that is gone."""
+    if isinstance(state, str) or not is_linked:
+        why = state if isinstance(state, str) else "is not connected to the primary"
+        yield doubtful("redis replicas", f"{address} {why}", advice)
+        return
+    grades = [*grade_redis(state), grade_min_replicas(state.min_replicas)]
+    faults = [one for one in grades if one.result is not Result.FINE and one.check not in _NOT_OF_REPLICAS]
+    for fault in faults:
+        yield replace(fault, message=f"replica {address}: {fault.message}")
+    if not faults:
+        yield fine("redis replicas", f"{address} can take over")
+
+
+def grade_min_replicas(count: int | None) -> Finding:
+    """Return the finding about a node's ``min-replicas-to-write``."""
+    if count is None:
+        return doubtful("redis min-replicas", "unknown", "Make sure that min-replicas-to-write is at least 1.")
+    if not count:
+        message = "min-replicas-to-write is 0: a primary that is cut off keeps taking writes, which are lost"
+        return doubtful("redis min-replicas", message, "Set min-replicas-to-write 1 on every node.")
+    return fine("redis min-replicas", f"min-replicas-to-write is {count}")
 
 
 async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:

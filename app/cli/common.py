@@ -10,7 +10,8 @@ import typer
 from redis.exceptions import ResponseError
 
 from app.api.problems import detail_of
-from app.cli.checks import Result, check_redis
+from app.cli.checks import Finding, Result, check_redis
+from app.cli.cluster import check_cluster
 from app.container import Container, make_network, open_container
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.run_file import RunningSandbox, running_sandboxes
@@ -128,7 +129,12 @@ def _why_redis_failed(settings: Settings, error: StoreUnavailable) -> str:
     """Return what ``doctor`` finds wrong with Redis after an error, or else the text of the error."""
     if error.reason is StoreFailure.ACCESS_DENIED and isinstance(error.__cause__, ResponseError):
         return "Redis refused: its user lacks a right. docs/operations.md has those that commands need."
-    found = run_with_container(
-        lambda container: check_redis(container.stores.redis, timeout=settings.redis.timeout_seconds), settings
-    )
+    timeout, prefix = settings.redis.timeout_seconds, settings.redis.key_prefix
+
+    async def check(container: Container) -> list[Finding]:
+        redis = container.stores.redis
+        of_cluster = await check_cluster(redis, timeout=timeout, prefix=prefix)
+        return of_cluster or await check_redis(redis, timeout=timeout, prefix=prefix)
+
+    found = run_with_container(check, settings)
     return "\n".join(f"{one.message}. {one.advice}" for one in found if one.result is Result.WRONG) or detail_of(error)

@@ -90,6 +90,16 @@ class _Server(uvicorn.Server):
         self._log_started_message(sockets or [])
 
 
+class _Workers(Multiprocess):
+    """Stops to listen with its workers: a connection made after that would wait until this process ends, unanswered."""
+
+    def terminate_all(self) -> None:
+        """Stop to listen, and end the workers."""
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
+
+
 def _serve(settings: Settings, *, banner: str = "") -> None:
     """Serve until a signal stops it; requests in progress are finished. Raises SettingsError."""
     sockets = _listen(settings.host, settings.port)
@@ -166,7 +176,7 @@ def _serve_by_workers(settings: Settings, sockets: list[socket.socket]) -> bool:
             tracing.close()
         # Given by name, because each worker makes an application of its own, from the environment.
         config = uvicorn.Config(_WORKER, factory=True, **uvicorn_options(settings))
-        workers = Multiprocess(config, sockets=sockets)
+        workers = _Workers(config, sockets=sockets)
         workers.run()  # ends all workers when one could not start
     return not any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes)
 
@@ -240,6 +250,8 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "proxy_headers": bool(proxies),
         "forwarded_allow_ips": proxies,
         "timeout_keep_alive": settings.keep_alive_seconds,
+        # A worker is silent until it has imported everything: seconds on a busy machine. Uvicorn ends it after five.
+        "timeout_worker_healthcheck": 30,
         "timeout_graceful_shutdown": ceil(settings.longest_request.total_seconds()),
     }
 

@@ -19,9 +19,9 @@ def failed(*, as_json: AsJson = False) -> None:
     typer.echo(json.dumps([_facts(letter) for letter in dead_letters], indent=2) if as_json else _table(dead_letters))
 
 
-@events_cli.command(epilog=examples("events resend msg_1769850000000-0", "events resend --all"))
+@events_cli.command(epilog=examples("events resend msg_0a11b22c33d44e55f667788-3", "events resend --all"))
 def resend(
-    event_id: Annotated[str | None, typer.Argument(metavar="ID", help="Such as msg_1769850000000-0.")] = None,
+    event_id: Annotated[str | None, typer.Argument(metavar="ID", help="Such as msg_0a11b22c33d44e55f667788-3.")] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="All that were given up.")] = False,
 ) -> None:
@@ -53,9 +53,9 @@ def _facts(letter: DeadLetter) -> dict[str, str | int]:
 
 
 def _table(dead_letters: Sequence[DeadLetter]) -> str:
-    lines = [f"{'id':24}{'type':24}{'client':16}{'tries':>5}  {'given up (UTC)':21}last error"]
+    lines = [f"{'id':37}{'type':24}{'client':16}{'tries':>5}  {'given up (UTC)':21}last error"]
     lines += [
-        f"{letter.event.id:24}{letter.event.type:24}{letter.event.client:16}{letter.attempts:>5}"
+        f"{letter.event.id:37}{letter.event.type:24}{letter.event.client:16}{letter.attempts:>5}"
         f"  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.error}"
         for letter in dead_letters
     ]

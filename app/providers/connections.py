@@ -11,12 +11,11 @@ import logging
 import re
 import select
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from functools import cached_property
 from http import HTTPStatus
 from itertools import chain
-from typing import NamedTuple, Protocol
 
 import aiohttp
 import httptools
@@ -29,69 +28,17 @@ from app.outbound import Connector
 
 log = logging.getLogger(__name__)
 
-LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred, and what is longer is cut off
-
 _KEEP_SECONDS = 4.0  # common servers close after five, and a request should not cross with that
-_LONGEST_ANSWER = 2 * LONGEST_BODY  # bytes, with its head and what frames its body
+_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred, and what is longer is cut off
+_LONGEST_ANSWER = 2 * _LONGEST_BODY  # bytes, with its head and what frames its body
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 _Origin = tuple[str, bytes]
+_Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
-class Endpoint:
-    """Where requests of one kind go, and the headers that they share, written once.
-
-    Raises:
-        ValueError: a header would be read as another.
-
-    """
-
-    def __init__(self, method: str, url: str, headers: Mapping[str, str]) -> None:
-        self.method, self.url, self.headers = method, httpx.URL(url), headers
-        self.origin: _Origin = (self.url.scheme, self.url.netloc)
-        line = b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method.encode(), self.url.raw_path, self.url.netloc)
-        self.head = line + _write_headers(headers)
-
-
-def _write_headers(headers: Mapping[str, str]) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    text = "".join(lines)
-    if text.splitlines(keepends=True) != lines:
-        raise ValueError("a line break in a header of a request")
-    return text.encode("ascii")
-
-
-class HttpAnswer(NamedTuple):
-    """An HTTP answer as it came. The names of ``headers`` are in lower case; those of one name are one list."""
-
-    status: int
-    headers: Mapping[bytes, bytes]
-    body: bytes
-
-    def header(self, name: bytes) -> str:
-        """Return a header, or ""."""
-        return self.headers.get(name, b"").decode("latin-1")
-
-
-class Transport(Protocol):
-    """Sends requests."""
-
-    async def send(
-        self, endpoint: Endpoint, content: bytes, headers: Mapping[str, str], *, connect_timeout: float
-    ) -> HttpAnswer:
-        """Send a request, with ``headers`` beside those of the endpoint, and return its answer.
-
-        ``connect_timeout`` (seconds) is for a connection, its address and TLS. There is none for the answer.
-
-        Raise an error of httpx or aiohttp. Which ones mean that no connection was made, ``app/providers/http.py`` says.
-        """
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-
-
-class KeptConnections:
-    """The ``Transport`` that keeps connections. aiohttp makes them; its errors say that none could be made.
+class KeptConnections(httpx.AsyncBaseTransport):
+    """Sends requests over kept connections. Connections are made by aiohttp; its errors say that none could be.
 
     There are never more of them than there were requests at once. A request is written once: one that crosses with the
     server closing the connection fails with ``httpx.ReadError`` or ``httpx.RemoteProtocolError``, as without an answer.
@@ -119,24 +66,21 @@ class KeptConnections:
         self._keep_none()
         await self._connector.close()
 
-    async def send(
-        self, endpoint: Endpoint, content: bytes, headers: Mapping[str, str], *, connect_timeout: float
-    ) -> HttpAnswer:
-        """Send a request, and return its answer."""
-        length = b"Content-Length: %d\r\n" % len(content) if content else b""
-        request = b"%b%b%b\r\n%b" % (endpoint.head, _write_headers(headers), length, content)
-        idle = self._idle.setdefault(endpoint.origin, [])
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return its answer. The time-out ``connect`` is for a connection, its address and TLS."""
+        data, idle = _write(request), self._idle.setdefault((request.url.scheme, request.url.netloc), [])
         connection = None
         while idle and not connection:
             connection = idle.pop().reuse()
         if not connection:
-            connection = await self._connect(endpoint.url, connect_timeout)
-        answer = await connection.exchange(request)
+            connection = await self._connect(request)
+        status, headers, body = await connection.exchange(data)
+        response = httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
         if connection.is_clean and self._keeps:
-            connection.keep(idle, _keep_seconds(answer.header(b"keep-alive")))
+            connection.keep(idle, _keep_seconds(find_header(headers, b"keep-alive")))
         else:
             connection.close()
-        return answer
+        return response
 
     def _keep_none(self) -> None:
         """Close the idle connections, and each other one after its answer."""
@@ -151,12 +95,13 @@ class KeptConnections:
             Context().run(log.warning, "provider.unsolicited_data")  # of the connection, not of the present request
             self._keep_none()
 
-    async def _connect(self, url: httpx.URL, seconds: float) -> "_Connection":
+    async def _connect(self, request: httpx.Request) -> "_Connection":
         """Make a connection. Raise an error of aiohttp, or UnsupportedProtocol, if none can be made."""
-        loop = asyncio.get_running_loop()
+        seconds = request.extensions["timeout"]["connect"]
+        url, loop = URL(str(request.url)), asyncio.get_running_loop()
         if self._proxy and url.scheme != "https":
             raise httpx.UnsupportedProtocol("through a proxy only https is spoken")
-        wanted = aiohttp.ClientRequest("GET", URL(str(url)), loop=loop, proxy=self._proxy)
+        wanted = aiohttp.ClientRequest("GET", url, loop=loop, proxy=self._proxy)
         limit = aiohttp.ClientTimeout(connect=seconds, sock_connect=seconds)
         try:
             opened = await self._connector.connect(wanted, [], limit)
@@ -183,7 +128,7 @@ class _Connection(asyncio.Protocol):
         self._unread = select.poll()
         self._unread.register(opened.transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[bytes, bytes] = {}
+        self._fields: list[tuple[bytes, bytes]] = []
         self._body = bytearray()
         self._transport.set_protocol(self)
 
@@ -210,12 +155,12 @@ class _Connection(asyncio.Protocol):
         self.is_clean = False
         self._opened.close()
 
-    async def exchange(self, request: bytes) -> HttpAnswer:
+    async def exchange(self, request: bytes) -> _Answer:
         """Write a request, and return its answer. The connection is closed if there is none.
 
         Raise ReadError (the connection broke) or RemoteProtocolError (the answer is cut off, or not HTTP) of httpx.
         """
-        self._answer: asyncio.Future[HttpAnswer] = self._loop.create_future()
+        self._answer: asyncio.Future[_Answer] = self._loop.create_future()
         self._bytes_left = _LONGEST_ANSWER
         self._is_in_body = self.is_clean = False
         self._transport.write(request)
@@ -244,7 +189,7 @@ class _Connection(asyncio.Protocol):
         self._aiohttp.connection_lost(error)
         if error:
             self._fail(httpx.ReadError(type(error).__name__))
-        elif self._is_in_body and _FRAMING.isdisjoint(self._headers):
+        elif self._is_in_body and _FRAMING.isdisjoint(name.lower() for name, _ in self._fields):
             self._finish()
         else:
             self._fail(httpx.RemoteProtocolError("the connection was closed before the end of the answer"))
@@ -255,13 +200,12 @@ class _Connection(asyncio.Protocol):
         self.is_clean = False
         if self._answer.done():  # and this is a second one
             self._distrust()
-        self._headers, self._body = {}, bytearray()
+        self._fields, self._body = [], bytearray()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Read a header. Trailers are none (RFC 9110, section 6.5.1)."""
         if not self._is_in_body:
-            name = name.lower()
-            self._headers[name] = b"%b, %b" % (self._headers[name], value) if name in self._headers else value
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Read the end of the head."""
@@ -270,7 +214,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Read a part of the body."""
         self._body += data
-        if len(self._body) >= LONGEST_BODY:
+        if len(self._body) >= _LONGEST_BODY:
             self._finish()
 
     def on_message_complete(self) -> None:
@@ -283,12 +227,27 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         if not self._answer.done():
-            self._answer.set_result(HttpAnswer(self._parser.get_status_code(), self._headers, bytes(self._body)))
+            self._answer.set_result((self._parser.get_status_code(), self._fields, bytes(self._body)))
 
     def _fail(self, error: httpx.TransportError) -> None:
         self.is_clean = False
         if not self._answer.done():
             self._answer.set_exception(error)
+
+
+def _write(request: httpx.Request) -> bytes:
+    """Return a request as it is sent. Raise ValueError if its head would be read as another."""
+    target = b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)
+    lines = [target, *(b"%b: %b" % field for field in request.headers.raw)]
+    head = b"\r\n".join(lines)
+    if len(head.splitlines()) != len(lines):
+        raise ValueError("a line break in the head of a request")
+    return b"%b\r\n\r\n%b" % (head, request.content)
+
+
+def find_header(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+    """Return a header by its name in lower case, or "". httpx would look for the encoding of all headers first."""
+    return b", ".join([value for key, value in fields if key.lower() == name]).decode("latin-1")
 
 
 def _keep_seconds(header: str) -> float:

@@ -12,18 +12,19 @@ import zlib
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 import aiohttp
 import httpx
 
 from app.outbound import trust
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor, read_answer
-from app.providers.connections import LONGEST_BODY, Endpoint, HttpAnswer, KeptConnections, Transport
+from app.providers.connections import KeptConnections, find_header
 from app.verification.errors import ProviderUnavailable
 
 log = logging.getLogger(__name__)
 
+_LONGEST_BODY = 64 * 1024  # bytes; the answers are a few hundred
 _SHORTEST_TIMEOUT = 0.001  # seconds; zero would mean no limit
 
 # Seconds before the one retry: long enough for a process behind the address to be back, and not the same for all.
@@ -98,7 +99,7 @@ class HttpOptions(TypedDict):
     connect_timeout: float  # seconds for a place among the connections, the address, the connection and TLS, together
     timeout: float  # seconds for the whole of a request, its second try included; longer than ``connect_timeout``
     max_connections: int  # at once; a request beyond waits for a place, no longer than ``connect_timeout``
-    transport: Transport  # see ``make_transport``
+    transport: httpx.AsyncBaseTransport  # see ``make_transport``
 
 
 class ProviderHttp:
@@ -128,18 +129,12 @@ class ProviderHttp:
         await self._transport.aclose()
 
     async def send(
-        self,
-        endpoint: Endpoint,
-        content: bytes = b"",
-        *,
-        redact: Redactor,
-        timeout: float | None = None,
-        make_headers: Callable[[], Mapping[str, str]] = dict,
+        self, make_request: Callable[[], httpx.Request], *, redact: Redactor, timeout: float | None = None
     ) -> Answer:
         """Send a request and read its answer within the time budget, or ``timeout`` seconds if that is less.
 
-        Half of the budget is for connecting at most. A connection that was never made is tried once more, if the time
-        left has room for a whole ``connect_timeout``. ``make_headers`` returns those of one try alone.
+        Half of the budget is for connecting at most. A connection that was never made is tried once more, with another
+        request of ``make_request``, if the time left has room for a whole ``connect_timeout``.
 
         Raises:
             ProviderUnavailable: it was never written; the cause is a ``NeverSent``.
@@ -154,12 +149,12 @@ class ProviderHttp:
                 await self._acquire_place(until=connect_by)
                 try:
                     try:
-                        return await self._exchange(endpoint, content, make_headers(), connect_by - now(), redact)
+                        return await self._exchange(make_request(), connect_by - now(), redact)
                     except NeverSent as error:
                         if not error.is_retryable or now() > deadline - self._retry_seconds:
                             raise
                     await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE))  # noqa: S311 - no secret
-                    return await self._exchange(endpoint, content, make_headers(), self._connect_timeout, redact)
+                    return await self._exchange(make_request(), self._connect_timeout, redact)
                 finally:
                     self._places.release()
         except NeverSent as error:
@@ -177,19 +172,21 @@ class ProviderHttp:
         except TimeoutError:
             raise self._failure(httpx.PoolTimeout("")) from None
 
-    async def _exchange(
-        self, endpoint: Endpoint, content: bytes, headers: Mapping[str, str], connect_timeout: float, redact: Redactor
-    ) -> Answer:
+    async def _exchange(self, request: httpx.Request, connect: float, redact: Redactor) -> Answer:
         """Send a request, and read its answer. Raises NeverSent or Unclear."""
-        connect_timeout = max(connect_timeout, _SHORTEST_TIMEOUT)
+        # For a new connection. None for reading: that limit is per chunk, which a dripping body never meets. The budget
+        # limits the whole.
+        request.extensions["timeout"] = {"connect": max(connect, _SHORTEST_TIMEOUT)}
         try:
-            answer = await self._transport.send(endpoint, content, headers, connect_timeout=connect_timeout)
+            response = await self._transport.handle_async_request(request)
+            body = await _read_body(response)
         except _NETWORK_ERRORS as error:
             raise self._failure(error) from None  # the errors of aiohttp carry the headers of the request
         except Exception:
             log.exception(self._unexpected_error)
             raise Unclear("an unexpected error") from None
-        return read_answer(answer.status, _unpack(answer), retry_after=answer.header(b"retry-after"), redact=redact)
+        retry_after = find_header(response.headers.raw, b"retry-after")
+        return read_answer(response.status_code, body, retry_after=retry_after, redact=redact)
 
     def _failure(self, error: Exception) -> NeverSent | Unclear:
         """Return what one of ``_NETWORK_ERRORS`` means, and log a try that made no connection."""
@@ -201,17 +198,34 @@ class ProviderHttp:
         return NeverSent(why, is_retryable=isinstance(error, _NEVER_CONNECTED), reason=reason, detail=detail)
 
 
-def _unpack(answer: HttpAnswer) -> bytes:
-    """Return a body up to 64 KiB, both as sent and unpacked; JSON that is cut off is not JSON, which is enough.
+def new_request(method: str, url: httpx.URL, headers: httpx.Headers, content: bytes = b"") -> httpx.Request:
+    """Make a request. Given a stream, httpx computes no headers, which would take five times as long as the rest."""
+    framing = [(b"Content-Length", b"%d" % len(content))] if content else []
+    fields = [(b"Host", url.netloc), *headers.raw, *framing]
+    request = httpx.Request(method, url, headers=fields, stream=httpx.ByteStream(content))
+    request.read()
+    return request
 
-    A compressed body is read although none is asked for.
+
+async def _read_body(response: httpx.Response) -> bytes:
+    """Read a body up to 64 KiB, both as sent and unpacked; JSON that is cut off is not JSON, which is enough.
+
+    A compressed body is read although none is asked for. httpx would unpack it to a thousand times its size.
     """
-    match answer.header(b"content-encoding").lower():
+    raw, stream = bytearray(), cast("httpx.AsyncByteStream", response.stream)
+    try:
+        async for chunk in stream:
+            raw += chunk
+            if len(raw) >= _LONGEST_BODY:
+                break
+    finally:
+        await stream.aclose()
+    match find_header(response.headers.raw, b"content-encoding").lower():
         case "" | "identity":
-            return answer.body[:LONGEST_BODY]
+            return bytes(raw[:_LONGEST_BODY])
         case "gzip" | "deflate":
             try:
-                return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(answer.body, LONGEST_BODY)  # 32: of either
+                return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(raw, _LONGEST_BODY)  # 32: of either format
             except zlib.error:
                 return b""
         case _:
@@ -241,7 +255,7 @@ def _explain(error: Exception) -> tuple[Reason, str]:  # noqa: PLR0911 - a table
             return Reason.OTHER, ""
 
 
-def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> Transport:
+def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> httpx.AsyncBaseTransport:
     """Make a transport with verified TLS; nothing is taken from the environment.
 
     ``proxy`` is ``http://[user:password@]host:port``; ``ca_file`` is trusted besides the usual authorities.

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 
 from app.settings import validators
+from app.store.layout import PREFIX
 from app.verification.code import MAX_LENGTH, MIN_LENGTH
 from app.verification.fraud_guard import GuardRules
 
@@ -115,6 +116,8 @@ class RedisSettings(_Section):
 
     url: validators.RedisUrl | None = None
     timeout_seconds: validators.Timeout = 1
+    key_prefix: validators.KeyPrefix = PREFIX
+    wait_replicas: int = Field(0, ge=0, le=9)
 
 
 class TokenSettings(_Section):

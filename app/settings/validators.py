@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, Plai
 from redis.exceptions import RedisError
 
 from app.standard_webhooks import parse_secret
-from app.store.connection import connect
+from app.store.cluster import CLUSTER_URL, Cluster
+from app.store.connection import connect_any
 from app.store.sentinel import SENTINEL_URL
 from app.tokens import read_keys
 from app.verification.channels import Channel
@@ -109,12 +110,20 @@ def _check_redis_url(url: str) -> None:
     if url.startswith(("redis+sentinel://", "rediss+sentinel://")):
         if not SENTINEL_URL.fullmatch(url):
             raise ValueError("must be like redis+sentinel://user:password@host:26379,host:26379/name/0; " + _ENCODED)
+    elif url.startswith(("redis+cluster://", "rediss+cluster://")):
+        if not CLUSTER_URL.fullmatch(url):
+            raise ValueError("must be like redis+cluster://user:password@host:6379,host:6379; " + _ENCODED)
     elif not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://")
+        raise ValueError(
+            "must begin with redis://, rediss:// or unix://, redis+sentinel:// or rediss+sentinel://,"
+            " redis+cluster:// or rediss+cluster://"
+        )
     elif not _REDIS_URL.fullmatch(url):
         raise ValueError("must be like redis://user:password@host:6379/0; " + _ENCODED)
     try:
-        connect(url, timeout=1).connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
+        redis = connect_any(url, timeout=1)
+        for client in redis.clients.values() if isinstance(redis, Cluster) else [redis]:
+            client.connection_pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing yet
     except (ValueError, TypeError, RedisError):
         raise ValueError("has a port, or an option after ?, that is not valid") from None
 
@@ -211,6 +220,10 @@ PublicUrl = Annotated[
 ]
 TracesUrl = Annotated[
     str, _matches(r"https?://[^@\s]+", "must be a URL such as http://127.0.0.1:4318/v1/traces, without a user name")
+]
+KeyPrefix = Annotated[
+    str,
+    _matches(r"[a-z][a-z_-]{0,31}", "must be a-z, _ and -, begin with a letter, and have at most 32 of them"),
 ]
 RedisUrl = Annotated[SecretStr, _secret(_check_redis_url)]
 RelayUrl = Annotated[

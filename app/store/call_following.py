@@ -15,8 +15,9 @@ SCHEDULE, CLAIM, RETRY, DONE, LAG = (
     Script("call_following", name) for name in ("schedule", "claim", "retry", "done", "lag")
 )
 
-_DUE, _ATTEMPTS, _POLLS = (f"pv:{{queue}}:{name}" for name in ("due", "attempts", "polls"))
+_DUE, _ATTEMPTS, _POLLS = (f"{{queue}}:{name}" for name in ("due", "attempts", "polls"))
 _MEMORY = timedelta(hours=1)  # far longer than a verification lives
+_SECOND = timedelta(seconds=1)
 
 
 class RedisCallQueue:
@@ -33,7 +34,10 @@ class RedisCallQueue:
 
     async def schedule(self, call_id: CallId, delay: timedelta) -> None:
         """Schedule the first poll of a call after ``delay``."""
-        await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(call_id), ms(delay), ms(_MEMORY)])
+        # More than all workers may claim in that time would wait for nothing, and without a bound.
+        most = self._per_second * _MEMORY // _SECOND
+        if not await self._runner.run(SCHEDULE, [_DUE, _ATTEMPTS], [str(call_id), ms(delay), ms(_MEMORY), most]):
+            log.warning("call_queue.full", extra={"calls": most})
 
     async def claim(self, most: int) -> list[DueCall]:
         """Claim up to ``most`` calls that are due, the longest due first."""

@@ -13,8 +13,29 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
+from app.store.cluster import CLUSTER_URL, Cluster
 from app.store.failures import ConnectionLost
 from app.store.sentinel import SENTINEL_URL, PrimaryPool
+
+AnyRedis = Redis | Cluster
+
+
+def pack(*words: str | bytes | int) -> bytes:
+    """Return the bytes of a command."""
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type] # its stub means a tuple of any length
+    return packed
+
+
+def connect_any(url: str, *, timeout: float) -> AnyRedis:
+    """Open a client for a URL of any kind: ``redis+cluster://`` and ``rediss+cluster://``, or as ``connect`` does."""
+    if nodes := CLUSTER_URL.fullmatch(url):
+        return Cluster(nodes, timeout=timeout, **_options(timeout))
+    return connect(url, timeout=timeout)
+
+
+async def nodes_of(redis: AnyRedis) -> Sequence[Redis]:
+    """Return the clients of all nodes that take writes. Raises the library's errors."""
+    return [*(await redis.primaries()).values()] if isinstance(redis, Cluster) else [redis]
 
 
 def connect(url: str, *, timeout: float) -> Redis:
@@ -25,7 +46,13 @@ def connect(url: str, *, timeout: float) -> Redis:
     The library's default is to repeat a command up to ten times when its reply is lost. A script that counts would
     count again, so nothing is repeated here: ``timeout`` (seconds) covers connecting and reading alike.
     """
-    options: dict[str, Any] = {
+    if sentinels := SENTINEL_URL.fullmatch(url):
+        return Redis.from_pool(PrimaryPool(sentinels, timeout=timeout, **_options(timeout)))
+    return Redis.from_url(url, **_options(timeout))
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    return {
         "socket_connect_timeout": timeout,
         "socket_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
@@ -35,19 +62,26 @@ def connect(url: str, *, timeout: float) -> Redis:
         "protocol": 2,
         "client_name": "plusofon-verify",
     }
-    if sentinels := SENTINEL_URL.fullmatch(url):
-        return Redis.from_pool(PrimaryPool(sentinels, timeout=timeout, **options))
-    return Redis.from_url(url, **options)
 
 
 class Command:
-    """The bytes of a command, and of the one that loads its script; ``reply`` becomes Redis' reply, or an error."""
+    """The bytes of a command, and of the one that loads its script; ``reply`` becomes Redis' reply, or an error.
 
-    __slots__ = ("data", "load", "reply")
+    On a cluster, ``keys`` say where it runs, and ``declares_all_keys`` whether it uses no others; ``deadline`` is
+    when it fails, once a node did not run it, and ``redirections`` counts the other nodes that it was sent to.
+    """
 
-    def __init__(self, data: bytes, load: bytes = b"") -> None:
+    __slots__ = ("data", "deadline", "declares_all_keys", "keys", "load", "redirections", "reply")
+
+    def __init__(
+        self, data: bytes, load: bytes = b"", keys: Sequence[str] = (), *, declares_all_keys: bool = True
+    ) -> None:
         self.data = data
         self.load = load
+        self.keys = keys
+        self.declares_all_keys = declares_all_keys
+        self.redirections = 0
+        self.deadline = 0.0
         self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def answer(self, reply: object) -> None:

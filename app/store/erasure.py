@@ -7,24 +7,21 @@ which a thousand phones share, and the id of an expired verification expires wit
 minutes.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from app.store.call_following import RedisCallQueue
-from app.store.failures import reason_of
 from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import BODIES, DEAD, EXPIRY, GROUP, RETRY, STREAM
-from app.verification.errors import StoreUnavailable
+from app.store.webhooks import DEAD, LETTERS, outbox_key, retries_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
-RECORD, ANSWER, SET_ASIDE, EVENTS = (Script("erasure", name) for name in ("record", "answer", "set_aside", "events"))
+RECORD, PHONE, ANSWER, EVENTS, DEAD_LETTERS = (
+    Script("erasure", name) for name in ("record", "phone", "answer", "events", "dead_letters")
+)
 
-_STEP = 1000  # how many entries one script, or one SCAN, examines: bounds how long it blocks Redis
+_STEP = 1000  # how many entries one script examines: bounds how long it blocks Redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +44,7 @@ class RedisPhoneEraser:
     ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
-    def __init__(self, redis: Redis, runner: ScriptRunner, *, phone_key: bytes) -> None:
-        self._redis = redis
+    def __init__(self, runner: ScriptRunner, *, phone_key: bytes) -> None:
         self._runner = runner
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
@@ -56,19 +52,15 @@ class RedisPhoneEraser:
     async def forget(self, phone: Phone) -> Erased:
         """Erase everything about a phone. Raises StoreUnavailable: some of it may be erased."""
         name = PhoneName.from_phone(self._phone_key, phone)
-        # Records first: as long as one exists, it may add events. An event that expires or waits for another try moves
-        # on into the stream, so the stream comes last.
+        # Records first: as long as one exists, it may add events. Then the way that an event takes.
         records, calls = await self._erase_records(name)
         digits = phone.e164.removeprefix("+")
-        events = await self._erase_expiry_events(digits)
-        events += await self._walk(SET_ASIDE, [BODIES, RETRY, DEAD], [digits], "0")
-        events += await self._walk(EVENTS, [STREAM], [digits], "-", GROUP)
+        events = await self._walk(EVENTS, [outbox_key(name.bucket)], digits)
+        events += await self._walk(EVENTS, [retries_key(name.bucket)], digits)
+        events += await self._walk(DEAD_LETTERS, [LETTERS, DEAD], digits)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
-        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._scan("pv:{i:*}")])
-        try:
-            known = await self._redis.delete(name.key)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error
+        answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._runner.scan("{i:*}")])
+        known = await self._runner.run(PHONE, [name.key], [])
         late, late_calls = await self._erase_records(name)  # started meanwhile, so its phone's key is erased
         return Erased(
             phone=bool(known),
@@ -81,7 +73,7 @@ class RedisPhoneEraser:
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:
         """Examine all keys of the phone's bucket: the phone's key lists only the latest verifications."""
         found, calls = [], 0
-        async for key in self._scan(f"pv:{{{name.bucket}}}:*"):
+        async for key in self._runner.scan(f"{{{name.bucket}}}:*"):
             record = RecordName.from_id(f"vrf_{name.bucket}{key.rpartition(':')[2]}")
             if record is None or record.key != key:  # a phone's key, or a redeemed token's
                 continue
@@ -92,29 +84,11 @@ class RedisPhoneEraser:
                     await self._queue.done(CallId(record.verification_id, int(number)))
         return found, calls
 
-    async def _erase_expiry_events(self, digits: str) -> int:
-        """Erase the scheduled expiry events, whose last field is the phone; return how many."""
-        try:
-            found = [event async for event, _ in self._redis.zscan_iter(EXPIRY, match=f"*|{digits}", count=_STEP)]
-            return int(await self._redis.zrem(EXPIRY, *found)) if found else 0
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error
-
-    async def _walk(
-        self, script: Script, keys: Sequence[str], first: Sequence[Argument], cursor: str, *last: str
-    ) -> int:
+    async def _walk(self, script: Script, keys: Sequence[str], digits: str) -> int:
         """Run a script with each cursor that it returns; return how many entries it has erased."""
-        total = 0
+        total, cursor = 0, b"0"
         while True:
-            reply, count = await self._runner.run(script, keys, [*first, cursor, _STEP, *last])
+            cursor, count = await self._runner.run(script, keys, [digits, cursor, _STEP])
             total += int(count)
-            cursor = reply.decode()
-            if cursor in {"0", ""}:
+            if cursor == b"0":
                 return total
-
-    async def _scan(self, pattern: str) -> AsyncIterator[str]:
-        try:
-            async for key in self._redis.scan_iter(match=pattern, count=_STEP):
-                yield key.decode()
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(reason_of(error)) from error

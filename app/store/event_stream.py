@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -13,11 +14,11 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.backoff import EqualJitterBackoff
 
+from app.store.connection import AnyRedis, nodes_of
+from app.store.layout import PREFIX, changes_channel
 from app.verification.errors import TooManyListeners
 
 log = logging.getLogger(__name__)
-
-CHANNEL = "pv:changes"  # the scripts that change a verification that is followed publish its id here
 
 _RETRY_AFTER = 10  # seconds; listeners come and go with the minutes that a verification lives
 _CANCEL_AGAIN_AFTER = 0.05  # seconds
@@ -34,14 +35,16 @@ class RedisChanges:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: AnyRedis,
         *,
+        prefix: str = PREFIX,
         listeners: int = 1000,
         listeners_of_client: int = 1000,
         listeners_of_one: int = 10,
         quiet: float = 5,
     ) -> None:
         self._redis = redis
+        self._channel = changes_channel(prefix)
         self._places = listeners
         self._places_of_client = listeners_of_client
         self._places_of_one = listeners_of_one
@@ -97,9 +100,11 @@ class RedisChanges:
         failures = 0
         while self._receiver is asyncio.current_task():
             try:
-                async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(CHANNEL)
-                    async for message in self._messages(pubsub):
+                # Of a cluster any primary: each node gets what is published at another.
+                node = random.choice(await nodes_of(self._redis))  # noqa: S311 - not a secret
+                async with node.pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
+                    async for message in self._messages(pubsub, node):
                         failures = 0
                         self._wake(message)
                         if self._receiver is not asyncio.current_task():
@@ -109,8 +114,11 @@ class RedisChanges:
                 log.warning("changes.connection_lost", extra={"error": repr(error), "failures": failures})
             await asyncio.sleep(_BACKOFF.compute(failures))
 
-    async def _messages(self, pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
-        """Yield messages until the connection is dead: not even a ping is answered."""
+    async def _messages(self, pubsub: PubSub, node: Redis) -> AsyncIterator[dict[str, Any]]:
+        """Yield messages until the connection is dead: not even a ping is answered.
+
+        Or until the node is no primary any more: one that is cut off from its cluster answers, and gets no messages.
+        """
         is_pinged = False
         while True:
             message = await pubsub.get_message(timeout=self._quiet)
@@ -119,6 +127,9 @@ class RedisChanges:
                 yield message
             elif is_pinged:
                 log.warning("changes.connection_dead")
+                return
+            elif node not in await nodes_of(self._redis):
+                log.info("changes.node_left")
                 return
             else:
                 is_pinged = True

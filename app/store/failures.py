@@ -31,8 +31,19 @@ _NOT_RUN = frozenset(
 )
 """Errors of a server that did not run the command; a new connection may reach one that does (ADR 12)."""
 
+# A script has touched a key that it does not declare, and whose slot moves. It has written nothing before: tests prove
+# that of every script.
+_NOT_LOCAL = "Script attempted to access a non local key"
+
 # Inside a script Valkey and Redis have no code for NOPERM.
 _DENIED_INSIDE_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+
+
+class NotReplicated(RedisError):
+    """Too few replicas have confirmed in time what a command wrote: it did run, and no reply says that it did not."""
+
+    def __init__(self) -> None:
+        super().__init__("NOREPLICAS in time")
 
 
 class ConnectionLost(RedisConnectionError):
@@ -88,7 +99,12 @@ def name_of(error: Exception) -> str:
 
 
 def code_of(error: RedisError) -> str:
-    """Return the first word of an error reply; the library removes it from the message if it knows it."""
+    """Return the first word of an error reply; the library removes it from the message if it knows it.
+
+    A script that met a moving slot has the code of a command that does.
+    """
     cause = error.__cause__  # while it connects to a unix socket, the library wraps a refusal
     reply = cause if isinstance(cause, RedisError) else error
+    if _NOT_LOCAL in str(reply):
+        return "TRYAGAIN"
     return reply.status_code or str(reply).partition(" ")[0]

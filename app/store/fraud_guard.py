@@ -1,4 +1,8 @@
-"""The fraud guard in Redis: in one slot, so that one script judges, blocks and counts."""
+"""The fraud guard in Redis: its rules and verdicts, the successes, and an index of what is blocked.
+
+The calls of a range or a client are kept with the limit on them, so that ``app/store/limits.py`` counts and judges them
+in the script of the limits. A block takes effect there. Only then it is added to the index, which is in another slot.
+"""
 
 import logging
 from collections import Counter
@@ -6,22 +10,24 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from pydantic_core import from_json
-
-from app.store.layout import from_ms, ms, seconds
+from app.store.layout import from_ms, ms, name_block, name_limit, seconds
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.verification.errors import RateLimited
-from app.verification.fraud_guard import GUARD_LIMIT, Block, GuardRules, Suspect, range_of
+from app.verification.fraud_guard import Block, GuardAction, GuardRules, Suspect, range_of
 from app.verification.phone import Phone
+from app.verification.policy import Allowance
+from app.verification.store_requests import best_effort, in_one_round_trip
 
 log = logging.getLogger(__name__)
 
-ADMIT, REFUND, SUCCEED, LIST, LIFT = (
-    Script("fraud_guard", name) for name in ("admit", "refund", "succeed", "list", "lift")
+SUCCEED, READ, LIFT, LIST, COUNT, ADD_TO_INDEX, REMOVE_FROM_INDEX = (
+    Script("fraud_guard", name)
+    for name in ("succeed", "read", "lift", "list", "count", "add_to_index", "remove_from_index")
 )
 
-_BLOCKS = "pv:{guard}:blocks"
-_RANGE, _CLIENT = "range:", "client:"  # prefixes of the names of both kinds
+_LIMITS = {GuardAction.BLOCK: "calls_per_range", GuardAction.REPORT: "calls_per_client"}  # whose subjects are judged
+_INDEXES = {GuardAction.BLOCK: "{guard}:ranges", GuardAction.REPORT: "{guard}:clients"}
+_LISTED_AT_ONCE = 200
+_MOST_PUBLISHED = 10_000
 _FLUSHED_EVERY = timedelta(seconds=1)
 _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than it could be
 
@@ -29,47 +35,46 @@ _BUCKET = timedelta(minutes=1)  # a call is judged at most this much later than 
 class RedisFraudGuard:
     """The ``FraudGuard`` of ``app/verification/fraud_guard.py``, in Redis."""
 
-    def __init__(self, runner: ScriptRunner, rules: GuardRules) -> None:
+    def __init__(self, runner: ScriptRunner, rules: GuardRules, *, key: bytes) -> None:
         self._runner = runner
         self._rules = rules
+        self._key = key
         self._successes: Counter[str] = Counter()
-        self._arguments: list[Argument] = [
+        self._published: dict[tuple[str, str], int] = {}  # until when each block lasts that this process has published
+        self.arguments: Sequence[Argument] = (  # of the scripts that judge
             *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, str(rules.min_conversion)),
             *(ms(rules.first_block), ms(rules.longest_block), ms(rules.memory)),
-        ]
+        )
 
-    async def require_open(self, phone: Phone, client: str) -> None:
-        """Return if a call would be admitted. Its range is judged here too: a start may get no further than this."""
-        await self._judge(phone, client, counts=False)
+    def action_on(self, allowance: Allowance) -> GuardAction | None:
+        """Return what a low conversion has for consequence, or None if the subject is not judged."""
+        return allowance.guard if self._rules.enabled else None
 
-    async def admit(self, phone: Phone, client: str) -> None:
-        """Count a call that is about to be placed, unless its range is blocked."""
-        await self._judge(phone, client, counts=True)
+    async def publish(self, allowance: Allowance, block: Sequence[int], *, is_new: bool) -> None:
+        """Log a block that is new, and make sure that the index has it.
 
-    async def _judge(self, phone: Phone, client: str, *, counts: bool) -> None:
-        if not self._rules.watches(phone):
+        A process that dies between the block and the index leaves the range blocked and not listed, until the next
+        start that is refused for it: each process adds what it has not added before.
+        """
+        since, ends, *_ = block
+        action, subject = allowance.guard, allowance.subject
+        assert action is not None  # noqa: S101 - no other allowance is judged
+        if is_new and action is GuardAction.BLOCK:
+            _log_verdict("guard.blocked", block, range=subject, retry_after=seconds(ends - since))
+        elif is_new:
+            _log_verdict("guard.client_reported", block, client=subject)
+        if self._published.get((action, subject)) == ends:
             return
-        number_range, caller = _names(phone, client)
-        keys = [_BLOCKS, _buckets(number_range), _buckets(caller)]
-        arguments = [number_range, caller, *self._arguments, int(counts)]
-        wait, block, report = await self._runner.run(ADMIT, keys, arguments)
-        if block:
-            _log_verdict("guard.blocked", block, range=range_of(phone), retry_after=seconds(wait))
-        if report:
-            _log_verdict("guard.client_reported", report, client=client)
-        if wait:
-            raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(wait))
-
-    async def refund(self, phone: Phone, client: str) -> None:
-        """Refund an admitted call that did not happen."""
-        if self._rules.watches(phone):
-            await self._runner.run(REFUND, list(map(_buckets, _names(phone, client))), [])
+        if not await best_effort(self._runner.run(ADD_TO_INDEX, [_INDEXES[action]], [subject, ends])):
+            if len(self._published) >= _MOST_PUBLISHED:
+                self._published.clear()
+            self._published[action, subject] = ends
 
     def succeeded(self, phone: Phone, client: str) -> None:
         """Count a verification that succeeded, in memory until ``flush``."""
         if self._rules.watches(phone):
-            for name in _names(phone, client):
-                self._successes[_buckets(name)] += 1
+            self._successes[self._name(GuardAction.BLOCK, range_of(phone))] += 1
+            self._successes[self._name(GuardAction.REPORT, client)] += 1
 
     async def flush(self) -> timedelta:
         """Add the successes to those in Redis, and return when to do so again.
@@ -77,60 +82,74 @@ class RedisFraudGuard:
         Raises StoreUnavailable; as they may have been added, they are dropped. A call is judged minutes after it was
         placed, so a second more does not change a verdict.
         """
-        if self._successes:
-            successes, self._successes = self._successes, Counter()
-            await self._runner.run(SUCCEED, list(successes), list(successes.values()))
+        successes, self._successes = self._successes, Counter()
+        by_slot: dict[int, list[str]] = {}
+        for name in successes:
+            by_slot.setdefault(self._runner.slot_of(name), []).append(name)
+        results = await in_one_round_trip(
+            *(self._runner.run(SUCCEED, names, [successes[name] for name in names]) for names in by_slot.values())
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
         return _FLUSHED_EVERY
 
     async def blocks(self) -> list[Block]:
         """List the ranges that are blocked now."""
-        found = await self._listed(_RANGE)
-        return [Block(range=name, level=facts["level"], **_findings(facts)) for name, facts in found]
+        found = await self._listed(GuardAction.BLOCK)
+        return [Block(range=name, level=block[2], **_findings(block)) for name, block in found]
 
     async def suspects(self) -> list[Suspect]:
         """List the clients that are reported now."""
-        return [Suspect(client=name, **_findings(facts)) for name, facts in await self._listed(_CLIENT)]
+        return [Suspect(client=name, **_findings(block)) for name, block in await self._listed(GuardAction.REPORT)]
 
     async def lift(self, number_range: str) -> bool:
-        """End a block."""
+        """End a block, then remove it from the index. One that is left there is not listed, because it has ended."""
         if not self._rules.enabled:
             return False
-        name = f"{_RANGE}{number_range}"
-        lifted = bool(await self._runner.run(LIFT, [_BLOCKS], [name]))
-        if lifted:
-            log.warning("guard.lifted", extra={"range": number_range})
-        return lifted
+        ends = await self._runner.run(LIFT, [name_block(self._name(GuardAction.BLOCK, number_range))], [])
+        if not ends:
+            return False
+        log.warning("guard.lifted", extra={"range": number_range})
+        await best_effort(self._runner.run(REMOVE_FROM_INDEX, [_INDEXES[GuardAction.BLOCK]], [number_range, ends]))
+        return True
 
     async def gauges(self) -> Mapping[str, float]:
         """Return how many ranges are blocked, for the metrics. Raises StoreUnavailable."""
-        return {"fraud_blocks": len(await self.blocks())}
-
-    async def _listed(self, kind: str) -> list[tuple[str, Mapping[str, int]]]:
-        """Return the entries of one kind, without its prefix, the oldest first."""
         if not self._rules.enabled:
-            return []
-        found = await self._runner.run(LIST, [_BLOCKS], [ms(self._rules.memory)])
-        entries = [(name.decode(), from_json(block)) for name, block in found]
-        entries.sort(key=lambda entry: entry[1]["since"])
-        return [(name.removeprefix(kind), block) for name, block in entries if name.startswith(kind)]
+            return {"fraud_blocks": 0}
+        return {"fraud_blocks": await self._runner.run(COUNT, [_INDEXES[GuardAction.BLOCK]], [])}
+
+    def _name(self, action: GuardAction, subject: str) -> str:
+        """Return the key of the limit that a range or a client is judged with."""
+        return name_limit(self._key, _LIMITS[action], subject)
+
+    async def _listed(self, action: GuardAction) -> list[tuple[str, Sequence[int]]]:
+        """Return the names in an index that are blocked or reported now, the oldest first, each with its block."""
+        found: list[tuple[str, Sequence[int]]] = []
+        skipped, is_complete = 0, not self._rules.enabled
+        while not is_complete:
+            listed = await self._runner.run(LIST, [_INDEXES[action]], [skipped, _LISTED_AT_ONCE])
+            names = [name.decode() for name in listed]
+            blocks = await in_one_round_trip(
+                *(self._runner.run(READ, [name_block(self._name(action, name))], []) for name in names)
+            )
+            for name, block in zip(names, blocks, strict=True):
+                if isinstance(block, BaseException):
+                    raise block
+                if block:
+                    found.append((name, block))
+            skipped, is_complete = skipped + _LISTED_AT_ONCE, len(names) < _LISTED_AT_ONCE
+        return sorted(found, key=lambda entry: entry[1][0])
 
 
-def _names(phone: Phone, client: str) -> tuple[str, str]:
-    return f"{_RANGE}{range_of(phone)}", f"{_CLIENT}{client}"
-
-
-def _buckets(name: str) -> str:
-    """Return the key of the buckets of a range or a client."""
-    return f"pv:{{guard}}:n:{name}"
-
-
-def _findings(facts: Mapping[str, int]) -> dict[str, Any]:
+def _findings(block: Sequence[int]) -> dict[str, Any]:
     """Return what a block and a suspect have in common."""
-    times = {"since": from_ms(facts["since"]), "until": from_ms(facts["ends"])}
-    return {**times, "calls": facts["calls"], "successes": facts["successes"]}
+    since, ends, _, calls, successes = block
+    return {"since": from_ms(since), "until": from_ms(ends), "calls": calls, "successes": successes}
 
 
-def _log_verdict(event: str, verdict: Sequence[int], **facts: str | int) -> None:
-    """Log a verdict, which the script returns to one of the calls that came in parallel."""
-    level, calls, successes = verdict
+def _log_verdict(event: str, block: Sequence[int], **facts: str | int) -> None:
+    """Log a block, which the script returns as new to one of the calls that came in parallel."""
+    _, _, level, calls, successes = block
     log.warning(event, extra={**facts, "level": level, "calls": calls, "conversion": round(successes / calls, 3)})

@@ -12,13 +12,14 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
-from app.store.event_stream import CHANNEL
+from app.store.cluster import Cluster, Topology
 from app.store.failures import name_of, reason_of
+from app.store.layout import PREFIX, changes_channel, with_version
 from app.store.sentinel import ask_sentinel
 from app.store.verifications import READ
 from app.verification.errors import StoreFailure
 
-_UNUSED_KEY = "pv:{000}:doctor"
+_UNUSED_KEY = "{000}:doctor"
 _NO_ID = b"doctor"  # no verification has this id, so no listener is woken
 _PINGS = 5
 _WHY = {
@@ -38,7 +39,7 @@ class RedisHealth:
 
     ``version``: Valkey reports the Redis that it replaces. ``persistence`` lists what outlives a restart. ``ahead`` is
     how far its clock is ahead of this machine's. ``refused`` lists the rights that the user of REDIS_URL lacks.
-    ``min_replicas`` is its ``min-replicas-to-write``.
+    ``min_replicas`` is its ``min-replicas-to-write``. ``is_linked``: a replica is connected to its primary.
     """
 
     name: str | None
@@ -50,6 +51,7 @@ class RedisHealth:
     ahead: timedelta
     refused: tuple[str, ...]
     min_replicas: int | None = None
+    is_linked: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +64,10 @@ class SentinelReport:
     has_quorum: bool
 
 
-async def examine(redis: Redis, *, timeout: float) -> RedisHealth:  # noqa: ASYNC109 - of all waits together
-    """Examine Redis within ``timeout`` seconds. Raises RedisUnreachable."""
+async def examine(redis: Redis, *, timeout: float, prefix: str = PREFIX) -> RedisHealth:  # noqa: ASYNC109 - of all waits together
+    """Examine Redis within ``timeout`` seconds, and the rights on keys with ``prefix``. Raises RedisUnreachable."""
     async with _reaching(timeout):
-        return await _examine(redis)
+        return await _examine(redis, prefix)
 
 
 async def examine_sentinel(sentinel: Redis, name: str, *, timeout: float) -> SentinelReport:  # noqa: ASYNC109 - as above
@@ -86,6 +88,13 @@ async def examine_sentinel(sentinel: Redis, name: str, *, timeout: float) -> Sen
     )
 
 
+async def examine_cluster(cluster: Cluster, *, timeout: float) -> Topology:  # noqa: ASYNC109 - as above
+    """Return the topology of a cluster, asked for within ``timeout`` seconds. Raises RedisUnreachable."""
+    async with _reaching(timeout):
+        await cluster.refresh()
+    return cluster.topology
+
+
 @asynccontextmanager
 async def _reaching(timeout: float) -> AsyncIterator[None]:  # noqa: ASYNC109 - as above
     """Raise RedisUnreachable in place of the errors of a Redis or a Sentinel that cannot be used."""
@@ -95,11 +104,13 @@ async def _reaching(timeout: float) -> AsyncIterator[None]:  # noqa: ASYNC109 - 
     except (RedisError, OSError) as error:
         if "No such master with that name" in str(error):
             raise RedisUnreachable("does not know the name of the primary in REDIS_URL") from None
+        if "cluster support disabled" in str(error):
+            raise RedisUnreachable("is no node of a cluster") from None
         # The message of the error may contain an address.
         raise RedisUnreachable(_WHY.get(reason_of(error), f"cannot be used ({name_of(error)})")) from None
 
 
-async def _examine(redis: Redis) -> RedisHealth:
+async def _examine(redis: Redis, prefix: str) -> RedisHealth:
     await _ask(redis, "PING")  # connects
     round_trips = []
     for _ in range(_PINGS):
@@ -112,9 +123,10 @@ async def _examine(redis: Redis) -> RedisHealth:
     info: Mapping[str, Any] = await _if_allowed(redis.info) or {}
     name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
     version = tuple(int(part) for part in str(info.get("redis_version")).split(".") if part.isdigit())
+    channel = changes_channel(prefix)
     needed: Mapping[str, Callable[[], Awaitable[Any]]] = {
-        "scripts (EVALSHA, SCRIPT LOAD) on keys of pv:*": lambda: _run_script(redis),
-        f"PUBLISH to {CHANNEL}": lambda: _ask(redis, "PUBLISH", CHANNEL, _NO_ID),
+        f"scripts (EVALSHA, SCRIPT LOAD) on keys of {prefix}*": lambda: _run_script(redis, prefix),
+        f"PUBLISH to {channel}": lambda: _ask(redis, "PUBLISH", channel, _NO_ID),
     }
     config = await _if_allowed(lambda: redis.config_get("save", "min-replicas-to-write")) if info else None
     return RedisHealth(
@@ -127,6 +139,7 @@ async def _examine(redis: Redis) -> RedisHealth:
         ahead=timedelta(seconds=int(seconds) + int(microseconds) / 1e6 - here),
         refused=tuple([right for right, ask in needed.items() if not await _is_allowed(ask)]),
         min_replicas=int(config["min-replicas-to-write"]) if config else None,
+        is_linked=info.get("master_link_status") == "up" if info else None,
     )
 
 
@@ -138,12 +151,13 @@ def _persistence(info: Mapping[str, Any], config: Mapping[str, str] | None) -> t
     return ("save",) if config.get("save") else ()
 
 
-async def _run_script(redis: Redis) -> None:
+async def _run_script(redis: Redis, prefix: str) -> None:
+    key = with_version(prefix) + _UNUSED_KEY
     try:
-        await _ask(redis, "EVALSHA", READ.sha, 1, _UNUSED_KEY, "")
+        await _ask(redis, "EVALSHA", READ.sha, 1, key, "")
     except NoScriptError:
         await _ask(redis, "SCRIPT LOAD", READ.source)
-        await _ask(redis, "EVALSHA", READ.sha, 1, _UNUSED_KEY, "")
+        await _ask(redis, "EVALSHA", READ.sha, 1, key, "")
 
 
 def _ask(redis: Redis, *command: str | bytes | int) -> Awaitable[Any]:
@@ -156,9 +170,9 @@ async def _is_allowed(ask: Callable[[], Awaitable[Any]]) -> bool:
         await ask()
     except RedisError as error:
         reason = reason_of(error)
-        if reason not in {StoreFailure.ACCESS_DENIED, StoreFailure.REPLICA}:
+        if reason not in {StoreFailure.ACCESS_DENIED, StoreFailure.REPLICA, StoreFailure.CLUSTER}:
             raise
-        return reason is StoreFailure.REPLICA  # which has its own line
+        return reason is not StoreFailure.ACCESS_DENIED  # a replica, or a node without the slot, has checked the right
     return True
 
 

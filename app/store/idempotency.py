@@ -17,7 +17,8 @@ from app.verification.idempotency import (
 )
 from app.verification.keys import derive_key
 
-CLAIM, BEGIN, KEEP, RELEASE = (Script("idempotency", name) for name in ("claim", "begin", "keep", "release"))
+CLAIM, BEGIN, KEEP = (Script("idempotency", name, is_durable=True) for name in ("claim", "begin", "keep"))
+RELEASE = Script("idempotency", "release")
 
 _TOKEN_BYTES = 16
 _CLAIM_FOR = timedelta(seconds=3)  # longer than all waits for Redis before a call is noted
@@ -42,7 +43,7 @@ class RedisIdempotency:
         """Claim a request, or return its answer."""
         # Neither route nor key can contain the separator, so no two requests share a name.
         named = f"{request.client}\0{request.route}\0{request.key}"
-        name = f"pv:{{i:{_digest(self._name_key, named.encode())}}}"
+        name = f"{{i:{_digest(self._name_key, named.encode())}}}"
         token = secrets.token_hex(_TOKEN_BYTES)
         # Byte by byte, so JSON that is spaced in another way is another body. The meaning of a body changes when a new
         # version of the service gives a field a default; a repetition across that must not be refused as another.

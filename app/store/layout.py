@@ -1,5 +1,7 @@
 """The layout of the data in Redis: the names of keys, the fields of a verification and its phone, and times.
 
+The names of keys are written here, and in the scripts, without what all begin with: ``ScriptRunner`` adds it.
+
 The keys of a verification and of its phone share the hash tag ``{bucket}``: one of 4,096, from a keyed digest of the
 phone. The bucket is part of the id, so a check by id and a check by phone both find the slot without a look-up, and the
 id says nothing about the phone.
@@ -19,13 +21,25 @@ from math import ceil
 from typing import Self
 
 from app.verification.phone import Phone
-from app.verification.policy import Allowance
 from app.verification.values import value
+
+PREFIX = "pv"
+_VERSION = 2  # of what is stored: two versions of the service with different layouts never read each other's keys
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
 _RANDOM_BYTES = 10  # 80 bits: an id cannot be guessed while it lives
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+
+
+def with_version(prefix: str) -> str:
+    """Return what all keys begin with: a deployment's prefix, and the version of this layout."""
+    return f"{prefix}{_VERSION}"
+
+
+def changes_channel(prefix: str) -> str:
+    """Return the channel to which the scripts that change a followed verification publish its id."""
+    return f"{with_version(prefix)}:changes"
 
 
 @lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
@@ -44,7 +58,7 @@ class RecordName:
     @property
     def key(self) -> str:
         """The key of the record."""
-        return f"pv:{{{self.bucket}}}:{self.rest}"
+        return f"{{{self.bucket}}}:{self.rest}"
 
     @property
     def verification_id(self) -> str:
@@ -68,7 +82,7 @@ class PhoneName:
     @property
     def key(self) -> str:
         """The key of the phone."""
-        return f"pv:{{{self.bucket}}}:p:{self.digest}"
+        return f"{{{self.bucket}}}:p:{self.digest}"
 
     @classmethod
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
@@ -81,14 +95,19 @@ class PhoneName:
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
 
 
-def name_limit(key: bytes, allowance: Allowance) -> str:
-    """Return the key of a limit; an address or a range of numbers is not in clear."""
-    digest = keyed_digest(key, f"{allowance.limit.name}\0{allowance.subject}")
-    return f"pv:{{l:{digest[:20]}}}"
+def name_limit(key: bytes, limit: str, subject: str) -> str:
+    """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
+    digest = keyed_digest(key, f"{limit}\0{subject}")
+    return f"{{l:{digest[:20]}}}"
+
+
+def name_block(limit: str) -> str:
+    """Return the key of the fraud guard's block of a limit's subject, in the slot of the limit."""
+    return f"{limit}:b"
 
 
 class RecordField:
-    """Of ``pv:{bucket}:<rest of the id>``, the record of a verification, which expires with the last of its codes."""
+    """Of ``{bucket}:<rest of the id>``, the record of a verification, which expires with the last of its codes."""
 
     CLIENT = "c"
     PURPOSE = "u"
@@ -126,7 +145,7 @@ class CallField:
 
 
 class PhoneField:
-    """Of ``pv:{bucket}:p:<phone digest>``, one phone; beside ``<client>:<purpose>`` → rests of ids, oldest first."""
+    """Of ``{bucket}:p:<phone digest>``, one phone; beside ``<client>:<purpose>`` → rests of ids, oldest first."""
 
     STREAK = "n"
     NEXT_CALL = "r"

@@ -1,54 +1,151 @@
-"""Limits on calls by address, range of numbers, client and day, in Redis: exact in any window, also in parallel."""
+"""Limits on calls by address, range of numbers, client and day, in Redis: no window has more events than its limit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from app.store.layout import ms, name_limit, seconds
-from app.store.scripts import Script, ScriptRunner
-from app.verification.errors import CallBudgetExhausted, RateLimited
+from app.store.fraud_guard import RedisFraudGuard
+from app.store.layout import ms, name_block, name_limit, seconds
+from app.store.scripts import Argument, Script, ScriptRunner
+from app.verification.errors import CallBudgetExhausted, LimitReached, RateLimited
+from app.verification.fraud_guard import GUARD_LIMIT, GuardAction
 from app.verification.policy import Allowance, Limit, Quota
+from app.verification.ports import Reservation
+from app.verification.store_requests import Request, in_one_round_trip
 
-ROOM, ACQUIRE, REFUND = (Script("limits", name) for name in ("room", "acquire", "refund"))
+ACQUIRE, REFUND, USED = (Script("limits", name) for name in ("acquire", "refund", "used"))
+
+
+@dataclass(slots=True)
+class _Group:
+    """The limits in one slot, on which one script decides: on one server, all. ``numbers`` are their places."""
+
+    numbers: list[int] = field(default_factory=list)
+    allowances: list[Allowance] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What the limits say: how many are left of each, and how many ms each has to be waited for, in their order.
+
+    ``guard_wait`` is how long the fraud guard blocks one of the subjects, ``now`` the earliest moment of the servers:
+    by it a refund may find an earlier sub-window than it should, which only makes the limit stricter.
+    """
+
+    now: int
+    left: Sequence[int]
+    waits: Sequence[int]
+    guard_wait: int
+    counted: Sequence[_Group]  # if the scripts had a token
+
+    def require_room(self, allowances: Sequence[Allowance]) -> None:
+        """Raise what refuses the event: the first full limit, or else the guard."""
+        for allowance, wait in zip(allowances, self.waits, strict=True):
+            if wait:
+                raise _refusal(allowance.limit, wait)
+        if self.guard_wait:
+            raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(self.guard_wait))
 
 
 class RedisRateLimiter:
-    """The ``RateLimiter`` of ``app/verification/ports.py``, in Redis: a sorted set of moments for each limit.
+    """The ``RateLimiter`` of ``app/verification/ports.py``, in Redis: a bounded string for each limit.
 
-    One script counts an event in all its limits, or in none. Each limit is in a slot of its own.
+    One script counts an event in all limits of a slot, or in none of them, and has the fraud guard judge.
     """
 
-    def __init__(self, runner: ScriptRunner, *, key: bytes) -> None:
+    def __init__(self, runner: ScriptRunner, *, key: bytes, guard: RedisFraudGuard) -> None:
         self._runner = runner
         self._key = key
+        self._guard = guard
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
-        """Return if each limit has room for one event."""
-        for allowance, (_, wait) in zip(allowances, await self._run(ROOM, allowances), strict=True):
-            if wait:
-                raise _refusal(allowance.limit, wait)
+        """Return if each limit has room for one event, and no subject is blocked."""
+        (await self._decide("", allowances)).require_room(allowances)
 
-    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> list[Quota]:
-        """Count one event against each limit; if one has no room, the caller refunds the event."""
-        outcome, *facts = await self._run(ACQUIRE, allowances, token)
-        if outcome == b"full":
-            number, wait = facts
-            raise _refusal(allowances[number - 1].limit, wait)
-        return [Quota(allowance.limit, left) for allowance, left in zip(allowances, facts, strict=True)]
+    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
+        """Count one event against each limit."""
+        decision = await self._decide(token, allowances)
+        reserved = f"{token}@{decision.now}"
+        try:
+            decision.require_room(allowances)
+        except LimitReached:
+            await self._refund(reserved, decision.counted)
+            raise
+        quotas = [Quota(it.limit, left) for it, left in zip(allowances, decision.left, strict=True)]
+        return Reservation(reserved, quotas)
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
-        """Refund the event in each limit. Idempotent."""
-        await self._runner.run(REFUND, [name_limit(self._key, allowance) for allowance in allowances], [token])
+        """Refund the event in each limit."""
+        await self._refund(token, self._groups(allowances))
 
     async def gauges(self, budget: Allowance) -> Mapping[str, float]:
         """Return how much of the call budget is used, for the metrics. Raises StoreUnavailable."""
-        ((used, _),) = await self._run(ROOM, [budget])
-        return {"call_budget_used": used}
+        (group,) = self._groups([budget])
+        return {"call_budget_used": await self._runner.run(USED, group.keys, [ms(budget.limit.period)])}
 
-    async def _run(self, script: Script, allowances: Sequence[Allowance], token: str = "") -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
-        """Run a script on the limits, and return its reply."""
-        keys = [name_limit(self._key, allowance) for allowance in allowances]
-        rules = [number for it in allowances for number in (it.limit.count, ms(it.limit.period))]
-        return await self._runner.run(script, keys, [*rules, token])
+    def _groups(self, allowances: Sequence[Allowance]) -> Sequence[_Group]:
+        groups: dict[int, _Group] = {}
+        for number, allowance in enumerate(allowances):
+            key = name_limit(self._key, allowance.limit.name, allowance.subject)
+            slot = self._runner.slot_of(key)
+            if slot not in groups:
+                groups[slot] = _Group()
+            group = groups[slot]
+            group.numbers.append(number)
+            group.allowances.append(allowance)
+            group.keys.append(key)
+        return list(groups.values())
+
+    async def _decide(self, token: str, allowances: Sequence[Allowance]) -> _Decision:
+        """Count the event in each group that has room, or without a token only ask."""
+        groups, moments, guard_wait, counted = self._groups(allowances), [], 0, []
+        all_left, all_waits = [0] * len(allowances), [0] * len(allowances)
+        for group, reply in zip(groups, await _all([self._ask(token, group) for group in groups]), strict=True):
+            now, verdicts, *facts = reply
+            moments.append(now)
+            waits = facts[1::2]
+            for number, left_of_it, wait in zip(group.numbers, facts[::2], waits, strict=True):
+                all_left[number], all_waits[number] = left_of_it, wait
+            blocked_until = 0
+            for number, is_new, *block in verdicts:
+                allowance = group.allowances[number - 1]
+                await self._guard.publish(allowance, block, is_new=bool(is_new))
+                if allowance.guard is GuardAction.BLOCK:
+                    blocked_until = block[1]
+            if blocked_until:
+                guard_wait = blocked_until - now
+            elif not any(waits):
+                counted.append(group)
+        return _Decision(min(moments), all_left, all_waits, guard_wait, counted)
+
+    def _ask(self, token: str, group: _Group) -> Request:
+        keys, arguments = list(group.keys), [token, *self._guard.arguments]
+        for key, it in zip(group.keys, group.allowances, strict=True):
+            action = self._guard.action_on(it)
+            arguments += (it.limit.count, ms(it.limit.period), action or "")
+            if action:
+                keys.append(name_block(key))
+        return self._runner.run(ACQUIRE, keys, arguments)
+
+    async def _refund(self, token: str, groups: Sequence[_Group]) -> None:
+        event, _, moment = token.partition("@")
+        requests: list[Request] = []
+        for group in groups:
+            arguments: list[Argument] = [event, moment]
+            for it in group.allowances:
+                arguments += (ms(it.limit.period), int(self._guard.action_on(it) is not None))
+            requests.append(self._runner.run(REFUND, group.keys, arguments))
+        await _all(requests)
+
+
+async def _all(requests: Sequence[Request]) -> list[Any]:
+    """Make requests in one round trip, and return their results. Raise the first of their errors."""
+    results = await in_one_round_trip(*requests)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 def _refusal(limit: Limit, wait: int) -> RateLimited | CallBudgetExhausted:

@@ -9,7 +9,7 @@ from app.verification.provider_account import CachedBalance
 
 READ, WRITE = (Script("provider_account", name) for name in ("read", "write"))
 
-_KEY = "pv:{balance}"
+_KEY = "{balance}"
 _MEMORY = timedelta(hours=1)  # longer than a reading is valid
 
 

@@ -1,39 +1,36 @@
-"""Runs Lua scripts in Redis: those that wait at the same moment share one write on one connection."""
+"""Runs Lua scripts in Redis: on one server, or on the node of a cluster that has their keys."""
 
 import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cache, partial
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any
 
-from hiredis import pack_command
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
-from app.store.connection import Command, Connection, Errors
-from app.store.failures import FailureLog, code_if_not_run, reason_of
-from app.store.layout import LETTERS
+from app.store.cluster import Cluster
+from app.store.cluster_runner import ClusterRunner
+from app.store.connection import AnyRedis, Command, nodes_of, pack
+from app.store.failures import FailureLog, reason_of
+from app.store.layout import LETTERS, PREFIX, with_version
+from app.store.node_runner import ONLY_NODE, NodeRunner, RoundTrip
+from app.store.replication import ReplicatedConnection
 from app.verification.errors import StoreUnavailable
 
 Argument = str | bytes | int
 Waited = Callable[[str, float], None]
 """Called with the name of a script and how long its caller waited, in seconds, in the caller's own task."""
 
-_MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delays
+_SCANNED_AT_ONCE = 1000  # keys: bounds how long a SCAN blocks Redis
 _PROBED_EVERY = 1.0  # seconds
-_SHARED = ("common", "webhooks/stream", "verification/record", "verification/log", "limits/window")
+_SHARED = (
+    *("common", "webhooks/outbox", "verification/record", "verification/log"),
+    *("limits/window", "fraud_guard/conversions"),
+)
 _FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
-
-
-class RoundTrip(Protocol):
-    """Called after each write and its replies."""
-
-    def __call__(self, seconds: float, *, failed: bool) -> None:
-        """Record it; must not wait or raise."""
 
 
 class Script:
@@ -45,9 +42,12 @@ class Script:
     Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
     has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that
     only reads, frees memory or moves what is stored begins with ``#!lua flags=allow-oom``: it runs on a full Redis too.
+
+    Money or a proof depends on what an ``is_durable`` script writes, so its reply may wait for replicas.
     """
 
-    def __init__(self, feature: str, name: str, *, after: str | None = None) -> None:
+    def __init__(self, feature: str, name: str, *, after: str | None = None, is_durable: bool = False) -> None:
+        self.is_durable = is_durable
         self.name = f"{feature}.{name}"
         own = _read(f"{feature}/{name}")
         flags, own = own.split("\n", 1) if own.startswith("#!") else ("#!lua", own)
@@ -58,12 +58,8 @@ class Script:
         self.source = _FIELD_NAME.sub(lambda found: f"'{LETTERS[found[0]]}'", f"{flags}\n{body}")
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        self.load = _pack("SCRIPT", "LOAD", self.source)
-
-
-def _pack(*words: Argument) -> bytes:
-    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub means a tuple of any length
-    return packed
+        self.load = pack("SCRIPT", "LOAD", self.source)
+        self.declares_all_keys = "key_beside" not in self.source
 
 
 def _read(file: str) -> str:
@@ -82,36 +78,47 @@ def _shared_definitions() -> Sequence[re.Match[str]]:
 
 
 PROBE = Script("probe", "probe")
-_PROBE_KEY, _PROBE_KEPT_MS = "pv:{probe}", 10_000
+_PROBE_KEPT_MS = 10_000
 
 
 class ScriptRunner:
-    """Runs scripts on one Redis, each in one round trip and within ``timeout`` seconds.
+    """Runs scripts, each in one round trip and within ``timeout`` seconds.
 
-    While a write is under way, further commands gather and share the next one, and so do those awaited together
-    (``asyncio.gather``): under load this halves the cost of a command, and without load nothing waits.
+    ``NodeRunner`` says how commands share a write and which are sent again, ``ClusterRunner`` what differs on a
+    cluster, where all keys of a script must be in one slot. The runner adds what all names of keys begin with.
 
-    A command whose reply was lost may have run, so it is never repeated. One that Redis says it did not run is sent
-    once more, within the same time-out: on a new connection, which resolves the address anew and so finds the primary
-    after a failover, or, if Redis did not know the script, after loading it.
+    With ``wait_replicas`` a durable script raises StoreUnavailable if so many replicas do not have in half of the
+    time-out what it wrote; it did run.
     """
 
     def __init__(
-        self, redis: Redis, *, timeout: float, round_trip: RoundTrip | None = None, waited: Waited | None = None
+        self,
+        redis: AnyRedis,
+        *,
+        timeout: float,
+        prefix: str = PREFIX,
+        wait_replicas: int = 0,
+        round_trip: RoundTrip | None = None,
+        waited: Waited | None = None,
     ) -> None:
         self._redis = redis
-        self._round_trip = round_trip
         self._waited = waited
         self.timeout = timeout
-        self._waiting: list[Command] = []
-        self._is_writing = False
-        self._began = self._deadline = 0.0  # of the write in progress
-        self._alarm: asyncio.TimerHandle | None = None
-        self._recovery: asyncio.Task[None] | None = None
-        self._connection: Connection | None = None
-        self._probe: asyncio.Future[Any] | None = None
+        self.prefix = prefix
+        self._key_prefix = with_version(prefix)
+        kind: Callable[..., ClusterRunner | NodeRunner] = ClusterRunner if isinstance(redis, Cluster) else NodeRunner
+        open_runner = partial(kind, redis, timeout=timeout, log_failures=FailureLog(), round_trip=round_trip)
+        self._runner = self._durable_runner = open_runner()
+        if wait_replicas:
+            replicated = partial(ReplicatedConnection, replicas=wait_replicas, timeout=timeout / 2)
+            self._durable_runner = open_runner(open_connection=replicated)
+        self._probed: list[str] = []
+        self._probe: asyncio.Future[list[Any]] | None = None
         self._probe_again_at = 0.0
-        self._log_failures = FailureLog()
+
+    def slot_of(self, key: str) -> int:
+        """Return the slot of a key; the keys of a script must be in one. On one server all are in slot 0."""
+        return self._runner.slot_of(key)
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
         """Run a script and return its reply.
@@ -128,116 +135,48 @@ class ScriptRunner:
                 self._waited(script.name, time.perf_counter() - began)
 
     async def ping(self) -> None:
-        """Write and read a key, at most once a second; callers in between get the same answer."""
+        """Return if a node takes and returns what is written: one that does not, of several, is failed over.
+
+        Raises StoreUnavailable.
+        """
+        replies = [*(await self._probe_nodes()).values()]
+        if all(isinstance(reply, Exception) for reply in replies):
+            raise StoreUnavailable(reason_of(replies[0])) from replies[0]
+
+    async def gauges(self) -> Mapping[str, float | Mapping[str, float]]:
+        """Return whether Redis takes and returns what is written, for the metrics; on a cluster each primary."""
+        is_up = {node: float(not isinstance(reply, Exception)) for node, reply in (await self._probe_nodes()).items()}
+        return {"store_up": is_up.get(ONLY_NODE, is_up)}
+
+    async def _probe_nodes(self) -> Mapping[str, Any]:
+        """Write and read a key on each node that takes writes; return the replies and errors by its address.
+
+        That is done at most once a second; callers in between get the same answer.
+        """
         now = time.monotonic()
         if self._probe is None or (self._probe.done() and now >= self._probe_again_at):
-            self._probe = self._submit(PROBE, [_PROBE_KEY], [_PROBE_KEPT_MS])
             self._probe_again_at = now + _PROBED_EVERY
-        await _result(asyncio.shield(self._probe))
-
-    async def gauges(self) -> Mapping[str, float]:
-        """Return whether Redis takes and returns what is written, for the metrics."""
-        try:
-            await self.ping()
-        except StoreUnavailable:
-            return {"store_up": 0}
-        return {"store_up": 1}
+            keys = self._runner.probe_keys()
+            self._probed = [*keys]
+            self._probe = asyncio.gather(*(self._submit(PROBE, [key], [_PROBE_KEPT_MS]) for key in keys.values()))
+        nodes, replies = self._probed, await asyncio.shield(self._probe)
+        return dict(zip(nodes, replies, strict=True))
 
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
-        command = Command(_pack("EVALSHA", script.sha, len(keys), *keys, *arguments), script.load)
-        self._waiting.append(command)
-        if not self._is_writing:
-            self._is_writing = True
-            asyncio.get_running_loop().call_soon(self._write_next)
+        names = [self._key_prefix + key for key in keys]
+        data = pack("EVALSHA", script.sha, len(keys), *names, *arguments)
+        command = Command(data, script.load, keys, declares_all_keys=script.declares_all_keys)
+        (self._durable_runner if script.is_durable else self._runner).submit(command)
         return command.reply
 
-    def _write_next(self) -> None:
-        """Write what waits: at once to a clean connection, else once there is another one."""
-        batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-        self._is_writing = bool(batch)
-        if not batch:
-            return
-        loop = asyncio.get_running_loop()
-        self._began, self._deadline = time.perf_counter(), loop.time() + self.timeout
-        if self._connection and self._connection.is_clean():
-            self._connection.send(batch, self._end)
-            self._alarm = loop.call_at(self._deadline, self._connection.fail, TimeoutError())
-        else:
-            self._recovery = loop.create_task(self._recover(batch, []))
-
-    def _end(self, errors: Errors) -> None:
-        """End a write, after a recovery where there are errors."""
-        if self._alarm:
-            self._alarm.cancel()
-        if errors:
-            self._recovery = asyncio.get_running_loop().create_task(self._recover([], errors))
-        else:
-            self._finish(errors)
-
-    async def _recover(self, unwritten: Sequence[Command], errors: Errors) -> None:
-        """Write on a new connection what is not written yet, and once more what Redis did not run."""
-        loop = asyncio.get_running_loop()
+    async def scan(self, pattern: str) -> AsyncIterator[str]:
+        """Yield the names of all keys that match; some twice, if a cluster moves them. Raises StoreUnavailable."""
         try:
-            async with asyncio.timeout_at(self._deadline):
-                if unwritten:
-                    await self._connect()
-                    errors = await self._send(unwritten)
-                refused = {it: code for it, error in errors if (code := code_if_not_run(error))}
-                unwritten = list(refused)
-                errors = [(command, error) for command, error in errors if command not in refused]
-                if {*refused.values()} - {"NOSCRIPT"}:
-                    await self._connect()
-                if refused:
-                    errors += await self._send(unwritten, load={command.load for command in unwritten})
-        except asyncio.CancelledError:
-            self._is_writing = False
-            await self._disconnect()
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, no caller may wait for ever
-            if loop.is_closed():  # after a second SIGINT: nobody waits any more
-                return
-            await self._disconnect()  # a reply may still arrive, and must not be taken for another's
-            errors += [(command, error) for command in unwritten if not command.reply.done()]
-        self._finish(errors)
-
-    async def _send(self, commands: Sequence[Command], *, load: Collection[bytes] = ()) -> Errors:
-        """Load scripts, then run commands; return their errors. Raise that of a script that cannot be loaded."""
-        assert self._connection is not None  # noqa: S101 - it was just connected
-        loads = [Command(data) for data in load]
-        done: asyncio.Future[Errors] = asyncio.get_running_loop().create_future()
-        # A time-out may have come just before.
-        self._connection.send([*loads, *commands], lambda errors: None if done.done() else done.set_result(errors))
-        errors = await done
-        for command, error in errors:
-            if command in loads:
-                raise error
-        return errors
-
-    def _finish(self, errors: Errors) -> None:
-        """Log errors before the callers continue, then write what has gathered, with what the callers add at once."""
-        if errors:
-            last = errors[-1][1]
-            if isinstance(last, TimeoutError | RedisTimeoutError):  # no caller waits for a hanging Redis twice
-                errors += [(command, last) for command in self._waiting]
-                self._waiting = []
-            self._log_failures([error for command, error in errors if not command.reply.cancelled()])
-            for command, error in errors:
-                command.answer(error)
-        if self._round_trip:
-            self._round_trip(time.perf_counter() - self._began, failed=bool(errors))
-        asyncio.get_running_loop().call_soon(self._write_next)
-
-    async def _connect(self) -> None:
-        await self._disconnect()
-        connection: AbstractConnection = await self._redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # the library's own
-        self._connection = Connection(connection)
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection:
-            connection.abandon()
-            await connection.library.disconnect(nowait=True)
-            await self._redis.connection_pool.release(connection.library)
+            for node in await nodes_of(self._redis):
+                async for key in node.scan_iter(match=self._key_prefix + pattern, count=_SCANNED_AT_ONCE):
+                    yield key.decode().removeprefix(self._key_prefix)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(reason_of(error)) from error
 
 
 async def _result(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type

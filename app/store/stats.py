@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 ADD, READ = (Script("stats", name) for name in ("add", "read"))
 
-_SLOT = "pv:{stats}"
+_SLOT = "{stats}"
 _KEEP_DAY = timedelta(days=8)
 _BATCH_REMEMBERED = timedelta(hours=1)  # how long a batch whose reply was lost can be repeated without harm
 _FLUSHED_EVERY = timedelta(seconds=1)

@@ -6,7 +6,7 @@ from app.store.layout import RecordName, to_ms
 from app.store.scripts import Script, ScriptRunner
 from app.verification.errors import TokenExpired, TokenInvalid
 
-REDEEM = Script("tokens", "redeem")
+REDEEM = Script("tokens", "redeem", is_durable=True)
 _CLOCK_SKEW = timedelta(minutes=1)  # how far Redis' clock may be ahead before a token is refused early
 
 
@@ -21,7 +21,7 @@ class RedisRedemptions:
         name = RecordName.from_id(verification_id)
         if name is None:
             raise TokenInvalid
-        key = f"pv:{{{name.bucket}}}:t:{name.rest}"
+        key = f"{{{name.bucket}}}:t:{name.rest}"
         outcome: bytes = await self._runner.run(REDEEM, [key], [to_ms(expires_at + _CLOCK_SKEW)])
         if outcome == b"expired":
             raise TokenExpired

@@ -1,7 +1,8 @@
 """Verifications in Redis: one script and one round trip for each use case."""
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ from app.store.layout import (
     seconds,
 )
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import STREAM
+from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
@@ -28,6 +29,7 @@ from app.verification.errors import (
     CodeRequired,
     CodeTooShortOrLong,
     RateLimited,
+    StoreUnavailable,
     VerificationAlreadyCanceled,
     VerificationAlreadyUsed,
     VerificationError,
@@ -48,7 +50,7 @@ from app.verification.model import (
     WrongCode,
 )
 from app.verification.phone import Phone
-from app.verification.policy import Limit, Policy, Quota
+from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
     CallHistory,
     CallId,
@@ -56,13 +58,17 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
+    RateLimiter,
     StartPreview,
 )
+from app.verification.store_requests import best_effort
 
-READ, CANCEL, CONFIRM, RECORD_CALL, REFUND, CHECK = (
-    Script("verification", name) for name in ("read", "cancel", "confirm", "record_call", "refund", "check")
+READ, REFUND = (Script("verification", name) for name in ("read", "refund"))
+CANCEL, CONFIRM, RECORD_CALL, CHECK = (
+    Script("verification", name, is_durable=True) for name in ("cancel", "confirm", "record_call", "check")
 )
-PREVIEW, START = (Script("verification", name, after="start_rules") for name in ("start_preview", "start"))
+PREVIEW = Script("verification", "start_preview", after="start_rules")
+START = Script("verification", "start", after="start_rules", is_durable=True)
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 
@@ -70,14 +76,22 @@ _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are som
 class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
-    The events of ``webhook_clients`` are written in the same script as the change. Their stream is in a slot of its
-    own, so webhooks do not work on a Redis Cluster.
+    Webhook events are written to ``outbox`` by the same script as the change. ``limits``, with the same
+    ``phone_key``, are those of failed checks; on one server the scripts count these themselves.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes, webhook_clients: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        *,
+        phone_key: bytes,
+        outbox: RedisOutbox | None = None,
+        limits: RateLimiter | None = None,
+    ) -> None:
         self._runner = runner
         self._phone_key = phone_key
-        self._webhook_clients = frozenset(webhook_clients)
+        self._limits = limits
+        self._outbox = outbox or RedisOutbox(runner)
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         """Return what a start would do."""
@@ -94,7 +108,7 @@ class RedisVerificationStore:
     async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        keys = [phone.key, record.key, *self._events(call.client)]
+        keys = [phone.key, record.key, *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = _verification(record, *stored, checks_left=checks_left)
@@ -108,24 +122,27 @@ class RedisVerificationStore:
             *(update.code_digest or "", update.code_length or ""),
             *(_digits(update.dial) if update.dial else "", update.operator or "", update.limits_token or ""),
         ]
-        keys = [name.key, *self._events(verification.client)]
-        (has_ended,) = _facts(await self._runner.run(RECORD_CALL, keys, arguments))
+        reply = await self._change(RECORD_CALL, [name.key], arguments, name.bucket, verification.client)
+        (has_ended,) = _facts(reply)
         return bool(has_ended)
 
     async def confirm(
         self, verification: Verification, call_number: int, *, ref: str, caller: Phone, policy: Policy
     ) -> Confirmation:
         """Record that the person dialled the number of a reverse call."""
-        keys = [_record(verification.id).key, *self._events(verification.client)]
+        name = _record(verification.id)
         arguments: list[Argument] = [call_number, ref, _digits(caller), ms(policy.lifetime), ms(policy.earliest_dial)]
-        return Confirmation((await self._runner.run(CONFIRM, keys, arguments)).decode())
+        reply = await self._change(CONFIRM, [name.key], arguments, name.bucket, verification.client)
+        return Confirmation(reply.decode())
 
     async def refund(
         self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
     ) -> bool:
         """Refund a call that did not happen."""
-        keys = [self._name(phone).key, _record(call_id.verification_id).key, *self._events(client)]
-        return bool(await self._runner.run(REFUND, keys, [call_id.call_number, ms(policy.lifetime), token or ""]))
+        name = self._name(phone)
+        keys = [name.key, _record(call_id.verification_id).key]
+        arguments: list[Argument] = [call_id.call_number, ms(policy.lifetime), token or ""]
+        return bool(await self._change(REFUND, keys, arguments, name.bucket, client))
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Count the check, compare the code and consume it."""
@@ -145,7 +162,7 @@ class RedisVerificationStore:
     async def cancel(self, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification."""
         name = _record(verification_id)
-        reply = await self._runner.run(CANCEL, [name.key, *self._events(client)], [client])
+        reply = await self._change(CANCEL, [name.key], [client], name.bucket, client)
         return _verification(name, *_facts(reply))
 
     def _name(self, phone: Phone) -> PhoneName:
@@ -164,20 +181,51 @@ class RedisVerificationStore:
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
-        further = list(policy.for_failed_checks(client=check.client, address=check.address))
+        """Check a code, and count a wrong one against all its limits.
+
+        The script counts against those that it reaches. Those in other slots of a cluster are acquired before a code is
+        compared, and refunded unless it was wrong; where that is not known they stay.
+        """
+        slot = self._runner.slot_of(key)
+        within, beyond = list[Allowance](), list[Allowance]()
+        for allowance in policy.for_failed_checks(client=check.client, address=check.address):
+            limit = name_limit(self._phone_key, allowance.limit.name, allowance.subject)
+            (within if self._runner.slot_of(limit) == slot else beyond).append(allowance)
+        if not beyond or not check.candidates:
+            return (await self._compare(key, bucket, purpose, check, policy, further=within))[0]
+        assert self._limits is not None  # noqa: S101 - the container gives them
+        reservation = await self._limits.acquire(secrets.token_hex(6), beyond)
+        try:
+            outcome, is_counted = await self._compare(key, bucket, purpose, check, policy, further=within)
+        except StoreUnavailable:
+            raise
+        except VerificationError:
+            await best_effort(self._limits.refund(reservation.token, beyond))
+            raise
+        quotas = reservation.quotas
+        if not is_counted:
+            await best_effort(self._limits.refund(reservation.token, beyond))
+            quotas = [replace(quota, remaining=quota.remaining + 1) for quota in quotas]
+        return replace(outcome, quotas=(*outcome.quotas, *quotas)) if outcome.quotas else outcome
+
+    async def _compare(
+        self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy, *, further: Sequence[Allowance]
+    ) -> tuple[CheckOutcome, bool]:
+        """Run the script; return the outcome, and whether the check was counted as failed."""
         failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
         limits = [failed, *[allowance.limit for allowance in further]]
-        events = self._events(check.client)
-        keys = [key, *[name_limit(self._phone_key, allowance) for allowance in further], *events]
+        named = [name_limit(self._phone_key, allowance.limit.name, allowance.subject) for allowance in further]
+        keys = [key, *named]
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
             *(failed.count, share.count, ms(failed.period), check.length),
             *(len(further), *_named_limits(limits[1:]), *check.candidates),
         ]
-        reply = await self._runner.run(CHECK, keys, arguments)
+        reply = await self._change(CHECK, keys, arguments, bucket, check.client)
         rest, left, *facts = _facts(reply)
         quotas = _quotas(limits[: len(left)], left)
-        return _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        outcome = _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
+        return outcome, bool(left) and isinstance(outcome, WrongCode | Locked)
 
     def _address(self, address: str | None) -> str:
         """Return the digest of an address for the log of failed checks, or '' without one."""
@@ -185,9 +233,16 @@ class RedisVerificationStore:
             return ""
         return keyed_digest(self._phone_key, f"address\0{address}")[:_ADDRESS_DIGITS]
 
-    def _events(self, client: str) -> list[str]:
-        """Return the key of the stream, if the client has a webhook."""
-        return [STREAM] if client in self._webhook_clients else []
+    async def _change(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], bucket: str, client: str
+    ) -> Any:  # noqa: ANN401 - as run
+        """Run a script that may add an event of ``client`` to the outbox of ``bucket``."""
+        outbox = self._outbox.keys_for(client, bucket)
+        try:
+            return await self._runner.run(script, [*keys, *outbox], arguments)
+        finally:
+            if outbox:
+                self._outbox.note_change(bucket)  # also if the reply is lost
 
 
 def _check_outcome(

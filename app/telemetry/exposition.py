@@ -27,8 +27,10 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series 
 _REFRESHED_EVERY = timedelta(seconds=1)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-ReadGauges = Callable[[], Awaitable[Mapping[str, float | Decimal | None]]]
-"""Returns some of ``GAUGES`` by name; None while a number is unknown. May raise StoreUnavailable or ProviderError."""
+Gauges = Mapping[str, float | Decimal | Mapping[str, float] | None]
+"""Some of ``GAUGES`` by name; None while a number is unknown. A gauge of several nodes has a number for each."""
+ReadGauges = Callable[[], Awaitable[Gauges]]
+"""May raise StoreUnavailable or ProviderError."""
 
 GAUGES: Mapping[str, str] = {
     "store_up": "Whether Redis takes and returns what is written.",
@@ -70,11 +72,7 @@ class Exposition:
         build.add_metric([self.version], 1)
         read: list[Metric] = [build]
         for gauges in await asyncio.gather(*map(_read, self.gauges)):
-            read += [
-                GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
-                for name, number in gauges.items()
-                if number is not None
-            ]
+            read += [_gauge(name, number) for name, number in gauges.items() if number is not None]
         return await asyncio.to_thread(
             lambda: generate_latest(_series_of_all(self.registry)) + generate_latest(_Collected(read))
         )
@@ -95,7 +93,16 @@ class _Collected(Collector):
         return self._metrics
 
 
-async def _read(gauges: ReadGauges) -> Mapping[str, float | Decimal | None]:
+def _gauge(name: str, number: float | Decimal | Mapping[str, float]) -> Metric:
+    if not isinstance(number, Mapping):
+        return GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
+    gauge = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=["node"])
+    for node, of_node in number.items():
+        gauge.add_metric([node], of_node)
+    return gauge
+
+
+async def _read(gauges: ReadGauges) -> Gauges:
     try:
         return await gauges()
     except (StoreUnavailable, ProviderError):

@@ -113,6 +113,7 @@ class Metrics:
         self._unknown = counter(
             "unknown_call_statuses", "Look-ups of a call that returned an unknown status.", ("channel",)
         )
+        self._events_dropped = counter("webhook_events_dropped", "Webhook events dropped because too many waited.")
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", ("limit",))
 
         self._circuits = sum_gauge(
@@ -178,6 +179,10 @@ class Metrics:
         self._store_time.observe(seconds)
         if failed:
             self._store_failures.inc()
+
+    def webhook_events_dropped(self, count: int) -> None:
+        """Count webhook events that were dropped."""
+        self._events_dropped.inc(count)
 
     def provider_call(self, channel: Channel, operation: str, outcome: str, seconds: float) -> None:
         """Time a request to a provider."""

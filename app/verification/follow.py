@@ -61,7 +61,7 @@ class FollowCalls:
         if await ports.store.refund(call_id, phone=phone, client=client, policy=policy) and limits_token:
             # Without the end user's address, which is not stored: its limit stays counted for some minutes.
             allowances = tuple(policy.for_calls(client=client, phone=phone, address=None))
-            await best_effort(ports.limits.refund(limits_token, allowances), ports.guard.refund(phone, client))
+            await best_effort(ports.limits.refund(limits_token, allowances))
 
     async def confirm_reverse_call(self, call_id: CallId, *, ref: str, caller: Phone) -> Confirmation:
         """Record the provider's callback that a phone has dialled the number of a reverse call. Idempotent.

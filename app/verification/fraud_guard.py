@@ -7,6 +7,7 @@ blocked. A client is only reported, since a block would refuse all its honest us
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Protocol
 
 from app.verification.phone import Phone
@@ -21,6 +22,13 @@ _RANGE_LENGTH = len("+7") + 7
 def range_of(phone: Phone) -> str:
     """Return the range of a phone: ``+7`` and seven digits, a thousand numbers, so it identifies no person."""
     return phone.e164[:_RANGE_LENGTH]
+
+
+class GuardAction(StrEnum):
+    """What the guard does with a range or a client of a low conversion, beside the limit on its calls."""
+
+    BLOCK = "block"
+    REPORT = "report"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +87,10 @@ class Suspect:
 
 
 class FraudGuard(Protocol):
-    """Measures conversions. Disabled, it admits all calls and lists nothing. All methods raise StoreUnavailable."""
+    """Knows the conversions of the calls that a ``RateLimiter`` counts, which also refuses those to a blocked range.
 
-    async def require_open(self, phone: Phone, client: str) -> None:
-        """Return if ``admit`` would succeed, and count nothing. Raise RateLimited (``fraud_guard``)."""
-
-    async def admit(self, phone: Phone, client: str) -> None:
-        """Count a call about to be placed; raise RateLimited (``fraud_guard``) and count nothing if it is blocked."""
-
-    async def refund(self, phone: Phone, client: str) -> None:
-        """Uncount an admitted call that was not placed. Not idempotent."""
+    Disabled, it lists nothing. All methods raise StoreUnavailable.
+    """
 
     def succeeded(self, phone: Phone, client: str) -> None:
         """Count a verification that succeeded, within a second; raise nothing. Those of a killed process are lost."""

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from app.verification.channels import Channel
 from app.verification.errors import NotAllowed
-from app.verification.fraud_guard import range_of
+from app.verification.fraud_guard import GuardAction, range_of
 from app.verification.phone import Phone, parse_phone
 from app.verification.values import value
 
@@ -25,10 +25,14 @@ class Limit:
 
 @value
 class Allowance:
-    """One event that counts against a limit for ``subject``: an address, a range of numbers, a client."""
+    """One event that counts against a limit for ``subject``: an address, a range of numbers, a client.
+
+    With a ``guard`` it is a call that counts for the fraud guard too, which does so if the subject's conversion is low.
+    """
 
     limit: Limit
     subject: str
+    guard: GuardAction | None = None
 
 
 @value
@@ -114,10 +118,16 @@ class Policy:
         """
         if test:
             return (Allowance(self.test_starts_per_client, client),)
-        allowances = [Allowance(limit, client) for limit in self.calls_per_client]
+        of_client, *others = self.calls_per_client
+        if phone.e164.startswith(self.allowed_prefixes):
+            allowances = [Allowance(of_client, client)]
+        else:
+            allowances = [
+                Allowance(self.calls_per_range, range_of(phone), GuardAction.BLOCK),
+                Allowance(of_client, client, GuardAction.REPORT),
+            ]
+        allowances += [Allowance(limit, client) for limit in others]
         allowances.append(Allowance(self.calls_per_day, "everybody"))
-        if not phone.e164.startswith(self.allowed_prefixes):
-            allowances.insert(0, Allowance(self.calls_per_range, range_of(phone)))
         if address:
             allowances.append(Allowance(self.calls_per_address, address))
         return tuple(allowances)

@@ -189,17 +189,36 @@ class VerificationStore(Protocol):
         """
 
 
+@value
+class Reservation:
+    """An event that is counted in limits: the token that refunds it, and what remains of each limit."""
+
+    token: str
+    quotas: Sequence[Quota]
+
+
 class RateLimiter(Protocol):
-    """Counts calls against the limits on other subjects than the phone. All methods raise StoreUnavailable."""
+    """Counts calls against the limits on other subjects than the phone, and for the fraud guard.
+
+    All methods raise StoreUnavailable.
+    """
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
 
-    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Sequence[Quota]:
-        """Count one event, identified by ``token``, in each. If one is full, raise LimitReached; then ``refund``."""
+    async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
+        """Count one event, identified by ``token`` (12 hex digits), in each, or in none.
+
+        Raise LimitReached for the first that is full, or RateLimited (``fraud_guard``).
+        """
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
-        """Uncount the event. Idempotent, also if it was never counted."""
+        """Uncount the event.
+
+        With the token of ``acquire`` this is idempotent, also if the event was never counted; but limits on more than
+        64 events and the fraud guard ignore it. They need the token of the ``Reservation``, which its owner gives once:
+        a second time it would uncount another event, so not even a lost reply permits it.
+        """
 
 
 @value

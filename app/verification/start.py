@@ -111,9 +111,8 @@ class _Start:
             client=request.client, phone=phone, address=request.address, test=self.is_test
         )
         # Identifies this start in the limits and in the store; it is not a secret.
-        self.token = f"{random.getrandbits(48):012x}"
+        self.token = self.limits_token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
-        self.is_admitted = False  # counted by the guard
         self.code: str | None = None  # of the call that is stored
         self.quotas: tuple[Quota, ...] = ()
 
@@ -163,14 +162,12 @@ class _Start:
         return preview.call_id, channels
 
     def _previews(self) -> list[Request]:
-        """Ask the store, once for each kind of channel, the limits and the guard."""
+        """Ask the store, once for each kind of channel, and the limits."""
         ports = self.ports
         previews: list[Request] = [
             ports.store.preview_start(self._new_call(channel), self.policy) for channel in self.kinds.values()
         ]
         previews.append(ports.limits.require_room(self.allowances))
-        if not self.is_test:
-            previews.append(ports.guard.require_open(self.phone, self.request.client))
         return previews
 
     def _ready_channels(self, preview: StartPreview) -> tuple[Channel, ...]:
@@ -220,18 +217,13 @@ class _Start:
         return started
 
     async def _reserve(self, call_id: CallId, channel: Channel) -> Verification:
-        """Count the call in the limits and the guard, then store it."""
+        """Count the call in the limits, then store it."""
         self.call_id = call_id
-        acquire = self.ports.limits.acquire(self.token, self.allowances)
-        quotas, _ = _require_all(await in_one_round_trip(acquire, self._admit()))
+        reservation = await self.ports.limits.acquire(self.token, self.allowances)
+        self.limits_token = reservation.token
         started = await self._store(call_id, channel)
-        self.quotas = (*started.quotas, *quotas)
+        self.quotas = (*started.quotas, *reservation.quotas)
         return started.verification
-
-    async def _admit(self) -> None:
-        if not self.is_test:
-            await self.ports.guard.admit(self.phone, self.request.client)
-            self.is_admitted = True
 
     async def _store(self, call_id: CallId, channel: Channel) -> Started:
         """Make a code and store the call, together with the note in the journal that it is about to be placed."""
@@ -317,7 +309,7 @@ class _Start:
         why: str | None = None
         match outcome:
             case Unknown(why, ref):
-                token = self.token if ref else None
+                token = self.limits_token if ref else None
                 update = CallUpdate(state=CallState(CallStatus.UNCONFIRMED), ref=ref, limits_token=token)
             case Placed(ref, code, operator, dial):
                 update = CallUpdate(
@@ -370,13 +362,12 @@ class _Start:
         """Return the writes that undo all that this start took, and release its request; each is idempotent."""
         refunds: list[Write] = [self.journal.release]
         if self.call_id:
-            refunds += [self._refund_call, partial(self.ports.limits.refund, self.token, self.allowances)]
-        return [*refunds, self._refund_guard]
+            refunds += [self._refund_call, self._refund_limits]
+        return refunds
 
-    async def _refund_guard(self) -> None:
-        if self.is_admitted:
-            self.is_admitted = False  # a counter, so never decremented twice, even where the reply was lost
-            await self.ports.guard.refund(self.phone, self.request.client)
+    async def _refund_limits(self) -> None:
+        token, self.limits_token = self.limits_token, self.token  # that of the reservation is given once
+        await self.ports.limits.refund(token, self.allowances)
 
     async def _refund_call(self) -> None:
         assert self.call_id  # noqa: S101 - only a call that has an id is refunded

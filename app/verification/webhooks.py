@@ -43,7 +43,6 @@ class Event:
 class Delivery:
     """An event taken for delivery; ``attempts`` failed before, the last with ``error``."""
 
-    entry: str
     event: Event
     attempts: int = 0
     error: str = ""
@@ -66,7 +65,7 @@ class Outbox(Protocol):
     """
 
     async def take(self, count: int) -> Sequence[Delivery]:
-        """Take up to ``count`` events that are to be delivered now."""
+        """Take up to ``count`` events that are to be delivered now. To be called all the time, also with 0."""
 
     async def done(self, delivery: Delivery) -> None:
         """Delete an event that was delivered, or that no endpoint wants."""

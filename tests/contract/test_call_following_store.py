@@ -16,6 +16,9 @@ from app.verification.call_following import CallQueue, DueCall
 from app.verification.errors import StoreUnavailable
 from app.verification.ports import CallId
 from tests.ageing import age
+from tests.keys import stored
+
+DUE, ATTEMPTS, POLLS = map(stored, (_DUE, _ATTEMPTS, _POLLS))
 
 NOW, SECOND, HOUR = timedelta(0), timedelta(seconds=1), timedelta(hours=1)
 LEASE = timedelta(seconds=30)
@@ -88,7 +91,7 @@ async def test_a_finished_call_is_not_claimed_again(redis: Redis, queue: CallQue
 
     await age(redis, LEASE)
     assert await queue.claim(1) == []
-    assert set(await redis.keys()) <= {_POLLS.encode()}
+    assert set(await redis.keys()) <= {POLLS.encode()}
 
 
 async def test_a_retried_call_is_claimed_after_its_delay_with_the_next_attempt(redis: Redis, queue: CallQueue) -> None:
@@ -127,10 +130,10 @@ async def test_retrying_with_an_ended_claim_changes_nothing(redis: Redis, queue:
         case "claimed":
             await age(redis, LEASE)
             assert await queue.claim(1)
-    before = await redis.zrange(_DUE, 0, -1, withscores=True)
+    before = await redis.zrange(DUE, 0, -1, withscores=True)
 
     await queue.retry(call, NOW)
-    assert await redis.zrange(_DUE, 0, -1, withscores=True) == before
+    assert await redis.zrange(DUE, 0, -1, withscores=True) == before
 
 
 async def test_all_workers_together_claim_no_more_than_the_rate(redis: Redis) -> None:
@@ -142,7 +145,7 @@ async def test_all_workers_together_claim_no_more_than_the_rate(redis: Redis) ->
         assert sum(map(len, claims)) == 5, second
         await age(redis, timedelta(milliseconds=100))
         assert await instances[0].claim(100) == []  # less than a second has passed
-        await redis.pexpire(_POLLS, 1000)  # the set lives for a second, and is aged twice within one here
+        await redis.pexpire(POLLS, 1000)  # the set lives for a second, and is aged twice within one here
         await age(redis, timedelta(milliseconds=900))
 
 
@@ -161,13 +164,13 @@ async def test_every_key_has_a_ttl_of_an_hour_at_most(redis: Redis, queue: CallQ
             assert 0 < await redis.pttl(name) <= HOUR.total_seconds() * 1000
 
     await queue.schedule(CALL, SECOND)
-    await require_ttls(_DUE)
+    await require_ttls(DUE)
     await age(redis, SECOND)
     (call,) = await queue.claim(1)
-    await require_ttls(_DUE, _ATTEMPTS, _POLLS)
-    assert await redis.pttl(_POLLS) <= 1000
+    await require_ttls(DUE, ATTEMPTS, POLLS)
+    assert await redis.pttl(POLLS) <= 1000
     await queue.retry(call, SECOND)
-    await require_ttls(_DUE, _ATTEMPTS, _POLLS)
+    await require_ttls(DUE, ATTEMPTS, POLLS)
 
 
 async def test_a_call_not_claimed_for_an_hour_is_dropped(
@@ -180,13 +183,13 @@ async def test_a_call_not_claimed_for_an_hour_is_dropped(
     await make_it_older_than_its_key(redis)
     await queue.schedule(late, NOW)
     # As if other workers had scheduled it too fast for it to be dropped there.
-    await redis.zadd(_DUE, {"vrf_0a11b22c33d44e55f667788:1": 1})
-    await redis.hset(_ATTEMPTS, "vrf_0a11b22c33d44e55f667788:1", 1)
+    await redis.zadd(DUE, {"vrf_0a11b22c33d44e55f667788:1": 1})
+    await redis.hset(ATTEMPTS, "vrf_0a11b22c33d44e55f667788:1", 1)
 
     with caplog.at_level(logging.WARNING):
         assert await queue.claim(10) == [DueCall(late, 1)]
     assert [record.message for record in caplog.records] == ["call_queue.dropped"]
-    assert await redis.hkeys(_ATTEMPTS) == [b"vrf_0a11b22c33d44e55f667788:2"]
+    assert await redis.hkeys(ATTEMPTS) == [b"vrf_0a11b22c33d44e55f667788:2"]
 
 
 async def test_a_queue_without_claims_stops_growing(redis: Redis, queue: CallQueue) -> None:
@@ -196,7 +199,24 @@ async def test_a_queue_without_claims_stops_growing(redis: Redis, queue: CallQue
     await make_it_older_than_its_key(redis)
     await schedule(queue, old[10:])
 
-    assert await redis.zcard(_DUE) == 10
+    assert await redis.zcard(DUE) == 10
+
+
+async def test_a_queue_keeps_no_more_calls_than_may_be_claimed_before_they_are_dropped(
+    redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.call_following._MEMORY", timedelta(seconds=4))
+    queue = make_queue(redis, per_second=5)
+
+    with caplog.at_level(logging.WARNING):
+        await schedule(queue, calls(21))
+    assert [record.message for record in caplog.records] == ["call_queue.full"]
+    assert await redis.zcard(DUE) == 20
+
+    await queue.schedule(calls(1)[0], HOUR)  # one that it has may be scheduled anew
+    await queue.done(calls(2)[1])
+    await queue.schedule(CALL, NOW)
+    assert len(caplog.records) == 1
 
 
 async def make_it_older_than_its_key(redis: Redis) -> None:
@@ -208,7 +228,7 @@ async def make_it_older_than_its_key(redis: Redis) -> None:
 
 
 async def test_all_keys_are_in_one_cluster_slot() -> None:
-    assert len({key_slot(name.encode()) for name in (_DUE, _ATTEMPTS, _POLLS)}) == 1
+    assert len({key_slot(name.encode()) for name in (DUE, ATTEMPTS, POLLS)}) == 1
 
 
 async def test_claiming_without_redis_raises_store_unavailable() -> None:

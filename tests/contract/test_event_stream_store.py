@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
-from app.store.event_stream import CHANNEL, RedisChanges
+from app.store.event_stream import RedisChanges
+from app.store.layout import PREFIX, changes_channel
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.channels import Channel
@@ -23,6 +24,7 @@ from app.verification.ports import CallUpdate, CodeCheck, NewCall
 from tests.policies import make_policy
 from tests.starting import start
 
+CHANNEL = changes_channel(PREFIX)
 ONE, OTHER = "vrf_" + "1" * 23, "vrf_" + "2" * 23
 SOON = 5.0  # seconds; a notification normally takes milliseconds
 NEVER = 0.1

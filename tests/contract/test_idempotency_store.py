@@ -19,6 +19,7 @@ from app.verification.idempotency import (
     KeptAnswer,
 )
 from tests.ageing import age
+from tests.keys import stored
 
 KEY = b"a key of the tests, known to all"
 REQUEST = IdempotentRequest(client="shop", route="/verify/start", key="order-42", body=b'{"phone": "+79001234567"}')
@@ -199,16 +200,16 @@ async def test_begin_after_its_deadline_records_nothing(idempotency: RedisIdempo
     late = replace(claimed, begin_before=claimed.begin_before - timedelta(seconds=2))
 
     assert not await idempotency.begin(late, "vrf_1:1")
-    assert await redis.hget(claimed.name, "begun") is None
-    assert await redis.pttl(claimed.name) <= 3_000
+    assert await redis.hget(stored(claimed.name), "begun") is None
+    assert await redis.pttl(stored(claimed.name)) <= 3_000
 
 
 async def test_what_was_begun_is_kept_longer_than_any_code_lives(idempotency: RedisIdempotency, redis: Redis) -> None:
     claimed = await claim(idempotency)
     await idempotency.begin(claimed, "vrf_1:1")
 
-    assert await redis.hget(claimed.name, "begun") == b"vrf_1:1"
-    assert 300_000 < await redis.pttl(claimed.name) <= 600_000
+    assert await redis.hget(stored(claimed.name), "begun") == b"vrf_1:1"
+    assert 300_000 < await redis.pttl(stored(claimed.name)) <= 600_000
 
 
 async def test_an_expired_claim_that_was_claimed_again_neither_stores_nor_releases(
@@ -261,14 +262,14 @@ async def test_claims_and_responses_have_their_configured_ttl(
     idempotency: RedisIdempotency, redis: Redis, lifetime: timedelta
 ) -> None:
     claimed = await claim(idempotency)
-    assert 2_000 < await redis.pttl(claimed.name) <= 3_000
+    assert 2_000 < await redis.pttl(stored(claimed.name)) <= 3_000
     await idempotency.begin(claimed, "vrf_1:1")
-    claimed_until = int(await redis.hget(claimed.name, "claimed_until") or 0)
+    claimed_until = int(await redis.hget(stored(claimed.name), "claimed_until") or 0)
     assert 29_000 < claimed_until - time.time() * 1000 <= 30_000
 
     await idempotency.keep(claimed, ANSWER, lifetime)
     ms = lifetime // timedelta(milliseconds=1)
-    assert ms - 1_000 < await redis.pttl(claimed.name) <= ms
+    assert ms - 1_000 < await redis.pttl(stored(claimed.name)) <= ms
 
     await age(redis, lifetime)
     await claim(idempotency)
@@ -284,9 +285,9 @@ async def test_stored_keys_and_values_do_not_reveal_the_request(idempotency: Red
     fields = [await redis.hgetall(name) for name in names]
 
     assert len({record[b"fingerprint"] for record in fields}) == len(requests)
-    for stored in [*names, *[value for record in fields for value in record.values()]]:
+    for kept in [*names, *[value for record in fields for value in record.values()]]:
         for secret in (b"shop", b"verify", b"order", b"9001234567", b"1234"):
-            assert secret not in stored
+            assert secret not in kept
 
 
 async def test_the_repr_of_requests_claims_and_responses_shows_no_body_or_token(idempotency: RedisIdempotency) -> None:
@@ -303,7 +304,7 @@ async def test_key_names_and_fingerprints_depend_on_the_secret_key(idempotency: 
     ours, theirs = await claim(idempotency), await claim(other)
 
     assert ours.name != theirs.name
-    assert await redis.hget(ours.name, "fingerprint") != await redis.hget(theirs.name, "fingerprint")
+    assert await redis.hget(stored(ours.name), "fingerprint") != await redis.hget(stored(theirs.name), "fingerprint")
 
 
 async def test_each_operation_runs_one_script(idempotency: RedisIdempotency, redis: Redis) -> None:

@@ -9,11 +9,12 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 
+import httpx
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from app.providers.connections import KeptConnections, Transport
+from app.providers.connections import KeptConnections
 from app.providers.plusofon.client import PlusofonClient
 from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallStatus, Lang, Placed, Refused, Unknown
@@ -124,7 +125,7 @@ def make_client(
     base_url: str,
     *,
     max_connections: int = 10,
-    transport: Transport | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
     connect: float = CONNECT,
     budget: float = BUDGET,
 ) -> PlusofonClient:
@@ -180,7 +181,7 @@ class NoAddress(AbstractResolver):
         pass
 
 
-def asking(resolver: NoAddress) -> Transport:
+def asking(resolver: NoAddress) -> httpx.AsyncBaseTransport:
     return KeptConnections(tls=ssl.create_default_context(), resolver=resolver)
 
 

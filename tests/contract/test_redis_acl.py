@@ -47,7 +47,7 @@ from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
 from app.verification.domain_events import VerificationCanceled
-from app.verification.errors import StoreUnavailable, VerificationLocked
+from app.verification.errors import RateLimited, StoreUnavailable, VerificationLocked
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
 from app.verification.phone import Phone
@@ -182,7 +182,7 @@ def new_call(number: int) -> NewCall:
 async def verify(redis: Redis) -> None:
     """Start, resend, follow, check, lock, cancel, redeem and refund."""
     runner = ScriptRunner(redis, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=RedisOutbox(runner, clients={"shop"}))
     await runner.ping()
     verification = (await start(store, new_call(1), POLICY)).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref", operator="mts"))
@@ -208,22 +208,23 @@ async def verify(redis: Redis) -> None:
 async def protect(redis: Redis) -> None:
     """Use rate limits, the fraud guard, idempotency, the balance, the call queue and the statistics."""
     runner = ScriptRunner(redis, timeout=1)
-    limits, phone = RedisRateLimiter(runner, key=KEY), Phone("+79001234567")
+    # The first call is judged at once.
+    rules, phone = make_guard_rules(min_calls=1, maturity=-timedelta(minutes=1)), Phone("+79001234567")
+    guard = RedisFraudGuard(runner, rules, key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
     allowances = list(POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"))
     await limits.require_room(allowances)
-    await limits.acquire("token", allowances)
-    await limits.refund("token", allowances)
-
-    rules = make_guard_rules(min_calls=1, maturity=timedelta(0))
-    guard = RedisFraudGuard(runner, rules)
-    await guard.require_open(phone, "shop")
-    await guard.admit(phone, "shop")
+    reservation = await limits.acquire("00000000000a", allowances)
+    await limits.refund(reservation.token, allowances)
+    await limits.acquire("00000000000b", allowances)
+    with pytest.raises(RateLimited):
+        await limits.require_room(allowances)
+    assert await guard.gauges() == {"fraud_blocks": 1}
+    assert len(await guard.blocks()) == 1
+    assert await guard.lift("+79001234")
+    await limits.acquire("00000000000c", allowances)
     guard.succeeded(phone, "shop")
     await guard.flush()
-    for _ in range(2):
-        await guard.refund(phone, "shop")
-    await guard.blocks()
-    await guard.lift("+79001234")
 
     idempotency = RedisIdempotency(runner, key=KEY)
     request = IdempotentRequest(client="shop", route="/verify/start", key="key", body=b"{}")
@@ -251,14 +252,15 @@ async def protect(redis: Redis) -> None:
     stats.observe(VerificationCanceled())
     await stats.flush()
     assert (await stats.read()).canceled == 1
-    assert await limits.gauges(allowances[0]) == {"call_budget_used": 0}
+    assert await limits.gauges(allowances[0]) == {"call_budget_used": 2}
 
 
 async def deliver(redis: Redis) -> None:
     """Take events, retry, give up, list dead letters and resend them."""
     runner = ScriptRunner(redis, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
-    outbox = RedisOutbox(runner, claim_after=timedelta(0), most_dead=1)
+    outbox = RedisOutbox(runner, clients={"shop"}, claim_after=timedelta(0), most_dead=1)
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
+    await start(store, new_call(8), POLICY)
     verification = (await start(store, new_call(8), POLICY)).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.INITIATED), ref="ref"))
     await store.cancel("shop", verification.id)
@@ -422,7 +424,7 @@ async def test_the_operator_user_may_also_inspect_the_server_and_erase_phones(se
             await flow(redis)
         health = await examine(redis, timeout=SOON)
         runner = ScriptRunner(redis, timeout=1)
-        forgotten = await RedisPhoneEraser(redis, runner, phone_key=KEY).forget(Phone("+79001234502"))
+        forgotten = await RedisPhoneEraser(runner, phone_key=KEY).forget(Phone("+79001234502"))
         with pytest.raises(NoPermissionError):
             await redis.flushall()
 

@@ -1,132 +1,102 @@
-"""The scripts run on Redis Cluster: all keys that one script uses are in one slot."""
+"""The stores on a cluster: all keys of a script are in one slot, and limits in other slots are acquired first."""
 
-import socket
-import subprocess
-import time
+import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
-from dataclasses import fields
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from redis import Redis as SyncRedis
-from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.sandbox import embedded
-from app.store.connection import connect
+from app.store.connection import connect_any
+from app.store.erasure import RedisPhoneEraser
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
+from app.store.layout import PhoneName, name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
+from app.verification.errors import (
+    CodeTooShortOrLong,
+    RateLimited,
+    StoreUnavailable,
+    VerificationAlreadyUsed,
+    VerificationLocked,
+    VerificationNotFound,
+)
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
-from app.verification.model import CallState, CallStatus, Status, WrongCode
+from app.verification.model import CallState, CallStatus, CheckOutcome, CheckPassed, Status, WrongCode
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Policy
+from app.verification.policy import Allowance, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy
+from tests.redis_cluster import Cluster
 from tests.starting import start
 
-
-class OneSlotPolicy(Policy):
-    """Leaves out the limits that lie in slots of their own, but have to be decided in the script of the check."""
-
-    def for_failed_checks(self, *, client: str, address: str | None) -> Iterator[Allowance]:
-        return iter(())
-
-
-POLICY = OneSlotPolicy(**{item.name: getattr(make_policy(), item.name) for item in fields(Policy)})
+POLICY = make_policy()
+KEY = b"k" * 32
+TOKEN = "00000000000a"
+RIGHT, WRONG = b"r" * 32, b"w" * 32
 
 
 @pytest.fixture(scope="module")
-def cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Start a cluster of one node; it refuses a script with keys in two slots like any cluster."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = int(listener.getsockname()[1])
-    command = [
-        *(embedded._find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
-        *("--cluster-enabled", "yes", "--cluster-port", "0" if port > 55_000 else str(port + 10_000)),
-    ]
-    folder = tmp_path_factory.mktemp("cluster")
-    with subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL) as node:
-        form_cluster(port)
-        yield port
-        node.terminate()
-
-
-def form_cluster(port: int) -> None:
-    """Assign all slots to the node, and wait until it serves them."""
-    deadline = time.monotonic() + 10
-    with SyncRedis(port=port) as node:
-        while True:
-            with suppress(RedisConnectionError):
-                info = node.cluster("INFO")
-                if info["cluster_state"] == "ok":
-                    return
-                if info["cluster_slots_assigned"] == "0":
-                    node.cluster("ADDSLOTSRANGE", 0, 16383)
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("cluster"), node_timeout=15_000) as nodes:
+        yield nodes
 
 
 @pytest.fixture
-async def cluster(cluster_port: int) -> AsyncIterator[Redis]:
-    client = connect(f"redis://127.0.0.1:{cluster_port}", timeout=1)
-    yield client
-    await client.aclose()
+async def runner(nodes: Cluster) -> AsyncIterator[ScriptRunner]:
+    cluster = connect_any(nodes.url, timeout=1)
+    yield ScriptRunner(cluster, timeout=1)
+    await cluster.aclose()
 
 
-async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
-    runner = ScriptRunner(cluster, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=b"k" * 32)
-    limits = RedisRateLimiter(runner, key=b"k" * 32)
-    idempotency = RedisIdempotency(runner, key=b"k" * 32)
-    guard = RedisFraudGuard(runner, make_guard_rules())
-    right = b"r" * 32
+def new_call(number: int) -> NewCall:
+    return NewCall(
+        client=f"shop{number}",
+        phone=Phone(f"+7900123{number:04}"),
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=RIGHT,
+        code_length=6,
+        checks=5,
+    )
+
+
+async def test_every_use_case_runs_on_a_cluster(runner: ScriptRunner) -> None:
+    guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+    store = RedisVerificationStore(runner, phone_key=KEY, limits=limits)
+    idempotency = RedisIdempotency(runner, key=KEY)
     for number in range(20):
-        phone = Phone(f"+790012345{number:02}")
-        call = NewCall(
-            client="shop",
-            phone=phone,
-            purpose="login",
-            channel=Channel.VOICE,
-            code_digest=right,
-            code_length=6,
-            checks=5,
-        )
+        phone = Phone(f"+7900123{number:04}")
+        call = replace(new_call(number), client="shop")
         verification = (await start(store, call, POLICY)).verification
         await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
         await store.read(verification.id, client="shop")
         wrong = await store.check_by_phone(
-            phone, "login", CodeCheck(client="shop", candidates=[b"w" * 32], length=6), POLICY
+            phone, "login", CodeCheck(client="shop", candidates=[WRONG], length=6), POLICY
         )
         result = await store.check_by_id(
-            verification.id, CodeCheck(client="shop", candidates=[right], length=6), POLICY
+            verification.id, CodeCheck(client="shop", candidates=[RIGHT], length=6), POLICY
         )
         assert (expect(WrongCode, wrong).checks_left, result.status) == (4, Status.VERIFIED)
 
-        other = NewCall(
-            client="shop",
-            phone=Phone(f"+790112345{number:02}"),
-            purpose="login",
-            channel=Channel.VOICE,
-            code_digest=right,
-            code_length=6,
-            checks=5,
-        )
+        other = replace(call, phone=Phone(f"+7901123{number:04}"))
         canceled = (await start(store, other, POLICY)).verification
         await store.cancel("shop", canceled.id)
         await store.refund(CallId(canceled.id, 1), phone=canceled.phone, client="shop", policy=POLICY)
 
-        for allowance in POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1"):  # each in its own slot
-            assert len(await limits.acquire("token", [allowance])) == 1
-            await limits.refund("token", [allowance])
-
-        await guard.admit(phone, "shop")
-        await guard.refund(phone, "shop")
+        allowances = POLICY.for_calls(client="shop", phone=phone, address="192.0.2.1")  # each in its own slot
+        await limits.require_room(allowances)
+        reserved = await limits.acquire("00000000000a", allowances)
+        assert [quota.limit for quota in reserved.quotas] == [allowance.limit for allowance in allowances]
+        await limits.refund(reserved.token, allowances)
         guard.succeeded(phone, "shop")
         await guard.flush()
         assert (await guard.blocks(), await guard.suspects(), await guard.lift("+79001234")) == ([], [], False)
@@ -139,3 +109,167 @@ async def test_every_use_case_runs_on_a_cluster(cluster: Redis) -> None:
         claim = await idempotency.claim(request)
         assert isinstance(claim, Claim)
         assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), timedelta(days=1))
+
+
+async def test_a_wrong_code_counts_against_the_limits_of_client_and_address(runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    check = CodeCheck(client=shop.call.client, candidates=[WRONG], length=6, address="192.0.2.99")
+
+    wrong = expect(WrongCode, await shop.store.check_by_id(await shop.start(), check, shop.policy))
+
+    names = [quota.limit.name for quota in wrong.quotas]
+    assert names == ["failed_checks_per_phone", "failed_checks_per_client", "failed_checks_per_address"]
+    assert await shop.used() == 1
+
+
+class Shop:
+    """A client of its own, whose failed checks are limited."""
+
+    numbers = itertools.count(100)
+
+    def __init__(self, runner: ScriptRunner, *, limit: int = 100) -> None:
+        guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+        self.limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+        self.store = RedisVerificationStore(runner, phone_key=KEY, limits=self.limits)
+        self.call = new_call(next(self.numbers))
+        self.policy = make_policy(
+            failed_checks_per_client=Limit("failed_checks_per_client", limit, timedelta(hours=1)),
+            failed_checks_per_phone=Limit("failed_checks_per_phone", 1000, timedelta(hours=1)),
+        )
+        self.allowance = Allowance(self.policy.failed_checks_per_client, self.call.client)
+        record, limit_key = self.slots(runner)
+        assert record != limit_key
+
+    def slots(self, runner: ScriptRunner) -> tuple[int, int]:
+        """Return the slots of the phone and of the client's limit."""
+        names = (
+            PhoneName.from_phone(KEY, self.call.phone).key,
+            name_limit(KEY, "failed_checks_per_client", self.call.client),
+        )
+        return runner.slot_of(names[0]), runner.slot_of(names[1])
+
+    async def start(self, **changes: Any) -> str:  # noqa: ANN401 - fields of a call
+        return (await start(self.store, replace(self.call, **changes), self.policy)).verification.id
+
+    async def check(self, verification_id: str, *candidates: bytes, length: int = 6) -> CheckOutcome:
+        check = CodeCheck(client=self.call.client, candidates=candidates, length=length)
+        return await self.store.check_by_id(verification_id, check, self.policy)
+
+    async def used(self) -> int:
+        reserved = await self.limits.acquire(TOKEN, [self.allowance])
+        await self.limits.refund(reserved.token, [self.allowance])
+        return self.allowance.limit.count - 1 - reserved.quotas[0].remaining
+
+
+async def test_a_wrong_code_counts_against_limits_in_other_slots(runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    verification = await shop.start()
+
+    outcomes = [expect(WrongCode, await shop.check(verification, WRONG)) for _ in range(2)]
+
+    assert [[quota.limit.name for quota in it.quotas] for it in outcomes] == [
+        ["failed_checks_per_phone", "failed_checks_per_client"]
+    ] * 2
+    assert [it.quotas[1].remaining for it in outcomes] == [99, 98]
+    assert await shop.used() == 2
+
+
+async def test_the_check_that_locks_a_verification_counts_too(runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    verification = await shop.start()
+
+    outcomes = [await shop.check(verification, WRONG) for _ in range(5)]
+
+    assert outcomes[-1].status is Status.LOCKED
+    with pytest.raises(VerificationLocked):
+        await shop.check(verification, WRONG)
+    assert await shop.used() == 5
+
+
+async def test_only_a_wrong_code_counts(runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    verification = await shop.start()
+
+    with pytest.raises(CodeTooShortOrLong):
+        await shop.check(verification, RIGHT, length=4)
+    with pytest.raises(VerificationNotFound):
+        await shop.check(f"{verification[:-1]}{'0' if verification[-1] != '0' else '1'}", WRONG)
+    passed = expect(CheckPassed, await shop.check(verification, RIGHT))
+    with pytest.raises(VerificationAlreadyUsed):
+        await shop.check(verification, RIGHT)
+
+    assert [quota.remaining for quota in passed.quotas] == [1000, 100]
+    assert await shop.used() == 0
+
+
+async def test_a_test_number_counts_nothing(runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    verification = await shop.start(test=True)
+
+    assert expect(WrongCode, await shop.check(verification, WRONG)).quotas == ()
+    assert await shop.used() == 0
+
+
+async def test_a_check_without_a_code_acquires_nothing(runner: ScriptRunner) -> None:
+    shop = Shop(runner, limit=1)
+    verification = await shop.start(channel=Channel.REVERSE_CALL, code_digest=None, code_length=None)
+    await shop.limits.acquire(TOKEN, [shop.allowance])
+
+    assert (await shop.check(verification)).status is Status.PENDING
+
+
+async def test_a_full_limit_in_another_slot_refuses_before_a_code_is_compared(runner: ScriptRunner) -> None:
+    shop = Shop(runner, limit=1)
+    verification = await shop.start()
+    reserved = await shop.limits.acquire(TOKEN, [shop.allowance])
+
+    for candidate in (RIGHT, WRONG):
+        with pytest.raises(RateLimited) as refused:
+            await shop.check(verification, candidate)
+        assert refused.value.limit == "failed_checks_per_client"
+
+    await shop.limits.refund(reserved.token, [shop.allowance])
+    assert (await shop.check(verification, RIGHT)).status is Status.VERIFIED
+
+
+async def test_of_many_wrong_codes_at_once_as_many_are_compared_as_the_limit_allows(runner: ScriptRunner) -> None:
+    shop = Shop(runner, limit=10)
+    verifications = [await shop.start(phone=Phone(f"+79005{number:06}")) for number in range(50)]
+
+    outcomes = await asyncio.gather(*(shop.check(it, WRONG) for it in verifications), return_exceptions=True)
+
+    assert sum(isinstance(outcome, WrongCode) for outcome in outcomes) == 10
+    assert sum(isinstance(outcome, RateLimited) for outcome in outcomes) == 40
+
+
+async def test_a_check_whose_reply_was_lost_keeps_its_allowance(nodes: Cluster, runner: ScriptRunner) -> None:
+    shop = Shop(runner)
+    while nodes.primary_of(shop.slots(runner)[0]) is nodes.primary_of(shop.slots(runner)[1]):
+        shop = Shop(runner)
+    verification = await shop.start()
+    await shop.check(verification, WRONG)
+    primary = nodes.primary_of(shop.slots(runner)[0])
+    primary.pause()
+
+    with pytest.raises(StoreUnavailable):
+        await shop.check(verification, WRONG)
+
+    primary.resume()
+    assert await shop.used() == 2
+
+
+async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cluster(runner: ScriptRunner) -> None:
+    outbox = RedisOutbox(runner, clients={"shop"})
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
+    call = replace(new_call(99), client="shop")
+    verification = (await start(store, call, POLICY)).verification
+    await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
+    await store.cancel("shop", verification.id)
+
+    created, canceled = await outbox.take(10)
+    await outbox.set_aside(created, attempts=1, error="status 500", pause=timedelta(0))
+    await outbox.set_aside(canceled, attempts=7, error="status 500", pause=None)
+    assert await outbox.resend_all() == 1
+    assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
+    await outbox.done(created)
+    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2

@@ -46,7 +46,7 @@ async def test_scripts_run_over_tls_and_the_connection_is_kept(
         client = connect(f"rediss://:{PASSWORD}@127.0.0.1:{port}/1?ssl_ca_certs={ca_file}", timeout=5)
         runner = ScriptRunner(client, timeout=5)
         for _ in range(3):
-            assert await asyncio.gather(*(runner.run(PROBE, ["pv:{probe}"], [1000]) for _ in range(10))) == [1] * 10
+            assert await asyncio.gather(*(runner.run(PROBE, ["{probe}"], [1000]) for _ in range(10))) == [1] * 10
         connected = (await client.info("stats"))["total_connections_received"]
         await client.aclose()
 
@@ -64,5 +64,5 @@ async def test_scripts_run_over_tls_behind_a_sentinel(tmp_path: Path, ca_file: P
     ):
         url = f"rediss+sentinel://:{PASSWORD}@127.0.0.1:{sentinel_port}/main/1?ssl_ca_certs={ca_file}"
         client = connect(url, timeout=5)
-        assert await ScriptRunner(client, timeout=5).run(PROBE, ["pv:{probe}"], [1000]) == 1
+        assert await ScriptRunner(client, timeout=5).run(PROBE, ["{probe}"], [1000]) == 1
         await client.aclose()

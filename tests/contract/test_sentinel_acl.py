@@ -18,7 +18,8 @@ from app.store.sentinel import PrimaryPool
 from tests.contract.test_redis_acl import OPERATOR_RIGHTS, PASSWORD, ROOT, SET_INFO, debian_redis, pasted, verify
 from tests.contract.test_redis_acl import RIGHTS as REDIS_RIGHTS
 from tests.e2e.test_commands import run
-from tests.sentinels import NAME, USER, Node, Topology
+from tests.redis_nodes import USER, Node
+from tests.sentinels import NAME, Topology
 
 (BLOCK,) = re.findall(r"```sh\n(SENTINEL_RIGHTS=.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
 RIGHTS = shlex.split(BLOCK)[0].partition("=")[2].split()

@@ -115,7 +115,7 @@ async def test_why_no_primary_is_reached_is_reported(sentinel: FakeSentinel, rea
     async with pool_of(sentinel, options="?sentinel_password=made-up") as pool:
         runner = ScriptRunner(Redis.from_pool(pool), timeout=TIMEOUT)
         with pytest.raises(StoreUnavailable) as raised:
-            await runner.run(PROBE, ["pv:{probe}"], [1000])
+            await runner.run(PROBE, ["{probe}"], [1000])
 
     assert raised.value.reason is reason
 

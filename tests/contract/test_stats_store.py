@@ -10,8 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
-from app.store.layout import name_limit
-from app.store.limits import RedisRateLimiter
+from app.store.layout import ms, name_limit
 from app.store.scripts import ScriptRunner
 from app.store.stats import DayStats, RedisStats
 from app.verification.channels import Channel
@@ -28,6 +27,9 @@ from app.verification.errors import BalanceTooLow, ProviderRejected, StoreUnavai
 from app.verification.model import CallStatus, Status
 from app.verification.policy import Allowance, Limit
 from app.verification.ports import CallId
+from tests.keys import stored
+from tests.limit_keys import age_limit, read_limit
+from tests.limiters import KEY, make_limiter
 
 PRICE = Decimal("2.50")
 DAY_NUMBER_OF_2026_01_31 = 20484
@@ -103,7 +105,7 @@ async def test_a_day_without_events_is_empty(stats: RedisStats) -> None:
 
 
 async def test_another_day_is_read_by_its_date(stats: RedisStats, redis: Redis) -> None:
-    await redis.hset(f"pv:{{stats}}:{DAY_NUMBER_OF_2026_01_31}", "verified", "7")
+    await redis.hset(f"pv2{{stats}}:{DAY_NUMBER_OF_2026_01_31}", "verified", "7")
 
     assert (await stats.read(date(2026, 1, 31))).verified == 7
     assert (await stats.read()).verified == 0
@@ -118,7 +120,7 @@ async def test_unknown_counters_of_another_version_are_ignored(stats: RedisStats
         "dreams",
         "refused:x:y",
     )
-    await redis.hset(f"pv:{{stats}}:{DAY_NUMBER_OF_2026_01_31}", mapping=dict.fromkeys(names, 1))
+    await redis.hset(f"pv2{{stats}}:{DAY_NUMBER_OF_2026_01_31}", mapping=dict.fromkeys(names, 1))
 
     assert await stats.read(date(2026, 1, 31)) == DayStats(day=date(2026, 1, 31))
 
@@ -196,15 +198,18 @@ async def test_closing_without_redis_logs_the_lost_events_and_does_not_block(cap
 
 
 async def test_reading_the_use_of_a_limit_does_not_change_it(redis: Redis) -> None:
-    limit, key = Limit("calls_per_day", 10, timedelta(days=1)), b"a key of names"
-    limits = RedisRateLimiter(ScriptRunner(redis, timeout=1), key=key)
+    limit = Limit("calls_per_day", 10, timedelta(days=1))
+    limits = make_limiter(redis)
     budget = Allowance(limit, "everybody")
     assert await limits.gauges(budget) == {"call_budget_used": 0}
-    await limits.acquire("one", [budget])
-    await limits.acquire("two", [budget])
-    await redis.zadd(name_limit(key, budget), {"of yesterday": 1})
+    await limits.acquire("00000000000a", [budget])
+    await age_limit(redis, stored(name_limit(KEY, "calls_per_day", "everybody")), ms(limit.period))
+    await limits.acquire("00000000000b", [budget])
+    await limits.acquire("00000000000c", [budget])
+    before = await read_limit(redis, stored(name_limit(KEY, "calls_per_day", "everybody")))
 
     assert [await limits.gauges(budget) for _ in range(3)] == [{"call_budget_used": 2}] * 3
+    assert await read_limit(redis, stored(name_limit(KEY, "calls_per_day", "everybody"))) == before
 
 
 async def test_round_trips_are_observed_with_their_duration_and_failure(redis: Redis) -> None:

@@ -15,14 +15,14 @@ import pytest
 from redis.asyncio import Redis
 
 from app.settings import load_settings
-from app.store.fraud_guard import RedisFraudGuard
-from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited
+from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.e2e.conftest import BARE, Demo, command, running
 from tests.e2e.test_serving import SECRETS
-from tests.policies import make_guard_rules
+from tests.limiters import count_call, make_limiter
+from tests.policies import make_policy
 
 PHONE = "+79001234567"
 COMPLETE = {**SECRETS, "API_KEYS": f"shop:{'0' * 64}"}  # all required settings except REDIS_URL
@@ -78,13 +78,14 @@ def test_two_demos_at_once_share_no_data(demo: Demo, tmp_path: Path) -> None:
 
 
 async def test_fraud_guard_blocks_can_be_listed_and_lifted(redis: Redis, redis_url: str, tmp_path: Path) -> None:
-    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), make_guard_rules())
+    secret, policy = "a secret key that a test and its commands share", make_policy()
+    limiter = make_limiter(redis, key=derive_key(secret.encode(), "phone"))
     for number in range(20):
-        await guard.admit(Phone(f"+79001234{number:03}"), "shop")
+        await count_call(limiter, Phone(f"+79001234{number:03}"), "shop", policy)
     await age(redis, timedelta(minutes=6))
     with pytest.raises(RateLimited):
-        await guard.admit(Phone("+79001234999"), "shop")
-    environment = {"MODE": "sandbox", "REDIS_URL": redis_url}
+        await count_call(limiter, Phone("+79001234999"), "shop", policy)
+    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "SECRET_KEY": secret}
 
     table = run("guard", "list", cwd=tmp_path, **environment)
     found = json.loads(run("guard", "list", "--json", cwd=tmp_path, **environment).stdout)
@@ -98,7 +99,7 @@ async def test_fraud_guard_blocks_can_be_listed_and_lifted(redis: Redis, redis_u
     assert (other.returncode, other.stdout, other.stderr) == (1, "", "The range +79161234 is not blocked.\n")
     assert (lifted.returncode, lifted.stdout) == (0, "The range +79001234 is called again.\n")
     assert "none" in run("guard", "list", cwd=tmp_path, **environment).stdout
-    await guard.admit(Phone("+79001234999"), "shop")
+    await count_call(limiter, Phone("+79001234999"), "shop", policy)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,10 @@ def test_serve_without_settings_lists_the_missing_ones(tmp_path: Path) -> None:
 def test_serve_explains_an_invalid_setting(tmp_path: Path) -> None:
     done = run("serve", cwd=tmp_path, MODE="sandbox", REDIS_URL="http://nowhere")
 
-    expected = "REDIS_URL must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://.\n"
+    schemes = (
+        "redis://, rediss:// or unix://, redis+sentinel:// or rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+    )
+    expected = f"REDIS_URL must begin with {schemes}.\n"
     assert (done.returncode, done.stderr) == (2, expected)
 
 

@@ -21,7 +21,7 @@ import trustme
 from redis import Redis
 
 from app.tokens import generate_keys
-from tests.e2e.conftest import BARE, ROOT, command, free_port
+from tests.e2e.conftest import BARE, ROOT, START_WITHIN, command, free_port
 
 API_KEY = "a-made-up-api-key"
 SECRETS = {
@@ -34,9 +34,13 @@ SECRETS = {
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *arguments: str, environment: Mapping[str, str], tls: ssl.SSLContext | None = None
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str],
+    tls: ssl.SSLContext | None = None,
+    port: int | None = None,
 ) -> Iterator["Serving"]:
-    port, log = free_port(), folder / "log"
+    port, log = port or free_port(), folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
             command("serve", "--port", str(port), *arguments),
@@ -73,13 +77,22 @@ class Serving:
         return httpx.get(f"{self.base_url}{path}", verify=self.tls or True)
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_WITHIN
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
                 if self.get("/readyz").status_code == 200:
                     return
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
+
+    def wait_until_refused(self) -> None:
+        """Wait until new connections are refused: nothing listens any more."""
+        port, deadline = int(self.base_url.rpartition(":")[2]), time.monotonic() + 10
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
 
     def events(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
@@ -88,7 +101,7 @@ class Serving:
         return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log.read_text())]
 
     def wait_for_workers(self, count: int) -> list[int]:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_WITHIN
         while len(self.workers()) < count:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
@@ -106,7 +119,7 @@ def wait_for_a_phone(redis_url: str) -> None:
     """Wait until a start has stored its code and waits for the provider."""
     deadline = time.monotonic() + 10
     with Redis.from_url(redis_url) as redis:
-        while not redis.keys("pv:{???}:p:*"):
+        while not redis.keys("pv2{???}:p:*"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -163,6 +176,8 @@ def test_two_workers_share_a_port_and_finish_requests_in_progress_on_shutdown(
         wait_for_a_phone(redis_url)
         assert not starting.done()
         served.process.send_signal(signal.SIGTERM)
+        served.wait_until_refused()
+        assert not starting.done()
 
         assert starting.result().json()["type"] == "/problems/provider-unavailable"
         assert served.process.wait(20) == 0

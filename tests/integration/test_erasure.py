@@ -1,8 +1,10 @@
 """Erasure of a phone: no data about it is left in Redis, and the data of other phones stays."""
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import pytest
@@ -13,12 +15,15 @@ from app.sandbox.network import VirtualNetwork
 from app.store.call_following import RedisCallQueue
 from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.layout import PhoneName
-from app.store.scripts import ScriptRunner
-from app.store.webhooks import GROUP, RETRY, RedisOutbox
+from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.webhooks import BURY, RedisOutbox
 from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
+from tests.ageing import age
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
+from tests.keys import stored
+from tests.webhook_events import add_events, make_due, outbox_key
 
 PHONE, OTHER = Phone("+79001234567"), Phone("+79161234568")
 PHONE_KEY = derive_key(SECRET_KEY.encode(), "phone")
@@ -34,8 +39,6 @@ async def dump_redis(redis: Redis) -> str:
                 value: object = await redis.hgetall(key)
             case b"zset":
                 value = await redis.zrange(key, 0, -1, withscores=True)
-            case b"stream":
-                value = await redis.xrange(key)
             case _:
                 value = await redis.get(key)
         dump.append((key, value))
@@ -48,7 +51,7 @@ def traces_of(phone: Phone) -> tuple[str, str]:
 
 
 def eraser(redis: Redis) -> RedisPhoneEraser:
-    return RedisPhoneEraser(redis, ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
+    return RedisPhoneEraser(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
 
 
 async def start(api: httpx.AsyncClient, phone: Phone, key: str, purpose: str) -> str:
@@ -99,11 +102,11 @@ async def test_erasure_leaves_no_trace_of_the_phone_in_redis(
 
 
 async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
-    """Schedule one event of each phone for a retry and make one a dead letter: both are stored outside the stream."""
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta())
-    history: list[bytes] = await redis.zrange(RETRY, 0, -1)  # type: ignore[assignment] # without scores
-    for event in history:  # by the service, before it was stopped
-        await redis.zadd(RETRY, {event: 0})
+    """Schedule one event of each phone for a retry, make one a dead letter, and hold one: all are out of the outbox."""
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    await age(redis, timedelta(minutes=1))  # the service, before it was stopped, may have taken some
+    buckets = [PhoneName.from_phone(PHONE_KEY, phone).bucket for phone in (PHONE, OTHER)]
+    await make_due(redis, *buckets)
     taken = await outbox.take(100)
     for phone in (PHONE, OTHER):
         mine = [delivery for delivery in taken if delivery.event.phone == phone]
@@ -115,7 +118,7 @@ async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
 async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(redis: Redis) -> None:
     name = PhoneName.from_phone(PHONE_KEY, PHONE)
     record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
-    await redis.set(record.key, json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
+    await redis.set(stored(record.key), json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
     await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
 
     done = await eraser(redis).forget(PHONE)
@@ -132,41 +135,44 @@ async def test_erasing_an_unknown_phone_erases_nothing(redis: Redis) -> None:
 
 
 async def test_erasure_finds_every_event_among_thousands(redis: Redis) -> None:
-    async with redis.pipeline(transaction=False) as pipeline:
-        for number in range(2500):
-            phone = PHONE if number % 500 == 0 else OTHER
-            pipeline.xadd("pv:{events}", {"client": "shop", "phone": phone.e164.removeprefix("+")})
-            pipeline.zadd("pv:{events}:expiry", {f"shop|{number}|login|voice|{phone.e164.removeprefix('+')}": 1})
-        await pipeline.execute()
+    bucket = PhoneName.from_phone(PHONE_KEY, PHONE).bucket
+    for number in range(0, 2500, 500):
+        await add_events(redis, buckets=[bucket], phone=PHONE.e164[1:], due_ago=number)
+        await add_events(redis, 499, buckets=[bucket], phone=OTHER.e164[1:], due_ago=number)
 
     done = await eraser(redis).forget(PHONE)
 
-    assert done.events == 10
-    assert await redis.xlen("pv:{events}") == 2495
-    assert await redis.zcard("pv:{events}:expiry") == 2495
+    assert done.events == 5
+    assert await redis.zcard(outbox_key(bucket)) == 2495
 
 
-async def test_erasure_acknowledges_an_event_that_is_being_delivered(redis: Redis) -> None:
-    await redis.xadd(
-        "pv:{events}",
-        {
-            "type": "verification.verified",
-            "client": "shop",
-            "id": "vrf_0a11b22c33d44e55f667788",
-            "purpose": "login",
-            "channel": "voice",
-            "phone": PHONE.e164.removeprefix("+"),
-            "status": "verified",
-            "call": "",
-            "at": "1769850000123",
-        },
-    )
+@pytest.mark.parametrize("pause", [timedelta(hours=1), None])
+async def test_an_event_that_is_erased_during_its_delivery_does_not_come_back(
+    redis: Redis, pause: timedelta | None
+) -> None:
+    await add_events(redis, buckets=[PhoneName.from_phone(PHONE_KEY, PHONE).bucket], phone=PHONE.e164[1:])
     outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
     (taken,) = await outbox.take(1)
 
-    await eraser(redis).forget(PHONE)
+    done = await eraser(redis).forget(PHONE)
 
-    await outbox.set_aside(taken, attempts=1, error="status 500", pause=timedelta(hours=1))
-    pending: dict[str, int] = await redis.xpending("pv:{events}", GROUP)
-    assert pending["pending"] == 0
+    await outbox.set_aside(taken, attempts=1, error="status 500", pause=pause)
+    assert done.events == 1
+    assert traces_of(PHONE)[0] not in await dump_redis(redis)
+
+
+async def test_an_event_that_is_erased_while_it_becomes_a_dead_letter_does_not_come_back(redis: Redis) -> None:
+    """The letter is written after the dead letters were searched."""
+
+    class Erasing(ScriptRunner):
+        async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - as inherited
+            if script is BURY:
+                await eraser(redis).forget(PHONE)
+            return await super().run(script, keys, arguments)
+
+    await add_events(redis, buckets=[PhoneName.from_phone(PHONE_KEY, PHONE).bucket], phone=PHONE.e164[1:])
+    outbox = RedisOutbox(Erasing(redis, timeout=1))
+    (taken,) = await outbox.take(1)
+
+    await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)
     assert traces_of(PHONE)[0] not in await dump_redis(redis)

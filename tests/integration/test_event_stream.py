@@ -26,6 +26,7 @@ from app.store.layout import RecordName
 from app.store.verifications import RedisVerificationStore
 from tests.ageing import age
 from tests.integration.conftest import sandbox_settings
+from tests.keys import stored
 
 PHONE = "+79001234567"
 UNKNOWN = "vrf_" + "0" * 23
@@ -230,7 +231,7 @@ async def test_a_stream_reports_the_expiry_of_its_verification(api: httpx.AsyncC
     verification_id = await start(api)
     name = RecordName.from_id(verification_id)
     assert name
-    await redis.pexpire(name.key, 1000)
+    await redis.pexpire(stored(name.key), 1000)
     async with follow(api, verification_id) as stream:
         assert (await stream.state())[0] == "pending"
         event = await stream.next()
@@ -324,8 +325,8 @@ async def test_a_stream_sends_heartbeats_and_recovers_from_a_lost_message(
 
             name = RecordName.from_id(verification_id)
             assert name
-            record = json.loads(await redis.get(name.key) or "")
-            await redis.set(name.key, json.dumps(record | {"s": "locked", "v": 99}), keepttl=True)
+            record = json.loads(await redis.get(stored(name.key)) or "")
+            await redis.set(stored(name.key), json.dumps(record | {"s": "locked", "v": 99}), keepttl=True)
             while (event := await stream.next()) == PING:
                 pass
             assert event

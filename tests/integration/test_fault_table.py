@@ -223,14 +223,9 @@ async def keys_of(redis: Redis) -> list[str]:
 
 
 async def traces_in(redis: Redis) -> frozenset[str]:
-    """Return the keys that still hold data of a call: not the balance, the statistics or counters that are zero."""
-    others = ("pv:{balance}", "pv:{stats}")
-    found = {key for key in await keys_of(redis) if not key.startswith(others)}
-    for key in [key for key in found if key.startswith("pv:{guard}:n:")]:
-        counts = [count for field, count in (await redis.hgetall(key)).items() if str(field).startswith("c")]
-        if not any(map(int, counts)):
-            found.remove(key)
-    return frozenset(found)
+    """Return the keys that still hold data of a call: not the balance and the statistics."""
+    others = ("pv2{balance}", "pv2{stats}")
+    return frozenset(key for key in await keys_of(redis) if not key.startswith(others))
 
 
 async def play(fault: Fault, redis: Redis, redis_url: str) -> Outcome:

@@ -11,13 +11,13 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
-from app.store.fraud_guard import RedisFraudGuard
-from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited
+from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from tests.ageing import age
 from tests.integration.conftest import run, sandbox_settings
-from tests.policies import make_guard_rules
+from tests.limiters import count_call, make_limiter
+from tests.policies import make_policy
 
 CLIENT_KEY, ADMIN_KEY, OLD_ADMIN_KEY = "a-key-of-the-shop", "a-key-of-an-operator", "the-key-before"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -39,14 +39,14 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture
-async def blocked(redis: Redis) -> None:
+async def blocked(redis: Redis, settings: Settings) -> None:
     """Block one range and report one client, after 20 calls of which none was answered."""
-    guard = RedisFraudGuard(ScriptRunner(redis, timeout=1), make_guard_rules())
+    limiter, policy = make_limiter(redis, key=derive_key(settings.names_secret, "phone")), make_policy()
     for number in range(20):
-        await guard.admit(Phone(f"{PUMPED}{number:03}"), "shop")
+        await count_call(limiter, Phone(f"{PUMPED}{number:03}"), "shop", policy)
     await age(redis, timedelta(minutes=6))
     with pytest.raises(RateLimited):
-        await guard.admit(Phone(f"{PUMPED}999"), "shop")
+        await count_call(limiter, Phone(f"{PUMPED}999"), "shop", policy)
 
 
 async def start(api: httpx.AsyncClient, number_range: str) -> httpx.Response:

@@ -23,7 +23,6 @@ from app.sandbox import embedded
 from app.sandbox.network import VirtualNetwork
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
-from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
@@ -33,6 +32,7 @@ from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
 from app.verification.ports import CallUpdate, NewCall
 from tests.integration.conftest import run, sandbox_settings
+from tests.limiters import make_limiter
 from tests.policies import make_policy
 
 KEY = b"a key of the tests, known to all"
@@ -280,7 +280,7 @@ FAULTS = [
             detail=DENIED,
             refuses_starts=right in {"-evalsha", "-hset", "-time"},
         )
-        for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-xadd")
+        for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-zscore")
     ),
 ]
 
@@ -307,13 +307,13 @@ async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_met
     logged = [record for record in caplog.records if record.getMessage() == "store.unavailable"]
     assert logged
     assert not any(record.exc_info for record in logged)
-    assert all(PHONE[1:] not in str(vars(record)) and "pv:" not in str(vars(record)) for record in logged)
+    assert all(PHONE[1:] not in str(vars(record)) and "pv2" not in str(vars(record)) for record in logged)
 
 
 async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:
     runner = ScriptRunner(admin, timeout=1)
-    store = RedisVerificationStore(runner, phone_key=KEY, webhook_clients={"shop"})
-    outbox, limits = RedisOutbox(runner, claim_after=timedelta()), RedisRateLimiter(runner, key=KEY)
+    outbox, limits = RedisOutbox(runner, clients={"shop"}), make_limiter(admin, key=KEY)
+    store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
     call = NewCall(
         client="shop",
         phone=Phone(PHONE),
@@ -332,7 +332,7 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     ).verification
     await store.record_call(verification, 1, CallUpdate(state=CallState(CallStatus.RINGING), ref="ref"))
     await store.cancel("shop", verification.id)
-    await limits.acquire("token", allowances)
+    reserved = (await limits.acquire("00000000000a", allowances)).token
     await admin.config_set("maxmemory", "1")
 
     assert (await store.read(verification.id, client="shop")).id == verification.id
@@ -342,9 +342,9 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     (again,) = await outbox.take(10)
     await outbox.done(again)
     assert await store.refund(unplaced, phone=call.phone, client="shop", policy=make_policy())
-    await limits.refund("token", allowances)
-    assert [key async for key in admin.scan_iter("pv:{l:*")] == []
-    assert (await RedisPhoneEraser(admin, runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
+    await limits.refund(reserved, allowances)
+    assert [key async for key in admin.scan_iter("pv2{l:*")] == []
+    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
         await store.start(unplaced, call, make_policy())
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY
@@ -388,10 +388,10 @@ async def test_readiness_and_metrics_share_one_probe_per_second(api: httpx.Async
     for _ in range(3):
         answers = await asyncio.gather(*(api.get(path) for path in ("/readyz", "/metrics") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
-        probes.add(await admin.get("pv:{probe}"))
+        probes.add(await admin.get("pv2{probe}"))
 
     assert len(probes) <= 1 + (time.monotonic() - began)
-    assert 0 < await admin.pttl("pv:{probe}") <= 10_000
+    assert 0 < await admin.pttl("pv2{probe}") <= 10_000
 
 
 async def test_a_thousand_redis_failures_are_a_few_log_lines(

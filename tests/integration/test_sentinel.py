@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from app.background import Background
 from app.main import create_app
@@ -19,7 +20,8 @@ from app.store.connection import connect
 from app.store.scripts import PROBE, ScriptRunner
 from app.store.sentinel import PrimaryPool
 from tests.integration.conftest import run, sandbox_settings
-from tests.sentinels import NAME, Node, Topology, bring_back, cut_off, restored
+from tests.redis_nodes import Node, bring_back, cut_off
+from tests.sentinels import NAME, Topology
 
 RECOVERED_WITHIN = 10.0  # seconds; Sentinel itself needs one to two here, on an idle machine
 STORE_TIMEOUT = 1.0
@@ -36,8 +38,8 @@ def running_topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topol
 
 @pytest.fixture
 def topology(running_topology: Topology) -> Iterator[Topology]:
-    with restored(running_topology):
-        yield running_topology
+    yield running_topology
+    running_topology.mend()
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ async def idle(topology: Topology) -> AsyncIterator[ScriptRunner]:
     redis = connect(topology.url, timeout=STORE_TIMEOUT)
     assert isinstance(redis.connection_pool, PrimaryPool)
     runner = ScriptRunner(redis, timeout=STORE_TIMEOUT)
-    await runner.run(PROBE, ["pv:{idle}"], [1000])
+    await runner.run(PROBE, ["{idle}"], [1000])
     background = Background()
     background.add("sentinel", redis.connection_pool.step)
     async with background:
@@ -150,6 +152,7 @@ async def progress(load: Load) -> None:
 
 async def switched(worker: ScriptRunner, primary: Node) -> None:
     """Wait until a worker knows of another primary."""
+    assert isinstance(worker._redis, Redis)
     pool = worker._redis.connection_pool
     assert isinstance(pool, PrimaryPool)
     async with asyncio.timeout(RECOVERED_WITHIN):
@@ -196,10 +199,10 @@ async def test_a_failover_under_load_is_a_moment_of_503_and_nothing_happens_twic
             # The old primary returns with its old data, and takes writes until a Sentinel makes it a replica.
             await switched(idle, primary)
             bring_back(primary)
-            await idle.run(PROBE, ["pv:{idle}"], [60_000])
+            await idle.run(PROBE, ["{idle}"], [60_000])
             await asyncio.to_thread(topology.wait_until_whole)
             await progress(load)
-            assert topology.primary.send("DEL", "pv:{idle}") == 1
+            assert topology.primary.send("DEL", "pv2{idle}") == 1
     for phone in load.guesses:
         await load.check_twice(phone)
     await workers[1].post(f"/verify/{followed}/cancel")

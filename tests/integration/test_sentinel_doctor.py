@@ -10,7 +10,8 @@ from app.cli.checks import Finding, Result
 from app.cli.sentinel import _grade_sentinels, check_sentinels
 from app.store.connection import connect
 from app.store.health import SentinelReport
-from tests.sentinels import Node, Topology, restored, until
+from tests.redis_nodes import Node, until
+from tests.sentinels import Topology
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def running_topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topol
 
 @pytest.fixture
 def topology(running_topology: Topology) -> Iterator[Topology]:
-    with restored(running_topology):
-        yield running_topology
+    yield running_topology
+    running_topology.mend()
 
 
 def replica_of(topology: Topology) -> Node:

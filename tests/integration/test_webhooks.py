@@ -29,15 +29,16 @@ from app.sandbox.server import SandboxServer
 from app.standard_webhooks import parse_secret
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
-from app.store.webhooks import EXPIRY, STREAM, RedisOutbox
+from app.store.webhooks import RedisOutbox
 from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
+from tests.ageing import age
+from tests.webhook_events import add_events, add_expiries, now_ms, retries_key, sizes
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
 OTHER = "whsec_bm90LWEtcmVhbC1zZWNyZXQtNTQzMjEw"
-RETRY, DEAD = f"{STREAM}:retry", f"{STREAM}:dead"
 QUICK = tuple(timedelta(milliseconds=pause) for pause in (10, 20))
 
 
@@ -97,11 +98,10 @@ async def delivering(
     redis: Redis,
     endpoints: Mapping[str, WebhookEndpoint],
     *,
-    claim_after: float = 60,
     seconds: float = 2,
     **options: Any,  # noqa: ANN401 - those of the deliverer
 ) -> AsyncIterator[WebhookDeliverer]:
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1), claim_after=timedelta(seconds=claim_after))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
     sender = WebhookSender(allow_private=True, timeout=seconds)
     options = {"schedule": QUICK, "poll": timedelta(milliseconds=10), **options}
     background = Background()
@@ -109,24 +109,12 @@ async def delivering(
         background.add("webhooks", deliverer.step)
         async with background:
             yield deliverer
+    await outbox.flush()
 
 
-async def add(redis: Redis, count: int = 1, **fields: str) -> None:
-    entry: dict[Any, Any] = {
-        "type": "verification.verified",
-        "client": "shop",
-        "id": "vrf_0a11b22c33d44e55f667788",
-        "purpose": "login",
-        "channel": "voice",
-        "phone": "79001234567",
-        "status": "verified",
-        "call": "completed",
-        "at": "1769850000123",
-        **fields,
-    }
-    for _ in range(count):
-        await redis.xadd(STREAM, entry)
-    await redis.pexpire(STREAM, timedelta(days=3))
+async def add(redis: Redis, number: int = 1, *, client: str = "shop", kind: str = "verification.verified") -> None:
+    facts = {"client": client, "type": kind, "status": "verified", "call": "completed"}
+    await add_events(redis, number, buckets=["0a1", "0a2", "fff"], **facts)  # type: ignore[arg-type] # mypy takes the texts for each option
 
 
 async def until(condition: Callable[[], object], seconds: float = 5) -> None:
@@ -139,7 +127,7 @@ async def until(condition: Callable[[], object], seconds: float = 5) -> None:
 async def wait_until_delivered(redis: Redis, *, dead: int = 0) -> None:
     """Wait until no delivery is pending; ``dead`` is the expected number of dead letters."""
     deadline = time.monotonic() + 5
-    while (await redis.xlen(STREAM), await redis.zcard(RETRY), await redis.zcard(DEAD)) != (0, 0, dead):
+    while await sizes(redis) != (0, 0, dead, dead):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
 
@@ -165,7 +153,7 @@ async def test_during_a_secret_rotation_either_secret_verifies_the_signature(
 
 
 async def test_an_expired_verification_sends_an_event(redis: Redis, receiver: Receiver, url: str) -> None:
-    await redis.zadd(EXPIRY, {"shop|vrf_0a11b22c33d44e55f667788|login|voice|79001234567": 1769850000123})
+    await add_expiries(redis, expired_ago=now_ms() - 1769850000123)
     async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
 
@@ -233,7 +221,7 @@ async def test_a_timeout_or_a_disconnect_of_the_receiver_is_retried(redis: Redis
 
 
 async def test_only_subscribed_event_types_are_sent(redis: Redis, receiver: Receiver, url: str) -> None:
-    await add(redis, type="verification.created")
+    await add(redis, kind="verification.created")
     await add(redis)
     async with delivering(redis, {"shop": endpoint(url, events=frozenset({"verification.verified"}))}):
         await wait_until_delivered(redis)
@@ -246,7 +234,7 @@ async def test_an_event_of_a_client_unknown_to_an_older_worker_is_not_lost(
     await add(redis)
     async with delivering(redis, {"bank": endpoint(url)}, schedule=(timedelta(seconds=0.05),) * 100):
         deadline = time.monotonic() + 5
-        while not await redis.zcard(RETRY):
+        while b"|the client has no endpoint" not in b"".join(await redis.zrange(retries_key("0a1"), 0, -1)):  # type: ignore[arg-type] # without scores
             assert time.monotonic() < deadline
     async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
@@ -297,7 +285,7 @@ async def test_a_stopping_worker_finishes_its_deliveries_in_flight(redis: Redis,
     async with SandboxServer(Starlette(routes=[Route("/", answer, methods=["POST"])])) as server:
         async with delivering(redis, {"shop": endpoint(f"{server.url}/")}):
             await asyncio.wait_for(slow.wait(), 5)
-        assert await redis.xlen(STREAM) == 0
+        assert await sizes(redis) == (0, 0, 0, 0)
 
 
 async def test_a_delivery_not_finished_before_shutdown_is_taken_over_by_another_worker(
@@ -306,8 +294,9 @@ async def test_a_delivery_not_finished_before_shutdown_is_taken_over_by_another_
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/stall")}, grace=0, seconds=20):
         await asyncio.wait_for(receiver.stalled.wait(), 5)
+    await age(redis, timedelta(minutes=1))
 
-    async with delivering(redis, {"shop": endpoint(url)}, claim_after=0.05):
+    async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
         await wait_until_delivered(redis)
     assert len(set(receiver.ids)) == 1
@@ -347,9 +336,10 @@ async def test_the_events_of_a_killed_worker_are_delivered_by_another(
     await asyncio.wait_for(receiver.stalled.wait(), 20)
     os.kill(worker.pid, signal.SIGKILL)
     await worker.wait()
-    assert await redis.xlen(STREAM) == 1
+    assert await sizes(redis) == (0, 1, 0, 0)
+    await age(redis, timedelta(minutes=1))
 
-    async with delivering(redis, {"shop": endpoint(url)}, claim_after=0.05):
+    async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
         await wait_until_delivered(redis)
     assert len(receiver.ids) == 2
@@ -404,7 +394,8 @@ async def test_the_documented_receiver_accepts_events(
 ) -> None:
     monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
     names = snippet()
-    await add(redis, 2)
+    await add(redis)
+    await add(redis)
     await add(redis, client="stranger")
     async with SandboxServer(names["app"]) as server:
         hook = f"{server.url}/hooks/phone"
@@ -426,3 +417,20 @@ async def test_the_documented_message_is_what_is_sent(redis: Redis, receiver: Re
 
     assert shown
     assert receiver.events == [json.loads(shown[0])]
+
+
+async def test_a_receiver_that_stays_down_keeps_a_bounded_number_of_events(
+    redis: Redis, receiver: Receiver, url: str
+) -> None:
+    """All events are in one bucket, and none is lost: what is not retried is a dead letter."""
+    receiver.answers["/down"] = [503] * 1000
+    async with delivering(redis, {"shop": endpoint(f"{url}/down")}, schedule=(timedelta(hours=1),)):
+        for wave in range(1, 6):
+            added = await add_events(redis, 60)
+            await until(lambda wave=wave: len(set(receiver.ids)) == 60 * wave)  # type: ignore[misc] # mypy does not infer the default
+            assert set(added) <= set(receiver.ids)
+    new, retries, dead, _ = await sizes(redis)
+
+    assert new == 0
+    assert retries <= 64
+    assert retries + dead == 300

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
@@ -15,21 +14,8 @@ from typer.testing import CliRunner
 from app.cli import cli
 from app.store.connection import connect
 from app.store.scripts import ScriptRunner
-from app.store.webhooks import STREAM, RedisOutbox
-
-ENTRY = "1769850000123-0"
-EVENT = f"msg_{ENTRY}"
-FIELDS: dict[Any, Any] = {
-    "type": "call.status_changed",
-    "client": "shop",
-    "id": "vrf_0a11b22c33d44e55f667788",
-    "purpose": "login",
-    "channel": "voice",
-    "phone": "79001234567",
-    "status": "pending",
-    "call": "busy",
-    "at": "1769850000123",
-}
+from app.store.webhooks import RedisOutbox
+from tests.webhook_events import add_events
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +29,18 @@ def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url:
 
 
 @pytest.fixture
-def dead_letter(redis_url: str) -> None:
-    """Make an event a dead letter."""
+def dead_letter(redis_url: str) -> str:
+    """Make an event a dead letter, and return its id."""
 
-    async def give_up() -> None:
+    async def give_up() -> str:
         async with connect(redis_url, timeout=1) as redis:
-            await redis.xadd(STREAM, FIELDS, id=ENTRY)
+            await add_events(redis, type="call.status_changed", call="busy")
             outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
             (taken,) = await outbox.take(1)
             await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)
+            return taken.event.id
 
-    asyncio.run(give_up())
+    return asyncio.run(give_up())
 
 
 def run(redis_url: str, *arguments: str) -> tuple[int, str]:
@@ -61,25 +48,23 @@ def run(redis_url: str, *arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.usefixtures("dead_letter")
-def test_failed_events_are_shown_as_a_table(redis_url: str) -> None:
+def test_failed_events_are_shown_as_a_table(redis_url: str, dead_letter: str) -> None:
     code, output = run(redis_url, "failed")
 
     assert code == 0
-    for fact in (EVENT, "call.status_changed", "shop", "7", "status 500"):
+    for fact in (dead_letter, "call.status_changed", "shop", "7", "status 500"):
         assert fact in output.splitlines()[1]
     assert "9001234567" not in output
 
 
-@pytest.mark.usefixtures("dead_letter")
-def test_failed_events_are_shown_as_json(redis_url: str) -> None:
+def test_failed_events_are_shown_as_json(redis_url: str, dead_letter: str) -> None:
     code, output = run(redis_url, "failed", "--json")
     (letter,) = json.loads(output)
 
     assert code == 0
     assert datetime.fromisoformat(letter.pop("given_up_at")).tzinfo
     assert letter == {
-        "id": EVENT,
+        "id": dead_letter,
         "type": "call.status_changed",
         "client": "shop",
         "verification_id": "vrf_0a11b22c33d44e55f667788",
@@ -94,10 +79,9 @@ def test_without_failed_events_the_output_is_empty(redis_url: str) -> None:
     assert run(redis_url, "failed", "--json") == (0, "[]\n")
 
 
-@pytest.mark.usefixtures("dead_letter")
-def test_one_event_can_be_resent_by_its_id(redis_url: str) -> None:
-    assert run(redis_url, "resend", EVENT) == (0, f"The event {EVENT} is sent again.\n")
-    assert run(redis_url, "resend", EVENT) == (1, f"There is no event {EVENT} that was given up.\n")
+def test_one_event_can_be_resent_by_its_id(redis_url: str, dead_letter: str) -> None:
+    assert run(redis_url, "resend", dead_letter) == (0, f"The event {dead_letter} is sent again.\n")
+    assert run(redis_url, "resend", dead_letter) == (1, f"There is no event {dead_letter} that was given up.\n")
 
 
 @pytest.mark.usefixtures("dead_letter")
@@ -107,7 +91,7 @@ def test_all_events_can_be_resent(redis_url: str) -> None:
 
 
 @pytest.mark.usefixtures("dead_letter")
-@pytest.mark.parametrize("arguments", [[], [EVENT, "--all"]])
+@pytest.mark.parametrize("arguments", [[], ["msg_0a11b22c33d44e55f667788-1", "--all"]])
 def test_resend_takes_either_an_id_or_all(redis_url: str, arguments: list[str]) -> None:
     code, _ = run(redis_url, "resend", *arguments)
 

@@ -1,10 +1,13 @@
 """The accounting of the chaos run detects lost webhooks, double calls, lost proofs and stuck idempotency keys."""
 
+import math
+import time
 from typing import Any
 
 import pytest
 
-from benchmarks.chaos_ledger import Attempt, Delivered, Ledger, Right
+from benchmarks.chaos_ledger import Attempt, Delivered, Failure, Ledger, Response, Right
+from benchmarks.chaos_workers import find_tracebacks
 
 PHONE, ID = "+79020000001", "vrf_0a1"
 
@@ -75,7 +78,7 @@ def test_a_start_of_the_chaos_run_that_was_refused_is_reported() -> None:
 
 def right(answer: str, *, request: str = "key", **facts: Any) -> Right:  # noqa: ANN401 - those of the answer
     verified_id = ID if answer == "200 verified" else None
-    defaults = {"verified_id": verified_id, "has_key": True, "is_unsure": False}
+    defaults = {"began": 0.0, "verified_id": verified_id, "has_key": True, "is_unsure": False}
     return Right(verification_id=ID, phone=PHONE, request=request, answer=answer, **{**defaults, **facts})
 
 
@@ -108,6 +111,42 @@ def test_a_code_that_verifies_another_verification_is_reported() -> None:
 def test_a_correct_code_that_did_not_verify_is_reported_unless_excused(answer: str) -> None:
     assert evidence(right(answer)) == {"not verified": 1}
     assert evidence(right(answer, excused="too late")) == {}
+
+
+@pytest.mark.parametrize(
+    ("created_at", "checked_at", "excused"),
+    [
+        (99.5, 200, 1),  # not replicated yet
+        (104, 200, 1),
+        (98, 200, 0),
+        (106, 200, 0),
+        (50, 104, 1),
+        (50, 106, 0),
+        (304, 304, 0),  # nothing could be lost
+    ],
+)
+def test_a_code_that_did_not_verify_is_counted_apart_if_redis_failed_over_meanwhile(
+    created_at: float, checked_at: float, excused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Failure("primary killed", 100, ended=103, may_lose_writes=True)
+    ledger = Ledger(failures=[killed, Failure("primary demoted", 300, ended=303)])
+    ledger.of(ID, PHONE).created_at.append(created_at)
+    monkeypatch.setattr(time, "monotonic", lambda: checked_at + 1)
+
+    ledger.note_right(right("404 verification-not-found", began=checked_at))
+
+    assert (len(ledger.lost_in_failovers), len(ledger.not_verified)) == (excused, 1 - excused)
+
+
+def test_refusals_and_times_are_attributed_to_the_failure_of_redis_before_them() -> None:
+    ledger = Ledger(failures=[Failure("primary killed", 100, ended=103), Failure("primary paused", 200)])
+    refused = [Response(at, 1.0, is_refusal=True) for at in (99, 101, 102.5)]
+    ledger.responses = [*refused, Response(150, 0.2, is_refusal=False), Response(250, 0.3, is_refusal=False)]
+
+    assert ledger.seconds_of_refusals() == [2.5, 0]
+    assert ledger.failures[1].ended == math.inf
+    assert ledger.times(in_failures=True) == [0.3, 1, 1]
+    assert ledger.times(in_failures=False) == [0.2, 1]
 
 
 def test_a_proof_is_lost_if_a_repeated_idempotency_key_is_answered_already_used() -> None:
@@ -147,3 +186,44 @@ def test_an_idempotency_key_that_stays_in_progress_without_a_running_request_is_
     ledger.attempts["/verify/start", "key"] += attempts
 
     assert len(list(ledger.held_claims(after_answer=3, after_silence=8))) == found
+
+
+@pytest.mark.parametrize(("killed", "found"), [("http://a", 0), ("http://b", 1)])
+def test_a_worker_that_ended_after_its_answer_may_not_have_released_the_key(killed: str, found: int) -> None:
+    ledger = Ledger(worker_ends=[(1.5, killed)])
+    ledger.attempts["/verify/start", "key"] += [Attempt(0, 1, "503", "http://a"), Attempt(6, 6.1, is_held=True)]
+
+    held = list(ledger.held_claims(after_answer=3, after_silence=8))
+
+    assert len(held) == found
+
+
+def test_a_key_that_stays_in_progress_is_reported_with_its_workers_and_the_disturbances_nearby() -> None:
+    ledger = Ledger(disturbances=[(2, "primary killed")])
+    ledger.attempts["/verify/start", "key"] += [
+        Attempt(0, 1, "503", "http://a"),
+        Attempt(6, 6.1, "409", "http://b", is_held=True),
+    ]
+
+    (evidence,) = ledger.held_claims(after_answer=3, after_silence=8)
+
+    assert evidence == (
+        "/verify/start key: in progress 5.0 s after the last request ended: "
+        "503 -5.0 s by http://a, 409 +0.1 s by http://b; primary killed +1.0 s"
+    )
+
+
+def test_a_traceback_over_several_lines_is_found_with_its_error() -> None:
+    log = """\
+{"event": "request.failed", "exception": "Traceback ..."}
+INFO:     started
+Traceback (most recent call last):
+  File "app/main.py", line 1, in serve
+    raise ValueError
+ValueError: no
+INFO:     ended
+"""
+    assert list(find_tracebacks(log)) == [
+        '{"event": "request.failed", "exception": "Traceback ..."}',
+        'Traceback (most recent call last): File "app/main.py", line 1, in serve raise ValueError ValueError: no',
+    ]

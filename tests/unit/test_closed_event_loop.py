@@ -12,6 +12,7 @@ from app.server.connections import Connections, HttpLimits
 from app.server.http_parser import RequestHead
 from app.server.http_protocol import HttpProtocol
 from app.server.http_request import HttpRequest
+from app.store.node_runner import NodeRunner
 from app.store.scripts import PROBE, ScriptRunner
 
 
@@ -60,7 +61,8 @@ def test_a_connection_to_redis_that_is_destroyed_while_it_opens_answers_nobody()
     waiting = loop.create_task(runner.run(PROBE, [], []))
     for _ in range(3):
         loop.run_until_complete(asyncio.sleep(0))
-    recovery = runner._recovery
+    assert isinstance(runner._runner, NodeRunner)
+    recovery = runner._runner._recovery
     assert recovery
     loop.close()
 

@@ -343,6 +343,9 @@ def test_a_variable_that_is_not_utf_8_is_reported(monkeypatch: pytest.MonkeyPatc
         "redis+sentinel://:pa@ss@a.example:26379,b.example/main/0",
         "redis+sentinel://:pa/ss@a.example:26379,b.example/main/0",
         "redis+sentinel://a.example,b.example/main/0?sentinel_password=pa#ss",
+        "redis+cluster://:pa#ss@a.example:7000,b.example",
+        "redis+cluster://:pa@ss@a.example:7000,b.example",
+        "redis+cluster://a.example:7000,b.example?password=pa#ss",
     ],
 )
 def test_a_redis_password_that_is_not_percent_encoded_is_reported(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -367,6 +370,8 @@ def test_a_redis_password_that_is_not_percent_encoded_is_reported(monkeypatch: p
         "redis://:made-up@[::1]/0",
         "unix:///run/redis/redis.sock",
         "redis+sentinel://a.example,b.example:26380,[2001:db8::1]:26379/main",
+        "redis+cluster://a.example,b.example:7000,[2001:db8::1]:7001",
+        "rediss+cluster://verify:pa%23ss@a.example?ssl_check_hostname=false",
         "rediss+sentinel://verify:pa%23ss@a.example/my-primary.1/2?sentinel_username=verify&sentinel_password=%26",
         "unix:///run/redis/redis.sock?db=2",
         "unix://:made-up@/run/redis/redis.sock",
@@ -380,7 +385,17 @@ def test_valid_redis_urls_are_accepted(monkeypatch: pytest.MonkeyPatch, url: str
     assert redis.get_secret_value() == url
 
 
-@pytest.mark.parametrize("url", ["rediss://redis.example", "rediss+sentinel://redis.example/main"])
+def test_a_database_of_a_cluster_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("redis+cluster://redis.example/1", "redis+cluster://redis.example?db=1"):
+        monkeypatch.setenv("REDIS_URL", url)
+        monkeypatch.setenv("MODE", "sandbox")
+        (sentence,) = mistakes()
+        assert sentence.startswith("REDIS_URL ")
+
+
+@pytest.mark.parametrize(
+    "url", ["rediss://redis.example", "rediss+sentinel://redis.example/main", "rediss+cluster://redis.example"]
+)
 @pytest.mark.parametrize("query", ["foo=1", "db=x", "protocol=9", "port=x", "max_connections=x", "ssl_cert_reqs=maybe"])
 def test_an_invalid_option_in_the_redis_url_is_reported(monkeypatch: pytest.MonkeyPatch, url: str, query: str) -> None:
     set_all(monkeypatch, MODE="sandbox", REDIS_URL=f"{url}?{query}")

@@ -96,12 +96,17 @@ def test_redacted_settings_show_only_changed_values_and_no_secret(monkeypatch: p
         assert secret not in str(shown)
 
 
-def test_a_redacted_sentinel_url_shows_the_hosts_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    url = "redis+sentinel://verify:not-a-real@a.example:26379,b.example/main/1?sentinel_password=not-a-real"
+@pytest.mark.parametrize(
+    "location", ["sentinel://%a.example:26379,b.example/main/1", "cluster://%a.example:7000,b.example"]
+)
+def test_a_redacted_url_of_several_hosts_shows_these_and_no_password(
+    monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    url = f"redis+{location.replace('%', 'verify:not-a-real@')}?password=not-a-real"
     for name, value in {**PRODUCTION, "REDIS_URL": url}.items():
         monkeypatch.setenv(name, value)
 
     settings = load_settings()
 
-    assert redacted_settings(settings)["REDIS_URL"] == "redis+sentinel://***@a.example:26379,b.example/main/1"
+    assert redacted_settings(settings)["REDIS_URL"] == f"redis+{location.replace('%', '***@')}"
     assert "not-a-real" not in repr(settings)

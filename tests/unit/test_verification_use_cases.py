@@ -93,7 +93,7 @@ class ServiceHarness:
         self.service = VerificationService(
             Ports(
                 store=self.store,
-                limits=FakeRateLimiter(self.store),
+                limits=FakeRateLimiter(self.store, self.guard),
                 guard=self.guard,
                 senders=self.senders,
                 schedule=self.queue,
@@ -607,12 +607,12 @@ async def test_the_fraud_guard_counts_only_placed_calls_and_first_successes(harn
     await harness.start(TEST_PHONE.e164)
     await harness.deferred.aclose()
 
-    assert harness.guard.calls == ["+79001234567"]
+    assert harness.guard.calls == ["+79001234"]
     assert harness.guard.successes == ["+79001234567"]
 
 
 async def test_a_number_blocked_by_the_fraud_guard_is_not_called_and_uses_no_limit(harness: ServiceHarness) -> None:
-    harness.guard.blocked = {"+79001234567"}
+    harness.guard.blocked = {"+79001234"}
     for _ in range(3):
         with pytest.raises(RateLimited) as caught:
             await harness.start()
@@ -752,7 +752,7 @@ async def test_a_refused_start_changes_no_stored_state(refusal: str) -> None:
     await harness.start("+79031234567", address="192.0.2.66")
     match refusal:
         case "guard":
-            harness.guard.blocked.add("+79001234567")
+            harness.guard.blocked.add("+79001234")
         case "cooldown":
             await harness.start()
         case "balance":
@@ -958,7 +958,7 @@ async def test_a_refusal_by_a_limit_is_published_as_a_domain_event() -> None:
         await harness.start()
     with pytest.raises(CallBudgetExhausted):
         await harness.start(phone="+79031234567")
-    harness.guard.blocked.add("+79051234567")
+    harness.guard.blocked.add("+79051234")
     with pytest.raises((RateLimited, CallBudgetExhausted)):
         await harness.start(phone="+79051234567")
 

@@ -23,7 +23,7 @@ class FakeOutbox:
     """Hand out one event; each step first raises the errors listed in ``breaks``, one per call."""
 
     def __init__(self, *, attempts: int = 0) -> None:
-        self.waiting = [Delivery(entry="1-0", event=EVENT, attempts=attempts)]
+        self.waiting = [Delivery(event=EVENT, attempts=attempts)]
         self.breaks: dict[str, list[Exception]] = {}
         self.finished: list[Delivery] = []
         self.aside: list[tuple[int, str, timedelta | None]] = []

@@ -15,7 +15,7 @@ from app.webhooks.endpoint import WebhookEndpoint
 SECRET, OTHER = b"s" * 24, b"o" * 32
 NOW = int(datetime.now(UTC).timestamp())
 EVENT = Event(
-    id="msg_1769850000123-0",
+    id="msg_0a11b22c33d44e55f667788-3",
     type=EventType.CALL_STATUS_CHANGED,
     client="shop",
     verification_id="vrf_0a11b22c33d44e55f667788",

@@ -4,13 +4,14 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Self, TypeVar, Unpack
 
+import httpx
 from pydantic_core import to_json
 
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.connections import Endpoint
-from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url
+from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url, new_request
 from app.providers.plusofon import wire
 from app.providers.plusofon.wire import PhonePrefix
 from app.verification.errors import ProviderError, ProviderRejected, ProviderUnavailable
@@ -28,8 +29,7 @@ _REVERSE_CALL = "/api/v1/flash-call/call-to-auth"  # docs, seen
 _ACCOUNTS = "/api/v1/flash-call"  # docs
 _BALANCE = "/api/v1/payment/balance"  # seen
 
-_CALL_PATHS = (_CALL, _STATUS, _FLASH_CALL, _REVERSE_CALL)
-_CABINET_PATHS = (_ACCOUNTS, _BALANCE)
+_PATHS = (_CALL, _STATUS, _FLASH_CALL, _REVERSE_CALL, _ACCOUNTS, _BALANCE)
 
 _SHORTEST_SECRET = 9  # characters of a part of a URL; a shorter one is public, such as "plusofon"
 
@@ -61,13 +61,14 @@ class PlusofonClient:
         **http: Unpack[HttpOptions],
     ) -> None:
         url = check_url(base_url, "base_url")
+        self._urls = {path: httpx.URL(url + path) for path in _PATHS}
         client = {**HEADERS, "Client": _header_value("user_id", user_id)}
         token = _header_value("access_token", access_token)
         cabinet_token = _header_value("cabinet_token", cabinet_token or access_token)
-        for_calls = {**client, "Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        for_cabinet = {**client, "Authorization": f"Bearer {cabinet_token}"}
-        self._endpoints = {path: Endpoint("POST", url + path, for_calls) for path in _CALL_PATHS}
-        self._endpoints |= {path: Endpoint("GET", url + path, for_cabinet) for path in _CABINET_PATHS}
+        self._call_headers = httpx.Headers(
+            {**client, "Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        )
+        self._cabinet_headers = httpx.Headers({**client, "Authorization": f"Bearer {cabinet_token}"})
         self._phone_prefix = phone_prefix
         self._secrets = (token, cabinet_token, user_id)
         self._redact = Redactor(self._secrets)
@@ -172,8 +173,13 @@ class PlusofonClient:
     async def _send(
         self, path: str, body: Mapping[str, object] | None, redact: Redactor, timeout: float | None = None
     ) -> Answer:
-        content = b"" if body is None else to_json(body)
-        return await self._http.send(self._endpoints[path], content, redact=redact, timeout=timeout)
+        """Post a body with the token for calls, or get without one with the token of the cabinet."""
+        url = self._urls[path]
+        if body is None:
+            request = partial(new_request, "GET", url, self._cabinet_headers)
+        else:
+            request = partial(new_request, "POST", url, self._call_headers, to_json(body))
+        return await self._http.send(request, redact=redact, timeout=timeout)
 
 
 def _unavailable(path: str, why: str) -> ProviderUnavailable:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import Self, Unpack
 
+import httpx
+
 from app.providers.answer import DEFAULT_RETRY_AFTER, Answer, Redactor
-from app.providers.connections import Endpoint
-from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url
+from app.providers.http import HEADERS, HttpOptions, ProviderHttp, Unclear, check_url, new_request
 from app.providers.relay import wire
 from app.standard_webhooks import parse_secret, sign
 from app.verification.channels import Channel
@@ -51,7 +52,7 @@ class RelaySender:
             raise ValueError("a relay takes no reverse calls")
         self._channel = channel
         self._url = check_url(url, "url")
-        self._orders = Endpoint("POST", self._url, {**HEADERS, "Content-Type": "application/json"})
+        self._place_url = httpx.URL(self._url)
         self._secret = parse_secret(secret)
         self._now = now
         self._trace_context = trace_context
@@ -75,7 +76,7 @@ class RelaySender:
         call = wire.name_call(order.call_id, self._channel)
         body = wire.write_order(order, self._channel, call)
         try:
-            answer = await self._send(self._orders, call, body, order.timeout)
+            answer = await self._send("POST", self._place_url, call, body, order.timeout)
             return Placed(wire.parse_placed(answer, call=call))
         except ProviderError as error:
             return Refused(error)
@@ -87,16 +88,19 @@ class RelaySender:
         if not wire.CALL_REF.fullmatch(call_ref):
             raise ProviderRejected("not the name of a call at a relay")
         try:
-            return wire.parse_state(await self._send(Endpoint("GET", f"{self._url}/{call_ref}", HEADERS), call_ref))
+            return wire.parse_state(await self._send("GET", httpx.URL(f"{self._url}/{call_ref}"), call_ref))
         except Unclear as error:
             log.warning("relay.unclear_answer", extra={"why": error.why})
             raise ProviderUnavailable(retry_after=DEFAULT_RETRY_AFTER, reason=error.why) from None
 
     async def _send(
-        self, endpoint: Endpoint, message_id: str, body: bytes = b"", timeout: float | None = None
+        self, method: str, url: httpx.URL, message_id: str, body: bytes = b"", timeout: float | None = None
     ) -> Answer:
-        def sign_now() -> Mapping[str, str]:
+        def signed_now() -> httpx.Request:
             signed = sign(self._secret, message_id=message_id, timestamp=int(self._now()), body=body)
-            return {**signed, **self._trace_context()}
+            headers = {**HEADERS, **signed, **self._trace_context()}
+            if body:
+                headers["Content-Type"] = "application/json"
+            return new_request(method, url, httpx.Headers(headers), body)
 
-        return await self._http.send(endpoint, body, redact=self._redact, timeout=timeout, make_headers=sign_now)
+        return await self._http.send(signed_now, redact=self._redact, timeout=timeout)

@@ -1,11 +1,23 @@
 -- What the scripts share; each gets what it uses of it.
 --
 -- Moments are ms of the server's clock, durations are ms. Names in capitals, such as CALL_STATUS, are those of fields in
--- app/store/layout.py; their letters are put in their place before Redis gets the script.
+-- app/store/layout.py; their letters are put in their place before Redis gets the script. Keys are described without what
+-- all begin with.
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Return the channel of changes, which begins as all keys do.
+local function changes_channel(key)
+  return key:match('^[^{]*') .. ':changes'
+end
+
+-- Return a key in the slot of another, which the script need not declare. It must touch it before its first write, and
+-- waits while the slot moves: app/store/cluster_runner.py.
+local function key_beside(key, rest)
+  return key:match('^[^}]*}:') .. rest
 end
 
 local function load(key)

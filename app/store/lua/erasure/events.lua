@@ -1,22 +1,18 @@
 #!lua flags=allow-oom
--- Erase the events of a phone that wait for delivery; one step of a walk through all. A delivery under way then finds
--- its event settled. webhooks/take.lua describes the key.
+-- Erase the events of a phone; one step of a walk through all of a sorted set. A delivery under way then finds its event
+-- settled. webhooks/take.lua describes the keys.
 --
--- KEYS    1 stream
--- ARGV    1 phone   2 entry to begin with, '-' at first   3 how many to examine   4 group
--- RETURN  {entry to begin the next step with, or '' after the last, how many were erased}
-local stream = KEYS[1]
-local phone, first, count, group = unpack(ARGV)
+-- KEYS    1 outbox, or retries
+-- ARGV    1 phone   2 cursor, '0' at first   3 about how many to examine
+-- RETURN  {cursor of the next step, '0' after the last, how many were erased}
+local key = KEYS[1]
+local phone, cursor, count = unpack(ARGV)
 
-local entries, erased = redis.call('XRANGE', stream, first, '+', 'COUNT', count), 0
-for _, entry in ipairs(entries) do
-  local id, fields = unpack(entry)
-  for i = 1, #fields, 2 do
-    if fields[i] == 'phone' and fields[i + 1] == phone then
-      redis.call('XACK', stream, group, id)
-      erased = erased + redis.call('XDEL', stream, id)
-    end
+local next_cursor, found = unpack(redis.call('ZSCAN', key, cursor, 'COUNT', count))
+local erased = 0
+for i = 1, #found, 2 do
+  if phone_of_event(found[i]) == phone then
+    erased = erased + redis.call('ZREM', key, found[i])
   end
 end
-local last = #entries == tonumber(count) and entries[#entries][1]
-return {last and '(' .. last or '', erased}
+return {next_cursor, erased}

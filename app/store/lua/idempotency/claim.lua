@@ -1,6 +1,6 @@
 -- Claim a request for its Idempotency-Key, or return what an earlier claim came to.
 --
--- pv:{i:<digest>}    hash: one request, by client, route and key
+-- {i:<digest>}    hash: one request, by client, route and key
 --     fingerprint of its body
 --     token   claimed_until: the claim of the process that works on it
 --     begun: what the holder of a claim has begun, for the next holder if that process dies

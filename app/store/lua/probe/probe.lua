@@ -1,6 +1,6 @@
 -- Check what verifications need of Redis: write a key, read it, and have the right to every command of the other scripts.
 --
--- pv:{probe}    string: the moment of the last probe
+-- {probe}    string: the moment of the last probe
 --
 -- KEYS    1 probe
 -- ARGV    1 for how long it is kept
@@ -9,10 +9,9 @@ local key, kept = KEYS[1], ARGV[1]
 
 -- Without those that only erasure/ needs, for the user of the command line.
 local COMMANDS = {
-  'TIME', 'GET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
+  'TIME', 'GET', 'MGET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
   'HGET', 'HGETALL', 'HMGET', 'HSET', 'HDEL', 'HINCRBY',
-  'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZREMRANGEBYSCORE', 'ZPOPMIN',
-  'XADD', 'XLEN', 'XRANGE', 'XDEL', 'XACK', 'XAUTOCLAIM', 'XREADGROUP',
+  'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZSCORE',
 }
 
 local moment = tostring(now_ms())
@@ -27,7 +26,7 @@ local function require_right(command, ...)
   end
 end
 
-local denied = require_right('PUBLISH', 'pv:changes', '') or require_right('XGROUP', 'CREATE', key, '', '')
+local denied = require_right('PUBLISH', changes_channel(key), '')
 for _, command in ipairs(COMMANDS) do
   -- More arguments than some take: only the positions of keys are checked.
   denied = denied or require_right(command, key, key, key, key)

@@ -1,6 +1,6 @@
 -- Return the last known balance, and whether the caller is the one to read it from the provider now.
 --
--- pv:{balance}    hash: value in RUB   read_at   leased_until: a worker is reading it
+-- {balance}    hash: value in RUB   read_at   leased_until: a worker is reading it
 --
 -- KEYS    1 balance
 -- ARGV    1 age at which it is read again   2 lease of the reader   3 for how long all this is kept

@@ -4,8 +4,8 @@
 -- the client, phone and purpose. A right code verifies its own. A wrong one counts against the latest, and against the
 -- phone once for each code that it was compared with.
 --
--- KEYS    1 record, or by phone the phone   2… sorted sets of further limits of failed checks
---         then the stream of events, if the client has a webhook
+-- KEYS    1 record, or by phone the phone   2… further limits of failed checks (limits/window.lua)
+--         then the outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 retry digest, or ''
 --         5 digest of the address, or ''   6 failed checks of a phone allowed, 7 from one address, 8 in which period
 --         9 code length   10 how many limits there are   11… name, count and period of each
@@ -23,7 +23,7 @@
 --         {'not_found' | 'verified_before' | 'canceled_before'}
 local client, purpose, token, retry_digest, address, failed_allowed, failed_share, failed_period, code_length, limit_count =
   unpack(ARGV)
-local first_key, events = KEYS[1], KEYS[limit_count + 2]
+local first_key, outbox = KEYS[1], KEYS[limit_count + 2]
 local candidates = {select(11 + 3 * limit_count, unpack(ARGV))}
 local function limit(i)
   return KEYS[i + 1], ARGV[3 * i + 8], ARGV[3 * i + 9] + 0, ARGV[3 * i + 10] + 0
@@ -35,7 +35,7 @@ if purpose == '' then
   found[1] = {key = first_key, record = load_record(first_key)}
 else
   for rest in (redis.call('HGET', first_key, client .. ':' .. purpose) or ''):gmatch('%x+') do
-    local key = record_key(first_key, rest)
+    local key = key_beside(first_key, rest)
     table.insert(found, 1, {key = key, record = load_record(key)})
   end
 end
@@ -47,7 +47,7 @@ end
 
 local function verify(it, left, changes)
   changes[RETRY_DIGEST] = retry_digest ~= '' and retry_digest or nil
-  finish(it.key, it.record, changes, 'verified', events)
+  finish(it.key, it.record, changes, 'verified', outbox)
   return verified('verified', it, left)
 end
 
@@ -58,6 +58,7 @@ for _, it in ipairs(found) do
     if not it.record[STATUS] then
       pending[#pending + 1] = it
     elseif retry_digest ~= '' and it.record[RETRY_DIGEST] == retry_digest then
+      write_again(it.key, it.record)
       return verified('verified_again', it, {})
     end
   end
@@ -101,7 +102,7 @@ if #live > 0 and not is_as_long then return {'other_length', lengths} end
 -- Against the phone a wrong code counts once for each live code. Else requesting three codes before guessing would make a
 -- right guess three times as likely on the same budget.
 local comparisons = math.max(1, #live)
-local phone_key, failed, left = phone_key_of(key, record), nil, {}
+local phone_key, failed, left, limits = phone_key_of(key, record), nil, {}, {}
 if not record[IS_TEST] then
   failed = recent(redis.call('HGET', phone_key, FAILED_LOG), now, failed_period)
   local inside, wait = used(failed, now, math.max(1, failed_allowed - comparisons + 1), failed_period)
@@ -113,9 +114,11 @@ if not record[IS_TEST] then
   end
   for i = 1, limit_count do
     local limit_key, name, count, period = limit(i)
-    inside, wait = used_of_set(limit_key, now, count, period)
+    limits[i] = read_limit(redis.call('GET', limit_key))
+    slide(limits[i], now, period)
+    wait = wait_for_room(limits[i], now, count, period)
     if wait > 0 then return {'limited', name, wait} end
-    left[#left + 1] = count - inside
+    left[#left + 1] = count - limits[i].total
   end
 end
 
@@ -138,17 +141,19 @@ if not record[IS_TEST] then
   redis.call('HSET', phone_key, FAILED_LOG, write_log(failed))
   keep_until(phone_key, now + failed_period)
   for i = 1, limit_count do
-    local limit_key, _, _, period = limit(i)
+    local limit_key, _, count, period = limit(i)
     left[i + 1] = left[i + 1] - 1
-    count_in_set(limit_key, now, token, period)
+    add_event(limits[i], now, count, period, token)
+    save_limit(limit_key, limits[i], period)
   end
 end
 
 local wrong_checks = (record[WRONG_CHECKS] or 0) + 1
 local checks_left = record[CHECKS_ALLOWED] - wrong_checks
 if checks_left > 0 then
-  publish(key, record, {[WRONG_CHECKS] = wrong_checks}, nil, events)
+  publish(key, record, {[WRONG_CHECKS] = wrong_checks}, nil, outbox)
   return {'wrong', rest_of_id(key), left, checks_left}
 end
-finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', events)
-return {'exhausted', rest_of_id(key), left, until_next_call(key, record, now)}
+local wait = until_next_call(key, record, now)
+finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', outbox)
+return {'exhausted', rest_of_id(key), left, wait}

@@ -25,13 +25,14 @@ local function save_record(key, record, changes, expires)
   return text
 end
 
--- Return the key of a record in the bucket of another key, and so in its slot.
-local function record_key(sibling, rest_of_id)
-  return sibling:match('^pv:{%x+}:') .. rest_of_id
+-- Write a record as it is. A repeated request changes nothing, but what the first one wrote may not have reached the
+-- replicas, and only what a connection itself has written can be waited for (app/store/replication.py).
+local function write_again(key, record)
+  return save_record(key, record, {})
 end
 
 local function phone_key_of(key, record)
-  return record_key(key, 'p:' .. record[PHONE_DIGEST])
+  return key_beside(key, 'p:' .. record[PHONE_DIGEST])
 end
 
 local function rest_of_id(key)
@@ -53,65 +54,71 @@ local function until_next_call(key, record, now)
   return math.max(0, (redis.call('HGET', phone_key_of(key, record), NEXT_CALL) or 0) - now)
 end
 
-local function in_expiry(key, record)
-  return table.concat({record[CLIENT], verification_id(key), record[PURPOSE], record[CHANNEL], record[PHONE]}, '|')
+-- Return an event, as webhooks/take.lua describes it. Its id, with `number`, is never used again.
+local function event_of(key, record, event, number, status, call, moment)
+  return table.concat({rest_of_id(key) .. '-' .. number, event, record[CLIENT], record[PURPOSE], record[CHANNEL],
+    record[PHONE], status, call, moment}, '|')
 end
 
--- Schedule the webhook event of a verification that expires, unless it is final.
-local function schedule_expiry(key, record, events)
-  local expiry = events .. ':expiry'
+local function expiry_event(key, record)
+  return event_of(key, record, 'verification.expired', 'expired', 'expired', '', '')
+end
+
+-- Schedule the event of a verification that expires, unless it is final.
+local function schedule_expiry(key, record, outbox)
   if record[STATUS] or not record[IS_ANNOUNCED] then
-    redis.call('ZREM', expiry, in_expiry(key, record))
+    redis.call('ZREM', outbox, expiry_event(key, record))
   else
-    redis.call('ZADD', expiry, redis.call('PEXPIRETIME', key), in_expiry(key, record))
-    redis.call('PEXPIRE', expiry, EVENTS_KEPT_MS)
+    add_to_outbox(outbox, redis.call('PEXPIRETIME', key) + AFTER_EXPIRY_MS, expiry_event(key, record))
   end
 end
 
-local function add_event(key, record, event, status, events)
+local function add_event(key, record, event, number, status, outbox)
   local last = record[LAST_CALL]
   while last > 0 and not record[CALL_STATUS .. last] do
     last = last - 1 -- it was refunded
   end
-  add_to_stream(events, {type = event, client = record[CLIENT], id = verification_id(key), purpose = record[PURPOSE],
-    channel = record[CHANNEL], phone = record[PHONE], status = status, call = record[CALL_STATUS .. last] or '',
-    at = now_ms()})
+  local now = now_ms()
+  add_to_outbox(outbox, now, event_of(key, record, event, number, status, record[CALL_STATUS .. last] or '', now))
 end
 
 local function notify_followers(key, record)
   if record[IS_FOLLOWED] then
-    redis.call('PUBLISH', 'pv:changes', verification_id(key))
+    redis.call('PUBLISH', changes_channel(key), verification_id(key))
   end
 end
 
--- Save changes that callers see, and add `event`, if there is one, to the stream `events` of a client with a webhook.
--- Return the text of the record.
-local function publish(key, record, changes, event, events)
-  changes[VERSION] = (record[VERSION] or 0) + 1
+-- Save changes that callers see, and add `event`, if there is one, to the outbox of a client with a webhook. Return the
+-- text of the record.
+local function publish(key, record, changes, event, outbox)
+  local version = (record[VERSION] or 0) + 1
+  changes[VERSION] = version
   -- The first event of a verification is that it was created: the call may not have been recorded, or not yet.
-  local is_created = events and event and not record[IS_ANNOUNCED]
+  local is_created = outbox and event and not record[IS_ANNOUNCED]
   if is_created then
     changes[IS_ANNOUNCED] = 1
   end
   local text = save_record(key, record, changes)
   notify_followers(key, record)
-  if not events then return text end
+  if not outbox then return text end
   if is_created and event ~= 'verification.created' then
-    add_event(key, record, 'verification.created', 'pending', events)
+    add_event(key, record, 'verification.created', 0, 'pending', outbox)
   end
   if event then
-    add_event(key, record, event, record[STATUS] or 'pending', events)
+    add_event(key, record, event, version, record[STATUS] or 'pending', outbox)
   end
-  schedule_expiry(key, record, events)
+  if is_created or changes[STATUS] or changes[CHANNEL] then
+    schedule_expiry(key, record, outbox)
+  end
   return text
 end
 
 -- Give a verification its final status, beside other changes: none of its codes verifies any more.
-local function finish(key, record, changes, status, events)
+local function finish(key, record, changes, status, outbox)
   changes[STATUS] = status
   for number = 1, record[LAST_CALL] do
     changes[CODE_DIGEST .. number] = false
     changes[HAS_DIALLED .. number] = false
   end
-  return publish(key, record, changes, 'verification.' .. status, events)
+  return publish(key, record, changes, 'verification.' .. status, outbox)
 end

@@ -1,11 +1,11 @@
 -- Record what happened to a call. It never goes back to an earlier stage, and one that was refunded does not return.
 --
--- KEYS    1 record   2 stream of events, if the client has a webhook
+-- KEYS    1 record   2 outbox, if the client has a webhook
 -- ARGV    1 number of the call   2 status   3 provider's reference, or ''   4 provider's unknown status, or ''
 --         5 digest and 6 length of the code that the provider chose, or '' and ''   7 number to dial, or ''
 --         8 operator, or ''   9 token in the limits, if the call may be refunded later, or ''
 -- RETURN  {'recorded', 1 if this has ended the call, else 0} | {'not_found'}
-local key, events = unpack(KEYS)
+local key, outbox = unpack(KEYS)
 local number, status, ref, unknown_status, code_digest, code_length, dial, operator, limits_token = unpack(ARGV)
 
 local record = load_record(key)
@@ -16,7 +16,7 @@ if not before or STAGE[before] == LAST_STAGE or STAGE[status] < STAGE[before] th
 local is_first = not record[CALL_REF .. number] and before == 'initiated'
 local is_new_ref = ref ~= '' and ref ~= record[CALL_REF .. number]
 local is_new_word = unknown_status ~= (record[UNKNOWN_STATUS .. number] or '')
-local is_created = events and not record[IS_ANNOUNCED]
+local is_created = outbox and not record[IS_ANNOUNCED]
 
 local function given(argument)
   return argument ~= '' and argument or nil
@@ -39,8 +39,8 @@ end
 -- Now that the call was placed, or may have been, its channel and its budget of checks are those of the verification.
 if is_first then
   redis.call('HDEL', phone_key_of(key, record), ASKED_CALL)
-  if events then
-    redis.call('ZREM', events .. ':expiry', in_expiry(key, record))
+  if outbox and record[IS_ANNOUNCED] then
+    redis.call('ZREM', outbox, expiry_event(key, record)) -- it names the channel
   end
   changes[CHANNEL] = record[CHANNEL .. number]
   changes[CODE_LENGTH] = tonumber(code_length) or record[CODE_LENGTH .. number]
@@ -55,7 +55,7 @@ if status ~= 'unconfirmed' then
 end
 
 if before ~= status or is_new_ref or is_new_word or is_first or is_created then
-  publish(key, record, changes, is_created and 'verification.created' or 'call.status_changed', events)
+  publish(key, record, changes, is_created and 'verification.created' or 'call.status_changed', outbox)
 else
   save_record(key, record, changes)
 end

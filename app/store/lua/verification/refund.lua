@@ -2,11 +2,11 @@
 -- Refund a call that definitely was not placed, so that what was there before is there again. Repeated, it changes
 -- nothing, because the number of a call is never used again. The cooldown of a later call stays, and so do wrong checks.
 --
--- KEYS    1 phone   2 record   3 stream of events, if the client has a webhook
+-- KEYS    1 phone   2 record   3 outbox, if the client has a webhook
 -- ARGV    1 number of the call   2 lifetime of a call   3 token of the start that stored it, or '' for any: of two starts
 --         that name the same verification one is refused, and must not refund the call of the other
 -- RETURN  1 if this has refunded it, else 0
-local phone_key, key, events = unpack(KEYS)
+local phone_key, key, outbox = unpack(KEYS)
 local number, lifetime, token = unpack(ARGV)
 
 local record, phone = load_record(key), load(phone_key)
@@ -68,16 +68,18 @@ if is_over or others == 0 and not record[STATUS] and not record[IS_ANNOUNCED] th
   end
   redis.call('DEL', key)
   notify_followers(key, record)
-  if events and record[IS_ANNOUNCED] and not record[STATUS] then
-    redis.call('ZADD', events .. ':expiry', expires, in_expiry(key, record))
+  if outbox and record[IS_ANNOUNCED] and not record[STATUS] then
+    add_to_outbox(outbox, expires + AFTER_EXPIRY_MS, expiry_event(key, record))
   end
-elseif was_recorded then
-  publish(key, record, changes, record[IS_ANNOUNCED] and 'call.status_changed', events)
 else
-  save_record(key, record, changes)
-  notify_followers(key, record) -- they may have seen the call while the provider was being asked
-  if events then
-    schedule_expiry(key, record, events)
+  if was_recorded then
+    publish(key, record, changes, record[IS_ANNOUNCED] and 'call.status_changed', outbox)
+  else
+    save_record(key, record, changes)
+    notify_followers(key, record) -- they may have seen the call while the provider was being asked
+  end
+  if outbox then
+    schedule_expiry(key, record, outbox)
   end
 end
 write(phone_key, changes_of_phone)

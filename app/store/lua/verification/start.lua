@@ -43,11 +43,6 @@ if not is_resend then
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
-local text = save_record(key, record, changes, expires)
-if is_resend and events then
-  schedule_expiry(key, record, events)
-end
-
 local changes_of_phone = {}
 if not is_test then
   changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = rest_of_id(key) .. ':' .. number}
@@ -57,7 +52,7 @@ if is_dialled then
 elseif not is_resend then
   local alive = {}
   for rest in (phone[owner] or ''):gmatch('%x+') do
-    if redis.call('EXISTS', record_key(phone_key, rest)) == 1 then
+    if redis.call('EXISTS', key_beside(phone_key, rest)) == 1 then
       alive[#alive + 1] = rest
     end
   end
@@ -67,6 +62,11 @@ end
 if longest_period ~= '0' then
   placed[#placed + 1] = {at = now, address = ''}
   changes_of_phone[CALL_LOG] = write_log(placed)
+end
+
+local text = save_record(key, record, changes, expires)
+if is_resend and outbox then
+  schedule_expiry(key, record, outbox)
 end
 write(phone_key, changes_of_phone)
 keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period), not next(phone))

@@ -8,7 +8,7 @@
 
 local calls = {}
 for rest in ((phone[owner] or '') .. ',' .. (phone[DIALLED_REST] or '')):gmatch('%x+') do
-  local record = load_record(record_key(phone_key, rest))
+  local record = load_record(key_beside(phone_key, rest))
   if record[CLIENT] and not record[STATUS] then
     for number = 1, record[LAST_CALL] do
       if record[CALL_STATUS .. number] then

@@ -1,6 +1,6 @@
 -- The rules of a start, which precede start_preview.lua and start.lua, which stores the call.
 --
--- KEYS    1 phone   2 record of a new verification   3 stream of events, if the client has a webhook
+-- KEYS    1 phone   2 record of a new verification   3 outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
 --         7 code length, or 0   8 code digest, or ''   9 rest of the id of the verification that is called again, or ''
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
@@ -8,7 +8,7 @@
 --         16 failed checks of a phone allowed, 17 from one address, 18 in which period
 --         19 cooldowns, as a JSON array   20 longest period of a limit, or 0   21… name, count and period of each limit
 --         of calls to a phone
-local phone_key, new_key, events = unpack(KEYS)
+local phone_key, new_key, outbox = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
   token, address, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldowns, longest_period = unpack(ARGV)
 local limits, first_limit = ARGV, 21
@@ -19,7 +19,7 @@ local now = now_ms()
 local owner = client .. ':' .. purpose
 local phone = load(phone_key)
 local next_call = tonumber(phone[NEXT_CALL] or 0)
-local named_key = named_rest ~= '' and record_key(phone_key, named_rest) or nil
+local named_key = named_rest ~= '' and key_beside(phone_key, named_rest) or nil
 local named = named_key and load_record(named_key) or {}
 -- A verification without a code is one of its own, which no other call joins.
 local is_resend = named_key and not is_dialled and not named[IS_DIALLED]
@@ -34,7 +34,7 @@ local LONGEST_REQUEST = 15000 -- to a provider; after that the process that wait
 local function cooldown()
   local wait = next_call - now
   local rest, asked_number = (phone[ASKED_CALL] or ''):match('^(%x+):(%d+)$')
-  local asked = rest and load_record(record_key(phone_key, rest)) or {}
+  local asked = rest and load_record(key_beside(phone_key, rest)) or {}
   if asked[CLIENT] and asked[CALL_STATUS .. asked_number] == 'initiated' and not asked[CALL_REF .. asked_number]
       and asked[EXPIRES_AT .. asked_number] - lifetime + LONGEST_REQUEST > now then
     return math.min(wait, 1000)
@@ -57,7 +57,7 @@ local function refusal()
 
   -- One of a phone at a time, for all clients: a person who dials must not confirm another one's verification.
   if is_dialled and phone[DIALLED_REST] then
-    local other_key = record_key(phone_key, phone[DIALLED_REST])
+    local other_key = key_beside(phone_key, phone[DIALLED_REST])
     local other = load_record(other_key)
     if other[CLIENT] and not other[STATUS] then
       return {'cooldown', redis.call('PEXPIRETIME', other_key) - now}

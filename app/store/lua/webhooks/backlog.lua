@@ -1,17 +1,15 @@
 #!lua flags=allow-oom
--- Return the state of delivery, in constant time. take.lua describes the keys.
+-- Return the state of delivery. lease.lua and bury.lua describe the keys.
 --
--- KEYS    1 stream   2 expiry   3 retry   4 dead
+-- KEYS    1 due   2 waiting   3 dead
 -- ARGV    1 for how long dead letters are kept
--- RETURN  {how long the oldest event has waited beyond its time, how many wait for it or for a retry, are dead}
-local stream, expiry, retry, dead = unpack(KEYS)
+-- RETURN  {how long the bucket that is due for the longest time waits for a look, how many events wait, are dead}
+local due, waiting, dead = unpack(KEYS)
 local kept = ARGV[1]
 
 local now = now_ms()
-local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-local since = first and math.min(now, tonumber(first[1]:match('^%d+'))) or now
-for _, key in ipairs({expiry, retry}) do
-  since = math.min(since, tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or now))
+local first, count = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES'), 0
+for _, of_bucket in pairs(load(waiting)) do
+  count = count + of_bucket
 end
-local pending = redis.call('XLEN', stream) + redis.call('ZCARD', retry)
-return {now - since, pending, redis.call('ZCOUNT', dead, now - kept, '+inf')}
+return {math.max(0, now - (first[2] or now)), count, redis.call('ZCOUNT', dead, now - kept, '+inf')}

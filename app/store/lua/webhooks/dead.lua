@@ -1,18 +1,16 @@
 #!lua flags=allow-oom
--- List dead letters, the oldest first. take.lua describes the keys.
+-- List dead letters, the oldest first; one step of a walk through all. bury.lua describes the keys.
 --
--- KEYS    1 dead   2 bodies
--- ARGV    1 for how long dead letters are kept
--- RETURN  {{when it was given up, its fields as a JSON object}…}
-local dead, bodies = unpack(KEYS)
-local kept = ARGV[1]
+-- KEYS    1 dead   2 letters
+-- ARGV    1 for how long dead letters are kept   2 how many to skip   3 how many at most
+-- RETURN  {id, when it was given up, event, …}
+local dead, letters = unpack(KEYS)
+local kept, skipped, most = unpack(ARGV)
 
 local found = {}
-local events = redis.call('ZRANGE', dead, now_ms() - kept, '+inf', 'BYSCORE', 'WITHSCORES')
-for i = 1, #events, 2 do
-  local letter = redis.call('HGET', bodies, events[i])
-  if letter then
-    found[#found + 1] = {events[i + 1], letter}
-  end
+local ids = redis.call('ZRANGE', dead, now_ms() - kept, '+inf', 'BYSCORE', 'LIMIT', skipped, most, 'WITHSCORES')
+for i = 1, #ids, 2 do
+  local event = redis.call('HGET', letters, ids[i])
+  found[#found + 1] = {ids[i], ids[i + 1], event or ''}
 end
 return found

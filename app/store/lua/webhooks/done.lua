@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Remove an event that was delivered, or that no endpoint wants. take.lua describes the key.
+-- Delete an event that was taken: it was delivered, or no endpoint wants it, or it is a dead letter. take.lua describes
+-- the key.
 --
--- KEYS    1 stream
--- ARGV    1 group   2 entry
-local stream = KEYS[1]
-local group, entry = unpack(ARGV)
+-- KEYS    1 retries
+-- ARGV    1 event
+-- RETURN  1, or 0 if it was not there
+local retries, event = KEYS[1], ARGV[1]
 
-redis.call('XACK', stream, group, entry)
-redis.call('XDEL', stream, entry)
+return redis.call('ZREM', retries, event)

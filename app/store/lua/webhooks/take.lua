@@ -1,65 +1,48 @@
 #!lua flags=allow-oom
--- Take events to deliver: those that no worker has settled in time, then new ones. Before that, what is due is moved into
--- the stream: verifications that expired, and events to be tried again.
+-- Take the events of a bucket that are due: those taken before and due again, then new ones. They are in the slot of the
+-- verifications of the bucket, so that a change and its event are one step.
 --
--- pv:{events}            stream: events to be delivered; an entry goes once it is delivered or set aside
---     type  client  id  purpose  channel  phone  status  call  at
---   and once it was set aside:   event: the first entry's id   attempts that failed   error of the last one
--- pv:{events}:expiry     sorted set: <client>|<verification id>|<purpose>|<channel>|<phone> → when it expires
--- pv:{events}:retry      sorted set: event → when it is tried again
--- pv:{events}:dead       sorted set: event → when it was given up
--- pv:{events}:bodies     hash: event of the two sets before → its fields, as a JSON object
+-- {bucket}:o    sorted set, the outbox: event that no worker has taken → when it is due: one that has happened at once,
+--                  an expiry when its verification has expired
+-- {bucket}:r    sorted set, retries: event that a worker has taken → when it is taken again: after the pause before the
+--                  next attempt, or when the worker must have died
 --
--- KEYS    1 stream   2 expiry   3 retry   4 bodies
--- ARGV    1 group   2 how many at most   3 time after which an entry is given to another worker
--- RETURN  {{taken over: {entry id, {field, value…}}…}, {new: the same…}, how many were trimmed before they were settled}
-local stream, expiry, retry, bodies = unpack(KEYS)
-local group, most, claim_after = unpack(ARGV)
+-- An event is one text: <rest of the id of its verification>-<its number there>|<type>|<client>|<purpose>|<channel>|
+-- <phone>|<status>|<status of the latest call>|<moment>, and once an attempt has failed, |<attempts>|<error>. The moment
+-- of an expiry is added as it is taken.
+--
+-- KEYS    1 outbox   2 retries
+-- ARGV    1 how many at most   2 time after which an event is taken again   3 how many new ones are kept
+-- RETURN  {when the next event is due or '', how many others wait to be delivered, how many were dropped, {event…}}
+local outbox, retries = unpack(KEYS)
+local most, claim_after, most_new = unpack(ARGV)
+local MOST_DROPPED = 1000 -- at once: the next look drops more
 
 local now = now_ms()
+local events = redis.call('ZRANGE', retries, '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
+local new = redis.call('ZCOUNT', outbox, '-inf', now)
+local waiting = redis.call('ZCARD', retries) + new
 
--- Remove from a sorted set what is due by `bound`, and return it: member, score …
-local function pop_due(key, bound)
-  local due = redis.call('ZRANGE', key, '-inf', bound, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
-  for i = 1, #due, 2 do
-    redis.call('ZREM', key, due[i])
-  end
-  return due
+local dropped = {}
+if new > tonumber(most_new) then
+  dropped = redis.call('ZRANGE', outbox, 0, math.min(new - most_new, MOST_DROPPED) - 1)
+  redis.call('ZREM', outbox, unpack(dropped))
 end
-
--- Run a command in the name of the group, and create it where it is missing, as after a flush.
-local function in_group(...)
-  local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err and reply.err:find('NOGROUP', 1, true) then
-    redis.call('XGROUP', 'CREATE', stream, group, '0')
-    return redis.call(...)
-  end
-  return reply
-end
-
-local expired = pop_due(expiry, '(' .. now) -- in the millisecond of its expiry a verification still verifies
-for i = 1, #expired, 2 do
-  local client, id, purpose, channel, phone = expired[i]:match('^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
-  if client then
-    add_to_stream(stream, {type = 'verification.expired', client = client, id = id, purpose = purpose, channel = channel,
-      phone = phone, status = 'expired', call = '', at = expired[i + 1]})
+if new > 0 and #events < tonumber(most) then
+  local found = redis.call('ZRANGE', outbox, '-inf', now, 'BYSCORE', 'LIMIT', 0, most - #events, 'WITHSCORES')
+  for i = 1, #found, 2 do
+    local event, due = found[i], found[i + 1]
+    redis.call('ZREM', outbox, event)
+    events[#events + 1] = event:sub(-1) == '|' and event .. due - AFTER_EXPIRY_MS or event
   end
 end
-
-local again = pop_due(retry, now)
-for i = 1, #again, 2 do
-  local letter = redis.call('HGET', bodies, again[i])
-  redis.call('HDEL', bodies, again[i])
-  if letter then add_to_stream(stream, cjson.decode(letter)) end
+for _, event in ipairs(events) do
+  redis.call('ZADD', retries, now + claim_after, event)
 end
+redis.call('PEXPIRE', retries, EVENTS_KEPT_MS)
 
-if redis.call('EXISTS', stream) == 0 then return {{}, {}, 0} end
-
--- All workers use one consumer name: an entry is given out once all the same, and no unused name remains.
-local _, claimed, trimmed = unpack(in_group('XAUTOCLAIM', stream, group, 'worker', claim_after, '0-0', 'COUNT', most))
-local fresh = {}
-if #claimed < tonumber(most) then
-  local read = redis.call('XREADGROUP', 'GROUP', group, 'worker', 'COUNT', most - #claimed, 'STREAMS', stream, '>')
-  fresh = read and read[1][2] or {}
+local next_due = math.huge
+for _, key in ipairs(KEYS) do
+  next_due = math.min(next_due, redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or next_due)
 end
-return {claimed, fresh, #trimmed}
+return {next_due < math.huge and tostring(next_due) or '', waiting - #dropped - #events, #dropped, events}

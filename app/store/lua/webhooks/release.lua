@@ -1,0 +1,27 @@
+#!lua flags=allow-oom
+-- End leases of buckets with what a look at each has found. One that has changed since it was leased stays due. lease.lua
+-- describes the keys.
+--
+-- KEYS    1 due   2 waiting
+-- ARGV    1 until when they are leased   2… bucket, when its next event is due or '', how many were left waiting, of each bucket
+local due, waiting = unpack(KEYS)
+local leased_until = ARGV[1] + 0
+local looks = {select(2, unpack(ARGV))}
+
+for i = 1, #looks, 3 do
+  local bucket, next_due, count = looks[i], looks[i + 1], looks[i + 2]
+  if tonumber(redis.call('ZSCORE', due, bucket)) == leased_until then
+    if next_due == '' then
+      redis.call('ZREM', due, bucket)
+    else
+      redis.call('ZADD', due, next_due, bucket)
+    end
+    if count == '0' then
+      redis.call('HDEL', waiting, bucket)
+    else
+      redis.call('HSET', waiting, bucket, count)
+    end
+  end
+end
+redis.call('PEXPIRE', due, EVENTS_KEPT_MS)
+redis.call('PEXPIRE', waiting, EVENTS_KEPT_MS)
