@@ -187,11 +187,12 @@ async def _measure_workers(bench: Bench, redis_url: str, size: int) -> Figures:
                 bench.redis,
                 floor=bench.floor,
                 limit=bench.limit,
-                service=stack.enter_context(Server(["app", "serve"], {**environment, "WORKERS": workers})),
+                service=stack.enter_context(Server(["app", "serve"], {**environment, "WORKERS": str(workers)})),
                 stub=stub,
                 numbers=bench.numbers,
+                workers=workers,
             )
-            for workers in ("1", "2")
+            for workers in (1, 2)
         ]
         await asyncio.sleep(1)  # the second worker has started too
         for number in range(6):
