@@ -34,14 +34,9 @@ from app.verification.errors import (
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, CheckOutcome, CheckPassed, Status, WrongCode
 from app.verification.phone import Phone
-<<<<<<< HEAD
 from app.verification.policy import HOUR, Allowance, Limit
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, Reservation
-=======
-from app.verification.policy import Allowance, Limit
-from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.stats import Dimension
->>>>>>> h4-money-recount
 from tests.attempts import attempts_on
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy, make_prices
