@@ -146,6 +146,7 @@ async def open_container(
     """
     async with AsyncExitStack() as stack:
         builder = Builder(settings, stack, tracing, webhook_log)
+        stack.callback(builder.metrics.share)
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
@@ -241,6 +242,7 @@ class Builder:
             redis,
             timeout=settings.redis.timeout_seconds,
             prefix=settings.redis.key_prefix,
+            wait_replicas=settings.redis.wait_replicas,
             round_trip=self.metrics.round_trip,
             waited=self.tracing.waited if self.tracing else None,
         )

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -32,6 +33,32 @@ Proves that a person holds a Russian phone number: a call speaks a code, and the
 `POST /verify/start` → the phone rings and a voice says the code → `POST /verify/check`.
 
 Keep the `verification_id` of the answer: check by it, and send it to `start` to call again for the same verification.
+
+## Keys
+
+Send `Authorization: Bearer <key>`. The key of a client (`API_KEYS`) sees the verifications of this client alone;
+operators have keys of their own (`ADMIN_KEYS`). `plusofon-verify keygen api-key NAME` and `keygen admin-key NAME` make
+them. On this page, **Authorize** takes them; a sandbox without `API_KEYS` needs none.
+
+## Errors
+
+Every error is a problem (RFC 9457): `type` identifies it and never changes, `detail` is a sentence for your log,
+`instance` is the id of the request, also in `X-Request-ID`. `GET /problems/{slug}` explains each type.
+
+| Status | What to do |
+|---|---|
+| 400, 401, 413, 422 | The request is wrong: correct it, or it fails again. |
+| 404, 409, 410 | The verification or its token is over, or not yours: start anew. With `retry_after`: repeat it then. |
+| 429 | Wait for `Retry-After` seconds. |
+| 502, 503 | A start has placed no call. Try again later. |
+
+A wrong code is no error: `check` answers 200 with `verified: false`.
+
+## Idempotency
+
+Send an `Idempotency-Key` with `start` and `check`, a new one (such as a UUID) for each action of a person. If the
+response was lost, send the same request with the same key again: it gets the same response, with
+`Idempotent-Replayed: true`, and neither places a second call nor uses a second check.
 """
 
 
@@ -62,7 +89,7 @@ def create_app(
             stack.enter_context(stop_signals(container.stopping))
             yield {"container": container}
 
-    app = create_api(lifespan, path_prefix=settings.path_prefix)
+    app = create_api(lifespan, path_prefix=settings.path_prefix, pages={"demo": "Demo"} if sandbox else {})
     if tracing:
         app.add_middleware(tracing.middleware)
     if sandbox:
@@ -73,10 +100,13 @@ def create_app(
     return app
 
 
-def create_api(lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = "") -> FastAPI:
+def create_api(
+    lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = "", pages: Mapping[str, str] = MappingProxyType({})
+) -> FastAPI:
     """Return an application with the routes of production; without a ``lifespan``, just enough to describe the API.
 
-    ``path_prefix`` is what a proxy strips from the paths of the requests.
+    ``path_prefix`` is what a proxy strips from the paths of the requests. ``pages`` are the titles, by path, of other
+    pages to which the docs link.
     """
     app = Application(
         title="Plusofon Verify",
@@ -97,7 +127,7 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None, *, path_prefix: str = 
     )
     app.path_prefix = path_prefix
     install_problems(app)
-    install_docs(app)
+    install_docs(app, pages)
     return app
 
 

@@ -24,6 +24,9 @@ async def age(redis: Redis, duration: timedelta) -> None:
                 await _age_hash(redis, key, ms)
             case b"string" if is_limit(key):
                 await age_limit(redis, key, ms)
+            case b"string" if key.endswith(":b"):  # a block of the fraud guard
+                block = _text(await redis.get(key) or "")
+                await redis.set(key, _MOMENT.sub(lambda found: str(int(found[0]) - ms), block), keepttl=True, xx=True)
             case b"string" if (record := _text(await redis.get(key) or "")).startswith("{"):
                 await redis.set(key, json.dumps(_aged(json.loads(record), ms)), keepttl=True, xx=True)
             case b"zset":

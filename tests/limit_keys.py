@@ -6,72 +6,63 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-_UNPACK = """
-local total, entries, conversions, block = unpack(cmsgpack.unpack(redis.call('GET', KEYS[1])))
-local by = tonumber(ARGV[1])
+_SPLIT = """
+local text = redis.call('GET', KEYS[1])
+local total, count = struct.unpack('>I4I1', text)
+local entries, calls = text:sub(6, 5 + 12 * count), text:sub(6 + 12 * count)
+local sums = #calls > 14 and calls:sub(1, 14) or ''
+calls = calls:sub(#sums + 1)
+local function each(format, length, packed, change)
+  local parts = {}
+  for first = 1, #packed, length do
+    parts[#parts + 1] = change(struct.unpack(format, packed, first))
+  end
+  return parts
+end
 """
 
 _READ = f"""
-{_UNPACK}
-local events, calls = {{}}, {{}}
-for first = 1, #entries, 12 do
-  events[#events + 1] = {{struct.unpack('>I6I6', entries, first)}}
-end
-if conversions then
-  for first = 1, #conversions[4], 14 do
-    calls[#calls + 1] = {{struct.unpack('>I6I4I4', conversions[4], first)}}
-    table.remove(calls[#calls]) -- the position
-  end
-  calls[#calls + 1] = {{unpack(conversions, 1, 3)}}
-end
-for _, event in ipairs(events) do
-  table.remove(event) -- the position
-end
-return cjson.encode({{total = total, events = events, calls = calls, block = block or nil}})
+if redis.call('EXISTS', KEYS[1]) == 0 then return '{{"total": 0, "events": {{}}, "calls": {{}}}}' end
+{_SPLIT}
+local events = each('>I6I6', 12, entries, function(moment, number) return {{moment, number}} end)
+local buckets = each('>I6I4I4', 14, calls, function(began, placed, successes) return {{began, placed, successes}} end)
+return cjson.encode({{total = total, events = events, calls = buckets}})
 """
 
 _AGE = f"""
-{_UNPACK}
-local aged = {{}}
-for first = 1, #entries, 12 do
-  local moment, number = struct.unpack('>I6I6', entries, first)
-  aged[#aged + 1] = struct.pack('>I6I6', moment - by, number)
-end
-if conversions then
-  local earlier = {{}}
-  for first = 1, #conversions[4], 14 do
-    local began, calls, successes = struct.unpack('>I6I4I4', conversions[4], first)
-    earlier[#earlier + 1] = struct.pack('>I6I4I4', began - by, calls, successes)
-  end
-  conversions[1], conversions[4], conversions[7] = conversions[1] - by, table.concat(earlier), conversions[7] - by
-end
-if block then
-  block[1], block[2] = block[1] - by, block[2] - by
-end
-local text = cmsgpack.pack({{total, table.concat(aged), conversions or block and false, block}})
+{_SPLIT}
+local by = tonumber(ARGV[1])
+entries = each('>I6I6', 12, entries, function(moment, number) return struct.pack('>I6I6', moment - by, number) end)
+calls = each('>I6I4I4', 14, calls, function(began, placed, successes)
+  return struct.pack('>I6I4I4', began - by, placed, successes)
+end)
+sums = each('>I4I4I6', 14, sums, function(placed, successes, hold_until)
+  return struct.pack('>I4I4I6', placed, successes, math.max(0, hold_until - by))
+end)
+text = text:sub(1, 5) .. table.concat(entries) .. table.concat(sums) .. table.concat(calls)
 redis.call('SET', KEYS[1], text, 'KEEPTTL')
 """
 
 _FILL = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('SET', KEYS[1], cmsgpack.pack({tonumber(ARGV[1]), struct.pack('>I6I6', now, ARGV[1])}), 'PX', ARGV[2])
+redis.call('SET', KEYS[1], struct.pack('>I4I1I6I6', ARGV[1], 1, now, ARGV[1]), 'PX', ARGV[2])
 """
 
 _BLOCK = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('SET', KEYS[1], cmsgpack.pack({0, '', false, {now, now + ARGV[1], 1, 20, 0}}), 'PX', ARGV[1])
+redis.call('SET', KEYS[1], cjson.encode({now, now + ARGV[1], 1, 20, 0}), 'PX', ARGV[1])
 """
 
 
 def is_limit(key: str) -> bool:
     """Return whether a key has this layout."""
-    return "{l:" in key or key.endswith(":polls")
+    return key.endswith(("}", ":polls")) and ("{l:" in key or "{queue}" in key)
 
 
 async def read_limit(redis: Redis, key: str) -> Mapping[str, Any]:
-    """Return ``total``, ``events`` (moment, token or number), ``calls`` (began, calls, successes) and ``block``."""
+    """Return ``total``, ``events`` (moment, token or number) and ``calls`` (began, calls, successes)."""
     return cast("Mapping[str, Any]", json.loads(await redis.eval(_READ, 1, key)))
 
 
@@ -86,5 +77,5 @@ async def fill_limit(redis: Redis, key: str, events: int, period_ms: int) -> Non
 
 
 async def block_subject(redis: Redis, key: str, for_ms: int) -> None:
-    """Replace what a limit holds by a block of the fraud guard."""
+    """Have the fraud guard block a subject; ``key`` is that of the block."""
     await redis.eval(_BLOCK, 1, key, str(for_ms))

@@ -17,11 +17,20 @@ Address = IPv4Address | IPv6Address
 _MAX_LENGTH = 1024  # characters: it may be a chain of proxies
 _WITH_PORT = re.compile(r"\[(?P<bracketed>[^\]]*)\](?::[0-9]{1,5})?|(?P<v4>[0-9.]+):[0-9]{1,5}")
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052
-# Not ``is_private``, which has the addresses of documentation and more. 100.64.0.0/10 is inside a carrier (RFC 6598).
-_PRIVATE = tuple(
-    map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10"))
-)
-_THIS_NETWORK = ip_network("0.0.0.0/8")
+# Which addresses are not public, and why. Not ``is_private``, which has the addresses of documentation and more.
+_NOT_PUBLIC = {
+    "unspecified": ("0.0.0.0/8", "::/128"),
+    "loopback": ("127.0.0.0/8", "::1/128"),
+    "link-local": ("169.254.0.0/16", "fe80::/10"),
+    # 100.64.0.0/10 is inside a carrier (RFC 6598).
+    "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10"),
+}
+# As numbers, which are compared in a tenth of the time.
+_RANGES = [
+    (kind, network.version, int(network.network_address), int(network.broadcast_address))
+    for kind, networks in _NOT_PUBLIC.items()
+    for network in map(ip_network, networks)
+]
 
 
 def read_address(text: str) -> Address | None:
@@ -94,13 +103,11 @@ def count_address(address: Address | None) -> str | None:
 
 def _not_public(address: Address) -> str:
     """Return why an address is not public; empty if it is."""
-    if address.is_unspecified or address in _THIS_NETWORK:
-        return "unspecified"
-    if address.is_loopback:
-        return "loopback"
-    if address.is_link_local:
-        return "link-local"
-    return "private" if any(address in network for network in _PRIVATE) else ""
+    number, version = int(address), address.version
+    for kind, of_version, first, last in _RANGES:
+        if first <= number <= last and version == of_version:
+            return kind
+    return ""
 
 
 @cache

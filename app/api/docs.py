@@ -11,8 +11,7 @@ from fastapi.staticfiles import StaticFiles
 
 from app.api.webhooks import describe_webhooks
 
-_PAGE = {  # by path: the file in docs_page/, and its media type
-    "/docs": ("index.html", "text/html; charset=utf-8"),
+_ASSETS = {  # by path: the file in docs_page/, and its media type
     "/docs/page.css": ("page.css", "text/css; charset=utf-8"),
     "/docs/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
@@ -72,8 +71,11 @@ _SCHEMAS: Mapping[str, Any] = {
 }
 
 
-def install_docs(app: FastAPI) -> None:
-    """Serve ``/openapi.json`` and ``/docs``; the page's assets come from the package fastapi-offline."""
+def install_docs(app: FastAPI, pages: Mapping[str, str]) -> None:
+    """Serve ``/openapi.json`` and ``/docs``, whose header links to ``pages`` (titles by path).
+
+    The page's assets come from the package fastapi-offline.
+    """
 
     @cache
     def description() -> bytes:
@@ -85,9 +87,14 @@ def install_docs(app: FastAPI) -> None:
     app.openapi = cache(lambda: _describe(app))  # type: ignore[method-assign] # FastAPI's documented way to extend it
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)  # FastAPI's own serializes it on each request
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
-    for path, (name, media_type) in _PAGE.items():
+    for path, (name, media_type) in _ASSETS.items():
         content = (files("app.api") / "docs_page" / name).read_bytes()
         app.add_api_route(path, partial(_serve, content, media_type), include_in_schema=False)
+
+    links = "\n      ".join(f'<a href="{path}">{title}</a>' for path, title in pages.items())
+    template = (files("app.api") / "docs_page" / "index.html").read_text(encoding="utf-8")
+    page = template.replace("<!-- pages -->", links).encode()
+    app.add_api_route("/docs", partial(_serve, page, "text/html; charset=utf-8"), include_in_schema=False)
 
 
 async def _serve(content: bytes, media_type: str) -> Response:

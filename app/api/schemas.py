@@ -279,6 +279,7 @@ CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="stat
 
 
 # The views return the members of a wire model: to make the model itself would cost more than to write them as JSON.
+# The value of an enum is taken here, because pydantic looks it up in five times the time.
 
 
 def view_verification(verification: model.Verification) -> Mapping[str, object]:
@@ -286,9 +287,9 @@ def view_verification(verification: model.Verification) -> Mapping[str, object]:
     call = verification.latest_call
     return {
         "verification_id": verification.id,
-        "status": verification.status,
+        "status": verification.status.value,
         "purpose": verification.purpose,
-        "channel": verification.channel,
+        "channel": verification.channel.value,
         "phone": verification.phone.masked,
         "code_length": verification.code_length,
         "calls_placed": verification.calls_placed,
@@ -306,14 +307,14 @@ def view_verification(verification: model.Verification) -> Mapping[str, object]:
 
 def _view_call(state: model.CallState) -> Mapping[str, object]:
     unknown = {} if state.provider_status is None else {"provider_status": state.provider_status}
-    return {"status": state.status, **unknown}
+    return {"status": state.status.value, **unknown}
 
 
 def view_check(result: model.CheckResult) -> Mapping[str, object]:
     """Return the members of a ``CheckView``."""
     members: dict[str, object] = {
         "verified": result.status is Status.VERIFIED,
-        "status": result.status,
+        "status": result.status.value,
         "verification_id": result.verification_id,
     }
     match result:

@@ -76,7 +76,7 @@ class WebhookAttempt(BaseModel):
 
     number: int = Field(description="Grows with each attempt: `after` for the next page.", examples=[1])
     sent_at: datetime = Field(description="When the attempt ended, in UTC.", examples=["2026-11-02T09:30:00Z"])
-    event_id: str = Field(description="The header `webhook-id`.", examples=["msg_1769850000123-0"])
+    event_id: str = Field(description="The header `webhook-id`.", examples=["msg_0a11b22c33d44e55f667788-3"])
     client: str = Field(description="The client whose verification it is.", examples=["sandbox"])
     url: str | None = Field(
         description="Where it was sent; null: the client has no `webhook_url`.", examples=["http://127.0.0.1:9000/hook"]

@@ -117,6 +117,7 @@ class RedisSettings(_Section):
     url: validators.RedisUrl | None = None
     timeout_seconds: validators.Timeout = 1
     key_prefix: validators.KeyPrefix = PREFIX
+    wait_replicas: int = Field(0, ge=0, le=9)
 
 
 class TokenSettings(_Section):

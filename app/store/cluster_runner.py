@@ -4,23 +4,23 @@ import asyncio
 import random
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from app.store.cluster import SLOTS, Cluster
-from app.store.connection import Command, Errors
+from app.store.connection import Command, Connection, Errors, pack
 from app.store.failures import FailureLog, code_if_not_run
-from app.store.node_runner import ONLY_NODE, PROBE_KEY, NodeRunner, RoundTrip
+from app.store.node_runner import ONLY_NODE, PROBE_KEY, NodeRunner, OpenConnection, RoundTrip
 
 _MOST_REDIRECTIONS = 3  # of a command: while a slot moves, to the new node, back, and there again
 _TRY_AGAIN_AFTER = (0.02, 0.06)  # seconds: some keys of a script have moved, the others are about to
 _UNKNOWN_HOST = {":", "?"}  # at the beginning of an address: a node that does not know its own
 _UNSERVED = ResponseError("CLUSTERDOWN no node is known to serve the slot")
-_ASKING = pack_command(("ASKING",))
+_ASKING = pack("ASKING")
 
 
 class ClusterRunner:
@@ -31,12 +31,25 @@ class ClusterRunner:
     """
 
     def __init__(
-        self, cluster: Cluster, *, timeout: float, log_failures: FailureLog, round_trip: RoundTrip | None
+        self,
+        cluster: Cluster,
+        *,
+        timeout: float,
+        log_failures: FailureLog,
+        round_trip: RoundTrip | None,
+        open_connection: OpenConnection = Connection,
     ) -> None:
         self._cluster = cluster
         self._timeout = timeout
         self._log_failures = log_failures
-        self._open = partial(_ClusterNode, self, timeout=timeout, log_failures=log_failures, round_trip=round_trip)
+        self._open = partial(
+            _ClusterNode,
+            self,
+            timeout=timeout,
+            log_failures=log_failures,
+            round_trip=round_trip,
+            open_connection=open_connection,
+        )
         self._probe_keys: dict[str, str] = {}
         self._nodes: WeakKeyDictionary[Redis, _ClusterNode] = WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,16 +137,8 @@ class ClusterRunner:
 class _ClusterNode(NodeRunner):
     """Sends commands to one node; what that does not run goes back to the ``runner``."""
 
-    def __init__(
-        self,
-        runner: ClusterRunner,
-        client: Redis,
-        *,
-        timeout: float,
-        log_failures: FailureLog,
-        round_trip: RoundTrip | None,
-    ) -> None:
-        super().__init__(client, timeout=timeout, log_failures=log_failures, round_trip=round_trip)
+    def __init__(self, runner: ClusterRunner, client: Redis, **options: Any) -> None:  # noqa: ANN401 - of NodeRunner
+        super().__init__(client, **options)
         self._runner = runner
 
     async def _send_again(self, refused: Mapping[Command, Exception]) -> Errors:

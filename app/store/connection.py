@@ -20,6 +20,12 @@ from app.store.sentinel import SENTINEL_URL, PrimaryPool
 AnyRedis = Redis | Cluster
 
 
+def pack(*words: str | bytes | int) -> bytes:
+    """Return the bytes of a command."""
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type] # its stub means a tuple of any length
+    return packed
+
+
 def connect_any(url: str, *, timeout: float) -> AnyRedis:
     """Open a client for a URL of any kind: ``redis+cluster://`` and ``rediss+cluster://``, or as ``connect`` does."""
     if nodes := CLUSTER_URL.fullmatch(url):

@@ -10,6 +10,7 @@ from contextvars import Context
 from itertools import chain
 from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.backoff import EqualJitterBackoff
 
@@ -99,11 +100,11 @@ class RedisChanges:
         failures = 0
         while self._receiver is asyncio.current_task():
             try:
-                # Of a cluster any node: each gets what is published at another.
+                # Of a cluster any primary: each node gets what is published at another.
                 node = random.choice(await nodes_of(self._redis))  # noqa: S311 - not a secret
                 async with node.pubsub() as pubsub:
                     await pubsub.subscribe(self._channel)
-                    async for message in self._messages(pubsub):
+                    async for message in self._messages(pubsub, node):
                         failures = 0
                         self._wake(message)
                         if self._receiver is not asyncio.current_task():
@@ -113,8 +114,11 @@ class RedisChanges:
                 log.warning("changes.connection_lost", extra={"error": repr(error), "failures": failures})
             await asyncio.sleep(_BACKOFF.compute(failures))
 
-    async def _messages(self, pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
-        """Yield messages until the connection is dead: not even a ping is answered."""
+    async def _messages(self, pubsub: PubSub, node: Redis) -> AsyncIterator[dict[str, Any]]:
+        """Yield messages until the connection is dead: not even a ping is answered.
+
+        Or until the node is no primary any more: one that is cut off from its cluster answers, and gets no messages.
+        """
         is_pinged = False
         while True:
             message = await pubsub.get_message(timeout=self._quiet)
@@ -123,6 +127,9 @@ class RedisChanges:
                 yield message
             elif is_pinged:
                 log.warning("changes.connection_dead")
+                return
+            elif node not in await nodes_of(self._redis):
+                log.info("changes.node_left")
                 return
             else:
                 is_pinged = True

@@ -39,6 +39,13 @@ _NOT_LOCAL = "Script attempted to access a non local key"
 _DENIED_INSIDE_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
 
+class NotReplicated(RedisError):
+    """Too few replicas have confirmed in time what a command wrote: it did run, and no reply says that it did not."""
+
+    def __init__(self) -> None:
+        super().__init__("NOREPLICAS in time")
+
+
 class ConnectionLost(RedisConnectionError):
     """The connection was lost after a command was sent: it may have run."""
 

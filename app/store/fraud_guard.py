@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from app.store.layout import from_ms, ms, name_limit, seconds
+from app.store.layout import from_ms, ms, name_block, name_limit, seconds
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.verification.fraud_guard import Block, GuardAction, GuardRules, Suspect, range_of
 from app.verification.phone import Phone
@@ -107,7 +107,7 @@ class RedisFraudGuard:
         """End a block, then remove it from the index. One that is left there is not listed, because it has ended."""
         if not self._rules.enabled:
             return False
-        ends = await self._runner.run(LIFT, [self._name(GuardAction.BLOCK, number_range)], [])
+        ends = await self._runner.run(LIFT, [name_block(self._name(GuardAction.BLOCK, number_range))], [])
         if not ends:
             return False
         log.warning("guard.lifted", extra={"range": number_range})
@@ -132,7 +132,7 @@ class RedisFraudGuard:
             listed = await self._runner.run(LIST, [_INDEXES[action]], [skipped, _LISTED_AT_ONCE])
             names = [name.decode() for name in listed]
             blocks = await in_one_round_trip(
-                *(self._runner.run(READ, [self._name(action, name)], []) for name in names)
+                *(self._runner.run(READ, [name_block(self._name(action, name))], []) for name in names)
             )
             for name, block in zip(names, blocks, strict=True):
                 if isinstance(block, BaseException):

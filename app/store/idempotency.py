@@ -17,7 +17,8 @@ from app.verification.idempotency import (
 )
 from app.verification.keys import derive_key
 
-CLAIM, BEGIN, KEEP, RELEASE = (Script("idempotency", name) for name in ("claim", "begin", "keep", "release"))
+CLAIM, BEGIN, KEEP = (Script("idempotency", name, is_durable=True) for name in ("claim", "begin", "keep"))
+RELEASE = Script("idempotency", "release")
 
 _TOKEN_BYTES = 16
 _CLAIM_FOR = timedelta(seconds=3)  # longer than all waits for Redis before a call is noted

@@ -101,6 +101,11 @@ def name_limit(key: bytes, limit: str, subject: str) -> str:
     return f"{{l:{digest[:20]}}}"
 
 
+def name_block(limit: str) -> str:
+    """Return the key of the fraud guard's block of a limit's subject, in the slot of the limit."""
+    return f"{limit}:b"
+
+
 class RecordField:
     """Of ``{bucket}:<rest of the id>``, the record of a verification, which expires with the last of its codes."""
 

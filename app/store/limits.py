@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.store.fraud_guard import RedisFraudGuard
-from app.store.layout import ms, name_limit, seconds
+from app.store.layout import ms, name_block, name_limit, seconds
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.verification.errors import CallBudgetExhausted, LimitReached, RateLimited
 from app.verification.fraud_guard import GUARD_LIMIT, GuardAction
@@ -102,9 +102,10 @@ class RedisRateLimiter:
         groups, moments, guard_wait, counted = self._groups(allowances), [], 0, []
         all_left, all_waits = [0] * len(allowances), [0] * len(allowances)
         for group, reply in zip(groups, await _all([self._ask(token, group) for group in groups]), strict=True):
-            now, left, waits, verdicts = reply
+            now, verdicts, *facts = reply
             moments.append(now)
-            for number, left_of_it, wait in zip(group.numbers, left, waits, strict=True):
+            waits = facts[1::2]
+            for number, left_of_it, wait in zip(group.numbers, facts[::2], waits, strict=True):
                 all_left[number], all_waits[number] = left_of_it, wait
             blocked_until = 0
             for number, is_new, *block in verdicts:
@@ -119,10 +120,13 @@ class RedisRateLimiter:
         return _Decision(min(moments), all_left, all_waits, guard_wait, counted)
 
     def _ask(self, token: str, group: _Group) -> Request:
-        arguments: list[Argument] = [token, *self._guard.arguments]
-        for it in group.allowances:
-            arguments += (it.limit.count, ms(it.limit.period), self._guard.action_on(it) or "")
-        return self._runner.run(ACQUIRE, group.keys, arguments)
+        keys, arguments = list(group.keys), [token, *self._guard.arguments]
+        for key, it in zip(group.keys, group.allowances, strict=True):
+            action = self._guard.action_on(it)
+            arguments += (it.limit.count, ms(it.limit.period), action or "")
+            if action:
+                keys.append(name_block(key))
+        return self._runner.run(ACQUIRE, keys, arguments)
 
     async def _refund(self, token: str, groups: Sequence[_Group]) -> None:
         event, _, moment = token.partition("@")

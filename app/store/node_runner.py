@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.store.connection import Command, Connection, Errors
@@ -16,6 +17,9 @@ _MOST_AT_ONCE = 256  # commands in one write: bounds how much a slow reply delay
 
 PROBE_KEY = "{probe}"
 ONLY_NODE = ""  # its name in the results of a probe
+
+
+OpenConnection = Callable[[AbstractConnection], Connection]
 
 
 class RoundTrip(Protocol):
@@ -36,8 +40,17 @@ class NodeRunner:
     after a failover, or, if Redis did not know the script, after loading it.
     """
 
-    def __init__(self, redis: Redis, *, timeout: float, log_failures: FailureLog, round_trip: RoundTrip | None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        timeout: float,
+        log_failures: FailureLog,
+        round_trip: RoundTrip | None,
+        open_connection: OpenConnection = Connection,
+    ) -> None:
         self._pool = redis.connection_pool
+        self._open_connection = open_connection
         self._timeout = timeout
         self._log_failures = log_failures
         self._round_trip = round_trip
@@ -145,7 +158,7 @@ class NodeRunner:
 
     async def _connect(self) -> None:
         await self._disconnect()
-        self._connection = Connection(await self._pool.get_connection())  # type: ignore[no-untyped-call] # the library's own
+        self._connection = self._open_connection(await self._pool.get_connection())  # type: ignore[no-untyped-call] # the library's own
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

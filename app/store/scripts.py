@@ -5,19 +5,19 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
-from hiredis import pack_command
 from redis.exceptions import RedisError
 
 from app.store.cluster import Cluster
 from app.store.cluster_runner import ClusterRunner
-from app.store.connection import AnyRedis, Command, nodes_of
+from app.store.connection import AnyRedis, Command, nodes_of, pack
 from app.store.failures import FailureLog, reason_of
 from app.store.layout import LETTERS, PREFIX, with_version
 from app.store.node_runner import ONLY_NODE, NodeRunner, RoundTrip
+from app.store.replication import ReplicatedConnection
 from app.verification.errors import StoreUnavailable
 
 Argument = str | bytes | int
@@ -42,9 +42,12 @@ class Script:
     Redis refuses a script with a ``#!lua`` line, before it runs any of it, on a replica, and when it may not write or
     has no memory left. Without that line a script that only reads would answer from a replica's old data. A file that
     only reads, frees memory or moves what is stored begins with ``#!lua flags=allow-oom``: it runs on a full Redis too.
+
+    Money or a proof depends on what an ``is_durable`` script writes, so its reply may wait for replicas.
     """
 
-    def __init__(self, feature: str, name: str, *, after: str | None = None) -> None:
+    def __init__(self, feature: str, name: str, *, after: str | None = None, is_durable: bool = False) -> None:
+        self.is_durable = is_durable
         self.name = f"{feature}.{name}"
         own = _read(f"{feature}/{name}")
         flags, own = own.split("\n", 1) if own.startswith("#!") else ("#!lua", own)
@@ -55,13 +58,8 @@ class Script:
         self.source = _FIELD_NAME.sub(lambda found: f"'{LETTERS[found[0]]}'", f"{flags}\n{body}")
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        self.load = _pack("SCRIPT", "LOAD", self.source)
+        self.load = pack("SCRIPT", "LOAD", self.source)
         self.declares_all_keys = "key_beside" not in self.source
-
-
-def _pack(*words: Argument) -> bytes:
-    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub means a tuple of any length
-    return packed
 
 
 def _read(file: str) -> str:
@@ -88,6 +86,9 @@ class ScriptRunner:
 
     ``NodeRunner`` says how commands share a write and which are sent again, ``ClusterRunner`` what differs on a
     cluster, where all keys of a script must be in one slot. The runner adds what all names of keys begin with.
+
+    With ``wait_replicas`` a durable script raises StoreUnavailable if so many replicas do not have in half of the
+    time-out what it wrote; it did run.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ScriptRunner:
         *,
         timeout: float,
         prefix: str = PREFIX,
+        wait_replicas: int = 0,
         round_trip: RoundTrip | None = None,
         waited: Waited | None = None,
     ) -> None:
@@ -104,12 +106,12 @@ class ScriptRunner:
         self.timeout = timeout
         self.prefix = prefix
         self._key_prefix = with_version(prefix)
-        log = FailureLog()
-        self._runner: ClusterRunner | NodeRunner
-        if isinstance(redis, Cluster):
-            self._runner = ClusterRunner(redis, timeout=timeout, log_failures=log, round_trip=round_trip)
-        else:
-            self._runner = NodeRunner(redis, timeout=timeout, log_failures=log, round_trip=round_trip)
+        kind: Callable[..., ClusterRunner | NodeRunner] = ClusterRunner if isinstance(redis, Cluster) else NodeRunner
+        open_runner = partial(kind, redis, timeout=timeout, log_failures=FailureLog(), round_trip=round_trip)
+        self._runner = self._durable_runner = open_runner()
+        if wait_replicas:
+            replicated = partial(ReplicatedConnection, replicas=wait_replicas, timeout=timeout / 2)
+            self._durable_runner = open_runner(open_connection=replicated)
         self._probed: list[str] = []
         self._probe: asyncio.Future[list[Any]] | None = None
         self._probe_again_at = 0.0
@@ -162,9 +164,9 @@ class ScriptRunner:
 
     def _submit(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
         names = [self._key_prefix + key for key in keys]
-        data = _pack("EVALSHA", script.sha, len(keys), *names, *arguments)
+        data = pack("EVALSHA", script.sha, len(keys), *names, *arguments)
         command = Command(data, script.load, keys, declares_all_keys=script.declares_all_keys)
-        self._runner.submit(command)
+        (self._durable_runner if script.is_durable else self._runner).submit(command)
         return command.reply
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:

@@ -6,7 +6,7 @@ from app.store.layout import RecordName, to_ms
 from app.store.scripts import Script, ScriptRunner
 from app.verification.errors import TokenExpired, TokenInvalid
 
-REDEEM = Script("tokens", "redeem")
+REDEEM = Script("tokens", "redeem", is_durable=True)
 _CLOCK_SKEW = timedelta(minutes=1)  # how far Redis' clock may be ahead before a token is refused early
 
 

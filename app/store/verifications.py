@@ -63,10 +63,12 @@ from app.verification.ports import (
 )
 from app.verification.store_requests import best_effort
 
-READ, CANCEL, CONFIRM, RECORD_CALL, REFUND, CHECK = (
-    Script("verification", name) for name in ("read", "cancel", "confirm", "record_call", "refund", "check")
+READ, REFUND = (Script("verification", name) for name in ("read", "refund"))
+CANCEL, CONFIRM, RECORD_CALL, CHECK = (
+    Script("verification", name, is_durable=True) for name in ("cancel", "confirm", "record_call", "check")
 )
-PREVIEW, START = (Script("verification", name, after="start_rules") for name in ("start_preview", "start"))
+PREVIEW = Script("verification", "start_preview", after="start_rules")
+START = Script("verification", "start", after="start_rules", is_durable=True)
 
 _ADDRESS_DIGITS = 6  # hex: of one phone's failed checks, of which there are some dozens, few digests are the same
 

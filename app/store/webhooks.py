@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 
@@ -82,6 +83,7 @@ class RedisOutbox:
         leased_until, buckets = await self._lease(min(count, _MOST_BUCKETS))
         taken: list[Delivery] = []
         looks: dict[str, tuple[bytes, int]] = {}
+        of_bucket: Counter[str] = Counter()
         errors: list[StoreUnavailable] = []
         # Each bucket gives its share; those that may have more are looked at again, until there is no room.
         while buckets and (share := (count - len(taken)) // len(buckets)):
@@ -94,7 +96,9 @@ class RedisOutbox:
                 elif isinstance(reply, BaseException):
                     raise reply
                 else:
-                    looks[bucket], deliveries, is_full = reply
+                    next_due, waiting, deliveries, is_full = reply
+                    looks[bucket] = next_due, waiting - of_bucket[bucket]
+                    of_bucket[bucket] += len(deliveries)
                     taken += deliveries
                     if is_full:
                         full.append(bucket)
@@ -162,7 +166,7 @@ class RedisOutbox:
         count = 0
         for letter in letters:
             bucket = _bucket(letter.event)
-            await self._change(RESEND, outbox_key(bucket), [_text(Delivery(event=letter.event))], bucket)
+            await self._change(RESEND, retries_key(bucket), [_text(Delivery(event=letter.event))], bucket)
             count += await self._runner.run(DELETE_DEAD, [DEAD, LETTERS], [letter.event.id])
         await self.flush()
         return count
@@ -177,8 +181,11 @@ class RedisOutbox:
             raise
         return until, [bucket.decode() for bucket in buckets]
 
-    async def _look(self, bucket: str, most: int) -> tuple[tuple[bytes, int], list[Delivery], bool]:
-        """Take events of a bucket; return when the next is due, how many wait, them, and whether ``most`` were."""
+    async def _look(self, bucket: str, most: int) -> tuple[bytes, int, list[Delivery], bool]:
+        """Take events of a bucket; return when the next is due, how many others wait, them, and if there were ``most``.
+
+        Also those that were taken before, and are not settled yet, wait.
+        """
         keys = [outbox_key(bucket), retries_key(bucket)]
         arguments = [most, ms(self._claim_after), _MOST_NEW]
         next_due, waiting, dropped, texts = await self._runner.run(TAKE, keys, arguments)
@@ -192,15 +199,15 @@ class RedisOutbox:
             else:
                 log.error("event.unreadable", extra={"bucket": bucket, "fields": text.count(b"|") + 1})
                 await self._delete(bucket, text)
-        return (next_due, waiting), deliveries, len(texts) == most
+        return next_due, waiting, deliveries, len(texts) == most
 
     async def _delete(self, bucket: str, text: str | bytes) -> bool:
-        return bool(await self._change(DONE, retries_key(bucket), [text], bucket))
+        return bool(await self._runner.run(DONE, [retries_key(bucket)], [text]))
 
-    async def _change(self, script: Script, key: str, arguments: Sequence[Argument], bucket: str) -> bytes | int:
-        """Run a script that changes a bucket."""
+    async def _change(self, script: Script, key: str, arguments: Sequence[Argument], bucket: str) -> bytes:
+        """Run a script after which an event of a bucket is due earlier than the last look has found."""
         try:
-            reply: bytes | int = await self._runner.run(script, [key], arguments)
+            reply: bytes = await self._runner.run(script, [key], arguments)
         finally:
             self.note_change(bucket)  # also if the reply is lost
         return reply

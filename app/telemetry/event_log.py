@@ -32,13 +32,13 @@ def log_event(event: DomainEvent) -> None:
     """Log a domain event; a ``Publish``."""
     match event:
         case CallPlaced(channel, CallStatus.UNCONFIRMED, why):
-            _log(logging.WARNING, "call.unconfirmed", channel=channel, why=why)
+            _log(logging.WARNING, "call.unconfirmed", channel=channel.value, why=why)
         case CallPlaced(channel, _, _):
-            _log(logging.INFO, "call.placed", channel=channel)
+            _log(logging.INFO, "call.placed", channel=channel.value)
         case CallRefused(channel, error):
-            _log(logging.WARNING, "call.refused", channel=channel, kind=error.kind, reason=error.reason)
+            _log(logging.WARNING, "call.refused", channel=channel.value, kind=error.kind, reason=error.reason)
         case CallEnded(channel, status):
-            _log(logging.INFO, "call.ended", channel=channel, status=status)
+            _log(logging.INFO, "call.ended", channel=channel.value, status=status.value)
         case LimitHit(limit, operation, retry_after):
             level = logging.WARNING if limit in _FOR_A_PERSON else logging.INFO
             _log(level, _REFUSED[operation], limit=limit, retry_after=retry_after)

@@ -24,7 +24,7 @@ from app.verification.errors import ProviderError, StoreUnavailable
 log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series between workers
-_REFRESHED_EVERY = timedelta(seconds=5)
+_REFRESHED_EVERY = timedelta(seconds=1)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
 Gauges = Mapping[str, float | Decimal | Mapping[str, float] | None]
@@ -54,7 +54,8 @@ GAUGES: Mapping[str, str] = {
 class Exposition:
     """Writes all metrics in Prometheus' text format.
 
-    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process.
+    ``gauges`` are read at each scrape, all at once. ``refresh`` sets the gauges of this process,
+    and shares its series with the other workers.
     """
 
     content_type: ClassVar = CONTENT_TYPE_LATEST
@@ -77,7 +78,7 @@ class Exposition:
         )
 
     async def step(self) -> timedelta:
-        """Share this worker's gauges with the one that will be scraped; return when to do so again."""
+        """Share this worker's series with the one that will be scraped; return when to do so again."""
         self.refresh()
         return _REFRESHED_EVERY
 

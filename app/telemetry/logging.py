@@ -17,6 +17,7 @@ from app.verification import log_context
 
 # Verbose at info, and what they log is in our own lines already.
 _QUIET = ("httpx", "uvicorn.access", "asyncio")
+_LEVELS = {level: logging.getLevelName(level).lower() for level in (logging.DEBUG, logging.INFO, logging.WARNING)}
 _WRITTEN_AFTER = 0.02  # seconds for which a line of a request is held
 _MOST_LINES = 1000  # at once
 
@@ -118,8 +119,7 @@ class _EventLogger(structlog.BoundLoggerBase):
 
     def log(self, level: int, event: str, **fields: object) -> None:
         if logging.root.isEnabledFor(level):
-            name = logging.getLevelName(level).lower()
-            line = {"event": event, "level": name, "timestamp": datetime.now(UTC)}
+            line = {"event": event, "level": _LEVELS[level], "timestamp": datetime.now(UTC)}
             self._logger.write_later({**log_context.bound(), **fields, **line})
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from functools import cache, partial
+from typing import ClassVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
@@ -38,8 +39,29 @@ class _OwnValue(values.MutexValue):
         self._value += amount
 
 
-if not IS_SHARED:  # with PROMETHEUS_MULTIPROC_DIR the library would share with other programs; only our workers may
-    values.ValueClass = _OwnValue
+class _SharedValue(values.MultiProcessValue()):  # type: ignore[misc] # the library makes the class
+    """A number in a file, which all workers read at a scrape.
+
+    What is added stays in memory until ``write``: the library would write each time, which takes ten times as long.
+    """
+
+    _unwritten: ClassVar[set["_SharedValue"]] = set()
+
+    def inc(self, amount: float) -> None:
+        """Add to the number."""
+        self._value += amount
+        self._unwritten.add(self)
+
+    @classmethod
+    def write(cls) -> None:
+        """Write all numbers that have changed."""
+        for value in cls._unwritten:
+            value.set(value.get())
+        cls._unwritten.clear()
+
+
+# With PROMETHEUS_MULTIPROC_DIR the library would share with other programs; only our workers may.
+values.ValueClass = _SharedValue if IS_SHARED else _OwnValue
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CIRCUIT_STATES = ("closed", "half_open", "open")
@@ -167,10 +189,18 @@ class Metrics:
         self._provider_time.labels(channel, operation, outcome).observe(seconds)
 
     def set_process(self, *, circuits: Mapping[str, str], listeners: int, background: Mapping[str, float]) -> None:
-        """Set the gauges of this process: the states of its circuits, its open event streams, its lags in seconds."""
+        """Set the gauges of this process: the states of its circuits, its open event streams, its lags in seconds.
+
+        Then share all series with the other workers.
+        """
         for circuit, state in circuits.items():
             for each in _CIRCUIT_STATES:
                 self._circuits.labels(circuit, each).set(each == state)
         self._listeners.set(listeners)
         for step, lag in background.items():
             self._background.labels(step).set(lag)
+        self.share()
+
+    def share(self) -> None:
+        """Let the other workers see what was counted, if there are some."""
+        _SharedValue.write()

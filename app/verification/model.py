@@ -109,10 +109,10 @@ class Verification:
     @property
     def status(self) -> Status:
         """``failed`` once no call is left and none of those placed was answered; else as stored."""
+        if self.stored_status is not Status.PENDING or self.calls_left:
+            return self.stored_status
         unanswered = all(call.state.status.is_unanswered for call in self.calls)
-        if self.stored_status is Status.PENDING and not self.calls_left and unanswered:
-            return Status.FAILED
-        return self.stored_status
+        return Status.FAILED if unanswered else Status.PENDING
 
     @property
     def latest_call(self) -> Call | None:

@@ -21,6 +21,7 @@ THIS = {"PYTHONPATH": str(Path(__file__).parents[2]), "LOG_LEVEL": "error"}
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+NARROW = {"width": 320, "height": 640}
 # A test should fail soon, but a call takes five seconds, and the machine may be busy.
 TIMEOUT_MS = 30_000
 

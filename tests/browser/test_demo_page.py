@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import PHONE, TIMEOUT_MS, Visit, Visiting
+from tests.browser.conftest import NARROW, PHONE, TIMEOUT_MS, Visit, Visiting
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -339,6 +339,81 @@ def test_a_muted_phone_shows_the_code_without_speaking_it(visit: Visit, number: 
 
     expect(page.locator("#caption .lit")).to_have_count(1)
     assert page.evaluate("said") == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "ru-RU"])
+def test_on_the_narrowest_screen_nothing_overflows(visiting: Visiting, number: str, locale: str) -> None:
+    visit = visiting(viewport=NARROW, locale=locale)
+    page = visit.open_demo()
+
+    def assert_fits() -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
+        right_ends = page.locator(".bar > *, #calls > li > *").evaluate_all(
+            "nodes => nodes.map(node => node.getBoundingClientRect().right)"
+        )
+        assert max(right_ends) <= NARROW["width"]
+
+    assert_fits()
+    call(page, number)
+    assert_fits()
+    visit.type_code(visit.answer())
+    page.locator("#token").wait_for()
+    page.locator("#calls li").first.wait_for()
+    assert_fits()
+
+
+def test_on_a_phone_screen_a_request_can_be_copied_as_curl_without_opening_it(visiting: Visiting, number: str) -> None:
+    visit = visiting(viewport=NARROW, has_touch=True)
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = visit.open_demo()
+    call(page, number)
+
+    line = page.locator("#entries li").filter(has_text="/verify/start")
+    line.get_by_role("button", name="Copy as curl").tap()
+
+    expect(line.get_by_text("Copied")).to_be_in_viewport()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("curl -sS -X POST ")
+
+
+def test_a_call_is_said_to_be_over_only_when_the_phone_on_the_page_has_stopped(visiting: Visiting, number: str) -> None:
+    visit = visiting()
+    page = visit.open_demo()
+    call(page, number)
+    page.locator("#calls li[data-status=completed]").filter(has_text=number).wait_for()  # for the network it is over
+
+    expect(page.locator("#phone")).to_have_attribute("data-state", "ringing")
+    expect(page.locator("#progress")).to_have_text("Your phone is ringing")
+    page.get_by_role("button", name="Decline").click()
+
+    expect(page.locator("#progress")).to_have_text("The call was made")
+
+
+def test_the_inbox_shows_calls_that_other_code_started(visit: Visit, number: str) -> None:
+    page = visit.open_demo()
+
+    httpx.post(f"{visit.base_url}/verify/start", json={"phone": number})
+
+    entry = page.locator("#calls li").filter(has_text=number)
+    expect(entry.locator("code")).to_have_text(re.compile(r"\d{6}"))
+    expect(entry).to_contain_text(re.compile("answered|ended"))
+    assert not [
+        url for _, url, _ in visit.requests if "/sandbox/calls" in url and url in page.locator("#entries").inner_text()
+    ]
+
+
+@pytest.mark.parametrize("problem", ["validation-failed", "something-new"])
+def test_a_problem_is_explained_in_russian_on_the_russian_page(visiting: Visiting, number: str, problem: str) -> None:
+    visit = visiting(locale="ru-RU")
+    visit.expected_statuses = {422}
+    page = visit.open_demo()
+    body = {"type": f"/problems/{problem}", "title": "Bad input", "detail": "The field is too long.", "status": 422}
+    page.route("**/verify/start", lambda route: route.fulfill(status=422, json=body))
+
+    page.locator("#number").fill(number)
+    page.locator("#call").click()
+
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("[\u0430-\u044f]"))
+    expect(page.get_by_role("alert")).not_to_contain_text(re.compile("[A-Za-z]"))
 
 
 def test_on_a_phone_screen_nothing_overflows_and_an_incoming_call_is_announced(visiting: Visiting, number: str) -> None:

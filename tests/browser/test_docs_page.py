@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser.conftest import THIS, TIMEOUT_MS, Visit
+from tests.browser.conftest import THIS, TIMEOUT_MS, Visit, Visiting
 from tests.e2e.conftest import Demo, running
 
 expect.set_options(timeout=TIMEOUT_MS)
@@ -62,6 +62,49 @@ def test_start_check_read_and_cancel_work_with_their_examples(visit: Visit) -> N
     assert execute(read) == "200"
     assert verification_id[0] in read.locator(".request-url").inner_text()
     assert execute(operation(page, "POST", "/verify/{verification_id}/cancel")) == "200"
+
+
+def test_the_header_links_to_the_overview_and_to_the_demo(visit: Visit) -> None:
+    page = visit.page
+    for section in ("Keys", "Errors", "Idempotency"):
+        page.goto("/docs")
+        page.get_by_role("navigation").get_by_role("link", name=section).click()
+        expect(page.locator(f"#{section.lower()}")).to_be_in_viewport()
+
+    page.get_by_role("link", name="Demo").click()
+    page.wait_for_selector("html[data-ready]")
+
+
+def test_a_link_to_a_section_from_elsewhere_scrolls_to_it(visit: Visit) -> None:
+    visit.page.goto("/docs#idempotency")
+
+    expect(visit.page.locator("#idempotency")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_the_page_is_dark_where_the_system_is_and_fits_each_width(visiting: Visiting, width: int) -> None:
+    page = visiting(viewport={"width": width, "height": 800}, color_scheme="dark").page
+    page.goto("/docs")
+    page.locator(".opblock").first.wait_for()
+
+    def darkness() -> list[float]:
+        """Return the sum of the colour channels of the page's background and of the title."""
+        return [
+            sum(
+                map(
+                    float,
+                    re.findall(r"[\d.]+", page.locator(name).evaluate(f"node => getComputedStyle(node).{style}"))[:3],
+                )
+            )
+            for name, style in (("body", "backgroundColor"), (".title", "color"))
+        ]
+
+    background, title = darkness()
+    assert (background < 150, title > 500) == (True, True)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.emulate_media(color_scheme="light")
+    background, title = darkness()
+    assert (background > 600, title < 300) == (True, True)
 
 
 def test_the_tags_are_in_the_order_of_use(visit: Visit) -> None:

@@ -60,7 +60,7 @@ async def traced(redis: Redis) -> AsyncIterator[list[Run]]:
     await listening.wait()
     yield runs
     await redis.get(END)
-    await asyncio.wait_for(recorder, 5)
+    await asyncio.wait_for(recorder, 15)
 
 
 async def verify_otherwise(redis: Redis) -> None:

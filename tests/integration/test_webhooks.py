@@ -417,3 +417,20 @@ async def test_the_documented_message_is_what_is_sent(redis: Redis, receiver: Re
 
     assert shown
     assert receiver.events == [json.loads(shown[0])]
+
+
+async def test_a_receiver_that_stays_down_keeps_a_bounded_number_of_events(
+    redis: Redis, receiver: Receiver, url: str
+) -> None:
+    """All events are in one bucket, and none is lost: what is not retried is a dead letter."""
+    receiver.answers["/down"] = [503] * 1000
+    async with delivering(redis, {"shop": endpoint(f"{url}/down")}, schedule=(timedelta(hours=1),)):
+        for wave in range(1, 6):
+            added = await add_events(redis, 60)
+            await until(lambda wave=wave: len(set(receiver.ids)) == 60 * wave)  # type: ignore[misc] # mypy does not infer the default
+            assert set(added) <= set(receiver.ids)
+    new, retries, dead, _ = await sizes(redis)
+
+    assert new == 0
+    assert retries <= 64
+    assert retries + dead == 300

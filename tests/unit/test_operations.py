@@ -68,7 +68,7 @@ def test_every_command_mentioned_in_operations_md_exists() -> None:
     assert named
     for command in set(named):
         words, options = (
-            re.findall(r"(?<!\S)[a-z]+(?!\S)", command.partition(" --")[0]),
+            re.findall(r"(?<!\S)[a-z]+(?:-[a-z]+)*(?!\S)", command.partition(" --")[0]),
             re.findall(r"--[a-z]+", command),
         )
         helped = CliRunner().invoke(cli, [*words, "--help"], env={"COLUMNS": "200"})

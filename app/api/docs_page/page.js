@@ -28,6 +28,21 @@ function responseInterceptor(response) {
   return response;
 }
 
+// Swagger UI's dark colours, when the system's are.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const paint = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", paint);
+paint();
+
+/** Let the links of the header lead to the sections of the overview, once it is there: Swagger UI gives no ids. */
+function nameSections() {
+  const headings = document.querySelectorAll(".info .description h2");
+  if (!headings.length) return requestAnimationFrame(nameSections);
+  for (const heading of headings) heading.id = heading.textContent.toLowerCase();
+  const asked = location.hash.slice(1);
+  if (/^[a-z]+$/.test(asked)) document.getElementById(asked)?.scrollIntoView();
+}
+
 SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",
@@ -36,6 +51,7 @@ SwaggerUIBundle({
   tryItOutEnabled: true,
   displayRequestDuration: true,
   defaultModelsExpandDepth: 0,
+  onComplete: nameSections,
   requestInterceptor,
   responseInterceptor,
 });

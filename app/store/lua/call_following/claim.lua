@@ -10,7 +10,7 @@ local most, per_second, lease, memory = unpack(ARGV)
 per_second = tonumber(per_second)
 local SECOND = 1000
 
-local now, rate, claimed = now_ms(), load_limit(polls), {}
+local now, rate, claimed = now_ms(), read_limit(redis.call('GET', polls)), {}
 slide(rate, now, SECOND)
 local kept_too_long = redis.call('ZRANGE', due, '-inf', now - memory, 'BYSCORE', 'LIMIT', 0, 100)
 for _, call in ipairs(kept_too_long) do

@@ -1,95 +1,104 @@
 -- The calls of a range of numbers, or of a client, and the verifications that succeeded, by which the fraud guard judges.
--- They are kept with the limit on its calls: limits/window.lua.
+-- They end the string of the limit on these calls (limits/window.lua), in parts of 14 bytes:
+--     if there are several buckets, sums over all but the latest: mature calls, successes, until when both hold
+--     buckets of time, oldest first: began, calls, successes
 --
--- conversions    array: began   calls   successes   of the latest bucket of time
---                       earlier, the buckets before it, 14 bytes each: began, calls, successes
---                       mature_calls   succeeded   sums over those, which hold until tally_until
--- block          array: since   ends   level   calls   successes
---
--- The rules of the fraud guard are an array: for how long a call counts, the length of a bucket, the maturity of a call, the
--- fewest calls to be judged by, the lowest conversion, the first and the longest block, for how long after a block its
--- level is remembered.
+-- {l:<digest>}:b    string: the block of a range or the report of a client, as a JSON array:
+--     since   ends   level   calls   successes
+-- It outlives its end, so that the next one has a higher level.
 
 local BUCKET = '>I6I4I4'
-local BUCKET_BYTES = 14
+local SUMS = '>I4I4I6'
+local PART_BYTES = 14
 
-local function is_blocked(limit, now)
-  return limit.block and limit.block[2] > now
+local function latest_bucket(calls)
+  return struct.unpack(BUCKET, calls, #calls - PART_BYTES + 1)
 end
 
--- Sum the earlier buckets up anew: one of them has matured or left the window, or another one joined them.
-local function sum_up(conversions, now, window, bucket_length, maturity)
-  local kept, mature_calls, succeeded, tally_until = {}, 0, 0, now + window
-  local earlier, position = conversions[4], 1
-  while position < #earlier do
-    local began, calls, successes, next_position = struct.unpack(BUCKET, earlier, position)
+local function with_latest_bucket(calls, ...)
+  return calls:sub(1, -PART_BYTES - 1) .. struct.pack(BUCKET, ...)
+end
+
+-- Drop the buckets that have left the window, and sum up all but the latest, as one of them has matured or left, or another
+-- one joined them.
+local function sum_up(limit, now, window, bucket_length, maturity)
+  local text, kept, mature_calls, succeeded, hold_until = limit.calls, {}, 0, 0, now + window
+  for first = PART_BYTES + 1, #text - PART_BYTES, PART_BYTES do
+    local began, calls, successes = struct.unpack(BUCKET, text, first)
     local matures, leaves = began + bucket_length + maturity, began + window
     if leaves > now then
-      kept[#kept + 1] = earlier:sub(position, next_position - 1)
-      succeeded = succeeded + successes
+      kept[#kept + 1] = text:sub(first, first + PART_BYTES - 1)
       mature_calls = mature_calls + (matures <= now and calls or 0)
-      tally_until = math.min(tally_until, leaves, matures > now and matures or leaves)
+      succeeded = succeeded + successes
+      hold_until = math.min(hold_until, leaves, matures > now and matures or leaves)
     end
-    position = next_position
   end
-  conversions[4], conversions[5], conversions[6], conversions[7] = table.concat(kept), mature_calls, succeeded, tally_until
+  limit.calls = struct.pack(SUMS, mature_calls, succeeded, hold_until) .. table.concat(kept) .. text:sub(-PART_BYTES)
+  return mature_calls, succeeded
 end
 
 -- Return the calls of the window that had time to succeed, and all its successes.
-local function tally(conversions, now, window, bucket_length, maturity)
-  if not conversions or conversions[1] + window <= now then return 0, 0 end
-  if conversions[7] <= now then
-    sum_up(conversions, now, window, bucket_length, maturity)
+local function tally(limit, now, window, bucket_length, maturity)
+  local text = limit.calls
+  if text == '' then return 0, 0 end
+  local began, calls, successes = latest_bucket(text)
+  if began + window <= now then return 0, 0 end
+  local mature_calls, succeeded, hold_until = 0, 0, nil
+  if #text > PART_BYTES then
+    mature_calls, succeeded, hold_until = struct.unpack(SUMS, text)
+    if hold_until <= now then
+      mature_calls, succeeded = sum_up(limit, now, window, bucket_length, maturity)
+    end
   end
-  local began, calls, successes, _, mature_calls, succeeded = unpack(conversions)
   return mature_calls + (began + bucket_length + maturity <= now and calls or 0), succeeded + successes
 end
 
--- Block the subject of a limit if its conversion is low. Return whether this has done so.
-local function judge(limit, now, rules)
-  if is_blocked(limit, now) then return false end
-  local window, bucket_length, maturity, min_calls, min_conversion, first_block, longest_block, memory = unpack(rules)
-  local calls, successes = tally(limit.conversions, now, window, bucket_length, maturity)
-  if calls < min_calls + 0 or successes / calls >= min_conversion + 0 then return false end
-  local last = limit.block
-  local level = last and last[2] + memory > now and last[3] + 1 or 1
-  local ends = now + math.min(first_block * 2 ^ (level - 1), longest_block)
-  limit.block, limit.conversions = {now, ends, level, calls, successes}, nil
-  return true
+-- Return the block of a subject if it has one now, and whether this has made it, because the conversion is low. Then the
+-- calls so far count no more.
+local function judge(limit, last, now, rules)
+  local block = last and cjson.decode(last)
+  if block and block[2] > now then return block, false end
+  local window, bucket_length, maturity, min_calls, min_conversion, first_block, longest_block = unpack(rules)
+  local calls, successes = tally(limit, now, window, bucket_length, maturity)
+  if calls < min_calls + 0 or successes / calls >= min_conversion + 0 then return nil, false end
+  local level = block and block[3] + 1 or 1
+  limit.calls = ''
+  return {now, now + math.min(first_block * 2 ^ (level - 1), longest_block), level, calls, successes}, true
 end
 
 local function count_call(limit, now, bucket_length)
-  local conversions = limit.conversions
-  if conversions and conversions[1] + bucket_length > now then
-    conversions[2] = conversions[2] + 1
+  local text = limit.calls
+  if text == '' then
+    limit.calls = struct.pack(BUCKET, now, 1, 0)
     return
   end
-  local earlier = ''
-  if conversions then
-    local began, calls, successes, before = unpack(conversions)
-    earlier = before .. struct.pack(BUCKET, began, calls, successes)
+  local began, calls, successes = latest_bucket(text)
+  if began + bucket_length > now then
+    limit.calls = with_latest_bucket(text, began, calls + 1, successes)
+  else
+    local buckets = #text > PART_BYTES and text:sub(PART_BYTES + 1) or text
+    limit.calls = struct.pack(SUMS, 0, 0, 0) .. buckets .. struct.pack(BUCKET, now, 1, 0)
   end
-  limit.conversions = {now, 1, 0, earlier, 0, 0, 0}
+end
+
+local function count_successes(limit, succeeded)
+  local began, calls, successes = latest_bucket(limit.calls)
+  limit.calls = with_latest_bucket(limit.calls, began, calls, successes + succeeded)
 end
 
 -- Refund the call of a moment: in its bucket, or if that has none left in the last one before that has.
 local function refund_call(limit, moment)
-  local conversions = limit.conversions
-  if not conversions then return end
-  local began, calls, successes, earlier = unpack(conversions)
-  if began <= moment and calls > 0 then
-    conversions[2] = calls - 1
-  else
-    for first = #earlier - BUCKET_BYTES + 1, 1, -BUCKET_BYTES do
-      local began_then, calls_then, successes_then = struct.unpack(BUCKET, earlier, first)
-      if began_then <= moment and calls_then > 0 then
-        local bucket = struct.pack(BUCKET, began_then, calls_then - 1, successes_then)
-        conversions[4], conversions[7] = earlier:sub(1, first - 1) .. bucket .. earlier:sub(first + BUCKET_BYTES), 0
-        return
+  local text, has_sums = limit.calls, #limit.calls > PART_BYTES
+  for first = #text - PART_BYTES + 1, has_sums and PART_BYTES + 1 or 1, -PART_BYTES do
+    local began, calls, successes = struct.unpack(BUCKET, text, first)
+    if began <= moment and calls > 0 then
+      text = text:sub(1, first - 1) .. struct.pack(BUCKET, began, calls - 1, successes) .. text:sub(first + PART_BYTES)
+      if has_sums then
+        limit.calls = struct.pack(SUMS, 0, 0, 0) .. text:sub(PART_BYTES + 1)
+      else
+        limit.calls = (calls > 1 or successes > 0) and text or ''
       end
+      return
     end
-  end
-  if conversions[2] == 0 and successes == 0 and earlier == '' then
-    limit.conversions = nil
   end
 end

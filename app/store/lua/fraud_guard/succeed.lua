@@ -7,12 +7,11 @@ local keys, succeeded = KEYS, ARGV
 
 local limits = {}
 for i, key in ipairs(keys) do
-  limits[i] = load_limit(key)
+  limits[i] = read_limit(redis.call('GET', key))
 end
 for i, key in ipairs(keys) do
-  local conversions = limits[i].conversions
-  if conversions then
-    conversions[3] = conversions[3] + succeeded[i]
+  if limits[i].calls ~= '' then
+    count_successes(limits[i], succeeded[i])
     save_limit(key, limits[i])
   end
 end

@@ -12,17 +12,17 @@ end
 
 local limits = {}
 for i, key in ipairs(keys) do
-  limits[i] = load_limit(key)
+  limits[i] = read_limit(redis.call('GET', key))
 end
 for i, key in ipairs(keys) do
   local period, is_guarded = rule(i)
-  local limit, total = limits[i], limits[i].total
+  local limit = limits[i]
+  local total, calls = limit.total, limit.calls
   remove_event(limit, period, token, moment)
-  local is_refunded = limit.total < total
   if moment and is_guarded then
     refund_call(limit, moment)
   end
-  if is_refunded or moment and is_guarded and limit.conversions then
+  if limit.total < total or limit.calls ~= calls then
     save_limit(key, limit)
   end
 end

@@ -5,6 +5,6 @@
 -- ARGV    1 its period
 local key, period = KEYS[1], ARGV[1]
 
-local limit = load_limit(key)
+local limit = read_limit(redis.call('GET', key))
 slide(limit, now_ms(), period + 0)
 return limit.total

@@ -1,16 +1,18 @@
 -- How many events count against a limit: exactly, or a little too many, never too few, in any window of its period.
 --
--- {l:<digest>}    string: a limit over an address, a range of numbers, a client or all, as MessagePack:
---     total          events that count, as of the last write
---     entries        of 12 bytes each, oldest first: a moment, and the token of one event, or a number of events
---     conversions    of its subject's calls, if the fraud guard judges it: fraud_guard/conversions.lua
---     block          of its subject, by the fraud guard
+-- {l:<digest>}    string: a limit over an address, a range of numbers, a client or all
+--     4 bytes     how many events count, as of the last write
+--     1 byte      how many entries follow
+--     12 bytes    of each entry, oldest first: a moment, and the token of one event, or a number of events
+--     the calls of its subject, if the fraud guard judges it: fraud_guard/conversions.lua
 --
 -- A limit of up to EXACT events has an entry for each. A larger one has an entry for each sub-window, an EXACTth of its
--- period, with its end as the moment: an event leaves up to one sub-window late. So no limit has more than 65 entries, and
+-- period, with its end as the moment: an event leaves up to one sub-window late. So a limit has 65 entries at most, and
 -- what an entry means does not change when a setting does.
 
 local EXACT = 64
+local HEAD = '>I4I1'
+local HEAD_BYTES = 5
 local ENTRY = '>I6I6'
 local ENTRY_BYTES = 12
 local FIRST_TOKEN = 2 ^ 47 -- any smaller number is one of events
@@ -27,22 +29,22 @@ local function events_of(number)
   return number < FIRST_TOKEN and number or 1
 end
 
-local function load_limit(key)
-  local text = redis.call('GET', key)
-  if not text then return {total = 0, entries = ''} end
-  local total, entries, conversions, block = unpack(cmsgpack.unpack(text))
-  return {total = total, entries = entries, conversions = conversions, block = block}
+local function read_limit(text)
+  if not text then return {total = 0, entries = '', calls = ''} end
+  local total, count = struct.unpack(HEAD, text)
+  local ends = HEAD_BYTES + count * ENTRY_BYTES
+  return {total = total, entries = text:sub(HEAD_BYTES + 1, ends), calls = text:sub(ends + 1)}
 end
 
 -- Save a limit with a lifetime, its period after an event, or without one with that which it has. One without content is
 -- deleted.
 local function save_limit(key, limit, lifetime)
-  local conversions, block = limit.conversions or nil, limit.block
-  if limit.total == 0 and not conversions and not block then
+  local entries, calls = limit.entries, limit.calls
+  if entries == '' and calls == '' then
     redis.call('DEL', key)
     return
   end
-  local text = cmsgpack.pack({limit.total, limit.entries, conversions or block and false, block})
+  local text = struct.pack(HEAD, limit.total, #entries / ENTRY_BYTES) .. entries .. calls
   if lifetime then
     redis.call('SET', key, text, 'PX', lifetime)
   else
@@ -59,7 +61,9 @@ local function slide(limit, now, period)
     limit.total = limit.total - events_of(number)
     first = first + ENTRY_BYTES
   end
-  limit.entries = first > 1 and entries:sub(first) or entries
+  if first > 1 then
+    limit.entries = entries:sub(first)
+  end
 end
 
 -- Return how long until there is room for another among `count` events, or 0.

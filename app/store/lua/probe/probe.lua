@@ -9,7 +9,7 @@ local key, kept = KEYS[1], ARGV[1]
 
 -- Without those that only erasure/ needs, for the user of the command line.
 local COMMANDS = {
-  'TIME', 'GET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
+  'TIME', 'GET', 'MGET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
   'HGET', 'HGETALL', 'HMGET', 'HSET', 'HDEL', 'HINCRBY',
   'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZSCORE',
 }

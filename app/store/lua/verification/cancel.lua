@@ -17,5 +17,7 @@ elseif record[STATUS] == 'locked' then
   return {'locked', until_next_call(key, record, now)}
 elseif not record[STATUS] then
   text = finish(key, record, {}, 'canceled', outbox)
+else
+  write_again(key, record)
 end
 return {'canceled', now, redis.call('PEXPIRETIME', key), text}

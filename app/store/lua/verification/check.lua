@@ -58,6 +58,7 @@ for _, it in ipairs(found) do
     if not it.record[STATUS] then
       pending[#pending + 1] = it
     elseif retry_digest ~= '' and it.record[RETRY_DIGEST] == retry_digest then
+      write_again(it.key, it.record)
       return verified('verified_again', it, {})
     end
   end
@@ -113,7 +114,7 @@ if not record[IS_TEST] then
   end
   for i = 1, limit_count do
     local limit_key, name, count, period = limit(i)
-    limits[i] = load_limit(limit_key)
+    limits[i] = read_limit(redis.call('GET', limit_key))
     slide(limits[i], now, period)
     wait = wait_for_room(limits[i], now, count, period)
     if wait > 0 then return {'limited', name, wait} end

@@ -15,6 +15,7 @@ if not record[IS_DIALLED] or record[CALL_REF .. number] ~= ref then
 elseif record[PHONE] ~= caller then
   return 'not_the_caller'
 elseif record[HAS_DIALLED .. number] or record[STATUS] == 'verified' then
+  write_again(key, record)
   return 'confirmed_before'
 end
 

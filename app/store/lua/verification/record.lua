@@ -25,6 +25,12 @@ local function save_record(key, record, changes, expires)
   return text
 end
 
+-- Write a record as it is. A repeated request changes nothing, but what the first one wrote may not have reached the
+-- replicas, and only what a connection itself has written can be waited for (app/store/replication.py).
+local function write_again(key, record)
+  return save_record(key, record, {})
+end
+
 local function phone_key_of(key, record)
   return key_beside(key, 'p:' .. record[PHONE_DIGEST])
 end

@@ -7,7 +7,7 @@
 --
 -- {webhooks}:due      sorted set: bucket → when its earliest event is due, or until when it is leased
 -- {webhooks}:swept    how many buckets should have been visited since 1970, and were
--- {webhooks}:waiting  hash: bucket → how many of its events waited at the last look, if any
+-- {webhooks}:waiting  hash: bucket → how many of its events the last look left waiting, if any
 --
 -- KEYS    1 due   2 swept
 -- ARGV    1 how many at most   2 lease   3… buckets that have changed

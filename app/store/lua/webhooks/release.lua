@@ -3,7 +3,7 @@
 -- describes the keys.
 --
 -- KEYS    1 due   2 waiting
--- ARGV    1 until when they are leased   2… bucket, when its next event is due or '', how many wait, of each bucket
+-- ARGV    1 until when they are leased   2… bucket, when its next event is due or '', how many were left waiting, of each bucket
 local due, waiting = unpack(KEYS)
 local leased_until = ARGV[1] + 0
 local looks = {select(2, unpack(ARGV))}

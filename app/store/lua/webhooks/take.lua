@@ -13,21 +13,22 @@
 --
 -- KEYS    1 outbox   2 retries
 -- ARGV    1 how many at most   2 time after which an event is taken again   3 how many new ones are kept
--- RETURN  {when the next event is due or '', how many wait to be delivered, how many were dropped, {event…}}
+-- RETURN  {when the next event is due or '', how many others wait to be delivered, how many were dropped, {event…}}
 local outbox, retries = unpack(KEYS)
 local most, claim_after, most_new = unpack(ARGV)
-local MOST_AT_ONCE = 1000 -- are dropped: the next look drops more
+local MOST_DROPPED = 1000 -- at once: the next look drops more
 
 local now = now_ms()
 local events = redis.call('ZRANGE', retries, '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
 local new = redis.call('ZCOUNT', outbox, '-inf', now)
 local waiting = redis.call('ZCARD', retries) + new
 
-local dropped = new > most_new + 0 and redis.call('ZRANGE', outbox, 0, math.min(new - most_new, MOST_AT_ONCE) - 1) or {}
-for _, event in ipairs(dropped) do
-  redis.call('ZREM', outbox, event)
+local dropped = {}
+if new > tonumber(most_new) then
+  dropped = redis.call('ZRANGE', outbox, 0, math.min(new - most_new, MOST_DROPPED) - 1)
+  redis.call('ZREM', outbox, unpack(dropped))
 end
-if new > 0 and #events < most + 0 then
+if new > 0 and #events < tonumber(most) then
   local found = redis.call('ZRANGE', outbox, '-inf', now, 'BYSCORE', 'LIMIT', 0, most - #events, 'WITHSCORES')
   for i = 1, #found, 2 do
     local event, due = found[i], found[i + 1]
@@ -44,4 +45,4 @@ local next_due = math.huge
 for _, key in ipairs(KEYS) do
   next_due = math.min(next_due, redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or next_due)
 end
-return {next_due < math.huge and tostring(next_due) or '', waiting - #dropped, #dropped, events}
+return {next_due < math.huge and tostring(next_due) or '', waiting - #dropped - #events, #dropped, events}

@@ -9,8 +9,8 @@ import { say, slugOf } from "./problems.js";
 const left = (moment) => Math.max(0, Math.ceil((moment - Date.now()) / 1000));
 const UNHEARD = ["busy", "no_answer", "failed"];
 
-/** Build the form of a session; `scenario` tells the channel that is chosen. */
-export function createForm(session, scenario) {
+/** Build the form of a session; `scenario` tells the channel that is chosen, `phone` how far the call is. */
+export function createForm(session, scenario, phone) {
   const boxes = createBoxes(byId("boxes"), (code) => session.check(code));
   const number = byId("number");
   let shown = { stage: null, id: null, wrong: 0, calls: 0 };
@@ -65,7 +65,7 @@ export function createForm(session, scenario) {
 
   function renderCode({ verification, wanted, channel, wrong, busy, renewed }) {
     const count = verification.code_length ?? 0;
-    const status = verification.call?.status;
+    const status = phone.progress(verification.call?.status);
     write(byId("code-title"), t(`enter_code.${channel}`, { count }));
     write(byId("code-hint"), t(`code_hint.${channel}`, { phone: formatPhone(verification.phone) }));
     const progress = channel === "reverse_call" ? "waiting" : status;
@@ -146,6 +146,7 @@ export function createForm(session, scenario) {
 
   session.subscribe(render);
   scenario.onChange(() => render(session.state));
+  phone.onChange(() => render(session.state));
   onLanguage(() => {
     boxes.label();
     render(session.state);

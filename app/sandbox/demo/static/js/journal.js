@@ -55,13 +55,18 @@ function createEntry(first, sandbox) {
   const took = make("span", { className: "took" });
   const request = block("request");
   const answer = block("answer");
-  const curl = make("button", { type: "button", className: "plain", data: { text: "copy_curl" }, on: {
+  const curlText = make("span", { data: { text: "copy_curl" } });
+  const curl = make("button", { type: "button", className: "plain curl", on: {
     click: async () => {
       await copy(asCurl(newest));
-      curl.textContent = t("copied");
-      setTimeout(() => { curl.textContent = t("copy_curl"); }, 1500);
+      curl.dataset.copied = "yes";
+      curlText.textContent = t("copied");
+      setTimeout(() => {
+        delete curl.dataset.copied;
+        curlText.textContent = t("copy_curl");
+      }, 1500);
     },
-  } });
+  } }, curlText);
   const summary = make("summary", {}, make("b", { textContent: first.method, data: { method: first.method } }),
     make("span", { className: "path", textContent: shorten(decodeURIComponent(first.path)) }), repeated, took, status);
   const details = make("details", {}, summary, make("div", { className: "blocks" }, request.node, answer.node));
@@ -71,7 +76,7 @@ function createEntry(first, sandbox) {
     status.dataset.tone = newest.status >= 200 && newest.status < 300 ? "good" : "bad";
     write(status, newest.status ? String(newest.status) : "—");
     write(repeated, times > 1 ? `×${times}` : "");
-    write(took, `${newest.milliseconds} ms`);
+    write(took, t("took", { count: newest.milliseconds }));
     request.write([lines(newest.headers), pretty(newest.body)]);
     answer.write([lines(newest.told), pretty(newest.answered)]);
   }

@@ -2,6 +2,7 @@
 
 import { byId, write } from "./dom.js";
 import { createForm } from "./form.js";
+import { createInbox } from "./inbox.js";
 import { language, onLanguage, setLanguage, t, translate } from "./i18n.js";
 import { createJournal } from "./journal.js";
 import { createPhone } from "./phone.js";
@@ -21,18 +22,19 @@ for (const button of document.querySelectorAll("[data-lang]")) {
 }
 
 createJournal();
+createInbox();
 const number = byId("number");
 const scenario = createScenario(number, channels);
 const phone = createPhone();
 const session = createSession({ channels, stream: events, calling: phone.expect, resuming: phone.resume });
-createForm(session, scenario);
+createForm(session, scenario, phone);
 session.subscribe(phone.follow);
 
 /** Say the state of the call to who cannot see it; the ends and the problems take the focus or are alerts. */
 session.subscribe(({ stage, verification, wrong }) => {
   if (stage !== "pending") return write(byId("announcer"), "");
   if (wrong) return write(byId("announcer"), t("wrong", { count: verification.checks_left }));
-  const status = verification.call?.status;
+  const status = phone.progress(verification.call?.status);
   return write(byId("announcer"), status ? t(`progress.${status}`) : "");
 });
 

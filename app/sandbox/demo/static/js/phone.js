@@ -32,6 +32,7 @@ export function createPhone() {
   let inSight = true;
   let muted = recall("muted") === "yes";
   const line = createLine(rang);
+  const listeners = [];
   const keys = { hang_up: byId("hang-up"), answer: byId("answer") };
 
   function rang(news) {
@@ -62,6 +63,14 @@ export function createPhone() {
       light(-1);
     }
     render();
+    for (const listener of listeners) listener();
+  }
+
+  /** How far a call is, as the form says it: in the network it may be over while this telephone still rings or talks. */
+  function progress(status) {
+    if (status !== "completed" || dialed) return status;
+    if (COMING.includes(state)) return state === "connecting" ? "answered" : "ringing";
+    return state === "talking" ? "answered" : status;
   }
 
   /** What is left of a call: of a flash call only who called, for nothing was said. */
@@ -189,5 +198,5 @@ export function createPhone() {
     }
   }
 
-  return { expect, follow, resume: line.resume, show: (number) => state === "idle" && write(byId("phone-number"), formatPhone(number)) };
+  return { expect, follow, progress, onChange: (listener) => listeners.push(listener), resume: line.resume, show: (number) => state === "idle" && write(byId("phone-number"), formatPhone(number)) };
 }
