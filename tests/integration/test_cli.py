@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -51,12 +50,9 @@ PRODUCTION = {
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Switch logs on again: a command switches them off for its process, which here is the test's."""
+def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # where running sandboxes are
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def run(*arguments: str, answer: str = "", **environment: str) -> Result:
