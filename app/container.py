@@ -29,7 +29,7 @@ from app.sandbox.server import SandboxServer
 from app.sandbox.webhook_log import WebhookLog
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
-from app.settings.policies import make_policies
+from app.settings.policies import make_policies, make_prices
 from app.store.attempts import RedisAttempts
 from app.store.audit import RedisAudit
 from app.store.call_following import RedisCallQueue
@@ -62,6 +62,7 @@ from app.verification.policy import Allowance
 from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.stats import parse_zone
 from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
@@ -149,7 +150,8 @@ async def open_container(
     ``in_background`` nothing runs beside what the caller asks for: no calls are followed and no webhooks delivered.
     """
     async with AsyncExitStack() as stack:
-        builder = Builder(settings, stack, tracing, webhook_log)
+        clients = [client for client, _ in settings.api.keys] or [OPEN_CLIENT]
+        builder = Builder(settings, stack, tracing, webhook_log, Metrics(clients))
         stack.callback(builder.metrics.share)
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
@@ -264,13 +266,13 @@ class Builder:
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
-        journal_kept = timedelta(days=settings.journal.days)
+        journal_kept, prices = timedelta(days=settings.journal.days), make_prices(settings)
         attempts = RedisAttempts(
             runner,
             phone_key=phone_key,
             lifetime=timedelta(seconds=settings.code.lifetime_seconds),
             kept=journal_kept,
-            call_price_rub=settings.call.price_rub,
+            prices=prices,
             clock=partial(datetime.now, UTC),
         )
         stores = Stores(
@@ -288,7 +290,12 @@ class Builder:
             limits=limits,
             phone_eraser=RedisPhoneEraser(runner, attempts, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
-            stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
+            stats=RedisStats(
+                runner,
+                prices=prices,
+                zone=parse_zone(settings.stats.timezone),
+                count_calls=self.metrics.count_calls,
+            ),
             verifications=RedisVerificationStore(
                 runner, phone_key=phone_key, outbox=outbox, limits=limits, journal_kept=journal_kept
             ),
@@ -335,7 +342,7 @@ class Builder:
             accounts=plusofon,
             account_reader=AccountReader(plusofon),
             balance=balance,
-            balance_poller=BalancePoller(plusofon, stores.balance, balance),
+            balance_poller=BalancePoller(plusofon, stores.balance, balance, stores.stats.observe),
             callback_urls=callback_urls,
         )
 

@@ -19,6 +19,7 @@ from app.api import (
     ops,
     provider_account,
     provider_callbacks,
+    stats,
     tokens,
     verification,
 )
@@ -45,6 +46,7 @@ _FEATURES = (
     fraud_guard,
     attempts,
     audit,
+    stats,
     ops,
 )
 _DESCRIPTION = """

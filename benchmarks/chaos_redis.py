@@ -168,8 +168,7 @@ class InCluster(ChaosRedis):
     def _move_slots(self) -> None:
         source, target = random.sample(self._cluster.primaries, 2)
         slots = self._cluster.slots_of(source)
-        for slot in random.sample(slots, min(_SLOTS_MOVED, len(slots))):
-            self._cluster.move_slot(slot, target)
+        self._cluster.move_slots(random.sample(slots, min(_SLOTS_MOVED, len(slots))), source, target)
 
     def primaries(self) -> list[str]:
         """Return the URLs of the primaries."""

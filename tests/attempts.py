@@ -7,7 +7,7 @@ from functools import partial
 
 from app.store.attempts import RedisAttempts
 from app.store.scripts import ScriptRunner
-from tests.policies import make_policy
+from tests.policies import make_policy, make_prices
 
 KEPT = timedelta(days=30)
 PRICE = Decimal("2.50")
@@ -21,4 +21,5 @@ def attempts_on(
     clock: Callable[[], datetime] = partial(datetime.now, UTC),  # noqa: B008 - it makes nothing
 ) -> RedisAttempts:
     lifetime = make_policy().lifetime
-    return RedisAttempts(runner, phone_key=phone_key, lifetime=lifetime, kept=kept, call_price_rub=PRICE, clock=clock)
+    prices = make_prices(str(PRICE))
+    return RedisAttempts(runner, phone_key=phone_key, lifetime=lifetime, kept=kept, prices=prices, clock=clock)

@@ -1,13 +1,16 @@
 """Fixtures for all tests: a real Redis of one of three kinds, a client and a store."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from tests.limiters import make_limiter
 from tests.redis_cluster import Cluster
 from tests.redis_commands import open_commands
 from tests.sentinels import Topology
@@ -34,6 +37,14 @@ def _uses_redis(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and "redis_url" in item.fixturenames
 
 
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    """Log as before: a command switches logs off for its process, which here is that of all tests."""
+    yield
+    logging.disable(logging.NOTSET)
+    structlog.reset_defaults()
+
+
 @pytest.fixture(scope="session")
 def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     match request.config.getoption("redis"):
@@ -58,4 +69,5 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def store(redis: Redis) -> RedisVerificationStore:
-    return RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
+    limits = make_limiter(redis, key=PHONE_KEY)
+    return RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY, limits=limits)

@@ -37,10 +37,11 @@ USER_ID, TOKEN = "crash-user", "crash-token"
 
 def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationService:
     guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
     return VerificationService(
         Ports(
-            store=RedisVerificationStore(runner, phone_key=KEY),
-            limits=RedisRateLimiter(runner, key=KEY, guard=guard),
+            store=RedisVerificationStore(runner, phone_key=KEY, limits=limits),
+            limits=limits,
             guard=guard,
             senders={Channel.VOICE: VoiceChannel(client)},
             schedule=FakeQueue(),

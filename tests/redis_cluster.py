@@ -1,6 +1,7 @@
 """A cluster of three primaries with a replica each, that tests fail, partition and reshard."""
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -138,17 +139,21 @@ class Cluster:
         )
 
     def move_slot(self, slot: int, target: Node) -> int:
-        """Move a slot with its keys, as ``redis-cli --cluster reshard`` does; return how many keys moved."""
-        source = self.primary_of(slot)
-        target.send("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-        source.send("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+        """Move a slot with its keys to a primary; return how many keys moved."""
+        return self.move_slots([slot], self.primary_of(slot), target)
+
+    def move_slots(self, slots: Iterable[int], source: Node, target: Node) -> int:
+        """Move slots with their keys, as ``redis-cli --cluster reshard`` does; return how many keys moved."""
         user, password = USER.split(":")
-        moved = 0
-        while keys := source.send("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_ONCE):
-            source.send("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "AUTH2", user, password, "KEYS", *keys)
-            moved += len(keys)
-        for node in (target, source, *self.primaries):  # the target first, so that the slot never has no owner
-            node.send("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+        moved, others = 0, [node for node in self.primaries if node not in (source, target)]
+        for slot in slots:
+            target.send("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+            source.send("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+            while keys := source.send("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_ONCE):
+                source.send("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "AUTH2", user, password, "KEYS", *keys)
+                moved += len(keys)
+            for node in (target, source, *others):  # the target first, so that the slot never has no owner
+                node.send("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
         return moved
 
     def mend(self) -> None:

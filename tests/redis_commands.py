@@ -1,5 +1,6 @@
 """Clients with which tests send any command to a Redis of any kind."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -23,6 +24,21 @@ class ClusterCommands(Cluster):
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any command
         return getattr(self._commands, name)
+
+    async def keys(self, pattern: str = "*") -> list[bytes]:
+        """List the keys of all nodes: the library asks one."""
+        return [key for keys in await self._ask_primaries("KEYS", pattern) for key in keys]
+
+    async def dbsize(self) -> int:
+        """Count the keys of all nodes: the library asks one."""
+        return sum(await self._ask_primaries("DBSIZE"))
+
+    async def flushall(self) -> None:
+        await self._ask_primaries("FLUSHALL")
+
+    async def _ask_primaries(self, *command: str) -> list[Any]:
+        nodes = (await self.primaries()).values()
+        return await asyncio.gather(*(node.execute_command(*command) for node in nodes))  # type: ignore[no-untyped-call] # the library's own
 
     async def aclose(self) -> None:
         await self._commands.aclose()

@@ -59,7 +59,9 @@ cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cer
 cli.command(epilog=examples("demo", "demo --port 8080"))(demo)
 cli.command(epilog=examples("doctor", "doctor --json"))(doctor)
 cli.command(epilog=examples("call +79001234567", "call 89001234567 --lang en --yes --no-check"))(call)
-cli.command(epilog=examples("stats", "stats --day 2026-01-31 --json"))(stats)
+cli.command(
+    epilog=examples("stats", "stats --by client --month 2026-01 --csv", "stats --by operator --by hour --json")
+)(stats)
 cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))(forget)
 cli.command(epilog=examples("openapi > openapi.json"))(openapi)
 events_cli.command(epilog=examples("events tail", "events tail --forward-to localhost:9000/hooks/phone"))(tail)

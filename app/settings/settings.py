@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     phone: sections.PhoneSettings = sections.PhoneSettings()
     limit: sections.LimitSettings = sections.LimitSettings()
     guard: sections.GuardSettings = sections.GuardSettings()
+    stats: sections.StatsSettings = sections.StatsSettings()
     log: sections.LogSettings = sections.LogSettings()
     journal: sections.JournalSettings = sections.JournalSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()

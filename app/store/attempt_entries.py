@@ -7,7 +7,9 @@ from decimal import Decimal
 
 from app.store.layout import from_ms
 from app.verification.attempts import Attempt, Ending, Outcome, TimelineEntry
+from app.verification.channels import Channel
 from app.verification.model import CallStatus
+from app.verification.stats import CallPrices
 
 BEGUN, STATE, REFUSED, WRONG_CODE, ENDED = "bsrwe"
 
@@ -43,25 +45,25 @@ class Entry:
 
 
 def read_attempts(
-    bucket: str, entries: Iterable[Entry], *, now: datetime, lifetime: timedelta, price: Decimal
+    bucket: str, entries: Iterable[Entry], *, now: datetime, lifetime: timedelta, prices: CallPrices
 ) -> Iterator[Attempt]:
     """Return the attempts whose begin is among the entries of a bucket, which are in their order."""
     of_verifications: dict[str, list[Entry]] = {}
     for entry in entries:
         of_verifications.setdefault(entry.mark, []).append(entry)
     for story in of_verifications.values():
-        yield from _Verification(bucket, story, now, lifetime, price).attempts()
+        yield from _Verification(bucket, story, now, lifetime, prices).attempts()
 
 
 class _Verification:
     """One verification, by its entries."""
 
     def __init__(
-        self, bucket: str, entries: Sequence[Entry], now: datetime, lifetime: timedelta, price: Decimal
+        self, bucket: str, entries: Sequence[Entry], now: datetime, lifetime: timedelta, prices: CallPrices
     ) -> None:
         self._bucket = bucket
         self._now = now
-        self._price = price
+        self._prices = prices
         self._calls: dict[
             str, list[Entry]
         ] = {}  # by their numbers; what happens to the verification is with the latest
@@ -112,9 +114,14 @@ class _Verification:
                 call_status=status,
                 wrong_codes=self._wrong_codes,
                 ending=self._ending,
-                cost_rub=self._price if outcome in {Outcome.PLACED, Outcome.UNCONFIRMED} else Decimal(0),
+                cost_rub=self._cost(channel, outcome, status),
                 timeline=tuple(self._timeline(call)),
             )
+
+    def _cost(self, channel: str, outcome: Outcome, status: CallStatus | None) -> Decimal:
+        if outcome not in {Outcome.PLACED, Outcome.UNCONFIRMED}:
+            return Decimal(0)
+        return self._prices.price(Channel(channel), status or CallStatus.UNCONFIRMED)
 
     def _outcome(self, status: CallStatus | None, refused: Entry | None) -> Outcome:
         if refused:

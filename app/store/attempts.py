@@ -9,7 +9,6 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 
 from app.store.attempt_entries import BEGUN, Entry, read_attempts
@@ -18,6 +17,7 @@ from app.store.scripts import Argument, Script, ScriptRunner
 from app.verification.attempts import Attempt, AttemptFilter, AttemptPage, RefusedStarts
 from app.verification.domain_events import DomainEvent, LimitHit
 from app.verification.phone import Phone
+from app.verification.stats import CallPrices
 
 READ, COUNT_REFUSED, READ_REFUSED, LEASE_REPORT, END_REPORT = (
     Script("attempts", name) for name in ("read", "count_refused", "read_refused", "lease_report", "end_report")
@@ -29,7 +29,7 @@ _BUCKETS_AT_ONCE = 64
 _STEP = 1000  # entries that one script reads or deletes
 _MOST_OF_PAGE = 20_000  # entries read for a page, about: then it ends, whatever it has found
 _FIRST_SPAN, _SPAN_GROWS = timedelta(minutes=1), 8  # of what a page reads at once, the latest first
-_FINISHED_AFTER = timedelta(minutes=15)  # nothing happens to an attempt any more: its code expires after five at most
+FINISHED_AFTER = timedelta(minutes=15)  # nothing happens to an attempt any more: its code expires after five at most
 
 _REPORT = "{attempts}"
 _SHORTEST_REPORT, _LONGEST_REPORT, _LEASE = timedelta(minutes=1), timedelta(hours=1), timedelta(minutes=2)
@@ -54,13 +54,13 @@ class RedisAttempts:
         phone_key: bytes,
         lifetime: timedelta,
         kept: timedelta,
-        call_price_rub: Decimal,
+        prices: CallPrices,
         clock: Callable[[], datetime],
     ) -> None:
         self._runner = runner
         self._phone_key = phone_key
         self._kept = kept
-        self._attempts = partial(read_attempts, lifetime=lifetime, price=call_price_rub)
+        self._attempts = partial(read_attempts, lifetime=lifetime, prices=prices)
         self._clock = clock
         self._refused: Counter[tuple[PhoneName, datetime, str]] = Counter()
 
@@ -101,7 +101,7 @@ class RedisAttempts:
     async def finished(self, since: datetime, before: datetime) -> AsyncIterator[Attempt]:
         """Yield the attempts that began in between, in no order. 15 minutes after it began one is finished."""
         async for bucket, entries in self._of_all_buckets(since, before):
-            for attempt in self._attempts(bucket, entries, now=before + _FINISHED_AFTER):
+            for attempt in self._attempts(bucket, entries, now=before + FINISHED_AFTER):
                 if since <= attempt.started_at < before:
                     yield attempt
 
@@ -111,7 +111,7 @@ class RedisAttempts:
         After a failure some are published twice.
         """
         token = secrets.token_hex(8)
-        spans = (_FINISHED_AFTER, _SHORTEST_REPORT, _LONGEST_REPORT, _LEASE)
+        spans = (FINISHED_AFTER, _SHORTEST_REPORT, _LONGEST_REPORT, _LEASE)
         leased = await self._runner.run(LEASE_REPORT, [_REPORT], [*map(ms, spans), token, ms(self._kept)])
         if not leased:
             return _SHORTEST_REPORT
@@ -176,7 +176,7 @@ class RedisAttempts:
     async def _of_all_buckets(self, begin: datetime, end: datetime) -> AsyncIterator[tuple[str, Sequence[Entry]]]:
         """Yield the entries of each bucket that has any of attempts that began in between."""
         for buckets in _in_steps(_BUCKETS, _BUCKETS_AT_ONCE):
-            reads = [self._entries(bucket, begin - _FINISHED_AFTER, end + _FINISHED_AFTER) for bucket in buckets]
+            reads = [self._entries(bucket, begin - FINISHED_AFTER, end + FINISHED_AFTER) for bucket in buckets]
             for bucket, entries in zip(buckets, await asyncio.gather(*reads), strict=True):
                 if entries:
                     yield bucket, entries

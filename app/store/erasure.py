@@ -14,7 +14,7 @@ from app.store.attempts import RedisAttempts
 from app.store.call_following import RedisCallQueue
 from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import DEAD, LETTERS, outbox_key, retries_key
+from app.store.webhooks import DEAD, DEAD_EVENTS, outbox_key, retries_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
@@ -60,7 +60,7 @@ class RedisPhoneEraser:
         digits = phone.e164.removeprefix("+")
         events = await self._walk(EVENTS, [outbox_key(name.bucket)], digits)
         events += await self._walk(EVENTS, [retries_key(name.bucket)], digits)
-        events += await self._walk(DEAD_LETTERS, [LETTERS, DEAD], digits)
+        events += await self._walk(DEAD_LETTERS, [DEAD_EVENTS, DEAD], digits)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
         answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._runner.scan("{i:*}")])
         known = await self._runner.run(PHONE, [name.key], [])

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from math import ceil
@@ -42,7 +43,7 @@ def changes_channel(prefix: str) -> str:
     return f"{with_version(prefix)}:changes"
 
 
-@lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
+@lru_cache(maxsize=1024)  # a start needs that of its phone twice
 def keyed_digest(key: bytes, text: str) -> str:
     """Return the HMAC-SHA256 of a text, in hex."""
     return hmac.digest(key, text.encode(), hashlib.sha256).hex()
@@ -105,10 +106,11 @@ def name_refused_starts(bucket: str, day: date) -> str:
     return f"{{{bucket}}}:refused:{day:%Y%m%d}"
 
 
+@lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
 def name_limit(key: bytes, limit: str, subject: str) -> str:
     """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
-    digest = keyed_digest(key, f"{limit}\0{subject}")
-    return f"{{l:{digest[:20]}}}"
+    digest = hmac.digest(key, f"{limit}\0{subject}".encode(), hashlib.sha256)
+    return f"{{l:{urlsafe_b64encode(digest[:9]).decode()}}}"
 
 
 def name_block(limit: str) -> str:

@@ -264,11 +264,12 @@ def _check_outcome(
 ) -> CheckOutcome:
     match outcome:
         case b"verified" | b"verified_again":
-            purpose, digits, test = facts
+            purpose, digits, channel, test = facts
             return CheckPassed(
                 verification_id=verification_id,
                 purpose=purpose.decode(),
                 phone=_phone(digits.decode()),
+                channel=Channel(channel.decode()),
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
@@ -338,18 +339,18 @@ def _verification(
 ) -> Verification:
     fields = from_json(record)
     calls = tuple(_calls(fields))
-    latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
-    resend_at = fields.get(RecordField.RESEND_AT)
+    latest = calls[-1] if calls else None  # without any call, the record itself has its channel
+    status, resend_at = fields.get(RecordField.STATUS), fields.get(RecordField.RESEND_AT)
     if checks_left is None:
         checks_left = int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0))
     return Verification(
         id=name.verification_id,
         client=fields[RecordField.CLIENT],
         purpose=fields[RecordField.PURPOSE],
-        channel=Channel(fields[f"{RecordField.CHANNEL}{latest}"]),
+        channel=latest.channel if latest else Channel(fields[RecordField.CHANNEL]),
         phone=_phone(fields[RecordField.PHONE]),
-        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest}"]) or None,
-        stored_status=Status(fields.get(RecordField.STATUS, Status.PENDING)),
+        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest.call_number if latest else ''}"]) or None,
+        stored_status=Status(status) if status else Status.PENDING,
         calls_placed=len(calls),
         calls_left=int(fields[RecordField.CALLS_LEFT]),
         checks_left=checks_left,

@@ -17,7 +17,7 @@ from typing import Any
 from app.verification import log_context
 from app.verification.channels import Channel
 from app.verification.code import make_code
-from app.verification.domain_events import CallPlaced, CallRefused, LimitHit, VerificationStarted
+from app.verification.domain_events import CallAsked, CallPlaced, CallRefused, LimitHit, Segment, VerificationStarted
 from app.verification.errors import (
     LimitReached,
     ProviderError,
@@ -156,6 +156,8 @@ class _Start:
             if resumed := await self._resume(begun):
                 return resumed
             answers = await in_one_round_trip(*self._previews())  # the first have counted that call
+        if not self.is_test:
+            self.ports.publish(CallAsked(self._segment(self.channels[0])))
         channels, previews = self.channels, dict(zip(self.kinds, answers, strict=False))
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
@@ -210,7 +212,8 @@ class _Start:
                 update = CallUpdate(state=CallState(CallStatus.UNCONFIRMED))
                 await ports.store.record_call(verification, call_id.call_number, update)
                 verification = await ports.store.read(call_id.verification_id, client=client)
-                ports.publish(CallPlaced(call.channel, CallStatus.UNCONFIRMED, "its process ended"))
+                segment = self._segment(call.channel)
+                ports.publish(CallPlaced(segment, CallStatus.UNCONFIRMED, "its process ended"))
         except VerificationNotFound:
             return None
         log.warning("verification.start_resumed")
@@ -256,6 +259,9 @@ class _Start:
             token=self.token,
             test=self.is_test,
         )
+
+    def _segment(self, channel: Channel) -> Segment:
+        return Segment.of(self.request.client, channel, self.phone)
 
     async def _place(self, verification: Verification, channels: Sequence[Channel]) -> Started:
         """Try one channel after the other until a call was placed, or may have been, or no other can help.
@@ -324,9 +330,10 @@ class _Start:
                     operator=operator,
                 )
         started = await self._record(verification, update, follow=ports.senders[channel].supports_status)
-        ports.publish(CallPlaced(channel, update.state.status, why))
+        segment = self._segment(channel)
+        ports.publish(CallPlaced(segment, update.state.status, why))
         if verification.calls_placed == 1:
-            ports.publish(VerificationStarted(channel))
+            ports.publish(VerificationStarted(segment))
         return started
 
     async def _record(self, verification: Verification, update: CallUpdate, *, follow: bool = False) -> Started:

@@ -21,6 +21,7 @@ from app.verification.errors import TooManyListeners
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
 from app.verification.ports import CallUpdate, CodeCheck, NewCall
+from tests.limiters import make_limiter
 from tests.policies import make_policy
 from tests.starting import start
 
@@ -266,7 +267,8 @@ async def test_a_change_is_seen_by_the_first_read_of_a_follower_or_signalled_aft
     redis: Redis, changes: RedisChanges, store: RedisVerificationStore
 ) -> None:
     ringing = CallUpdate(state=CallState(CallStatus.RINGING))
-    others = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32)  # on another connection
+    limits = make_limiter(redis, key=b"k" * 32)
+    others = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, limits=limits)
     signalled = 0
     for number in range(100):
         verification = (await start(store, new_call(number), make_policy())).verification

@@ -55,7 +55,7 @@ from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.attempts import attempts_on
 from tests.outcomes import expect
-from tests.policies import make_guard_rules, make_policy
+from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.starting import start
 
 ROOT = Path(__file__).parents[2]
@@ -250,10 +250,10 @@ async def protect(redis: Redis) -> None:
     await queue.lag()
     await queue.done(second.call_id)
 
-    stats = RedisStats(runner, call_price_rub=Decimal(3))
+    stats = RedisStats(runner, prices=make_prices(), zone=UTC, count_calls=lambda _: None)
     stats.observe(VerificationCanceled())
     await stats.flush()
-    assert (await stats.read()).canceled == 1
+    assert (await stats.read()).others["canceled"] == 1
     assert await limits.gauges(allowances[0]) == {"call_budget_used": 2}
 
 

@@ -16,7 +16,7 @@ from app.store.call_following import RedisCallQueue
 from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.layout import PhoneName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import BURY, RedisOutbox
+from app.store.webhooks import ADD_DEAD, RedisOutbox
 from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
@@ -170,7 +170,7 @@ async def test_an_event_that_is_erased_while_it_becomes_a_dead_letter_does_not_c
 
     class Erasing(ScriptRunner):
         async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - as inherited
-            if script is BURY:
+            if script is ADD_DEAD:
                 await eraser(redis).forget(PHONE)
             return await super().run(script, keys, arguments)
 

@@ -192,7 +192,7 @@ async def test_a_search_for_the_id_finds_the_whole_story_in_order(api: httpx.Asy
         "verification.code_wrong",
         "request.handled 200",
         "call.ended 1 voice completed",
-        "verification.verified",
+        "verification.verified voice",
         "request.handled 200",
         "request.handled 409",
     ]

@@ -11,7 +11,8 @@
 --         9 code length   10 how many limits there are   11… name, count and period of each
 --         then code digests under each secret key; without any no code was given, and the question is whether the person
 --         has dialled the number of a verification without one
--- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
+-- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, channel of the call, 1 if it
+--          is a test, else 0}
 --         {'verified_again', …the same}                    the check that verified it, repeated
 --         {'wrong', rest of the id, {…}, checks left}
 --         {'waiting', rest of the id, {}, checks left}     without a code: not dialled yet
@@ -40,15 +41,16 @@ else
   end
 end
 
-local function verified(outcome, it, left)
+local function verified(outcome, it, left, number)
   local record = it.record
-  return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[IS_TEST] and 1 or 0}
+  return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[CHANNEL .. number],
+    record[IS_TEST] and 1 or 0}
 end
 
-local function verify(it, left, changes)
+local function verify(it, left, number, changes)
   changes[RETRY_DIGEST] = retry_digest ~= '' and retry_digest or nil
   finish(it.key, it.record, changes, 'verified', journal, outbox)
-  return verified('verified', it, left)
+  return verified('verified', it, left, number)
 end
 
 local latest, pending = nil, {}
@@ -59,7 +61,7 @@ for _, it in ipairs(found) do
       pending[#pending + 1] = it
     elseif retry_digest ~= '' and it.record[RETRY_DIGEST] == retry_digest then
       write_again(it.key, it.record)
-      return verified('verified_again', it, {})
+      return verified('verified_again', it, {}, '')
     end
   end
 end
@@ -81,7 +83,7 @@ if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
 if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
-  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, {}) end
+  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, number, {}) end
   return {'waiting', rest_of_id(key), {}, record[CHECKS_ALLOWED]}
 end
 
@@ -128,7 +130,7 @@ for _, candidate in ipairs(candidates) do
     if held_digest(it.key, candidate) == code.digest then
       -- A right code was heard, even if the provider has not reported yet that the call was answered.
       local is_unanswered = STAGE[it.record[status_field]] < STAGE.answered
-      return verify(it, left, {[status_field] = is_unanswered and 'answered' or nil})
+      return verify(it, left, code.number, {[status_field] = is_unanswered and 'answered' or nil})
     end
   end
 end
