@@ -140,7 +140,6 @@ class RecordField:
     IS_DIALLED = "i"  # it has no code: the person dials a number
     IS_FOLLOWED = "f"  # an event stream follows it, or did
     IS_ANNOUNCED = "e"  # the client's webhook has its verification.created
-    IS_IN_JOURNAL = "k"  # its attempts are
 
 
 class CallField:

@@ -113,7 +113,8 @@ class RedisVerificationStore:
     async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        keys = [phone.key, record.key, name_journal(phone.bucket), *self._outbox.keys_for(call.client, phone.bucket)]
+        journal = self._journal(phone.bucket, record.key)
+        keys = [phone.key, record.key, journal, *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = _verification(record, *stored, checks_left=checks_left)
@@ -247,13 +248,17 @@ class RedisVerificationStore:
             return ""
         return keyed_digest(self._phone_key, f"address\0{address}")[:_ADDRESS_DIGITS]
 
+    def _journal(self, bucket: str, other_key: str) -> str:
+        """Return the key of the journal; without one, another key of the script, since each must be of its slot."""
+        return name_journal(bucket) if self._journal_kept else other_key
+
     async def _change(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], bucket: str, client: str
     ) -> Any:  # noqa: ANN401 - as run
         """Run a script that may add to the journal of ``bucket``, and an event of ``client`` to its outbox."""
         outbox = self._outbox.keys_for(client, bucket)
         try:
-            return await self._runner.run(script, [*keys, name_journal(bucket), *outbox], arguments)
+            return await self._runner.run(script, [*keys, self._journal(bucket, keys[0]), *outbox], arguments)
         finally:
             if outbox:
                 self._outbox.note_change(bucket)  # also if the reply is lost
