@@ -74,7 +74,8 @@ def demo(host: Host = None, port: Port = None) -> None:
     """Serve the sandbox, which needs no settings.
 
     It has a Redis and a telephone network of its own: nobody is called. Its limits are looser than those of production,
-    unless they are set. Commands in other shells of the same user find it: stats, verifications, guard, events, forget.
+    unless they are set. Commands in other shells of the same user find it: attempts, stats, verifications, guard,
+    events, forget.
     """
     looser = {name: value for name, value in _DEMO_LIMITS.items() if name not in given_settings()}
     settings = settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port, **looser)
@@ -276,5 +277,5 @@ def _banner(settings: Settings, looser: Mapping[str, str]) -> str:
 
     curl -s {address}/verify/start -H 'Content-Type: application/json' -d '{{"phone": "+79001234567"}}'
 
-    in another shell: plusofon-verify events tail, events trigger, stats, verifications, guard, forget
+    in another shell: plusofon-verify events tail, events trigger, attempts, stats, verifications, guard, forget
 """
