@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from app.sandbox.embedded import EmbeddedServer
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
+from tests.limiters import make_limiter
 from tests.redis_cluster import Cluster
 from tests.redis_commands import open_commands
 from tests.sentinels import Topology
@@ -58,4 +59,5 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def store(redis: Redis) -> RedisVerificationStore:
-    return RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
+    runner = ScriptRunner(redis, timeout=1)
+    return RedisVerificationStore(runner, phone_key=PHONE_KEY, limits=make_limiter(redis, key=PHONE_KEY, runner=runner))

@@ -26,6 +26,7 @@ from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from app.verification.webhooks import Delivery
 from tests.ageing import age
 from tests.keys import stored
+from tests.limiters import make_limiter
 from tests.policies import make_policy
 from tests.starting import start
 from tests.webhook_events import (
@@ -64,7 +65,9 @@ def outbox(redis: Redis) -> RedisOutbox:
 
 @pytest.fixture
 def store(redis: Redis, outbox: RedisOutbox) -> RedisVerificationStore:
-    return RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, outbox=outbox)
+    return RedisVerificationStore(
+        ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, limits=make_limiter(redis), outbox=outbox
+    )
 
 
 async def all_have_a_ttl(redis: Redis) -> bool:
