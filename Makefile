@@ -7,6 +7,7 @@ PORT := 8000
 # What leads Python to other packages, such as another project's "app", and pip to another place than the environment.
 unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 CHAOS_SECONDS ?= 600
+STARTS ?= 100000
 CHAOS_REDIS ?= standalone
 CHAOS_WAIT_REPLICAS ?= 0
 UPGRADE ?=
@@ -23,7 +24,7 @@ KUBERNETES := 1.30 1.37
 RENDERED := deploy/kubernetes/rendered
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-cluster test-sentinel e2e paste proxies check check-deploy helm fmt lock bench floods simulate screenshots chaos clean
+.PHONY: help run test test-cluster test-sentinel e2e paste proxies check check-deploy helm fmt lock bench memory floods simulate screenshots chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +90,9 @@ fmt: $(VENV)/.dev ## Format, and mend what can be mended
 
 bench: $(VENV)/.dev ## Measure checks, starts and whole flows against a bare FastAPI route
 	$(BIN)/python benchmarks/bench.py
+
+memory: $(VENV)/.dev ## Measure Redis' memory for each start, and checks beside many pending verifications (STARTS=)
+	$(BIN)/python -m benchmarks.memory --starts $(STARTS)
 
 floods: $(VENV)/.dev ## Flood the service as strangers can, and show the memory and descriptors that it takes
 	$(BIN)/python benchmarks/floods.py

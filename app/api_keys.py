@@ -41,7 +41,7 @@ class ApiKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessKeys:
-    """The keys that each kind of request needs; ``account`` is for reading the provider's account."""
+    """The keys that each kind of request needs; ``account`` is to read the provider's account and statistics."""
 
     clients: ApiKeys
     admins: ApiKeys

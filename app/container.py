@@ -29,7 +29,9 @@ from app.sandbox.server import SandboxServer
 from app.sandbox.webhook_log import WebhookLog
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
-from app.settings.policies import make_policies
+from app.settings.policies import make_policies, make_prices
+from app.store.attempts import RedisAttempts
+from app.store.audit import RedisAudit
 from app.store.call_following import RedisCallQueue
 from app.store.cluster import Cluster
 from app.store.connection import AnyRedis, connect_any
@@ -52,7 +54,7 @@ from app.tokens import TokenSigner
 from app.verification.call_following import CallWatcher
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
-from app.verification.domain_events import DomainEvent
+from app.verification.domain_events import AttemptFinished, DomainEvent, Publish
 from app.verification.follow import CallbackUrls
 from app.verification.idempotency import Idempotency
 from app.verification.keys import derive_key
@@ -60,6 +62,7 @@ from app.verification.policy import Allowance
 from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
+from app.verification.stats import parse_zone
 from app.verification.store_requests import DeferredWrites, best_effort
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
@@ -79,6 +82,8 @@ class Stores:
 
     redis: AnyRedis
     runner: ScriptRunner
+    attempts: RedisAttempts
+    audit: RedisAudit
     balance: RedisBalanceCache
     call_queue: RedisCallQueue
     changes: RedisChanges
@@ -145,14 +150,16 @@ async def open_container(
     ``in_background`` nothing runs beside what the caller asks for: no calls are followed and no webhooks delivered.
     """
     async with AsyncExitStack() as stack:
-        builder = Builder(settings, stack, tracing, webhook_log)
+        clients = [client for client, _ in settings.api.keys] or [OPEN_CLIENT]
+        builder = Builder(settings, stack, tracing, webhook_log, Metrics(clients))
         stack.callback(builder.metrics.share)
         stores = builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
         stack.push_async_callback(deferred.aclose)
         tokens = make_tokens(settings)
-        service = builder.make_service(stores, providers, tokens, deferred)
+        publish = builder.make_publish(stores)
+        service = builder.make_service(stores, providers, tokens, deferred, publish)
         background = Background()
         exposition = builder.make_exposition(stores, providers, background)
         if in_background:
@@ -161,6 +168,9 @@ async def open_container(
             background.add("balance", providers.balance_poller.step)
             background.add("fraud_guard", stores.fraud_guard.flush)
             background.add("stats", stores.stats.flush)
+            if settings.journal.days:
+                background.add("attempts", partial(stores.attempts.report, lambda one: publish(AttemptFinished(one))))
+                background.add("refused_starts", stores.attempts.flush)
             background.add("metrics", exposition.step)
             if isinstance(stores.redis, Cluster):
                 background.add("cluster", stores.redis.step)
@@ -256,9 +266,20 @@ class Builder:
         # One of several clients may have half of the event streams, so that the others always have some.
         listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
         of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
+        journal_kept, prices = timedelta(days=settings.journal.days), make_prices(settings)
+        attempts = RedisAttempts(
+            runner,
+            phone_key=phone_key,
+            lifetime=timedelta(seconds=settings.code.lifetime_seconds),
+            kept=journal_kept,
+            prices=prices,
+            clock=partial(datetime.now, UTC),
+        )
         stores = Stores(
             redis=redis,
             runner=runner,
+            attempts=attempts,
+            audit=RedisAudit(runner),
             balance=RedisBalanceCache(runner, lease=lease),
             call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
             changes=RedisChanges(
@@ -267,10 +288,17 @@ class Builder:
             fraud_guard=fraud_guard,
             idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
             limits=limits,
-            phone_eraser=RedisPhoneEraser(runner, phone_key=phone_key),
+            phone_eraser=RedisPhoneEraser(runner, attempts, phone_key=phone_key),
             redemptions=RedisRedemptions(runner),
-            stats=RedisStats(runner, call_price_rub=settings.call.price_rub),
-            verifications=RedisVerificationStore(runner, phone_key=phone_key, outbox=outbox, limits=limits),
+            stats=RedisStats(
+                runner,
+                prices=prices,
+                zone=parse_zone(settings.stats.timezone),
+                count_calls=self.metrics.count_calls,
+            ),
+            verifications=RedisVerificationStore(
+                runner, phone_key=phone_key, outbox=outbox, limits=limits, journal_kept=journal_kept
+            ),
             webhooks=outbox,
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
@@ -314,7 +342,7 @@ class Builder:
             accounts=plusofon,
             account_reader=AccountReader(plusofon),
             balance=balance,
-            balance_poller=BalancePoller(plusofon, stores.balance, balance),
+            balance_poller=BalancePoller(plusofon, stores.balance, balance, stores.stats.observe),
             callback_urls=callback_urls,
         )
 
@@ -379,17 +407,22 @@ class Builder:
         proxy = None if self.settings.mode is Mode.SANDBOX else outbound.proxy_url
         return make_transport(proxy=proxy, ca_file=outbound.ca_file)
 
-    def make_service(
-        self, stores: Stores, providers: Providers, tokens: TokenSigner, deferred: DeferredWrites
-    ) -> VerificationService:
-        """Make the use cases."""
-        settings = self.settings
+    def make_publish(self, stores: Stores) -> Publish:
+        """Make what domain events are published to."""
 
         def publish(event: DomainEvent) -> None:
             self.metrics.observe(event)
             stores.stats.observe(event)
+            stores.attempts.observe(event)
             log_event(event)
 
+        return publish
+
+    def make_service(
+        self, stores: Stores, providers: Providers, tokens: TokenSigner, deferred: DeferredWrites, publish: Publish
+    ) -> VerificationService:
+        """Make the use cases."""
+        settings = self.settings
         return VerificationService(
             Ports(
                 store=stores.verifications,

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api import event_stream, fraud_guard, ops, provider_account, provider_callbacks, tokens, verification
+from app.api import (
+    attempts,
+    audit,
+    event_stream,
+    fraud_guard,
+    ops,
+    provider_account,
+    provider_callbacks,
+    stats,
+    tokens,
+    verification,
+)
 from app.api.docs import install_docs
 from app.api.problems import install_problems
 from app.api.routing import Application
@@ -26,7 +37,18 @@ from app.settings import Mode, Settings, SettingsError
 if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
-_FEATURES = (verification, event_stream, tokens, provider_account, provider_callbacks, fraud_guard, ops)
+_FEATURES = (
+    verification,
+    event_stream,
+    tokens,
+    provider_account,
+    provider_callbacks,
+    fraud_guard,
+    attempts,
+    audit,
+    stats,
+    ops,
+)
 _DESCRIPTION = """
 Proves that a person holds a Russian phone number: a call speaks a code, and the person types it.
 

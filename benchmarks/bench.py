@@ -155,7 +155,8 @@ def _floor_server(module: str, redis_url: str) -> Server:
 
 
 @asynccontextmanager
-async def _open_bench() -> AsyncIterator[tuple[Bench, str]]:
+async def open_bench() -> AsyncIterator[tuple[Bench, str]]:
+    """Start the servers and the provider stub; yield them with the URL of Redis."""
     async with AsyncExitStack() as stack:
         redis_url = stack.enter_context(EmbeddedServer()).url
         redis = await stack.enter_async_context(Redis.from_url(redis_url))
@@ -186,11 +187,12 @@ async def _measure_workers(bench: Bench, redis_url: str, size: int) -> Figures:
                 bench.redis,
                 floor=bench.floor,
                 limit=bench.limit,
-                service=stack.enter_context(Server(["app", "serve"], {**environment, "WORKERS": workers})),
+                service=stack.enter_context(Server(["app", "serve"], {**environment, "WORKERS": str(workers)})),
                 stub=stub,
                 numbers=bench.numbers,
+                workers=workers,
             )
-            for workers in ("1", "2")
+            for workers in (1, 2)
         ]
         await asyncio.sleep(1)  # the second worker has started too
         for number in range(6):
@@ -210,7 +212,7 @@ async def _measure_workers(bench: Bench, redis_url: str, size: int) -> Figures:
 async def measure(rounds: int, size: int) -> dict[str, Any]:
     """Warm up, then measure in turns: what else the machine does then disturbs all rows alike."""
     gc.disable()  # of the load client: its pauses would be the servers' latencies
-    async with _open_bench() as (bench, redis_url):
+    async with open_bench() as (bench, redis_url):
         await _measure_round(bench, max(size // 4, 32))
         bench.rows.clear()
         for _ in range(rounds):

@@ -98,6 +98,7 @@ class Bench:
         service: Server,
         stub: ProviderStub,
         numbers: Iterator[int] | None = None,
+        workers: int = 1,
     ) -> None:
         self.redis = redis
         self.floor = floor
@@ -106,6 +107,7 @@ class Bench:
         self.stub = stub
         self.numbers = numbers or itertools.count()  # of the phones, each called once
         self.rows: dict[str, Row] = {}
+        self._connections = workers * CONNECTIONS  # the more of one worker, the more of its commands share a write
 
     # --- Sessions ---------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Bench:
     async def saturate(self, name: str, sessions: Sequence[Session], server: Server | None = None) -> Load:
         """Measure a round of a row, at as many requests as the server takes."""
         server = server or self.service
-        async with connections(server.port, CONNECTIONS) as opened:
+        async with connections(server.port, self._connections) as opened:
             before, redis_before, client_before = server.cpu_seconds(), await self._redis_load(), time.process_time()
             load = await saturate(opened, sessions)
             client = time.process_time() - client_before

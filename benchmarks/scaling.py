@@ -15,7 +15,7 @@ from typing import Any
 import uvloop
 from redis.asyncio import Redis
 
-from benchmarks.bench import RESULTS, _open_bench
+from benchmarks.bench import RESULTS, open_bench
 from benchmarks.bench_rows import CONNECTIONS, Verification
 from benchmarks.load import Session, connections, saturate
 
@@ -37,7 +37,7 @@ _MEASURED = 3000  # verifications
 
 async def measure() -> Mapping[str, Any]:
     """Start and check verifications with keys, every phone, address and range a new one, and count bytes."""
-    async with _open_bench() as (bench, _):
+    async with open_bench() as (bench, _):
         await _verify(bench, 100)
         before = await _figures(bench.redis)
         sent = await _verify(bench, _MEASURED)

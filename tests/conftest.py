@@ -1,8 +1,10 @@
 """Fixtures for all tests: a real Redis of one of three kinds, a client and a store."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
@@ -33,6 +35,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _uses_redis(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and "redis_url" in item.fixturenames
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    """Log as before: a command switches logs off for its process, which here is that of all tests."""
+    yield
+    logging.disable(logging.NOTSET)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

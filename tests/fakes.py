@@ -8,6 +8,7 @@ from decimal import Decimal
 from math import ceil
 from typing import Any, NoReturn
 
+from app.verification.channels import Channel
 from app.verification.errors import (
     CallBudgetExhausted,
     CallCooldown,
@@ -353,7 +354,14 @@ class ReferenceStore:
         record.verification = replace(record.verification, calls=tuple(calls))
 
     async def refund(
-        self, name: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self,
+        name: CallId,
+        *,
+        phone: Phone,
+        client: str,
+        policy: Policy,
+        token: str | None = None,
+        error: ProviderError | None = None,
     ) -> bool:
         self._require_available()
         record = self.records.get(name.verification_id)
@@ -431,7 +439,8 @@ class ReferenceStore:
             self._finish(record, Status.VERIFIED)
             record.retry_digest = guess.retry_digest
             quotas = tuple(Quota(limit, self.counters.left(limit, of, self.now)) for limit, of in counted)
-            return self._passed(record, quotas)
+            call = record.verification.call(call_number)
+            return self._passed(record, quotas, channel=call.channel if call else None)
         return self._wrong(latest, guess, policy, comparisons)
 
     def _refuse_final(self, verification: Verification) -> NoReturn:
@@ -441,11 +450,19 @@ class ReferenceStore:
             raise VerificationAlreadyCanceled
         raise VerificationLocked(retry_after=self._until(self.phones[verification.phone].next_call))
 
-    def _passed(self, record: Record, quotas: tuple[Quota, ...] = (), *, is_repeated: bool = False) -> CheckPassed:
+    def _passed(
+        self,
+        record: Record,
+        quotas: tuple[Quota, ...] = (),
+        *,
+        channel: Channel | None = None,
+        is_repeated: bool = False,
+    ) -> CheckPassed:
         return CheckPassed(
             verification_id=record.verification.id,
             purpose=record.verification.purpose,
             phone=record.verification.phone,
+            channel=channel or record.verification.channel,
             quotas=quotas,
             test=record.verification.test,
             is_repeated=is_repeated,

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 _SPLIT = """
 local text = redis.call('GET', KEYS[1])
 local total, count = struct.unpack('>I4I1', text)
-local entries, calls = text:sub(6, 5 + 12 * count), text:sub(6 + 12 * count)
+local entries, calls = text:sub(6, 5 + 9 * count), text:sub(6 + 9 * count)
 local sums = #calls > 14 and calls:sub(1, 14) or ''
 calls = calls:sub(#sums + 1)
 local function each(format, length, packed, change)
@@ -24,7 +24,9 @@ end
 _READ = f"""
 if redis.call('EXISTS', KEYS[1]) == 0 then return '{{"total": 0, "events": {{}}, "calls": {{}}}}' end
 {_SPLIT}
-local events = each('>I6I6', 12, entries, function(moment, number) return {{moment, number}} end)
+local events = each('>I5I4', 9, entries, function(moment, number)
+  return {{moment + 1577836800000, number}}
+end)
 local buckets = each('>I6I4I4', 14, calls, function(began, placed, successes) return {{began, placed, successes}} end)
 return cjson.encode({{total = total, events = events, calls = buckets}})
 """
@@ -32,7 +34,7 @@ return cjson.encode({{total = total, events = events, calls = buckets}})
 _AGE = f"""
 {_SPLIT}
 local by = tonumber(ARGV[1])
-entries = each('>I6I6', 12, entries, function(moment, number) return struct.pack('>I6I6', moment - by, number) end)
+entries = each('>I5I4', 9, entries, function(moment, number) return struct.pack('>I5I4', moment - by, number) end)
 calls = each('>I6I4I4', 14, calls, function(began, placed, successes)
   return struct.pack('>I6I4I4', began - by, placed, successes)
 end)
@@ -46,7 +48,7 @@ redis.call('SET', KEYS[1], text, 'KEEPTTL')
 _FILL = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('SET', KEYS[1], struct.pack('>I4I1I6I6', ARGV[1], 1, now, ARGV[1]), 'PX', ARGV[2])
+redis.call('SET', KEYS[1], struct.pack('>I4I1I5I4', ARGV[1], 1, now - 1577836800000, ARGV[1]), 'PX', ARGV[2])
 """
 
 _BLOCK = """

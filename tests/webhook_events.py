@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from app.store import webhooks
 from tests.keys import stored
 
-DUE, SWEPT, WAITING, DEAD, LETTERS = map(
-    stored, (webhooks.DUE, webhooks.SWEPT, webhooks.WAITING, webhooks.DEAD, webhooks.LETTERS)
+DUE, SWEPT, WAITING, DEAD, DEAD_EVENTS = map(
+    stored, (webhooks.DUE, webhooks.SWEPT, webhooks.WAITING, webhooks.DEAD, webhooks.DEAD_EVENTS)
 )
 
 _KEPT = timedelta(days=3)
@@ -79,4 +79,4 @@ async def sizes(redis: Redis) -> tuple[int, int, int, int]:
     """Return the numbers of events in outboxes, taken or waiting for a retry, and dead, and of stored dead letters."""
     new = [await redis.zcard(key) for key in await redis.keys(outbox_key("*"))]
     taken = [await redis.zcard(key) for key in await redis.keys(retries_key("*"))]
-    return sum(new), sum(taken), await redis.zcard(DEAD), await redis.hlen(LETTERS)
+    return sum(new), sum(taken), await redis.zcard(DEAD), await redis.hlen(DEAD_EVENTS)

@@ -27,7 +27,7 @@ _TAGS: Mapping[str, str] = {
     "tokens": "**The proof**: the token of a correct code, which a backend verifies by itself, or redeems once.",
     "provider": "**The telephone company**: the account that pays for the calls.",
     "operations": "**For the operator**: health, metrics, and what a problem means.",
-    "admin": "**For the operator alone**, with a key of its own: what the fraud guard has blocked.",
+    "admin": "**For the operator alone**, with its own key: what became of each call, what the fraud guard blocks.",
     "sandbox": "**In sandbox mode alone**: the virtual telephones, where a code can be heard, and the numbers to try.",
 }
 _PARAMETERS: Mapping[str, Mapping[str, Any]] = {

@@ -64,8 +64,8 @@ class Exchange:
         given = self.header(b"x-request-id")
         self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         log_context.begin(request_id=self.request_id)
-        self._method = scope["method"]
-        if self._method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
+        self.method = scope["method"]
+        if self.method == "HEAD":  # answered as GET is, without the body (RFC 9110, section 9.3.2)
             scope["method"] = "GET"
 
     def header(self, name: bytes) -> str | None:
@@ -93,7 +93,7 @@ class Exchange:
         """Add headers to the response; end that to a HEAD at the first part of its body: a stream may have no end."""
         if message["type"] == "http.response.start":
             self._begin(message["status"], message["headers"])
-        elif self._method == "HEAD":
+        elif self.method == "HEAD":
             if self._is_ended:
                 return
             self._is_ended, message = True, {"type": "http.response.body"}
@@ -122,7 +122,7 @@ class Exchange:
         outcome = self.outcome or _outcome(self.status)
         if self.container:
             answered_after = self._answered_after or seconds
-            self.container.metrics.request_handled(self._method, route, self.status, outcome, answered_after)
+            self.container.metrics.request_handled(self.method, route, self.status, outcome, answered_after)
         trace_id = scope.get("state", {}).get("trace_id")
         is_probe = route in _PROBES and self.status != HTTPStatus.UNAUTHORIZED
         level = logging.DEBUG if is_probe else logging.INFO
@@ -133,7 +133,7 @@ class Exchange:
             "request.handled",
             logger=__name__,
             client=self.client,
-            method=self._method,
+            method=self.method,
             route=route,
             status=self.status,
             outcome=outcome,

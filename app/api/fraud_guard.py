@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Response, Security
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from app.api.audit import Audited
 from app.api.dependencies import ContainerDep, admin_key
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
 from app.verification.fraud_guard import FraudGuard
@@ -71,6 +72,7 @@ async def list_guard(container: ContainerDep) -> Response:
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
     operation_id="unblockRange",
+    dependencies=[Audited],
     summary="Lift the block of a range",
     responses={
         **answers(HTTPStatus.NO_CONTENT, problems=("unauthorized", "store-unavailable")),

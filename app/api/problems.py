@@ -17,6 +17,7 @@ from app.verification import errors
 from app.verification.code import MIN_LENGTH
 from app.verification.errors import PhoneReason, StoreFailure, TooManyListeners
 from app.verification.idempotency import IdempotencyInProgress, IdempotencyKeyReused
+from app.verification.stats import InvalidPeriod
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -211,6 +212,7 @@ _FIELD_ERRORS: Mapping[type[Exception], Callable[[Any], tuple[str, str]]] = {
     errors.CodeRequired: lambda _: ("#/code", "is required, but for a reverse_call by its id"),
     errors.CodeNotExpected: lambda _: ("#/code", "leave it out: of a reverse_call the person calls `dial`"),
     errors.CodeTooShortOrLong: lambda e: ("#/code", f"must have {' or '.join(map(str, sorted(e.lengths)))} digits"),
+    InvalidPeriod: lambda e: (f"#/{e.parameter}", e.reason),
     InvalidIdempotencyKey: lambda _: (
         "Idempotency-Key",
         "this header must be one key of 1 to 128 visible ASCII characters",

@@ -1,7 +1,7 @@
 """The wire models of a verification: the JSON of its requests and responses."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from operator import is_, not_
 from typing import Annotated, Literal, Self
@@ -54,6 +54,7 @@ Code = Annotated[
 TestFlag = Annotated[
     bool, Field(description="only for a test number, true: nobody was called, and nothing is proved", exclude_if=not_)
 ]
+Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
 _is_none = partial(is_, None)
 
 

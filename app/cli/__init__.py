@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.attempts import attempts_cli
 from app.cli.call import call
 from app.cli.common import EXIT_SETTINGS, examples
 from app.cli.doctor import doctor
@@ -58,12 +59,15 @@ cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cer
 cli.command(epilog=examples("demo", "demo --port 8080"))(demo)
 cli.command(epilog=examples("doctor", "doctor --json"))(doctor)
 cli.command(epilog=examples("call +79001234567", "call 89001234567 --lang en --yes --no-check"))(call)
-cli.command(epilog=examples("stats", "stats --day 2026-01-31 --json"))(stats)
+cli.command(
+    epilog=examples("stats", "stats --by client --month 2026-01 --csv", "stats --by operator --by hour --json")
+)(stats)
 cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))(forget)
 cli.command(epilog=examples("openapi > openapi.json"))(openapi)
 events_cli.command(epilog=examples("events tail", "events tail --forward-to localhost:9000/hooks/phone"))(tail)
 events_cli.command(epilog=examples("events trigger verification.verified"))(trigger)
 cli.add_typer(keygen_cli, name="keygen")
+cli.add_typer(attempts_cli, name="attempts")
 cli.add_typer(verifications_cli, name="verifications")
 cli.add_typer(guard_cli, name="guard")
 cli.add_typer(events_cli, name="events")

@@ -17,7 +17,7 @@ from app.settings import Mode, Settings
 from app.settings.misspelt import misspelt_settings
 from app.store.cluster import Cluster
 from app.store.connection import AnyRedis
-from app.store.health import RedisHealth, RedisUnreachable, examine
+from app.store.health import RedisHealth, RedisUnreachable, count_confirming_replicas, examine
 from app.store.layout import PREFIX
 from app.verification.errors import ProviderError, ProviderRejected, VerificationError
 from app.verification.phone import Phone
@@ -173,6 +173,21 @@ def _grade_connection(health: RedisHealth) -> Iterator[Finding]:
         yield grade("clock", message, "Have both keep time by NTP (chrony, systemd-timesyncd).")
     else:
         yield fine("clock", message)
+
+
+async def check_waiting(redis: AnyRedis, *, replicas: int, timeout: float) -> list[Finding]:  # noqa: ASYNC109 - as above
+    """Check that so many replicas can be waited for; nothing if none are."""
+    if not replicas:
+        return []
+    found = await or_why(count_confirming_replicas(redis, wanted=replicas, timeout=timeout))
+    if isinstance(found, str):
+        return [wrong("redis wait", f"Redis {found} (WAIT)", "Give its user +wait (docs/operations.md).")]
+    message = f"{found} replicas of each primary confirm, and REDIS_WAIT_REPLICAS is {replicas}"
+    if found < replicas:
+        return [wrong("redis wait", f"{message}: starts and checks are refused", "Add replicas, or wait for fewer.")]
+    if found == replicas:
+        return [doubtful("redis wait", f"{message}: while one is down all are refused", "Add a replica.")]
+    return [fine("redis wait", message)]
 
 
 async def or_why(examination: Awaitable[_T]) -> _T | str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import typer
 
-from app.cli.checks import Finding, Result, check_provider, check_redis, check_settings, wrong
+from app.cli.checks import Finding, Result, check_provider, check_redis, check_settings, check_waiting, wrong
 from app.cli.cluster import check_cluster
 from app.cli.common import EXIT_FAILED, EXIT_SETTINGS, AsJson, run_with_container
 from app.cli.sentinel import check_sentinels
@@ -41,15 +41,16 @@ def doctor(*, as_json: AsJson = False) -> None:
 
 async def _examine(container: Container, settings: Settings) -> list[Finding]:
     redis, timeout, prefix = container.stores.redis, 5 * settings.redis.timeout_seconds, settings.redis.key_prefix
-    of_redis, of_sentinels, of_cluster, of_provider = await asyncio.gather(
+    of_redis, of_sentinels, of_cluster, of_waiting, of_provider = await asyncio.gather(
         check_redis(redis, timeout=timeout, prefix=prefix),
         check_sentinels(redis, timeout=timeout),
         check_cluster(redis, timeout=timeout, prefix=prefix),
+        check_waiting(redis, replicas=settings.redis.wait_replicas, timeout=timeout),
         check_provider(
             container.providers.accounts, minimum=settings.min_balance_rub, warning=settings.warn_balance_rub
         ),
     )
-    return [*check_settings(settings), *of_redis, *of_sentinels, *of_cluster, *of_provider]
+    return [*check_settings(settings), *of_redis, *of_sentinels, *of_cluster, *of_waiting, *of_provider]
 
 
 def _show(findings: Sequence[Finding], *, as_json: bool) -> bool:

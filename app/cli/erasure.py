@@ -12,10 +12,10 @@ from app.settings import SettingsError
 def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -> None:
     """Erase all that Redis holds about a phone.
 
-    That is its verifications with their calls, events and kept answers. What stays identifies no person: limits of
-    ranges and addresses, daily counts, redemptions of tokens of erased verifications, and, for a day at most, answers
-    kept for an Idempotency-Key with a masked phone. The phone's own limits are reset. Logs have no phone. Webhooks that
-    were delivered stay with their receiver.
+    That is its verifications with their calls, events, kept answers, and its attempts in the journal. What stays
+    identifies no person: limits of ranges and addresses, daily counts, redemptions of tokens of erased verifications,
+    and, for a day at most, answers kept for an Idempotency-Key with a masked phone. The phone's own limits are reset.
+    Logs have no phone. Webhooks that were delivered stay with their receiver.
     """
     number = read_phone(phone)
     settings = settings_with_redis()
@@ -31,5 +31,6 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
     else:
         typer.echo(
             f"Erased: {done.verifications} verifications with {done.calls} calls, {done.events} events that were not"
-            f" delivered, {done.answers} kept answers{', and the record of the phone' if done.phone else ''}."
+            f" delivered, {done.answers} kept answers, {done.attempts} attempts in the"
+            f" journal{', and the record of the phone' if done.phone else ''}."
         )

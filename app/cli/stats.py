@@ -1,86 +1,200 @@
-"""``stats``: the calls and verifications of a day, over all processes and machines."""
+"""``stats``: the calls of a period and what they cost, over all processes and machines."""
 
+import csv
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Annotated
 
 import typer
 
-from app.cli.common import AsJson, run_with_container
-from app.store.stats import DayStats, PlacedCalls
-from app.verification.channels import Channel
-from app.verification.model import CallStatus
+from app.api.stats import CallFigures, StatsReport
+from app.cli.common import EXIT_FAILED, AsJson, run_with_container, settings_with_redis
+from app.container import Container
+from app.store.attempts import FINISHED_AFTER
+from app.verification.stats import CallCounts, Dimension, InvalidPeriod, Period, Stats, parse_zone, to_rub
 
-_DAYS_KEPT = 8  # today among them
+_RECOUNTED = (Dimension.CLIENT, Dimension.CHANNEL)
+_COLUMNS = ("asked", "placed", "answered", "verified", "conversion", "spend_rub")
 
 
 def _read_day(text: str) -> date:
     try:
-        day = date.fromisoformat(text)
+        return date.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter("must be a day such as 2026-01-31") from None
-    if not 0 <= (datetime.now(UTC).date() - day).days < _DAYS_KEPT:
-        raise typer.BadParameter(f"only the last {_DAYS_KEPT} days are kept")
-    return day
+
+
+def _check_zone(name: str | None) -> str | None:
+    try:
+        if name:
+            parse_zone(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return name
 
 
 def stats(
+    *,
+    by: Annotated[
+        list[Dimension] | None, typer.Option(help="A row for each client, channel, …; may be given several times.")
+    ] = None,
     day: Annotated[
+        date | None, typer.Option(parser=_read_day, metavar="YYYY-MM-DD", help="One day; without a period, today.")
+    ] = None,
+    month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="One month, such as 2026-01.")] = None,
+    first: Annotated[
+        date | None, typer.Option("--from", parser=_read_day, metavar="YYYY-MM-DD", help="The first day.")
+    ] = None,
+    last: Annotated[
+        date | None,
+        typer.Option("--to", parser=_read_day, metavar="YYYY-MM-DD", help="The last day; without it, today."),
+    ] = None,
+    zone: Annotated[
+        str | None,
+        typer.Option("--tz", callback=_check_zone, help="The time zone of days; without it, STATS_TIMEZONE."),
+    ] = None,
+    recount: Annotated[
         date | None,
         typer.Option(
-            parser=_read_day, metavar="YYYY-MM-DD", help=f"One of the last {_DAYS_KEPT} days (UTC); without it, today."
+            parser=_read_day,
+            metavar="YYYY-MM-DD",
+            help="Compare a day with the journal of attempts; exit code 1 if they differ.",
         ),
     ] = None,
-    *,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a day's calls, conversion, refusals and spend. Test numbers are not counted."""
-    found = run_with_container(lambda container: container.stores.stats.read(day))
-    typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_table(found)))
+    """Print calls, conversion and spend, of today or a month.
+
+    Test numbers are not counted. Days are kept for 400 days. Hours, and with them other time zones than STATS_TIMEZONE,
+    go back 35 days.
+    """
+    one_day = recount or day
+    settings = settings_with_redis()
+
+    async def read(container: Container) -> tuple[Stats, Stats | None]:
+        store, attempts = container.stores.stats, container.stores.attempts
+        now = datetime.now(parse_zone(zone) if zone else store.zone)
+        period = Period.choose(now, month=month, first=one_day or first, last=one_day or last)
+        if not recount:
+            return await store.read(period, by or ()), None
+        if now - period.begin > timedelta(days=settings.journal.days):
+            raise InvalidPeriod("recount", f"the journal is kept for {settings.journal.days} days (JOURNAL_DAYS)")
+        journaled = attempts.finished(period.begin - FINISHED_AFTER, period.end)
+        return await store.read(period, _RECOUNTED), await store.recount(period, journaled)
+
+    try:
+        found, journaled = run_with_container(read, settings)
+    except InvalidPeriod as error:
+        raise typer.BadParameter(error.reason, param_hint=f"--{error.parameter}") from None
+    if journaled:
+        _compare(found, journaled, as_json=as_json)
+    elif as_csv:
+        _write_csv(found)
+    elif as_json:
+        typer.echo(StatsReport.of(found).model_dump_json(indent=2))
+    else:
+        typer.echo("\n".join(_rows(found) if by else _overview(found)))
 
 
-def _facts(found: DayStats) -> dict[str, Any]:
+def _compare(counted: Stats, journaled: Stats, *, as_json: bool) -> None:
+    """Print each group as it was counted, and as the journal has it. Raise Exit if they differ."""
+    groups = sorted({*counted.rows, *journaled.rows})
+    pairs = [[_compared(stats.rows.get(group, CallCounts())) for stats in (counted, journaled)] for group in groups]
+    differing = sum(ours != theirs for ours, theirs in pairs)
+    if as_json:
+        rows = [
+            {"client": client, "channel": channel, "counted": ours, "journal": theirs}
+            for (client, channel), (ours, theirs) in zip(groups, pairs, strict=True)
+        ]
+        typer.echo(json.dumps({"differing": differing, "rows": rows}, indent=2))
+    else:
+        typer.echo(_title(counted))
+        table = [[*_RECOUNTED, "", *_compared(CallCounts())]]
+        for group, pair in zip(groups, pairs, strict=True):
+            table += [
+                [*group, name, *map(str, one.values())] for name, one in zip(("counted", "journal"), pair, strict=True)
+            ]
+        typer.echo("\n".join(_aligned(table, left=3)))
+        typer.echo(f"Different: {differing}." if differing else "They agree.")
+    if differing:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _compared(counts: CallCounts) -> dict[str, int | str]:
     return {
-        "day": found.day.isoformat(),
-        "started": dict(found.started),
-        "placed": _by_channel(found.placed),
-        "ended": _by_channel(found.ended),
-        "refused": _by_channel(found.refused),
-        "limits": dict(found.limits),
-        "calls": found.calls,
-        "verified": found.verified,
-        "wrong_codes": found.wrong,
-        "locked": found.locked,
-        "canceled": found.canceled,
-        "conversion": None if found.conversion is None else round(found.conversion, 4),
-        "spend_rub": float(found.spend_rub),
+        "placed": counts.placed,
+        "answered": counts.answered,
+        "unanswered": counts.unanswered,
+        "verified": counts["verified"],
+        "spend_rub": str(counts.spend_rub),
     }
 
 
-def _by_channel(counts: PlacedCalls | Mapping[tuple[Channel, str], int]) -> dict[str, dict[str, int]]:
-    grouped: dict[str, dict[str, int]] = {}
-    for (channel, kind), count in counts.items():
-        grouped.setdefault(channel, {})[kind] = count
-    return grouped
+def _aligned(table: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
+    """Return the lines of a table, whose first columns are aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:left], widths, strict=False)]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[left:], widths[left:], strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
-def _table(found: DayStats) -> Iterator[str]:
-    begun, ended = sum(found.started.values()), sum(found.ended.values())
-    answered = sum(count for (_, status), count in found.ended.items() if status is CallStatus.COMPLETED)
-    unconfirmed = sum(count for (_, status), count in found.placed.items() if status is CallStatus.UNCONFIRMED)
+def _write_csv(found: Stats) -> None:
+    """Write a line for each row, or one for all calls; decimals have a point, and conversion is a share of 1."""
+    names = [name for name in CallFigures.model_fields if name != "spend_rub"]
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow([*found.by, *names, "spend_rub"])
+    for group, counts in sorted(found.rows.items()) if found.by else [((), found.total)]:
+        figures = CallFigures.of(counts)
+        out.writerow([*group, *(figures[name] for name in names), counts.spend_rub])
+
+
+def _title(found: Stats) -> str:
+    period = found.period
+    days = f"{period.first}" if period.first == period.last else f"{period.first} to {period.last}"
+    return f"{days} ({period.zone})"
+
+
+def _rows(found: Stats) -> Iterator[str]:
+    """Return a table: a row for each group, their sum, and the fall of the balance."""
+    groups = [[*group, *_cells(counts)] for group, counts in sorted(found.rows.items())]
+    total = ["total", *[""] * (len(found.by) - 1), *_cells(found.total)]
+    table = [[*found.by, *_COLUMNS], *groups, total]
+    yield _title(found)
+    yield from _aligned(table, left=len(found.by))
+    yield _balance(found)
+
+
+def _cells(counts: CallCounts) -> Sequence[str]:
+    calls = (counts["asked"], counts.placed, counts.answered, counts["verified"])
+    return [*map(str, calls), _share(counts["verified"], counts.placed), str(counts.spend_rub)]
+
+
+def _overview(found: Stats) -> Iterator[str]:
+    total, others = found.total, found.others
+    ended = total.answered + total.unanswered
     refusals = Counter[str]()
     for (_, kind), count in found.refused.items():
         refusals[kind] += count
-    yield f"{found.day} (UTC)"
-    yield f"verifications  {begun:>7}   verified {found.verified} ({_share(found.verified, begun)})"
-    yield f"calls placed   {found.calls:>7}   unconfirmed {unconfirmed}"
-    yield f"calls ended    {ended:>7}   answered {answered} ({_share(answered, ended)})"
+    yield _title(found)
+    verified, started = total["verified"], total["started"]
+    yield f"verifications  {started:>7}   verified {verified} ({_share(verified, started)})"
+    yield f"calls placed   {total.placed:>7}   of {total['asked']} asked, unconfirmed {total['unconfirmed']}"
+    yield f"calls ended    {ended:>7}   answered {total.answered} ({_share(total.answered, ended)})"
     yield f"calls refused  {refusals.total():>7}   {_list(refusals)}"
     yield f"limits hit     {sum(found.limits.values()):>7}   {_list(found.limits)}"
-    yield f"wrong codes    {found.wrong:>7}   locked {found.locked}, canceled {found.canceled}"
-    yield f"spend          {found.spend_rub:>7}   RUB, each call at CALL_PRICE_RUB"
+    yield f"wrong codes    {others['wrong']:>7}   locked {others['locked']}, canceled {others['canceled']}"
+    yield f"spend          {total.spend_rub:>7}   RUB, by CALL_PRICE_RUB and the prices after it"
+    yield _balance(found)
+
+
+def _balance(found: Stats) -> str:
+    fall, rise = to_rub(found.others["balance_fall"]), to_rub(found.others["balance_rise"])
+    return f"balance fell   {fall:>7}   RUB" + (f", and rose by {rise}" if rise else "")
 
 
 def _share(part: int, whole: int) -> str:

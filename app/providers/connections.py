@@ -237,8 +237,13 @@ class _Connection(asyncio.Protocol):
 
 def _write(request: httpx.Request) -> bytes:
     """Return a request as it is sent. Raise ValueError if its head would be read as another."""
-    target = b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)
-    lines = [target, *(b"%b: %b" % field for field in request.headers.raw)]
+    lines = [
+        b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path),
+        b"Host: %b" % request.url.netloc,
+        *[b"%b: %b" % field for field in request.headers.raw],
+    ]
+    if request.content:
+        lines.append(b"Content-Length: %d" % len(request.content))
     head = b"\r\n".join(lines)
     if len(head.splitlines()) != len(lines):
         raise ValueError("a line break in the head of a request")

@@ -8,8 +8,8 @@ from typing import Self
 from app.sandbox.numbers import MagicNumber, NetworkStatus, Timeline
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
-from app.verification.routing import operator_of
 
 REVERSE_CALL_SECONDS = 300.0  # how long a reverse call may be dialled
 

@@ -22,8 +22,8 @@ from app.sandbox.provider_callbacks import open_callback_sender
 from app.sandbox.server import HANG_UP
 from app.verification.channels import Channel
 from app.verification.model import Lang
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
-from app.verification.routing import operator_of
 
 ACCOUNT_TOKEN = "sandbox-token-that-opens-nothing"  # noqa: S105 - in the list of accounts, where Plusofon has its own
 

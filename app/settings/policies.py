@@ -1,11 +1,13 @@
-"""Makes the rules of verifications from the settings: the default ones and those of each client."""
+"""Makes the rules of verifications from the settings, the default ones and those of each client, and the prices."""
 
 from dataclasses import replace
 from datetime import timedelta
 
 from app.settings.clients import ClientSettings
 from app.settings.settings import Settings
+from app.verification.channels import Channel
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
+from app.verification.stats import CallPrices
 
 _MINUTE = timedelta(minutes=1)
 _FAILED_CHECKS_A_DAY = {4: 15, 5: 30, 6: 50}  # by the length of a code: guessed in a day with less than 0.2 %
@@ -15,6 +17,13 @@ def make_policies(settings: Settings) -> Policies:
     """Make the default rules, and those of the clients with settings of their own."""
     default = _default_policy(settings)
     return Policies(default, {name: _client_policy(own, default) for name, own in settings.clients.items()})
+
+
+def make_prices(settings: Settings) -> CallPrices:
+    """Make the prices of calls; where a channel has none of its own, those of any answered call."""
+    call = settings.call
+    answered = dict.fromkeys(Channel, call.price_rub) | dict(call.prices_rub)
+    return CallPrices(answered=answered, unanswered=answered | dict(call.unanswered_prices_rub))
 
 
 def _default_policy(settings: Settings) -> Policy:

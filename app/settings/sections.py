@@ -137,13 +137,21 @@ class CodeSettings(_Section):
 
 
 class CallSettings(_Section):
-    """How often one phone is called. The price is used for statistics only."""
+    """How often one phone is called. The prices are used for statistics only."""
 
     limit: int = Field(3, ge=1, le=10)
-    price_rub: Annotated[Decimal, Field(ge=0, le=1000, decimal_places=2)] = Decimal(3)
+    price_rub: validators.Price = Decimal(3)
+    prices_rub: validators.ChannelPrices = []
+    unanswered_prices_rub: validators.ChannelPrices = []
     cooldowns_seconds: Annotated[
         list[Annotated[int, Field(ge=0, le=3600)]], validators.CommaSeparated, Field(min_length=1, max_length=10)
     ] = [60, 120, 300]
+
+
+class StatsSettings(_Section):
+    """The statistics: the time zone of their days."""
+
+    timezone: validators.TimeZone = "UTC"
 
 
 class CheckSettings(_Section):
@@ -203,6 +211,12 @@ class LogSettings(_Section):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], validators.AnyCase] = "info"
     format: Annotated[Literal["auto", "json", "console"], validators.AnyCase] = "auto"
+
+
+class JournalSettings(_Section):
+    """How long attempts can be found; 0: there is no journal."""
+
+    days: int = Field(30, ge=0, le=366)
 
 
 class SandboxSettings(_Section):

@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     phone: sections.PhoneSettings = sections.PhoneSettings()
     limit: sections.LimitSettings = sections.LimitSettings()
     guard: sections.GuardSettings = sections.GuardSettings()
+    stats: sections.StatsSettings = sections.StatsSettings()
     log: sections.LogSettings = sections.LogSettings()
+    journal: sections.JournalSettings = sections.JournalSettings()
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     sandbox: sections.SandboxSettings = sections.SandboxSettings()
     clients: Annotated[dict[str, ClientSettings], validators.FromJson] = {}

@@ -25,6 +25,7 @@ from app.tokens import read_keys
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import Phone, parse_phone
+from app.verification.stats import parse_zone
 from app.verification.test_numbers import TestNumber
 
 CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -145,6 +146,18 @@ def _parse_operator_channel(value: object) -> tuple[str, Channel]:
     return operator, Channel(channel)
 
 
+def _parse_channel_price(value: object) -> tuple[Channel, Decimal]:
+    channel, _, price = str(value).partition(":")
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})?", price) or channel not in set(Channel):
+        raise ValueError("must be channel:price, as in flash_call:0.60, in RUB with at most four decimals")
+    return Channel(channel), Decimal(price)
+
+
+def _check_time_zone(name: str) -> str:
+    parse_zone(name)
+    return name
+
+
 def _parse_relay_channel(value: object) -> Channel:
     """Parse the name of a channel with a code: a relay is sent one."""
     names = [channel.value for channel in Channel if channel.rules.has_code]
@@ -195,6 +208,11 @@ TokenKeys = Annotated[SecretStr, _secret(read_keys)]
 HeaderToken = Annotated[SecretStr, _matches(r"[!-~]*", "must be printable ASCII without spaces")]
 TestNumbers = Annotated[list[Annotated[tuple[Phone, TestNumber], PlainValidator(_parse_test_number)]], CommaSeparated]
 RelayChannels = Annotated[list[Annotated[Channel, PlainValidator(_parse_relay_channel)]], CommaSeparated]
+Price = Annotated[Decimal, Field(ge=0, le=1000, decimal_places=4)]  # RUB
+TimeZone = Annotated[str, AfterValidator(_check_time_zone)]
+ChannelPrices = Annotated[
+    list[Annotated[tuple[Channel, Decimal], PlainValidator(_parse_channel_price)]], CommaSeparated
+]
 OperatorChannels = Annotated[
     list[Annotated[tuple[str, Channel], PlainValidator(_parse_operator_channel)]], CommaSeparated
 ]

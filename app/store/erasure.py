@@ -10,10 +10,11 @@ minutes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.store.attempts import RedisAttempts
 from app.store.call_following import RedisCallQueue
 from app.store.layout import PhoneName, RecordName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import DEAD, LETTERS, outbox_key, retries_key
+from app.store.webhooks import DEAD, DEAD_EVENTS, outbox_key, retries_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 
@@ -33,9 +34,10 @@ class Erased:
     calls: int
     events: int
     answers: int
+    attempts: int
 
     def __bool__(self) -> bool:
-        return self != Erased(phone=False, verifications=0, calls=0, events=0, answers=0)
+        return self != Erased(phone=False, verifications=0, calls=0, events=0, answers=0, attempts=0)
 
 
 class RedisPhoneEraser:
@@ -44,8 +46,9 @@ class RedisPhoneEraser:
     ``phone_key`` is that of ``RedisVerificationStore``.
     """
 
-    def __init__(self, runner: ScriptRunner, *, phone_key: bytes) -> None:
+    def __init__(self, runner: ScriptRunner, attempts: RedisAttempts, *, phone_key: bytes) -> None:
         self._runner = runner
+        self._attempts = attempts
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
 
@@ -57,7 +60,7 @@ class RedisPhoneEraser:
         digits = phone.e164.removeprefix("+")
         events = await self._walk(EVENTS, [outbox_key(name.bucket)], digits)
         events += await self._walk(EVENTS, [retries_key(name.bucket)], digits)
-        events += await self._walk(DEAD_LETTERS, [LETTERS, DEAD], digits)
+        events += await self._walk(DEAD_LETTERS, [DEAD_EVENTS, DEAD], digits)
         texts: list[Argument] = [phone.e164, *(record.verification_id for record in records)]
         answers = sum([await self._runner.run(ANSWER, [key], texts) async for key in self._runner.scan("{i:*}")])
         known = await self._runner.run(PHONE, [name.key], [])
@@ -68,6 +71,7 @@ class RedisPhoneEraser:
             calls=calls + late_calls,
             events=events,
             answers=answers,
+            attempts=await self._attempts.erase(phone),
         )
 
     async def _erase_records(self, name: PhoneName) -> tuple[list[RecordName], int]:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from app.store.cluster import Cluster, Topology
+from app.store.connection import AnyRedis, nodes_of
 from app.store.failures import name_of, reason_of
 from app.store.layout import PREFIX, changes_channel, with_version
 from app.store.sentinel import ask_sentinel
@@ -86,6 +87,14 @@ async def examine_sentinel(sentinel: Redis, name: str, *, timeout: float) -> Sen
         replicas={(replica["ip"], replica["port"]): replica["master-link-status"] == "ok" for replica in replicas},
         has_quorum=has_quorum,
     )
+
+
+async def count_confirming_replicas(redis: AnyRedis, *, wanted: int, timeout: float) -> int:  # noqa: ASYNC109 - as above
+    """Return how many replicas answer ``WAIT``, of the primary that has the fewest. Raises RedisUnreachable."""
+    async with _reaching(timeout):
+        nodes = await nodes_of(redis)
+        counts: list[int] = await asyncio.gather(*(_ask(node, "WAIT", wanted, int(timeout * 500)) for node in nodes))
+    return min(counts)
 
 
 async def examine_cluster(cluster: Cluster, *, timeout: float) -> Topology:  # noqa: ASYNC109 - as above

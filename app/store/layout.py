@@ -15,7 +15,8 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import UTC, datetime, timedelta
+from base64 import urlsafe_b64encode
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from math import ceil
 from typing import Self
@@ -42,7 +43,7 @@ def changes_channel(prefix: str) -> str:
     return f"{with_version(prefix)}:changes"
 
 
-@lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
+@lru_cache(maxsize=1024)  # a start needs that of its phone twice
 def keyed_digest(key: bytes, text: str) -> str:
     """Return the HMAC-SHA256 of a text, in hex."""
     return hmac.digest(key, text.encode(), hashlib.sha256).hex()
@@ -95,10 +96,21 @@ class PhoneName:
         return RecordName(self.bucket, secrets.token_hex(_RANDOM_BYTES))
 
 
+def name_journal(bucket: str) -> str:
+    """Return the key of the journal of attempts of a bucket."""
+    return f"{{{bucket}}}:j"
+
+
+def name_refused_starts(bucket: str, day: date) -> str:
+    """Return the key of the starts of a bucket that limits refused on a day (UTC)."""
+    return f"{{{bucket}}}:refused:{day:%Y%m%d}"
+
+
+@lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
 def name_limit(key: bytes, limit: str, subject: str) -> str:
     """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
-    digest = keyed_digest(key, f"{limit}\0{subject}")
-    return f"{{l:{digest[:20]}}}"
+    digest = hmac.digest(key, f"{limit}\0{subject}".encode(), hashlib.sha256)
+    return f"{{l:{urlsafe_b64encode(digest[:9]).decode()}}}"
 
 
 def name_block(limit: str) -> str:
@@ -128,6 +140,7 @@ class RecordField:
     IS_DIALLED = "i"  # it has no code: the person dials a number
     IS_FOLLOWED = "f"  # an event stream follows it, or did
     IS_ANNOUNCED = "e"  # the client's webhook has its verification.created
+    IS_IN_JOURNAL = "k"  # its attempts are
 
 
 class CallField:

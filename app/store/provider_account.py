@@ -31,6 +31,7 @@ class RedisBalanceCache:
             return CachedBalance(is_reader=bool(is_reader))
         return CachedBalance(rub=Decimal(rub.decode()), age=timedelta(milliseconds=int(age)), is_reader=bool(is_reader))
 
-    async def write(self, rub: Decimal) -> None:
-        """Store a balance that was just read."""
-        await self._runner.run(WRITE, [_KEY], [str(rub), ms(_MEMORY)])
+    async def write(self, rub: Decimal) -> Decimal | None:
+        """Store a balance that was just read, and return the one before."""
+        before = await self._runner.run(WRITE, [_KEY], [str(rub), ms(_MEMORY)])
+        return Decimal(before.decode()) if before else None

@@ -27,7 +27,7 @@ Waited = Callable[[str, float], None]
 _SCANNED_AT_ONCE = 1000  # keys: bounds how long a SCAN blocks Redis
 _PROBED_EVERY = 1.0  # seconds
 _SHARED = (
-    *("common", "webhooks/outbox", "verification/record", "verification/log"),
+    *("common", "webhooks/outbox", "attempts/journal", "verification/record", "verification/log"),
     *("limits/window", "fraud_guard/conversions"),
 )
 _FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")

@@ -17,6 +17,7 @@ from app.store.layout import (
     from_ms,
     keyed_digest,
     ms,
+    name_journal,
     name_limit,
     seconds,
 )
@@ -28,6 +29,7 @@ from app.verification.errors import (
     CodeNotExpected,
     CodeRequired,
     CodeTooShortOrLong,
+    ProviderError,
     RateLimited,
     StoreUnavailable,
     VerificationAlreadyCanceled,
@@ -77,7 +79,8 @@ class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
     Webhook events are written to ``outbox`` by the same script as the change. ``limits``, with the same
-    ``phone_key``, are those of failed checks; on one server the scripts count these themselves.
+    ``phone_key``, are those of failed checks; on one server the scripts count these themselves. Attempts are
+    in the journal for ``journal_kept``; 0: there is none.
     """
 
     def __init__(
@@ -87,9 +90,11 @@ class RedisVerificationStore:
         phone_key: bytes,
         outbox: RedisOutbox | None = None,
         limits: RateLimiter | None = None,
+        journal_kept: timedelta = timedelta(),
     ) -> None:
         self._runner = runner
         self._phone_key = phone_key
+        self._journal_kept = ms(journal_kept)
         self._limits = limits
         self._outbox = outbox or RedisOutbox(runner)
 
@@ -108,7 +113,7 @@ class RedisVerificationStore:
     async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        keys = [phone.key, record.key, *self._outbox.keys_for(call.client, phone.bucket)]
+        keys = [phone.key, record.key, name_journal(phone.bucket), *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
         checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
         verification = _verification(record, *stored, checks_left=checks_left)
@@ -136,12 +141,20 @@ class RedisVerificationStore:
         return Confirmation(reply.decode())
 
     async def refund(
-        self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self,
+        call_id: CallId,
+        *,
+        phone: Phone,
+        client: str,
+        policy: Policy,
+        token: str | None = None,
+        error: ProviderError | None = None,
     ) -> bool:
         """Refund a call that did not happen."""
         name = self._name(phone)
         keys = [name.key, _record(call_id.verification_id).key]
-        arguments: list[Argument] = [call_id.call_number, ms(policy.lifetime), token or ""]
+        refusal = (error.kind, error.reason) if error else ("", "")
+        arguments: list[Argument] = [call_id.call_number, ms(policy.lifetime), token or "", *refusal]
         return bool(await self._change(REFUND, keys, arguments, name.bucket, client))
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
@@ -177,6 +190,7 @@ class RedisVerificationStore:
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
+            self._journal_kept,
             *_policy_arguments(policy, test=call.test),
         ]
 
@@ -236,10 +250,10 @@ class RedisVerificationStore:
     async def _change(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], bucket: str, client: str
     ) -> Any:  # noqa: ANN401 - as run
-        """Run a script that may add an event of ``client`` to the outbox of ``bucket``."""
+        """Run a script that may add to the journal of ``bucket``, and an event of ``client`` to its outbox."""
         outbox = self._outbox.keys_for(client, bucket)
         try:
-            return await self._runner.run(script, [*keys, *outbox], arguments)
+            return await self._runner.run(script, [*keys, name_journal(bucket), *outbox], arguments)
         finally:
             if outbox:
                 self._outbox.note_change(bucket)  # also if the reply is lost
@@ -250,11 +264,12 @@ def _check_outcome(
 ) -> CheckOutcome:
     match outcome:
         case b"verified" | b"verified_again":
-            purpose, digits, test = facts
+            purpose, digits, channel, test = facts
             return CheckPassed(
                 verification_id=verification_id,
                 purpose=purpose.decode(),
                 phone=_phone(digits.decode()),
+                channel=Channel(channel.decode()),
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
@@ -324,18 +339,18 @@ def _verification(
 ) -> Verification:
     fields = from_json(record)
     calls = tuple(_calls(fields))
-    latest = calls[-1].call_number if calls else ""  # without any call, the record itself has its channel
-    resend_at = fields.get(RecordField.RESEND_AT)
+    latest = calls[-1] if calls else None  # without any call, the record itself has its channel
+    status, resend_at = fields.get(RecordField.STATUS), fields.get(RecordField.RESEND_AT)
     if checks_left is None:
         checks_left = int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0))
     return Verification(
         id=name.verification_id,
         client=fields[RecordField.CLIENT],
         purpose=fields[RecordField.PURPOSE],
-        channel=Channel(fields[f"{RecordField.CHANNEL}{latest}"]),
+        channel=latest.channel if latest else Channel(fields[RecordField.CHANNEL]),
         phone=_phone(fields[RecordField.PHONE]),
-        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest}"]) or None,
-        stored_status=Status(fields.get(RecordField.STATUS, Status.PENDING)),
+        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest.call_number if latest else ''}"]) or None,
+        stored_status=Status(status) if status else Status.PENDING,
         calls_placed=len(calls),
         calls_left=int(fields[RecordField.CALLS_LEFT]),
         checks_left=checks_left,

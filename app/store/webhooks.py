@@ -14,13 +14,26 @@ from app.verification.webhooks import DeadLetter, Delivery, Event
 
 log = logging.getLogger(__name__)
 
-LEASE, TAKE, RELEASE, DONE, RETRY, BURY, LIST_DEAD, DELETE_DEAD, RESEND, BACKLOG = (
+LEASE, TAKE, RELEASE, DONE, RETRY, ADD_DEAD, LIST_DEAD, DELETE_DEAD, RESEND, BACKLOG = (
     Script("webhooks", name)
-    for name in ("lease", "take", "release", "done", "retry", "bury", "dead", "delete_dead", "resend", "backlog")
+    for name in (
+        "lease",
+        "take",
+        "release",
+        "done",
+        "retry",
+        "add_dead",
+        "list_dead",
+        "delete_dead",
+        "resend",
+        "backlog",
+    )
 )
 
-DUE, SWEPT, WAITING, DEAD, LETTERS = (f"{{webhooks}}:{name}" for name in ("due", "swept", "waiting", "dead", "letters"))
-_LEASE = timedelta(seconds=10)  # longer than a look takes, even in vain
+DUE, SWEPT, WAITING, DEAD, DEAD_EVENTS = (
+    f"{{webhooks}}:{name}" for name in ("due", "swept", "waiting", "dead", "dead_events")
+)
+_LEASE = timedelta(seconds=10)  # longer than it takes to take their events, even in vain
 _MOST_BUCKETS = 256  # at once
 _MOST_NEW, _MOST_RETRIES = 64, 64  # of each of the 4,096 buckets; of some 300 bytes
 _DEAD_KEPT = timedelta(days=30)
@@ -70,11 +83,11 @@ class RedisOutbox:
         return [outbox_key(bucket)] if client in self._clients else []
 
     def note_change(self, bucket: str) -> None:
-        """Have a bucket looked at: a script may have added an event, or changed when one is due."""
+        """Make a bucket due: a script may have added an event, or changed when one is due."""
         self._changed.add(bucket)
 
     async def flush(self) -> None:
-        """Write which buckets changed, so that another worker looks at them."""
+        """Write which buckets changed, so that another worker takes their events."""
         if self._changed:
             await self._lease(0)
 
@@ -82,34 +95,34 @@ class RedisOutbox:
         """Take events; with a ``count`` of 0, leave those of this worker's own changes to others."""
         leased_until, buckets = await self._lease(min(count, _MOST_BUCKETS))
         taken: list[Delivery] = []
-        looks: dict[str, tuple[bytes, int]] = {}
+        states: dict[str, tuple[bytes, int]] = {}
         of_bucket: Counter[str] = Counter()
         errors: list[StoreUnavailable] = []
-        # Each bucket gives its share; those that may have more are looked at again, until there is no room.
+        # Each bucket gives its share, and those that may have more another one, until there is no room.
         while buckets and (share := (count - len(taken)) // len(buckets)):
-            replies = await asyncio.gather(*[self._look(bucket, share) for bucket in buckets], return_exceptions=True)
+            replies = await asyncio.gather(*[self._take_from(it, share) for it in buckets], return_exceptions=True)
             full = []
             for bucket, reply in zip(buckets, replies, strict=True):
                 if isinstance(reply, StoreUnavailable):  # another node's: it is due again after the lease
                     errors.append(reply)
-                    looks.pop(bucket, None)
+                    states.pop(bucket, None)
                 elif isinstance(reply, BaseException):
                     raise reply
                 else:
                     next_due, waiting, deliveries, is_full = reply
-                    looks[bucket] = next_due, waiting - of_bucket[bucket]
+                    states[bucket] = next_due, waiting - of_bucket[bucket]
                     of_bucket[bucket] += len(deliveries)
                     taken += deliveries
                     if is_full:
                         full.append(bucket)
             buckets = full
-        if looks:
-            arguments = [fact for bucket, look in looks.items() for fact in (bucket, *look)]
+        if states:
+            arguments = [fact for bucket, state in states.items() for fact in (bucket, *state)]
             try:
                 await self._runner.run(RELEASE, [DUE, WAITING], [leased_until, *arguments])
             except StoreUnavailable as error:
                 errors.append(error)
-        if errors and not looks:
+        if errors and not states:
             raise errors[0]
         return taken
 
@@ -127,15 +140,15 @@ class RedisOutbox:
         if outcome != b"dead":
             return True
         dead_letter: list[Argument] = [delivery.event.id, failed, self._most_dead, ms(_DEAD_KEPT)]
-        await self._runner.run(BURY, [DEAD, LETTERS], dead_letter)
+        await self._runner.run(ADD_DEAD, [DEAD, DEAD_EVENTS], dead_letter)
         if not await self._delete(bucket, failed):  # it was erased meanwhile, or another worker has it by now
-            await self._runner.run(DELETE_DEAD, [DEAD, LETTERS], [delivery.event.id])
+            await self._runner.run(DELETE_DEAD, [DEAD, DEAD_EVENTS], [delivery.event.id])
         return False
 
     async def gauges(self) -> Mapping[str, float]:
         """Return how delivery stands, for the metrics. Raises StoreUnavailable.
 
-        The lag is how long an event is overdue that no worker looks at; a pause before a retry does not count.
+        The lag is how long a bucket is overdue; a pause before a retry does not count.
         """
         lag, waiting, dead = await self._runner.run(BACKLOG, [DUE, WAITING, DEAD], [ms(_DEAD_KEPT)])
         return {"webhook_lag_seconds": lag / 1000, "webhooks_pending": waiting, "webhooks_dead": dead}
@@ -144,7 +157,7 @@ class RedisOutbox:
         """List the dead letters."""
         found: list[Sequence[bytes]] = []
         while len(found) % _DEAD_PAGE == 0:
-            page = await self._runner.run(LIST_DEAD, [DEAD, LETTERS], [ms(_DEAD_KEPT), len(found), _DEAD_PAGE])
+            page = await self._runner.run(LIST_DEAD, [DEAD, DEAD_EVENTS], [ms(_DEAD_KEPT), len(found), _DEAD_PAGE])
             if not page:
                 break
             found += page
@@ -167,7 +180,7 @@ class RedisOutbox:
         for letter in letters:
             bucket = _bucket(letter.event)
             await self._change(RESEND, retries_key(bucket), [_text(Delivery(event=letter.event))], bucket)
-            count += await self._runner.run(DELETE_DEAD, [DEAD, LETTERS], [letter.event.id])
+            count += await self._runner.run(DELETE_DEAD, [DEAD, DEAD_EVENTS], [letter.event.id])
         await self.flush()
         return count
 
@@ -181,7 +194,7 @@ class RedisOutbox:
             raise
         return until, [bucket.decode() for bucket in buckets]
 
-    async def _look(self, bucket: str, most: int) -> tuple[bytes, int, list[Delivery], bool]:
+    async def _take_from(self, bucket: str, most: int) -> tuple[bytes, int, list[Delivery], bool]:
         """Take events of a bucket; return when the next is due, how many others wait, them, and if there were ``most``.
 
         Also those that were taken before, and are not settled yet, wait.
@@ -205,7 +218,7 @@ class RedisOutbox:
         return bool(await self._runner.run(DONE, [retries_key(bucket)], [text]))
 
     async def _change(self, script: Script, key: str, arguments: Sequence[Argument], bucket: str) -> bytes:
-        """Run a script after which an event of a bucket is due earlier than the last look has found."""
+        """Run a script after which a bucket may be due earlier than before."""
         try:
             reply: bytes = await self._runner.run(script, [key], arguments)
         finally:

@@ -27,8 +27,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where the library shares series 
 _REFRESHED_EVERY = timedelta(seconds=1)
 _FILE = re.compile(r"(?:counter|histogram|gauge_[a-z]+)_([0-9]+)\.db")
 
-Gauges = Mapping[str, float | Decimal | Mapping[str, float] | None]
-"""Some of ``GAUGES`` by name; None while a number is unknown. A gauge of several nodes has a number for each."""
+Gauges = Mapping[str, float | Decimal | Mapping[str, float | Decimal] | None]
+"""Some of ``GAUGES`` by name; None while a number is unknown. Those of ``GAUGE_LABELS`` may have several numbers."""
 ReadGauges = Callable[[], Awaitable[Gauges]]
 """May raise StoreUnavailable or ProviderError."""
 
@@ -37,8 +37,10 @@ GAUGES: Mapping[str, str] = {
     "balance_rub": "Balance at the provider; absent while unknown.",
     "balance_minimum_rub": "Balance below which no call is placed.",
     "balance_warning_rub": "Balance below which somebody should top up.",
-    "spend_today_rub": "Estimated cost of the calls placed since midnight UTC.",
-    "calls_today": "Calls placed since midnight UTC, unconfirmed ones among them.",
+    "spend_today_rub": "Estimated cost of the calls since midnight.",
+    "client_spend_today_rub": "Estimated cost of the calls of each client since midnight.",
+    "balance_fall_today_rub": "By how much the balance at the provider fell since midnight, between two reads.",
+    "calls_today": "Calls placed since midnight, unconfirmed ones among them.",
     "call_budget": "Calls that everybody together may place in 24 hours.",
     "call_budget_used": "Calls of the last 24 hours that count against the budget.",
     "fraud_blocks": "Ranges of numbers that the fraud guard blocks now.",
@@ -48,6 +50,9 @@ GAUGES: Mapping[str, str] = {
     "webhooks_dead": "Events that were given up.",
 }
 """The gauges that are the same whichever worker is asked, with their descriptions."""
+
+GAUGE_LABELS: Mapping[str, str] = {"store_up": "node", "client_spend_today_rub": "client"}
+"""The label of gauges that may have several numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +98,12 @@ class _Collected(Collector):
         return self._metrics
 
 
-def _gauge(name: str, number: float | Decimal | Mapping[str, float]) -> Metric:
+def _gauge(name: str, number: float | Decimal | Mapping[str, float | Decimal]) -> Metric:
     if not isinstance(number, Mapping):
         return GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], float(number))
-    gauge = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=["node"])
-    for node, of_node in number.items():
-        gauge.add_metric([node], of_node)
+    gauge = GaugeMetricFamily(f"{NAMESPACE}_{name}", GAUGES[name], labels=[GAUGE_LABELS[name]])
+    for label, of_label in number.items():
+        gauge.add_metric([label], float(of_label))
     return gauge
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import structlog
 from pydantic_core import to_json
@@ -108,7 +108,11 @@ def configure_logging(*, level: str, style: str) -> None:
 def disable_logging() -> None:
     """Log nothing: commands report their failures themselves."""
     logging.disable()
-    structlog.configure(wrapper_class=_EventLogger)
+    structlog.configure(processors=[_drop])
+
+
+def _drop(*_: object) -> NoReturn:
+    raise structlog.DropEvent
 
 
 class _EventLogger(structlog.BoundLoggerBase):
@@ -119,8 +123,8 @@ class _EventLogger(structlog.BoundLoggerBase):
 
     def log(self, level: int, event: str, **fields: object) -> None:
         if logging.root.isEnabledFor(level):
-            line = {"event": event, "level": _LEVELS[level], "timestamp": datetime.now(UTC)}
-            self._logger.write_later({**log_context.bound(), **fields, **line})
+            line = {"timestamp": datetime.now(UTC), "level": _LEVELS[level], "event": event}
+            self._logger.write_later({**line, **log_context.bound(), **fields})
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:

@@ -1,7 +1,7 @@
 """Counters and timings for Prometheus; every label has few possible values, whatever a caller sends."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from typing import ClassVar
 
@@ -13,15 +13,18 @@ from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
-    CodeChecked,
+    CodeRejected,
     DomainEvent,
     LimitHit,
+    Segment,
     UnknownCallStatus,
     VerificationCanceled,
     VerificationStarted,
+    VerificationSucceeded,
 )
 from app.verification.errors import REFUSAL_KINDS
 from app.verification.model import CallStatus, Status
+from app.verification.stats import CallCounts
 
 # The moment at which each series began would double the number of series.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
@@ -64,6 +67,8 @@ class _SharedValue(values.MultiProcessValue()):  # type: ignore[misc] # the libr
 values.ValueClass = _SharedValue if IS_SHARED else _OwnValue
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_MOST_CLIENTS, _MOST_OPERATORS = 50, 20
+_OPERATORS = ("mts", "megafon", "beeline", "t2", "unknown")  # whose series begin at once
 _CIRCUIT_STATES = ("closed", "half_open", "open")
 
 # In seconds. A check takes one round trip to Redis; a start also waits for the provider, up to 10 s.
@@ -72,10 +77,38 @@ _PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15)
 _STORE_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 
 
-class Metrics:
-    """The series of one process. Its methods take a few microseconds and raise nothing."""
+class _CallsBy:
+    """Counters of calls by one more label, whose values come from outside: the first ``most``, and ``other``."""
 
-    def __init__(self) -> None:
+    def __init__(self, counter: Counter, *, most: int, known: Iterable[str]) -> None:
+        self._counter = counter
+        self._most = most
+        self._names: set[str] = set()
+        for name in known:
+            self.add(name, CallCounts())
+
+    def add(self, name: str, counts: CallCounts) -> None:
+        if len(self._names) < self._most:
+            self._names.add(name)
+        name = name if name in self._names else "other"
+        for event, count in (
+            ("asked", counts["asked"]),
+            ("placed", counts.placed),
+            ("answered", counts.answered),
+            ("unanswered", counts.unanswered),
+            ("verified", counts["verified"]),
+        ):
+            # A counter never falls, though a call that was never placed is taken off the counts.
+            self._counter.labels(name, event).inc(max(0, count))
+
+
+class Metrics:
+    """The series of one process. Its methods take a few microseconds and raise nothing.
+
+    ``clients`` are those whose series begin at once.
+    """
+
+    def __init__(self, clients: Iterable[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         if not IS_SHARED:  # else it would be that of the one worker that is asked
             ProcessCollector(registry=registry)
@@ -116,6 +149,11 @@ class Metrics:
         self._events_dropped = counter("webhook_events_dropped", "Webhook events dropped because too many waited.")
         self._limits = counter("limits_hit", "Starts and checks that a limit refused.", ("limit",))
 
+        client_calls = counter("client_calls", "Calls by client.", ("client", "event"))
+        operator_calls = counter("operator_calls", "Calls by operator of the phone.", ("operator", "event"))
+        self._by_client = _CallsBy(client_calls, most=_MOST_CLIENTS, known=clients)
+        self._by_operator = _CallsBy(operator_calls, most=_MOST_OPERATORS, known=_OPERATORS)
+
         self._circuits = sum_gauge(
             "circuit_state", "Workers whose circuit to the provider is in this state.", ("circuit", "state")
         )
@@ -144,25 +182,32 @@ class Metrics:
     def observe(self, event: DomainEvent) -> None:  # noqa: C901 - a table, written as a match
         """Count a domain event; a ``Publish``."""
         match event:
-            case CodeChecked(status):
-                if status is not Status.VERIFIED:
-                    self._wrong.inc()
-                if status is not Status.PENDING:
+            case VerificationSucceeded():
+                self._ended.labels(Status.VERIFIED).inc()
+            case CodeRejected(status):
+                self._wrong.inc()
+                if status is Status.LOCKED:
                     self._ended.labels(status).inc()
-            case VerificationStarted(channel):
-                self._started.labels(channel).inc()
-            case CallPlaced(channel, status):
-                self._placed.labels(channel, status).inc()
+            case VerificationStarted(segment):
+                self._started.labels(segment.channel).inc()
+            case CallPlaced(segment, status):
+                self._placed.labels(segment.channel, status).inc()
             case UnknownCallStatus(channel):
                 self._unknown.labels(channel).inc()
-            case CallEnded(channel, status):
-                self._over.labels(channel, status).inc()
+            case CallEnded(segment, status):
+                self._over.labels(segment.channel, status).inc()
             case CallRefused(channel, error):
                 self._refused.labels(channel, error.kind).inc()
             case LimitHit(name):
                 self._limits.labels(name).inc()
             case VerificationCanceled():
                 self._ended.labels(Status.CANCELED).inc()
+
+    def count_calls(self, calls: Mapping[Segment, CallCounts]) -> None:
+        """Count calls by client and by operator: once a second, because each call would have eight series more."""
+        for segment, counts in calls.items():
+            self._by_client.add(segment.client, counts)
+            self._by_operator.add(segment.operator, counts)
 
     def request_handled(self, method: str, route: str | None, status: int, outcome: str, seconds: float) -> None:
         """Count a request by its route's template, never by its path; ``outcome`` is a problem's slug, or ``ok``."""

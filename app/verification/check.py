@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from app.verification import log_context
-from app.verification.domain_events import CodeChecked, LimitHit
+from app.verification.domain_events import CodeRejected, LimitHit, Segment, VerificationSucceeded
 from app.verification.errors import CodeRequired, LimitReached
 from app.verification.model import CheckOutcome, CheckPassed, CheckResult, Locked, Verified, Waiting, WrongCode
 from app.verification.ports import CodeCheck, Ports
@@ -85,12 +85,12 @@ class CheckVerification:
             case Waiting():
                 return outcome
             case WrongCode() | Locked():
-                self.ports.publish(CodeChecked(outcome.status))
+                self.ports.publish(CodeRejected(outcome.status))
                 return outcome
             case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
                 log_context.bind(phone=phone.masked)
                 if not (test or outcome.is_repeated):
-                    self.ports.publish(CodeChecked(outcome.status))
+                    self.ports.publish(VerificationSucceeded(Segment.of(request.client, outcome.channel, phone)))
                     self.ports.guard.succeeded(phone, request.client)
                 token = self.ports.tokens.sign(
                     phone=phone, purpose=purpose, verification_id=verification_id, client=request.client, test=test

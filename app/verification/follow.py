@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 
 from app.verification import log_context
-from app.verification.domain_events import CallEnded, UnknownCallStatus
+from app.verification.domain_events import CallEnded, CallNeverPlaced, Segment, UnknownCallStatus
 from app.verification.errors import VerificationNotFound
-from app.verification.model import CallStatus, Verification
+from app.verification.model import Call, CallStatus, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, Confirmation, Ports
 from app.verification.store_requests import best_effort
@@ -43,7 +43,7 @@ class FollowCalls:
                 # the one asked now does not know it.
                 if call.state.status is CallStatus.UNCONFIRMED:
                     log.warning("call.never_placed", extra={"channel": call.channel})
-                    await self._refund(call_id, verification, call.limits_token)
+                    await self._refund(verification, call)
                 return True
             if state.provider_status is not None:
                 ports.publish(UnknownCallStatus(call.channel))
@@ -51,17 +51,21 @@ class FollowCalls:
         except VerificationNotFound:
             return True
         if has_ended:
-            ports.publish(CallEnded(call.channel, state.status))
+            segment = Segment.of(verification.client, call.channel, verification.phone)
+            ports.publish(CallEnded(segment, state.status))
         return state.status.is_final
 
-    async def _refund(self, call_id: CallId, verification: Verification, limits_token: str | None) -> None:
+    async def _refund(self, verification: Verification, call: Call) -> None:
         """Refund a call that was never placed; once, however often it is followed."""
         ports, phone, client = self.ports, verification.phone, verification.client
-        policy = ports.policies.for_client(client)
-        if await ports.store.refund(call_id, phone=phone, client=client, policy=policy) and limits_token:
+        call_id, policy = CallId(verification.id, call.call_number), ports.policies.for_client(client)
+        if not await ports.store.refund(call_id, phone=phone, client=client, policy=policy):
+            return
+        ports.publish(CallNeverPlaced(Segment.of(client, call.channel, phone)))
+        if call.limits_token:
             # Without the end user's address, which is not stored: its limit stays counted for some minutes.
             allowances = tuple(policy.for_calls(client=client, phone=phone, address=None))
-            await best_effort(ports.limits.refund(limits_token, allowances))
+            await best_effort(ports.limits.refund(call.limits_token, allowances))
 
     async def confirm_reverse_call(self, call_id: CallId, *, ref: str, caller: Phone) -> Confirmation:
         """Record the provider's callback that a phone has dialled the number of a reverse call. Idempotent.
@@ -79,7 +83,8 @@ class FollowCalls:
             verification, call_id.call_number, ref=ref, caller=caller, policy=policy
         )
         if confirmation is Confirmation.CONFIRMED:
-            self.ports.publish(CallEnded(verification.channel, CallStatus.COMPLETED))
+            segment = Segment.of(verification.client, verification.channel, verification.phone)
+            self.ports.publish(CallEnded(segment, CallStatus.COMPLETED))
         return confirmation
 
 

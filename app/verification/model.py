@@ -178,7 +178,7 @@ class _Check:
 
 @value
 class CheckPassed(_Check):
-    """The code was right, or the person has made the reverse call.
+    """The code was right, or the person has made the reverse call; ``channel`` is that of the call.
 
     ``is_repeated``: the same request had passed before, and its answer was lost.
     """
@@ -186,6 +186,7 @@ class CheckPassed(_Check):
     status: ClassVar = Status.VERIFIED
     phone: Phone
     purpose: str
+    channel: Channel
     test: bool = False
     is_repeated: bool = False
 

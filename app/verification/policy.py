@@ -14,7 +14,7 @@ from app.verification.values import value
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, for a cache
 class Limit:
     """At most ``count`` events in any window of length ``period``. Clients see its ``name``."""
 

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from app.verification.channels import Channel
 from app.verification.code import CodeDigester
 from app.verification.domain_events import Publish
+from app.verification.errors import ProviderError
 from app.verification.fraud_guard import FraudGuard
 from app.verification.model import (
     CallOutcome,
@@ -153,11 +154,19 @@ class VerificationStore(Protocol):
         """Record that ``caller`` has dialled the number of a reverse call. Idempotent."""
 
     async def refund(
-        self, call_id: CallId, *, phone: Phone, client: str, policy: Policy, token: str | None = None
+        self,
+        call_id: CallId,
+        *,
+        phone: Phone,
+        client: str,
+        policy: Policy,
+        token: str | None = None,
+        error: ProviderError | None = None,
     ) -> bool:
         """Delete a call that was not placed, with its code, counts and cooldown. Return False if it was gone already.
 
-        With a ``token`` only the call of that start is deleted, and only before it is recorded as placed.
+        With a ``token`` only the call of that start is deleted, and only before it is recorded as placed. ``error`` is
+        the provider's refusal, for the journal of attempts.
         """
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:

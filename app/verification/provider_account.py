@@ -10,6 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol
 
+from app.verification.domain_events import BalanceChanged, Publish
 from app.verification.errors import BalanceTooLow, ProviderError
 from app.verification.model import ProviderAccount
 from app.verification.ports import ProviderAccounts
@@ -89,8 +90,8 @@ class BalanceCache(Protocol):
         If it does not ``write`` a balance within a lease, another worker becomes the reader.
         """
 
-    async def write(self, rub: Decimal) -> None:
-        """Store a balance that was just read."""
+    async def write(self, rub: Decimal) -> Decimal | None:
+        """Store a balance that was just read, and return the one before, if it is known."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,8 +141,9 @@ class Balance:
 class BalancePoller:
     """Keeps ``balance`` up to date: one worker of a deployment asks the provider, once in 40 seconds."""
 
-    def __init__(self, accounts: ProviderAccounts, cache: BalanceCache, balance: Balance) -> None:
+    def __init__(self, accounts: ProviderAccounts, cache: BalanceCache, balance: Balance, publish: Publish) -> None:
         self.balance = balance
+        self._publish = publish
         self._accounts = accounts
         self._cache = cache
         self._logged: BalanceLevel | None = None  # none: nothing was known yet
@@ -158,7 +160,9 @@ class BalancePoller:
             if cached.is_reader:
                 rub = await self._accounts.get_balance()
                 self.balance.note(rub)
-                await self._cache.write(rub)
+                before = await self._cache.write(rub)
+                if before is not None and rub != before:
+                    self._publish(BalanceChanged(rub - before))
         except ProviderError as error:
             log.warning("balance.not_read", extra={"kind": error.kind, "reason": error.reason})
             self._logged = self._logged or BalanceLevel.OK  # from here on an unknown balance is logged

@@ -2,24 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from phonenumbers import carrier, parse
-
 from app.verification.channels import Channel
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
 from app.verification.ports import CallHistory
-
-# The prefixes of MTS in the Russian numbering plan, which phonenumbers does not name.
-_MTS = tuple(f"+7{prefix}" for prefix in (*range(910, 920), *range(980, 990)))
-
-
-def operator_of(phone: Phone) -> str | None:
-    """Return the operator that a number range is assigned to: ``mts``, ``beeline``, ``megafon``, ``t2`` or another.
-
-    Numbers are portable, so the subscriber may have moved: what the provider reports takes precedence.
-    """
-    if phone.e164.startswith(_MTS):
-        return "mts"
-    return carrier.name_for_number(parse(phone.e164), "en").lower() or None
 
 
 def route(

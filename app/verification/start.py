@@ -17,7 +17,7 @@ from typing import Any
 from app.verification import log_context
 from app.verification.channels import Channel
 from app.verification.code import make_code
-from app.verification.domain_events import CallPlaced, CallRefused, LimitHit, VerificationStarted
+from app.verification.domain_events import CallAsked, CallPlaced, CallRefused, LimitHit, Segment, VerificationStarted
 from app.verification.errors import (
     LimitReached,
     ProviderError,
@@ -84,10 +84,11 @@ class StartVerification:
             StoreUnavailable: no call was placed; or one was, whose code the provider chose and that is not stored yet.
 
         """
+        start = _Start(self._ports, request, journal or NoJournal())
         try:
-            return await _Start(self._ports, request, journal or NoJournal()).run(self._gate)
+            return await start.run(self._gate)
         except LimitReached as error:
-            self._ports.publish(LimitHit(error.limit, "start", error.retry_after))
+            self._ports.publish(LimitHit(error.limit, "start", error.retry_after, start.phone))
             raise
 
 
@@ -114,6 +115,7 @@ class _Start:
         self.token = self.limits_token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
         self.code: str | None = None  # of the call that is stored
+        self.error: ProviderError | None = None  # if the provider has refused it
         self.quotas: tuple[Quota, ...] = ()
 
     async def run(self, gate: asyncio.Semaphore) -> Started:
@@ -154,6 +156,8 @@ class _Start:
             if resumed := await self._resume(begun):
                 return resumed
             answers = await in_one_round_trip(*self._previews())  # the first have counted that call
+        if not self.is_test:
+            self.ports.publish(CallAsked(self._segment(self.channels[0])))
         channels, previews = self.channels, dict(zip(self.kinds, answers, strict=False))
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
@@ -208,7 +212,8 @@ class _Start:
                 update = CallUpdate(state=CallState(CallStatus.UNCONFIRMED))
                 await ports.store.record_call(verification, call_id.call_number, update)
                 verification = await ports.store.read(call_id.verification_id, client=client)
-                ports.publish(CallPlaced(call.channel, CallStatus.UNCONFIRMED, "its process ended"))
+                segment = self._segment(call.channel)
+                ports.publish(CallPlaced(segment, CallStatus.UNCONFIRMED, "its process ended"))
         except VerificationNotFound:
             return None
         log.warning("verification.start_resumed")
@@ -227,7 +232,7 @@ class _Start:
 
     async def _store(self, call_id: CallId, channel: Channel) -> Started:
         """Make a code and store the call, together with the note in the journal that it is about to be placed."""
-        self.call_id = call_id
+        self.call_id, self.error = call_id, None
         self._bind(call_id, channel)
         length = self.policy.code_length_of(channel)
         self.code = self.test_code or (make_code(length) if length else None)
@@ -254,6 +259,9 @@ class _Start:
             token=self.token,
             test=self.is_test,
         )
+
+    def _segment(self, channel: Channel) -> Segment:
+        return Segment.of(self.request.client, channel, self.phone)
 
     async def _place(self, verification: Verification, channels: Sequence[Channel]) -> Started:
         """Try one channel after the other until a call was placed, or may have been, or no other can help.
@@ -287,7 +295,8 @@ class _Start:
             outcome = await sender.place(order)
             if not isinstance(outcome, Refused):
                 return await self._record_outcome(verification, channel, outcome)
-            error, provider = outcome.error, sender.provider
+            self.error = error = outcome.error
+            provider = sender.provider
             ports.publish(CallRefused(channel, error))
         await ports.deferred.write(*self._refunds())
         assert error  # noqa: S101 - every call that was tried was refused
@@ -321,9 +330,10 @@ class _Start:
                     operator=operator,
                 )
         started = await self._record(verification, update, follow=ports.senders[channel].supports_status)
-        ports.publish(CallPlaced(channel, update.state.status, why))
+        segment = self._segment(channel)
+        ports.publish(CallPlaced(segment, update.state.status, why))
         if verification.calls_placed == 1:
-            ports.publish(VerificationStarted(channel))
+            ports.publish(VerificationStarted(segment))
         return started
 
     async def _record(self, verification: Verification, update: CallUpdate, *, follow: bool = False) -> Started:
@@ -372,7 +382,9 @@ class _Start:
     async def _refund_call(self) -> None:
         assert self.call_id  # noqa: S101 - only a call that has an id is refunded
         client, policy, token = self.request.client, self.policy, self.token
-        await self.ports.store.refund(self.call_id, phone=self.phone, client=client, policy=policy, token=token)
+        await self.ports.store.refund(
+            self.call_id, phone=self.phone, client=client, policy=policy, token=token, error=self.error
+        )
 
 
 def _require_all(results: Sequence[Any]) -> Sequence[Any]:

@@ -65,7 +65,7 @@ class Outbox(Protocol):
     """
 
     async def take(self, count: int) -> Sequence[Delivery]:
-        """Take up to ``count`` events that are to be delivered now. To be called all the time, also with 0."""
+        """Take up to ``count`` events that are to be delivered now. Must be called regularly, also with 0."""
 
     async def done(self, delivery: Delivery) -> None:
         """Delete an event that was delivered, or that no endpoint wants."""

@@ -93,7 +93,7 @@ class WebhookDeliverer:
             task = asyncio.create_task(self._handle(delivery))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return timedelta(0) if 2 * len(taken) >= wanted else self.poll  # more may be due: not every look finds an event
+        return timedelta(0) if 2 * len(taken) >= wanted else self.poll  # more may be due
 
     async def _handle(self, delivery: Delivery) -> None:
         """Deliver one event, and record the outcome; a Redis that goes away meanwhile may come back in time."""

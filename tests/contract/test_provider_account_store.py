@@ -47,6 +47,10 @@ async def test_a_written_balance_is_read_by_all_with_its_age(redis: Redis, cache
     assert 7 * SECOND <= seen.age < 8 * SECOND
 
 
+async def test_a_write_returns_the_balance_before(cache: BalanceCache) -> None:
+    assert [await cache.write(Decimal(rub)) for rub in ("50", "44.40", "0")] == [None, Decimal(50), Decimal("44.40")]
+
+
 async def test_one_worker_reads_the_account_again_after_the_interval(redis: Redis, cache: BalanceCache) -> None:
     await cache.write(Decimal(50))
     await age(redis, INTERVAL - SECOND)

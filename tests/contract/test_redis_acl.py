@@ -31,6 +31,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.server import SandboxServer
 from app.settings import load_settings
+from app.store.audit import RedisAudit
 from app.store.call_following import RedisCallQueue
 from app.store.connection import connect
 from app.store.erasure import RedisPhoneEraser
@@ -46,14 +47,15 @@ from app.store.tokens import RedisRedemptions
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
-from app.verification.domain_events import VerificationCanceled
+from app.verification.domain_events import LimitHit, VerificationCanceled
 from app.verification.errors import RateLimited, StoreUnavailable, VerificationLocked
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, Status, WrongCode
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from tests.attempts import attempts_on
 from tests.outcomes import expect
-from tests.policies import make_guard_rules, make_policy
+from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.starting import start
 
 ROOT = Path(__file__).parents[2]
@@ -248,10 +250,10 @@ async def protect(redis: Redis) -> None:
     await queue.lag()
     await queue.done(second.call_id)
 
-    stats = RedisStats(runner, call_price_rub=Decimal(3))
+    stats = RedisStats(runner, prices=make_prices(), zone=UTC, count_calls=lambda _: None)
     stats.observe(VerificationCanceled())
     await stats.flush()
-    assert (await stats.read()).canceled == 1
+    assert (await stats.read()).others["canceled"] == 1
     assert await limits.gauges(allowances[0]) == {"call_budget_used": 2}
 
 
@@ -294,7 +296,24 @@ async def listen(redis: Redis) -> None:
         await changes.aclose()
 
 
-FLOWS = (verify, protect, deliver, listen)
+async def look_back(redis: Redis) -> None:
+    """Write a journal of attempts, find them, report those that are finished, and count refused starts."""
+    runner, phone = ScriptRunner(redis, timeout=1), new_call(7).phone
+    store = RedisVerificationStore(runner, phone_key=KEY, journal_kept=HOUR)
+    attempts = attempts_on(runner, phone_key=KEY)
+    verification = (await start(store, new_call(7), POLICY)).verification
+    await store.cancel("shop", verification.id)
+    assert len(await attempts.of_phone(phone, datetime.now(UTC) - HOUR)) == 1
+    await attempts.report(print)
+    attempts.observe(LimitHit("call_cooldown", "start", 30, phone))
+    await attempts.flush()
+    assert len(await attempts.refused_starts(phone, datetime.now(UTC) - HOUR)) == 1
+    audit = RedisAudit(runner)
+    await audit.record("operator", "DELETE /admin/guard/+79001234")
+    assert len(await audit.read(before=None, most=10)) == 1
+
+
+FLOWS = (verify, protect, deliver, listen, look_back)
 
 
 @pytest.mark.parametrize("flow", FLOWS)
@@ -314,7 +333,7 @@ async def test_every_documented_permission_is_needed(right: str, server_url: str
     await create_user(admin, RIGHTS, but=right)
 
     async with user(server_url) as redis:
-        for flow in (verify, protect, deliver):
+        for flow in (verify, protect, deliver, look_back):
             with suppress(Exception):
                 await flow(redis)
         if not await refusals(admin):  # only what following needs can be left: a subscription never completes
@@ -424,7 +443,9 @@ async def test_the_operator_user_may_also_inspect_the_server_and_erase_phones(se
             await flow(redis)
         health = await examine(redis, timeout=SOON)
         runner = ScriptRunner(redis, timeout=1)
-        forgotten = await RedisPhoneEraser(runner, phone_key=KEY).forget(Phone("+79001234502"))
+        eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
+        forgotten = await eraser.forget(Phone("+79001234502"))
+        assert (await eraser.forget(new_call(7).phone)).attempts == 1
         with pytest.raises(NoPermissionError):
             await redis.flushall()
 

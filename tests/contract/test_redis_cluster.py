@@ -4,7 +4,8 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ from app.store.fraud_guard import RedisFraudGuard
 from app.store.idempotency import RedisIdempotency
 from app.store.layout import PhoneName, name_limit
 from app.store.limits import RedisRateLimiter
+from app.store.provider_account import RedisBalanceCache
 from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
 from app.verification.channels import Channel
+from app.verification.domain_events import CallPlaced, Segment
 from app.verification.errors import (
     CodeTooShortOrLong,
     RateLimited,
@@ -30,10 +34,12 @@ from app.verification.errors import (
 from app.verification.idempotency import Claim, IdempotentRequest, KeptAnswer
 from app.verification.model import CallState, CallStatus, CheckOutcome, CheckPassed, Status, WrongCode
 from app.verification.phone import Phone
-from app.verification.policy import Allowance, Limit
-from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
+from app.verification.policy import HOUR, Allowance, Limit
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, Reservation
+from app.verification.stats import Dimension
+from tests.attempts import attempts_on
 from tests.outcomes import expect
-from tests.policies import make_guard_rules, make_policy
+from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.redis_cluster import Cluster
 from tests.starting import start
 
@@ -109,6 +115,19 @@ async def test_every_use_case_runs_on_a_cluster(runner: ScriptRunner) -> None:
         claim = await idempotency.claim(request)
         assert isinstance(claim, Claim)
         assert await idempotency.keep(claim, KeptAnswer(201, {}, b"{}"), timedelta(days=1))
+
+
+async def test_statistics_and_the_balance_are_kept_on_a_cluster(runner: ScriptRunner) -> None:
+    stats = RedisStats(runner, prices=make_prices(), zone=UTC, count_calls=lambda _: None)
+    segment = Segment("shop", Channel.VOICE, "mts")
+    for _ in range(3):
+        stats.observe(CallPlaced(segment, CallStatus.INITIATED))
+        await stats.flush()
+
+    for by in ([Dimension.DAY], [Dimension.HOUR]):  # kept apart
+        assert [counts.placed for counts in (await stats.read(by=by)).rows.values()] == [3]
+    balance = RedisBalanceCache(runner)
+    assert [await balance.write(Decimal(rub)) for rub in (50, 47)] == [None, Decimal(50)]
 
 
 async def test_a_wrong_code_counts_against_the_limits_of_client_and_address(runner: ScriptRunner) -> None:
@@ -272,4 +291,39 @@ async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cl
     assert await outbox.resend_all() == 1
     assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
     await outbox.done(created)
-    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(call.phone)).events == 2
+    eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
+    assert (await eraser.forget(call.phone)).events == 2
+
+
+async def test_of_a_hundred_starts_at_once_as_many_are_counted_as_the_fullest_limit_allows(
+    runner: ScriptRunner,
+) -> None:
+    guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+    few, many = Limit("calls_per_address", 7, HOUR), Limit("calls_per_day", 1000, HOUR)
+    allowances = [Allowance(few, "198.51.100.7"), Allowance(many, "everybody at once")]
+
+    answers = await asyncio.gather(
+        *(limits.acquire(f"{number:012x}", allowances) for number in range(100)), return_exceptions=True
+    )
+
+    assert sum(isinstance(answer, Reservation) for answer in answers) == 7
+    assert {answer.limit for answer in answers if isinstance(answer, RateLimited)} == {"calls_per_address"}
+    assert await limits.gauges(allowances[1]) == {"call_budget_used": 7}
+
+
+async def test_a_blocked_range_is_refused_listed_and_lifted_on_a_cluster(runner: ScriptRunner) -> None:
+    rules = make_guard_rules(min_calls=1, maturity=-timedelta(minutes=1))  # the first call is judged at once
+    guard = RedisFraudGuard(runner, rules, key=KEY)
+    limits = RedisRateLimiter(runner, key=KEY, guard=guard)
+    allowances = make_policy().for_calls(client="pumping", phone=Phone("+79009876543"), address="198.51.100.8")
+    await limits.acquire("00000000000a", allowances)
+
+    with pytest.raises(RateLimited, match="fraud_guard"):
+        await limits.acquire("00000000000b", allowances)
+
+    assert [block.range for block in await guard.blocks()] == ["+79009876"]
+    assert "pumping" in [suspect.client for suspect in await guard.suspects()]
+    assert await guard.lift("+79009876")
+    assert await guard.blocks() == []
+    await limits.acquire("00000000000c", allowances)

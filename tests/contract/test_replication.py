@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import hiredis
 import pytest
 
+from app.cli.checks import Result, check_waiting
 from app.store.connection import connect, connect_any
 from app.store.scripts import Script, ScriptRunner
 from app.store.verifications import RedisVerificationStore
@@ -189,6 +190,19 @@ async def test_on_a_cluster_each_primary_waits_for_its_own_replicas(tmp_path_fac
 
         await redis.aclose()
     assert {isinstance(result, StoreUnavailable) for result in results} == {True, False}
+
+
+async def test_doctor_counts_the_replicas_that_confirm(nodes: tuple[Node, Node]) -> None:
+    redis = connect(f"redis://{USER}@{nodes[0].address}", timeout=TIMEOUT)
+    results = {wanted: await check_waiting(redis, replicas=wanted, timeout=TIMEOUT) for wanted in (0, 1, 2)}
+    nodes[0].send("ACL", "SETUSER", "service", "-wait")
+    (denied,) = await check_waiting(redis, replicas=1, timeout=TIMEOUT)
+    await redis.aclose()
+
+    assert results[0] == []
+    assert [(found.result, found.message[:10]) for found in results[1]] == [(Result.DOUBTFUL, "1 replicas")]
+    assert [(found.result, found.message[:10]) for found in results[2]] == [(Result.WRONG, "1 replicas")]
+    assert (denied.result, "WAIT" in denied.message) == (Result.WRONG, True)
 
 
 async def test_without_the_setting_nothing_waits(nodes: tuple[Node, Node]) -> None:

@@ -32,8 +32,8 @@ from tests.starting import start
 from tests.webhook_events import (
     BUCKET,
     DEAD,
+    DEAD_EVENTS,
     DUE,
-    LETTERS,
     SWEPT,
     VERIFICATION_ID,
     WAITING,
@@ -538,7 +538,7 @@ async def test_a_dead_letter_is_deleted_after_thirty_days(redis: Redis, outbox: 
 async def test_the_backlog_has_lag_queued_retries_and_dead_letters(redis: Redis, outbox: RedisOutbox) -> None:
     assert await outbox.gauges() == {"webhook_lag_seconds": 0, "webhooks_pending": 0, "webhooks_dead": 0}
     await make_dead_letters(redis, outbox)
-    await add_events(redis, 4)
+    await add_events(redis, 4, due_ago=1000)
     (delivery,) = await outbox.take(1)
     await outbox.set_aside(delivery, attempts=1, error="", pause=HOUR)
     (taken,) = await outbox.take(1)
@@ -596,7 +596,7 @@ def test_the_keys_of_a_bucket_are_in_the_slot_of_its_verifications() -> None:
 
 
 def test_the_index_and_the_dead_letters_are_in_one_slot() -> None:
-    assert len({key_slot(key.encode()) for key in (DUE, SWEPT, WAITING, DEAD, LETTERS)}) == 1
+    assert len({key_slot(key.encode()) for key in (DUE, SWEPT, WAITING, DEAD, DEAD_EVENTS)}) == 1
 
 
 async def test_taking_without_redis_raises_store_unavailable() -> None:

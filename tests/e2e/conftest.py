@@ -96,4 +96,7 @@ def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
         yield demo
 
 
+with_first_cooldown_of_production = pytest.mark.parametrize(
+    "demo", [{"CALL_COOLDOWNS_SECONDS": "60"}], indirect=True, ids=[""]
+)
 without_cooldowns = pytest.mark.parametrize("demo", [{"CALL_COOLDOWNS_SECONDS": "0"}], indirect=True, ids=[""])

@@ -19,7 +19,7 @@ import pytest
 
 from app.api.problems import PROBLEM_TYPES
 from app.main import create_api
-from tests.e2e.conftest import Demo, free_port, without_cooldowns
+from tests.e2e.conftest import Demo, free_port, with_first_cooldown_of_production, without_cooldowns
 
 DOCS = Path(__file__).parents[2] / "docs" / "integration"
 PHONE = "+79001234567"
@@ -228,6 +228,7 @@ PROGRAMS: Mapping[str, Callable[[Demo, Path], None]] = {
 
 
 # An example whose language is not installed is not run; the names in it are compared with the API below.
+@with_first_cooldown_of_production
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if shutil.which(name)])
 def test_each_example_signs_an_end_user_up(program: str, demo: Demo, tmp_path: Path) -> None:
     folder = tmp_path / "example"
@@ -343,6 +344,7 @@ def python(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         sys.modules.pop("verify", None)
 
 
+@with_first_cooldown_of_production
 def test_the_python_module_verifies_a_phone_and_raises_refused(demo: Demo, python: dict[str, Any]) -> None:
     verify = python["verify"]
 
@@ -409,6 +411,7 @@ def test_the_python_module_retries_a_request_whose_response_was_lost_without_ano
     assert (transport.sent, calls(demo)) == (2, 1)
 
 
+@with_first_cooldown_of_production
 async def test_the_fastapi_routes_sign_an_end_user_up(demo: Demo, python: dict[str, Any]) -> None:
     app = python["app"]
     transport = httpx.ASGITransport(app=app)

@@ -32,9 +32,9 @@ async def test_a_call_can_be_placed_followed_shown_counted_and_erased(
     assert [(call["channel"], call["status"]) for call in shown["calls"]] == [("voice", "completed")]
 
     counted = json.loads(run("stats", "--json", cwd=tmp_path, **sandbox).stdout)
-    assert (counted["calls"], counted["verified"], counted["conversion"]) == (1, 1, 1.0)
-    assert counted["ended"] == {"voice": {"completed": 1}}
-    assert counted["spend_rub"] == 3.0
+    total = counted["total"]
+    assert (total["placed"], total["verified"], total["conversion"], total["spend_rub"]) == (1, 1, 1.0, 3.0)
+    assert (total["answered"], total["busy"], total["no_answer"], total["failed"]) == (1, 0, 0, 0)
 
     erased = run("forget", PHONE, "--yes", cwd=tmp_path, **sandbox)
     assert (erased.returncode, erased.stderr) == (0, "")

@@ -1,11 +1,13 @@
 """The commands, run in this process: confirmation prompts, output for people, JSON output and error messages."""
 
+import asyncio
 import json
-import logging
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 import typer
@@ -18,10 +20,22 @@ from app.cli.call import _check, _follow
 from app.container import open_container
 from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
+from app.store.connection import connect
+from app.store.scripts import ScriptRunner
+from app.store.stats import RedisStats
 from app.tokens import generate_keys
 from app.verification.channels import Channel
+from app.verification.domain_events import (
+    BalanceChanged,
+    CallAsked,
+    CallEnded,
+    CallPlaced,
+    Segment,
+    VerificationSucceeded,
+)
 from app.verification.model import CallStatus
 from app.verification.start import StartRequest
+from app.verification.stats import CallPrices
 from tests.integration.conftest import sandbox_settings
 
 PHONE = "+79001234567"
@@ -36,12 +50,9 @@ PRODUCTION = {
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Switch logs on again: a command switches them off for its process, which here is the test's."""
+def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # where running sandboxes are
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def run(*arguments: str, answer: str = "", **environment: str) -> Result:
@@ -73,7 +84,8 @@ def test_forget_asks_for_confirmation_before_it_erases(redis_url: str) -> None:
 def test_forget_reports_what_it_erased_as_json(redis_url: str) -> None:
     done = run("forget", "+79031112233", "--yes", "--json", REDIS_URL=redis_url, **PRODUCTION)
 
-    assert json.loads(done.stdout) == {"phone": False, "verifications": 0, "calls": 0, "events": 0, "answers": 0}
+    nothing = dict.fromkeys(("verifications", "calls", "events", "answers", "attempts"), 0)
+    assert json.loads(done.stdout) == {"phone": False, **nothing}
 
 
 def test_forget_requires_secret_key(redis_url: str) -> None:
@@ -111,7 +123,8 @@ def test_stats_prints_a_table(redis_url: str) -> None:
 
     assert done.exit_code == 0
     assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:]] == [
-        *("verifications", "calls placed", "calls ended", "calls refused", "limits hit", "wrong codes", "spend")
+        *("verifications", "calls placed", "calls ended", "calls refused", "limits hit", "wrong codes", "spend"),
+        "balance fell",
     ]
 
 
@@ -119,8 +132,8 @@ def test_stats_prints_a_table(redis_url: str) -> None:
     ("day", "message"),
     [
         ("yesterday", "must be a day such as 2026-01-31"),
-        ("2020-01-01", "only the last 8 days are kept"),
-        ("2999-01-01", "only the last 8 days are kept"),
+        ("2020-01-01", "only the last 400 days are kept"),
+        ("2999-01-01", "must not be after today"),
     ],
 )
 def test_stats_rejects_a_day_that_is_not_kept(redis_url: str, day: str, message: str) -> None:
@@ -135,7 +148,75 @@ def test_stats_shows_an_earlier_day(redis_url: str) -> None:
 
     done = run("stats", "--day", day, "--json", MODE="sandbox", REDIS_URL=redis_url)
 
-    assert json.loads(done.stdout)["day"] == day
+    report = json.loads(done.stdout)
+    assert (report["first_day"], report["last_day"], report["tz"]) == (day, day, "UTC")
+
+
+async def add_counts(redis_url: str, zone: str) -> None:
+    """Count two answered calls of a shop and a busy one of a bank."""
+    redis = connect(redis_url, timeout=5)
+    await redis.flushall()
+    prices, unanswered = dict.fromkeys(Channel, Decimal(3)), dict.fromkeys(Channel, Decimal("0.3125"))
+    stats = RedisStats(
+        ScriptRunner(redis, timeout=5),
+        prices=CallPrices(answered=prices, unanswered=unanswered),
+        zone=ZoneInfo(zone),
+        count_calls=lambda _: None,
+    )
+    shop, bank = Segment("shop", Channel.VOICE, "mts"), Segment("bank", Channel.VOICE, "t2")
+    for segment, status in ((shop, CallStatus.COMPLETED), (shop, CallStatus.COMPLETED), (bank, CallStatus.BUSY)):
+        for event in (CallAsked(segment), CallPlaced(segment, CallStatus.INITIATED), CallEnded(segment, status)):
+            stats.observe(event)
+    stats.observe(VerificationSucceeded(shop))
+    stats.observe(BalanceChanged(Decimal("-6.50")))
+    await stats.aclose()
+    await redis.aclose()
+
+
+def test_stats_shows_the_spend_of_each_client(redis_url: str) -> None:
+    asyncio.run(add_counts(redis_url, "Europe/Moscow"))
+    settings = {"MODE": "sandbox", "REDIS_URL": redis_url, "STATS_TIMEZONE": "Europe/Moscow"}
+    month = f"{datetime.now(ZoneInfo('Europe/Moscow')):%Y-%m}"
+
+    table = run("stats", "--by", "client", "--month", month, **settings)
+    assert table.stdout.splitlines()[1:] == [
+        "client  asked  placed  answered  verified  conversion  spend_rub",
+        "bank        1       1         0         0          0%     0.3125",
+        "shop        2       2         2         1         50%       6.00",
+        "total       3       3         2         1         33%     6.3125",
+        "balance fell      6.50   RUB",
+    ]
+    by_csv = run("stats", "--by", "client", "--by", "operator", "--month", month, "--csv", **settings)
+    assert by_csv.stdout.splitlines() == [
+        "client,operator,asked,started,placed,unconfirmed,answered,busy,no_answer,failed,verified,conversion,spend_rub",
+        "bank,t2,1,0,1,0,0,1,0,0,0,0.0,0.3125",
+        "shop,mts,2,0,2,0,2,0,0,0,1,0.5,6.00",
+    ]
+    total = run("stats", "--csv", **settings)
+    assert total.stdout.splitlines()[1] == "3,0,3,0,2,1,0,0,1,0.3333,6.3125"
+    other_zone = run("stats", "--tz", "Asia/Vladivostok", "--by", "hour", "--json", **settings)
+    report = json.loads(other_zone.stdout)
+    assert (report["tz"], report["total"]["spend_rub"]) == ("Asia/Vladivostok", 6.3125)
+    assert [row["group"]["hour"].endswith(":00+10:00") for row in report["rows"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--month", "2026-13"), "must be a month such as 2026-01"),
+        (("--month", "2026-01", "--day", "2026-01-01"), "--month: leave it out"),
+        (("--to", "2026-01-01"), "--from: is required beside the last day"),
+        (("--from", "2026-01-02", "--to", "2026-01-01"), "--to: must not be before the first day"),
+        (("--tz", "Moscow/Europe"), "must be a time zone that this machine knows"),
+        (("--by", "phone"), "is not one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_stats_explains_what_is_wrong_with_its_options(redis_url: str, options: tuple[str, ...], message: str) -> None:
+    done = run("stats", *options, MODE="sandbox", REDIS_URL=redis_url)
+
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import yaml  # type: ignore[import-untyped] # its stubs would be one more dependency
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.exposition import GAUGES, Exposition
+from app.telemetry.exposition import GAUGES, Exposition, Gauges
 from app.telemetry.metrics import Metrics
-from app.verification.domain_events import LimitHit
+from app.verification.channels import Channel
+from app.verification.domain_events import LimitHit, Segment
+from app.verification.stats import CallCounts
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -67,12 +70,13 @@ async def real(api: httpx.AsyncClient) -> Series:
     await api.post("/verify/start", json={"phone": "+79001234567"})
     of_app = (await api.get("/metrics")).text
 
-    async def known() -> dict[str, float]:
-        return dict.fromkeys(GAUGES, 1)
+    async def known() -> Gauges:
+        return {**dict.fromkeys(GAUGES, 1), "client_spend_today_rub": {"shop": Decimal(1)}}
 
     metrics = Metrics()
     metrics.set_process(circuits={"voice": "open"}, listeners=1, background={"follow": 1.0})
     metrics.observe(LimitHit("call_cooldown", "start", 30))
+    metrics.count_calls({Segment("shop", Channel.VOICE, "mts"): CallCounts(initiated=1, completed=1, verified=1)})
     text = await Exposition(registry=metrics.registry, version="1", gauges=[known], refresh=lambda: None).render()
     return metrics_in(of_app, text.decode())
 

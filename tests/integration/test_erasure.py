@@ -16,11 +16,12 @@ from app.store.call_following import RedisCallQueue
 from app.store.erasure import Erased, RedisPhoneEraser
 from app.store.layout import PhoneName
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import BURY, RedisOutbox
+from app.store.webhooks import ADD_DEAD, RedisOutbox
 from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from app.verification.ports import CallId
 from tests.ageing import age
+from tests.attempts import attempts_on
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
 from tests.keys import stored
 from tests.webhook_events import add_events, make_due, outbox_key
@@ -39,6 +40,8 @@ async def dump_redis(redis: Redis) -> str:
                 value: object = await redis.hgetall(key)
             case b"zset":
                 value = await redis.zrange(key, 0, -1, withscores=True)
+            case b"stream":
+                value = await redis.xrange(key)
             case _:
                 value = await redis.get(key)
         dump.append((key, value))
@@ -51,7 +54,8 @@ def traces_of(phone: Phone) -> tuple[str, str]:
 
 
 def eraser(redis: Redis) -> RedisPhoneEraser:
-    return RedisPhoneEraser(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY)
+    runner = ScriptRunner(redis, timeout=1)
+    return RedisPhoneEraser(runner, attempts_on(runner, phone_key=PHONE_KEY), phone_key=PHONE_KEY)
 
 
 async def start(api: httpx.AsyncClient, phone: Phone, key: str, purpose: str) -> str:
@@ -93,7 +97,7 @@ async def test_erasure_leaves_no_trace_of_the_phone_in_redis(
 
     done = await eraser(redis).forget(PHONE)
 
-    assert (done.phone, done.verifications, done.calls, done.answers) == (True, 3, 3, 4)
+    assert (done.phone, done.verifications, done.calls, done.answers, done.attempts) == (True, 3, 3, 4, 3)
     assert done.events >= 3
     after = await dump_redis(redis)
     assert not [trace for trace in traces_of(PHONE) if trace in after]
@@ -130,7 +134,7 @@ async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(
 async def test_erasing_an_unknown_phone_erases_nothing(redis: Redis) -> None:
     done = await eraser(redis).forget(PHONE)
 
-    assert done == Erased(phone=False, verifications=0, calls=0, events=0, answers=0)
+    assert done == Erased(phone=False, verifications=0, calls=0, events=0, answers=0, attempts=0)
     assert not done
 
 
@@ -166,7 +170,7 @@ async def test_an_event_that_is_erased_while_it_becomes_a_dead_letter_does_not_c
 
     class Erasing(ScriptRunner):
         async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - as inherited
-            if script is BURY:
+            if script is ADD_DEAD:
                 await eraser(redis).forget(PHONE)
             return await super().run(script, keys, arguments)
 

@@ -223,9 +223,12 @@ async def keys_of(redis: Redis) -> list[str]:
 
 
 async def traces_in(redis: Redis) -> frozenset[str]:
-    """Return the keys that still hold data of a call: not the balance and the statistics."""
-    others = ("pv2{balance}", "pv2{stats}")
-    return frozenset(key for key in await keys_of(redis) if not key.startswith(others))
+    """Return the keys that still hold data of a call.
+
+    That is not the journal, which tells of refused calls too, the balance or the statistics.
+    """
+    others = ("pv2{balance}", "pv2{stats}", "pv2{attempts}")
+    return frozenset(key for key in await keys_of(redis) if not key.startswith(others) and not key.endswith(":j"))
 
 
 async def play(fault: Fault, redis: Redis, redis_url: str) -> Outcome:

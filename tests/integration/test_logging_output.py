@@ -192,7 +192,7 @@ async def test_a_search_for_the_id_finds_the_whole_story_in_order(api: httpx.Asy
         "verification.code_wrong",
         "request.handled 200",
         "call.ended 1 voice completed",
-        "verification.verified",
+        "verification.verified voice",
         "request.handled 200",
         "request.handled 409",
     ]
@@ -278,6 +278,35 @@ async def test_the_end_of_a_verification_is_logged(api: httpx.AsyncClient, logge
     assert (await logs(logged, "verification.locked"))["verification_id"] == locked
     line = await logs(logged, "verification.canceled")
     assert (line["verification_id"], line["phone"]) == (canceled, "+7926•••4568")
+
+
+async def test_a_finished_attempt_is_one_event_with_all_its_facts_and_the_expiry_another(
+    api: httpx.AsyncClient, logged: io.StringIO, redis: Redis, redis_url: str
+) -> None:
+    """The service has run for half an hour, as far as Redis knows."""
+    verification_id = (await api.post("/verify/start", json={"phone": MagicNumber.BUSY})).json()["verification_id"]
+    await logs(logged, "call.ended")
+    (key,) = await redis.keys("*:j")
+    entries: Any = await redis.xrange(key)
+    await redis.delete(key)
+    for entry_id, fields in entries:
+        moment, _, number = entry_id.decode().partition("-")
+        await redis.xadd(key, fields, id=f"{int(moment) - 20 * 60_000}-{number}")
+    await redis.pexpire(key, 60_000)
+    await redis.hset("pv2{attempts}", "reported_to", int(moment) - 40 * 60_000)
+
+    async with run(create_app(sandbox_settings(redis_url))):
+        finished, expired = await logs(logged, "attempt.finished"), await logs(logged, "verification.expired")
+
+    assert (finished["verification_id"], finished["call_status"], finished["ending"]) == (
+        verification_id, "busy", "expired",
+    )  # fmt: skip
+    assert [entry["event"] for entry in finished["timeline"]] == ["asked", "placed", "busy", "expired"]
+    assert (finished["cost_rub"], finished["phone"]) == ("3", "+7900•••0001")
+    assert (expired["verification_id"], expired["phone"]) == (verification_id, "+7900•••0001")
+    events = documented()
+    for line in (finished, expired):
+        assert line.keys() - COMMON_FIELDS == events[line["event"]]
 
 
 async def test_what_a_caller_sends_in_place_of_an_id_is_not_logged(api: httpx.AsyncClient, logged: io.StringIO) -> None:

@@ -139,6 +139,7 @@ async def test_no_input_of_a_caller_creates_a_series(api: httpx.AsyncClient, net
             await api.post("/verify/start", json={"phone": f"+7921{number:03}0000", "client_ip": f"192.0.2.{number}"})
             await api.post("/verify/check", json={"verification_id": f"vrf_{number:023x}", "code": f"{number:06}"})
             await api.post("/verify/check", json={"phone": f"+7921{number:03}0000", "code": f"{number:06}"})
+        await until(api, lambda now: now("client_spend_today_rub", client="sandbox"))
         text = (await api.get("/metrics")).text
         assert "odd" not in text.lower()
         assert "+79" not in text
@@ -154,14 +155,14 @@ async def test_no_input_of_a_caller_creates_a_series(api: httpx.AsyncClient, net
     assert numbers[-1] < 700
 
 
-async def test_labels_are_a_fixed_set_and_identify_neither_end_user_nor_client(api: httpx.AsyncClient) -> None:
+async def test_labels_are_a_fixed_set_and_do_not_identify_an_end_user(api: httpx.AsyncClient) -> None:
     await api.post("/verify/start", json={"phone": PHONE})
     families = text_string_to_metric_families((await api.get("/metrics")).text)
 
     names = {label for family in families for sample in family.samples for label in sample.labels}
     assert names <= {
-        "channel", "circuit", "kind", "le", "limit", "method", "operation", "outcome", "route", "state", "status",
-        "step", "version",
+        "channel", "circuit", "client", "event", "kind", "le", "limit", "method", "operation", "operator", "outcome",
+        "route", "state", "status", "step", "version",
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from app.verification.errors import StoreFailure, StoreUnavailable
 from app.verification.model import CallState, CallStatus
 from app.verification.phone import Phone
 from app.verification.ports import CallUpdate, NewCall
+from tests.attempts import attempts_on
 from tests.integration.conftest import run, sandbox_settings
 from tests.limiters import make_limiter
 from tests.policies import make_policy
@@ -344,7 +345,8 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     assert await store.refund(unplaced, phone=call.phone, client="shop", policy=make_policy())
     await limits.refund(reserved, allowances)
     assert [key async for key in admin.scan_iter("pv2{l:*")] == []
-    assert (await RedisPhoneEraser(runner, phone_key=KEY).forget(Phone(OTHER))).verifications == 1
+    eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
+    assert (await eraser.forget(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
         await store.start(unplaced, call, make_policy())
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY

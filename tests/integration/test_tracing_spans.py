@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallState, CallStatus, Refused
 from tests.fakes import FakeSender
 from tests.integration.conftest import run, sandbox_settings
+from tests.policies import make_prices
 from tests.unit.test_metrics_series import ORDER, observed
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +179,8 @@ async def test_the_trace_context_is_passed_to_outgoing_requests(
 async def test_background_work_has_its_own_trace(
     redis: Redis, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
-    await RedisStats(ScriptRunner(redis, timeout=1, waited=tracing.waited), call_price_rub=3).read()  # type: ignore[arg-type] # same interface
+    runner = ScriptRunner(redis, timeout=1, waited=tracing.waited)
+    await RedisStats(runner, prices=make_prices(), zone=UTC, count_calls=lambda _: None).read()
 
     (span,) = exporter.get_finished_spans()
     assert (span.name, span.parent) == ("redis stats.read", None)

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import logging
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -19,13 +17,10 @@ from tests.webhook_events import add_events
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[None]:
-    """Switch logs on again: a command switches them off for its process, which here is the test's."""
+def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

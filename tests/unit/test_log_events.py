@@ -11,7 +11,7 @@ APP = Path(__file__).parents[2] / "app"
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 LOGGING = {"debug", "info", "warning", "error", "exception", "log", "_log", "_log_verdict", "report", "run"}
 NAMED = {"not_reached", "unexpected_error"}  # parameters that take the name of an event
-TABLES = {"_EVENTS", "_CHECKED", "_REFUSED"}  # of names of events
+TABLES = {"_EVENTS", "_REJECTED", "_REFUSED"}  # of names of events
 OWN_PARAMETERS = {"extra", "logger"}
 
 

@@ -19,11 +19,13 @@ from app.verification.domain_events import (
     CallEnded,
     CallPlaced,
     CallRefused,
-    CodeChecked,
+    CodeRejected,
     LimitHit,
+    Segment,
     UnknownCallStatus,
     VerificationCanceled,
     VerificationStarted,
+    VerificationSucceeded,
 )
 from app.verification.errors import (
     BalanceTooLow,
@@ -35,9 +37,11 @@ from app.verification.errors import (
 from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Status, Unknown
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder, CallSender
+from app.verification.stats import CallCounts
 from tests.fakes import FakeSender
 
 ROOT = Path(__file__).parents[2]
+VOICE, FLASH = Segment("shop", Channel.VOICE, "mts"), Segment("shop", Channel.FLASH_CALL, "t2")
 ORDER = CallOrder(
     call_id=CallId("vrf_00000000000000000000000", 1),
     phone=Phone("+79001234567"),
@@ -87,16 +91,16 @@ async def seen(metrics: Metrics, *gauges: ReadGauges, refresh: Callable[[], None
 async def test_each_domain_event_increments_its_own_counter_once() -> None:
     metrics = Metrics()
     for event in (
-        VerificationStarted(Channel.VOICE),
-        CallPlaced(Channel.VOICE, CallStatus.INITIATED),
-        CallPlaced(Channel.FLASH_CALL, CallStatus.UNCONFIRMED),
-        CallEnded(Channel.VOICE, CallStatus.BUSY),
+        VerificationStarted(VOICE),
+        CallPlaced(VOICE, CallStatus.INITIATED),
+        CallPlaced(FLASH, CallStatus.UNCONFIRMED),
+        CallEnded(VOICE, CallStatus.BUSY),
         CallRefused(Channel.VOICE, BalanceTooLow()),
         UnknownCallStatus(Channel.VOICE),
         LimitHit("fraud_guard", "start", 60),
-        CodeChecked(Status.PENDING),
-        CodeChecked(Status.LOCKED),
-        CodeChecked(Status.VERIFIED),
+        CodeRejected(Status.PENDING),
+        CodeRejected(Status.LOCKED),
+        VerificationSucceeded(VOICE),
         VerificationCanceled(),
     ):
         metrics.observe(event)
@@ -114,9 +118,48 @@ async def test_each_domain_event_increments_its_own_counter_once() -> None:
     assert [now("verifications_ended_total", status=status) for status in ("verified", "locked", "canceled")] == [1] * 3
 
 
-async def test_counters_start_at_0_so_that_a_first_event_is_seen_as_an_increase() -> None:
-    now = await seen(Metrics())
+async def test_calls_are_counted_by_client_and_by_operator() -> None:
+    metrics = Metrics()
+    metrics.count_calls(
+        {
+            VOICE: CallCounts(
+                asked=4, initiated=2, unconfirmed=1, completed=1, busy=1, no_answer=1, verified=1, cost=9
+            ),
+            FLASH: CallCounts(asked=1, unconfirmed=-1),  # it turned out that it was never placed
+        }
+    )
+    metrics.count_calls({FLASH: CallCounts(asked=1)})
 
+    now = await seen(metrics)
+
+    events = ("asked", "placed", "answered", "unanswered", "verified")
+    assert [now("client_calls_total", client="shop", event=it) for it in events] == [6, 3, 1, 2, 1]
+    assert [now("operator_calls_total", operator="mts", event=it) for it in events] == [4, 3, 1, 2, 1]
+    assert [now("operator_calls_total", operator="t2", event=it) for it in events] == [2, 0, 0, 0, 0]
+
+
+async def test_clients_and_operators_beyond_the_first_share_a_series() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.count_calls({Segment(f"c{number}", Channel.VOICE, f"o{number}"): CallCounts(asked=1)})
+    metrics.count_calls({Segment("c0", Channel.VOICE, "o0"): CallCounts(asked=1)})
+
+    series = (await seen(metrics)).series
+    by_client = [labels for name, labels in series if name == "client_calls_total"]
+    by_operator = [labels for name, labels in series if name == "operator_calls_total"]
+
+    assert (len(by_client), len(by_operator)) == (51 * 5, 21 * 5)
+    now = await seen(metrics)
+    assert now("client_calls_total", client="c0", event="asked") == 2
+    assert now("client_calls_total", client="other", event="asked") == 50
+    assert now("operator_calls_total", operator="other", event="asked") == 85  # five series began before
+
+
+async def test_counters_start_at_0_so_that_a_first_event_is_seen_as_an_increase() -> None:
+    now = await seen(Metrics(["shop"]))
+
+    assert now("client_calls_total", client="shop", event="verified") == 0
+    assert now("operator_calls_total", operator="mts", event="placed") == 0
     for channel in Channel:
         assert now("verifications_started_total", channel=channel) == 0
         assert now("calls_ended_total", channel=channel, status="completed") == 0
@@ -251,11 +294,11 @@ WORKER = """
 import asyncio, sys
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import IS_SHARED, Metrics
-from app.verification.domain_events import CodeChecked
-from app.verification.model import Status
+from app.verification.channels import Channel
+from app.verification.domain_events import Segment, VerificationSucceeded
 assert IS_SHARED
 metrics = Metrics()
-metrics.observe(CodeChecked(Status.VERIFIED))
+metrics.observe(VerificationSucceeded(Segment("shop", Channel.VOICE, "mts")))
 metrics.request_handled("POST", "/verify/check", 200, "ok", 0.002)
 state, lag = sys.argv[1], float(sys.argv[2])
 refresh = lambda: metrics.set_process(circuits={"voice": state}, listeners=2, background={"f": lag})

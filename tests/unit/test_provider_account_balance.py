@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+from app.verification.domain_events import BalanceChanged, DomainEvent
 from app.verification.errors import BalanceTooLow, ProviderUnavailable, StoreUnavailable
 from app.verification.provider_account import Balance, BalanceLevel, BalancePoller, CachedBalance
 from tests.fakes import FakeAccounts
@@ -41,8 +42,9 @@ class FakeBalanceCache:
         rub, moment = self.written
         return CachedBalance(rub=rub, age=timedelta(seconds=self.clock() - moment), is_reader=is_reader)
 
-    async def write(self, rub: Decimal) -> None:
-        self.written = rub, self.clock()
+    async def write(self, rub: Decimal) -> Decimal | None:
+        before, self.written = self.written, (rub, self.clock())
+        return before[0] if before else None
 
 
 class Deployment:
@@ -52,9 +54,13 @@ class Deployment:
         self.clock = FakeClock()
         self.cache = FakeBalanceCache(self.clock)
         self.accounts = FakeAccounts()
+        self.published: list[DomainEvent] = []
         self.workers = [
             BalancePoller(
-                self.accounts, self.cache, Balance(minimum=Decimal(10), warning=Decimal(100), clock=self.clock)
+                self.accounts,
+                self.cache,
+                Balance(minimum=Decimal(10), warning=Decimal(100), clock=self.clock),
+                self.published.append,
             )
             for _ in range(workers)
         ]
@@ -224,3 +230,11 @@ async def test_when_the_cache_is_unavailable_the_balance_expires_and_that_is_log
 
     deployment.balance.require_enough()
     assert [event for event, _ in events(caplog)] == ["balance.low", "balance.unknown"]
+
+
+async def test_each_change_of_the_balance_is_published_once_for_all_workers() -> None:
+    deployment = Deployment(workers=3)
+    for rub in ("50", "44.40", "44.40", "144.40"):
+        await deployment.read(Decimal(rub))
+
+    assert deployment.published == [BalanceChanged(Decimal("-5.60")), BalanceChanged(Decimal(100))]

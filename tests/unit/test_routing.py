@@ -4,9 +4,10 @@ import pytest
 
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
 from app.verification.ports import CallHistory
-from app.verification.routing import operator_of, route
+from app.verification.routing import route
 
 VOICE, FLASH, REVERSE = Channel.VOICE, Channel.FLASH_CALL, Channel.REVERSE_CALL
 ALL = (VOICE, FLASH, REVERSE)

@@ -13,8 +13,8 @@ from app.sandbox.provider_callbacks import ProviderCallback
 from app.verification.channels import Channel
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
+from app.verification.operators import operator_of
 from app.verification.phone import Phone, parse_phone
-from app.verification.routing import operator_of
 
 PHONE = "+79001234567"
 OF_MTS = "+79101234567"

@@ -11,7 +11,7 @@ from app.store.scripts import Script
 LUA = Path(__file__).parents[2] / "app" / "store" / "lua"
 FILES = sorted(LUA.rglob("*.lua"))
 SHARED = {
-    *("common.lua", "log.lua", "record.lua", "outbox.lua", "start_rules.lua"),
+    *("common.lua", "journal.lua", "log.lua", "record.lua", "outbox.lua", "start_rules.lua"),
     *("window.lua", "conversions.lua"),
 }
 SCRIPTS = [file for file in FILES if file.name not in SHARED or file.parent.name == "erasure"]

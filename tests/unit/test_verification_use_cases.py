@@ -13,13 +13,18 @@ from app.verification.channels import Channel
 from app.verification.check import CheckRequest
 from app.verification.code import CodeDigester
 from app.verification.domain_events import (
+    CallAsked,
     CallEnded,
+    CallNeverPlaced,
     CallPlaced,
     CallRefused,
-    CodeChecked,
+    CodeRejected,
     DomainEvent,
     LimitHit,
+    Segment,
     UnknownCallStatus,
+    VerificationStarted,
+    VerificationSucceeded,
 )
 from app.verification.errors import (
     BalanceTooLow,
@@ -394,7 +399,8 @@ async def test_a_placed_call_is_followed_until_its_status_is_final(harness: Serv
     assert await harness.service.calls.follow(name)
     assert await harness.service.calls.follow(name)
     assert await call_status(harness, verification.id) is CallStatus.COMPLETED
-    assert harness.published.count(CallEnded(Channel.VOICE, CallStatus.COMPLETED)) == 1
+    segment = Segment.of("shop", Channel.VOICE, verification.phone)
+    assert harness.published.count(CallEnded(segment, CallStatus.COMPLETED)) == 1
 
 
 async def test_a_failed_status_lookup_raises_the_providers_error(harness: ServiceHarness) -> None:
@@ -446,6 +452,7 @@ async def test_an_unconfirmed_call_that_was_never_placed_is_refunded_once(harnes
 
     assert not harness.store.records
     assert harness.guard.calls == []
+    assert harness.published.count(CallNeverPlaced(Segment.of("shop", Channel.VOICE, verification.phone))) == 1
     harness.sender.outcome = None
     await harness.start()  # no cooldown is left
 
@@ -654,9 +661,13 @@ async def test_the_next_channel_is_tried_when_one_refuses_the_call() -> None:
         await harness.service.check.by_id(CheckRequest(client="shop", code=refused), verification.id)
     right = await harness.service.check.by_id(CheckRequest(client="shop", code=spoken_last), verification.id)
     assert right.status is Status.VERIFIED
-    assert harness.published[:2] == [
+    voice, flash = (Segment.of("shop", it, verification.phone) for it in (Channel.VOICE, Channel.FLASH_CALL))
+    assert harness.published == [
+        CallAsked(voice),
         CallRefused(Channel.VOICE, harness.sender.outcome.error),
-        CallPlaced(Channel.FLASH_CALL, CallStatus.INITIATED),
+        CallPlaced(flash, CallStatus.INITIATED),
+        VerificationStarted(flash),
+        VerificationSucceeded(flash),
     ]
 
 
@@ -781,7 +792,8 @@ async def test_a_repeated_correct_check_is_counted_once(harness: ServiceHarness)
 
     await harness.deferred.aclose()
     assert {result.status for result in results} == {Status.VERIFIED}
-    assert harness.published.count(CodeChecked(Status.VERIFIED)) == 1
+    segment = Segment.of("shop", Channel.VOICE, verification.phone)
+    assert harness.published.count(VerificationSucceeded(segment)) == 1
     assert len(harness.guard.successes) == 1
 
 
@@ -939,8 +951,10 @@ async def test_a_reverse_call_has_a_number_to_dial_and_no_code() -> None:
     confirmed = await harness.service.calls.confirm_reverse_call(name, ref="key-1", caller=verification.phone)
     assert confirmed is Confirmation.CONFIRMED
     assert await check() is Status.VERIFIED
-    assert harness.published.count(CallEnded(Channel.REVERSE_CALL, CallStatus.COMPLETED)) == 1
-    assert CodeChecked(Status.PENDING) not in harness.published
+    segment = Segment.of("shop", Channel.REVERSE_CALL, verification.phone)
+    assert harness.published.count(CallEnded(segment, CallStatus.COMPLETED)) == 1
+    assert harness.published.count(VerificationSucceeded(segment)) == 1
+    assert CodeRejected(Status.PENDING) not in harness.published
 
 
 async def test_a_callback_for_an_unknown_verification_is_not_found(harness: ServiceHarness) -> None:
@@ -962,6 +976,7 @@ async def test_a_refusal_by_a_limit_is_published_as_a_domain_event() -> None:
     with pytest.raises((RateLimited, CallBudgetExhausted)):
         await harness.start(phone="+79051234567")
 
-    hits = [event for event in harness.published[2:4] if isinstance(event, LimitHit)]
+    hits = [event for event in harness.published if isinstance(event, LimitHit)][:2]
     assert [(hit.name, hit.operation) for hit in hits] == [("call_cooldown", "start"), ("calls_per_day", "start")]
     assert all(hit.retry_after >= 1 for hit in hits)
+    assert sum(isinstance(event, CallAsked) for event in harness.published) == 4

@@ -3,7 +3,7 @@
 -- {l:<digest>}    string: a limit over an address, a range of numbers, a client or all
 --     4 bytes     how many events count, as of the last write
 --     1 byte      how many entries follow
---     12 bytes    of each entry, oldest first: a moment, and the token of one event, or a number of events
+--     9 bytes     of each entry, oldest first: a moment, and the token of one event, or a number of events
 --     the calls of its subject, if the fraud guard judges it: fraud_guard/conversions.lua
 --
 -- A limit of up to EXACT events has an entry for each. A larger one has an entry for each sub-window, an EXACTth of its
@@ -13,12 +13,23 @@
 local EXACT = 64
 local HEAD = '>I4I1'
 local HEAD_BYTES = 5
-local ENTRY = '>I6I6'
-local ENTRY_BYTES = 12
-local FIRST_TOKEN = 2 ^ 47 -- any smaller number is one of events
+local ENTRY = '>I5I4'
+local ENTRY_BYTES = 9
+local FIRST_MOMENT = 1577836800000 -- 2020; from there five bytes reach to 2054
+local FIRST_TOKEN = 2 ^ 31 -- any smaller number is one of events
 
 local function token_number(token)
   return FIRST_TOKEN + tonumber(token, 16) % FIRST_TOKEN
+end
+
+-- Return the moment and the number of the entry at a position, and the position of the next one.
+local function entry_at(entries, position)
+  local moment, number, next_position = struct.unpack(ENTRY, entries, position)
+  return moment + FIRST_MOMENT, number, next_position
+end
+
+local function make_entry(moment, number)
+  return struct.pack(ENTRY, moment - FIRST_MOMENT, number)
 end
 
 local function sub_window(period)
@@ -56,7 +67,7 @@ end
 local function slide(limit, now, period)
   local entries, first = limit.entries, 1
   while first < #entries do
-    local moment, number = struct.unpack(ENTRY, entries, first)
+    local moment, number = entry_at(entries, first)
     if moment + period > now then break end
     limit.total = limit.total - events_of(number)
     first = first + ENTRY_BYTES
@@ -70,7 +81,7 @@ end
 local function wait_for_room(limit, now, count, period)
   local too_many, position, moment, number = limit.total - count + 1, 1, now - period, nil
   while too_many > 0 do
-    moment, number, position = struct.unpack(ENTRY, limit.entries, position)
+    moment, number, position = entry_at(limit.entries, position)
     too_many = too_many - events_of(number)
   end
   return moment + period - now
@@ -80,7 +91,7 @@ local function add_event(limit, now, count, period, token)
   local entries, moment, number = limit.entries, now, nil
   local last_moment, last_number = 0, FIRST_TOKEN
   if entries ~= '' then
-    last_moment, last_number = struct.unpack(ENTRY, entries, #entries - ENTRY_BYTES + 1)
+    last_moment, last_number = entry_at(entries, #entries - ENTRY_BYTES + 1)
   end
   if count <= EXACT then
     number = token_number(token)
@@ -92,7 +103,7 @@ local function add_event(limit, now, count, period, token)
     end
   end
   -- The clock of another server, after a failover, may be behind.
-  limit.entries = entries .. struct.pack(ENTRY, math.max(moment, last_moment), number)
+  limit.entries = entries .. make_entry(math.max(moment, last_moment), number)
   limit.total = limit.total + 1
 end
 
@@ -101,10 +112,10 @@ end
 local function remove_event(limit, period, token, moment)
   local entries, number_of_token, length = limit.entries, token_number(token), sub_window(period)
   for first = #entries - ENTRY_BYTES + 1, 1, -ENTRY_BYTES do
-    local ends, number = struct.unpack(ENTRY, entries, first)
+    local ends, number = entry_at(entries, first)
     local is_in_it = moment and number < FIRST_TOKEN and ends < moment + length
     if number == number_of_token or is_in_it then
-      local rest = is_in_it and number > 1 and struct.pack(ENTRY, ends, number - 1) or ''
+      local rest = is_in_it and number > 1 and make_entry(ends, number - 1) or ''
       limit.entries = entries:sub(1, first - 1) .. rest .. entries:sub(first + ENTRY_BYTES)
       limit.total = limit.total - 1
       return

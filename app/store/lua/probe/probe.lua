@@ -12,6 +12,7 @@ local COMMANDS = {
   'TIME', 'GET', 'MGET', 'SET', 'EXISTS', 'DEL', 'PEXPIRE', 'PEXPIREAT', 'PEXPIRETIME',
   'HGET', 'HGETALL', 'HMGET', 'HSET', 'HDEL', 'HINCRBY',
   'ZADD', 'ZCARD', 'ZCOUNT', 'ZRANGE', 'ZREM', 'ZSCORE',
+  'XADD', 'XRANGE', 'XREVRANGE',
 }
 
 local moment = tostring(now_ms())

@@ -1,11 +1,11 @@
 -- Cancel a pending verification.
 --
--- KEYS    1 record   2 outbox, if the client has a webhook
+-- KEYS    1 record   2 journal   3 outbox, if the client has a webhook
 -- ARGV    1 client
 -- RETURN  {'canceled', now, expires, record}   by this or before
 --         {'locked', ms to wait}
 --         {'not_found' | 'verified_before'}
-local key, outbox = unpack(KEYS)
+local key, journal, outbox = unpack(KEYS)
 local client = ARGV[1]
 
 local now, record, text = now_ms(), load_record(key)
@@ -16,7 +16,7 @@ elseif record[STATUS] == 'verified' then
 elseif record[STATUS] == 'locked' then
   return {'locked', until_next_call(key, record, now)}
 elseif not record[STATUS] then
-  text = finish(key, record, {}, 'canceled', outbox)
+  text = finish(key, record, {}, 'canceled', journal, outbox)
 else
   write_again(key, record)
 end

@@ -5,13 +5,14 @@
 -- phone once for each code that it was compared with.
 --
 -- KEYS    1 record, or by phone the phone   2… further limits of failed checks (limits/window.lua)
---         then the outbox, if the client has a webhook
+--         then the journal, and the outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 retry digest, or ''
 --         5 digest of the address, or ''   6 failed checks of a phone allowed, 7 from one address, 8 in which period
 --         9 code length   10 how many limits there are   11… name, count and period of each
 --         then code digests under each secret key; without any no code was given, and the question is whether the person
 --         has dialled the number of a verification without one
--- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, 1 if it is a test, else 0}
+-- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, channel of the call, 1 if it
+--          is a test, else 0}
 --         {'verified_again', …the same}                    the check that verified it, repeated
 --         {'wrong', rest of the id, {…}, checks left}
 --         {'waiting', rest of the id, {}, checks left}     without a code: not dialled yet
@@ -23,7 +24,7 @@
 --         {'not_found' | 'verified_before' | 'canceled_before'}
 local client, purpose, token, retry_digest, address, failed_allowed, failed_share, failed_period, code_length, limit_count =
   unpack(ARGV)
-local first_key, outbox = KEYS[1], KEYS[limit_count + 2]
+local first_key, journal, outbox = KEYS[1], KEYS[limit_count + 2], KEYS[limit_count + 3]
 local candidates = {select(11 + 3 * limit_count, unpack(ARGV))}
 local function limit(i)
   return KEYS[i + 1], ARGV[3 * i + 8], ARGV[3 * i + 9] + 0, ARGV[3 * i + 10] + 0
@@ -40,15 +41,16 @@ else
   end
 end
 
-local function verified(outcome, it, left)
+local function verified(outcome, it, left, number)
   local record = it.record
-  return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[IS_TEST] and 1 or 0}
+  return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[CHANNEL .. number],
+    record[IS_TEST] and 1 or 0}
 end
 
-local function verify(it, left, changes)
+local function verify(it, left, number, changes)
   changes[RETRY_DIGEST] = retry_digest ~= '' and retry_digest or nil
-  finish(it.key, it.record, changes, 'verified', outbox)
-  return verified('verified', it, left)
+  finish(it.key, it.record, changes, 'verified', journal, outbox)
+  return verified('verified', it, left, number)
 end
 
 local latest, pending = nil, {}
@@ -59,7 +61,7 @@ for _, it in ipairs(found) do
       pending[#pending + 1] = it
     elseif retry_digest ~= '' and it.record[RETRY_DIGEST] == retry_digest then
       write_again(it.key, it.record)
-      return verified('verified_again', it, {})
+      return verified('verified_again', it, {}, '')
     end
   end
 end
@@ -81,7 +83,7 @@ if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
 if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
-  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, {}) end
+  if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, number, {}) end
   return {'waiting', rest_of_id(key), {}, record[CHECKS_ALLOWED]}
 end
 
@@ -128,7 +130,7 @@ for _, candidate in ipairs(candidates) do
     if held_digest(it.key, candidate) == code.digest then
       -- A right code was heard, even if the provider has not reported yet that the call was answered.
       local is_unanswered = STAGE[it.record[status_field]] < STAGE.answered
-      return verify(it, left, {[status_field] = is_unanswered and 'answered' or nil})
+      return verify(it, left, code.number, {[status_field] = is_unanswered and 'answered' or nil})
     end
   end
 end
@@ -148,6 +150,7 @@ if not record[IS_TEST] then
   end
 end
 
+append(journal, key, record, 'w')
 local wrong_checks = (record[WRONG_CHECKS] or 0) + 1
 local checks_left = record[CHECKS_ALLOWED] - wrong_checks
 if checks_left > 0 then
@@ -155,5 +158,5 @@ if checks_left > 0 then
   return {'wrong', rest_of_id(key), left, checks_left}
 end
 local wait = until_next_call(key, record, now)
-finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', outbox)
+finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', journal, outbox)
 return {'exhausted', rest_of_id(key), left, wait}

@@ -114,7 +114,8 @@ local function publish(key, record, changes, event, outbox)
 end
 
 -- Give a verification its final status, beside other changes: none of its codes verifies any more.
-local function finish(key, record, changes, status, outbox)
+local function finish(key, record, changes, status, journal, outbox)
+  append(journal, key, record, 'e', status:sub(1, 1))
   changes[STATUS] = status
   for number = 1, record[LAST_CALL] do
     changes[CODE_DIGEST .. number] = false

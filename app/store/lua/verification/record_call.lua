@@ -1,11 +1,11 @@
 -- Record what happened to a call. It never goes back to an earlier stage, and one that was refunded does not return.
 --
--- KEYS    1 record   2 outbox, if the client has a webhook
+-- KEYS    1 record   2 journal   3 outbox, if the client has a webhook
 -- ARGV    1 number of the call   2 status   3 provider's reference, or ''   4 provider's unknown status, or ''
 --         5 digest and 6 length of the code that the provider chose, or '' and ''   7 number to dial, or ''
 --         8 operator, or ''   9 token in the limits, if the call may be refunded later, or ''
 -- RETURN  {'recorded', 1 if this has ended the call, else 0} | {'not_found'}
-local key, outbox = unpack(KEYS)
+local key, journal, outbox = unpack(KEYS)
 local number, status, ref, unknown_status, code_digest, code_length, dial, operator, limits_token = unpack(ARGV)
 
 local record = load_record(key)
@@ -55,6 +55,7 @@ if status ~= 'unconfirmed' then
 end
 
 if before ~= status or is_new_ref or is_new_word or is_first or is_created then
+  append(journal, key, record, 's', number, status:sub(1, 1), ref, operator, unknown_status)
   publish(key, record, changes, is_created and 'verification.created' or 'call.status_changed', outbox)
 else
   save_record(key, record, changes)

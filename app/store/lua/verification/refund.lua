@@ -2,16 +2,17 @@
 -- Refund a call that definitely was not placed, so that what was there before is there again. Repeated, it changes
 -- nothing, because the number of a call is never used again. The cooldown of a later call stays, and so do wrong checks.
 --
--- KEYS    1 phone   2 record   3 outbox, if the client has a webhook
+-- KEYS    1 phone   2 record   3 journal   4 outbox, if the client has a webhook
 -- ARGV    1 number of the call   2 lifetime of a call   3 token of the start that stored it, or '' for any: of two starts
---         that name the same verification one is refused, and must not refund the call of the other
+--         that name the same verification one is refused, and must not refund the call of the other   4 kind and 5 reason of the refusal, or ''
 -- RETURN  1 if this has refunded it, else 0
-local phone_key, key, outbox = unpack(KEYS)
-local number, lifetime, token = unpack(ARGV)
+local phone_key, key, journal, outbox = unpack(KEYS)
+local number, lifetime, token, kind, reason = unpack(ARGV)
 
 local record, phone = load_record(key), load(phone_key)
 local reservation = record[RESERVATION .. number] or ''
 if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then return 0 end
+append(journal, key, record, 'r', number, kind, reason)
 local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
 
 -- Return a list without an entry, or false if nothing is left.

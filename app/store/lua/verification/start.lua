@@ -64,7 +64,12 @@ if longest_period ~= '0' then
   changes_of_phone[CALL_LOG] = write_log(placed)
 end
 
+local is_in_journal = kept_in_journal ~= '0' and not is_test
+changes[IS_IN_JOURNAL] = is_in_journal and 1
 local text = save_record(key, record, changes, expires)
+if is_in_journal then
+  begin_attempt(journal, key, record, number, now, kept_in_journal)
+end
 if is_resend and outbox then
   schedule_expiry(key, record, outbox)
 end

@@ -1,17 +1,17 @@
 -- The rules of a start, which precede start_preview.lua and start.lua, which stores the call.
 --
--- KEYS    1 phone   2 record of a new verification   3 outbox, if the client has a webhook
+-- KEYS    1 phone   2 record of a new verification   3 journal   4 outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
 --         7 code length, or 0   8 code digest, or ''   9 rest of the id of the verification that is called again, or ''
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
---         13 digest of the address, or ''   14 lifetime of a call   15 calls allowed
---         16 failed checks of a phone allowed, 17 from one address, 18 in which period
---         19 cooldowns, as a JSON array   20 longest period of a limit, or 0   21… name, count and period of each limit
+--         13 digest of the address, or ''   14 how long the journal is kept; 0: there is none   15 lifetime of a call
+--         16 calls allowed   17 failed checks of a phone allowed, 18 from one address, 19 in which period
+--         20 cooldowns, as a JSON array   21 longest period of a limit, or 0   22… name, count and period of each limit
 --         of calls to a phone
-local phone_key, new_key, outbox = unpack(KEYS)
+local phone_key, new_key, journal, outbox = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
-  token, address, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldowns, longest_period = unpack(ARGV)
-local limits, first_limit = ARGV, 21
+  token, address, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldowns, longest_period = unpack(ARGV)
+local limits, first_limit = ARGV, 22
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
 

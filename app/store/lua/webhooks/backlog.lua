@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Return the state of delivery. lease.lua and bury.lua describe the keys.
+-- Return the state of delivery. lease.lua and add_dead.lua describe the keys.
 --
 -- KEYS    1 due   2 waiting   3 dead
 -- ARGV    1 for how long dead letters are kept
--- RETURN  {how long the bucket that is due for the longest time waits for a look, how many events wait, are dead}
+-- RETURN  {how long a bucket is overdue at most, how many events wait, are dead}
 local due, waiting, dead = unpack(KEYS)
 local kept = ARGV[1]
 

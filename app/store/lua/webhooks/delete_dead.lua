@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Delete a dead letter. bury.lua describes the keys.
+-- Delete a dead letter. add_dead.lua describes the keys.
 --
--- KEYS    1 dead   2 letters
+-- KEYS    1 dead   2 dead_events
 -- ARGV    1 id
 -- RETURN  1, or 0 if there is none
-local dead, letters = unpack(KEYS)
+local dead, dead_events = unpack(KEYS)
 local id = ARGV[1]
 
-redis.call('HDEL', letters, id)
+redis.call('HDEL', dead_events, id)
 return redis.call('ZREM', dead, id)

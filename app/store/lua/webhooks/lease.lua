@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- Lease buckets that have an event to deliver, those that are due for the longest time first. Before that, make buckets
--- due that have changed: only a look at them, with take.lua, tells when their next event is due.
+-- due that have changed: only take.lua, in the slot of each, can tell when its next event is.
 --
 -- A process that dies may not have written which buckets it changed. So a worker that asks for more buckets than are due
 -- also gets those whose turn it is in a sweep, which all workers share: it finds such an event within a minute.
 --
 -- {webhooks}:due      sorted set: bucket → when its earliest event is due, or until when it is leased
 -- {webhooks}:swept    how many buckets should have been visited since 1970, and were
--- {webhooks}:waiting  hash: bucket → how many of its events the last look left waiting, if any
+-- {webhooks}:waiting  hash: bucket → how many of its events take.lua left waiting the last time, if any
 --
 -- KEYS    1 due   2 swept
 -- ARGV    1 how many at most   2 lease   3… buckets that have changed

@@ -16,7 +16,7 @@
 -- RETURN  {when the next event is due or '', how many others wait to be delivered, how many were dropped, {event…}}
 local outbox, retries = unpack(KEYS)
 local most, claim_after, most_new = unpack(ARGV)
-local MOST_DROPPED = 1000 -- at once: the next look drops more
+local MOST_DROPPED = 1000 -- at once
 
 local now = now_ms()
 local events = redis.call('ZRANGE', retries, '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
