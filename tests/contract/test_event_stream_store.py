@@ -141,6 +141,7 @@ async def test_closing_ends_the_connection_despite_listeners(redis: Redis, chang
         await until_connected(redis, 0)
 
 
+@pytest.mark.standalone  # counts or cuts off what one node does
 async def test_after_a_lost_connection_all_listeners_are_notified_and_subscribed_again(
     redis: Redis, changes: RedisChanges
 ) -> None:
@@ -171,6 +172,7 @@ async def test_listeners_are_notified_again_after_redis_restarts() -> None:
         await redis.aclose()
 
 
+@pytest.mark.standalone  # counts or cuts off what one node does
 async def test_a_connection_that_does_not_answer_pings_is_replaced(redis: Redis) -> None:
     async with RedisChanges(redis, quiet=0.05).listen(ONE, client="shop") as one:
         await settled(one)
