@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import logging
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,13 +20,6 @@ from tests.keys import stored
 
 PHONE, OTHER = "+79161234567", "+79031234567"
 PRICES = {"price_rub": "3", "unanswered_prices_rub": "voice:0.30,reverse_call:0", "prices_rub": "flash_call:0.60"}
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    """Switch logs on again: a command switches them off for its process, which here is the test's."""
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
