@@ -14,7 +14,7 @@ from typing import Any
 
 from app.providers.plusofon.channels import VoiceChannel
 from app.providers.plusofon.client import PlusofonClient
-from app.store.connection import connect
+from app.store.connection import connect_any
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
@@ -78,7 +78,7 @@ class Killed:
 
 
 async def start(redis_url: str, provider_url: str, phone: str, at: int, *, late: bool) -> None:
-    redis = connect(redis_url, timeout=1)
+    redis = connect_any(redis_url, timeout=1)
     async with PlusofonClient(base_url=provider_url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
         service = make_service(ScriptRunner(redis, timeout=1), client)
         await Killed(service.start(StartRequest(client="shop", phone=phone, purpose="login")), at, late=late)

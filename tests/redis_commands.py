@@ -53,3 +53,9 @@ async def open_commands(url: str) -> AsyncIterator[Redis]:
         yield cast(Redis, client)
     finally:
         await client.aclose()
+
+
+async def flush(url: str) -> None:
+    """Delete all keys."""
+    async with open_commands(url) as client:
+        await client.flushall()

@@ -18,8 +18,12 @@ ACQUIRE, REFUND, USED = (Script("limits", name) for name in ("acquire", "refund"
 
 @dataclass(slots=True)
 class _Group:
-    """The limits in one slot, on which one script decides: on one server, all. ``numbers`` are their places."""
+    """The limits in one slot, on which one script decides: on one server, all. ``numbers`` are their places.
 
+    ``moment`` is when the script ran, by the clock of its node; a refund finds by it what was counted.
+    """
+
+    moment: str = ""
     numbers: list[int] = field(default_factory=list)
     allowances: list[Allowance] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -29,15 +33,15 @@ class _Group:
 class _Decision:
     """What the limits say: how many are left of each, and how many ms each has to be waited for, in their order.
 
-    ``guard_wait`` is how long the fraud guard blocks one of the subjects, ``now`` the earliest moment of the servers:
-    by it a refund may find an earlier sub-window than it should, which only makes the limit stricter.
+    ``guard_wait`` is how long the fraud guard blocks one of the subjects. ``counted`` are the groups that counted the
+    event, if the scripts had a token.
     """
 
-    now: int
+    groups: Sequence[_Group]
     left: Sequence[int]
     waits: Sequence[int]
     guard_wait: int
-    counted: Sequence[_Group]  # if the scripts had a token
+    counted: Sequence[_Group]
 
     def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Raise what refuses the event: the first full limit, or else the guard."""
@@ -66,18 +70,23 @@ class RedisRateLimiter:
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
         """Count one event against each limit."""
         decision = await self._decide(token, allowances)
-        reserved = f"{token}@{decision.now}"
         try:
             decision.require_room(allowances)
         except LimitReached:
-            await self._refund(reserved, decision.counted)
+            await self._refund(token, decision.counted)
             raise
+        reserved = f"{token}@{','.join(group.moment for group in decision.groups)}"
         quotas = [Quota(it.limit, left) for it, left in zip(allowances, decision.left, strict=True)]
         return Reservation(reserved, quotas)
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Refund the event in each limit."""
-        await self._refund(token, self._groups(allowances))
+        event, _, moments = token.partition("@")
+        groups = self._groups(allowances)
+        if moments:
+            for group, moment in zip(groups, moments.split(","), strict=True):
+                group.moment = moment
+        await self._refund(event, groups)
 
     async def gauges(self, budget: Allowance) -> Mapping[str, float]:
         """Return how much of the call budget is used, for the metrics. Raises StoreUnavailable."""
@@ -99,11 +108,11 @@ class RedisRateLimiter:
 
     async def _decide(self, token: str, allowances: Sequence[Allowance]) -> _Decision:
         """Count the event in each group that has room, or without a token only ask."""
-        groups, moments, guard_wait, counted = self._groups(allowances), [], 0, []
+        groups, guard_wait, counted = self._groups(allowances), 0, []
         all_left, all_waits = [0] * len(allowances), [0] * len(allowances)
         for group, reply in zip(groups, await _all([self._ask(token, group) for group in groups]), strict=True):
             now, verdicts, *facts = reply
-            moments.append(now)
+            group.moment = str(now)
             waits = facts[1::2]
             for number, left_of_it, wait in zip(group.numbers, facts[::2], waits, strict=True):
                 all_left[number], all_waits[number] = left_of_it, wait
@@ -117,7 +126,7 @@ class RedisRateLimiter:
                 guard_wait = blocked_until - now
             elif not any(waits):
                 counted.append(group)
-        return _Decision(min(moments), all_left, all_waits, guard_wait, counted)
+        return _Decision(groups, all_left, all_waits, guard_wait, counted)
 
     def _ask(self, token: str, group: _Group) -> Request:
         keys, arguments = list(group.keys), [token, *self._guard.arguments]
@@ -128,11 +137,10 @@ class RedisRateLimiter:
                 keys.append(name_block(key))
         return self._runner.run(ACQUIRE, keys, arguments)
 
-    async def _refund(self, token: str, groups: Sequence[_Group]) -> None:
-        event, _, moment = token.partition("@")
+    async def _refund(self, event: str, groups: Sequence[_Group]) -> None:
         requests: list[Request] = []
         for group in groups:
-            arguments: list[Argument] = [event, moment]
+            arguments: list[Argument] = [event, group.moment]
             for it in group.allowances:
                 arguments += (ms(it.limit.period), int(self._guard.action_on(it) is not None))
             requests.append(self._runner.run(REFUND, group.keys, arguments))

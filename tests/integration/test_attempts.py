@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 from typer.testing import CliRunner
 
 from app.cli import cli
@@ -21,6 +20,7 @@ from app.sandbox.numbers import MagicNumber
 from app.settings import Settings
 from tests.integration.conftest import PACE, SECRET_KEY, run, sandbox_settings
 from tests.integration.test_fault_table import KEY, production_settings
+from tests.redis_commands import flush
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 FINAL = {"completed", "busy", "no_answer", "failed"}
@@ -31,8 +31,7 @@ VERIFIED, MISTYPED, IMPATIENT, OUTAGE = "+79161234567", "+79261234567", "+790312
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[None]:
     """Begin with an empty Redis; switch logs on again, which a command switches off for its process."""
     monkeypatch.chdir(tmp_path)  # where .env is looked for
-    with Redis.from_url(redis_url) as redis:
-        redis.flushall()
+    asyncio.run(flush(redis_url))
     yield
     logging.disable(logging.NOTSET)
 

@@ -173,6 +173,7 @@ async def add_counts(redis_url: str, zone: str) -> None:
     await redis.aclose()
 
 
+@pytest.mark.standalone  # about one server
 def test_stats_shows_the_spend_of_each_client(redis_url: str) -> None:
     asyncio.run(add_counts(redis_url, "Europe/Moscow"))
     settings = {"MODE": "sandbox", "REDIS_URL": redis_url, "STATS_TIMEZONE": "Europe/Moscow"}
@@ -245,6 +246,7 @@ def silent_redis() -> Iterator[str]:
         yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.standalone  # about one server
 @pytest.mark.parametrize("command", [("stats",), ("call", PHONE)], ids=" ".join)
 def test_a_command_explains_why_redis_does_not_work(
     redis_url: str, silent_redis: str, command: tuple[str, ...]

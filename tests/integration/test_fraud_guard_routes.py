@@ -151,6 +151,7 @@ async def test_without_configured_admin_keys_admin_requests_are_refused_even_in_
         assert (await open_api.delete(f"/admin/guard/{PUMPED}", headers=headers)).status_code == 401
 
 
+@pytest.mark.standalone  # pauses the server
 async def test_a_redis_outage_is_a_503(redis: Redis, settings: Settings) -> None:
     nowhere = settings.model_copy(update={"redis": settings.redis.model_copy(update={"timeout_seconds": 0.2})})
     async with run(create_app(nowhere)) as api:

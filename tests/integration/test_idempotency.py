@@ -207,6 +207,7 @@ async def test_a_kept_response_is_not_replayed_without_a_valid_api_key(guarded: 
     assert_problem(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, "wrong"), 401, "unauthorized")
 
 
+@pytest.mark.standalone  # looks before the work in the background has written
 @pytest.mark.parametrize(
     "keys",
     [[b""], [b"a b"], [b"a" * 129], [b"\xd1\x84"], [b"a\tb"], [b"\x7f"], [b"one", b"two"], [b"one", b"one"]],
@@ -441,6 +442,7 @@ async def test_a_retry_of_a_start_canceled_during_the_provider_request_places_no
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
 
 
+@pytest.mark.standalone  # pauses the server
 async def test_a_code_chosen_by_the_provider_is_stored_once_redis_answers_again(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -737,6 +739,7 @@ async def test_a_start_continues_if_its_claim_expired_and_no_other_request_has_i
     assert len(network.calls_of(PHONE)) == 1
 
 
+@pytest.mark.standalone  # pauses the server
 async def test_a_placed_call_is_reported_even_if_redis_cannot_keep_the_response(
     quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -805,6 +808,7 @@ async def round_trips(redis: Redis, request: Awaitable[httpx.Response]) -> int:
     return await reads() - before - 1  # reading the counter is one, too
 
 
+@pytest.mark.standalone  # counts round trips
 async def test_a_start_with_a_key_makes_four_round_trips_and_its_repetition_one(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
@@ -816,6 +820,7 @@ async def test_a_start_with_a_key_makes_four_round_trips_and_its_repetition_one(
     assert [await round_trips(redis, check(api, verification_id, "000000")) for _ in range(2)] == [3, 1]
 
 
+@pytest.mark.standalone  # counts round trips
 async def test_a_request_without_a_key_stores_no_response_and_needs_no_extra_round_trip(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:

@@ -34,6 +34,7 @@ def count(seen: Seen, *names: str) -> int:
     return sum(key[0].startswith(names) for key in seen.series)
 
 
+@pytest.mark.standalone  # of a cluster each node is up or not
 async def test_a_start_and_its_checks_are_counted_and_timed(api: httpx.AsyncClient) -> None:
     await api.post("/verify/start", json={"phone": PHONE})
     await api.post("/verify/start", json={"phone": PHONE})
@@ -161,8 +162,8 @@ async def test_labels_are_a_fixed_set_and_do_not_identify_an_end_user(api: httpx
 
     names = {label for family in families for sample in family.samples for label in sample.labels}
     assert names <= {
-        "channel", "circuit", "client", "event", "kind", "le", "limit", "method", "operation", "operator", "outcome",
-        "route", "state", "status", "step", "version",
+        "channel", "circuit", "client", "event", "kind", "le", "limit", "method", "node", "operation", "operator",
+        "outcome", "route", "state", "status", "step", "version",
     }  # fmt: skip
 
 

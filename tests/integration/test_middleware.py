@@ -41,6 +41,7 @@ async def guarded(redis: Redis, redis_url: str, network: VirtualNetwork) -> Asyn
         yield client
 
 
+@pytest.mark.standalone  # looks before the work in the background has written
 @pytest.mark.parametrize(
     "headers",
     [

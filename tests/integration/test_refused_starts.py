@@ -490,11 +490,11 @@ def _with_living_ids(key: str, phone: Mapping[str, str], before: Dump) -> dict[s
 
 PRELUDES: dict[str, list[tuple[Any, ...]]] = {
     "an unknown phone": [],
-    "a pending verification": [("start", "login", "voice"), ("wait", 60)],
-    "two of them": [("start", "login", "voice"), ("wait", 60), ("start", "login", "flash_call"), ("wait", 130)],
-    "a failed check": [("start", "login", "voice"), ("check_by_id", 0, False), ("wait", 60)],
-    "a resend": [("start", "login", "voice"), ("wait", 60), ("resend", 0, "flash_call"), ("wait", 130)],
-    "a verified one": [("start", "login", "voice"), ("check_by_id", 0, True), ("wait", 60)],
+    "a pending verification": [("start", "login", "voice"), ("wait", 62)],
+    "two of them": [("start", "login", "voice"), ("wait", 62), ("start", "login", "flash_call"), ("wait", 130)],
+    "a failed check": [("start", "login", "voice"), ("check_by_id", 0, False), ("wait", 62)],
+    "a resend": [("start", "login", "voice"), ("wait", 62), ("resend", 0, "flash_call"), ("wait", 130)],
+    "a verified one": [("start", "login", "voice"), ("check_by_id", 0, True), ("wait", 62)],
     "an expired one": [("start", "login", "voice"), ("wait", 3600)],
 }
 

@@ -306,7 +306,7 @@ WORKER = """
 import asyncio, sys
 from app.background import Background
 from app.standard_webhooks import parse_secret
-from app.store.connection import connect
+from app.store.connection import connect_any
 from app.store.webhooks import RedisOutbox
 from app.store.scripts import ScriptRunner
 from app.webhooks.deliverer import WebhookDeliverer
@@ -314,7 +314,7 @@ from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 redis_url, url, secret = sys.argv[1:]
 async def main():
-    outbox = RedisOutbox(ScriptRunner(connect(redis_url, timeout=1), timeout=1))
+    outbox = RedisOutbox(ScriptRunner(connect_any(redis_url, timeout=1), timeout=1))
     endpoint = WebhookEndpoint(url, (parse_secret(secret),))
     background = Background()
     async with WebhookDeliverer(outbox, {"shop": endpoint}, sender=WebhookSender(allow_private=True)) as deliverer:

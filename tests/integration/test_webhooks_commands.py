@@ -6,21 +6,19 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from redis import Redis
 from typer.testing import CliRunner
 
 from app.cli import cli
-from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.webhooks import RedisOutbox
+from tests.redis_commands import flush, open_commands
 from tests.webhook_events import add_events
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> None:
     monkeypatch.chdir(tmp_path)  # where .env is looked for
-    with Redis.from_url(redis_url) as redis:
-        redis.flushall()
+    asyncio.run(flush(redis_url))
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def dead_letter(redis_url: str) -> str:
     """Make an event a dead letter, and return its id."""
 
     async def give_up() -> str:
-        async with connect(redis_url, timeout=1) as redis:
+        async with open_commands(redis_url) as redis:
             await add_events(redis, type="call.status_changed", call="busy")
             outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
             (taken,) = await outbox.take(1)
