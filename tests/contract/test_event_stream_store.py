@@ -117,6 +117,7 @@ async def test_a_malformed_message_is_ignored(redis: Redis, changes: RedisChange
         assert await changed(one, SOON)
 
 
+@pytest.mark.standalone  # counts the connections of one node
 async def test_all_listeners_share_one_connection_that_closes_with_the_last_one(
     redis: Redis, changes: RedisChanges
 ) -> None:
