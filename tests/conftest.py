@@ -49,7 +49,7 @@ def restore_logging() -> Iterator[None]:
 def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     match request.config.getoption("redis"):
         case "sentinel":
-            with Topology(tmp_path_factory.mktemp("sentinel")) as topology:
+            with Topology(tmp_path_factory.mktemp("sentinel"), down_after=_NODE_TIMEOUT) as topology:
                 yield topology.url
         case "cluster":
             with Cluster(tmp_path_factory.mktemp("cluster"), node_timeout=_NODE_TIMEOUT) as cluster:

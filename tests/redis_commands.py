@@ -37,7 +37,9 @@ class ClusterCommands(Cluster):
         await self._ask_primaries("FLUSHALL")
 
     async def _ask_primaries(self, *command: str) -> list[Any]:
-        nodes = (await self.primaries()).values()
+        if not self.topology.replicas:
+            await self.refresh()  # not each time: it pauses between two questions
+        nodes = map(self.client, self.topology.replicas)
         return await asyncio.gather(*(node.execute_command(*command) for node in nodes))  # type: ignore[no-untyped-call] # the library's own
 
     async def aclose(self) -> None:

@@ -22,6 +22,7 @@ from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.attempts import KEPT, PRICE, attempts_on
 from tests.conftest import PHONE_KEY
 from tests.keys import stored
+from tests.limiters import make_limiter
 from tests.policies import make_policy
 from tests.starting import start
 
@@ -85,7 +86,9 @@ class Journal:
 
 def journal_on(redis: Redis, kept: timedelta = KEPT) -> Journal:
     runner = ScriptRunner(redis, timeout=5)
-    return Journal(redis, runner, RedisVerificationStore(runner, phone_key=PHONE_KEY, journal_kept=kept), kept)
+    limits = make_limiter(redis, runner=runner)
+    store = RedisVerificationStore(runner, phone_key=PHONE_KEY, limits=limits, journal_kept=kept)
+    return Journal(redis, runner, store, kept)
 
 
 @pytest.fixture
@@ -298,6 +301,7 @@ async def test_an_end_whose_begin_is_erased_makes_no_journal_without_expiry(jour
     assert await journal.redis.keys("*:j") == []
 
 
+@pytest.mark.standalone  # counts the commands of one node
 async def test_without_days_there_is_no_journal_and_no_command_for_it(redis: Redis) -> None:
     async def commands(kept: timedelta) -> dict[str, int]:
         await redis.flushall()
@@ -400,6 +404,7 @@ async def test_refused_starts_expire_and_are_bounded_and_erased(journal: Journal
     assert await journal.redis.keys("*:refused:*") == []
 
 
+@pytest.mark.standalone  # fills one node
 async def test_refused_starts_are_the_first_to_be_dropped(journal: Journal) -> None:
     """Those beyond a bound in memory, and those that Redis does not take."""
     for number in range(10_050):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,8 +82,10 @@ class GuardHarness:
 
     async def refund(self, phone: Phone, client: str) -> None:
         """Refund the last admitted call, or one that nobody knows."""
-        token = self.tokens.pop() if self.tokens else f"ffffffffffff@{int(time.time() * 1000)}"
-        await self.limiter.refund(token, self._allowances(phone, client))
+        allowances = self._allowances(phone, client)
+        moments = [str(int(time.time() * 1000))] * len(self.limiter._groups(allowances))
+        token = self.tokens.pop() if self.tokens else f"ffffffffffff@{','.join(moments)}"
+        await self.limiter.refund(token, allowances)
 
     def _allowances(self, phone: Phone, client: str) -> Sequence[Allowance]:
         return self.policy.for_calls(client=client, phone=phone, address=None)
@@ -103,8 +106,7 @@ class GuardHarness:
     async def pass_time(self, duration: timedelta) -> None:
         await age(self.redis, duration)
         passed = duration // timedelta(milliseconds=1)
-        moments = [token.split("@") for token in self.tokens]
-        self.tokens = [f"{token}@{int(moment) - passed}" for token, moment in moments]
+        self.tokens = [re.sub(r"\d{13}", lambda found: str(int(found[0]) - passed), token) for token in self.tokens]
 
     async def refusal(self, number_range: str = PUMPED, client: str = "shop") -> RateLimited | None:
         """Try one more call; return its refusal, if any."""

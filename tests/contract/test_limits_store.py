@@ -18,12 +18,14 @@ from app.store.layout import name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.scripts import ScriptRunner
 from app.verification.errors import RateLimited, StoreUnavailable
+from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Quota
 from app.verification.ports import Reservation
 from tests.ageing import age
 from tests.keys import stored
 from tests.limit_keys import read_limit
 from tests.limiters import KEY, make_limiter
+from tests.policies import make_policy
 
 MINUTES_10 = timedelta(minutes=10)
 EXACT, LARGE = (Limit("calls_per_address", count, MINUTES_10) for count in (7, 70))
@@ -320,6 +322,27 @@ async def test_limits_of_several_slots_have_a_script_each_and_share_a_round_trip
     assert runner.ran == [1, 1, 1, 1]
     assert after["total_reads_processed"] - before["total_reads_processed"] == 2  # one, and the INFO itself
     assert reservation.quotas == [Quota(it.limit, it.limit.count - 1) for it in ALL]
+
+
+async def test_a_refund_finds_in_each_slot_what_was_counted_by_the_clock_of_its_node(redis: Redis) -> None:
+    """The fraud guard and limits above 64 know an event by its moment only."""
+
+    class OneByOne(SlottedRunner):
+        async def run(self, script, keys, arguments):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 - as above
+            self.ran.append(len(keys))
+            await asyncio.sleep(0.005 * len(self.ran))
+            return await ScriptRunner.run(self, script, keys, arguments)
+
+    policy = make_policy()
+    allowances = [*policy.for_calls(client="shop", phone=Phone("+79001234567"), address="192.0.2.1")]
+    assert len({it.guard for it in allowances}) > 1
+    limits = make_limiter(redis, runner=OneByOne(redis))
+    for order in (allowances, allowances[::-1]):
+        reservation = await limits.acquire("00000000000a", order)
+
+        await limits.refund(reservation.token, order)
+
+        assert await redis.keys() == []
 
 
 async def test_an_event_that_one_of_several_slots_refuses_is_counted_in_none(redis: Redis) -> None:

@@ -32,9 +32,7 @@ from tests.faulty import (
 )
 from tests.integration.conftest import SECRET_KEY, run
 
-pytestmark = (
-    pytest.mark.standalone
-)  # each fault has a database, and a cluster has only one
+pytestmark = pytest.mark.standalone  # each fault has a database, and a cluster has only one
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"
 STALE = """docs/faults.md is out of date. If the change is intended, replace the table with the output of:
