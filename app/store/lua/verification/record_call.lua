@@ -38,8 +38,11 @@ end
 
 -- Now that the call was placed, or may have been, its channel and its budget of checks are those of the verification.
 if is_first then
-  redis.call('HDEL', phone_key_of(key, record), ASKED_CALL)
-  if outbox and record[IS_ANNOUNCED] then
+  local phone_key = phone_key_of(key, record)
+  if redis.call('HGET', phone_key, ASKED_CALL) == rest_of_id(key) .. ':' .. number then
+    redis.call('HDEL', phone_key, ASKED_CALL)
+  end
+  if outbox and record[IS_ANNOUNCED] and record[CHANNEL .. number] then
     redis.call('ZREM', outbox, expiry_event(key, record)) -- it names the channel
   end
   changes[CHANNEL] = record[CHANNEL .. number]
