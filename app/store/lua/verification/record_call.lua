@@ -45,8 +45,15 @@ if is_first then
   if outbox and record[IS_ANNOUNCED] and record[CHANNEL .. number] then
     redis.call('ZREM', outbox, expiry_event(key, record)) -- it names the channel
   end
-  changes[CHANNEL] = record[CHANNEL .. number]
-  changes[CODE_LENGTH] = tonumber(code_length) or record[CODE_LENGTH .. number]
+  for _, field in ipairs({CHANNEL, CODE_LENGTH}) do -- which other calls keep
+    local own = changes[field .. number] or record[field .. number]
+    if own then
+      for other = 1, record[LAST_CALL] do
+        changes[field .. other] = of_call(record, field, other)
+      end
+      changes[field], changes[field .. number] = own, false
+    end
+  end
   local checks = tonumber((record[RESERVATION .. number] or ''):match('^%d+ %d+ %d+ (%d+)'))
   -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
   if checks and checks < record[CHECKS_ALLOWED] and not record[STATUS] then
