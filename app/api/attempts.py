@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ContainerDep, admin_key
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.api.schemas import Moment, PhoneText
+from app.api.schemas import Moment, PhoneText, RecordedConsent
 from app.verification.attempts import AttemptFilter, AttemptJournal, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
@@ -48,6 +48,11 @@ class Attempt(_View):
     started_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     client: Annotated[str, Field(examples=["shop"])]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
+    reference: Annotated[str | None, Field(description="the client's own name for it", examples=["order-1024"])]
+    consent: Annotated[
+        RecordedConsent | None,
+        Field(description="the latest that the client had given by then", examples=[example_of(RecordedConsent)]),
+    ]
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
@@ -127,6 +132,7 @@ async def list_attempts(
     client: Annotated[str | None, Query(description="of this client alone")] = None,
     channel: Annotated[Channel | None, Query(description="by this channel alone")] = None,
     operator: Annotated[str | None, Query(description="to phones of this operator alone")] = None,
+    reference: Annotated[str | None, Query(description="of verifications with this reference alone")] = None,
     outcome: Annotated[
         Result | None, Query(description="with this word as `outcome`, `call_status` or `ending`")
     ] = None,
@@ -137,7 +143,7 @@ async def list_attempts(
     """Return the latest attempts that fit all filters. A page may have fewer of them, even none, and a next one."""
     now = datetime.now(UTC)
     page = await container.stores.attempts.page(
-        AttemptFilter(client=client, channel=channel, operator=operator, result=outcome),
+        AttemptFilter(client=client, channel=channel, operator=operator, reference=reference, result=outcome),
         since=since or now - _DAY,
         before=before or now,
         most=limit,

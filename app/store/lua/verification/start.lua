@@ -42,7 +42,9 @@ if not is_resend then
   changes[CLIENT], changes[PURPOSE], changes[PHONE], changes[PHONE_DIGEST] = client, purpose, phone_number, rest_of_id(phone_key)
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
+  changes[REFERENCE] = reference ~= '' and reference or named[REFERENCE]
 end
+changes[CONSENT] = consent ~= '' and consent or named[CONSENT]
 local changes_of_phone = {}
 if not is_test then
   changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = rest_of_id(key) .. ':' .. number}
