@@ -51,7 +51,7 @@ class Attempt(_View):
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
-        str, Field(description="the same for all attempts to call a phone", examples=["5c2f1e0d9b8a7c6d5e4"])
+        str, Field(description="the same for all attempts to call a phone", examples=["5c2Hh0Nm4p8bV3e"])
     ]
     outcome: Annotated[Outcome, Field(description="what the provider made of it", examples=[Outcome.PLACED])]
     reason: Annotated[str, Field(description="why it was refused, in the provider's words", examples=[""])]
