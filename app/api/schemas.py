@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from fastapi.openapi.models import Example
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticUseDefault
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUseDefault
 
 from app.api.client_address import ClientAddress
 from app.verification import model
@@ -29,6 +30,15 @@ from app.verification.model import CallStatus, Lang, Status
 from app.verification.typed_text import drop_invisible, require_visible
 
 _ID = "vrf_0a11b22c33d44e55f667788"
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+
+
+def _require_date_time(value: object) -> object:
+    """Return a date-time of RFC 3339 for pydantic to read. Raises ValueError."""
+    if isinstance(value, str) and _DATE_TIME.fullmatch(value):
+        return value
+    raise PydanticCustomError("datetime_type", "Input should be a date-time of RFC 3339, such as 2026-01-30T00:00:00Z")
+
 
 # Text that a person typed: invisible characters do not count as its length.
 _Typed = Annotated[str, BeforeValidator(lambda value: drop_invisible(value) if isinstance(value, str) else value)]
@@ -55,7 +65,8 @@ Code = Annotated[
 TestFlag = Annotated[
     bool, Field(description="only for a test number, true: nobody was called, and nothing is proved", exclude_if=not_)
 ]
-Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
+# Pydantic also takes seconds since 1970, and a day or a time without an offset, each of which one may mean otherwise.
+Moment = Annotated[AwareDatetime, BeforeValidator(_require_date_time)]
 _is_none = partial(is_, None)
 VisibleText = Annotated[
     str,
@@ -65,7 +76,6 @@ VisibleText = Annotated[
 ReferenceView = Annotated[
     str | None, Field(description="of the start; left out without one", examples=["order-1024"], exclude_if=_is_none)
 ]
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _CLOCK_SKEW = timedelta(minutes=1)  # of the client's clock
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -74,12 +84,6 @@ def _use_default_for_null(value: object) -> object:
     if value is None:
         raise PydanticUseDefault
     return value
-
-
-def _require_rfc_3339(text: object) -> object:
-    if not (isinstance(text, str) and _RFC_3339.fullmatch(text)):
-        raise ValueError("must be a date and time with its offset (RFC 3339), such as 2026-01-31T09:00:00+03:00")
-    return text
 
 
 def _require_past(moment: datetime) -> datetime:
@@ -99,8 +103,7 @@ class Consent(_Request):
         VisibleText, Field(description="of the text that the subscriber agreed to", examples=["calls-2026-01"])
     ]
     at: Annotated[
-        datetime,
-        BeforeValidator(_require_rfc_3339),
+        Moment,
         AfterValidator(_require_past),
         Field(
             description="when the subscriber agreed; kept in UTC, to the millisecond", examples=["2026-01-31T08:59:30Z"]
