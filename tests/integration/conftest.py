@@ -41,6 +41,11 @@ async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+async def keys_of_requests(redis: Redis) -> set[bytes | str]:
+    """Return the keys in Redis, without those of the work in the background, which begins with the service."""
+    return {*await redis.keys()} - {b"pv2{attempts}", b"pv2{balance}"}
+
+
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run the tests of the HTTP protocol on uvloop, as in the service: its transports differ from those of asyncio."""
     of_http = item.path.name.startswith("test_http_")
