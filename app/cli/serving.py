@@ -252,7 +252,8 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "forwarded_allow_ips": proxies,
         "timeout_keep_alive": settings.keep_alive_seconds,
         # A worker is silent until it has imported everything: seconds on a busy machine. Uvicorn ends it after five.
-        "timeout_worker_healthcheck": 30,
+        # The death of one is noticed as late, if it comes meanwhile.
+        "timeout_worker_healthcheck": 15,
         "timeout_graceful_shutdown": ceil(settings.longest_request.total_seconds()),
     }
 
