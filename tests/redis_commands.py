@@ -68,6 +68,7 @@ async def open_commands(url: str) -> AsyncIterator[Redis]:
     """Open a client for the stores that also sends commands; that of a cluster has them by the same names."""
     client = ClusterCommands(url) if CLUSTER_URL.fullmatch(url) else connection.connect(url, timeout=_TIMEOUT)
     try:
+        await client.ping()  # connecting takes a while, which a test does not expect of a command
         yield cast(Redis, client)
     finally:
         await client.aclose()

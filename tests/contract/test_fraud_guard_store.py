@@ -532,6 +532,7 @@ async def test_a_disabled_guard_counts_and_blocks_nothing(harness: GuardHarness,
     assert client["calls"] == before[1]["calls"]
 
 
+@pytest.mark.standalone  # counts the commands of one server
 async def test_a_disabled_guard_sends_no_command_to_redis(harness: GuardHarness, make_harness: MakeHarness) -> None:
     await harness.block()
     before = await harness.redis.info("stats")

@@ -25,7 +25,7 @@ def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
     """Return sandbox settings with the voice channel only, which is the default in production."""
     defaults = {
         "mode": "sandbox",
-        "redis": {"url": redis_url},
+        "redis": {"url": redis_url, "timeout_seconds": 3},  # a hundred requests at once, on a busy machine
         "secret": {"key": SECRET_KEY},
         "channels": ["voice"],
     }
