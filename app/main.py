@@ -14,7 +14,9 @@ from starlette.types import Lifespan
 from app.api import (
     attempts,
     audit,
+    erasure,
     event_stream,
+    failed_webhooks,
     fraud_guard,
     ops,
     provider_account,
@@ -44,8 +46,10 @@ _FEATURES = (
     provider_account,
     provider_callbacks,
     fraud_guard,
+    failed_webhooks,
     attempts,
     audit,
+    erasure,
     stats,
     ops,
 )

@@ -59,7 +59,12 @@ async def test_every_operation_has_a_summary_a_description_and_an_id(schema: dic
         assert operation["operationId"], name
 
 
-_NOT_FOUND = {"/problems/{slug}", "/admin/guard/{range}", "/admin/attempts/{verification_id}"}
+_NOT_FOUND = {
+    "/problems/{slug}",
+    "/admin/guard/{range}",
+    "/admin/attempts/{verification_id}",
+    "/admin/webhooks/failed/{event_id}/resend",
+}
 
 
 async def test_every_error_is_a_problem_with_a_valid_example(schema: dict[str, Any]) -> None:
