@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.limit_keys import age_limit, is_limit
 
 # Moments and logs of them: fields of app/store/layout.py, of claims and of the balance.
-_MOMENTS = re.compile(r"[arolb]|[xo]\d+|read_at|leased_until|claimed_until")
+_MOMENTS = re.compile(r"[arolb]|o\d+|read_at|leased_until|claimed_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
 

@@ -50,7 +50,7 @@ class Attempt(_View):
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
-        str, Field(description="the same for all attempts to call a phone", examples=["5c2f1e0d9b8a7c6d5e4"])
+        str, Field(description="the same for all attempts to call a phone", examples=["5c2Hh0Nm4p8bV3e"])
     ]
     outcome: Annotated[Outcome, Field(description="what the provider made of it", examples=[Outcome.PLACED])]
     reason: Annotated[str, Field(description="why it was refused, in the provider's words", examples=[""])]
@@ -113,6 +113,22 @@ class FindAttemptsRequest(BaseModel):
     ] = None
 
 
+class AttemptQuery(BaseModel):
+    """Filters of attempts, and the page of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    client: Annotated[str | None, Field(description="of this client alone")] = None
+    channel: Annotated[Channel | None, Field(description="by this channel alone")] = None
+    operator: Annotated[str | None, Field(description="to phones of this operator alone")] = None
+    outcome: Annotated[Result | None, Field(description="with this word as `outcome`, `call_status` or `ending`")] = (
+        None
+    )
+    since: Annotated[Moment | None, Field(description="the earliest begin; left out: a day ago")] = None
+    before: Annotated[Moment | None, Field(description="`next_before` of the page before")] = None
+    limit: Annotated[int, Field(ge=1, le=_LONGEST_PAGE, description="about how many")] = 50
+
+
 @router.get(
     "",
     response_model=AttemptPage,
@@ -120,26 +136,14 @@ class FindAttemptsRequest(BaseModel):
     summary="List attempts to call",
     responses=answers(HTTPStatus.OK, AttemptPage, problems=("validation-failed", "unauthorized", "store-unavailable")),
 )
-async def list_attempts(
-    *,
-    container: ContainerDep,
-    client: Annotated[str | None, Query(description="of this client alone")] = None,
-    channel: Annotated[Channel | None, Query(description="by this channel alone")] = None,
-    operator: Annotated[str | None, Query(description="to phones of this operator alone")] = None,
-    outcome: Annotated[
-        Result | None, Query(description="with this word as `outcome`, `call_status` or `ending`")
-    ] = None,
-    since: Annotated[Moment | None, Query(description="the earliest begin; left out: a day ago")] = None,
-    before: Annotated[Moment | None, Query(description="`next_before` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=_LONGEST_PAGE, description="about how many")] = 50,
-) -> Response:
+async def list_attempts(container: ContainerDep, query: Annotated[AttemptQuery, Query()]) -> Response:
     """Return the latest attempts that fit all filters. A page may have fewer of them, even none, and a next one."""
     now = datetime.now(UTC)
     page = await container.stores.attempts.page(
-        AttemptFilter(client=client, channel=channel, operator=operator, result=outcome),
-        since=since or now - _DAY,
-        before=before or now,
-        most=limit,
+        AttemptFilter(client=query.client, channel=query.channel, operator=query.operator, result=query.outcome),
+        since=query.since or now - _DAY,
+        before=query.before or now,
+        most=query.limit,
     )
     return JsonAnswer(AttemptPage.model_validate(page))
 

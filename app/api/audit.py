@@ -42,6 +42,15 @@ class Audit(BaseModel):
     entries: Annotated[list[AuditEntry], Field(description="the latest first", examples=[[example_of(AuditEntry)]])]
 
 
+class AuditQuery(BaseModel):
+    """A page of the audit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: Annotated[Moment | None, Field(description="older than this; for the next page, the last `at`")] = None
+    limit: Annotated[int, Field(ge=1, le=1000, description="how many at most")] = 100
+
+
 @router.get(
     "/audit",
     response_model=Audit,
@@ -49,12 +58,7 @@ class Audit(BaseModel):
     summary="List what admin keys changed",
     responses=answers(HTTPStatus.OK, Audit, problems=("validation-failed", "unauthorized", "store-unavailable")),
 )
-async def list_audit(
-    *,
-    container: ContainerDep,
-    before: Annotated[Moment | None, Query(description="older than this; for the next page, the last `at`")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="how many at most")] = 100,
-) -> Response:
+async def list_audit(container: ContainerDep, query: Annotated[AuditQuery, Query()]) -> Response:
     """Return the requests that changed something. The last 10,000 are kept, for 400 days."""
-    found = await container.stores.audit.read(before=before, most=limit)
+    found = await container.stores.audit.read(before=query.before, most=query.limit)
     return JsonAnswer(Audit.model_validate({"entries": found}))

@@ -1,7 +1,8 @@
 """The wire models of a verification: the JSON of its requests and responses."""
 
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from operator import is_, not_
 from typing import Annotated, Literal, Self
@@ -9,6 +10,7 @@ from typing import Annotated, Literal, Self
 from fastapi.openapi.models import Example
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticUseDefault
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUseDefault
 
 from app.api.client_address import ClientAddress
 from app.verification import model
@@ -28,6 +30,15 @@ from app.verification.model import CallStatus, Lang, Status
 from app.verification.typed_text import drop_invisible
 
 _ID = "vrf_0a11b22c33d44e55f667788"
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+
+
+def _require_date_time(value: object) -> object:
+    """Return a date-time of RFC 3339 for pydantic to read. Raises ValueError."""
+    if isinstance(value, str) and _DATE_TIME.fullmatch(value):
+        return value
+    raise PydanticCustomError("datetime_type", "Input should be a date-time of RFC 3339, such as 2026-01-30T00:00:00Z")
+
 
 # Text that a person typed: invisible characters do not count as its length.
 _Typed = Annotated[str, BeforeValidator(lambda value: drop_invisible(value) if isinstance(value, str) else value)]
@@ -54,7 +65,8 @@ Code = Annotated[
 TestFlag = Annotated[
     bool, Field(description="only for a test number, true: nobody was called, and nothing is proved", exclude_if=not_)
 ]
-Moment = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
+# Pydantic also takes seconds since 1970, and a day or a time without an offset, each of which one may mean otherwise.
+Moment = Annotated[AwareDatetime, BeforeValidator(_require_date_time)]
 _is_none = partial(is_, None)
 
 

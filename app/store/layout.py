@@ -8,7 +8,8 @@ id says nothing about the phone.
 
 A verification is a JSON object, its phone a hash. Their fields have one letter each, because both may cost 500 bytes.
 Lua scripts use the names of fields; ``Script`` replaces them by the letters. They are no enums, because Python reads a
-plain attribute in a third of the time. A flag that is not set is absent. Moments are milliseconds of Redis' clock.
+plain attribute in a third of the time. A flag that is not set is absent. A moment, ``…_AT``, is milliseconds of Redis'
+clock; ``…_AFTER`` in milliseconds after the verification was created.
 """
 
 import hashlib
@@ -89,7 +90,7 @@ class PhoneName:
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Return the name of a phone."""
         digest = keyed_digest(key, phone.e164)
-        return cls(digest[:3], digest[3:19])
+        return cls(digest[:3], urlsafe_b64encode(bytes.fromhex(digest[4:22])).decode())  # 72 bits
 
     def new_record(self) -> RecordName:
         """Return the name of a new verification of this phone."""
@@ -126,14 +127,14 @@ class RecordField:
     PHONE = "p"
     PHONE_DIGEST = "q"
     STATUS = "s"  # absent: pending
-    CHANNEL = "h"  # of the latest placed call; followed by its number, of each call
+    CHANNEL = "h"  # of the latest placed call; followed by its number, of a call with another one
     CODE_LENGTH = "l"  # likewise; 0: no code
     LAST_CALL = "n"
     CALLS_LEFT = "m"
     CHECKS_ALLOWED = "g"
     WRONG_CHECKS = "b"
     CREATED_AT = "a"
-    RESEND_AT = "r"
+    RESEND_AFTER = "r"
     VERSION = "v"
     RETRY_DIGEST = "j"  # of the check that verified it: the same request, repeated, verifies again
     IS_TEST = "z"
@@ -147,13 +148,15 @@ class CallField:
 
     CALL_STATUS = "t"
     UNKNOWN_STATUS = "w"
-    EXPIRES_AT = "x"
+    EXPIRES_AFTER = "x"
     CODE_DIGEST = "d"
     CALL_REF = "f"
     NUMBER_TO_DIAL = "i"
     HAS_DIALLED = "k"
     LIMITS_TOKEN = "y"  # noqa: S105 - names an event in the limits, if the call may be refunded later
-    RESERVATION = "o"  # until it is recorded: "<RESEND_AT> <STREAK and NEXT_CALL before> <checks allowed> <token>"
+    RESERVATION = (
+        "o"  # until it is recorded: "<moment of RESEND_AFTER> <STREAK and NEXT_CALL before> <checks allowed> <token>"
+    )
 
 
 class PhoneField:

@@ -345,7 +345,8 @@ def _verification(
     fields = from_json(record)
     calls = tuple(_calls(fields))
     latest = calls[-1] if calls else None  # without any call, the record itself has its channel
-    status, resend_at = fields.get(RecordField.STATUS), fields.get(RecordField.RESEND_AT)
+    status, resend_after = fields.get(RecordField.STATUS), fields.get(RecordField.RESEND_AFTER)
+    created_at = fields[RecordField.CREATED_AT]
     if checks_left is None:
         checks_left = int(fields[RecordField.CHECKS_ALLOWED]) - int(fields.get(RecordField.WRONG_CHECKS, 0))
     return Verification(
@@ -354,15 +355,15 @@ def _verification(
         purpose=fields[RecordField.PURPOSE],
         channel=latest.channel if latest else Channel(fields[RecordField.CHANNEL]),
         phone=_phone(fields[RecordField.PHONE]),
-        code_length=int(fields[f"{RecordField.CODE_LENGTH}{latest.call_number if latest else ''}"]) or None,
+        code_length=_of_call(fields, RecordField.CODE_LENGTH, latest.call_number if latest else 0) or None,
         stored_status=Status(status) if status else Status.PENDING,
         calls_placed=len(calls),
         calls_left=int(fields[RecordField.CALLS_LEFT]),
         checks_left=checks_left,
         calls=calls,
-        created_at=from_ms(fields[RecordField.CREATED_AT]),
+        created_at=from_ms(created_at),
         expires_at=from_ms(expires),
-        resend_at=from_ms(resend_at) if resend_at else None,
+        resend_at=from_ms(created_at + resend_after) if resend_after is not None else None,
         observed_at=from_ms(now),
         version=int(fields.get(RecordField.VERSION, 0)),
         test=RecordField.IS_TEST in fields,
@@ -377,11 +378,16 @@ def _calls(fields: Mapping[str, Any]) -> Iterable[Call]:
                 call_number,
                 CallState(CallStatus(status), fields.get(f"{CallField.UNKNOWN_STATUS}{call_number}")),
                 ref=fields.get(f"{CallField.CALL_REF}{call_number}"),
-                channel=Channel(fields[f"{RecordField.CHANNEL}{call_number}"]),
+                channel=Channel(_of_call(fields, RecordField.CHANNEL, call_number)),
                 dial=_phone(dial) if dial else None,
-                expires_at=from_ms(fields[f"{CallField.EXPIRES_AT}{call_number}"]),
+                expires_at=from_ms(fields[RecordField.CREATED_AT] + fields[f"{CallField.EXPIRES_AFTER}{call_number}"]),
                 limits_token=fields.get(f"{CallField.LIMITS_TOKEN}{call_number}"),
             )
+
+
+def _of_call(fields: Mapping[str, Any], field: str, call_number: int) -> Any:  # noqa: ANN401 - as stored
+    """Return the channel or the code length of a call."""
+    return fields.get(f"{field}{call_number}", fields[field])
 
 
 def _quotas(limits: Sequence[Limit], left: Sequence[int]) -> tuple[Quota, ...]:

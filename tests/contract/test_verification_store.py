@@ -1344,6 +1344,18 @@ async def test_retry_after_is_short_until_the_call_is_placed(harness: StoreHarne
     assert 35 <= late.value.retry_after <= 40
 
 
+async def test_retry_after_stays_short_if_an_earlier_call_is_recorded_late(harness: StoreHarness) -> None:
+    earlier = await harness.start()
+    await harness.advance(timedelta(seconds=60))
+    await harness.start(SECOND, purpose="password_reset")
+    await harness.place(earlier)
+
+    with pytest.raises(CallCooldown) as meanwhile:
+        await harness.start()
+
+    assert meanwhile.value.retry_after == 1
+
+
 async def test_refunded_calls_of_a_verification_are_limited(harness: StoreHarness) -> None:
     first = await harness.place(await harness.start(policy=replace(POLICY, cooldowns=(timedelta(),))))
     policy = replace(POLICY, cooldowns=(timedelta(),))

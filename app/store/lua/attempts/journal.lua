@@ -21,7 +21,7 @@ end
 -- Begin an attempt, and drop what is older than `kept`.
 local function begin_attempt(journal, key, record, number, now, kept)
   local phone = record[PHONE]
-  local facts = {number, key:sub(-12), record[CLIENT], record[PURPOSE], record[CHANNEL .. number],
+  local facts = {number, key:sub(-12), record[CLIENT], record[PURPOSE], record[CHANNEL .. number] or record[CHANNEL],
     phone:sub(2, 4) .. phone:sub(-4), record[PHONE_DIGEST]}
   redis.call('XADD', journal, 'MINID', now - kept, '*', 'e', entry('b', key, facts))
   redis.call('PEXPIRE', journal, kept)

@@ -43,7 +43,7 @@ end
 
 local function verified(outcome, it, left, number)
   local record = it.record
-  return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], record[CHANNEL .. number],
+  return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], of_call(record, CHANNEL, number),
     record[IS_TEST] and 1 or 0}
 end
 
@@ -76,7 +76,7 @@ elseif record[STATUS] then
 end
 
 local function is_live(it, number)
-  return (it.record[EXPIRES_AT .. number] or 0) > now
+  return expires_at(it.record, number) > now
 end
 
 if #candidates > 0 and record[IS_DIALLED] then return {'no_code_needed'} end
@@ -91,7 +91,7 @@ end
 local live, lengths, is_as_long = {}, {}, false
 for _, it in ipairs(pending) do
   for number = 1, it.record[LAST_CALL] do
-    local digest, length = it.record[CODE_DIGEST .. number], it.record[CODE_LENGTH .. number]
+    local digest, length = it.record[CODE_DIGEST .. number], of_call(it.record, CODE_LENGTH, number)
     if digest and is_live(it, number) then
       live[#live + 1] = {of = it, number = number, digest = digest}
       lengths[#live] = length

@@ -19,7 +19,7 @@ elseif record[HAS_DIALLED .. number] or record[STATUS] == 'verified' then
   return 'confirmed_before'
 end
 
-local now, expires = now_ms(), record[EXPIRES_AT .. number]
+local now, expires = now_ms(), expires_at(record, number)
 if record[STATUS] or expires <= now then
   return 'not_found'
 elseif now < expires - lifetime + earliest then

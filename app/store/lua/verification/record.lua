@@ -35,6 +35,17 @@ local function phone_key_of(key, record)
   return key_beside(key, 'p:' .. record[PHONE_DIGEST])
 end
 
+-- Return the channel or the code length of a call.
+local function of_call(record, field, number)
+  return record[field .. number] or record[field]
+end
+
+-- Return the moment at which the code of a call expires, or 0.
+local function expires_at(record, number)
+  local after = record[EXPIRES_AFTER .. number]
+  return after and record[CREATED_AT] + after or 0
+end
+
 local function rest_of_id(key)
   return key:match('[^:]+$')
 end

@@ -38,12 +38,22 @@ end
 
 -- Now that the call was placed, or may have been, its channel and its budget of checks are those of the verification.
 if is_first then
-  redis.call('HDEL', phone_key_of(key, record), ASKED_CALL)
-  if outbox and record[IS_ANNOUNCED] then
+  local phone_key = phone_key_of(key, record)
+  if redis.call('HGET', phone_key, ASKED_CALL) == rest_of_id(key) .. ':' .. number then
+    redis.call('HDEL', phone_key, ASKED_CALL)
+  end
+  if outbox and record[IS_ANNOUNCED] and record[CHANNEL .. number] then
     redis.call('ZREM', outbox, expiry_event(key, record)) -- it names the channel
   end
-  changes[CHANNEL] = record[CHANNEL .. number]
-  changes[CODE_LENGTH] = tonumber(code_length) or record[CODE_LENGTH .. number]
+  for _, field in ipairs({CHANNEL, CODE_LENGTH}) do -- which other calls keep
+    local own = changes[field .. number] or record[field .. number]
+    if own then
+      for other = 1, record[LAST_CALL] do
+        changes[field .. other] = of_call(record, field, other)
+      end
+      changes[field], changes[field .. number] = own, false
+    end
+  end
   local checks = tonumber((record[RESERVATION .. number] or ''):match('^%d+ %d+ %d+ (%d+)'))
   -- A channel that allows fewer checks makes the budget smaller, but its own code can be checked once.
   if checks and checks < record[CHECKS_ALLOWED] and not record[STATUS] then

@@ -28,7 +28,7 @@ local function without(list, entry)
   return #kept > 0 and table.concat(kept, ',')
 end
 
-local changes_of_phone = {[CALL_LOG] = without(phone[CALL_LOG], tostring(record[EXPIRES_AT .. number] - lifetime))}
+local changes_of_phone = {[CALL_LOG] = without(phone[CALL_LOG], tostring(expires_at(record, number) - lifetime))}
 local resend_at, streak, next_call = reservation:match('^(%d+) (%d+) (%d+)')
 if resend_at and phone[NEXT_CALL] == resend_at then
   local was_called = streak ~= '0'
@@ -40,9 +40,9 @@ end
 
 local changes = {[CALLS_LEFT] = record[CALLS_LEFT] + 1}
 if record[LAST_CALL] == tonumber(number) then
-  changes[RESEND_AT] = false
+  changes[RESEND_AFTER] = false
 end
-for _, field in ipairs({CHANNEL, CODE_LENGTH, CALL_STATUS, UNKNOWN_STATUS, EXPIRES_AT, CODE_DIGEST, CALL_REF, NUMBER_TO_DIAL,
+for _, field in ipairs({CHANNEL, CODE_LENGTH, CALL_STATUS, UNKNOWN_STATUS, EXPIRES_AFTER, CODE_DIGEST, CALL_REF, NUMBER_TO_DIAL,
     HAS_DIALLED, LIMITS_TOKEN, RESERVATION}) do
   changes[field .. number] = false
 end
@@ -52,7 +52,7 @@ local others, expires = 0, 0
 for other = 1, record[LAST_CALL] do
   if tostring(other) ~= number and record[CALL_STATUS .. other] then
     others = others + 1
-    expires = math.max(expires, record[EXPIRES_AT .. other] or 0)
+    expires = math.max(expires, expires_at(record, other))
   end
 end
 if expires > 0 then

@@ -30,19 +30,20 @@ end
 local changes = {
   [LAST_CALL] = next_number,
   [CALLS_LEFT] = calls_left,
-  [RESEND_AT] = resend_at,
-  [EXPIRES_AT .. number] = expires,
   [CALL_STATUS .. number] = 'initiated',
-  [CHANNEL .. number] = channel,
-  [CODE_LENGTH .. number] = code_length,
   [CODE_DIGEST .. number] = code_digest ~= '' and held_digest(key, code_digest),
   [RESERVATION .. number] = table.concat({resend_at, phone[STREAK] or 0, phone[NEXT_CALL] or 0, checks_allowed, token}, ' '),
 }
-if not is_resend then
+if is_resend then
+  changes[CHANNEL .. number] = channel ~= record[CHANNEL] and channel
+  changes[CODE_LENGTH .. number] = code_length ~= record[CODE_LENGTH] and code_length
+else
   changes[CLIENT], changes[PURPOSE], changes[PHONE], changes[PHONE_DIGEST] = client, purpose, phone_number, rest_of_id(phone_key)
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
 end
+local created = record[CREATED_AT] or now
+changes[RESEND_AFTER], changes[EXPIRES_AFTER .. number] = resend_at - created, expires - created
 local changes_of_phone = {}
 if not is_test then
   changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = rest_of_id(key) .. ':' .. number}

@@ -12,7 +12,7 @@ for rest in ((phone[owner] or '') .. ',' .. (phone[DIALLED_REST] or '')):gmatch(
   if record[CLIENT] and not record[STATUS] then
     for number = 1, record[LAST_CALL] do
       if record[CALL_STATUS .. number] then
-        calls[#calls + 1] = record[CHANNEL .. number]
+        calls[#calls + 1] = of_call(record, CHANNEL, number)
         calls[#calls + 1] = record[CALL_STATUS .. number]
       end
     end

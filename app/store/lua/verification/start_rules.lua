@@ -36,7 +36,7 @@ local function cooldown()
   local rest, asked_number = (phone[ASKED_CALL] or ''):match('^(%x+):(%d+)$')
   local asked = rest and load_record(key_beside(phone_key, rest)) or {}
   if asked[CLIENT] and asked[CALL_STATUS .. asked_number] == 'initiated' and not asked[CALL_REF .. asked_number]
-      and asked[EXPIRES_AT .. asked_number] - lifetime + LONGEST_REQUEST > now then
+      and expires_at(asked, asked_number) - lifetime + LONGEST_REQUEST > now then
     return math.min(wait, 1000)
   end
   return wait
