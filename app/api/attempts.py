@@ -5,11 +5,11 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Body, Query, Response, Security
+from fastapi import APIRouter, Body, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
 from app.api.schemas import Moment, PhoneText, RecordedConsent
 from app.verification.attempts import AttemptFilter, AttemptJournal, Ending, Outcome, Result
@@ -17,8 +17,7 @@ from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.phone import Phone, parse_phone
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
-router = APIRouter(prefix="/admin/attempts", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin/attempts", tags=["admin"], dependencies=[ADMIN_KEY])
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _LONGEST_PAGE = 200
