@@ -5,20 +5,19 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Body, Query, Response, Security
+from fastapi import APIRouter, Body, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.api.schemas import Moment, PhoneText
+from app.api.schemas import Moment, PhoneText, RecordedConsent
 from app.verification.attempts import AttemptFilter, AttemptJournal, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.phone import Phone, parse_phone
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
-router = APIRouter(prefix="/admin/attempts", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin/attempts", tags=["admin"], dependencies=[ADMIN_KEY])
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _LONGEST_PAGE = 200
@@ -48,6 +47,11 @@ class Attempt(_View):
     started_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     client: Annotated[str, Field(examples=["shop"])]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
+    reference: Annotated[str | None, Field(description="the client's own name for it", examples=["order-1024"])]
+    consent: Annotated[
+        RecordedConsent | None,
+        Field(description="the latest that the client had given by then", examples=[example_of(RecordedConsent)]),
+    ]
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
@@ -114,6 +118,23 @@ class FindAttemptsRequest(BaseModel):
     ] = None
 
 
+class AttemptQuery(BaseModel):
+    """Filters of attempts, and the page of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    client: Annotated[str | None, Field(description="of this client alone")] = None
+    channel: Annotated[Channel | None, Field(description="by this channel alone")] = None
+    operator: Annotated[str | None, Field(description="to phones of this operator alone")] = None
+    reference: Annotated[str | None, Field(description="of verifications with this reference alone")] = None
+    outcome: Annotated[Result | None, Field(description="with this word as `outcome`, `call_status` or `ending`")] = (
+        None
+    )
+    since: Annotated[Moment | None, Field(description="the earliest begin; left out: a day ago")] = None
+    before: Annotated[Moment | None, Field(description="`next_before` of the page before")] = None
+    limit: Annotated[int, Field(ge=1, le=_LONGEST_PAGE, description="about how many")] = 50
+
+
 @router.get(
     "",
     response_model=AttemptPage,
@@ -121,26 +142,20 @@ class FindAttemptsRequest(BaseModel):
     summary="List attempts to call",
     responses=answers(HTTPStatus.OK, AttemptPage, problems=("validation-failed", "unauthorized", "store-unavailable")),
 )
-async def list_attempts(
-    *,
-    container: ContainerDep,
-    client: Annotated[str | None, Query(description="of this client alone")] = None,
-    channel: Annotated[Channel | None, Query(description="by this channel alone")] = None,
-    operator: Annotated[str | None, Query(description="to phones of this operator alone")] = None,
-    outcome: Annotated[
-        Result | None, Query(description="with this word as `outcome`, `call_status` or `ending`")
-    ] = None,
-    since: Annotated[Moment | None, Query(description="the earliest begin; left out: a day ago")] = None,
-    before: Annotated[Moment | None, Query(description="`next_before` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=_LONGEST_PAGE, description="about how many")] = 50,
-) -> Response:
+async def list_attempts(container: ContainerDep, query: Annotated[AttemptQuery, Query()]) -> Response:
     """Return the latest attempts that fit all filters. A page may have fewer of them, even none, and a next one."""
     now = datetime.now(UTC)
     page = await container.stores.attempts.page(
-        AttemptFilter(client=client, channel=channel, operator=operator, result=outcome),
-        since=since or now - _DAY,
-        before=before or now,
-        most=limit,
+        AttemptFilter(
+            client=query.client,
+            channel=query.channel,
+            operator=query.operator,
+            reference=query.reference,
+            result=query.outcome,
+        ),
+        since=query.since or now - _DAY,
+        before=query.before or now,
+        most=query.limit,
     )
     return JsonAnswer(AttemptPage.model_validate(page))
 

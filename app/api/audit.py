@@ -5,19 +5,18 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response, Security
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import ContainerDep, ExchangeDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep, ExchangeDep
 from app.api.responses import JsonAnswer, answers, example_of
 from app.api.schemas import Moment
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
 _PHONE = re.compile(r"(\d{7})\d{3,}")  # a path may have one by mistake, and the audit outlives its erasure
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[ADMIN_KEY])
 
 
-async def record_change(exchange: ExchangeDep, container: ContainerDep, admin: Annotated[str, _OPERATOR]) -> None:
+async def record_change(exchange: ExchangeDep, container: ContainerDep, admin: Annotated[str, ADMIN_KEY]) -> None:
     """Record a request before its route changes anything. Raises StoreUnavailable: then it changes nothing."""
     path = _PHONE.sub(r"\1…", exchange.path.removeprefix(exchange.path_prefix))
     await container.stores.audit.record(admin, f"{exchange.method} {path}")
@@ -43,6 +42,15 @@ class Audit(BaseModel):
     entries: Annotated[list[AuditEntry], Field(description="the latest first", examples=[[example_of(AuditEntry)]])]
 
 
+class AuditQuery(BaseModel):
+    """A page of the audit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: Annotated[Moment | None, Field(description="older than this; for the next page, the last `at`")] = None
+    limit: Annotated[int, Field(ge=1, le=1000, description="how many at most")] = 100
+
+
 @router.get(
     "/audit",
     response_model=Audit,
@@ -50,12 +58,7 @@ class Audit(BaseModel):
     summary="List what admin keys changed",
     responses=answers(HTTPStatus.OK, Audit, problems=("validation-failed", "unauthorized", "store-unavailable")),
 )
-async def list_audit(
-    *,
-    container: ContainerDep,
-    before: Annotated[Moment | None, Query(description="older than this; for the next page, the last `at`")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="how many at most")] = 100,
-) -> Response:
+async def list_audit(container: ContainerDep, query: Annotated[AuditQuery, Query()]) -> Response:
     """Return the requests that changed something. The last 10,000 are kept, for 400 days."""
-    found = await container.stores.audit.read(before=before, most=limit)
+    found = await container.stores.audit.read(before=query.before, most=query.limit)
     return JsonAnswer(Audit.model_validate({"entries": found}))

@@ -4,15 +4,14 @@ from datetime import date, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Query, Response, Security
-from pydantic import AfterValidator, BaseModel, Field
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of
 from app.verification.stats import CallCounts, Dimension, Period, Stats, parse_zone, to_rub
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.account))
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[ADMIN_KEY])
 
 
 class CallFigures(BaseModel):
@@ -119,6 +118,24 @@ def _check_zone(name: str) -> str:
     return name
 
 
+class StatsQuery(BaseModel):
+    """A period, and the groups of its figures."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: Annotated[list[Dimension], Field(description="the group of each row", examples=[["client"]])] = []
+    month: Annotated[
+        str | None, Field(pattern="^[0-9]{4}-[0-9]{2}$", description="a month, in place of days", examples=["2026-01"])
+    ] = None
+    first: Annotated[date | None, Field(alias="from", description="the first day", examples=["2026-01-01"])] = None
+    to: Annotated[date | None, Field(description="the last day; without it, today", examples=["2026-01-31"])] = None
+    tz: Annotated[
+        str | None,
+        AfterValidator(_check_zone),
+        Field(description="a time zone; without it, that of `STATS_TIMEZONE`", examples=["Europe/Moscow"]),
+    ] = None
+
+
 @router.get(
     "/stats",
     response_model=StatsReport,
@@ -126,27 +143,13 @@ def _check_zone(name: str) -> str:
     summary="Read what was called, and what it cost",
     responses=answers(HTTPStatus.OK, StatsReport, problems=("validation-failed", "unauthorized", "store-unavailable")),
 )
-async def read_stats(
-    container: ContainerDep,
-    *,
-    by: Annotated[list[Dimension], Query(description="the group of each row", examples=[["client"]])] = [],  # noqa: B006
-    month: Annotated[
-        str | None, Query(pattern="^[0-9]{4}-[0-9]{2}$", description="a month, in place of days", examples=["2026-01"])
-    ] = None,
-    first: Annotated[date | None, Query(alias="from", description="the first day", examples=["2026-01-01"])] = None,
-    to: Annotated[date | None, Query(description="the last day; without it, today", examples=["2026-01-31"])] = None,
-    tz: Annotated[
-        str | None,
-        AfterValidator(_check_zone),
-        Query(description="a time zone; without it, that of `STATS_TIMEZONE`", examples=["Europe/Moscow"]),
-    ] = None,
-) -> Response:
+async def read_stats(container: ContainerDep, query: Annotated[StatsQuery, Query()]) -> Response:
     """Return the figures of a month, of some days, or of today.
 
     Days are kept for 400 days, in the time zone of `STATS_TIMEZONE`; hours, which add up to the days of any time zone,
-    for 35 days. For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
+    for 35 days.
     """
     stats = container.stores.stats
-    now = datetime.now(parse_zone(tz) if tz else stats.zone)
-    period = Period.choose(now, month=month, first=first, last=to)
-    return JsonAnswer(StatsReport.of(await stats.read(period, by)))
+    now = datetime.now(parse_zone(query.tz) if query.tz else stats.zone)
+    period = Period.choose(now, month=query.month, first=query.first, last=query.to)
+    return JsonAnswer(StatsReport.of(await stats.read(period, query.by)))

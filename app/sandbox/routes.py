@@ -129,16 +129,22 @@ class NewFaults(BaseModel):
     seed: int | None = Field(None, description="The same seed draws the same faults again.")
 
 
+class InboxQuery(BaseModel):
+    """How many calls."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(50, ge=1, le=1000, description="The most calls to return.")
+
+
 def sandbox_router(network: VirtualNetwork) -> APIRouter:
     """Return the routes that show the phones of ``network`` and control it, for the main app in sandbox mode."""
     router = APIRouter(prefix="/sandbox", tags=["sandbox"])
 
     @router.get("/calls", operation_id="listSandboxCalls", summary="List all calls")
-    async def list_sandbox_calls(
-        limit: Annotated[int, Query(ge=1, le=1000, description="The most calls to return.")] = 50,
-    ) -> Inbox:
+    async def list_sandbox_calls(query: Annotated[InboxQuery, Query()]) -> Inbox:
         """Return the last calls to all phones of the sandbox, newest first, and the code that was heard in each."""
-        return Inbox.model_validate({"calls": network.latest_calls(limit)})
+        return Inbox.model_validate({"calls": network.latest_calls(query.limit)})
 
     @router.get("/phones/{phone}/calls", operation_id="listPhoneCalls", summary="Pick up a virtual phone")
     async def list_phone_calls(phone: _Phone) -> PhoneCalls:

@@ -93,19 +93,25 @@ class WebhookAttempts(BaseModel):
     attempts: list[WebhookAttempt] = Field(description="At most 1,000, of the last day, oldest first.")
 
 
+class WebhookAttemptsQuery(BaseModel):
+    """Which attempts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(0, ge=0, description="Only attempts with a higher number.")
+
+
 def webhook_log_router(webhook_log: WebhookLog) -> APIRouter:
     """Return the route that lists the attempts, for the main app in sandbox mode."""
     router = APIRouter(prefix="/sandbox", tags=["sandbox"])
 
     @router.get("/events", operation_id="listSandboxEvents", summary="List the webhook events sent")
-    async def list_sandbox_events(
-        after: Annotated[int, Query(ge=0, description="Only attempts with a higher number.")] = 0,
-    ) -> WebhookAttempts:
+    async def list_sandbox_events(query: Annotated[WebhookAttemptsQuery, Query()]) -> WebhookAttempts:
         """Return each attempt to deliver a webhook event of the last day, oldest first.
 
         Here every client has events, also one without a `webhook_url`. `plusofon-verify events tail` prints them as
         they happen, and can forward them.
         """
-        return WebhookAttempts.model_validate({"attempts": webhook_log.after(after)})
+        return WebhookAttempts.model_validate({"attempts": webhook_log.after(query.after)})
 
     return router

@@ -84,7 +84,7 @@ class RedisAttempts:
         found: list[Attempt] = []
         now = self._clock()
         since = max(since, now - self._kept)
-        span, end, read = _FIRST_SPAN, before, 0
+        span, end, read = _FIRST_SPAN, min(before, now), 0
         while since < end and len(found) < most and read < _MOST_OF_PAGE:
             begin = max(since, end - span)
             async for bucket, entries in self._of_all_buckets(begin, end):

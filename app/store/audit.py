@@ -34,7 +34,7 @@ class RedisAudit:
 
     async def read(self, *, before: datetime | None, most: int) -> Sequence[AuditEntry]:
         """Return the latest entries, or the latest before a moment."""
-        latest = str(to_ms(before) - 1) if before else "+"
+        latest = str(max(to_ms(before) - 1, 0)) if before else "+"
         found = await self._runner.run(READ, [_KEY], [latest, most])
         return [
             AuditEntry(at=from_ms(entry_id.partition(b"-")[0]), admin=fields[1].decode(), action=fields[3].decode())

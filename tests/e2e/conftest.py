@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -36,6 +36,14 @@ def free_port() -> int:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise AssertionError("unreachable: the cycle of ports never ends")
+
+
+def wait_for(found: Callable[[], object], log: Path) -> None:
+    """Wait until something is true; otherwise show the log."""
+    deadline = time.monotonic() + 20
+    while not found():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
 
 
 class Demo:

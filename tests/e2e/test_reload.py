@@ -3,20 +3,11 @@
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from app.tokens import generate_keys
-from tests.e2e.conftest import BARE, Demo, command, free_port, running
-from tests.e2e.test_serving import SECRETS, Serving, serving
-
-
-def wait_for(found: Callable[[], object], served: Serving | Demo) -> None:
-    deadline = time.monotonic() + 20
-    while not found():
-        assert time.monotonic() < deadline, served.log.read_text()
-        time.sleep(0.05)
+from tests.e2e.conftest import BARE, command, free_port, running, wait_for
+from tests.e2e.test_serving import SECRETS, serving
 
 
 def test_workers_keep_running_if_the_new_settings_are_invalid_and_the_log_says_why(
@@ -31,7 +22,7 @@ def test_workers_keep_running_if_the_new_settings_are_invalid_and_the_log_says_w
 
         (tmp_path / ".env").write_text("CODE_LENGTH=9\nCALL_LIMIT=many\n", encoding="utf-8")
         served.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "aborting the restart" in served.log.read_text(), served)
+        wait_for(lambda: "aborting the restart" in served.log.read_text(), served.log)
         (wrong,) = [event for event in served.events() if event["event"] == "service.settings_wrong"]
         assert wrong["sentences"] == ["CODE_LENGTH must be at most 6.", "CALL_LIMIT must be a whole number."]
         assert served.get("/livez").status_code == 200
@@ -55,12 +46,12 @@ def test_secret_files_are_reread_and_an_empty_one_keeps_the_workers_running(redi
 
         (tmp_path / "TOKEN_KEYS").write_text(generate_keys(), encoding="utf-8")
         served.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: len(served.workers()) == 4, served)
-        wait_for(lambda: {served.get("/.well-known/jwks.json").text for _ in range(20)}.isdisjoint(key_ids), served)
+        wait_for(lambda: len(served.workers()) == 4, served.log)
+        wait_for(lambda: {served.get("/.well-known/jwks.json").text for _ in range(20)}.isdisjoint(key_ids), served.log)
 
         (tmp_path / "SECRET_KEY").write_text("\n", encoding="utf-8")
         served.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "aborting the restart" in served.log.read_text(), served)
+        wait_for(lambda: "aborting the restart" in served.log.read_text(), served.log)
         (wrong,) = [event for event in served.events() if event["event"] == "service.settings_wrong"]
         assert wrong["sentences"] == ["SECRET_KEY_FILE names an empty file."]
         assert served.get("/livez").status_code == 200
@@ -69,7 +60,7 @@ def test_secret_files_are_reread_and_an_empty_one_keeps_the_workers_running(redi
 def test_a_single_worker_ignores_sighup_and_logs_it(tmp_path: Path) -> None:
     with running(tmp_path) as demo:
         demo.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "service.reload_ignored" in demo.log.read_text(), demo)
+        wait_for(lambda: "service.reload_ignored" in demo.log.read_text(), demo.log)
 
         assert demo.post("/verify/start", phone="+79001234567").status_code == 201
         assert demo.end(signal.SIGTERM) == 0

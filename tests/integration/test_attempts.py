@@ -223,6 +223,37 @@ def test_an_unknown_verification_and_a_wrong_query_are_problems(settings: Settin
     assert asyncio.run(ask()) == [(status, "application/problem+json") for status in (404, 422, 422, 422)]
 
 
+@pytest.mark.parametrize("path", ["attempts?since=", "attempts?before=", "audit?before="])
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [
+        ("0", 422),
+        ("1769731200", 422),
+        ("2026-01-30", 422),
+        ("2026-01-30T00:00:00", 422),
+        ("2026-02-30T00:00:00Z", 422),
+        ("\u0662026-01-30T00:00:00Z", 422),
+        ("2026-01-30t00:00:00.5z", 200),
+        ("2026-01-30T00:00:00%2B03:00", 200),
+        ("0001-01-01T00:00:00Z", 200),
+        ("9999-12-31T23:59:59Z", 200),
+    ],
+)
+async def test_a_moment_is_a_date_time_with_an_offset_however_far(
+    settings: Settings, path: str, moment: str, status: int
+) -> None:
+    async with run(create_app(settings, VirtualNetwork())) as api:
+        assert (await api.get(f"/admin/{path}{moment}", headers=ADMIN)).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/admin/attempts", "/admin/audit", "/admin/stats", "/sandbox/calls"])
+async def test_a_misspelt_filter_is_refused_for_it_would_list_everything(settings: Settings, path: str) -> None:
+    async with run(create_app(settings, VirtualNetwork())) as api:
+        answer = await api.get(path, params={"clinet": "shop"}, headers=ADMIN)
+
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/clinet")
+
+
 def test_nothing_is_known_of_a_phone_that_nobody_asked_to_call(redis_url: str) -> None:
     environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY}
     for arguments in (["find", VERIFIED], ["show", "vrf_0a11b22c33d44e55f667788"]):

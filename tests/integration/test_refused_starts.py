@@ -431,10 +431,10 @@ Dump = dict[str, tuple[dict[str, str], int]]
 async def dump(service: RunningService) -> Dump:
     """Return the content of each key as a mapping, and its expiry (Unix time in ms).
 
-    What counts no more is left out: events that have left their limit's window, buckets of the guard without a call.
+    That of a limit are its events with the moment when they leave its window (Unix time in ms), and those buckets of
+    the guard that have a call.
     """
     redis, periods, found = service.redis, service.periods_of_limits(), Dump()
-    now = time.time() * 1000
     for key in map(_text, await redis.keys()):
         pairs: Any
         match await redis.type(key):
@@ -442,9 +442,9 @@ async def dump(service: RunningService) -> Dump:
                 pairs = (await redis.hgetall(key)).items()
             case b"string" if is_limit(key):
                 limit = await read_limit(redis, key)
-                events = [event for event in limit["events"] if event[0] + periods[key] > now]
-                calls = [bucket for bucket in limit["calls"] if bucket[1:] != [0, 0]]
-                pairs = {"events": events, "calls": calls}.items()
+                events = [(event, event[0] + periods[key]) for event in limit["events"]]
+                calls = [(bucket[0], bucket[1:]) for bucket in limit["calls"] if bucket[1:] != [0, 0]]
+                pairs = [*events, *calls]
             case b"string":
                 pairs = json.loads(await redis.get(key) or "").items()
             case b"zset":
@@ -461,7 +461,7 @@ def _text(value: object) -> str:
 
 def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
     """Return what a refused start has added, changed or removed, beyond the exceptions above."""
-    found = []
+    found, now = [], time.time() * 1000  # the same for both: an event may leave its window meanwhile
     for key in sorted(key for key in before.keys() | after.keys() if not key.endswith(":j")):
         (held, expired), (holds, expires) = before.get(key, ({}, 0)), after.get(key, ({}, 0))
         if ":p:" in key:
@@ -470,12 +470,20 @@ def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
             assert int(holds.pop("n")) >= int(held.pop("n"))
             del held["r"]
             holds.pop("r", None)
+        elif is_limit(key):
+            held, holds = (_counted(events, now) for events in (held, holds))
+            if not held and not holds:
+                continue
         may_expire_later = ":p:" in key or key.startswith("pv2{l:") or key.endswith(":o")
         if held != holds:
             found.append(f"{key} held {held}, and now {holds}")
         if not (expires > expired > 0 and may_expire_later) and abs(expires - expired) > 1000:
             found.append(f"{key} expires {expires - expired} ms later")
     return found
+
+
+def _counted(limit: Mapping[str, str], now: float) -> dict[str, str]:
+    return {event: leaves for event, leaves in limit.items() if not leaves.isdecimal() or int(leaves) > now}
 
 
 def _with_living_ids(key: str, phone: Mapping[str, str], before: Dump) -> dict[str, str]:
