@@ -24,7 +24,7 @@ from app.store.layout import (
     write_consent,
 )
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import RedisOutbox
+from app.store.webhooks import RedisOutbox, outbox_key
 from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
@@ -67,7 +67,7 @@ from app.verification.ports import (
 )
 from app.verification.store_requests import best_effort
 
-READ, REFUND = (Script("verification", name) for name in ("read", "refund"))
+READ, REFUND, EXPIRE = (Script("verification", name) for name in ("read", "refund", "expire"))
 CANCEL, CONFIRM, RECORD_CALL, CHECK = (
     Script("verification", name, is_durable=True) for name in ("cancel", "confirm", "record_call", "check")
 )
@@ -180,6 +180,17 @@ class RedisVerificationStore:
         name = _record(verification_id)
         reply = await self._change(CANCEL, [name.key], [client], name.bucket, client)
         return _verification(name, *_facts(reply))
+
+    async def expire(self, verification_id: str) -> bool:
+        """Let a pending verification expire now, with its event; return False if it is not pending.
+
+        For the sandbox: no route and no use case does this.
+        """
+        name = _record(verification_id)
+        try:
+            return bool(await self._runner.run(EXPIRE, [name.key, outbox_key(name.bucket)], []))
+        finally:
+            self._outbox.note_change(name.bucket)
 
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
