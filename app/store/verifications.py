@@ -53,6 +53,7 @@ from app.verification.model import (
     Waiting,
     WrongCode,
 )
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
@@ -204,7 +205,8 @@ class RedisVerificationStore:
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
-            *(call.reference or "", write_consent(call.consent) if call.consent else "", self._journal_kept),
+            *(call.reference or "", write_consent(call.consent) if call.consent else ""),
+            *(operator_of(call.phone) or "", self._journal_kept),
             *_policy_arguments(policy, test=call.test),
         ]
 
