@@ -371,7 +371,7 @@ async def test_an_end_whose_begin_is_erased_makes_no_journal_without_expiry(jour
     assert await journal.redis.keys("*:j") == []
 
 
-@pytest.mark.standalone  # counts the commands of one node
+@pytest.mark.standalone  # counts the commands of one server
 async def test_without_days_there_is_no_journal_and_no_command_for_it(redis: Redis) -> None:
     async def commands(kept: timedelta) -> dict[str, int]:
         await redis.flushall()
@@ -474,7 +474,6 @@ async def test_refused_starts_expire_and_are_bounded_and_erased(journal: Journal
     assert await journal.redis.keys("*:refused:*") == []
 
 
-@pytest.mark.standalone  # fills one node
 async def test_refused_starts_are_the_first_to_be_dropped(journal: Journal) -> None:
     """Those beyond a bound in memory, and those that Redis does not take."""
     for number in range(10_050):
