@@ -55,7 +55,7 @@ class Attempt(_View):
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
-        str, Field(description="the same for all attempts to call a phone", examples=["5c2Hh0Nm4p8bV3e"])
+        str, Field(description="the same for all attempts to call a phone", examples=["5c2Hh0Nm4p8bV"])
     ]
     outcome: Annotated[Outcome, Field(description="what the provider made of it", examples=[Outcome.PLACED])]
     reason: Annotated[str, Field(description="why it was refused, in the provider's words", examples=[""])]

@@ -6,7 +6,7 @@ The keys of a verification and of its phone share the hash tag ``{bucket}``: one
 phone. The bucket is part of the id, so a check by id and a check by phone both find the slot without a look-up, and the
 id says nothing about the phone.
 
-A verification is a JSON object, its phone a hash. Their fields have one letter each, because both may cost 500 bytes.
+A verification is a JSON object, its phone another. Their fields have one letter each: both may cost 500 bytes in all.
 Lua scripts use the names of fields; ``Script`` replaces them by the letters. They are no enums, because Python reads a
 plain attribute in a third of the time. A flag that is not set is absent. A moment, ``…_AT``, is milliseconds of Redis'
 clock; ``…_AFTER`` in milliseconds after the verification was created.
@@ -91,7 +91,7 @@ class PhoneName:
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Return the name of a phone."""
         digest = keyed_digest(key, phone.e164)
-        return cls(digest[:3], urlsafe_b64encode(bytes.fromhex(digest[4:22])).decode())  # 72 bits
+        return cls(digest[:3], urlsafe_b64encode(bytes.fromhex(digest[4:20])).decode()[:10])  # of 12 and 60 bits
 
     def new_record(self) -> RecordName:
         """Return the name of a new verification of this phone."""

@@ -31,11 +31,12 @@ local function limit(i)
 end
 
 -- Find the verifications, the latest first.
-local found = {}
+local found, phone = {}, nil
 if purpose == '' then
   found[1] = {key = first_key, record = load_record(first_key)}
 else
-  for rest in (redis.call('HGET', first_key, client .. ':' .. purpose) or ''):gmatch('%x+') do
+  phone = load_record(first_key)
+  for rest in (phone[client .. ':' .. purpose] or ''):gmatch('%x+') do
     local key = key_beside(first_key, rest)
     table.insert(found, 1, {key = key, record = load_record(key)})
   end
@@ -106,7 +107,8 @@ if #live > 0 and not is_as_long then return {'other_length', lengths} end
 local comparisons = math.max(1, #live)
 local phone_key, failed, left, limits = phone_key_of(key, record), nil, {}, {}
 if not record[IS_TEST] then
-  failed = recent(redis.call('HGET', phone_key, FAILED_LOG), now, failed_period)
+  phone = phone or load_record(phone_key)
+  failed = recent(phone[FAILED_LOG], now, failed_period)
   local inside, wait = used(failed, now, math.max(1, failed_allowed - comparisons + 1), failed_period)
   if wait > 0 then return {'limited', 'failed_checks_per_phone', wait} end
   left[1] = failed_allowed - inside
@@ -140,8 +142,7 @@ if not record[IS_TEST] then
     failed[#failed + 1] = {at = now, address = address}
   end
   left[1] = math.max(0, failed_allowed - #failed)
-  redis.call('HSET', phone_key, FAILED_LOG, write_log(failed))
-  keep_until(phone_key, now + failed_period)
+  save_phone(phone_key, phone, {[FAILED_LOG] = write_log(failed)}, now + failed_period)
   for i = 1, limit_count do
     local limit_key, _, count, period = limit(i)
     left[i + 1] = left[i + 1] - 1

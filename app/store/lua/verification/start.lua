@@ -48,7 +48,7 @@ local created = record[CREATED_AT] or now
 changes[RESEND_AFTER], changes[EXPIRES_AFTER .. number] = resend_at - created, expires - created
 local changes_of_phone = {}
 if not is_test then
-  changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = rest_of_id(key) .. ':' .. number}
+  changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = asked_call(key, number)}
 end
 if is_dialled then
   changes_of_phone[DIALLED_REST] = rest_of_id(key)
@@ -74,7 +74,6 @@ end
 if is_resend and outbox then
   schedule_expiry(key, record, outbox)
 end
-write(phone_key, changes_of_phone)
-keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period), not next(phone))
+save_phone(phone_key, phone, changes_of_phone, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
 return {'started', checks_left, left, now, expires, text}

@@ -19,8 +19,8 @@ local is_dialled = dialled == '1' and not is_test
 
 local now = now_ms()
 local owner = client .. ':' .. purpose
-local phone = load(phone_key)
-local next_call = tonumber(phone[NEXT_CALL] or 0)
+local phone = load_record(phone_key)
+local next_call = phone[NEXT_CALL] or 0
 local named_key = named_rest ~= '' and key_beside(phone_key, named_rest) or nil
 local named = named_key and load_record(named_key) or {}
 -- A verification without a code is one of its own, which no other call joins.
