@@ -60,7 +60,12 @@ class Attempt(_View):
     outcome: Annotated[Outcome, Field(description="what the provider made of it", examples=[Outcome.PLACED])]
     reason: Annotated[str, Field(description="why it was refused, in the provider's words", examples=[""])]
     call_ref: Annotated[str | None, Field(description="the provider's id of the call", examples=["8213"])]
-    operator: Annotated[str | None, Field(description="of the phone, if the provider says it", examples=["mts"])]
+    operator: Annotated[
+        str, Field(description="that the phone's range is assigned to, as in the statistics", examples=["mts"])
+    ]
+    reported_operator: Annotated[
+        str | None, Field(description="of the phone, if the provider says it", examples=["мтс москва"])
+    ]
     call_status: Annotated[CallStatus | None, Field(examples=[CallStatus.NO_ANSWER])]
     wrong_codes: Annotated[int, Field(description="of the verification", examples=[0])]
     ending: Annotated[
@@ -125,7 +130,7 @@ class AttemptQuery(BaseModel):
 
     client: Annotated[str | None, Field(description="of this client alone")] = None
     channel: Annotated[Channel | None, Field(description="by this channel alone")] = None
-    operator: Annotated[str | None, Field(description="to phones of this operator alone")] = None
+    operator: Annotated[str | None, Field(description="to phones with this `operator` alone")] = None
     reference: Annotated[str | None, Field(description="of verifications with this reference alone")] = None
     outcome: Annotated[Result | None, Field(description="with this word as `outcome`, `call_status` or `ending`")] = (
         None

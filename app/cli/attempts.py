@@ -137,7 +137,7 @@ def _table(attempts: Sequence[views.Attempt]) -> Iterator[str]:
 def _story(attempts: Sequence[views.Attempt]) -> Iterator[str]:
     first = attempts[0]
     yield f"{first.verification_id}   {(attempts[-1].ending or 'no call').upper()}"
-    yield f"phone     {first.phone}"
+    yield f"phone     {first.phone}, operator {first.operator}"
     yield f"client    {first.client}, purpose {first.purpose}"
     if first.reference:
         yield f"reference {first.reference}"
@@ -147,8 +147,9 @@ def _story(attempts: Sequence[views.Attempt]) -> Iterator[str]:
     yield f"cost      {sum(one.cost_rub for one in attempts)} RUB"
     entries = [(entry, one) for one in attempts for entry in one.timeline]
     for entry, one in sorted(entries, key=lambda pair: pair[0].at):
-        facts = [f"operator {one.operator}"] if entry.event == Outcome.PLACED and one.operator else []
-        facts += [f"the provider's id {one.call_ref}"] if entry.event == Outcome.PLACED and one.call_ref else []
+        is_placed = entry.event == Outcome.PLACED
+        facts = [f"the provider says {one.reported_operator}"] if is_placed and one.reported_operator else []
+        facts += [f"the provider's id {one.call_ref}"] if is_placed and one.call_ref else []
         facts += [entry.reason] if entry.reason else []
         said = f"  {', '.join(facts)}" if facts else ""
         yield f"{entry.at:%Y-%m-%d %H:%M:%S}  {one.call_number}  {one.channel:13} {entry.event}{said}"

@@ -9,6 +9,7 @@ from app.store.layout import from_ms, read_consent
 from app.verification.attempts import Attempt, Ending, Outcome, TimelineEntry
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
+from app.verification.operators import UNKNOWN
 from app.verification.stats import CallPrices
 
 BEGUN, STATE, REFUSED, WRONG_CODE, ENDED = "bsrwe"
@@ -104,15 +105,16 @@ class _Verification:
                 started_at=begun.at,
                 client=client,
                 purpose=purpose,
-                reference=begun.field(7) or None,
-                consent=read_consent(consent) if (consent := begun.field(8)) else None,
+                reference=begun.field(8) or None,
+                consent=read_consent(consent) if (consent := begun.field(9)) else None,
                 channel=channel,
                 phone=f"+7{phone[:3]}•••{phone[3:]}",
                 phone_digest=self._bucket + phone_digest,
                 outcome=outcome,
                 reason=_reason(refused) if refused else "",
                 call_ref=next((entry.field(2) for entry in states if entry.field(2)), None),
-                operator=next((entry.field(3) for entry in states if entry.field(3)), None),
+                operator=begun.field(7) or UNKNOWN,
+                reported_operator=next((entry.field(3) for entry in states if entry.field(3)), None),
                 call_status=status,
                 wrong_codes=self._wrong_codes,
                 ending=self._ending,

@@ -24,7 +24,7 @@ from app.store.layout import (
     write_consent,
 )
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import RedisOutbox
+from app.store.webhooks import RedisOutbox, outbox_key
 from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
@@ -53,6 +53,7 @@ from app.verification.model import (
     Waiting,
     WrongCode,
 )
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
@@ -67,7 +68,7 @@ from app.verification.ports import (
 )
 from app.verification.store_requests import best_effort
 
-READ, REFUND = (Script("verification", name) for name in ("read", "refund"))
+READ, REFUND, EXPIRE = (Script("verification", name) for name in ("read", "refund", "expire"))
 CANCEL, CONFIRM, RECORD_CALL, CHECK = (
     Script("verification", name, is_durable=True) for name in ("cancel", "confirm", "record_call", "check")
 )
@@ -181,6 +182,17 @@ class RedisVerificationStore:
         reply = await self._change(CANCEL, [name.key], [client], name.bucket, client)
         return _verification(name, *_facts(reply))
 
+    async def expire(self, verification_id: str) -> bool:
+        """Let a pending verification expire now, with its event; return False if it is not pending.
+
+        For the sandbox: no route and no use case does this.
+        """
+        name = _record(verification_id)
+        try:
+            return bool(await self._runner.run(EXPIRE, [name.key, outbox_key(name.bucket)], []))
+        finally:
+            self._outbox.note_change(name.bucket)
+
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
 
@@ -193,7 +205,8 @@ class RedisVerificationStore:
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
-            *(call.reference or "", write_consent(call.consent) if call.consent else "", self._journal_kept),
+            *(call.reference or "", write_consent(call.consent) if call.consent else ""),
+            *(operator_of(call.phone) or "", self._journal_kept),
             *_policy_arguments(policy, test=call.test),
         ]
 

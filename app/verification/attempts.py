@@ -67,6 +67,7 @@ class TimelineEntry:
 class Attempt:
     """One call of a verification; ``phone`` is masked, and ``phone_digest`` the same for all attempts to call a phone.
 
+    ``operator`` is as in ``Segment``, ``reported_operator`` the word of the provider.
     ``reference`` and ``consent`` are those that the client has given by then, ``reference`` that of its verification.
     ``reason`` says why it was refused, by the kind and the words of the provider. ``wrong_codes`` and ``ending`` are
     those of its verification; ``ending`` is None if that has no call. ``cost_rub`` is at the price of the settings.
@@ -85,7 +86,8 @@ class Attempt:
     outcome: Outcome
     reason: str
     call_ref: str | None
-    operator: str | None
+    operator: str
+    reported_operator: str | None
     call_status: CallStatus | None
     wrong_codes: int
     ending: Ending | None

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from app.store.connection import connect
-from app.store.layout import RecordName
+from app.store.layout import RecordName, to_ms
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import DONE, LEASE, TAKE, RedisOutbox
@@ -775,6 +775,43 @@ async def test_a_verification_that_ends_as_it_expires_ends_once(redis: Redis, st
         if it.event.type in {"verification.canceled", "verification.expired"}
     )
     assert found == Counter(started)
+
+
+async def test_a_verification_that_the_sandbox_lets_expire_has_its_event_at_once(
+    redis: Redis, store: RedisVerificationStore, outbox: RedisOutbox
+) -> None:
+    verification = (await start(store, CALL, make_policy())).verification
+    await store.record_call(verification, 1, PLACED)
+    before = now_ms()
+
+    assert await store.expire(verification.id)
+
+    created, expired = [delivery.event for delivery in await sweep(outbox)]
+    assert (created.type, expired.type, expired.status) == ("verification.created", "verification.expired", "expired")
+    assert before - 1 <= to_ms(expired.at) <= now_ms()
+    with pytest.raises(VerificationNotFound):
+        await store.check_by_id(
+            verification.id, CodeCheck(client="shop", candidates=[b"r" * 32], length=6), make_policy()
+        )
+    assert not await store.expire(verification.id)
+    await age(redis, make_policy().lifetime)
+    assert {it.event.id for it in await sweep(outbox)} <= {
+        created.id,
+        expired.id,
+    }  # taken again, for they were not settled
+
+
+async def test_a_verification_that_has_ended_does_not_expire_early(
+    store: RedisVerificationStore, outbox: RedisOutbox
+) -> None:
+    verification = (await start(store, CALL, make_policy())).verification
+    await store.record_call(verification, 1, PLACED)
+    await store.cancel("shop", verification.id)
+
+    assert not await store.expire(verification.id)
+
+    assert (await store.read(verification.id, client="shop")).status is Status.CANCELED
+    assert [it.event.type for it in await sweep(outbox)] == ["verification.created", "verification.canceled"]
 
 
 async def test_an_expiry_is_due_in_the_millisecond_after_it(redis: Redis, store: RedisVerificationStore) -> None:

@@ -69,7 +69,7 @@ end
 
 local text = save_record(key, record, changes, expires)
 if kept_in_journal ~= '0' and not is_test then
-  begin_attempt(journal, key, record, number, now, kept_in_journal)
+  begin_attempt(journal, key, record, number, range_operator, now, kept_in_journal)
 end
 if is_resend and outbox then
   schedule_expiry(key, record, outbox)

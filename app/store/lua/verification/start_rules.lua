@@ -5,14 +5,15 @@
 --         7 code length, or 0   8 code digest, or ''   9 rest of the id of the verification that is called again, or ''
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
 --         13 digest of the address, or ''   14 reference and 15 consent, as in layout.py, or ''
---         16 how long the journal is kept; 0: there is none   17 lifetime of a call   18 calls allowed
---         19 failed checks of a phone allowed, 20 from one address, 21 in which period   22 cooldowns, as a JSON array
---         23 longest period of a limit, or 0   24… name, count and period of each limit of calls to a phone
+--         16 operator of the phone's range, or ''   17 how long the journal is kept; 0: there is none
+--         18 lifetime of a call   19 calls allowed   20 failed checks of a phone allowed, 21 from one address, 22 in which
+--         period   23 cooldowns, as a JSON array   24 longest period of a limit, or 0   25… name, count and period of each
+--         limit of calls to a phone
 local phone_key, new_key, journal, outbox = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
-  token, address, reference, consent, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period,
+  token, address, reference, consent, range_operator, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period,
   cooldowns, longest_period = unpack(ARGV)
-local limits, first_limit = ARGV, 24
+local limits, first_limit = ARGV, 25
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
 
