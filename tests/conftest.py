@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _uses_redis(item: pytest.Item) -> bool:
-    return isinstance(item, pytest.Function) and "redis_url" in item.fixturenames
+    is_known = isinstance(item, pytest.Function) and "redis_url" in item.fixturenames
+    return is_known or item.get_closest_marker("uses_redis") is not None
 
 
 @pytest.fixture(autouse=True)

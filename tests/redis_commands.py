@@ -1,8 +1,12 @@
 """Clients with which tests send any command to a Redis of any kind."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 from redis.asyncio import Redis, RedisCluster
@@ -10,7 +14,7 @@ from redis.asyncio import Redis, RedisCluster
 from app.store import connection
 from app.store.cluster import CLUSTER_URL, Cluster
 
-_TIMEOUT = 1.0
+_TIMEOUT = 2.0  # seconds: more than the service's, which has less to do than all tests at once
 
 
 class ClusterCommands(Cluster):
@@ -25,22 +29,34 @@ class ClusterCommands(Cluster):
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any command
         return getattr(self._commands, name)
 
+    # The library asks one node, and here all primaries count.
+
     async def keys(self, pattern: str = "*") -> list[bytes]:
-        """List the keys of all nodes: the library asks one."""
-        return [key for keys in await self._ask_primaries("KEYS", pattern) for key in keys]
+        return [*chain.from_iterable(await self._ask_primaries("keys", pattern))]
 
     async def dbsize(self) -> int:
-        """Count the keys of all nodes: the library asks one."""
-        return sum(await self._ask_primaries("DBSIZE"))
+        return sum(await self._ask_primaries("dbsize"))
 
     async def flushall(self) -> None:
-        await self._ask_primaries("FLUSHALL")
+        await self._ask_primaries("flushall")
 
-    async def _ask_primaries(self, *command: str) -> list[Any]:
+    async def config_set(self, name: str, value: str) -> None:
+        await self._ask_primaries("config_set", name, value)
+
+    async def client_list(self, **options: Any) -> list[dict[str, str]]:  # noqa: ANN401 - of the library
+        return [*chain.from_iterable(await self._ask_primaries("client_list", **options))]
+
+    async def client_kill_filter(self, **options: Any) -> None:  # noqa: ANN401 - of the library
+        await self._ask_primaries("client_kill_filter", **options)
+
+    async def client_pause(self, milliseconds: int, **options: Any) -> None:  # noqa: ANN401 - of the library
+        await self._ask_primaries("client_pause", milliseconds, **options)
+
+    async def _ask_primaries(self, method: str, *arguments: Any, **options: Any) -> list[Any]:  # noqa: ANN401 - of any command
         if not self.topology.replicas:
             await self.refresh()  # not each time: it pauses between two questions
         nodes = map(self.client, self.topology.replicas)
-        return await asyncio.gather(*(node.execute_command(*command) for node in nodes))  # type: ignore[no-untyped-call] # the library's own
+        return await asyncio.gather(*(getattr(node, method)(*arguments, **options) for node in nodes))
 
     async def aclose(self) -> None:
         await self._commands.aclose()
@@ -52,9 +68,33 @@ async def open_commands(url: str) -> AsyncIterator[Redis]:
     """Open a client for the stores that also sends commands; that of a cluster has them by the same names."""
     client = ClusterCommands(url) if CLUSTER_URL.fullmatch(url) else connection.connect(url, timeout=_TIMEOUT)
     try:
+        await client.ping()  # connecting takes a while, which a test does not expect of a command
         yield cast(Redis, client)
     finally:
         await client.aclose()
+
+
+@asynccontextmanager
+async def stoppable(redis: Redis) -> AsyncIterator[Callable[[], None]]:
+    """Yield a function that stops the processes of all primaries, so that they hang; at the end they go on."""
+    pids = [int((await primary.info("server"))["process_id"]) for primary in await connection.nodes_of(redis)]
+
+    def send(sent: signal.Signals) -> None:
+        for pid in pids:
+            os.kill(pid, sent)
+
+    try:
+        yield partial(send, signal.SIGSTOP)
+    finally:
+        send(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def stopped(redis: Redis) -> AsyncIterator[None]:
+    """Stop the processes of all primaries meanwhile, so that they hang."""
+    async with stoppable(redis) as stop:
+        stop()
+        yield
 
 
 async def flush(url: str) -> None:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.api.schemas import Moment, PhoneText
+from app.api.schemas import Moment, PhoneText, RecordedConsent
 from app.verification.attempts import AttemptFilter, AttemptJournal, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
@@ -47,15 +47,25 @@ class Attempt(_View):
     started_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     client: Annotated[str, Field(examples=["shop"])]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
+    reference: Annotated[str | None, Field(description="the client's own name for it", examples=["order-1024"])]
+    consent: Annotated[
+        RecordedConsent | None,
+        Field(description="the latest that the client had given by then", examples=[example_of(RecordedConsent)]),
+    ]
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
-        str, Field(description="the same for all attempts to call a phone", examples=["5c2Hh0Nm4p8bV3e"])
+        str, Field(description="the same for all attempts to call a phone", examples=["5c2Hh0Nm4p8bV"])
     ]
     outcome: Annotated[Outcome, Field(description="what the provider made of it", examples=[Outcome.PLACED])]
     reason: Annotated[str, Field(description="why it was refused, in the provider's words", examples=[""])]
     call_ref: Annotated[str | None, Field(description="the provider's id of the call", examples=["8213"])]
-    operator: Annotated[str | None, Field(description="of the phone, if the provider says it", examples=["mts"])]
+    operator: Annotated[
+        str, Field(description="that the phone's range is assigned to, as in the statistics", examples=["mts"])
+    ]
+    reported_operator: Annotated[
+        str | None, Field(description="of the phone, if the provider says it", examples=["мтс москва"])
+    ]
     call_status: Annotated[CallStatus | None, Field(examples=[CallStatus.NO_ANSWER])]
     wrong_codes: Annotated[int, Field(description="of the verification", examples=[0])]
     ending: Annotated[
@@ -120,7 +130,8 @@ class AttemptQuery(BaseModel):
 
     client: Annotated[str | None, Field(description="of this client alone")] = None
     channel: Annotated[Channel | None, Field(description="by this channel alone")] = None
-    operator: Annotated[str | None, Field(description="to phones of this operator alone")] = None
+    operator: Annotated[str | None, Field(description="to phones with this `operator` alone")] = None
+    reference: Annotated[str | None, Field(description="of verifications with this reference alone")] = None
     outcome: Annotated[Result | None, Field(description="with this word as `outcome`, `call_status` or `ending`")] = (
         None
     )
@@ -140,7 +151,13 @@ async def list_attempts(container: ContainerDep, query: Annotated[AttemptQuery, 
     """Return the latest attempts that fit all filters. A page may have fewer of them, even none, and a next one."""
     now = datetime.now(UTC)
     page = await container.stores.attempts.page(
-        AttemptFilter(client=query.client, channel=query.channel, operator=query.operator, result=query.outcome),
+        AttemptFilter(
+            client=query.client,
+            channel=query.channel,
+            operator=query.operator,
+            reference=query.reference,
+            result=query.outcome,
+        ),
         since=query.since or now - _DAY,
         before=query.before or now,
         most=query.limit,

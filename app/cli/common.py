@@ -85,14 +85,19 @@ def find_sandbox() -> RunningSandbox | None:
     return found[0]
 
 
+def settings_of(sandbox: RunningSandbox) -> Settings:
+    """Return the settings of a command that needs the Redis of a sandbox. Raises SettingsError."""
+    keys = {"key": sandbox.secret_key, "names_key": sandbox.names_key}
+    return load_settings(mode=Mode.SANDBOX, redis={"url": sandbox.redis_url}, secret=keys)
+
+
 def settings_with_redis() -> Settings:
     """Return the settings of a command that needs the Redis of a service, or of the sandbox that runs.
 
     Raises SettingsError.
     """
     if sandbox := find_sandbox():
-        keys = {"key": sandbox.secret_key, "names_key": sandbox.names_key}
-        return load_settings(mode=Mode.SANDBOX, redis={"url": sandbox.redis_url}, secret=keys)
+        return settings_of(sandbox)
     try:
         settings = load_settings()
     except SettingsError as error:

@@ -8,12 +8,15 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 import httpx
 import typer
 
-from app.cli.common import AsJson, fail, find_sandbox
+from app.cli.common import AsJson, fail, find_sandbox, run_with_container, settings_of
+from app.container import Container
+from app.sandbox.run_file import RunningSandbox
 from app.standard_webhooks import parse_secret, sign
 from app.verification.webhooks import EventType
 
@@ -49,7 +52,7 @@ def tail(
 
     It has the events of all clients, also of those without a webhook_url.
     """
-    api = _open_api(None)
+    api = _open_api(_find_sandbox(), None)
     forward = _forwarder(forward_to, secret) if forward_to else None
     last = _attempts(api, after=0)[-1:]  # what was sent before is not news
     with suppress(KeyboardInterrupt):
@@ -68,10 +71,11 @@ def trigger(
 ) -> None:
     """Have the running sandbox send an event of this type.
 
-    A made-up phone is verified, so the events before it are sent too. verification.expired comes when the verification
-    expires: CODE_LIFETIME_SECONDS after the start.
+    A made-up phone is verified, so the events before it are sent too. For verification.expired the verification is
+    deleted from the sandbox's Redis, as if CODE_LIFETIME_SECONDS had passed.
     """
-    api = _open_api(api_key)
+    sandbox = _find_sandbox()
+    api = _open_api(sandbox, api_key)
     last = _attempts(api, after=0)[-1:]
     phone = f"+7900{random.randrange(1_000_000, 10_000_000)}"  # noqa: S311 - no secret
     started = _request(api, "POST", "/verify/start", phone=phone, channel="voice")
@@ -85,19 +89,29 @@ def trigger(
                 pass
         case EventType.CANCELED:
             _request(api, "POST", f"/verify/{started['verification_id']}/cancel")
-    timeout = _TIMEOUT + (started["expires_in"] if event_type is EventType.EXPIRED else 0)
-    for attempt in _follow(api, after=last[0]["number"] if last else 0, timeout=timeout):
+        case EventType.EXPIRED:
+            run_with_container(partial(_expire, verification_id=started["verification_id"]), settings_of(sandbox))
+    for attempt in _follow(api, after=last[0]["number"] if last else 0, timeout=_TIMEOUT):
         if attempt["event"]["data"]["verification_id"] == started["verification_id"]:
             typer.echo(_line(attempt))
             if attempt["event"]["type"] == event_type:
                 return
-    raise fail(f"No {event_type} was sent within {timeout:g} s. Does webhook_events of the client have it?")
+    raise fail(f"No {event_type} was sent within {_TIMEOUT:g} s. Does webhook_events of the client have it?")
 
 
-def _open_api(api_key: str | None) -> httpx.Client:
+async def _expire(container: Container, *, verification_id: str) -> None:
+    await container.stores.verifications.expire(verification_id)
+    await container.stores.webhooks.flush()
+
+
+def _find_sandbox() -> RunningSandbox:
     sandbox = find_sandbox()
     if sandbox is None:
         raise fail("This is for a sandbox of yours that runs on this machine: `make run` starts one.")
+    return sandbox
+
+
+def _open_api(sandbox: RunningSandbox, api_key: str | None) -> httpx.Client:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     # Its certificate may be of another name: this is a socket of this machine.
     return httpx.Client(base_url=sandbox.url, headers=headers, verify=False, trust_env=False)  # noqa: S501

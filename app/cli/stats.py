@@ -16,7 +16,7 @@ from app.container import Container
 from app.store.attempts import FINISHED_AFTER
 from app.verification.stats import CallCounts, Dimension, InvalidPeriod, Period, Stats, parse_zone, to_rub
 
-_RECOUNTED = (Dimension.CLIENT, Dimension.CHANNEL)
+_RECOUNTED = (Dimension.CLIENT, Dimension.CHANNEL, Dimension.OPERATOR)
 _COLUMNS = ("asked", "placed", "answered", "verified", "conversion", "spend_rub")
 
 
@@ -61,7 +61,8 @@ def stats(
         typer.Option(
             parser=_read_day,
             metavar="YYYY-MM-DD",
-            help="Compare a day with the journal of attempts; exit code 1 if they differ.",
+            help="Compare a day with the journal of attempts, by client, channel and operator, or some of them (--by);"
+            " exit code 1 if they differ.",
         ),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
@@ -73,6 +74,8 @@ def stats(
     go back 35 days.
     """
     one_day = recount or day
+    if recount and not set(by or ()) <= set(_RECOUNTED):
+        raise typer.BadParameter("a recount is by client, channel and operator", param_hint="--by")
     settings = settings_with_redis()
 
     async def read(container: Container) -> tuple[Stats, Stats | None]:
@@ -84,7 +87,8 @@ def stats(
         if now - period.begin > timedelta(days=settings.journal.days):
             raise InvalidPeriod("recount", f"the journal is kept for {settings.journal.days} days (JOURNAL_DAYS)")
         journaled = attempts.finished(period.begin - FINISHED_AFTER, period.end)
-        return await store.read(period, _RECOUNTED), await store.recount(period, journaled)
+        compared = by or _RECOUNTED
+        return await store.read(period, compared), await store.recount(period, journaled, compared)
 
     try:
         found, journaled = run_with_container(read, settings)
@@ -107,18 +111,18 @@ def _compare(counted: Stats, journaled: Stats, *, as_json: bool) -> None:
     differing = sum(ours != theirs for ours, theirs in pairs)
     if as_json:
         rows = [
-            {"client": client, "channel": channel, "counted": ours, "journal": theirs}
-            for (client, channel), (ours, theirs) in zip(groups, pairs, strict=True)
+            {**dict(zip(counted.by, group, strict=True)), "counted": ours, "journal": theirs}
+            for group, (ours, theirs) in zip(groups, pairs, strict=True)
         ]
         typer.echo(json.dumps({"differing": differing, "rows": rows}, indent=2))
     else:
         typer.echo(_title(counted))
-        table = [[*_RECOUNTED, "", *_compared(CallCounts())]]
+        table = [[*counted.by, "", *_compared(CallCounts())]]
         for group, pair in zip(groups, pairs, strict=True):
             table += [
                 [*group, name, *map(str, one.values())] for name, one in zip(("counted", "journal"), pair, strict=True)
             ]
-        typer.echo("\n".join(_aligned(table, left=3)))
+        typer.echo("\n".join(_aligned(table, left=len(counted.by) + 1)))
         typer.echo(f"Different: {differing}." if differing else "They agree.")
     if differing:
         raise typer.Exit(EXIT_FAILED)

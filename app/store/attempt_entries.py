@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from app.store.layout import from_ms
+from app.store.layout import from_ms, read_consent
 from app.verification.attempts import Attempt, Ending, Outcome, TimelineEntry
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
+from app.verification.operators import UNKNOWN
 from app.verification.stats import CallPrices
 
 BEGUN, STATE, REFUSED, WRONG_CODE, ENDED = "bsrwe"
@@ -93,7 +94,7 @@ class _Verification:
         """Return its attempts, the oldest first."""
         for number, call in self._calls.items():
             begun, *later = call
-            _, rest, client, purpose, channel, phone, phone_digest = begun.fields
+            _, rest, client, purpose, channel, phone, phone_digest, *_ = begun.fields
             states = [entry for entry in later if entry.kind == STATE]
             refused = next((entry for entry in later if entry.kind == REFUSED), None)
             status = _STATES[states[-1].fields[1]] if states else None
@@ -104,13 +105,16 @@ class _Verification:
                 started_at=begun.at,
                 client=client,
                 purpose=purpose,
+                reference=begun.field(8) or None,
+                consent=read_consent(consent) if (consent := begun.field(9)) else None,
                 channel=channel,
                 phone=f"+7{phone[:3]}•••{phone[3:]}",
                 phone_digest=self._bucket + phone_digest,
                 outcome=outcome,
                 reason=_reason(refused) if refused else "",
                 call_ref=next((entry.field(2) for entry in states if entry.field(2)), None),
-                operator=next((entry.field(3) for entry in states if entry.field(3)), None),
+                operator=begun.field(7) or UNKNOWN,
+                reported_operator=next((entry.field(3) for entry in states if entry.field(3)), None),
                 call_status=status,
                 wrong_codes=self._wrong_codes,
                 ending=self._ending,

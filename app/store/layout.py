@@ -6,7 +6,7 @@ The keys of a verification and of its phone share the hash tag ``{bucket}``: one
 phone. The bucket is part of the id, so a check by id and a check by phone both find the slot without a look-up, and the
 id says nothing about the phone.
 
-A verification is a JSON object, its phone a hash. Their fields have one letter each, because both may cost 500 bytes.
+A verification is a JSON object, its phone another. Their fields have one letter each: both may cost 500 bytes in all.
 Lua scripts use the names of fields; ``Script`` replaces them by the letters. They are no enums, because Python reads a
 plain attribute in a third of the time. A flag that is not set is absent. A moment, ``…_AT``, is milliseconds of Redis'
 clock; ``…_AFTER`` in milliseconds after the verification was created.
@@ -22,6 +22,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Self
 
+from app.verification.model import Consent
 from app.verification.phone import Phone
 from app.verification.values import value
 
@@ -90,7 +91,7 @@ class PhoneName:
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Return the name of a phone."""
         digest = keyed_digest(key, phone.e164)
-        return cls(digest[:3], urlsafe_b64encode(bytes.fromhex(digest[4:22])).decode())  # 72 bits
+        return cls(digest[:3], urlsafe_b64encode(bytes.fromhex(digest[4:20])).decode()[:10])  # of 12 and 60 bits
 
     def new_record(self) -> RecordName:
         """Return the name of a new verification of this phone."""
@@ -141,6 +142,8 @@ class RecordField:
     IS_DIALLED = "i"  # it has no code: the person dials a number
     IS_FOLLOWED = "f"  # an event stream follows it, or did
     IS_ANNOUNCED = "e"  # the client's webhook has its verification.created
+    REFERENCE = "k"  # the client's own name for it
+    CONSENT = "t"  # the latest that the client gave: "<moment> <version>"
 
 
 class CallField:
@@ -177,6 +180,17 @@ LETTERS = {
     for name, letter in vars(kind).items()
     if name.isupper()
 }
+
+
+def write_consent(consent: Consent) -> str:
+    """Return a consent as it is stored."""
+    return f"{to_ms(consent.at)} {consent.version}"
+
+
+def read_consent(text: str) -> Consent:
+    """Parse the result of ``write_consent``."""
+    moment, _, version = text.partition(" ")
+    return Consent(version, from_ms(moment))
 
 
 def ms(duration: timedelta) -> int:

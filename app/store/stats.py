@@ -139,8 +139,8 @@ class RedisStats:
                 _add(stats, hour_at(number, period.zone), counts)
         return stats
 
-    async def recount(self, period: Period, attempts: AsyncIterable[Attempt]) -> Stats:
-        """Return the statistics of a period as the journal of attempts has them, by client and channel.
+    async def recount(self, period: Period, attempts: AsyncIterable[Attempt], by: Sequence[Dimension]) -> Stats:
+        """Return the statistics of a period as the journal of attempts has them, by client, channel or operator.
 
         Without what is not in the journal: calls that were only asked for, and verifications that were started.
         """
@@ -149,7 +149,7 @@ class RedisStats:
             for at, event in counted_events(attempt):
                 if period.begin <= at < period.end:
                     counter.observe(event)
-        stats = Stats(period=period, by=(Dimension.CLIENT, Dimension.CHANNEL))
+        stats = Stats(period=period, by=by)
         for segment, counts in counter.calls.items():
             stats.add(period.first, segment, counts)
         return stats

@@ -19,10 +19,12 @@ from app.store.layout import (
     ms,
     name_journal,
     name_limit,
+    read_consent,
     seconds,
+    write_consent,
 )
 from app.store.scripts import Argument, Script, ScriptRunner
-from app.store.webhooks import RedisOutbox
+from app.store.webhooks import RedisOutbox, outbox_key
 from app.verification.channels import Channel
 from app.verification.errors import (
     CallCooldown,
@@ -51,6 +53,7 @@ from app.verification.model import (
     Waiting,
     WrongCode,
 )
+from app.verification.operators import operator_of
 from app.verification.phone import Phone
 from app.verification.policy import Allowance, Limit, Policy, Quota
 from app.verification.ports import (
@@ -65,7 +68,7 @@ from app.verification.ports import (
 )
 from app.verification.store_requests import best_effort
 
-READ, REFUND = (Script("verification", name) for name in ("read", "refund"))
+READ, REFUND, EXPIRE = (Script("verification", name) for name in ("read", "refund", "expire"))
 CANCEL, CONFIRM, RECORD_CALL, CHECK = (
     Script("verification", name, is_durable=True) for name in ("cancel", "confirm", "record_call", "check")
 )
@@ -179,6 +182,17 @@ class RedisVerificationStore:
         reply = await self._change(CANCEL, [name.key], [client], name.bucket, client)
         return _verification(name, *_facts(reply))
 
+    async def expire(self, verification_id: str) -> bool:
+        """Let a pending verification expire now, with its event; return False if it is not pending.
+
+        For the sandbox: no route and no use case does this.
+        """
+        name = _record(verification_id)
+        try:
+            return bool(await self._runner.run(EXPIRE, [name.key, outbox_key(name.bucket)], []))
+        finally:
+            self._outbox.note_change(name.bucket)
+
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)
 
@@ -191,7 +205,8 @@ class RedisVerificationStore:
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
-            self._journal_kept,
+            *(call.reference or "", write_consent(call.consent) if call.consent else ""),
+            *(operator_of(call.phone) or "", self._journal_kept),
             *_policy_arguments(policy, test=call.test),
         ]
 
@@ -269,7 +284,7 @@ def _check_outcome(
 ) -> CheckOutcome:
     match outcome:
         case b"verified" | b"verified_again":
-            purpose, digits, channel, test = facts
+            purpose, digits, channel, test, *reference = facts
             return CheckPassed(
                 verification_id=verification_id,
                 purpose=purpose.decode(),
@@ -278,13 +293,22 @@ def _check_outcome(
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
+                reference=_reference(reference),
             )
         case b"wrong":
-            return WrongCode(verification_id=verification_id, checks_left=facts[0], quotas=quotas)
+            left, *reference = facts
+            return WrongCode(verification_id, checks_left=left, quotas=quotas, reference=_reference(reference))
         case b"waiting":
-            return Waiting(verification_id=verification_id, checks_left=facts[0], quotas=quotas)
+            left, *reference = facts
+            return Waiting(verification_id, checks_left=left, quotas=quotas, reference=_reference(reference))
         case _:
-            return Locked(verification_id=verification_id, retry_after=seconds(facts[0]), quotas=quotas)
+            wait, *reference = facts
+            return Locked(verification_id, retry_after=seconds(wait), quotas=quotas, reference=_reference(reference))
+
+
+def _reference(rest: Sequence[bytes]) -> str | None:
+    """Return the reference that ends a reply of a check, if there is one."""
+    return rest[0].decode() if rest else None
 
 
 _REFUSALS: Mapping[bytes, Callable[..., VerificationError]] = {
@@ -367,6 +391,8 @@ def _verification(
         observed_at=from_ms(now),
         version=int(fields.get(RecordField.VERSION, 0)),
         test=RecordField.IS_TEST in fields,
+        reference=fields.get(RecordField.REFERENCE),
+        consent=read_consent(consent) if (consent := fields.get(RecordField.CONSENT)) else None,
     )
 
 

@@ -9,7 +9,7 @@ from app.verification.attempts import Attempt
 from app.verification.channels import Channel
 from app.verification.errors import ProviderError
 from app.verification.model import CallStatus, Status
-from app.verification.operators import operator_of
+from app.verification.operators import UNKNOWN, operator_of
 from app.verification.phone import Phone
 from app.verification.values import value
 
@@ -29,7 +29,7 @@ class Segment:
     @lru_cache(maxsize=1024)  # the events of one call follow each other within seconds
     def of(cls, client: str, channel: Channel, phone: Phone) -> Self:
         """Return the segment of a call."""
-        return cls(client, channel, operator_of(phone) or "unknown")
+        return cls(client, channel, operator_of(phone) or UNKNOWN)
 
 
 @value

@@ -6,6 +6,8 @@ from phonenumbers.carrierdata import CARRIER_DATA
 
 from app.verification.phone import Phone
 
+UNKNOWN = "unknown"  # in statistics and in the journal
+
 # The prefixes of MTS, which phonenumbers does not name.
 _MTS = tuple(f"+7{prefix}" for prefix in (*range(910, 920), *range(980, 990)))
 # A table of our own: the library parses a number and takes 20 µs, and each call is counted by its operator.

@@ -160,7 +160,7 @@ class StatsCounter:
 
 def counted_events(attempt: Attempt) -> Iterator[tuple[datetime, DomainEvent]]:
     """Return the events of an attempt that are counted, each with its moment, from its entries in the journal."""
-    segment = Segment(attempt.client, Channel(attempt.channel), attempt.operator or "unknown")
+    segment = Segment(attempt.client, Channel(attempt.channel), attempt.operator)
     is_placed = False
     for entry in attempt.timeline:
         match entry.event:

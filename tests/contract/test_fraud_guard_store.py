@@ -502,7 +502,7 @@ async def test_allowing_a_blocked_range_admits_its_calls_at_once(
     await make_harness(replace(RULES, allowed_prefixes=(PUMPED,))).admit(Phone(f"{PUMPED}000"), "shop")
 
 
-@pytest.mark.standalone  # counts or cuts off what one node does
+@pytest.mark.standalone  # counts the round trips of one server
 async def test_successes_are_written_together(harness: GuardHarness) -> None:
     await harness.call(20, answered=1)  # loads the script
     before = await harness.redis.info("stats")
@@ -532,6 +532,7 @@ async def test_a_disabled_guard_counts_and_blocks_nothing(harness: GuardHarness,
     assert client["calls"] == before[1]["calls"]
 
 
+@pytest.mark.standalone  # counts the commands of one server
 async def test_a_disabled_guard_sends_no_command_to_redis(harness: GuardHarness, make_harness: MakeHarness) -> None:
     await harness.block()
     before = await harness.redis.info("stats")
@@ -581,7 +582,7 @@ async def test_a_block_whose_process_died_before_it_was_listed_is_listed_by_the_
     assert [block.range for block in await harness.guard.blocks()] == [PUMPED]
 
 
-@pytest.mark.standalone  # counts or cuts off what one node does
+@pytest.mark.standalone  # counts the commands of one server
 async def test_a_block_is_added_to_the_index_once_by_each_process(
     harness: GuardHarness, make_harness: MakeHarness
 ) -> None:

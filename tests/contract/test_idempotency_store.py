@@ -307,7 +307,7 @@ async def test_key_names_and_fingerprints_depend_on_the_secret_key(idempotency: 
     assert await redis.hget(stored(ours.name), "fingerprint") != await redis.hget(stored(theirs.name), "fingerprint")
 
 
-@pytest.mark.standalone  # counts or cuts off what one node does
+@pytest.mark.standalone  # counts the scripts of one server
 async def test_each_operation_runs_one_script(idempotency: RedisIdempotency, redis: Redis) -> None:
     async def scripts_run() -> int:
         stats = await redis.info("commandstats")

@@ -309,6 +309,7 @@ async def remaining(limits: RedisRateLimiter, allowances: Sequence[Allowance]) -
     return [quota.remaining + 1 for quota in reservation.quotas]
 
 
+@pytest.mark.standalone  # counts the round trips of one server
 async def test_limits_of_several_slots_have_a_script_each_and_share_a_round_trip(redis: Redis) -> None:
     runner = SlottedRunner(redis)
     limits = make_limiter(redis, runner=runner)

@@ -22,7 +22,7 @@ from app.store.scripts import Script, ScriptRunner
 from app.verification.errors import StoreFailure, StoreUnavailable
 from tests.keys import stored
 
-pytestmark = pytest.mark.standalone  # of one server; tests/contract/test_cluster_runner.py is about several
+pytestmark = pytest.mark.standalone  # a server that fails; tests/contract/test_cluster_runner.py is about several
 
 CUT = b"cut the connection once the command has run"
 SILENCE = b"never answer"

@@ -26,7 +26,7 @@ from app.verification.ports import CallUpdate, CodeCheck
 from tests.contract.test_redis_acl import FLOWS, HOUR, KEY, POLICY, RIGHT, WRONG, new_call
 from tests.starting import start
 
-pytestmark = pytest.mark.standalone  # which is asked to trace commands
+pytestmark = pytest.mark.standalone  # MONITOR shows the commands of one server
 END = "{end-of-trace}"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from app.store.connection import connect
-from app.store.layout import RecordName
+from app.store.layout import RecordName, to_ms
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import DONE, LEASE, TAKE, RedisOutbox
@@ -102,6 +102,30 @@ async def test_an_entry_is_read_as_an_event(redis: Redis, outbox: RedisOutbox) -
     assert (event.verification_id, event.purpose, event.channel) == (VERIFICATION_ID, "login", "voice")
     assert (event.phone, event.status, event.call_status) == (Phone("+79001234567"), "pending", "initiated")
     assert event.at.isoformat() == "2026-01-31T09:00:00.123000+00:00"
+
+
+@pytest.mark.parametrize("reference", ["order-1024", "a|b||c", "50% | %7C%25 :", "Заказ № 7: «да»"])
+async def test_an_event_has_the_reference_until_it_is_delivered(
+    redis: Redis, store: RedisVerificationStore, outbox: RedisOutbox, reference: str
+) -> None:
+    """As a new event, one to be retried, a dead letter and one that is sent again; also as that of an expiry."""
+    verification = (await start(store, replace(CALL, reference=reference), make_policy())).verification
+    await store.record_call(verification, 1, PLACED)
+    (delivery,) = await outbox.take(10)
+    await outbox.set_aside(delivery, attempts=1, error="status 500", pause=AT_ONCE)
+    (retried,) = await outbox.take(10)
+    await outbox.set_aside(retried, attempts=7, error="status 500", pause=None)
+    (dead,) = await outbox.dead_letters()
+    await outbox.resend(delivery.event.id)
+    (resent,) = await outbox.take(10)
+    await outbox.done(resent)
+    await age(redis, make_policy().lifetime)
+    (expired,) = await sweep(outbox)
+
+    for event in (delivery.event, retried.event, dead.event, resent.event, expired.event):
+        assert (event.reference, event.purpose, event.phone) == (reference, "login", CALL.phone)
+    await outbox.done(expired)
+    assert await sizes(redis) == (0, 0, 0, 0)
 
 
 async def test_an_event_without_a_call_has_no_call_status(redis: Redis, outbox: RedisOutbox) -> None:
@@ -739,7 +763,7 @@ async def test_a_verification_that_ends_as_it_expires_ends_once(redis: Redis, st
         with suppress(VerificationNotFound):
             await asyncio.sleep(0.07)
             while (await store.read(verification.id, client="shop")).status is not Status.CANCELED:
-                if (await redis.pttl(f"pv2{{{verification.id[4:7]}}}:{verification.id[7:]}")) <= number % 3:
+                if verification.expires_at - datetime.now(UTC) <= timedelta(milliseconds=number % 3):
                     await store.cancel("shop", verification.id)
         return verification.id
 
@@ -751,6 +775,43 @@ async def test_a_verification_that_ends_as_it_expires_ends_once(redis: Redis, st
         if it.event.type in {"verification.canceled", "verification.expired"}
     )
     assert found == Counter(started)
+
+
+async def test_a_verification_that_the_sandbox_lets_expire_has_its_event_at_once(
+    redis: Redis, store: RedisVerificationStore, outbox: RedisOutbox
+) -> None:
+    verification = (await start(store, CALL, make_policy())).verification
+    await store.record_call(verification, 1, PLACED)
+    before = now_ms()
+
+    assert await store.expire(verification.id)
+
+    created, expired = [delivery.event for delivery in await sweep(outbox)]
+    assert (created.type, expired.type, expired.status) == ("verification.created", "verification.expired", "expired")
+    assert before - 1 <= to_ms(expired.at) <= now_ms()
+    with pytest.raises(VerificationNotFound):
+        await store.check_by_id(
+            verification.id, CodeCheck(client="shop", candidates=[b"r" * 32], length=6), make_policy()
+        )
+    assert not await store.expire(verification.id)
+    await age(redis, make_policy().lifetime)
+    assert {it.event.id for it in await sweep(outbox)} <= {
+        created.id,
+        expired.id,
+    }  # taken again, for they were not settled
+
+
+async def test_a_verification_that_has_ended_does_not_expire_early(
+    store: RedisVerificationStore, outbox: RedisOutbox
+) -> None:
+    verification = (await start(store, CALL, make_policy())).verification
+    await store.record_call(verification, 1, PLACED)
+    await store.cancel("shop", verification.id)
+
+    assert not await store.expire(verification.id)
+
+    assert (await store.read(verification.id, client="shop")).status is Status.CANCELED
+    assert [it.event.type for it in await sweep(outbox)] == ["verification.created", "verification.canceled"]
 
 
 async def test_an_expiry_is_due_in_the_millisecond_after_it(redis: Redis, store: RedisVerificationStore) -> None:

@@ -209,7 +209,7 @@ def test_events_are_printed_as_they_are_sent_and_forwarded_with_a_signature(demo
     assert (event["type"], event["data"]["phone"]) == ("verification.created", "+7900•••4567")
 
 
-@pytest.mark.parametrize("kind", ["created", "verified", "locked", "canceled"])
+@pytest.mark.parametrize("kind", ["created", "verified", "locked", "canceled", "expired"])
 def test_an_event_is_triggered_by_a_real_verification(demo: Demo, tmp_path: Path, kind: str) -> None:
     done = run("events", "trigger", f"verification.{kind}", cwd=tmp_path)
 
@@ -220,7 +220,7 @@ def test_an_event_is_triggered_by_a_real_verification(demo: Demo, tmp_path: Path
     found = re.search(r"vrf_\w+", lines[0])
     assert found
     status = httpx.get(f"{demo.base_url}/verify/{found[0]}").json()["status"]
-    assert status == {"created": "pending"}.get(kind, kind)
+    assert status == {"created": "pending", "expired": 404}.get(kind, kind)
 
 
 @pytest.mark.parametrize("demo", [{"SANDBOX_PACE_SECONDS": "0.1"}], indirect=True, ids=[""])

@@ -25,7 +25,7 @@ def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
     """Return sandbox settings with the voice channel only, which is the default in production."""
     defaults = {
         "mode": "sandbox",
-        "redis": {"url": redis_url},
+        "redis": {"url": redis_url, "timeout_seconds": 3},  # a hundred requests at once, on a busy machine
         "secret": {"key": SECRET_KEY},
         "channels": ["voice"],
     }
@@ -39,6 +39,11 @@ async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as client,
     ):
         yield client
+
+
+async def keys_of_requests(redis: Redis) -> set[bytes | str]:
+    """Return the keys in Redis, without those of the work in the background, which begins with the service."""
+    return {*await redis.keys()} - {b"pv2{attempts}", b"pv2{balance}"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -144,7 +144,7 @@ def test_one_verification_is_shown_as_a_time_line(settings: Settings, redis_url:
 
     assert lines[0] == f"{verified['verification_id']}   VERIFIED"
     assert lines[1:5] == [
-        "phone     +7916•••4567",
+        "phone     +7916•••4567, operator mts",
         "client    sandbox, purpose phone_verification",
         "codes     0 wrong",
         "cost      3 RUB",

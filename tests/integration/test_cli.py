@@ -20,7 +20,6 @@ from app.cli.call import _check, _follow
 from app.container import open_container
 from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
-from app.store.connection import connect
 from app.store.scripts import ScriptRunner
 from app.store.stats import RedisStats
 from app.tokens import generate_keys
@@ -37,6 +36,7 @@ from app.verification.model import CallStatus
 from app.verification.start import StartRequest
 from app.verification.stats import CallPrices
 from tests.integration.conftest import sandbox_settings
+from tests.redis_commands import open_commands
 
 PHONE = "+79001234567"
 PRODUCTION = {
@@ -154,26 +154,24 @@ def test_stats_shows_an_earlier_day(redis_url: str) -> None:
 
 async def add_counts(redis_url: str, zone: str) -> None:
     """Count two answered calls of a shop and a busy one of a bank."""
-    redis = connect(redis_url, timeout=5)
-    await redis.flushall()
     prices, unanswered = dict.fromkeys(Channel, Decimal(3)), dict.fromkeys(Channel, Decimal("0.3125"))
-    stats = RedisStats(
-        ScriptRunner(redis, timeout=5),
-        prices=CallPrices(answered=prices, unanswered=unanswered),
-        zone=ZoneInfo(zone),
-        count_calls=lambda _: None,
-    )
-    shop, bank = Segment("shop", Channel.VOICE, "mts"), Segment("bank", Channel.VOICE, "t2")
-    for segment, status in ((shop, CallStatus.COMPLETED), (shop, CallStatus.COMPLETED), (bank, CallStatus.BUSY)):
-        for event in (CallAsked(segment), CallPlaced(segment, CallStatus.INITIATED), CallEnded(segment, status)):
-            stats.observe(event)
-    stats.observe(VerificationSucceeded(shop))
-    stats.observe(BalanceChanged(Decimal("-6.50")))
-    await stats.aclose()
-    await redis.aclose()
+    async with open_commands(redis_url) as redis:
+        await redis.flushall()
+        stats = RedisStats(
+            ScriptRunner(redis, timeout=5),
+            prices=CallPrices(answered=prices, unanswered=unanswered),
+            zone=ZoneInfo(zone),
+            count_calls=lambda _: None,
+        )
+        shop, bank = Segment("shop", Channel.VOICE, "mts"), Segment("bank", Channel.VOICE, "t2")
+        for segment, status in ((shop, CallStatus.COMPLETED), (shop, CallStatus.COMPLETED), (bank, CallStatus.BUSY)):
+            for event in (CallAsked(segment), CallPlaced(segment, CallStatus.INITIATED), CallEnded(segment, status)):
+                stats.observe(event)
+        stats.observe(VerificationSucceeded(shop))
+        stats.observe(BalanceChanged(Decimal("-6.50")))
+        await stats.aclose()
 
 
-@pytest.mark.standalone  # about one server
 def test_stats_shows_the_spend_of_each_client(redis_url: str) -> None:
     asyncio.run(add_counts(redis_url, "Europe/Moscow"))
     settings = {"MODE": "sandbox", "REDIS_URL": redis_url, "STATS_TIMEZONE": "Europe/Moscow"}
@@ -246,7 +244,7 @@ def silent_redis() -> Iterator[str]:
         yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.standalone  # about one server
+@pytest.mark.standalone  # each address is that of one server
 @pytest.mark.parametrize("command", [("stats",), ("call", PHONE)], ids=" ".join)
 def test_a_command_explains_why_redis_does_not_work(
     redis_url: str, silent_redis: str, command: tuple[str, ...]

@@ -34,7 +34,7 @@ from tests.contract.test_plusofon_faults import Conversation, NoAddress, answer_
 from tests.integration.conftest import sandbox_settings
 from tests.provider_options import http_options
 
-pytestmark = pytest.mark.standalone  # test_sentinel_doctor.py and test_cluster_doctor.py are about several
+pytestmark = pytest.mark.standalone  # one server; test_sentinel_doctor.py and test_cluster_doctor.py are about several
 
 TOKEN = "a-made-up-token"
 HEALTHY = RedisHealth(

@@ -3,11 +3,8 @@
 import asyncio
 import hashlib
 import json
-import os
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,17 +15,23 @@ from redis.asyncio import Redis
 from app.main import create_app
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import MagicNumber
+from app.settings import Settings
 from app.store.idempotency import RedisIdempotency
-from app.store.layout import RecordName
+from app.store.layout import RecordName, name_limit
 from app.store.limits import RedisRateLimiter
 from app.store.verifications import RedisVerificationStore
 from app.verification.errors import StoreUnavailable
+from app.verification.fraud_guard import range_of
 from app.verification.idempotency import Claim
+from app.verification.keys import derive_key
 from app.verification.model import Verification
+from app.verification.phone import Phone
 from tests.ageing import age
-from tests.integration.conftest import PACE, run, sandbox_settings
+from tests.integration.conftest import PACE, keys_of_requests, run, sandbox_settings
 from tests.integration.test_verification import PHONE, hear, wrong
 from tests.keys import stored
+from tests.limit_keys import read_limit
+from tests.redis_commands import stoppable, stopped
 
 OTHER_PHONE = "+79007654321"
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -207,7 +210,6 @@ async def test_a_kept_response_is_not_replayed_without_a_valid_api_key(guarded: 
     assert_problem(await post(guarded, "/verify/start", KEY, {"phone": PHONE}, "wrong"), 401, "unauthorized")
 
 
-@pytest.mark.standalone  # looks before the work in the background has written
 @pytest.mark.parametrize(
     "keys",
     [[b""], [b"a b"], [b"a" * 129], [b"\xd1\x84"], [b"a\tb"], [b"\x7f"], [b"one", b"two"], [b"one", b"one"]],
@@ -223,7 +225,7 @@ async def test_an_invalid_key_is_reported_and_the_request_has_no_effect(
 
     assert_problem(answer, 422, "validation-failed")
     assert [error["pointer"] for error in answer.json()["errors"]] == ["Idempotency-Key"]
-    assert await redis.keys() == []
+    assert await keys_of_requests(redis) == set()
 
 
 @pytest.mark.parametrize("key", ["!", "~" * 128, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "a,b;c={i:*}"])
@@ -357,17 +359,6 @@ async def quick_api(redis: Redis, redis_url: str, network: VirtualNetwork) -> As
         yield client
 
 
-@asynccontextmanager
-async def stopped(redis: Redis) -> AsyncIterator[None]:
-    """Stop the Redis process, so that it hangs."""
-    pid = int((await redis.info("server"))["process_id"])
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def events(caplog: pytest.LogCaptureFixture) -> set[str]:
     return {record.message for record in caplog.records}
 
@@ -442,26 +433,24 @@ async def test_a_retry_of_a_start_canceled_during_the_provider_request_places_no
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
 
 
-@pytest.mark.standalone  # pauses the server
 async def test_a_code_chosen_by_the_provider_is_stored_once_redis_answers_again(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller gets a 503 and retries the start; the end user hears one code, and it verifies."""
     network, phone = VirtualNetwork(pace=PACE), MagicNumber.OTHER_PIN
     short = {"url": redis_url, "timeout_seconds": 0.3}
-    record_call, pid = RedisVerificationStore.record_call, int((await redis.info("server"))["process_id"])
-
-    async def hangs(store: RedisVerificationStore, *arguments: Any) -> object:  # noqa: ANN401 - passed on
-        os.kill(pid, signal.SIGSTOP)
-        return await record_call(store, *arguments)
+    record_call = RedisVerificationStore.record_call
 
     async with run(create_app(sandbox_settings(redis_url, redis=short, channels=["flash_call"]), network)) as api:
-        try:
+        async with stoppable(redis) as stop:
+
+            async def hangs(store: RedisVerificationStore, *arguments: Any) -> object:  # noqa: ANN401 - passed on
+                stop()
+                return await record_call(store, *arguments)
+
             with monkeypatch.context() as patched:
                 patched.setattr(RedisVerificationStore, "record_call", hangs)
                 assert_problem(await start(api, phone), 503, "store-unavailable")
-        finally:
-            os.kill(pid, signal.SIGCONT)
         repeated = await start(api, phone)
         async with asyncio.timeout(SOON):
             while repeated.status_code in {409, 503}:
@@ -609,18 +598,17 @@ async def test_a_right_check_whose_response_was_lost_returns_the_token_when_it_i
     await quick_api.post("/verify/check", json={**body, "code": "0000"})  # loads the script, costs nothing
 
     step = "check_by_phone" if by_phone else "check_by_id"
-    original, pid = getattr(RedisVerificationStore, step), int((await redis.info("server"))["process_id"])
+    original = getattr(RedisVerificationStore, step)
 
-    async def hangs(*arguments: object) -> object:
-        os.kill(pid, signal.SIGSTOP)
-        return await original(*arguments)
+    async with stoppable(redis) as stop:
 
-    try:
+        async def hangs(*arguments: object) -> object:
+            stop()
+            return await original(*arguments)
+
         with monkeypatch.context() as patched:
             patched.setattr(RedisVerificationStore, step, hangs)
             assert_problem(await post(quick_api, "/verify/check", "check", body), 503, "store-unavailable")
-    finally:
-        os.kill(pid, signal.SIGCONT)
     async with asyncio.timeout(SOON):
         while (repeated := await post(quick_api, "/verify/check", "check", body)).status_code != 200:
             assert repeated.status_code in {
@@ -683,28 +671,33 @@ async def test_a_redis_that_hangs_is_a_503_within_one_timeout(
 
 @pytest.mark.parametrize("step", ["acquire", "start", "begin"])
 async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
-    quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch, step: str
+    quick_api: httpx.AsyncClient,
+    redis: Redis,
+    settings: Settings,
+    network: VirtualNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    step: str,
 ) -> None:
     """Once Redis answers again, the reservations are refunded: the same start succeeds, the limits are unchanged.
 
     But if it is not known whether a limit above 64 has counted the call, it stays counted.
     """
     owner = {"acquire": RedisRateLimiter, "start": RedisVerificationStore, "begin": RedisIdempotency}[step]
-    original, pid = getattr(owner, step), int((await redis.info("server"))["process_id"])
-
-    async def hangs(*arguments: object) -> object:
-        os.kill(pid, signal.SIGSTOP)
-        return await original(*arguments)
-
+    original = getattr(owner, step)
     await start(quick_api, OTHER_PHONE, "other")  # loads the scripts
-    try:
+
+    async with stoppable(redis) as stop:
+
+        async def hangs(*arguments: object) -> object:
+            stop()
+            return await original(*arguments)
+
         with monkeypatch.context() as patched:
             patched.setattr(owner, step, hangs)
             began = time.monotonic()
             answer = await start(quick_api)
             took = time.monotonic() - began
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
     assert_problem(answer, 503, "store-unavailable")
     assert took < 0.5
@@ -718,7 +711,10 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
             }  # in progress, the cooldown before the refund, or a lost connection
             await asyncio.sleep(0.2)
     assert len(network.calls_of(PHONE)) == 1
-    assert 'calls_per_range";r=29' in answer.headers["RateLimit"]
+    calls_per_range = name_limit(derive_key(settings.names_secret, "phone"), "calls_per_range", range_of(Phone(PHONE)))
+    async with asyncio.timeout(SOON):
+        while (await read_limit(redis, stored(calls_per_range)))["total"] != 1:  # noqa: ASYNC110 - refunds come later
+            await asyncio.sleep(0.1)
     assert f'calls_per_day";r={997 if step == "acquire" else 998}' in answer.headers["RateLimit"]
 
 
@@ -739,7 +735,6 @@ async def test_a_start_continues_if_its_claim_expired_and_no_other_request_has_i
     assert len(network.calls_of(PHONE)) == 1
 
 
-@pytest.mark.standalone  # pauses the server
 async def test_a_placed_call_is_reported_even_if_redis_cannot_keep_the_response(
     quick_api: httpx.AsyncClient, redis: Redis, network: VirtualNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -808,7 +803,7 @@ async def round_trips(redis: Redis, request: Awaitable[httpx.Response]) -> int:
     return await reads() - before - 1  # reading the counter is one, too
 
 
-@pytest.mark.standalone  # counts round trips
+@pytest.mark.standalone  # counts the round trips of one server
 async def test_a_start_with_a_key_makes_four_round_trips_and_its_repetition_one(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:
@@ -820,7 +815,7 @@ async def test_a_start_with_a_key_makes_four_round_trips_and_its_repetition_one(
     assert [await round_trips(redis, check(api, verification_id, "000000")) for _ in range(2)] == [3, 1]
 
 
-@pytest.mark.standalone  # counts round trips
+@pytest.mark.standalone  # counts the round trips of one server
 async def test_a_request_without_a_key_stores_no_response_and_needs_no_extra_round_trip(
     api: httpx.AsyncClient, redis: Redis
 ) -> None:

@@ -34,7 +34,6 @@ def count(seen: Seen, *names: str) -> int:
     return sum(key[0].startswith(names) for key in seen.series)
 
 
-@pytest.mark.standalone  # of a cluster each node is up or not
 async def test_a_start_and_its_checks_are_counted_and_timed(api: httpx.AsyncClient) -> None:
     await api.post("/verify/start", json={"phone": PHONE})
     await api.post("/verify/start", json={"phone": PHONE})
@@ -51,7 +50,8 @@ async def test_a_start_and_its_checks_are_counted_and_timed(api: httpx.AsyncClie
     place = {"channel": "voice", "operation": "place", "outcome": "placed"}
     assert now("provider_request_duration_seconds_count", **place) == 1
     assert (now("store_round_trip_seconds_count") or 0) >= 4
-    assert (now("store_up"), now("store_failures_total")) == (1, 0)
+    assert {value for (name, _), value in now.series.items() if name == "store_up"} == {1}  # of a cluster one each
+    assert now("store_failures_total") == 0
 
 
 async def heard(api: httpx.AsyncClient, phone: str) -> str:

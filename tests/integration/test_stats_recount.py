@@ -73,19 +73,24 @@ async def test_the_counts_agree_with_the_journal(
     await start(api, OTHER, "flash_call")
     await start(api, "+79051234567", "reverse_call")
 
-    output = await until_they_agree(environment, "1           1         1       6.30")
+    output = await until_they_agree(environment, "0           1         0       3.30")
 
     assert [line.split() for line in output.splitlines()[1:]] == [
-        ["client", "channel", "placed", "answered", "unanswered", "verified", "spend_rub"],
-        *([*words, "1", "0", "0", "0", "0.60"] for words in both("flash_call")),
-        *([*words, "1", "0", "0", "0", "0.00"] for words in both("reverse_call")),
-        *([*words, "3", "1", "1", "1", "6.30"] for words in both("voice")),
+        ["client", "channel", "operator", "placed", "answered", "unanswered", "verified", "spend_rub"],
+        *([*words, "1", "0", "0", "0", "0.60"] for words in both("flash_call", "beeline")),
+        *([*words, "1", "0", "0", "0", "0.00"] for words in both("reverse_call", "beeline")),
+        *([*words, "1", "1", "0", "1", "3.00"] for words in both("voice", "mts")),
+        *([*words, "2", "0", "1", "0", "3.30"] for words in both("voice", "t2")),
         ["They", "agree."],
+    ]
+    _, by_channel = await recount(environment, "--by", "channel")
+    assert [line.split() for line in by_channel.splitlines()[-3:-1]] == [
+        ["voice", name, "3", "1", "1", "1", "6.30"] for name in ("counted", "journal")
     ]
 
 
-def both(channel: str) -> list[list[str]]:
-    return [["sandbox", channel, "counted"], ["sandbox", channel, "journal"]]
+def both(channel: str, operator: str) -> list[list[str]]:
+    return [["sandbox", channel, operator, "counted"], ["sandbox", channel, operator, "journal"]]
 
 
 async def test_a_loss_is_found(api: httpx.AsyncClient, redis: Redis, environment: dict[str, str]) -> None:
@@ -104,11 +109,18 @@ async def test_a_loss_is_found(api: httpx.AsyncClient, redis: Redis, environment
             {
                 "client": "sandbox",
                 "channel": "flash_call",
+                "operator": "mts",
                 "counted": nothing,
                 "journal": nothing | {"placed": 1, "spend_rub": "0.60"},
             }
         ],
     }
+
+
+async def test_a_recount_is_of_a_whole_day(environment: dict[str, str]) -> None:
+    code, output = await recount(environment, "--by", "hour")
+
+    assert (code, "a recount is by client, channel and operator" in output) == (2, True)
 
 
 async def test_a_day_that_the_journal_does_not_have_is_refused(environment: dict[str, str], redis: Redis) -> None:

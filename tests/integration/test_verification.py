@@ -315,7 +315,7 @@ async def test_a_pending_verification_uses_at_most_500_bytes(api: httpx.AsyncCli
     assert phone_size + record_size <= 500
 
 
-@pytest.mark.standalone  # counts round trips
+@pytest.mark.standalone  # counts the round trips of one server
 async def test_a_check_makes_one_round_trip_and_a_start_four(
     redis: Redis, redis_url: str, network: VirtualNetwork, tmp_path: Path
 ) -> None:

@@ -204,6 +204,7 @@ def test_a_delivered_webhook_matches_its_description(
         client="shop",
         verification_id="vrf_00",
         purpose="login",
+        reference="order-1024" if call_status else None,
         channel="voice",
         phone=parse_phone("+79001234567"),
         status=kind.partition(".")[2] if kind in {"verification.verified", "verification.expired"} else "pending",

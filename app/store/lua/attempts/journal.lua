@@ -1,9 +1,9 @@
 -- The journal of attempts: a stream for each bucket. An entry is one text, whose id has the time. app/store/attempts.py
 -- reads them.
 --
---   b<mark><number>, rest of the id, client, purpose, channel, phone without its middle, phone digest
---                    an attempt begins: the provider is asked for a call
---   s<mark><number>, state, provider's reference, operator, provider's unknown status
+--   b<mark><number>, rest of the id, client, purpose, channel, phone without its middle, phone digest, operator of its
+--                    range, reference, consent         an attempt begins: the provider is asked for a call
+--   s<mark><number>, state, provider's reference, the operator that it reports, provider's unknown status
 --   r<mark><number>, kind, reason      the call was not placed, and is refunded
 --   w<mark>                            a wrong code
 --   e<mark><state>                     the verification ended
@@ -19,10 +19,10 @@ local function entry(kind, key, facts)
 end
 
 -- Begin an attempt, and drop what is older than `kept`.
-local function begin_attempt(journal, key, record, number, now, kept)
+local function begin_attempt(journal, key, record, number, range_operator, now, kept)
   local phone = record[PHONE]
   local facts = {number, key:sub(-12), record[CLIENT], record[PURPOSE], record[CHANNEL .. number] or record[CHANNEL],
-    phone:sub(2, 4) .. phone:sub(-4), record[PHONE_DIGEST]}
+    phone:sub(2, 4) .. phone:sub(-4), record[PHONE_DIGEST], range_operator, record[REFERENCE] or '', record[CONSENT] or ''}
   redis.call('XADD', journal, 'MINID', now - kept, '*', 'e', entry('b', key, facts))
   redis.call('PEXPIRE', journal, kept)
 end

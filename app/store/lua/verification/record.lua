@@ -11,10 +11,14 @@ local function load_record(key)
 end
 
 -- Make changes to a record, field → value, or false to delete it, and let it expire at another moment, if one is given.
--- Return its text.
+-- Return its text. One without fields is deleted.
 local function save_record(key, record, changes, expires)
   for field, value in pairs(changes) do
     record[field] = value or nil
+  end
+  if not next(record) then
+    redis.call('DEL', key)
+    return
   end
   local text = cjson.encode(record)
   if expires then
@@ -55,19 +59,34 @@ local function verification_id(key)
 end
 
 -- Bind a digest to its verification, which the service cannot do: asked by phone, it does not know the id. SHA-1 is
--- enough, because its input is a keyed digest of 256 bits that cannot be guessed or chosen, and so are 96 bits of it.
+-- enough, because its input is a keyed digest of 256 bits that cannot be guessed or chosen, and so are 64 bits of it.
 local function held_digest(key, code_digest)
-  return redis.sha1hex(key .. code_digest):sub(1, 24)
+  return redis.sha1hex(key .. code_digest):sub(1, 16)
+end
+
+-- Make changes to a phone, which lives until `moment` at least.
+local function save_phone(phone_key, phone, changes, moment)
+  save_record(phone_key, phone, changes, math.max(moment, redis.call('PEXPIRETIME', phone_key)))
+end
+
+-- What ASKED_CALL of a phone says of a call.
+local function asked_call(key, number)
+  return rest_of_id(key) .. ':' .. number
 end
 
 -- Return how long until the phone of a record may be called again.
 local function until_next_call(key, record, now)
-  return math.max(0, (redis.call('HGET', phone_key_of(key, record), NEXT_CALL) or 0) - now)
+  local phone = load_record(phone_key_of(key, record))
+  return math.max(0, (phone[NEXT_CALL] or 0) - now)
 end
 
 -- Return an event, as webhooks/take.lua describes it. Its id, with `number`, is never used again.
 local function event_of(key, record, event, number, status, call, moment)
-  return table.concat({rest_of_id(key) .. '-' .. number, event, record[CLIENT], record[PURPOSE], record[CHANNEL],
+  local purpose, reference = record[PURPOSE], record[REFERENCE]
+  if reference then
+    purpose = purpose .. ':' .. reference:gsub('[%%|]', {['%'] = '%25', ['|'] = '%7C'})
+  end
+  return table.concat({rest_of_id(key) .. '-' .. number, event, record[CLIENT], purpose, record[CHANNEL],
     record[PHONE], status, call, moment}, '|')
 end
 

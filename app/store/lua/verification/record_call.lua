@@ -32,16 +32,8 @@ if not record[STATUS] and code_digest ~= '' then
   changes[CODE_DIGEST .. number] = held_digest(key, code_digest)
   changes[CODE_LENGTH .. number] = tonumber(code_length)
 end
-if operator ~= '' then
-  redis.call('HSET', phone_key_of(key, record), OPERATOR, operator)
-end
-
 -- Now that the call was placed, or may have been, its channel and its budget of checks are those of the verification.
 if is_first then
-  local phone_key = phone_key_of(key, record)
-  if redis.call('HGET', phone_key, ASKED_CALL) == rest_of_id(key) .. ':' .. number then
-    redis.call('HDEL', phone_key, ASKED_CALL)
-  end
   if outbox and record[IS_ANNOUNCED] and record[CHANNEL .. number] then
     redis.call('ZREM', outbox, expiry_event(key, record)) -- it names the channel
   end
@@ -59,6 +51,14 @@ if is_first then
   if checks and checks < record[CHECKS_ALLOWED] and not record[STATUS] then
     changes[CHECKS_ALLOWED] = math.max((record[WRONG_CHECKS] or 0) + 1, checks)
   end
+end
+local phone_key = phone_key_of(key, record)
+local phone = (is_first or operator ~= '') and load_record(phone_key) or {}
+if next(phone) then
+  save_record(phone_key, phone, {
+    [OPERATOR] = given(operator) or phone[OPERATOR],
+    [ASKED_CALL] = phone[ASKED_CALL] ~= asked_call(key, number) and phone[ASKED_CALL],
+  })
 end
 if status ~= 'unconfirmed' then
   changes[RESERVATION .. number] = false

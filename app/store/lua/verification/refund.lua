@@ -9,7 +9,7 @@
 local phone_key, key, journal, outbox = unpack(KEYS)
 local number, lifetime, token, kind, reason = unpack(ARGV)
 
-local record, phone = load_record(key), load(phone_key)
+local record, phone = load_record(key), load_record(phone_key)
 local reservation = record[RESERVATION .. number] or ''
 if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$') ~= token then return 0 end
 append(journal, key, record, 'r', number, kind, reason)
@@ -30,11 +30,11 @@ end
 
 local changes_of_phone = {[CALL_LOG] = without(phone[CALL_LOG], tostring(expires_at(record, number) - lifetime))}
 local resend_at, streak, next_call = reservation:match('^(%d+) (%d+) (%d+)')
-if resend_at and phone[NEXT_CALL] == resend_at then
+if resend_at and phone[NEXT_CALL] == tonumber(resend_at) then
   local was_called = streak ~= '0'
-  changes_of_phone[STREAK], changes_of_phone[NEXT_CALL] = was_called and streak, was_called and next_call
+  changes_of_phone[STREAK], changes_of_phone[NEXT_CALL] = was_called and tonumber(streak), was_called and tonumber(next_call)
 end
-if phone[ASKED_CALL] == rest_of_id(key) .. ':' .. number then
+if phone[ASKED_CALL] == asked_call(key, number) then
   changes_of_phone[ASKED_CALL] = false
 end
 
@@ -83,5 +83,5 @@ else
     schedule_expiry(key, record, outbox)
   end
 end
-write(phone_key, changes_of_phone)
+save_record(phone_key, phone, changes_of_phone)
 return 1

@@ -41,12 +41,14 @@ else
   changes[CLIENT], changes[PURPOSE], changes[PHONE], changes[PHONE_DIGEST] = client, purpose, phone_number, rest_of_id(phone_key)
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
+  changes[REFERENCE] = reference ~= '' and reference or named[REFERENCE]
 end
+changes[CONSENT] = consent ~= '' and consent or named[CONSENT]
 local created = record[CREATED_AT] or now
 changes[RESEND_AFTER], changes[EXPIRES_AFTER .. number] = resend_at - created, expires - created
 local changes_of_phone = {}
 if not is_test then
-  changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = rest_of_id(key) .. ':' .. number}
+  changes_of_phone = {[STREAK] = streak, [NEXT_CALL] = resend_at, [ASKED_CALL] = asked_call(key, number)}
 end
 if is_dialled then
   changes_of_phone[DIALLED_REST] = rest_of_id(key)
@@ -67,12 +69,11 @@ end
 
 local text = save_record(key, record, changes, expires)
 if kept_in_journal ~= '0' and not is_test then
-  begin_attempt(journal, key, record, number, now, kept_in_journal)
+  begin_attempt(journal, key, record, number, range_operator, now, kept_in_journal)
 end
 if is_resend and outbox then
   schedule_expiry(key, record, outbox)
 end
-write(phone_key, changes_of_phone)
-keep_until(phone_key, math.max(expires, resend_at + longest_cooldown, now + longest_period), not next(phone))
+save_phone(phone_key, phone, changes_of_phone, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
 return {'started', checks_left, left, now, expires, text}
