@@ -26,7 +26,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     with running(tmp_path_factory.mktemp("console"), CALL_COOLDOWNS_SECONDS="60", **THIS) as demo:
         for phone in (BUSY, REFUSED, IMPATIENT, IMPATIENT):
             demo.post("/verify/start", phone=phone)
-        started = demo.post("/verify/start", phone=VERIFIED).json()
+        consent = {"version": "calls-2026-01", "at": "2026-01-31T08:59:30Z"}
+        started = demo.post("/verify/start", phone=VERIFIED, reference="order-1024", consent=consent).json()
         demo.post("/verify/check", verification_id=started["verification_id"], code=demo.hear(VERIFIED))
         yield demo
 
@@ -106,6 +107,8 @@ def test_a_search_by_id_opens_the_verification_or_says_that_there_is_none(visit:
     page = open_console(visit)
     search(page, found[0]["verification_id"])
     expect(page.locator("#attempt .facts").first).to_contain_text(found[0]["verification_id"])
+    expect(page.locator("#attempt .facts").first).to_contain_text("order-1024")
+    expect(page.locator("#attempt .facts").last).to_contain_text("calls-2026-01, ")
     page.get_by_role("button", name="Close").click()
     search(page, "vrf_0a11b22c33d44e55f667788")
 

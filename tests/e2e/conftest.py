@@ -70,7 +70,7 @@ class Demo:
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
 
-    def post(self, path: str, **body: str) -> httpx.Response:
+    def post(self, path: str, **body: object) -> httpx.Response:
         return httpx.post(f"{self.base_url}{path}", json=body)
 
     def hear(self, phone: str) -> str:

@@ -5,7 +5,7 @@ import { byId, make } from "./dom.js";
 import { find, formatPhone, t } from "./i18n.js";
 import { byDataId, createPanel } from "./panel.js";
 import { toneOf, verdict } from "./verdict.js";
-import { rub, time, word } from "./words.js";
+import { moment, rub, time, word } from "./words.js";
 
 /** Build the dialog; return {open, refresh}. */
 export function createAttempt() {
@@ -39,7 +39,7 @@ function render({ attempts = [] }) {
   return [
     facts({
       phone: formatPhone(first.phone), id: first.verification_id, client: first.client, purpose: first.purpose,
-      wrong_codes: first.wrong_codes, cost: rub(cost),
+      reference: first.reference, wrong_codes: first.wrong_codes, cost: rub(cost),
     }),
     ...attempts.map(call),
   ];
@@ -51,7 +51,10 @@ const call = (attempt) => make("article", {},
     make("b", { textContent: word(verdict(attempt)) }),
     make("p", { textContent: advise(attempt) }),
     ...said(attempt.reason)),
-  facts({ channel: word(attempt.channel), operator: attempt.operator, call_ref: attempt.call_ref }),
+  facts({
+    channel: word(attempt.channel), operator: attempt.operator, call_ref: attempt.call_ref,
+    consent: attempt.consent && `${attempt.consent.version}, ${moment(attempt.consent.at)}`,
+  }),
   make("ol", { className: "line" }, ...attempt.timeline.map(timelineEntry)));
 
 const timelineEntry = ({ at, event, reason }) => make("li", { data: { tone: toneOf(event) } },

@@ -58,7 +58,7 @@ export default {
   verification: "Verification",
   close: "Close",
   call: "Call {number}",
-  facts: { phone: "Phone", id: "Id", client: "Client", purpose: "Purpose", wrong_codes: "Wrong codes", cost: "Cost", channel: "Channel", operator: "Operator", call_ref: "Id at the provider" },
+  facts: { phone: "Phone", id: "Id", client: "Client", purpose: "Purpose", reference: "Reference", consent: "Consent", wrong_codes: "Wrong codes", cost: "Cost", channel: "Channel", operator: "Operator", call_ref: "Id at the provider" },
 
   guard: "Blocked by the fraud guard",
   lift: "Lift",

@@ -58,7 +58,7 @@ export default {
   verification: "Верификация",
   close: "Закрыть",
   call: "Звонок {number}",
-  facts: { phone: "Телефон", id: "Id", client: "Клиент", purpose: "Назначение", wrong_codes: "Неверных кодов", cost: "Стоимость", channel: "Канал", operator: "Оператор", call_ref: "Id у провайдера" },
+  facts: { phone: "Телефон", id: "Id", client: "Клиент", purpose: "Назначение", reference: "Номер у клиента", consent: "Согласие", wrong_codes: "Неверных кодов", cost: "Стоимость", channel: "Канал", operator: "Оператор", call_ref: "Id у провайдера" },
 
   guard: "Заблокировано антифродом",
   lift: "Снять",
