@@ -41,9 +41,8 @@ class ApiKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessKeys:
-    """The keys that each kind of request needs; ``account`` is to read the provider's account and statistics."""
+    """The keys that each kind of request needs."""
 
     clients: ApiKeys
     admins: ApiKeys
-    account: ApiKeys
     metrics: ApiKeys

@@ -217,10 +217,8 @@ def make_keys(settings: Settings) -> AccessKeys:
         metrics = ApiKeys((*settings.metrics.keys, *admins), kind="metrics or admin key")
     return AccessKeys(
         clients=ApiKeys(settings.api.keys, open_as=OPEN_CLIENT if is_sandbox else None),
-        admins=ApiKeys(admins, kind="admin key"),
-        account=ApiKeys(
-            admins, kind="admin key", open_as=OPEN_CLIENT if is_sandbox and not settings.api.keys else None
-        ),
+        # A sandbox is open until it has keys of any kind: then it may be reached by more than its developer.
+        admins=ApiKeys(admins, kind="admin key", open_as=OPEN_CLIENT if is_sandbox and not settings.api.keys else None),
         metrics=metrics,
     )
 

@@ -14,7 +14,9 @@ from starlette.types import Lifespan
 from app.api import (
     attempts,
     audit,
+    erasure,
     event_stream,
+    failed_webhooks,
     fraud_guard,
     ops,
     provider_account,
@@ -27,6 +29,7 @@ from app.api.docs import install_docs
 from app.api.problems import install_problems
 from app.api.routing import Application
 from app.container import Container, make_network, open_container
+from app.pages.console import console_router
 from app.sandbox.demo import demo_router
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.routes import sandbox_router
@@ -44,8 +47,10 @@ _FEATURES = (
     provider_account,
     provider_callbacks,
     fraud_guard,
+    failed_webhooks,
     attempts,
     audit,
+    erasure,
     stats,
     ops,
 )
@@ -111,7 +116,9 @@ def create_app(
             stack.enter_context(stop_signals(container.stopping))
             yield {"container": container}
 
-    app = create_api(lifespan, path_prefix=settings.path_prefix, pages={"demo": "Demo"} if sandbox else {})
+    pages = {"console": "Console"} | ({"demo": "Demo"} if sandbox else {})
+    app = create_api(lifespan, path_prefix=settings.path_prefix, pages=pages)
+    app.include_router(console_router(has_webhook_log=webhook_log is not None))
     if tracing:
         app.add_middleware(tracing.middleware)
     if sandbox:

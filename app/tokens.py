@@ -46,6 +46,7 @@ class _Claims(BaseModel):
     iat: _Moment
     exp: _Moment
     test: bool = False
+    reference: str | None = None
 
 
 class TokenSigner:
@@ -70,8 +71,21 @@ class TokenSigner:
         self.lifetime = lifetime
         self.jwks: dict[str, Any] = {**self._keys.as_dict(private=False)}
 
-    def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
-        """Return the token for ``client`` of a verification that succeeded; ``test`` marks that of a test number."""
+    def sign(
+        self,
+        *,
+        phone: Phone,
+        purpose: str,
+        verification_id: str,
+        client: str,
+        reference: str | None = None,
+        test: bool = False,
+    ) -> str:
+        """Return the token for ``client`` of a verification that succeeded; ``test`` marks that of a test number.
+
+        The client's ``reference`` is in it, so that the proof for one order does not serve for another. Its consent is
+        not: the token does not prove that.
+        """
         issued_at = int(self._now())
         claims: dict[str, Any] = {
             "iss": self._issuer,
@@ -84,6 +98,8 @@ class TokenSigner:
         }
         if test:
             claims["test"] = True
+        if reference is not None:
+            claims["reference"] = reference
         # A JWS in compact form (RFC 7515, section 7.1; RFC 7518, section 3.4): the library takes as long as to sign.
         signed = self._header + b"." + _base64url(to_json(claims))
         numbers = decode_dss_signature(self._private_key.sign(signed, _ECDSA))
@@ -112,6 +128,7 @@ class TokenSigner:
             verification_id=claims.jti,
             expires_at=datetime.fromtimestamp(claims.exp, UTC),
             test=claims.test,
+            reference=claims.reference,
         )
 
 

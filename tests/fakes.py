@@ -180,7 +180,7 @@ class ReferenceStore:
             if named.call_number + 1 != name.call_number:
                 raise CallCooldown(retry_after=1, verification_id=call.resend_of)
         else:
-            record = Record(self._new(name.verification_id, call, policy), call.checks)
+            record = Record(self._new(name.verification_id, call, policy, named), call.checks)
             self.records[name.verification_id] = record
         return self._place(record, call, policy)
 
@@ -222,8 +222,8 @@ class ReferenceStore:
             return None
         record = self._own(call.client, call.resend_of)
         named = record.verification
-        wanted = (call.phone, call.purpose, call.test)
-        if not record.is_pending or (named.phone, named.purpose, named.test) != wanted:
+        wanted = (call.phone, call.purpose, call.test, call.reference or named.reference)
+        if not record.is_pending or (named.phone, named.purpose, named.test, named.reference) != wanted:
             raise VerificationNotFound
         return record
 
@@ -239,7 +239,7 @@ class ReferenceStore:
         if wait := self.counters.wait_of(room, phone.e164, address, self.now):
             raise RateLimited(limit=share.name, retry_after=seconds(wait))
 
-    def _new(self, verification_id: str, call: NewCall, policy: Policy) -> Verification:
+    def _new(self, verification_id: str, call: NewCall, policy: Policy, named: Record | None) -> Verification:
         return Verification(
             id=verification_id,
             client=call.client,
@@ -257,6 +257,8 @@ class ReferenceStore:
             resend_at=None,
             observed_at=self.now,
             test=call.test,
+            reference=call.reference or (named.verification.reference if named else None),
+            consent=named.verification.consent if named else None,
         )
 
     def _place(self, record: Record, call: NewCall, policy: Policy) -> Started:
@@ -292,6 +294,7 @@ class ReferenceStore:
             calls=(*before.calls, placed),
             expires_at=expires,
             resend_at=resend_at,
+            consent=call.consent or before.consent,
         )
         token = f"{before.id}:{record.call_number}"
         quotas = [self.counters.add(limit, call.phone.e164, self.now, token) for limit in limits]
@@ -466,6 +469,7 @@ class ReferenceStore:
             quotas=quotas,
             test=record.verification.test,
             is_repeated=is_repeated,
+            reference=record.verification.reference,
         )
 
     def _wrong(self, record: Record, guess: CodeCheck, policy: Policy, comparisons: int) -> CheckOutcome:
@@ -477,10 +481,10 @@ class ReferenceStore:
         record.checks_used += 1
         left = record.checks - record.checks_used
         if left > 0:
-            return WrongCode(verification_id=before.id, checks_left=left, quotas=quotas)
+            return WrongCode(before.id, checks_left=left, quotas=quotas, reference=before.reference)
         self._finish(record, Status.LOCKED)
         retry_after = self._until(self.phones[before.phone].next_call)
-        return Locked(verification_id=before.id, retry_after=retry_after, quotas=quotas)
+        return Locked(before.id, retry_after=retry_after, quotas=quotas, reference=before.reference)
 
     def _live(self, records: list[Record]) -> list[tuple[Record, int]]:
         return [
@@ -500,7 +504,7 @@ class ReferenceStore:
         if record.call_number in record.confirmed & set(calls):
             self._finish(record, Status.VERIFIED)
             return self._passed(record)
-        return Waiting(verification_id=verification.id, checks_left=verification.checks_left)
+        return Waiting(verification.id, checks_left=verification.checks_left, reference=verification.reference)
 
     def _mark_answered(self, record: Record, call_number: int) -> None:
         call = record.verification.call(call_number)
@@ -676,8 +680,17 @@ class FakeTokens:
 
     lifetime = timedelta(minutes=10)
 
-    def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
-        return f"{client} {phone.e164} {purpose} {verification_id} {test}"
+    def sign(
+        self,
+        *,
+        phone: Phone,
+        purpose: str,
+        verification_id: str,
+        client: str,
+        reference: str | None = None,
+        test: bool = False,
+    ) -> str:
+        return f"{client} {phone.e164} {purpose} {verification_id} {reference} {test}"
 
     def verify(self, token: str, *, client: str) -> Proof:
         raise TokenInvalid

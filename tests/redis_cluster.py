@@ -178,6 +178,8 @@ class Cluster:
                     return False
                 if "cluster_state:ok" not in node.send("CLUSTER", "INFO"):
                     return False
+                if any(len(nodes) < 2 for _, _, *nodes in node.send("CLUSTER", "SLOTS")):
+                    return False  # it lists a replica once it has heard that that has data
                 if (
                     sum(len(_slots(row)) for row in table) != SLOTS
                     or sum(bool(_slots(row)) for row in table) > PRIMARIES

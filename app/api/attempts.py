@@ -5,20 +5,19 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Body, Query, Response, Security
+from fastapi import APIRouter, Body, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.api.schemas import Moment, PhoneText
+from app.api.schemas import Moment, PhoneText, RecordedConsent
 from app.verification.attempts import AttemptFilter, AttemptJournal, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.phone import Phone, parse_phone
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
-router = APIRouter(prefix="/admin/attempts", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin/attempts", tags=["admin"], dependencies=[ADMIN_KEY])
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _LONGEST_PAGE = 200
@@ -48,6 +47,11 @@ class Attempt(_View):
     started_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
     client: Annotated[str, Field(examples=["shop"])]
     purpose: Annotated[str, Field(examples=["phone_verification"])]
+    reference: Annotated[str | None, Field(description="the client's own name for it", examples=["order-1024"])]
+    consent: Annotated[
+        RecordedConsent | None,
+        Field(description="the latest that the client had given by then", examples=[example_of(RecordedConsent)]),
+    ]
     channel: Annotated[str, Field(examples=["voice"])]
     phone: Annotated[str, Field(description="masked", examples=["+7900•••4567"])]
     phone_digest: Annotated[
@@ -122,6 +126,7 @@ class AttemptQuery(BaseModel):
     client: Annotated[str | None, Field(description="of this client alone")] = None
     channel: Annotated[Channel | None, Field(description="by this channel alone")] = None
     operator: Annotated[str | None, Field(description="to phones of this operator alone")] = None
+    reference: Annotated[str | None, Field(description="of verifications with this reference alone")] = None
     outcome: Annotated[Result | None, Field(description="with this word as `outcome`, `call_status` or `ending`")] = (
         None
     )
@@ -141,7 +146,13 @@ async def list_attempts(container: ContainerDep, query: Annotated[AttemptQuery, 
     """Return the latest attempts that fit all filters. A page may have fewer of them, even none, and a next one."""
     now = datetime.now(UTC)
     page = await container.stores.attempts.page(
-        AttemptFilter(client=query.client, channel=query.channel, operator=query.operator, result=query.outcome),
+        AttemptFilter(
+            client=query.client,
+            channel=query.channel,
+            operator=query.operator,
+            reference=query.reference,
+            result=query.outcome,
+        ),
         since=query.since or now - _DAY,
         before=query.before or now,
         most=query.limit,

@@ -5,19 +5,18 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response, Security
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import ContainerDep, ExchangeDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep, ExchangeDep
 from app.api.responses import JsonAnswer, answers, example_of
 from app.api.schemas import Moment
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
 _PHONE = re.compile(r"(\d{7})\d{3,}")  # a path may have one by mistake, and the audit outlives its erasure
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[ADMIN_KEY])
 
 
-async def record_change(exchange: ExchangeDep, container: ContainerDep, admin: Annotated[str, _OPERATOR]) -> None:
+async def record_change(exchange: ExchangeDep, container: ContainerDep, admin: Annotated[str, ADMIN_KEY]) -> None:
     """Record a request before its route changes anything. Raises StoreUnavailable: then it changes nothing."""
     path = _PHONE.sub(r"\1…", exchange.path.removeprefix(exchange.path_prefix))
     await container.stores.audit.record(admin, f"{exchange.method} {path}")

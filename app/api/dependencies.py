@@ -46,14 +46,15 @@ class Authenticate(HTTPBearer):
         return authenticate(exchange, self._keys(exchange.container))
 
 
-def admin_key(keys: Callable[[Container], ApiKeys]) -> Authenticate:
-    """Return the dependency on an admin key."""
-    return Authenticate(
-        keys,
+ADMIN_KEY = Security(
+    Authenticate(
+        lambda container: container.keys.admins,
         scheme_name="AdminKey",
-        description="A key of `ADMIN_KEYS`; no client's key is one. Where none is configured, nobody is let in.",
+        description="A key of `ADMIN_KEYS`; no client's key is one. In sandbox mode none is needed as long as neither"
+        " `ADMIN_KEYS` nor `API_KEYS` has any.",
     )
-
+)
+"""The dependency on an admin key; it returns the name of the key."""
 
 _CLIENT_KEY = Authenticate(
     lambda container: container.keys.clients,

@@ -5,17 +5,16 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Path, Response, Security
+from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.api.audit import Audited
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of, plain_answer
 from app.verification.fraud_guard import FraudGuard
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.admins))
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[ADMIN_KEY])
 _RANGE_EXAMPLE = "+79001234"
 
 

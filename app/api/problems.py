@@ -147,7 +147,7 @@ _PROBLEMS = (
     ProblemType(
         "verification-not-found", 404, "There is no such verification", errors.VerificationNotFound,
         "Unknown, expired and somebody else's look the same; so does, to a start that names it, one that is not pending"
-        " or is of another phone or purpose. Start a new verification.",
+        " or is of another phone, purpose or reference. Start a new verification.",
         "It never was, it expired, or it is not yours; or it cannot be called again. Start a new one.",
     ),
     ProblemType(

@@ -3,14 +3,13 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Response, Security
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.account))
-router = APIRouter(prefix="/provider", tags=["provider"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/provider", tags=["provider"], dependencies=[ADMIN_KEY])
 
 
 class ProviderAccount(BaseModel):
@@ -37,9 +36,6 @@ class ProviderOverview(BaseModel):
     ),
 )
 async def account(container: ContainerDep) -> Response:
-    """Return the accounts, without their tokens, and the balance in RUB.
-
-    For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
-    """
+    """Return the accounts, without their tokens, and the balance in RUB."""
     overview = await container.providers.account_reader.read()
     return JsonAnswer(ProviderOverview.model_validate(overview, from_attributes=True))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import is_, not_
 from typing import Annotated, Literal, Self
@@ -27,7 +27,7 @@ from app.verification import model
 from app.verification.channels import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, Lang, Status
-from app.verification.typed_text import drop_invisible
+from app.verification.typed_text import drop_invisible, require_visible
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
@@ -68,6 +68,16 @@ TestFlag = Annotated[
 # Pydantic also takes seconds since 1970, and a day or a time without an offset, each of which one may mean otherwise.
 Moment = Annotated[AwareDatetime, BeforeValidator(_require_date_time)]
 _is_none = partial(is_, None)
+VisibleText = Annotated[
+    str,
+    Field(min_length=1, max_length=64),
+    AfterValidator(require_visible),
+]
+ReferenceView = Annotated[
+    str | None, Field(description="of the start; left out without one", examples=["order-1024"], exclude_if=_is_none)
+]
+_CLOCK_SKEW = timedelta(minutes=1)  # of the client's clock
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _use_default_for_null(value: object) -> object:
@@ -76,8 +86,29 @@ def _use_default_for_null(value: object) -> object:
     return value
 
 
+def _require_past(moment: datetime) -> datetime:
+    if not _EPOCH <= moment <= datetime.now(UTC) + _CLOCK_SKEW:
+        raise ValueError("must not be in the future, nor before 1970")
+    return moment
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Consent(_Request):
+    """Your proof that the subscriber agreed to be called."""
+
+    version: Annotated[
+        VisibleText, Field(description="of the text that the subscriber agreed to", examples=["calls-2026-01"])
+    ]
+    at: Annotated[
+        Moment,
+        AfterValidator(_require_past),
+        Field(
+            description="when the subscriber agreed; kept in UTC, to the millisecond", examples=["2026-01-31T08:59:30Z"]
+        ),
+    ]
 
 
 class StartVerificationRequest(_Request):
@@ -117,6 +148,19 @@ class StartVerificationRequest(_Request):
         Field(description="the language in which the code is spoken"),
     ] = Lang.RU
     client_ip: ClientAddress = None
+    reference: Annotated[
+        VisibleText | None,
+        Field(
+            description="your own name for the verification, such as the id of an order. It comes back in answers,"
+            " webhooks and the token, and is in the journal of attempts, as it is: no phone and no secret. A resend"
+            " keeps it",
+            examples=["order-1024"],
+        ),
+    ] = None
+    consent: Annotated[
+        Consent | None,
+        Field(description="kept in the journal of attempts with the call; a resend without one keeps the earlier"),
+    ] = None
 
     @model_validator(mode="after")
     def _names_channels_once(self) -> Self:
@@ -179,7 +223,7 @@ class CheckVerificationRequest(_Check):
         return {"oneOf": handler(TypeAdapter(CheckById | CheckByPhone).core_schema)["anyOf"]}
 
 
-def example(summary: str, **value: str) -> Example:
+def example(summary: str, **value: object) -> Example:
     """Return an example of a request body."""
     return {"summary": summary, "value": value}
 
@@ -187,6 +231,12 @@ def example(summary: str, **value: str) -> Example:
 # Each start has a phone of its own, for the same phone could not be called again before its cooldown.
 START_EXAMPLES = {
     "sign-up": example("Sign-up: call and speak Russian", phone="8 (900) 123-45-67"),
+    "order": example(
+        "For an order, with the subscriber's consent",
+        phone="+79005678901",
+        reference="order-1024",
+        consent={"version": "calls-2026-01", "at": "2026-01-31T11:59:30+03:00"},
+    ),
     "resend": example("Call again for a pending verification", phone="8 (900) 123-45-67", verification_id=_ID),
     "password": example("Password recovery, in English", phone="+79004567890", purpose="password_reset", lang="en"),
     "flash-call": example(
@@ -203,6 +253,15 @@ CHECK_EXAMPLES = {
 class _Answer(BaseModel):
     # A member that every response carries is described as required, even if it has a default.
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+class RecordedConsent(BaseModel):
+    """Your proof that the subscriber agreed to be called."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    version: Annotated[str, Field(examples=["calls-2026-01"])]
+    at: Annotated[datetime, Field(examples=["2026-01-31T08:59:30Z"])]
 
 
 class Call(BaseModel):
@@ -248,6 +307,15 @@ class Verification(_Answer):
         int | None,
         Field(description="seconds until a `start` may call again for it; null: never", examples=[60]),
     ]
+    reference: ReferenceView = None
+    consent: Annotated[
+        RecordedConsent | None,
+        Field(
+            description="the latest that you gave; left out without any",
+            examples=[{"version": "calls-2026-01", "at": "2026-01-31T08:59:30Z"}],
+            exclude_if=_is_none,
+        ),
+    ] = None
 
 
 class Verified(_Answer):
@@ -267,6 +335,7 @@ class Verified(_Answer):
     ]
     token_expires_in: Annotated[int, Field(description="seconds", examples=[600])]
     test: TestFlag = False
+    reference: ReferenceView = None
 
 
 class NotVerified(_Answer):
@@ -276,6 +345,7 @@ class NotVerified(_Answer):
     status: Literal[Status.PENDING] = Status.PENDING
     verification_id: Annotated[str, Field(examples=[_ID])]
     checks_left: Annotated[int, Field(examples=[4])]
+    reference: ReferenceView = None
 
 
 class Locked(_Answer):
@@ -286,6 +356,7 @@ class Locked(_Answer):
     verification_id: Annotated[str, Field(examples=[_ID])]
     checks_left: Literal[0] = 0
     retry_after: Annotated[int, Field(description="seconds until a new one can be started", examples=[42])]
+    reference: ReferenceView = None
 
 
 CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="status")]
@@ -297,7 +368,7 @@ CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="stat
 
 def view_verification(verification: model.Verification) -> Mapping[str, object]:
     """Return the members of a ``Verification``."""
-    call = verification.latest_call
+    call, consent = verification.latest_call, verification.consent
     return {
         "verification_id": verification.id,
         "status": verification.status.value,
@@ -315,7 +386,13 @@ def view_verification(verification: model.Verification) -> Mapping[str, object]:
         "expires_at": verification.expires_at,
         "expires_in": verification.expires_in,
         "resend_in": verification.resend_in,
+        **_view_reference(verification.reference),
+        **({"consent": {"version": consent.version, "at": consent.at}} if consent else {}),
     }
+
+
+def _view_reference(reference: str | None) -> Mapping[str, object]:
+    return {} if reference is None else {"reference": reference}
 
 
 def _view_call(state: model.CallState) -> Mapping[str, object]:
@@ -343,4 +420,6 @@ def view_check(result: model.CheckResult) -> Mapping[str, object]:
                 "token_expires_in": int(result.token_lifetime.total_seconds()),
                 **({"test": True} if result.test else {}),
             }
+    if result.reference is not None:
+        members["reference"] = result.reference
     return members

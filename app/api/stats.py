@@ -4,15 +4,14 @@ from datetime import date, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Query, Response, Security
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.api.dependencies import ContainerDep, admin_key
+from app.api.dependencies import ADMIN_KEY, ContainerDep
 from app.api.responses import JsonAnswer, answers, example_of
 from app.verification.stats import CallCounts, Dimension, Period, Stats, parse_zone, to_rub
 
-_OPERATOR = Security(admin_key(lambda container: container.keys.account))
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[_OPERATOR])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[ADMIN_KEY])
 
 
 class CallFigures(BaseModel):
@@ -148,7 +147,7 @@ async def read_stats(container: ContainerDep, query: Annotated[StatsQuery, Query
     """Return the figures of a month, of some days, or of today.
 
     Days are kept for 400 days, in the time zone of `STATS_TIMEZONE`; hours, which add up to the days of any time zone,
-    for 35 days. For a key of `ADMIN_KEYS`; in sandbox mode also without any key, as long as `API_KEYS` has none.
+    for 35 days.
     """
     stats = container.stores.stats
     now = datetime.now(parse_zone(query.tz) if query.tz else stats.zone)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import Client, ContainerDep
 from app.api.responses import JsonAnswer, answers
-from app.api.schemas import Purpose, TestFlag, example
+from app.api.schemas import Purpose, ReferenceView, TestFlag, example
 from app.verification.tokens import redeem
 
 router = APIRouter(tags=["tokens"])
@@ -63,6 +63,7 @@ class RedeemedToken(BaseModel):
     phone: Annotated[str, Field(description="E.164, in full", examples=["+79001234567"])]
     purpose: Annotated[str, Field(examples=["password_reset"])]
     test: TestFlag = False
+    reference: ReferenceView = None
 
 
 @router.get(
@@ -110,6 +111,10 @@ async def redeem_token(
     tokens, redemptions = container.tokens, container.stores.redemptions
     proof = await redeem(tokens, redemptions, client=client, token=request.token, purpose=request.purpose)
     redeemed = RedeemedToken(
-        verification_id=proof.verification_id, phone=proof.phone.e164, purpose=proof.purpose, test=proof.test
+        verification_id=proof.verification_id,
+        phone=proof.phone.e164,
+        purpose=proof.purpose,
+        test=proof.test,
+        reference=proof.reference,
     )
     return JsonAnswer(redeemed)

@@ -28,7 +28,7 @@ from app.api.schemas import (
     view_verification,
 )
 from app.verification.check import CheckRequest
-from app.verification.model import Started
+from app.verification.model import Consent, Started
 from app.verification.ports import CallId
 from app.verification.start import StartRequest
 
@@ -81,6 +81,8 @@ async def start(
         channels=body.wanted_channels,
         lang=body.lang,
         address=count_address(body.client_ip),
+        reference=body.reference,
+        consent=Consent(body.consent.version, body.consent.at) if body.consent else None,
     )
     journal = _Journal.of(exchange)
     started = await container.service.start(wanted, journal=journal)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
+from app.api.schemas import ReferenceView
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
 from app.verification.webhooks import EventType
@@ -24,6 +25,7 @@ class WebhookEventData(BaseModel):
 
     verification_id: str
     purpose: str
+    reference: ReferenceView = None
     channel: Channel
     phone: Annotated[str, Field(description="masked, or in E.164 with `webhook_full_phone`")]
     status: Literal["pending", "verified", "locked", "canceled", "expired"]
@@ -93,6 +95,7 @@ def _operation(kind: EventType) -> dict[str, Any]:
     data = {
         "verification_id": "vrf_0a11b22c33d44e55f667788",
         "purpose": "login",
+        "reference": "order-1024",
         "channel": "voice",
         "phone": "+7900•••4567",
         "status": status,

@@ -64,6 +64,7 @@ def list_attempts(
     client: Annotated[str | None, typer.Option(help="Of this client alone.")] = None,
     channel: Annotated[Channel | None, typer.Option(help="By this channel alone.")] = None,
     operator: Annotated[str | None, typer.Option(help="To phones of this operator alone.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Of verifications with this reference alone.")] = None,
     outcome: Annotated[
         Result | None,
         typer.Option(metavar="WORD", help=f"With this in column 5, 6 or 7: {', '.join(Result)}."),
@@ -76,7 +77,7 @@ def list_attempts(
 
     The latest is first. Without SINCE they are those of the last day.
     """
-    wanted = AttemptFilter(client=client, channel=channel, operator=operator, result=outcome)
+    wanted = AttemptFilter(client=client, channel=channel, operator=operator, reference=reference, result=outcome)
     begin = since or datetime.now(UTC) - timedelta(days=1)
 
     async def collect(container: Container) -> Sequence[Attempt]:
@@ -125,6 +126,8 @@ def _table(attempts: Sequence[views.Attempt]) -> Iterator[str]:
             f"{one.started_at:%Y-%m-%d %H:%M:%S}  {one.phone:15}{one.client:12}{one.channel:14}{one.outcome:13}"
             f"{call:11}{one.ending or '-':14}{one.verification_id}"
         )
+        if one.reference:
+            yield f"{'':21}reference {one.reference}"
         if one.reason:
             yield f"{'':21}{one.reason}"
     if not attempts:
@@ -136,6 +139,10 @@ def _story(attempts: Sequence[views.Attempt]) -> Iterator[str]:
     yield f"{first.verification_id}   {(attempts[-1].ending or 'no call').upper()}"
     yield f"phone     {first.phone}"
     yield f"client    {first.client}, purpose {first.purpose}"
+    if first.reference:
+        yield f"reference {first.reference}"
+    if consent := attempts[-1].consent:
+        yield f"consent   {consent.version}, {consent.at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"codes     {first.wrong_codes} wrong"
     yield f"cost      {sum(one.cost_rub for one in attempts)} RUB"
     entries = [(entry, one) for one in attempts for entry in one.timeline]

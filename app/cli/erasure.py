@@ -23,7 +23,7 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
         raise SettingsError(["SECRET_KEY is missing: the names under which a phone is stored are derived from it."])
     if not yes and not typer.confirm(f"Erase all that is stored about {number.masked}?", err=True):
         raise fail("Nothing was erased.")
-    done = run_with_container(lambda container: container.stores.phone_eraser.forget(number), settings)
+    done = run_with_container(lambda container: container.stores.phone_eraser.erase(number), settings)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
     elif not done:

@@ -92,7 +92,16 @@ class _Server(uvicorn.Server):
 
 
 class _Workers(Multiprocess):
-    """Stops to listen with its workers: a connection made after that would wait until this process ends, unanswered."""
+    """Notices at once when a worker dies, and stops to listen with its workers.
+
+    A connection made after that would wait until this process ends, unanswered.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        """Ask each worker whether it lives, and replace those that do not answer."""
+        for worker in self.processes:
+            worker.child_conn.close()  # open in this process too, it would keep the answer of a dead worker waited for
+        super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
         """Stop to listen, and end the workers."""
@@ -252,8 +261,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "forwarded_allow_ips": proxies,
         "timeout_keep_alive": settings.keep_alive_seconds,
         # A worker is silent until it has imported everything: seconds on a busy machine. Uvicorn ends it after five.
-        # The death of one is noticed as late, if it comes meanwhile.
-        "timeout_worker_healthcheck": 15,
+        "timeout_worker_healthcheck": 30,
         "timeout_graceful_shutdown": ceil(settings.longest_request.total_seconds()),
     }
 

@@ -35,6 +35,8 @@ def _facts(found: Verification) -> dict[str, Any]:
         "status": found.status,
         "client": found.client,
         "purpose": found.purpose,
+        "reference": found.reference,
+        "consent": {"version": consent.version, "at": moment(consent.at)} if (consent := found.consent) else None,
         "phone": found.phone.masked,
         "channel": found.channel,
         "calls_left": found.calls_left,
@@ -63,6 +65,10 @@ def _lines(found: Verification) -> Iterator[str]:
     yield f"{found.id}   {found.status.upper()}{'   a test number: nobody was called' if found.test else ''}"
     yield f"phone     {found.phone.masked}"
     yield f"client    {found.client}, purpose {found.purpose}"
+    if found.reference:
+        yield f"reference {found.reference}"
+    if found.consent:
+        yield f"consent   {found.consent.version}, {found.consent.at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"created   {found.created_at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"expires   {found.expires_at:%Y-%m-%d %H:%M:%S} UTC, in {found.expires_in} s"
     if found.status is Status.PENDING:

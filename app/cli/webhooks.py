@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import AsJson, examples, fail, moment, run_with_container
+from app.api.failed_webhooks import FailedWebhook
+from app.cli.common import AsJson, examples, fail, run_with_container
 from app.verification.webhooks import DeadLetter
 
 events_cli = typer.Typer(help="Watch, try and resend webhook events.", no_args_is_help=True)
@@ -16,7 +17,11 @@ events_cli = typer.Typer(help="Watch, try and resend webhook events.", no_args_i
 def failed(*, as_json: AsJson = False) -> None:
     """List the events that were given up, the oldest first."""
     dead_letters = run_with_container(lambda container: container.stores.webhooks.dead_letters())
-    typer.echo(json.dumps([_facts(letter) for letter in dead_letters], indent=2) if as_json else _table(dead_letters))
+    if as_json:
+        facts = [FailedWebhook.of(letter).model_dump(mode="json") for letter in dead_letters]
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        typer.echo(_table(dead_letters))
 
 
 @events_cli.command(epilog=examples("events resend msg_0a11b22c33d44e55f667788-3", "events resend --all"))
@@ -35,21 +40,6 @@ def resend(
         typer.echo(f"The event {event_id} is sent again.")
     else:
         raise fail(f"There is no event {event_id} that was given up.")
-
-
-def _facts(letter: DeadLetter) -> dict[str, str | int]:
-    """Return what an operator needs, without the phone."""
-    event = letter.event
-    return {
-        "id": event.id,
-        "type": event.type,
-        "client": event.client,
-        "verification_id": event.verification_id,
-        "attempts": letter.attempts,
-        "error": letter.error,
-        "happened_at": moment(event.at),
-        "given_up_at": moment(letter.died_at),
-    }
 
 
 def _table(dead_letters: Sequence[DeadLetter]) -> str:

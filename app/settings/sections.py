@@ -106,7 +106,7 @@ class SecretSettings(_Section):
 
 
 class ApiSettings(_Section):
-    """API keys: ``API_KEYS`` of clients, and ``ADMIN_KEYS`` to list and lift the blocks of the fraud guard."""
+    """API keys: ``API_KEYS`` of clients, and ``ADMIN_KEYS`` of operators."""
 
     keys: validators.ApiKeys = []
 

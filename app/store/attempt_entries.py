@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from app.store.layout import from_ms
+from app.store.layout import from_ms, read_consent
 from app.verification.attempts import Attempt, Ending, Outcome, TimelineEntry
 from app.verification.channels import Channel
 from app.verification.model import CallStatus
@@ -93,7 +93,7 @@ class _Verification:
         """Return its attempts, the oldest first."""
         for number, call in self._calls.items():
             begun, *later = call
-            _, rest, client, purpose, channel, phone, phone_digest = begun.fields
+            _, rest, client, purpose, channel, phone, phone_digest, *_ = begun.fields
             states = [entry for entry in later if entry.kind == STATE]
             refused = next((entry for entry in later if entry.kind == REFUSED), None)
             status = _STATES[states[-1].fields[1]] if states else None
@@ -104,6 +104,8 @@ class _Verification:
                 started_at=begun.at,
                 client=client,
                 purpose=purpose,
+                reference=begun.field(7) or None,
+                consent=read_consent(consent) if (consent := begun.field(8)) else None,
                 channel=channel,
                 phone=f"+7{phone[:3]}•••{phone[3:]}",
                 phone_digest=self._bucket + phone_digest,

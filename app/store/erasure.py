@@ -52,7 +52,7 @@ class RedisPhoneEraser:
         self._queue = RedisCallQueue(runner)
         self._phone_key = phone_key
 
-    async def forget(self, phone: Phone) -> Erased:
+    async def erase(self, phone: Phone) -> Erased:
         """Erase everything about a phone. Raises StoreUnavailable: some of it may be erased."""
         name = PhoneName.from_phone(self._phone_key, phone)
         # Records first: as long as one exists, it may add events. Then the way that an event takes.

@@ -22,6 +22,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Self
 
+from app.verification.model import Consent
 from app.verification.phone import Phone
 from app.verification.values import value
 
@@ -141,6 +142,8 @@ class RecordField:
     IS_DIALLED = "i"  # it has no code: the person dials a number
     IS_FOLLOWED = "f"  # an event stream follows it, or did
     IS_ANNOUNCED = "e"  # the client's webhook has its verification.created
+    REFERENCE = "k"  # the client's own name for it
+    CONSENT = "t"  # the latest that the client gave: "<moment> <version>"
 
 
 class CallField:
@@ -177,6 +180,17 @@ LETTERS = {
     for name, letter in vars(kind).items()
     if name.isupper()
 }
+
+
+def write_consent(consent: Consent) -> str:
+    """Return a consent as it is stored."""
+    return f"{to_ms(consent.at)} {consent.version}"
+
+
+def read_consent(text: str) -> Consent:
+    """Parse the result of ``write_consent``."""
+    moment, _, version = text.partition(" ")
+    return Consent(version, from_ms(moment))
 
 
 def ms(duration: timedelta) -> int:

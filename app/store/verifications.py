@@ -19,7 +19,9 @@ from app.store.layout import (
     ms,
     name_journal,
     name_limit,
+    read_consent,
     seconds,
+    write_consent,
 )
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import RedisOutbox
@@ -191,7 +193,7 @@ class RedisVerificationStore:
             *(call.client, call.purpose, _digits(call.phone), call.channel),
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
-            self._journal_kept,
+            *(call.reference or "", write_consent(call.consent) if call.consent else "", self._journal_kept),
             *_policy_arguments(policy, test=call.test),
         ]
 
@@ -269,7 +271,7 @@ def _check_outcome(
 ) -> CheckOutcome:
     match outcome:
         case b"verified" | b"verified_again":
-            purpose, digits, channel, test = facts
+            purpose, digits, channel, test, *reference = facts
             return CheckPassed(
                 verification_id=verification_id,
                 purpose=purpose.decode(),
@@ -278,13 +280,22 @@ def _check_outcome(
                 quotas=quotas,
                 test=bool(test),
                 is_repeated=outcome == b"verified_again",
+                reference=_reference(reference),
             )
         case b"wrong":
-            return WrongCode(verification_id=verification_id, checks_left=facts[0], quotas=quotas)
+            left, *reference = facts
+            return WrongCode(verification_id, checks_left=left, quotas=quotas, reference=_reference(reference))
         case b"waiting":
-            return Waiting(verification_id=verification_id, checks_left=facts[0], quotas=quotas)
+            left, *reference = facts
+            return Waiting(verification_id, checks_left=left, quotas=quotas, reference=_reference(reference))
         case _:
-            return Locked(verification_id=verification_id, retry_after=seconds(facts[0]), quotas=quotas)
+            wait, *reference = facts
+            return Locked(verification_id, retry_after=seconds(wait), quotas=quotas, reference=_reference(reference))
+
+
+def _reference(rest: Sequence[bytes]) -> str | None:
+    """Return the reference that ends a reply of a check, if there is one."""
+    return rest[0].decode() if rest else None
 
 
 _REFUSALS: Mapping[bytes, Callable[..., VerificationError]] = {
@@ -367,6 +378,8 @@ def _verification(
         observed_at=from_ms(now),
         version=int(fields.get(RecordField.VERSION, 0)),
         test=RecordField.IS_TEST in fields,
+        reference=fields.get(RecordField.REFERENCE),
+        consent=read_consent(consent) if (consent := fields.get(RecordField.CONSENT)) else None,
     )
 
 

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
+from urllib.parse import unquote
 
 from app.store.layout import RecordName, from_ms, ms, to_ms
 from app.store.scripts import Argument, Script, ScriptRunner
@@ -35,7 +36,7 @@ DUE, SWEPT, WAITING, DEAD, DEAD_EVENTS = (
 )
 _LEASE = timedelta(seconds=10)  # longer than it takes to take their events, even in vain
 _MOST_BUCKETS = 256  # at once
-_MOST_NEW, _MOST_RETRIES = 64, 64  # of each of the 4,096 buckets; of some 300 bytes
+_MOST_NEW, _MOST_RETRIES = 64, 64  # of each of the 4,096 buckets; of some 300 bytes, and the reference
 _DEAD_KEPT = timedelta(days=30)
 _DEAD_PAGE = 1000
 _LONGEST_ERROR = 200
@@ -235,7 +236,10 @@ def _bucket(event: Event) -> str:
 def _text(delivery: Delivery) -> str:
     """Return an event as ``take.lua`` describes it."""
     event = delivery.event
-    fields = [event.id.removeprefix(f"msg_{_bucket(event)}"), event.type, event.client, event.purpose, event.channel]
+    purpose = event.purpose
+    if event.reference is not None:
+        purpose += ":" + event.reference.replace("%", "%25").replace("|", "%7C")
+    fields = [event.id.removeprefix(f"msg_{_bucket(event)}"), event.type, event.client, purpose, event.channel]
     fields += [event.phone.e164.removeprefix("+"), event.status, event.call_status or "", str(to_ms(event.at))]
     if delivery.attempts:
         fields += [str(delivery.attempts), delivery.error]
@@ -248,12 +252,14 @@ def _delivery(bucket: str, text: bytes) -> Delivery | None:
         entry, kind, client, purpose, channel, phone, status, call, at, *failures = text.decode().split("|", 10)
         attempts, error = failures or ("0", "")
         rest, _, number = entry.partition("-")
+        purpose, _, reference = purpose.partition(":")
         event = Event(
             id=f"msg_{bucket}{entry}",
             type=kind,
             client=client,
             verification_id=RecordName(bucket, rest).verification_id,
             purpose=purpose,
+            reference=unquote(reference) or None,
             channel=channel,
             phone=Phone(f"+{phone}"),
             status=status,

@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol
 
-from app.verification.model import CallStatus
+from app.verification.model import CallStatus, Consent
 from app.verification.phone import Phone
 
 
@@ -67,6 +67,7 @@ class TimelineEntry:
 class Attempt:
     """One call of a verification; ``phone`` is masked, and ``phone_digest`` the same for all attempts to call a phone.
 
+    ``reference`` and ``consent`` are those that the client has given by then, ``reference`` that of its verification.
     ``reason`` says why it was refused, by the kind and the words of the provider. ``wrong_codes`` and ``ending`` are
     those of its verification; ``ending`` is None if that has no call. ``cost_rub`` is at the price of the settings.
     """
@@ -76,6 +77,8 @@ class Attempt:
     started_at: datetime
     client: str
     purpose: str
+    reference: str | None
+    consent: Consent | None
     channel: str
     phone: str
     phone_digest: str
@@ -111,12 +114,13 @@ class AttemptFilter:
     client: str | None = None
     channel: str | None = None
     operator: str | None = None
+    reference: str | None = None
     result: Result | None = None
 
     def accepts(self, attempt: Attempt) -> bool:
         """Return whether an attempt is wanted."""
-        wanted = (self.client, self.channel, self.operator)
-        found = (attempt.client, attempt.channel, attempt.operator)
+        wanted = (self.client, self.channel, self.operator, self.reference)
+        found = (attempt.client, attempt.channel, attempt.operator, attempt.reference)
         return all(want in {None, have} for want, have in zip(wanted, found, strict=True)) and (
             self.result is None or self.result in attempt.results
         )

@@ -87,13 +87,20 @@ class CheckVerification:
             case WrongCode() | Locked():
                 self.ports.publish(CodeRejected(outcome.status))
                 return outcome
-            case CheckPassed(verification_id=verification_id, phone=phone, purpose=purpose, test=test):
+            case CheckPassed(
+                verification_id=verification_id, phone=phone, purpose=purpose, test=test, reference=reference
+            ):
                 log_context.bind(phone=phone.masked)
                 if not (test or outcome.is_repeated):
                     self.ports.publish(VerificationSucceeded(Segment.of(request.client, outcome.channel, phone)))
                     self.ports.guard.succeeded(phone, request.client)
                 token = self.ports.tokens.sign(
-                    phone=phone, purpose=purpose, verification_id=verification_id, client=request.client, test=test
+                    phone=phone,
+                    purpose=purpose,
+                    verification_id=verification_id,
+                    client=request.client,
+                    reference=reference,
+                    test=test,
                 )
                 return Verified(
                     verification_id=verification_id,
@@ -103,4 +110,5 @@ class CheckVerification:
                     token_lifetime=self.ports.tokens.lifetime,
                     test=test,
                     quotas=outcome.quotas,
+                    reference=reference,
                 )

@@ -54,6 +54,14 @@ class Lang(StrEnum):
 
 
 @value
+class Consent:
+    """The client's proof that the subscriber agreed to be called: to which ``version`` of its text, and when."""
+
+    version: str
+    at: datetime
+
+
+@value
 class CallState:
     """The state of a call. ``provider_status`` is the provider's own text, where it is not a known status."""
 
@@ -84,7 +92,7 @@ class Verification:
     """A verification as it was at ``observed_at``, by the store's clock. ``calls`` are oldest first.
 
     ``channel`` and ``code_length`` (None: there is no code) are those of the latest call. ``version`` grows with each
-    change.
+    change. ``reference`` is the client's own name for it, ``consent`` the latest that the client gave.
     """
 
     _: KW_ONLY
@@ -105,6 +113,8 @@ class Verification:
     observed_at: datetime
     version: int = 0
     test: bool = False
+    reference: str | None = None
+    consent: Consent | None = None
 
     @property
     def status(self) -> Status:
@@ -170,10 +180,11 @@ class Started:
 
 @value
 class _Check:
-    """An evaluated check, and what remains of the limits on failed checks."""
+    """An evaluated check, what remains of the limits on failed checks, and the verification's ``reference``."""
 
     verification_id: str
     quotas: tuple[Quota, ...] = field(default=(), kw_only=True)
+    reference: str | None = field(default=None, kw_only=True)
 
 
 @value
@@ -236,7 +247,7 @@ CheckResult = Verified | WrongCode | Waiting | Locked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What a token proves until ``expires_at``: possession of ``phone``, for ``purpose``.
+    """What a token proves until ``expires_at``: possession of ``phone``, for ``purpose`` and ``reference``.
 
     The token of a test number (``test``) proves nothing.
     """
@@ -246,6 +257,7 @@ class Proof:
     verification_id: str
     expires_at: datetime
     test: bool = False
+    reference: str | None = None
 
 
 @value

@@ -15,6 +15,7 @@ _BOTH_PREFIXES = re.compile(r"\+89[0-9]{9}")
 _PLAN = phonenumbers.PhoneMetadata.metadata_for_region("RU").mobile.national_number_pattern  # type: ignore[union-attr] # it has mobiles
 # The usual spelling, by the library's own numbering plan, without the fifty times longer way through the library.
 _E164_MOBILE = re.compile(rf"\+7(?:{_PLAN})", re.ASCII)
+_MOBILE_IN_TEXT = re.compile(r"(?<![0-9])\+?(?:(?:7[\W_]*)?8[\W_]*|7[\W_]*)?(9(?:[\W_]*[0-9]){9})(?![0-9])")
 _MOBILE = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
 _RUSSIA = 7
 _KAZAKH = re.compile(r"[67][0-9]{9}")  # +7 6XX and +7 7XX are Kazakhstan's part of the shared country code
@@ -36,6 +37,15 @@ class Phone:
 
     def __repr__(self) -> str:
         return f"Phone({self.masked})"
+
+
+def mask_phones(text: str) -> str:
+    """Return ``text`` with each Russian mobile number in it masked, whatever stands between its digits.
+
+    Digits of other scripts become ASCII.
+    """
+    ascii_digits = "".join([str(int(char)) if char.isdecimal() else char for char in text])
+    return _MOBILE_IN_TEXT.sub(lambda found: Phone("+7" + re.sub("[^0-9]", "", found[1])).masked, ascii_digits)
 
 
 def parse_phone(text: str, *, denied_prefixes: tuple[str, ...] = (), allowed_prefixes: tuple[str, ...] = ()) -> Phone:

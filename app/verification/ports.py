@@ -17,6 +17,7 @@ from app.verification.model import (
     CallState,
     CallStatus,
     CheckOutcome,
+    Consent,
     Lang,
     Proof,
     ProviderAccount,
@@ -36,6 +37,7 @@ class NewCall:
 
     ``resend_of`` is the verification of a resend, ``checks`` the number of checks that this channel allows, ``address``
     the end user's. ``token`` identifies the start, for ``refund``. A ``test`` number has no cooldown and no limits.
+    ``reference`` and ``consent`` are as in ``StartRequest``.
     """
 
     _: KW_ONLY
@@ -50,6 +52,8 @@ class NewCall:
     address: str | None = None
     token: str = ""
     test: bool = False
+    reference: str | None = None
+    consent: Consent | None = None
 
 
 @value
@@ -139,7 +143,7 @@ class VerificationStore(Protocol):
 
         Raise CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or ``failed_checks_per_…``:
         its code could not be checked) or VerificationNotFound (``resend_of`` is not pending, or not of this client,
-        phone and purpose).
+        phone and purpose, or has another reference than the one given).
         """
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
@@ -291,7 +295,16 @@ class ProofTokens(Protocol):
     def lifetime(self) -> timedelta:
         """How long a new token is valid."""
 
-    def sign(self, *, phone: Phone, purpose: str, verification_id: str, client: str, test: bool = False) -> str:
+    def sign(
+        self,
+        *,
+        phone: Phone,
+        purpose: str,
+        verification_id: str,
+        client: str,
+        reference: str | None = None,
+        test: bool = False,
+    ) -> str:
         """Return the token for ``client`` of a verification that succeeded."""
 
     def verify(self, token: str, *, client: str) -> Proof:

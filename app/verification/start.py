@@ -27,7 +27,7 @@ from app.verification.errors import (
     VerificationNotFound,
 )
 from app.verification.idempotency import NoJournal, StartJournal
-from app.verification.model import CallState, CallStatus, Lang, Placed, Refused, Started, Unknown, Verification
+from app.verification.model import CallState, CallStatus, Consent, Lang, Placed, Refused, Started, Unknown, Verification
 from app.verification.policy import Quota
 from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview
 from app.verification.routing import route
@@ -46,7 +46,9 @@ class StartRequest:
     """A client's request to call a phone.
 
     ``verification_id`` is that of a resend. ``channels`` are tried in this order; without any, those that the client
-    may use. ``address`` is the end user's, as the client saw it.
+    may use. ``address`` is the end user's, as the client saw it. ``reference`` is the client's own name for the
+    verification; a resend may leave it out, and keeps it. ``consent`` is the subscriber's; a resend without one keeps
+    the one before.
     """
 
     _: KW_ONLY
@@ -57,6 +59,8 @@ class StartRequest:
     channels: tuple[Channel, ...] = ()
     lang: Lang = Lang.RU
     address: str | None = None
+    reference: str | None = None
+    consent: Consent | None = None
 
 
 class StartVerification:
@@ -78,7 +82,8 @@ class StartVerification:
 
         Raises:
             PhoneNotCallable, NotAllowed: the rules do not allow the request.
-            VerificationNotFound: a resend of a verification that is not pending, or of another phone or purpose.
+            VerificationNotFound: a resend of a verification that is not pending, or of another phone, purpose or
+                reference.
             LimitReached: a limit refuses the start; nothing was changed.
             ProviderError: no call was placed; what was counted is refunded.
             StoreUnavailable: no call was placed; or one was, whose code the provider chose and that is not stored yet.
@@ -258,6 +263,8 @@ class _Start:
             address=request.address,
             token=self.token,
             test=self.is_test,
+            reference=request.reference,
+            consent=request.consent,
         )
 
     def _segment(self, channel: Channel) -> Segment:

@@ -1,4 +1,4 @@
-"""Reads the digits of a phone number or a code from what a person typed or pasted."""
+"""What characters of a text count: the digits of a phone number or a code that a person typed, and visible ones."""
 
 import re
 import unicodedata
@@ -21,6 +21,18 @@ def drop_invisible(text: str) -> str:
     if text.isascii():
         return text
     return "".join(char for char in _INVISIBLE.sub("", text) if unicodedata.category(char) != "Cf")
+
+
+def require_visible(text: str) -> str:
+    """Return ``text`` if all its characters can be seen; a space (U+0020) may stand between them. Raise ValueError.
+
+    Refused are control, format (with it the bidirectional marks), private and unassigned characters, other spaces and
+    line ends, and what else is invisible: two texts that look alike are the same, and none changes a line of a log or
+    of a terminal. As for a combining mark, it can be seen.
+    """
+    if not text.isprintable() or _INVISIBLE.search(text) or text != text.strip(" "):
+        raise ValueError("must be visible characters, with nothing but spaces (U+0020) between them")
+    return text
 
 
 def read_digits(text: str) -> str:

@@ -32,6 +32,7 @@ class Event:
     client: str
     verification_id: str
     purpose: str
+    reference: str | None
     channel: str
     phone: Phone
     status: str

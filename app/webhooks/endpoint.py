@@ -38,6 +38,7 @@ class WebhookEndpoint:
             "data": {
                 "verification_id": event.verification_id,
                 "purpose": event.purpose,
+                **({} if event.reference is None else {"reference": event.reference}),
                 "channel": event.channel,
                 "phone": event.phone.e164 if self.full_phone else event.phone.masked,
                 "status": event.status,

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.browser.conftest import PHONE, THIS, Visit, launch
+from app.sandbox.numbers import MagicNumber
+from tests.browser.conftest import DESKTOP, PHONE, THIS, Visit, launch
+from tests.browser.test_console_page import open_console
 from tests.e2e.conftest import running
 
 FOLDER = Path(__file__).parents[2] / "docs" / "screenshots"
@@ -48,6 +50,15 @@ def take(browser: Browser, base_url: str) -> None:
     verified.page.locator("#end-title").wait_for()
     save(verified, "demo-verified")
 
+    console = Visit(browser, base_url, viewport=DESKTOP)
+    open_console(console)
+    save(console, "console-light-en")
+
+    one = Visit(browser, base_url, viewport=PHONE, color_scheme="dark", locale="ru-RU")
+    open_console(one).locator("#attempts .row").last.click()
+    one.page.locator("#attempt .advice").first.wait_for()
+    save(one, "console-phone-dark-ru")
+
     docs = Visit(browser, base_url, viewport=SCREEN)
     docs.page.goto("/docs")
     docs.page.locator(".opblock").first.wait_for()
@@ -61,6 +72,8 @@ def main() -> None:
         sync_playwright() as playwright,
         launch(playwright) as browser,
     ):
+        for phone in (MagicNumber.BUSY, MagicNumber.NO_ANSWER, MagicNumber.REFUSED):
+            demo.post("/verify/start", phone=phone)
         take(browser, demo.base_url)
 
 

@@ -1,22 +1,24 @@
 """The journal of attempts: what the scripts write of a verification, and what is found of it."""
 
+import json
 import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from app.store.layout import PhoneName, name_journal, to_ms
+from app.store.layout import PhoneName, RecordField, RecordName, name_journal, to_ms
 from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.attempts import Attempt, AttemptFilter, Ending, Outcome, Result
 from app.verification.channels import Channel
 from app.verification.domain_events import LimitHit
 from app.verification.errors import ProviderRejected, StoreUnavailable
-from app.verification.model import CallState, CallStatus, Verification
+from app.verification.model import CallState, CallStatus, Consent, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
 from tests.attempts import KEPT, PRICE, attempts_on
@@ -31,6 +33,8 @@ RIGHT, WRONG = b"r" * 32, b"w" * 32
 MINUTE = timedelta(minutes=1)
 POLICY = make_policy(cooldowns=(timedelta(0),), calls_per_phone=())
 FREE = Decimal(0)
+CONSENT = Consent("версия 2", datetime(2026, 1, 31, 8, 59, 30, 123_000, UTC))
+LATER = Consent("3", datetime(2026, 1, 31, 9, 1, tzinfo=UTC))
 
 
 def now() -> datetime:
@@ -49,7 +53,14 @@ class Journal:
         self.attempts = attempts_on(self.runner, phone_key=PHONE_KEY, kept=self.kept, clock=lambda: now() + self.later)
 
     async def start(
-        self, phone: Phone = PHONE, *, client: str = "shop", resend_of: Verification | None = None, test: bool = False
+        self,
+        phone: Phone = PHONE,
+        *,
+        client: str = "shop",
+        resend_of: Verification | None = None,
+        test: bool = False,
+        reference: str | None = None,
+        consent: Consent | None = None,
     ) -> Verification:
         call = NewCall(
             client=client,
@@ -61,6 +72,8 @@ class Journal:
             checks=5,
             resend_of=resend_of.id if resend_of else None,
             test=test,
+            reference=reference,
+            consent=consent,
         )
         return (await start(self.store, call, POLICY)).verification
 
@@ -127,6 +140,51 @@ async def test_an_attempt_is_told_from_its_begin_to_its_end(journal: Journal) ->
         Ending.VERIFIED,
     )
     assert (attempt.wrong_codes, attempt.cost_rub, attempt.reason) == (1, PRICE, "")
+
+
+async def test_an_attempt_has_the_reference_of_its_verification_and_the_consent_to_its_call(journal: Journal) -> None:
+    first = await journal.start(reference="Заказ № 7 | %7C", consent=CONSENT)
+    await journal.change(first, CallStatus.NO_ANSWER)
+    second = await journal.start(resend_of=first)
+    await journal.change(second, CallStatus.NO_ANSWER)
+    await journal.start(resend_of=first, consent=LATER)
+
+    attempts = await journal.of(first)
+
+    assert [one.reference for one in attempts] == ["Заказ № 7 | %7C"] * 3
+    assert [one.consent for one in attempts] == [CONSENT, CONSENT, LATER]
+
+
+async def test_an_attempt_may_have_a_consent_alone(journal: Journal) -> None:
+    (attempt,) = await journal.of(await journal.start(consent=CONSENT))
+
+    assert (attempt.reference, attempt.consent) == (None, CONSENT)
+
+
+@pytest.mark.standalone  # counts the commands of one node
+async def test_without_a_reference_and_a_consent_nothing_is_stored_of_them(redis: Redis) -> None:
+    async def flow(
+        reference: str | None = None, consent: Consent | None = None
+    ) -> tuple[set[str], list[str], dict[str, int]]:
+        await redis.flushall()
+        await redis.config_resetstat()
+        journal = journal_on(redis)
+        verification = await journal.start(reference=reference, consent=consent)
+        await journal.change(verification, CallStatus.COMPLETED)
+        await journal.check(verification, RIGHT)
+        name = RecordName.from_id(verification.id)
+        assert name
+        record = json.loads(await redis.get(stored(name.key)) or "")
+        entries: Any = await redis.xrange(stored_journal(name.bucket))
+        calls = {name: stats["calls"] for name, stats in (await redis.info("commandstats")).items()}
+        return set(record), entries[0][1][b"e"].decode().split("\t"), calls
+
+    fields, entry, calls = await flow()
+    more_fields, longer_entry, same_calls = await flow("order-1024", CONSENT)
+
+    assert more_fields - fields == {RecordField.REFERENCE, RecordField.CONSENT}
+    assert (len(entry), longer_entry[7:]) == (7, ["order-1024", "1769849970123 версия 2"])
+    assert calls == same_calls
 
 
 async def test_the_words_of_the_provider_say_why_a_call_was_refused(journal: Journal) -> None:
@@ -230,7 +288,10 @@ async def test_attempts_are_found_by_phone_the_latest_first(journal: Journal) ->
 
 
 async def test_a_list_has_all_buckets_in_pages_and_filters(journal: Journal) -> None:
-    started = [await journal.start(Phone(f"+7900123{number:04}"), client="ab"[number % 2]) for number in range(25)]
+    started = [
+        await journal.start(Phone(f"+7900123{number:04}"), client="ab"[number % 2], reference=f"order-{number}")
+        for number in range(25)
+    ]
     await journal.change(started[3], CallStatus.BUSY, operator="mts")
     wanted, moment = AttemptFilter(), now() + MINUTE
 
@@ -245,7 +306,11 @@ async def test_a_list_has_all_buckets_in_pages_and_filters(journal: Journal) -> 
 
     assert sorted(one.verification_id for one in seen) == sorted(verification.id for verification in started)
     assert [one.started_at for one in seen] == sorted((one.started_at for one in seen), reverse=True)
-    for filtered in (AttemptFilter(operator="mts"), AttemptFilter(result=Result.BUSY, client="b", channel="voice")):
+    for filtered in (
+        AttemptFilter(operator="mts"),
+        AttemptFilter(result=Result.BUSY, client="b", channel="voice"),
+        AttemptFilter(reference="order-3"),
+    ):
         page = await journal.attempts.page(filtered, since=moment - KEPT, before=moment, most=10)
         assert [one.verification_id for one in page.attempts] == [started[3].id]
     nothing = AttemptFilter(result=Result.VERIFIED)

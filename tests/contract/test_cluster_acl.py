@@ -33,9 +33,9 @@ async def use(cluster: Cluster, *, but: str = "") -> set[str]:
     """Run scripts without one of the permissions, while a slot moves; return what was refused."""
     for node in cluster.nodes:
         create_user(node, [*REDIS_RIGHTS, *RIGHTS], but=but)
-    redis = connect_any(cluster.url.replace(USER, f"verify:{PASSWORD}"), timeout=1)
+    redis = connect_any(cluster.url.replace(USER, f"verify:{PASSWORD}"), timeout=5)
     assert isinstance(redis, ClusterClient)
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     slot = runner.slot_of(TAG)
     source = cluster.primary_of(slot)
     target = next(node for node in cluster.primaries if node is not source)

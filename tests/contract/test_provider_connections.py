@@ -259,16 +259,21 @@ class TestUnasked:
 
     @pytest.mark.parametrize("how", ["close", "reset"])
     async def test_the_end_of_a_connection(self, provider: Provider, tls: Keys | None, how: str) -> None:
+        ended = asyncio.Event()
+
         async def answer_and_end(conversation: Conversation, call: str) -> None:
             await conversation.send(head(provider.placed(call)))
             await asyncio.sleep(0.02)
             if how == "reset":
                 conversation.reset()
+            ended.set()
             raise OSError
 
         async with talking(provider, answer_and_end, tls) as (server, sender):
             for number in (1, 2, 3):
                 assert await place(sender) == Placed(f"call-{number}")
+                await ended.wait()
+                ended.clear()
                 await asyncio.sleep(0.05)
             assert (server.connections, len(server.requests)) == (3, 3)
 

@@ -292,7 +292,7 @@ async def test_webhook_events_are_taken_retried_buried_resent_and_erased_on_a_cl
     assert {each.event.type for each in await outbox.take(10)} == {"verification.created", "verification.canceled"}
     await outbox.done(created)
     eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
-    assert (await eraser.forget(call.phone)).events == 2
+    assert (await eraser.erase(call.phone)).events == 2
 
 
 async def test_of_a_hundred_starts_at_once_as_many_are_counted_as_the_fullest_limit_allows(

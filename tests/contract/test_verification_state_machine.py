@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +16,7 @@ from app.verification.model import (
     CallStatus,
     CheckOutcome,
     CheckPassed,
+    Consent,
     Locked,
     Verification,
     Waiting,
@@ -45,12 +46,14 @@ codes = st.sampled_from(CODES)
 channels = st.sampled_from([Channel.VOICE, Channel.VOICE, Channel.FLASH_CALL])
 addresses = st.sampled_from([None, "192.0.2.1", "192.0.2.2"])
 retries = st.sampled_from([None, "d1", "d2"])
+references = st.sampled_from([None, None, "order-1", "order-2"])
+consents = st.sampled_from([None, Consent("2", datetime(2026, 1, 31, 9, tzinfo=UTC))])
 ages = st.integers(0, 5)  # which verification, counted from the latest
 
 steps = st.one_of(
-    st.tuples(st.just("start"), phones, purposes, codes, channels, addresses),
-    st.tuples(st.just("start"), phones, purposes, codes, channels, addresses),
-    st.tuples(st.just("resend"), ages, codes, channels),
+    st.tuples(st.just("start"), phones, purposes, codes, channels, addresses, references, consents),
+    st.tuples(st.just("start"), phones, purposes, codes, channels, addresses, references, consents),
+    st.tuples(st.just("resend"), ages, codes, channels, references, consents),
     st.tuples(st.just("refused"), phones, purposes, codes, channels),
     st.tuples(st.just("check_by_id"), ages, codes, addresses, retries),
     st.tuples(st.just("check_by_phone"), phones, purposes, codes, addresses, retries),
@@ -70,6 +73,8 @@ def new_call(
     *,
     resend_of: str | None = None,
     address: str | None = None,
+    reference: str | None = None,
+    consent: Consent | None = None,
 ) -> NewCall:
     return NewCall(
         client="shop",
@@ -81,6 +86,8 @@ def new_call(
         checks=POLICY.checks_of(channel),
         resend_of=resend_of,
         address=address,
+        reference=reference,
+        consent=consent,
     )
 
 
@@ -102,15 +109,28 @@ class Actor:
         except VerificationError as error:
             return type(error).__name__, self.anonymous(vars(error))
 
-    async def start(
-        self, phone: Phone, purpose: str, code: bytes, channel: Channel, address: str | None
+    async def start(  # noqa: PLR0917 - the parts of a step
+        self,
+        phone: Phone,
+        purpose: str,
+        code: bytes,
+        channel: Channel,
+        address: str | None,
+        reference: str | None,
+        consent: Consent | None,
     ) -> Verification:
-        return await self.place(new_call(phone, purpose, code, channel, address=address))
+        call = new_call(phone, purpose, code, channel, address=address, reference=reference, consent=consent)
+        return await self.place(call)
 
-    async def resend(self, age: int, code: bytes, channel: Channel) -> Verification:
+    async def resend(
+        self, age: int, code: bytes, channel: Channel, reference: str | None, consent: Consent | None
+    ) -> Verification:
         known = self.known[-1 - age % len(self.known)] if self.known else None
         phone, purpose = (known.phone, known.purpose) if known else (PHONES[0], "login")
-        return await self.place(new_call(phone, purpose, code, channel, resend_of=self.id(age)))
+        resend_of = self.id(age)
+        return await self.place(
+            new_call(phone, purpose, code, channel, resend_of=resend_of, reference=reference, consent=consent)
+        )
 
     async def place(self, call: NewCall) -> Verification:
         preview = await self.store.preview_start(call, POLICY)
@@ -176,7 +196,7 @@ class Actor:
                 calls = [(call.call_number, call.state, call.ref, call.channel) for call in answer.calls]
                 shown = (answer.channel, answer.code_length)
                 kept = (answer.calls_placed, answer.calls_left, answer.checks_left, calls, shown)
-                return self.number(answer.id), derived, kept
+                return self.number(answer.id), derived, kept, answer.reference, answer.consent
             case CheckPassed() | WrongCode() | Waiting() | Locked():
                 return type(answer), self.anonymous(asdict(answer))
         return answer

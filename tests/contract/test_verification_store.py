@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from app.verification.model import (
     CallStatus,
     CheckOutcome,
     CheckPassed,
+    Consent,
     Locked,
     Status,
     Verification,
@@ -74,6 +75,8 @@ class StoreHarness:
         test: bool = False,
         resend_of: Verification | None = None,
         address: str | None = None,
+        reference: str | None = None,
+        consent: Consent | None = None,
     ) -> Verification:
         length = POLICY.code_length_of(channel)
         self.lengths[code] = self.lengths[WRONG] = length or 6
@@ -88,6 +91,8 @@ class StoreHarness:
             resend_of=resend_of.id if resend_of else None,
             address=address,
             test=test,
+            reference=reference,
+            consent=consent,
         )
         preview = await self.store.preview_start(call, policy)
         return (await self.store.start(preview.call_id, call, policy)).verification
@@ -214,6 +219,77 @@ async def test_candidates_of_several_keys_count_as_one_check(harness: StoreHarne
     assert result.checks_left == 4
 
 
+REFERENCE = 'Заказ № 7 | "a\\b" 100%:'
+CONSENT = Consent("версия 2", datetime(2026, 1, 31, 8, 59, 30, 123_000, UTC))
+LATER = Consent("3", datetime(2026, 1, 31, 9, 1, tzinfo=UTC))
+
+
+async def test_a_verification_keeps_its_reference_and_consent(harness: StoreHarness) -> None:
+    started = await harness.start(reference=REFERENCE, consent=CONSENT)
+    await harness.place(started)
+
+    read = await harness.store.read(started.id, client="shop")
+    canceled = await harness.store.cancel("shop", started.id)
+
+    for verification in (started, read, canceled):
+        assert (verification.reference, verification.consent) == (REFERENCE, CONSENT)
+
+
+async def test_a_verification_without_a_reference_and_consent_has_none(harness: StoreHarness) -> None:
+    verification = await harness.start()
+
+    assert (verification.reference, verification.consent) == (None, None)
+    assert (await harness.check(verification.id, [WRONG])).reference is None
+    assert (await harness.check(verification.id, [RIGHT])).reference is None
+
+
+async def test_every_outcome_of_a_check_has_the_reference(harness: StoreHarness) -> None:
+    locked = await harness.start(reference=REFERENCE)
+    wrong = [await harness.check(locked.id, [WRONG]) for _ in range(5)]
+    await harness.advance(timedelta(seconds=120))
+    await harness.start(SECOND, reference="second")
+    right = await harness.check_phone([SECOND])
+    await harness.advance(timedelta(seconds=300))
+    reverse = await harness.start(channel=Channel.REVERSE_CALL, reference="third")
+    waiting = await harness.check(reverse.id, [])
+
+    assert [outcome.reference for outcome in wrong] == [REFERENCE] * 5
+    assert (wrong[-1].status, right.status) == (Status.LOCKED, Status.VERIFIED)
+    assert (right.reference, waiting.reference) == ("second", "third")
+
+
+@pytest.mark.parametrize("given", [None, REFERENCE])
+async def test_a_resend_keeps_the_reference_and_the_latest_consent(harness: StoreHarness, given: str | None) -> None:
+    first = await harness.place(await harness.start(reference=REFERENCE, consent=CONSENT))
+    await harness.advance(timedelta(seconds=120))
+    without = await harness.place(await harness.start(SECOND, resend_of=first, reference=given))
+    await harness.advance(timedelta(seconds=120))
+    with_one = await harness.start(THIRD, resend_of=first, reference=given, consent=LATER)
+
+    assert (without.reference, without.consent) == (REFERENCE, CONSENT)
+    assert (with_one.reference, with_one.consent) == (REFERENCE, LATER)
+    await harness.refund(with_one, 3)
+    assert (await harness.store.read(first.id, client="shop")).reference == REFERENCE
+
+
+async def test_a_reverse_call_in_place_of_another_keeps_reference_and_consent(harness: StoreHarness) -> None:
+    """It is another verification, for the same request of the client."""
+    first = await harness.place(await harness.start(reference=REFERENCE, consent=CONSENT))
+
+    reverse = await harness.again(first, b"", channel=Channel.REVERSE_CALL)
+
+    assert reverse.id != first.id
+    assert (reverse.reference, reverse.consent) == (REFERENCE, CONSENT)
+
+
+async def test_a_reference_cannot_be_given_to_a_verification_later(harness: StoreHarness) -> None:
+    first = await harness.place(await harness.start())
+    await harness.advance(timedelta(seconds=120))
+
+    with pytest.raises(VerificationNotFound):
+        await harness.start(SECOND, resend_of=first, reference=REFERENCE)
+
+
 @pytest.mark.parametrize(
     ("client", "purpose"), [("other", "login"), ("shop", "password_reset")], ids=["client", "purpose"]
 )
@@ -319,6 +395,7 @@ async def test_only_a_pending_verification_can_be_resent(harness: StoreHarness, 
         {"phone": Phone("+79007654321")},
         {"phone": Phone("+79007654321"), "purpose": "password_reset"},
         {"test": True},
+        {"reference": "order-2"},
     ],
     ids=str,
 )

@@ -104,6 +104,30 @@ async def test_an_entry_is_read_as_an_event(redis: Redis, outbox: RedisOutbox) -
     assert event.at.isoformat() == "2026-01-31T09:00:00.123000+00:00"
 
 
+@pytest.mark.parametrize("reference", ["order-1024", "a|b||c", "50% | %7C%25 :", "Заказ № 7: «да»"])
+async def test_an_event_has_the_reference_until_it_is_delivered(
+    redis: Redis, store: RedisVerificationStore, outbox: RedisOutbox, reference: str
+) -> None:
+    """As a new event, one to be retried, a dead letter and one that is sent again; also as that of an expiry."""
+    verification = (await start(store, replace(CALL, reference=reference), make_policy())).verification
+    await store.record_call(verification, 1, PLACED)
+    (delivery,) = await outbox.take(10)
+    await outbox.set_aside(delivery, attempts=1, error="status 500", pause=AT_ONCE)
+    (retried,) = await outbox.take(10)
+    await outbox.set_aside(retried, attempts=7, error="status 500", pause=None)
+    (dead,) = await outbox.dead_letters()
+    await outbox.resend(delivery.event.id)
+    (resent,) = await outbox.take(10)
+    await outbox.done(resent)
+    await age(redis, make_policy().lifetime)
+    (expired,) = await sweep(outbox)
+
+    for event in (delivery.event, retried.event, dead.event, resent.event, expired.event):
+        assert (event.reference, event.purpose, event.phone) == (reference, "login", CALL.phone)
+    await outbox.done(expired)
+    assert await sizes(redis) == (0, 0, 0, 0)
+
+
 async def test_an_event_without_a_call_has_no_call_status(redis: Redis, outbox: RedisOutbox) -> None:
     await add_events(redis, call="")
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ export function say(answer: Checked): string | number {
 }
 export type Started = operations["startVerification"]["responses"][201]["content"]["application/json"];
 export const idOf = (started: Started): string => started.verification_id;
+export const referenceOf = (started: Started): string | null | undefined => started.reference;
 """
 
 
@@ -103,10 +105,12 @@ def test_a_generated_python_client_can_start_check_and_redeem(
 ) -> None:
     models = module("models")
     with module("client").Client(base_url=demo.base_url) as client:
-        started = module("api.verify.start_verification").sync(
-            client=client, body=models.StartVerificationRequest(phone=PHONE), idempotency_key="one"
-        )
+        consent = models.Consent(version="calls-2026-01", at=datetime(2026, 1, 31, 8, 59, 30, tzinfo=UTC))
+        wanted = models.StartVerificationRequest(phone=PHONE, reference="order-1024", consent=consent)
+        started = module("api.verify.start_verification").sync(client=client, body=wanted, idempotency_key="one")
         assert isinstance(started, models.Verification)
+        assert (started.reference, started.consent.version) == ("order-1024", consent.version)
+        assert started.consent.at == consent.at
         assert (started.status, started.call.status) == (models.Status.PENDING, models.CallStatus.INITIATED)
 
         code = demo.hear(PHONE)
@@ -127,6 +131,7 @@ def test_a_generated_python_client_can_start_check_and_redeem(
         redeemed = redeem(client=client, body=body)
         assert isinstance(redeemed, models.RedeemedToken)
         assert (redeemed.phone, redeemed.verification_id) == (PHONE, started.verification_id)
+        assert (verified.reference, redeemed.reference) == ("order-1024", "order-1024")
         again = redeem(client=client, body=body)
         assert isinstance(again, models.Problem)
         assert again.type_ == "/problems/token-already-redeemed"

@@ -296,7 +296,7 @@ def test_workers_that_cannot_start_end_the_service_with_an_error(redis_url: str,
         env={**BARE, **SECRETS, "API_KEYS": f"shop:{'0' * 64}", "REDIS_URL": redis_url},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=START_WITHIN,
         check=False,
     )
 

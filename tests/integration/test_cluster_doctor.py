@@ -45,7 +45,7 @@ async def faults(url: str) -> list[tuple[str, Result, str]]:
 async def test_a_healthy_cluster_passes_every_check(cluster: Cluster) -> None:
     found = await examine(cluster.url)
 
-    assert {one.result for one in found} == {Result.FINE}
+    assert [one for one in found if one.result is not Result.FINE] == []
     assert {one.message for one in found} == {
         f"3 primaries serve all {SLOTS} slots",
         *(f"{node.address} takes writes; replicas: 1" for node in cluster.primaries),

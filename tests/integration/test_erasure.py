@@ -59,9 +59,9 @@ def eraser(redis: Redis) -> RedisPhoneEraser:
 
 
 async def start(api: httpx.AsyncClient, phone: Phone, key: str, purpose: str) -> str:
-    answer = await api.post(
-        "/verify/start", json={"phone": phone.e164, "purpose": purpose}, headers={"Idempotency-Key": key}
-    )
+    """Start a verification whose reference has the phone, as no client should do."""
+    body = {"phone": phone.e164, "purpose": purpose, "reference": f"of {phone.e164}"}
+    answer = await api.post("/verify/start", json=body, headers={"Idempotency-Key": key})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["verification_id"])
 
@@ -95,7 +95,7 @@ async def test_erasure_leaves_no_trace_of_the_phone_in_redis(
     before = await dump_redis(redis)
     assert all(trace in before for phone in (PHONE, OTHER) for trace in traces_of(phone))
 
-    done = await eraser(redis).forget(PHONE)
+    done = await eraser(redis).erase(PHONE)
 
     assert (done.phone, done.verifications, done.calls, done.answers, done.attempts) == (True, 3, 3, 4, 3)
     assert done.events >= 3
@@ -125,14 +125,14 @@ async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(
     await redis.set(stored(record.key), json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
     await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
 
-    done = await eraser(redis).forget(PHONE)
+    done = await eraser(redis).erase(PHONE)
 
     assert done.calls == 1
     assert not await RedisCallQueue(runner).claim(1)
 
 
 async def test_erasing_an_unknown_phone_erases_nothing(redis: Redis) -> None:
-    done = await eraser(redis).forget(PHONE)
+    done = await eraser(redis).erase(PHONE)
 
     assert done == Erased(phone=False, verifications=0, calls=0, events=0, answers=0, attempts=0)
     assert not done
@@ -144,7 +144,7 @@ async def test_erasure_finds_every_event_among_thousands(redis: Redis) -> None:
         await add_events(redis, buckets=[bucket], phone=PHONE.e164[1:], due_ago=number)
         await add_events(redis, 499, buckets=[bucket], phone=OTHER.e164[1:], due_ago=number)
 
-    done = await eraser(redis).forget(PHONE)
+    done = await eraser(redis).erase(PHONE)
 
     assert done.events == 5
     assert await redis.zcard(outbox_key(bucket)) == 2495
@@ -158,7 +158,7 @@ async def test_an_event_that_is_erased_during_its_delivery_does_not_come_back(
     outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
     (taken,) = await outbox.take(1)
 
-    done = await eraser(redis).forget(PHONE)
+    done = await eraser(redis).erase(PHONE)
 
     await outbox.set_aside(taken, attempts=1, error="status 500", pause=pause)
     assert done.events == 1
@@ -171,7 +171,7 @@ async def test_an_event_that_is_erased_while_it_becomes_a_dead_letter_does_not_c
     class Erasing(ScriptRunner):
         async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - as inherited
             if script is ADD_DEAD:
-                await eraser(redis).forget(PHONE)
+                await eraser(redis).erase(PHONE)
             return await super().run(script, keys, arguments)
 
     await add_events(redis, buckets=[PhoneName.from_phone(PHONE_KEY, PHONE).bucket], phone=PHONE.e164[1:])
@@ -180,3 +180,32 @@ async def test_an_event_that_is_erased_while_it_becomes_a_dead_letter_does_not_c
 
     await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)
     assert traces_of(PHONE)[0] not in await dump_redis(redis)
+
+
+async def test_the_admin_route_erases_a_phone_and_says_how_much(
+    redis: Redis, redis_url: str, network: VirtualNetwork
+) -> None:
+    async with run(create_app(sandbox_settings(redis_url), network)) as api:
+        await start(api, PHONE, "first", "login")
+        await start(api, OTHER, "second", "login")
+        erased = await api.post("/admin/phones/erase", json={"phone": PHONE.e164})
+        again = await api.post("/admin/phones/erase", json={"phone": PHONE.e164})
+        (entry,) = {entry["action"] for entry in (await api.get("/admin/audit")).json()["entries"]}
+
+    assert erased.json() | {"phone": True, "verifications": 1, "calls": 1, "attempts": 1} == erased.json()
+    assert not any(again.json().values())
+    assert entry == "POST /admin/phones/erase"
+    after = await dump_redis(redis)
+    assert not [trace for trace in traces_of(PHONE) if trace in after]
+    assert all(trace in after for trace in traces_of(OTHER))
+
+
+async def test_the_admin_route_refuses_what_is_no_phone_and_a_request_without_a_key(redis_url: str) -> None:
+    keys = {"keys": [f"ops:{'0' * 64}"]}
+    async with run(create_app(sandbox_settings(redis_url))) as api:
+        refused = await api.post("/admin/phones/erase", json={"phone": "112"})
+    async with run(create_app(sandbox_settings(redis_url, admin=keys))) as api:
+        keyless = await api.post("/admin/phones/erase", json={"phone": PHONE.e164})
+
+    assert (refused.status_code, refused.json()["type"]) == (422, "/problems/phone-not-callable")
+    assert (keyless.status_code, keyless.json()["type"]) == (401, "/problems/unauthorized")

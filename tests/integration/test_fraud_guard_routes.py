@@ -139,17 +139,27 @@ async def test_an_admin_key_cannot_start_a_verification(api: httpx.AsyncClient, 
 
 @pytest.fixture
 async def open_api(redis: Redis, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """The sandbox as `make run` starts it: no key is required to verify, and no admin key is configured."""
+    """The sandbox as `make run` starts it: without any key."""
     async with run(create_app(sandbox_settings(redis_url))) as client:
         yield client
 
 
-async def test_without_configured_admin_keys_admin_requests_are_refused_even_in_the_sandbox(
-    open_api: httpx.AsyncClient,
+async def test_a_sandbox_without_keys_is_open_to_admin_requests(open_api: httpx.AsyncClient) -> None:
+    assert (await open_api.get("/admin/guard")).status_code == 200
+    assert (await open_api.delete(f"/admin/guard/{PUMPED}")).status_code == 404
+    (entry,) = (await open_api.get("/admin/audit")).json()["entries"]
+    assert (entry["admin"], entry["action"]) == ("sandbox", f"DELETE /admin/guard/{PUMPED}")
+
+
+@pytest.mark.parametrize("section", ["api", "admin"])
+async def test_any_configured_key_closes_the_sandbox_to_admin_requests_without_one(
+    redis_url: str, section: str
 ) -> None:
-    for headers in ({}, ADMIN):
-        assert (await open_api.get("/admin/guard", headers=headers)).status_code == 401
-        assert (await open_api.delete(f"/admin/guard/{PUMPED}", headers=headers)).status_code == 401
+    keys = {"keys": [f"shop:{hashlib.sha256(b'a key').hexdigest()}"]}
+    async with run(create_app(sandbox_settings(redis_url, **{section: keys}))) as api:
+        for headers in ({}, {"Authorization": "Bearer another"}):
+            assert (await api.get("/admin/guard", headers=headers)).status_code == 401
+            assert (await api.delete(f"/admin/guard/{PUMPED}", headers=headers)).status_code == 401
 
 
 async def test_a_redis_outage_is_a_503(redis: Redis, settings: Settings) -> None:

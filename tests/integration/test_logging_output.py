@@ -283,8 +283,10 @@ async def test_the_end_of_a_verification_is_logged(api: httpx.AsyncClient, logge
 async def test_a_finished_attempt_is_one_event_with_all_its_facts_and_the_expiry_another(
     api: httpx.AsyncClient, logged: io.StringIO, redis: Redis, redis_url: str
 ) -> None:
-    """The service has run for half an hour, as far as Redis knows."""
-    verification_id = (await api.post("/verify/start", json={"phone": MagicNumber.BUSY})).json()["verification_id"]
+    """The service has run for half an hour, as far as Redis knows. A phone that a client writes anywhere is masked."""
+    consent = {"version": f"of {MagicNumber.BUSY}", "at": "2026-01-31T09:00:00Z"}
+    body = {"phone": MagicNumber.BUSY, "reference": f"order-1024/{MagicNumber.BUSY}", "consent": consent}
+    verification_id = (await api.post("/verify/start", json=body)).json()["verification_id"]
     await logs(logged, "call.ended")
     (key,) = await redis.keys("*:j")
     entries: Any = await redis.xrange(key)
@@ -303,6 +305,9 @@ async def test_a_finished_attempt_is_one_event_with_all_its_facts_and_the_expiry
     )  # fmt: skip
     assert [entry["event"] for entry in finished["timeline"]] == ["asked", "placed", "busy", "expired"]
     assert (finished["cost_rub"], finished["phone"]) == ("3", "+7900•••0001")
+    assert finished["reference"] == "order-1024/+7900•••0001"
+    assert finished["consent"] == {"version": "of +7900•••0001", "at": "2026-01-31T09:00:00Z"}
+    assert MagicNumber.BUSY.removeprefix("+7") not in logged.getvalue()
     assert (expired["verification_id"], expired["phone"]) == (verification_id, "+7900•••0001")
     events = documented()
     for line in (finished, expired):

@@ -346,7 +346,7 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     await limits.refund(reserved, allowances)
     assert [key async for key in admin.scan_iter("pv2{l:*")] == []
     eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
-    assert (await eraser.forget(Phone(OTHER))).verifications == 1
+    assert (await eraser.erase(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
         await store.start(unplaced, call, make_policy())
     assert raised.value.reason is StoreFailure.OUT_OF_MEMORY

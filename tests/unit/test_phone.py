@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.verification.errors import PhoneNotCallable, PhoneReason
-from app.verification.phone import Phone, parse_phone
+from app.verification.phone import Phone, mask_phones, parse_phone
 
 DENIED = ("+7940", "+7998")
 
@@ -129,3 +129,22 @@ def test_separators_do_not_change_a_number(national: int, prefix: str, data: st.
     except PhoneNotCallable:
         return
     assert parse_phone(spelled) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("+79001234567", "+7900•••4567"),
+        ("order 8 (900) 123-45-67, two", "order +7900•••4567, two"),
+        ("x9001234567y", "x+7900•••4567y"),
+        ("17/7_900_123_45_67", "17/+7900•••4567"),
+        ("+7 8 900 1234567", "+7900•••4567"),
+        ("٩٠٠١٢٣٤٥٦٧", "+7900•••4567"),
+        ("+79001234567 +79007654321", "+7900•••4567 +7900•••4321"),
+        ("order-1024", "order-1024"),
+        ("20261127-0000001", "20261127-0000001"),
+        ("90012345678901", "90012345678901"),
+    ],
+)
+def test_a_mobile_number_inside_a_text_is_masked(text: str, masked: str) -> None:
+    assert mask_phones(text) == masked

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 import pytest
 from pydantic import SecretStr
 
+from app.api_keys import Unauthorized
 from app.container import Builder, make_keys
 from app.sandbox.network import VirtualNetwork
 from app.settings import Mode, Settings, SettingsError
@@ -48,6 +49,16 @@ async def test_production_starts_no_embedded_redis() -> None:
 def test_production_requires_api_keys() -> None:
     with pytest.raises(SettingsError, match="API_KEYS is missing"):
         make_keys(production_without_anything())
+
+
+def test_without_admin_keys_production_is_closed_to_admin_requests() -> None:
+    """In the sandbox they are open."""
+    keyed = production_without_anything().model_copy(update={"api": ApiSettings(keys=f"shop:{'0' * 64}")})
+
+    for authorization in (None, "Bearer ", "Bearer a-key"):
+        with pytest.raises(Unauthorized):
+            make_keys(keyed).admins.client_of(authorization)
+    assert make_keys(Settings(mode=Mode.SANDBOX)).admins.client_of(None) == "sandbox"
 
 
 async def test_production_places_no_call_in_the_sandbox_or_without_credentials() -> None:

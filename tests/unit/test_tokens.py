@@ -100,6 +100,17 @@ def test_a_token_has_exactly_these_claims_and_this_header() -> None:
     }
 
 
+def test_the_reference_of_a_verification_is_a_claim_and_part_of_its_proof() -> None:
+    tokens = signer()
+    token = tokens.sign(
+        phone=PHONE, purpose="login", verification_id=VERIFICATION_ID, client="shop", reference="Заказ 7"
+    )
+
+    assert decoded(token.split(".")[1])["reference"] == "Заказ 7"
+    assert tokens.verify(token, client="shop").reference == "Заказ 7"
+    assert tokens.verify(sign(tokens), client="shop").reference is None
+
+
 def test_verifying_a_token_returns_its_proof() -> None:
     tokens = signer()
 

@@ -174,7 +174,7 @@ async def test_a_right_code_gives_a_token_for_the_client_that_checks_it(harness:
 
     result = expect(Verified, await harness.service.check.by_id(request, verification.id))
 
-    assert result.token == f"shop +79001234567 login {verification.id} False"
+    assert result.token == f"shop +79001234567 login {verification.id} None False"
     assert result.token_lifetime == FakeTokens.lifetime
 
 

@@ -20,6 +20,7 @@ EVENT = Event(
     client="shop",
     verification_id="vrf_0a11b22c33d44e55f667788",
     purpose="login",
+    reference=None,
     channel="voice",
     phone=Phone("+79001234567"),
     status="pending",
@@ -47,6 +48,12 @@ def test_the_body_describes_the_event_with_a_masked_phone() -> None:
             "call": {"status": "ringing"},
         },
     }
+
+
+def test_the_body_has_the_reference_if_there_is_one() -> None:
+    endpoint = WebhookEndpoint("https://shop.example/hook", (SECRET,))
+
+    assert json.loads(endpoint.body(replace(EVENT, reference="Заказ | 7")))["data"]["reference"] == "Заказ | 7"
 
 
 def test_the_body_has_the_full_phone_if_configured_and_null_without_a_call() -> None:

@@ -1,7 +1,7 @@
 -- The journal of attempts: a stream for each bucket. An entry is one text, whose id has the time. app/store/attempts.py
 -- reads them.
 --
---   b<mark><number>, rest of the id, client, purpose, channel, phone without its middle, phone digest
+--   b<mark><number>, rest of the id, client, purpose, channel, phone without its middle, phone digest, reference, consent
 --                    an attempt begins: the provider is asked for a call
 --   s<mark><number>, state, provider's reference, operator, provider's unknown status
 --   r<mark><number>, kind, reason      the call was not placed, and is refunded
@@ -22,7 +22,7 @@ end
 local function begin_attempt(journal, key, record, number, now, kept)
   local phone = record[PHONE]
   local facts = {number, key:sub(-12), record[CLIENT], record[PURPOSE], record[CHANNEL .. number] or record[CHANNEL],
-    phone:sub(2, 4) .. phone:sub(-4), record[PHONE_DIGEST]}
+    phone:sub(2, 4) .. phone:sub(-4), record[PHONE_DIGEST], record[REFERENCE] or '', record[CONSENT] or ''}
   redis.call('XADD', journal, 'MINID', now - kept, '*', 'e', entry('b', key, facts))
   redis.call('PEXPIRE', journal, kept)
 end

@@ -7,7 +7,7 @@
 local journal, ids = KEYS[1], ARGV
 
 local deleted = redis.call('XDEL', journal, unpack(ids))
-if redis.call('XLEN', journal) == 0 then
+if #redis.call('XRANGE', journal, '-', '+', 'COUNT', 1) == 0 then
   redis.call('DEL', journal)
 end
 return deleted

@@ -12,13 +12,13 @@
 --         then code digests under each secret key; without any no code was given, and the question is whether the person
 --         has dialled the number of a verification without one
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, channel of the call, 1 if it
---          is a test, else 0}
+--          is a test, else 0, reference}                   the reference is left out where there is none
 --         {'verified_again', …the same}                    the check that verified it, repeated
---         {'wrong', rest of the id, {…}, checks left}
---         {'waiting', rest of the id, {}, checks left}     without a code: not dialled yet
+--         {'wrong', rest of the id, {…}, checks left, reference}
+--         {'waiting', rest of the id, {}, checks left, reference}      without a code: not dialled yet
 --         {'code_needed' | 'no_code_needed'}
 --         {'other_length', {lengths of the live codes…}}   no live code is as long
---         {'exhausted', rest of the id, {…}, ms to wait}   locked by this check
+--         {'exhausted', rest of the id, {…}, ms to wait, reference}    locked by this check
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
 --         {'not_found' | 'verified_before' | 'canceled_before'}
@@ -44,7 +44,7 @@ end
 local function verified(outcome, it, left, number)
   local record = it.record
   return {outcome, rest_of_id(it.key), left, record[PURPOSE], record[PHONE], of_call(record, CHANNEL, number),
-    record[IS_TEST] and 1 or 0}
+    record[IS_TEST] and 1 or 0, record[REFERENCE]}
 end
 
 local function verify(it, left, number, changes)
@@ -84,7 +84,7 @@ if #candidates == 0 and not record[IS_DIALLED] then return {'code_needed'} end
 if #candidates == 0 then
   local number = record[LAST_CALL]
   if record[HAS_DIALLED .. number] and is_live(latest, number) then return verify(latest, {}, number, {}) end
-  return {'waiting', rest_of_id(key), {}, record[CHECKS_ALLOWED]}
+  return {'waiting', rest_of_id(key), {}, record[CHECKS_ALLOWED], record[REFERENCE]}
 end
 
 -- A code of another length than any live one was mistyped, and costs nothing.
@@ -155,8 +155,8 @@ local wrong_checks = (record[WRONG_CHECKS] or 0) + 1
 local checks_left = record[CHECKS_ALLOWED] - wrong_checks
 if checks_left > 0 then
   publish(key, record, {[WRONG_CHECKS] = wrong_checks}, nil, outbox)
-  return {'wrong', rest_of_id(key), left, checks_left}
+  return {'wrong', rest_of_id(key), left, checks_left, record[REFERENCE]}
 end
 local wait = until_next_call(key, record, now)
 finish(key, record, {[WRONG_CHECKS] = wrong_checks}, 'locked', journal, outbox)
-return {'exhausted', rest_of_id(key), left, wait}
+return {'exhausted', rest_of_id(key), left, wait, record[REFERENCE]}

@@ -67,7 +67,11 @@ end
 
 -- Return an event, as webhooks/take.lua describes it. Its id, with `number`, is never used again.
 local function event_of(key, record, event, number, status, call, moment)
-  return table.concat({rest_of_id(key) .. '-' .. number, event, record[CLIENT], record[PURPOSE], record[CHANNEL],
+  local purpose, reference = record[PURPOSE], record[REFERENCE]
+  if reference then
+    purpose = purpose .. ':' .. reference:gsub('[%%|]', {['%'] = '%25', ['|'] = '%7C'})
+  end
+  return table.concat({rest_of_id(key) .. '-' .. number, event, record[CLIENT], purpose, record[CHANNEL],
     record[PHONE], status, call, moment}, '|')
 end
 

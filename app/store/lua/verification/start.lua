@@ -41,7 +41,9 @@ else
   changes[CLIENT], changes[PURPOSE], changes[PHONE], changes[PHONE_DIGEST] = client, purpose, phone_number, rest_of_id(phone_key)
   changes[CHECKS_ALLOWED], changes[CREATED_AT], changes[CHANNEL], changes[CODE_LENGTH] = checks_allowed, now, channel, code_length
   changes[IS_TEST], changes[IS_DIALLED] = is_test and 1, is_dialled and 1
+  changes[REFERENCE] = reference ~= '' and reference or named[REFERENCE]
 end
+changes[CONSENT] = consent ~= '' and consent or named[CONSENT]
 local created = record[CREATED_AT] or now
 changes[RESEND_AFTER], changes[EXPIRES_AFTER .. number] = resend_at - created, expires - created
 local changes_of_phone = {}

@@ -4,14 +4,15 @@
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
 --         7 code length, or 0   8 code digest, or ''   9 rest of the id of the verification that is called again, or ''
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
---         13 digest of the address, or ''   14 how long the journal is kept; 0: there is none   15 lifetime of a call
---         16 calls allowed   17 failed checks of a phone allowed, 18 from one address, 19 in which period
---         20 cooldowns, as a JSON array   21 longest period of a limit, or 0   22… name, count and period of each limit
---         of calls to a phone
+--         13 digest of the address, or ''   14 reference and 15 consent, as in layout.py, or ''
+--         16 how long the journal is kept; 0: there is none   17 lifetime of a call   18 calls allowed
+--         19 failed checks of a phone allowed, 20 from one address, 21 in which period   22 cooldowns, as a JSON array
+--         23 longest period of a limit, or 0   24… name, count and period of each limit of calls to a phone
 local phone_key, new_key, journal, outbox = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
-  token, address, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldowns, longest_period = unpack(ARGV)
-local limits, first_limit = ARGV, 22
+  token, address, reference, consent, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period,
+  cooldowns, longest_period = unpack(ARGV)
+local limits, first_limit = ARGV, 24
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
 
@@ -45,7 +46,7 @@ end
 -- Return why the start is refused, as start.lua returns it, or nothing.
 local function refusal()
   if named_key and (named[CLIENT] ~= client or named[PURPOSE] ~= purpose or named[PHONE] ~= phone_number
-      or named[STATUS] or is_test ~= (named[IS_TEST] ~= nil)) then
+      or named[STATUS] or is_test ~= (named[IS_TEST] ~= nil) or reference ~= '' and reference ~= named[REFERENCE]) then
     return {'not_found'}
   elseif is_resend and (named[CALLS_LEFT] <= 0 or named[LAST_CALL] >= MOST_CALLS) then
     return {'calls_exhausted', math.max(redis.call('PEXPIRETIME', named_key), next_call) - now}

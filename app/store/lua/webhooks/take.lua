@@ -9,7 +9,8 @@
 --
 -- An event is one text: <rest of the id of its verification>-<its number there>|<type>|<client>|<purpose>|<channel>|
 -- <phone>|<status>|<status of the latest call>|<moment>, and once an attempt has failed, |<attempts>|<error>. The moment
--- of an expiry is added as it is taken.
+-- of an expiry is added as it is taken. After the purpose comes :<reference>, if there is one, with its % as %25 and its |
+-- as %7C.
 --
 -- KEYS    1 outbox   2 retries
 -- ARGV    1 how many at most   2 time after which an event is taken again   3 how many new ones are kept

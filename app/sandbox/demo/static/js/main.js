@@ -1,25 +1,15 @@
-// Puts the page together: the session between the form and the telephone, and the language over all of it.
+// Puts the page together: the session between the form and the telephone.
 
 import { byId, write } from "./dom.js";
 import { createForm } from "./form.js";
 import { createInbox } from "./inbox.js";
-import { language, onLanguage, setLanguage, t, translate } from "./i18n.js";
+import { t } from "./i18n.js";
 import { createJournal } from "./journal.js";
 import { createPhone } from "./phone.js";
 import { createScenario } from "./scenario.js";
 import { createSession } from "./session.js";
 
 const { channels, events } = await (await fetch("./demo/config.json")).json();
-
-onLanguage(() => {
-  translate();
-  for (const button of document.querySelectorAll("[data-lang]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.lang === language()));
-  }
-});
-for (const button of document.querySelectorAll("[data-lang]")) {
-  button.addEventListener("click", () => setLanguage(button.dataset.lang));
-}
 
 createJournal();
 createInbox();

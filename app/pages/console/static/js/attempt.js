@@ -1,0 +1,63 @@
+// One verification: each of its calls as a time line, why it failed, and what to do.
+
+import { get } from "./api.js";
+import { byId, make } from "./dom.js";
+import { find, formatPhone, t } from "./i18n.js";
+import { byDataId, createPanel } from "./panel.js";
+import { toneOf, verdict } from "./verdict.js";
+import { rub, time, word } from "./words.js";
+
+/** Build the dialog; return {open, refresh}. */
+export function createAttempt() {
+  const dialog = byId("attempt");
+  let id = null;
+  let opener;
+  const refresh = createPanel("verification", async () => (id ? get(`/admin/attempts/${encodeURIComponent(id)}`, { accepted: [404] }) : {}), render);
+
+  function open(verification) {
+    id = verification;
+    opener = document.activeElement?.dataset.id;
+    dialog.showModal();
+    byId("attempt-title").focus();
+    return refresh();
+  }
+
+  byId("close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => {
+    id = null;
+    refresh(); // what it showed must not flash up with the next one
+    if (opener) byDataId(opener)?.focus(); // by now another element than the one that the browser remembers
+  });
+  return { open, refresh: () => (id ? refresh() : undefined) };
+}
+
+function render({ attempts = [] }) {
+  const [first] = attempts;
+  if (!first) return []; // or it is so long ago that the journal has no more of it
+  return [
+    facts(["phone", formatPhone(first.phone)], ["id", first.verification_id], ["client", first.client], ["purpose", first.purpose],
+      ["wrong_codes", first.wrong_codes], ["cost", rub(attempts.reduce((sum, { cost_rub: cost }) => sum + Number(cost), 0))]),
+    ...attempts.map(call),
+  ];
+}
+
+const call = (attempt) => make("article", {},
+  make("h3", { textContent: t("call", { number: attempt.call_number }) }),
+  make("div", { className: "advice", data: { tone: toneOf(verdict(attempt)) } },
+    make("b", { textContent: word(verdict(attempt)) }),
+    make("p", { textContent: advise(attempt) }),
+    ...(attempt.reason ? [make("p", {}, make("code", { textContent: attempt.reason }))] : [])),
+  facts(["channel", word(attempt.channel)], ["operator", attempt.operator], ["call_ref", attempt.call_ref]),
+  make("ol", { className: "line" }, ...attempt.timeline.map(({ at, event, reason }) => make("li", { data: { tone: toneOf(event) } },
+    time(at), make("b", { textContent: word(event) }), ...(reason ? [make("code", { textContent: reason })] : [])))));
+
+/** Say why it failed and what to do; of a refusal the first word of the reason is its kind. */
+function advise(attempt) {
+  const name = verdict(attempt);
+  if (name !== "refused") return t(`advice.${name}`);
+  return find(`refused.${attempt.reason.split(":")[0]}`) ?? t("refused.other");
+}
+
+/** Return a list of those facts [name, value] that are known. */
+const facts = (...known) => make("dl", { className: "facts" }, ...known.filter(([, value]) => value !== null).map(([name, value]) =>
+  make("div", {}, make("dt", { textContent: t(`facts.${name}`) }), make("dd", { textContent: value }))));
