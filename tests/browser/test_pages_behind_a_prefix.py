@@ -51,6 +51,16 @@ def test_a_number_is_confirmed_on_the_demo_page(visit: Visit, number: str) -> No
     assert f"{PREFIX}/verify/start" in [url for _, url, _ in visit.requests]
 
 
+def test_the_console_shows_a_call(visit: Visit, service: Demo) -> None:
+    service.post("/verify/start", phone="+79001234567")
+    page = visit.page
+    page.goto(f"{PREFIX}/console")
+    page.locator("#attempts .row").first.click()
+
+    expect(page.locator("#attempt .advice")).to_be_visible()
+    assert f"{PREFIX}/readyz" in [url for _, url, _ in visit.requests]
+
+
 def test_an_operation_can_be_executed_on_the_docs_page(visit: Visit) -> None:
     visit.page.goto(f"{PREFIX}/docs")
     start = operation(visit.page, "POST", "/verify/start")

@@ -114,7 +114,8 @@ def test_the_console_has_a_text_for_every_word_of_the_journal(language: str) -> 
 def test_the_console_offers_the_channels_and_outcomes_of_the_service() -> None:
     script = (PAGES["console"] / "js/attempts.js").read_text(encoding="utf-8")
     offered = {
-        name: set(re.findall(r'"(\w+)"', values)) for name, values in re.findall(r"const (\w+) = \[(.*)\];", script)
+        name: set(re.findall(r'"(\w+)"', values))
+        for name, values in re.findall(r"const (\w+) = \[(.*?)\];", script, re.DOTALL)
     }
 
     assert offered["CHANNELS"] == set(Channel)

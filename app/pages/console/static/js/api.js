@@ -9,7 +9,7 @@ export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const setKey = (key) => sessionStorage.setItem(KEY, key.trim());
 export const dropKey = () => sessionStorage.removeItem(KEY);
 
-/** A request without success: `status` is 0 where no answer came; `problem` is the API's own (RFC 9457), if there is one. */
+/** A request that failed: `status` is 0 if no answer came, `problem` is the API's own (RFC 9457), if there is one. */
 export class Failure extends Error {
   constructor(status, problem = {}) {
     super(problem.detail ?? `status ${status}`);

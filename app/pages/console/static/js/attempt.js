@@ -12,7 +12,8 @@ export function createAttempt() {
   const dialog = byId("attempt");
   let id = null;
   let opener;
-  const refresh = createPanel("verification", async () => (id ? get(`/admin/attempts/${encodeURIComponent(id)}`, { accepted: [404] }) : {}), render);
+  const load = async () => (id ? get(`/admin/attempts/${encodeURIComponent(id)}`, { accepted: [404] }) : {});
+  const refresh = createPanel("verification", load, render);
 
   function open(verification) {
     id = verification;
@@ -34,9 +35,12 @@ export function createAttempt() {
 function render({ attempts = [] }) {
   const [first] = attempts;
   if (!first) return []; // or it is so long ago that the journal has no more of it
+  const cost = attempts.reduce((sum, { cost_rub: rubles }) => sum + Number(rubles), 0);
   return [
-    facts(["phone", formatPhone(first.phone)], ["id", first.verification_id], ["client", first.client], ["purpose", first.purpose],
-      ["wrong_codes", first.wrong_codes], ["cost", rub(attempts.reduce((sum, { cost_rub: cost }) => sum + Number(cost), 0))]),
+    facts({
+      phone: formatPhone(first.phone), id: first.verification_id, client: first.client, purpose: first.purpose,
+      wrong_codes: first.wrong_codes, cost: rub(cost),
+    }),
     ...attempts.map(call),
   ];
 }
@@ -46,10 +50,15 @@ const call = (attempt) => make("article", {},
   make("div", { className: "advice", data: { tone: toneOf(verdict(attempt)) } },
     make("b", { textContent: word(verdict(attempt)) }),
     make("p", { textContent: advise(attempt) }),
-    ...(attempt.reason ? [make("p", {}, make("code", { textContent: attempt.reason }))] : [])),
-  facts(["channel", word(attempt.channel)], ["operator", attempt.operator], ["call_ref", attempt.call_ref]),
-  make("ol", { className: "line" }, ...attempt.timeline.map(({ at, event, reason }) => make("li", { data: { tone: toneOf(event) } },
-    time(at), make("b", { textContent: word(event) }), ...(reason ? [make("code", { textContent: reason })] : [])))));
+    ...said(attempt.reason)),
+  facts({ channel: word(attempt.channel), operator: attempt.operator, call_ref: attempt.call_ref }),
+  make("ol", { className: "line" }, ...attempt.timeline.map(timelineEntry)));
+
+const timelineEntry = ({ at, event, reason }) => make("li", { data: { tone: toneOf(event) } },
+  time(at), make("b", { textContent: word(event) }), ...said(reason));
+
+/** The words of the provider, if there are any. */
+const said = (reason) => (reason ? [make("code", { textContent: reason })] : []);
 
 /** Say why it failed and what to do; of a refusal the first word of the reason is its kind. */
 function advise(attempt) {
@@ -58,6 +67,9 @@ function advise(attempt) {
   return find(`refused.${attempt.reason.split(":")[0]}`) ?? t("refused.other");
 }
 
-/** Return a list of those facts [name, value] that are known. */
-const facts = (...known) => make("dl", { className: "facts" }, ...known.filter(([, value]) => value !== null).map(([name, value]) =>
-  make("div", {}, make("dt", { textContent: t(`facts.${name}`) }), make("dd", { textContent: value }))));
+/** Return the list of some facts by name, without those that are not known. */
+function facts(named) {
+  const known = Object.entries(named).filter(([, value]) => value !== null);
+  return make("dl", { className: "facts" }, ...known.map(([name, value]) => make("div", {},
+    make("dt", { textContent: t(`facts.${name}`) }), make("dd", { textContent: value }))));
+}

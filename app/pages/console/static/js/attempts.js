@@ -10,7 +10,9 @@ import { time, word } from "./words.js";
 
 const DAYS = ["1", "7", "30"];
 const CHANNELS = ["", "voice", "flash_call", "reverse_call"];
-const OUTCOMES = ["", "verified", "refused", "unconfirmed", "busy", "no_answer", "failed", "locked", "expired", "canceled", "pending"];
+const OUTCOMES = [
+  "", "verified", "refused", "unconfirmed", "busy", "no_answer", "failed", "locked", "expired", "canceled", "pending",
+];
 const PAGE = 50;
 const DAY = 86_400_000; // ms
 
@@ -27,9 +29,11 @@ export function createAttempts(open) {
 
   async function load() {
     if (phone) return post("/admin/attempts/find", { phone });
-    const wanted = [...new FormData(filters)].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value);
     const since = new Date(Date.now() - byId("days").value * DAY).toISOString();
-    const page = await get(`/admin/attempts?${new URLSearchParams([...wanted, ["since", since], ["limit", PAGE], ...(before ? [["before", before]] : [])])}`);
+    const query = new URLSearchParams({ since, limit: PAGE });
+    if (before) query.set("before", before);
+    for (const [name, value] of new FormData(filters)) if (value.trim()) query.set(name, value.trim());
+    const page = await get(`/admin/attempts?${query}`);
     next = page.next_before;
     return { attempts: [...earlier, ...page.attempts], refused_starts: [] };
   }
@@ -93,5 +97,6 @@ export function createAttempts(open) {
 /** Put the options of a choice into the language of the page; it stays chosen. */
 function fill(id, values, textOf) {
   const chosen = byId(id).value || values[0];
-  byId(id).replaceChildren(...values.map((value) => make("option", { value, textContent: textOf(value), selected: value === chosen })));
+  const option = (value) => make("option", { value, textContent: textOf(value), selected: value === chosen });
+  byId(id).replaceChildren(...values.map(option));
 }

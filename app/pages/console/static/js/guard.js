@@ -11,10 +11,13 @@ import { moment } from "./words.js";
 export function createGuard() {
   const conversion = ({ calls, successes }) => soft(t("verified_of", { placed: calls, verified: successes }));
   const blocked = (block) => row(
-    make("b", { textContent: block.range }), soft(t("until", { time: moment(block.until) })), conversion(block), soft(t("level", block)),
+    soft(t("until", { time: moment(block.until) })), make("b", { textContent: block.range }),
+    conversion(block), soft(t("level", block)),
     action(block.range, "lift", () => remove(`/admin/guard/${encodeURIComponent(block.range)}`), refresh));
   const suspect = (one) => row(
-    make("b", { textContent: one.client }), soft(t("since", { time: moment(one.since) })), conversion(one), soft(t("suspect")));
-  const refresh = createPanel("guard", () => get("/admin/guard"), ({ blocks, suspects }) => list([...blocks.map(blocked), ...suspects.map(suspect)]));
+    soft(t("since", { time: moment(one.since) })), make("b", { textContent: one.client }),
+    conversion(one), soft(t("suspect")), soft(""));
+  const render = ({ blocks, suspects }) => list([...blocks.map(blocked), ...suspects.map(suspect)]);
+  const refresh = createPanel("guard", () => get("/admin/guard"), render);
   return refresh;
 }

@@ -18,9 +18,10 @@ byId("sent-section").hidden = !config.webhook_log;
 
 const attempt = createAttempt();
 const attempts = createAttempts(attempt.open);
-// The service has to read the list from 4,096 buckets, so it is loaded when the statistics say that something happened.
-const live = [createToday(attempts), attempt.refresh];
-const slow = [attempts, createHealth(), createGuard(), createFailedWebhooks(), ...(config.webhook_log ? [createSentWebhooks()] : [])];
+// The service reads the list from 4,096 buckets, so it is loaded when the statistics say that something happened.
+const live = [createToday(() => load([attempts])), attempt.refresh];
+const slow = [attempts, createHealth(), createGuard(), createFailedWebhooks()];
+if (config.webhook_log) slow.push(createSentWebhooks());
 connectErasure(() => load([...live, attempts]));
 
 let isOpen = false;
@@ -32,8 +33,15 @@ function show(opened) {
   byId("sign-out").hidden = !opened || !hasKey();
 }
 
+const loading = new Set();
+
+/** Load panels, unless they are loading: an answer that takes long must not be overtaken by the next request. */
 function load(panels) {
-  if (isOpen && !document.hidden) for (const refresh of panels) refresh();
+  if (!isOpen || document.hidden) return;
+  for (const refresh of panels.filter((one) => !loading.has(one))) {
+    loading.add(refresh);
+    Promise.resolve(refresh()).finally(() => loading.delete(refresh));
+  }
 }
 
 /** Open the console, unless the service asks for a key. Without an answer the panels say so, and try again. */

@@ -9,7 +9,9 @@ export const tag = (textContent, tone = "") => make("span", { className: "tag", 
 export const row = (...cells) => make("div", { className: "row" }, ...cells);
 
 /** Return the list of some rows; none of them: nothing. */
-export const list = (rows) => (rows.length ? [make("ul", { className: "rows" }, ...rows.map((one) => make("li", {}, one)))] : []);
+export function list(rows) {
+  return rows.length ? [make("ul", { className: "rows" }, ...rows.map((one) => make("li", {}, one)))] : [];
+}
 
 /** Return a button that changes something, then loads its panel again. A failure is said beside it. */
 export function action(id, name, change, refresh) {

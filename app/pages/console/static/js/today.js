@@ -7,9 +7,12 @@ import { find, t } from "./i18n.js";
 import { createPanel } from "./panel.js";
 import { rub, word } from "./words.js";
 
-/** Return a list of figures: [name, value, tone]; the name is that of a text, or of a provider. */
-const figures = (...facts) => make("dl", { className: "figures" }, ...facts.map(([name, value, tone = ""]) => make("div", {},
-  make("dt", { textContent: find(`figures.${name}`) ?? name }), make("dd", { textContent: value, data: { name, tone } }))));
+/** Return a list of figures [name, value, tone]; the name is that of a text, or of a provider. */
+function figures(...facts) {
+  return make("dl", { className: "figures" }, ...facts.map(([name, value, tone = ""]) => make("div", {},
+    make("dt", { textContent: find(`figures.${name}`) ?? name }),
+    make("dd", { textContent: value, data: { name, tone } }))));
+}
 
 /** Build the panel of what calls need; return the function that loads it. */
 export function createHealth() {
@@ -17,14 +20,19 @@ export function createHealth() {
     ready: await get("/readyz", { accepted: [503] }), // Redis does not answer: that is what it says
     account: await get("/provider/account").catch(() => ({ balance_rub: null })), // nor need the provider
   });
-  return createPanel("health", load, ({ ready, account }) => [figures(
-    ["redis", ...(ready.status === "unavailable" ? [t("down"), "bad"] : [t("up")])],
-    ...Object.entries(ready.circuits).map(([name, circuit]) => [name, word(circuit), circuit === "closed" ? "" : "bad"]),
-    ["balance", account.balance_rub === null ? t("unknown") : rub(account.balance_rub), ready.balance === "low" ? "bad" : ""],
-  )]);
+  const bad = (isBad) => (isBad ? "bad" : "");
+  return createPanel("health", load, ({ ready, account: { balance_rub: balance } }) => {
+    const isDown = ready.status === "unavailable";
+    const circuits = Object.entries(ready.circuits);
+    return [figures(
+      ["redis", t(isDown ? "down" : "up"), bad(isDown)],
+      ...circuits.map(([name, circuit]) => [name, word(circuit), bad(circuit !== "closed")]),
+      ["balance", balance === null ? t("unknown") : rub(balance), bad(ready.balance === "low")],
+    )];
+  });
 }
 
-/** Build the panel of the statistics; return the function that loads it. `onChange` is called when they have changed. */
+/** Build the panel of the statistics; return the function that loads it. `onChange` is called when they change. */
 export function createToday(onChange) {
   let last;
   async function load() {
@@ -70,8 +78,10 @@ function hours(rows, total) {
     return { ...sum, label: `${name}:00: ${t("verified_of", sum)}` };
   });
   const busy = counts.filter(({ placed }) => placed).map(({ label }) => label);
-  return make("div", {}, columns(counts, [t("chart", total), ...busy].join("; ")),
-    make("div", { className: "hours", ariaHidden: "true" }, ...["00", "06", "12", "18"].map((textContent) => make("span", { textContent }))));
+  const scale = ["00", "06", "12", "18"].map((textContent) => make("span", { textContent }));
+  return make("div", {},
+    columns(counts, [t("chart", total), ...busy].join("; ")),
+    make("div", { className: "hours", ariaHidden: "true" }, ...scale));
 }
 
 function groups(rows, dimension) {
@@ -79,5 +89,7 @@ function groups(rows, dimension) {
   if (!found.length) return make("p", { className: "soft", textContent: "—" });
   const [[, { placed: most }]] = found;
   return make("ul", { className: "bars" }, ...found.map(([name, sum]) => make("li", {},
-    make("b", { textContent: word(name) || t("unknown") }), make("span", { textContent: t("verified_of", sum) }), bar(sum.verified, sum.placed, most || 1))));
+    make("b", { textContent: word(name) || t("unknown") }),
+    make("span", { textContent: t("verified_of", sum) }),
+    bar(sum.verified, sum.placed, most || 1))));
 }

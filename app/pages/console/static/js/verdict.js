@@ -1,9 +1,9 @@
 // What to make of an attempt: the one word that says most about it, and how good that is.
 
 const UNREACHED = new Set(["busy", "no_answer", "failed"]);
-const BAD = new Set([...UNREACHED, "refused", "unconfirmed", "locked", "expired", "canceled", "wrong_code", "not_placed"]);
+const BAD = new Set([...UNREACHED, "refused", "unconfirmed", "locked", "expired", "canceled", "wrong_code"]);
 
-/** Return the word that says most: the provider's refusal, else how the verification ended, else what became of the call. */
+/** Return the word that says most: the provider refused it, how the verification ended, what became of the call. */
 export function verdict({ outcome, call_status: call, ending }) {
   if (outcome === "refused" || outcome === "asked") return outcome;
   if (ending === "verified" || ending === "locked" || ending === "canceled") return ending;

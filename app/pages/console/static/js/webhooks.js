@@ -11,17 +11,22 @@ const SHOWN = 20;
 
 /** Build the panel of those that were given up; return the function that loads it. */
 export function createFailedWebhooks() {
-  const failed = (event) => row(
-    time(event.given_up_at), make("b", { textContent: event.client }), soft(event.type), soft(t("tries", { count: event.attempts, error: event.error })),
-    action(event.id, "resend", () => post(`/admin/webhooks/failed/${encodeURIComponent(event.id)}/resend`), refresh));
+  const failed = ({ id, given_up_at: at, client, type, attempts: count, error }) => row(
+    time(at), make("b", { textContent: client }), soft(type), soft(t("tries", { count, error })),
+    action(id, "resend", () => post(`/admin/webhooks/failed/${encodeURIComponent(id)}/resend`), refresh));
   const refresh = createPanel("failed", () => get("/admin/webhooks/failed"), ({ events }) => list(events.map(failed)));
   return refresh;
 }
 
 /** Build the panel of those that were sent within a day; return the function that loads it. */
 export function createSentWebhooks() {
-  const outcome = ({ url, error }) => (error ? tag(error, "bad") : tag(t(url ? "delivered" : "no_url"), url ? "good" : ""));
+  const outcome = ({ url, error }) => {
+    if (error) return tag(error, "bad");
+    return url ? tag(t("delivered"), "good") : tag(t("no_url"));
+  };
   const sent = (attempt) => row(
-    time(attempt.sent_at), make("b", { textContent: attempt.client }), soft(attempt.event.type), soft(attempt.url ?? ""), outcome(attempt));
-  return createPanel("sent", () => get("/sandbox/events"), ({ attempts }) => list(attempts.slice(-SHOWN).reverse().map(sent)));
+    time(attempt.sent_at), make("b", { textContent: attempt.client }),
+    soft(attempt.event.type), soft(attempt.url ?? ""), outcome(attempt));
+  const render = ({ attempts }) => list(attempts.slice(-SHOWN).reverse().map(sent));
+  return createPanel("sent", () => get("/sandbox/events"), render);
 }

@@ -11,7 +11,8 @@ export const rub = (amount) => new Intl.NumberFormat(language(), {
   style: "currency", currency: "RUB", currencyDisplay: "narrowSymbol", trailingZeroDisplay: "stripIfInteger",
 }).format(amount);
 
-const MOMENT = { day: "2-digit", month: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const TWO = "2-digit";
+const MOMENT = { day: TWO, month: TWO, hour: TWO, minute: TWO, second: TWO, hourCycle: "h23" };
 export const moment = (at) => new Intl.DateTimeFormat(language(), MOMENT).format(new Date(at));
 export const time = (at) => make("time", { dateTime: at, textContent: moment(at) });
 
@@ -20,5 +21,6 @@ export function explain(failure) {
   if (!(failure instanceof Failure)) throw failure;
   if (failure.status === 0) return t("problems.offline");
   const { type = "", detail } = failure.problem;
-  return (language() === "en" && detail) || find(`problems.${type.split("/").pop()}`) || t("problems.other", { status: failure.status });
+  if (language() === "en" && detail) return detail;
+  return find(`problems.${type.split("/").pop()}`) ?? t("problems.other", { status: failure.status });
 }

@@ -18,7 +18,7 @@ export default {
   unknown: "unknown",
 
   today: "Today",
-  figures: { placed: "Calls", answered: "Answered", verified: "Verified", conversion: "Conversion", spend: "Spend", balance: "Balance", redis: "Redis" },
+  figures: { placed: "Calls", answered: "Answered", verified: "Verified", conversion: "Conversion", spend: "Spend", balance: "Balance", redis: "Redis", plusofon: "Plusofon" },
   up: "works",
   down: "does not answer",
   by_hour: "Calls by the hour, those that verified in colour ({tz})",

@@ -18,7 +18,7 @@ export default {
   unknown: "неизвестно",
 
   today: "Сегодня",
-  figures: { placed: "Звонки", answered: "Ответили", verified: "Подтверждены", conversion: "Конверсия", spend: "Расход", balance: "Баланс", redis: "Redis" },
+  figures: { placed: "Звонки", answered: "Ответили", verified: "Подтверждены", conversion: "Конверсия", spend: "Расход", balance: "Баланс", redis: "Redis", plusofon: "Plusofon" },
   up: "работает",
   down: "не отвечает",
   by_hour: "Звонки по часам, подтверждённые\u00a0— цветом ({tz})",

@@ -4,6 +4,7 @@ export default {
   skip: "Skip to the form",
   navigation: "Service",
   sandbox: "Sandbox",
+  console: "Console",
   docs: "API docs",
   language: "Language",
   dark: "Dark colours",

@@ -4,6 +4,7 @@ export default {
   skip: "К форме",
   navigation: "Сервис",
   sandbox: "Песочница",
+  console: "Консоль",
   docs: "Документация",
   language: "Язык",
   dark: "Тёмные цвета",
