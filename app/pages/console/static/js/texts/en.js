@@ -39,6 +39,7 @@ export default {
   outcome: "Outcome",
   client: "Client",
   operator: "Operator",
+  reference: "Reference",
   earlier: "Earlier calls",
   refused_starts: { one: "{count} start refused", other: "{count} starts refused" },
   by_limit: "by a limit",
@@ -58,7 +59,7 @@ export default {
   verification: "Verification",
   close: "Close",
   call: "Call {number}",
-  facts: { phone: "Phone", id: "Id", client: "Client", purpose: "Purpose", wrong_codes: "Wrong codes", cost: "Cost", channel: "Channel", operator: "Operator", call_ref: "Id at the provider" },
+  facts: { phone: "Phone", id: "Id", client: "Client", purpose: "Purpose", reference: "Reference", consent: "Consent", wrong_codes: "Wrong codes", cost: "Cost", channel: "Channel", operator: "Operator", call_ref: "Id at the provider" },
 
   guard: "Blocked by the fraud guard",
   lift: "Lift",

@@ -39,6 +39,7 @@ export default {
   outcome: "Результат",
   client: "Клиент",
   operator: "Оператор",
+  reference: "Номер у клиента",
   earlier: "Более ранние",
   refused_starts: { one: "Отклонён {count} запрос", few: "Отклонено {count} запроса", other: "Отклонено {count} запросов" },
   by_limit: "лимит",
@@ -58,7 +59,7 @@ export default {
   verification: "Верификация",
   close: "Закрыть",
   call: "Звонок {number}",
-  facts: { phone: "Телефон", id: "Id", client: "Клиент", purpose: "Назначение", wrong_codes: "Неверных кодов", cost: "Стоимость", channel: "Канал", operator: "Оператор", call_ref: "Id у провайдера" },
+  facts: { phone: "Телефон", id: "Id", client: "Клиент", purpose: "Назначение", reference: "Номер у клиента", consent: "Согласие", wrong_codes: "Неверных кодов", cost: "Стоимость", channel: "Канал", operator: "Оператор", call_ref: "Id у провайдера" },
 
   guard: "Заблокировано антифродом",
   lift: "Снять",
