@@ -254,6 +254,7 @@ class Builder:
             round_trip=self.metrics.round_trip,
             waited=self.tracing.waited if self.tracing else None,
         )
+        self.stack.push_async_callback(runner.aclose)
         # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
         phone_key = derive_key(settings.names_secret, "phone")
         lease = 2 * settings.longest_request  # longer than a request to a provider can take

@@ -102,30 +102,35 @@ def record_key(verification: Verification) -> str:
     return f"pv2{{{verification.id[4:7]}}}:{verification.id[7:]}"
 
 
-async def measure_checks(bench: Bench, name: str, sample: Sequence[Verification]) -> Found:
-    """Measure wrong checks: their processor time under saturation, their p99 at half the throughput.
+async def measure_checks(*pending: tuple[Bench, Sequence[Verification]]) -> Sequence[Found]:
+    """Measure wrong checks on each server: their processor time under saturation, their p99 at half the throughput.
 
-    The lowest of some rounds: other processes only make them slower. What Redis does at rest, such as to expire what
-    the starts have left, is no part of a check.
+    In turns, since a shared machine changes, and the lowest of some rounds: other processes only make them slower. What
+    Redis does at rest, such as to expire what the starts have left, is no part of a check.
     """
-    checked, paced = sample[:_FEW], sample[_FEW : 2 * _FEW]
-    before = await redis_seconds(bench.redis)
+    before = [await redis_seconds(bench.redis) for bench, _ in pending]
     await asyncio.sleep(_REST)
-    at_rest = (await redis_seconds(bench.redis) - before) / _REST
-    p99_ms, rewrite_us = [], []
+    at_rest = [(await redis_seconds(it.redis) - used) / _REST for (it, _), used in zip(pending, before, strict=True)]
+    p99_ms: list[list[float]] = [[] for _ in pending]
+    rewrite_us: list[list[float]] = [[] for _ in pending]
     for _ in range(_ROUNDS):
-        await bench.saturate(name, [bench.wrong_check(it) for it in checked])
-        await bench.pace(name, [bench.wrong_check(it) for it in paced])
-        row: Row = bench.rows[name]
-        assert row.paced  # noqa: S101 - it was just measured
-        p99_ms.append(percentile(row.paced, 99))
-        rewrite_us.append(await measure_rewrites(bench.redis, [*map(record_key, checked)]))
-    return Found(
-        service_us=min(it.cpu_us for it in row.rounds),
-        redis_us=min(it.redis_us - at_rest / it.per_second * 1e6 for it in row.rounds),
-        rewrite_us=min(rewrite_us),
-        p99_ms=min(p99_ms),
-    )
+        for (bench, sample), latencies, rewrites in zip(pending, p99_ms, rewrite_us, strict=True):
+            checked, paced = sample[:_FEW], sample[_FEW : 2 * _FEW]
+            await bench.saturate("check", [bench.wrong_check(it) for it in checked])
+            await bench.pace("check", [bench.wrong_check(it) for it in paced])
+            row: Row = bench.rows["check"]
+            assert row.paced  # noqa: S101 - it was just measured
+            latencies.append(percentile(row.paced, 99))
+            rewrites.append(await measure_rewrites(bench.redis, [*map(record_key, checked)]))
+    return [
+        Found(
+            service_us=min(it.cpu_us for it in bench.rows["check"].rounds),
+            redis_us=min(it.redis_us - rest / it.per_second * 1e6 for it in bench.rows["check"].rounds),
+            rewrite_us=min(rewrites),
+            p99_ms=min(latencies),
+        )
+        for (bench, _), rest, latencies, rewrites in zip(pending, at_rest, p99_ms, rewrite_us, strict=True)
+    ]
 
 
 async def measure_rewrites(redis: Redis, keys: Sequence[str]) -> float:
@@ -180,14 +185,15 @@ async def batches_of_records(redis: Redis) -> AsyncIterator[Sequence[bytes]]:
 
 async def measure(starts: int) -> Sequence[str]:
     """Start as many verifications, and return lines that report what they took."""
-    async with open_bench() as (bench, _):
-        await start_many(bench, range(starts, starts + _FEW))  # warms up
-        few = await measure_checks(bench, "few", await start_many(bench, range(starts + _FEW, starts + 3 * _FEW)))
+    async with open_bench() as (bench_of_few, _), open_bench() as (bench, _):
+        for it in (bench_of_few, bench):
+            await start_many(it, range(starts, starts + _FEW))  # warms up
+        few_sample = await start_many(bench_of_few, range(starts + _FEW, starts + 3 * _FEW))
         before = await bench.redis.info("memory")
         sample = await start_many(bench, range(starts))
         after = await bench.redis.info("memory")
         own = await own_bytes(bench.redis)
-        many = await measure_checks(bench, "many", sample)
+        few, many = await measure_checks((bench_of_few, few_sample), (bench, sample))
         server = await bench.redis.info("server")
         kinds: dict[str, Kind] = defaultdict(Kind)
         largest: list[tuple[int, str]] = []

@@ -60,7 +60,8 @@ redis.call('SET', KEYS[1], cjson.encode({now, now + ARGV[1], 1, 20, 0}), 'PX', A
 
 def is_limit(key: str) -> bool:
     """Return whether a key has this layout."""
-    return key.endswith(("}", ":polls")) and ("{l:" in key or "{queue}" in key)
+    is_of_limiter = "{limits}:" in key or "{l:" in key
+    return key.endswith(":polls") if "{queue}" in key else is_of_limiter and not key.endswith(":b")
 
 
 async def read_limit(redis: Redis, key: str) -> Mapping[str, Any]:

@@ -141,6 +141,7 @@ class Cluster:
         """Close all connections."""
         if self._question:
             self._question.cancel()
+            await asyncio.wait({self._question})  # until then it may open connections
         await asyncio.gather(*(client.aclose() for client in self.clients.values()))
 
 

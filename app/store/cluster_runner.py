@@ -70,6 +70,12 @@ class ClusterRunner:
             self._probe_keys[address] = key
         return {address: self._probe_keys[address] for address in replicas} or {ONLY_NODE: PROBE_KEY}
 
+    async def aclose(self) -> None:
+        """Stop connecting and sending again; a command that waits for it gets no reply."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *(node.aclose() for node in self._nodes.values()), return_exceptions=True)
+
     def submit(self, command: Command) -> None:
         """Send a command to the primary of its keys, which must all be in one slot."""
         slot = self.slot_of(command.keys[0])

@@ -108,11 +108,19 @@ def name_refused_starts(bucket: str, day: date) -> str:
     return f"{{{bucket}}}:refused:{day:%Y%m%d}"
 
 
+_SHARED_LIMITS = {"calls_per_client", "calls_per_client_day", "calls_per_day"}
+
+
 @lru_cache(maxsize=1024)  # a start needs its names twice, and those of its client's limits are always the same
 def name_limit(key: bytes, limit: str, subject: str) -> str:
-    """Return the key of a limit, in a slot of its own; an address or a range of numbers is not in clear."""
+    """Return the key of a limit; an address or a range of numbers is not in clear.
+
+    It is in a slot of its own. The limits that every start of a client needs share one, because all starts meet in that
+    of ``calls_per_day`` in any case: with a script less for each, the busiest node of a cluster has less to do.
+    """
     digest = hmac.digest(key, f"{limit}\0{subject}".encode(), hashlib.sha256)
-    return f"{{l:{urlsafe_b64encode(digest[:9]).decode()}}}"
+    name = urlsafe_b64encode(digest[:9]).decode()
+    return f"{{limits}}:{name}" if limit in _SHARED_LIMITS else f"{{l:{name}}}"
 
 
 def name_block(limit: str) -> str:

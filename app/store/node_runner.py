@@ -69,6 +69,12 @@ class NodeRunner:
         """Return a key to probe each node that takes writes, by its address, or ``ONLY_NODE``."""
         return {ONLY_NODE: PROBE_KEY}
 
+    async def aclose(self) -> None:
+        """Stop connecting; a command that waits for it gets no reply. Connections are closed with their pool."""
+        if self._recovery:
+            self._recovery.cancel()
+            await asyncio.wait({self._recovery})
+
     def submit(self, command: Command) -> None:
         """Send a command with the next write; its ``reply`` becomes that of Redis, or an error."""
         self._waiting.append(command)

@@ -116,6 +116,10 @@ class ScriptRunner:
         self._probe: asyncio.Future[list[Any]] | None = None
         self._probe_again_at = 0.0
 
+    async def aclose(self) -> None:
+        """End what runs in the background, so that no connection is made any more."""
+        await asyncio.gather(self._runner.aclose(), self._durable_runner.aclose())
+
     def slot_of(self, key: str) -> int:
         """Return the slot of a key; the keys of a script must be in one. On one server all are in slot 0."""
         return self._runner.slot_of(key)

@@ -13,7 +13,7 @@ from app.store.connection import connect_any
 from app.store.scripts import PROBE, Script, ScriptRunner
 from app.verification.errors import StoreFailure, StoreUnavailable
 from tests import redis_cluster
-from tests.redis_nodes import USER, Node
+from tests.redis_nodes import USER, Node, until
 
 TIMEOUT = 1.0
 RECOVERED_WITHIN = 15.0  # seconds; a failover takes two to three here
@@ -279,3 +279,21 @@ def topology_questions(nodes: redis_cluster.Cluster) -> int:
 def calls(node: Node, command: str) -> int:
     statistics: dict[str, dict[str, int]] = node.send("INFO", "commandstats")
     return statistics.get(command, {}).get("calls", 0)
+
+
+async def test_closing_while_the_topology_is_asked_for_leaves_no_connection_open(nodes: redis_cluster.Cluster) -> None:
+    for steps in range(40):  # of the event loop: before connecting, while it does, while it waits for the answer
+        cluster = connect_any(nodes.url, timeout=TIMEOUT)
+        assert isinstance(cluster, Cluster)
+        question = cluster.refresh_soon()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+        await cluster.aclose()
+
+        assert question.done()
+
+    def has_no_client() -> bool:
+        return not any("name=plusofon-verify" in str(node.send("CLIENT", "LIST")) for node in nodes.nodes)
+
+    await asyncio.to_thread(until, has_no_client)

@@ -22,7 +22,7 @@ LIMITS = dict.fromkeys(("calls_per_range", "calls_per_client", "calls_per_day"),
 # What a worker may do on one node in the second after a failover; it does about half of that.
 CONNECTIONS, SCRIPT_LOADS, QUESTIONS = 8, 40, 15
 
-PHONES = (f"+7901{number:07}" for number in itertools.count())
+PHONES = (f"+7901{number * 1009 % 10_000_000:07}" for number in itertools.count())  # of as many ranges
 
 
 @pytest.fixture(scope="module", params=["sentinel", "cluster"])

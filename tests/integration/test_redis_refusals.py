@@ -344,7 +344,7 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     await outbox.done(again)
     assert await store.refund(unplaced, phone=call.phone, client="shop", policy=make_policy())
     await limits.refund(reserved, allowances)
-    assert [key async for key in admin.scan_iter("pv2{l:*")] == []
+    assert [key async for key in admin.scan_iter("pv2{l[i:]*")] == []
     eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
     assert (await eraser.erase(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:

@@ -474,7 +474,7 @@ def differences(before: Dump, after: Dump, named: str | None) -> list[str]:
             held, holds = (_counted(events, now) for events in (held, holds))
             if not held and not holds:
                 continue
-        may_expire_later = ":p:" in key or key.startswith("pv2{l:") or key.endswith(":o")
+        may_expire_later = ":p:" in key or is_limit(key.removesuffix(":b")) or key.endswith(":o")
         if held != holds:
             found.append(f"{key} held {held}, and now {holds}")
         if not (expires > expired > 0 and may_expire_later) and abs(expires - expired) > 1000:

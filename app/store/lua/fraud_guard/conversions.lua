@@ -3,7 +3,7 @@
 --     if there are several buckets, sums over all but the latest: mature calls, successes, until when both hold
 --     buckets of time, oldest first: began, calls, successes
 --
--- {l:<digest>}:b    string: the block of a range or the report of a client, as a JSON array:
+-- {l:<digest>}:b, {limits}:<digest>:b    string: the block of a range, the report of a client, as a JSON array:
 --     since   ends   level   calls   successes
 -- It outlives its end, so that the next one has a higher level.
 

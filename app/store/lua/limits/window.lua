@@ -1,6 +1,6 @@
 -- How many events count against a limit: exactly, or a little too many, never too few, in any window of its period.
 --
--- {l:<digest>}    string: a limit over an address, a range of numbers, a client or all
+-- {l:<digest>}, or {limits}:<digest> of a client or all    string: a limit over an address, a range, a client or all
 --     4 bytes     how many events count, as of the last write
 --     1 byte      how many entries follow
 --     9 bytes     of each entry, oldest first: a moment, and the token of one event, or a number of events
