@@ -5,7 +5,7 @@ import { byId, make } from "./dom.js";
 import { find, formatPhone, t } from "./i18n.js";
 import { byDataId, createPanel } from "./panel.js";
 import { toneOf, verdict } from "./verdict.js";
-import { moment, rub, time, word } from "./words.js";
+import { dayOf, rub, time, word } from "./words.js";
 
 /** Build the dialog; return {open, refresh}. */
 export function createAttempt() {
@@ -39,11 +39,15 @@ function render({ attempts = [] }) {
   return [
     facts({
       phone: formatPhone(first.phone), id: first.verification_id, client: first.client, purpose: first.purpose,
-      reference: first.reference, wrong_codes: first.wrong_codes, cost: rub(cost),
+      reference: first.reference, consent: consented(first.consent),
+      wrong_codes: first.wrong_codes, cost: rub(cost),
     }),
     ...attempts.map(call),
   ];
 }
+
+/** When the subscriber agreed to be called, and to which text, if the client said so. */
+const consented = (consent) => consent && `${dayOf(consent.at)}, ${consent.version}`;
 
 const call = (attempt) => make("article", {},
   make("h3", { textContent: t("call", { number: attempt.call_number }) }),
@@ -51,10 +55,7 @@ const call = (attempt) => make("article", {},
     make("b", { textContent: word(verdict(attempt)) }),
     make("p", { textContent: advise(attempt) }),
     ...said(attempt.reason)),
-  facts({
-    channel: word(attempt.channel), operator: attempt.operator, call_ref: attempt.call_ref,
-    consent: attempt.consent && `${attempt.consent.version}, ${moment(attempt.consent.at)}`,
-  }),
+  facts({ channel: word(attempt.channel), operator: attempt.operator, call_ref: attempt.call_ref }),
   make("ol", { className: "line" }, ...attempt.timeline.map(timelineEntry)));
 
 const timelineEntry = ({ at, event, reason }) => make("li", { data: { tone: toneOf(event) } },

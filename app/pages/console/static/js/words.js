@@ -14,6 +14,7 @@ export const rub = (amount) => new Intl.NumberFormat(language(), {
 const TWO = "2-digit";
 const MOMENT = { day: TWO, month: TWO, hour: TWO, minute: TWO, second: TWO, hourCycle: "h23" };
 export const moment = (at) => new Intl.DateTimeFormat(language(), MOMENT).format(new Date(at));
+export const dayOf = (at) => new Intl.DateTimeFormat(language(), { dateStyle: "medium" }).format(new Date(at));
 export const time = (at) => make("time", { dateTime: at, textContent: moment(at) });
 
 /** Say why a request failed. What is no Failure is a mistake in this page, and thrown on. */

@@ -39,6 +39,7 @@ export default {
   outcome: "Outcome",
   client: "Client",
   operator: "Operator",
+  reference: "Reference",
   earlier: "Earlier calls",
   refused_starts: { one: "{count} start refused", other: "{count} starts refused" },
   by_limit: "by a limit",

@@ -39,6 +39,7 @@ export default {
   outcome: "Результат",
   client: "Клиент",
   operator: "Оператор",
+  reference: "Номер у клиента",
   earlier: "Более ранние",
   refused_starts: { one: "Отклонён {count} запрос", few: "Отклонено {count} запроса", other: "Отклонено {count} запросов" },
   by_limit: "лимит",

@@ -5,7 +5,7 @@ export default {
   navigation: "Service",
   sandbox: "Sandbox",
   console: "Console",
-  docs: "API docs",
+  docs: "API",
   language: "Language",
   dark: "Dark colours",
   headline: "A phone number, proved in one call",

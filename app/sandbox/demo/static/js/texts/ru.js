@@ -5,7 +5,7 @@ export default {
   navigation: "Сервис",
   sandbox: "Песочница",
   console: "Консоль",
-  docs: "Документация",
+  docs: "API",
   language: "Язык",
   dark: "Тёмные цвета",
   headline: "Один звонок\u00a0— и\u00a0номер подтверждён",
