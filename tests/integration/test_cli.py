@@ -282,7 +282,7 @@ def test_a_command_explains_that_redis_is_out_of_memory() -> None:
 
 def test_a_command_explains_that_the_redis_user_lacks_a_permission_inside_a_script() -> None:
     with EmbeddedServer() as server, Redis.from_url(server.url) as redis:
-        redis.acl_setuser("default", enabled=True, nopass=True, commands=["-hset"])
+        redis.acl_setuser("default", enabled=True, nopass=True, commands=["-set"])
         done = run("call", PHONE, MODE="sandbox", REDIS_URL=server.url)
 
     assert done.exit_code == 1

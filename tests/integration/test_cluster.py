@@ -41,7 +41,8 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def settings(cluster: Cluster) -> Settings:
-    return sandbox_settings(cluster.url, limit=MANY, guard={"enabled": False})
+    redis = {"url": cluster.url, "timeout_seconds": STORE_TIMEOUT}
+    return sandbox_settings(cluster.url, redis=redis, limit=MANY, guard={"enabled": False})
 
 
 @pytest.fixture

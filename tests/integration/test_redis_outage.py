@@ -34,7 +34,8 @@ async def server_pid(server: EmbeddedServer) -> int:
 
 @pytest.fixture
 async def api(server: EmbeddedServer, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    async with run(create_app(sandbox_settings(server.url), network)) as client:
+    settings = sandbox_settings(server.url, redis={"url": server.url, "timeout_seconds": 1})
+    async with run(create_app(settings, network)) as client:
         yield client
 
 

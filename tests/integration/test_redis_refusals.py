@@ -274,12 +274,12 @@ FAULTS = [
     Fault(name="no replicas", spoil=lose_the_replicas, detail="Redis has too few replicas to take writes."),
     Fault(name="no keys", spoil=revoke_keys, detail=DENIED),
     *(
-        # A start needs no SET, for example, but redeeming a token does.
+        # A start needs no HSET, for example, but a kept answer does.
         Fault(
             name=right,
             spoil=revoke_command(right),
             detail=DENIED,
-            refuses_starts=right in {"-evalsha", "-hset", "-time"},
+            refuses_starts=right in {"-evalsha", "-set", "-time"},
         )
         for right in ("-evalsha", "-hset", "-time", "-set", "-hdel", "-zscore")
     ),

@@ -44,7 +44,8 @@ def topology(running_topology: Topology) -> Iterator[Topology]:
 
 @pytest.fixture
 def settings(topology: Topology) -> Settings:
-    return sandbox_settings(topology.url, limit=MANY, guard={"enabled": False})
+    redis = {"url": topology.url, "timeout_seconds": STORE_TIMEOUT}
+    return sandbox_settings(topology.url, redis=redis, limit=MANY, guard={"enabled": False})
 
 
 @pytest.fixture
@@ -81,6 +82,7 @@ class Load:
     verified: list[str] = field(default_factory=list)
     guesses: dict[str, dict[str, str]] = field(default_factory=dict)
     loops: list[asyncio.Task[None]] = field(default_factory=list)
+    is_over: bool = False
 
     async def send(self, path: str, body: dict[str, str], worker: int, **headers: str) -> httpx.Response:
         began = time.monotonic()
@@ -115,7 +117,7 @@ class Load:
                 self.verified.append(phone)
 
     async def verify_many(self) -> None:
-        while True:
+        while not self.is_over:
             await self.verify_one()
             await asyncio.sleep(0.02)
 
@@ -135,6 +137,8 @@ async def under_load(workers: list[httpx.AsyncClient], network: VirtualNetwork) 
         await progress(load)
         yield load
     finally:
+        load.is_over = True
+        await asyncio.wait(load.loops, timeout=10)
         for loop in load.loops:
             loop.cancel()
         await asyncio.gather(*load.loops, return_exceptions=True)
