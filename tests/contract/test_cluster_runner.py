@@ -127,8 +127,9 @@ async def test_while_half_of_its_keys_have_moved_a_script_is_refused(
     with pytest.raises(StoreUnavailable) as refused:
         await runner.run(COUNT, [f"{TAG}first", f"{TAG}second"], [])
 
-    assert refused.value.reason is StoreFailure.CLUSTER
     await asyncio.to_thread(nodes.move_slot, slot, target)
+    # If the time is over while the last try is under way, nobody knows whether that runs.
+    assert refused.value.reason in {StoreFailure.CLUSTER, StoreFailure.TIMEOUT}
     assert await runner.run(COUNT, [f"{TAG}first", f"{TAG}second"], []) == [2, 2]
 
 
