@@ -677,7 +677,6 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
     network: VirtualNetwork,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    pytestconfig: pytest.Config,
     step: str,
 ) -> None:
     """Once Redis answers again, the reservations are refunded: the same start succeeds, the limits are unchanged.
@@ -713,9 +712,8 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
             await asyncio.sleep(0.2)
     assert len(network.calls_of(PHONE)) == 1
 
-    of_day = {3 if step == "acquire" else 2}
-    if pytestconfig.getoption("redis") != "standalone":
-        of_day |= {3}  # a reservation is refunded once, and that may have found no connection
+    # A limit above 64 is refunded once, and that may find no connection: then it counts one more, and is too strict.
+    of_day = {3} if step == "acquire" else {2, 3}
     key = derive_key(settings.names_secret, "phone")
     for limit, subject, counts in (
         ("calls_per_range", range_of(Phone(PHONE)), {1}),
