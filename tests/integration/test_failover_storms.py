@@ -84,9 +84,8 @@ async def test_a_failover_causes_no_storm(nodes: Topology | Cluster) -> None:
         assert questions <= QUESTIONS * WORKERS, counts
 
 
-async def test_many_phones_keep_the_nodes_of_a_cluster_alike_busy(nodes: Topology | Cluster) -> None:
-    if not isinstance(nodes, Cluster):
-        pytest.skip("there is one primary")
+@pytest.mark.parametrize("nodes", ["cluster"], indirect=True)
+async def test_many_phones_keep_the_nodes_of_a_cluster_alike_busy(nodes: Cluster) -> None:
     async with workers(nodes, 1) as (worker,):
         before = [await asyncio.to_thread(counted, node) for node in nodes.primaries]
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""Serves the console, the page of whoever runs the service. It has no data: the admin routes do, and ask for a key."""
+"""Serves the console, the page of the operator. It has no data: the admin routes do, and ask for a key."""
 
 from pathlib import Path
 
