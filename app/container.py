@@ -301,6 +301,7 @@ class Builder:
             webhooks=outbox,
         )
         self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
+        self.stack.push_async_callback(lambda: best_effort(attempts.flush()))
         self.stack.push_async_callback(lambda: best_effort(outbox.flush()))
         self.stack.push_async_callback(stores.stats.aclose)
         self.stack.push_async_callback(stores.changes.aclose)

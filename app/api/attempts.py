@@ -92,15 +92,21 @@ class AttemptPage(_View):
 
 
 class RefusedStarts(_View):
-    """How many starts of a phone a limit refused in an hour."""
+    """How many starts of a phone were refused in an hour before a provider was asked."""
 
     hour: Annotated[datetime, Field(description="when the hour begins", examples=["2026-01-31T09:00:00Z"])]
-    limit: Annotated[str, Field(examples=["call_cooldown"])]
+    reason: Annotated[
+        str,
+        Field(
+            description="the limit that refused them, or `provider_unavailable` or `provider_balance_too_low`",
+            examples=["call_cooldown"],
+        ),
+    ]
     count: Annotated[int, Field(examples=[2])]
 
 
 class PhoneAttempts(_View):
-    """The attempts to call a phone, and how many starts limits refused, the latest first."""
+    """The attempts to call a phone, and how many other starts were refused, the latest first."""
 
     attempts: Annotated[list[Attempt], Field(examples=[[example_of(Attempt)]])]
     refused_starts: Annotated[list[RefusedStarts], Field(examples=[[example_of(RefusedStarts)]])]

@@ -43,7 +43,8 @@ _Since = Annotated[
 def find(phone: PhoneArgument, since: _Since = None, *, as_json: AsJson = False) -> None:
     """Find the attempts to call a phone.
 
-    The latest is first. Below are the starts that limits refused. The JSON is that of POST /admin/attempts/find.
+    The latest is first. Below are the starts that were refused before the provider was asked. The JSON is that of
+    POST /admin/attempts/find.
     """
     number, since = read_phone(phone), since or datetime.min.replace(tzinfo=UTC)
     found = run_with_container(lambda container: views.PhoneAttempts.of(container.stores.attempts, number, since))
@@ -51,11 +52,14 @@ def find(phone: PhoneArgument, since: _Since = None, *, as_json: AsJson = False)
         _print_json(found)
         return
     if not found.attempts and not found.refused_starts:
-        raise fail("Nothing is known of this phone: nobody asked to call it, or it is too long ago (JOURNAL_DAYS).")
+        raise fail(
+            "Nothing is known of this phone: nobody asked to call it, the request was not valid or Redis was away,"
+            " or it is too long ago (JOURNAL_DAYS)."
+        )
     typer.echo("\n".join(_table(found.attempts)))
     for starts in found.refused_starts:
         times = "once" if starts.count == 1 else f"{starts.count} times"
-        typer.echo(f"{starts.hour:%Y-%m-%d %H}:00-{starts.hour:%H}:59  refused {times} by the limit {starts.limit}")
+        typer.echo(f"{starts.hour:%Y-%m-%d %H}:00-{starts.hour:%H}:59  refused {times}: {starts.reason}")
 
 
 @attempts_cli.command("list", epilog=examples("attempts list --outcome busy", "attempts list --client shop --since 7d"))

@@ -1,7 +1,7 @@
 """The journal of attempts in Redis, as it is read and erased. The scripts that change a verification write it.
 
-It is a stream for each bucket. What may be in any bucket is read from all 4,096 in small steps. Starts that a limit
-refused are no attempts: they are counted, in memory first.
+It is a stream for each bucket. What may be in any bucket is read from all 4,096 in small steps. Starts that were
+refused before a provider was asked are no attempts: they are counted, in memory first.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from app.store.attempt_entries import BEGUN, Entry, read_attempts
 from app.store.layout import PhoneName, RecordName, from_ms, ms, name_journal, name_refused_starts, to_ms
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.verification.attempts import Attempt, AttemptFilter, AttemptPage, RefusedStarts
-from app.verification.domain_events import DomainEvent, LimitHit
+from app.verification.domain_events import DomainEvent, LimitHit, NoProviderReady
 from app.verification.phone import Phone
 from app.verification.stats import CallPrices
 
@@ -132,29 +132,35 @@ class RedisAttempts:
         return len(begun)
 
     def observe(self, event: DomainEvent) -> None:
-        """Count a start that a limit refused; a ``Publish``."""
+        """Count a start that was refused before a provider was asked; a ``Publish``."""
         match event:
-            case LimitHit(name=limit, phone=Phone() as phone) if self._kept and len(self._refused) < _MOST_REFUSED:
-                hour = self._clock().replace(minute=0, second=0, microsecond=0)
-                self._refused[self._name(phone), hour, limit] += 1
+            case LimitHit(reason, phone=Phone() as phone):
+                self._count_refused(phone, reason)
+            case NoProviderReady(phone, error):
+                self._count_refused(phone, f"provider_{error.kind}")
+
+    def _count_refused(self, phone: Phone, reason: str) -> None:
+        if self._kept and len(self._refused) < _MOST_REFUSED:
+            hour = self._clock().replace(minute=0, second=0, microsecond=0)
+            self._refused[self._name(phone), hour, reason] += 1
 
     async def flush(self) -> timedelta:
         """Add the refused starts to those in Redis, and return when to do so again. If that fails, they are lost."""
         refused, self._refused = self._refused, Counter()
         hashes: dict[str, list[Argument]] = {}
-        for (name, hour, limit), count in refused.items():
+        for (name, hour, reason), count in refused.items():
             key = name_refused_starts(name.bucket, hour.date())
             expires = to_ms(hour) + ms(self._kept + _DAY)
             counts = hashes.setdefault(key, [expires, _MOST_REFUSED_OF_DAY])
-            counts += [f"{hour:%H} {name.digest} {limit}", count]
+            counts += [f"{hour:%H} {name.digest} {reason}", count]
         for key, counts in hashes.items():
             await self._runner.run(COUNT_REFUSED, [key], counts)
         return _FLUSHED_EVERY
 
     async def refused_starts(self, phone: Phone, since: datetime) -> Sequence[RefusedStarts]:
-        """Return how many starts of a phone limits refused."""
+        """Return how many starts of a phone were refused."""
         found = await self._read_refused(self._name(phone), since)
-        return sorted(found, key=lambda starts: (starts.hour, starts.limit), reverse=True)
+        return sorted(found, key=lambda starts: (starts.hour, starts.reason), reverse=True)
 
     async def _read_refused(self, name: PhoneName, since: datetime, *, delete: bool = False) -> list[RefusedStarts]:
         now, found = self._clock(), []
@@ -165,9 +171,9 @@ class RedisAttempts:
                 READ_REFUSED, [name_refused_starts(name.bucket, day)], [name.digest, int(delete)]
             )
             for kind, count in zip(words[::2], words[1::2], strict=True):
-                hour, _, limit = kind.decode().split(" ")
+                hour, _, reason = kind.decode().split(" ")
                 at = datetime(day.year, day.month, day.day, int(hour), tzinfo=UTC)
-                found.append(RefusedStarts(hour=at, limit=limit, count=int(count)))
+                found.append(RefusedStarts(hour=at, reason=reason, count=int(count)))
         return found
 
     def _name(self, phone: Phone) -> PhoneName:

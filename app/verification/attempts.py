@@ -102,10 +102,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedStarts:
-    """How many starts of one phone a limit refused in the hour that begins at ``hour``."""
+    """How many starts of one phone were refused before a provider was asked, in the hour that begins at ``hour``.
+
+    ``reason`` is the name of the limit that refused them, or ``provider_`` and the kind of its error.
+    """
 
     hour: datetime
-    limit: str
+    reason: str
     count: int
 
 
@@ -149,7 +152,7 @@ class AttemptJournal(Protocol):
         """Return the attempts to call a phone that began at ``since`` or later, the latest first."""
 
     async def refused_starts(self, phone: Phone, since: datetime) -> Sequence[RefusedStarts]:
-        """Return how many starts of a phone limits refused since then, by the hour, the latest first."""
+        """Return how many starts of a phone were refused since then, by the hour, the latest first."""
 
     async def page(self, wanted: AttemptFilter, *, since: datetime, before: datetime, most: int) -> AttemptPage:
         """Return the latest attempts that began at ``since`` or later, and before ``before``: ``most``, or a few more.

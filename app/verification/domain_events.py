@@ -71,6 +71,14 @@ class CallRefused:
 
 
 @value
+class NoProviderReady:
+    """A start of a ``phone`` was refused because no provider could be asked; ``error`` is that of the first channel."""
+
+    phone: Phone
+    error: ProviderError
+
+
+@value
 class CallEnded:
     """A call reached a final state; published once for each call."""
 
@@ -137,6 +145,7 @@ DomainEvent = (
     | CallPlaced
     | CallNeverPlaced
     | CallRefused
+    | NoProviderReady
     | CallEnded
     | UnknownCallStatus
     | LimitHit

@@ -17,7 +17,15 @@ from typing import Any
 from app.verification import log_context
 from app.verification.channels import Channel
 from app.verification.code import make_code
-from app.verification.domain_events import CallAsked, CallPlaced, CallRefused, LimitHit, Segment, VerificationStarted
+from app.verification.domain_events import (
+    CallAsked,
+    CallPlaced,
+    CallRefused,
+    LimitHit,
+    NoProviderReady,
+    Segment,
+    VerificationStarted,
+)
 from app.verification.errors import (
     LimitReached,
     ProviderError,
@@ -194,6 +202,7 @@ class _Start:
             else:
                 ready.append(channel)
         if not ready:
+            self.ports.publish(NoProviderReady(self.phone, errors[0]))
             raise errors[0]
         return tuple(ready)
 

@@ -17,15 +17,26 @@ from tests.e2e.conftest import Demo, running
 expect.set_options(timeout=TIMEOUT_MS)
 
 KEY = "not-a-real-key"
-BUSY, REFUSED, VERIFIED, IMPATIENT = "+79000000001", "+79000000003", "+79161234567", "+79261234567"
+BUSY, NO_ANSWER, REFUSED = "+79000000001", "+79000000002", "+79000000003"
+VERIFIED, IMPATIENT, MISTYPED, IN_OUTAGE = "+79161234567", "+79261234567", "+79361234567", "+79061234567"
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """Run a sandbox with a busy line, a refusal, a right code, a start that a limit refused, and a webhook."""
-    with running(tmp_path_factory.mktemp("console"), CALL_COOLDOWNS_SECONDS="60", **THIS) as demo:
-        for phone in (BUSY, REFUSED, IMPATIENT, IMPATIENT):
+    """Run a sandbox where all that support is asked about has happened, and with a webhook."""
+    rules = {"CALL_COOLDOWNS_SECONDS": "60", "PLUSOFON_CIRCUIT_FAILURES": "1", "PLUSOFON_CIRCUIT_SECONDS": "1"}
+    with running(tmp_path_factory.mktemp("console"), **rules, **THIS) as demo:
+        httpx.put(f"{demo.base_url}/sandbox/faults", json={"share": 1, "kinds": ["closed_before"]})
+        for phone in ("+79061234500", IN_OUTAGE):
             demo.post("/verify/start", phone=phone)
+        httpx.put(f"{demo.base_url}/sandbox/faults", json={"share": 0})
+        time.sleep(1)  # until the circuit lets a call through
+        for phone in (BUSY, NO_ANSWER, REFUSED, IMPATIENT, IMPATIENT):
+            demo.post("/verify/start", phone=phone)
+        mistyped = demo.post("/verify/start", phone=MISTYPED).json()["verification_id"]
+        code = demo.hear(MISTYPED)
+        for _ in range(5):
+            demo.post("/verify/check", verification_id=mistyped, code=f"{(int(code) + 1) % 10**6:06}")
         consent = {"version": "calls-2026-01", "at": "2026-01-31T08:59:30Z"}
         order = {"phone": VERIFIED, "reference": "order-1024", "consent": consent}
         started = httpx.post(f"{demo.base_url}/verify/start", json=order).json()
@@ -70,6 +81,8 @@ def test_today_shows_calls_money_and_whether_calls_can_be_placed(visit: Visit) -
     ("phone", "what", "to_do"),
     [
         (BUSY, "busy", "ask for another call"),
+        (NO_ANSWER, "no answer", "Nobody picked up"),
+        (MISTYPED, "locked", "Too many wrong codes"),
         (REFUSED, "refused by the provider", "Look at the account"),
         (VERIFIED, "verified", "The right code was given"),
     ],
@@ -93,10 +106,13 @@ def test_a_search_by_phone_finds_why_a_call_failed_and_what_to_do(
     expect(page.locator("#attempts .row").nth(2)).to_be_visible()
 
 
-def test_a_search_shows_the_starts_that_a_limit_refused(visit: Visit) -> None:
+def test_a_search_shows_the_starts_that_were_refused_before_a_provider_was_asked(visit: Visit) -> None:
     page = open_console(visit)
-    search(page, IMPATIENT)
+    search(page, IN_OUTAGE)
 
+    expect(page.locator("#attempts .row")).to_have_count(1)
+    expect(page.locator("#attempts .row")).to_contain_text("No provider could be reached")
+    search(page, IMPATIENT)
     expect(page.locator("#attempts .row")).to_have_count(2)
     expect(page.locator("#attempts .row").last).to_contain_text("1 start refused")
     expect(page.locator("#attempts .row").last).to_contain_text("wait for a minute or two")

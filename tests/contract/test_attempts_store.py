@@ -16,8 +16,8 @@ from app.store.scripts import ScriptRunner
 from app.store.verifications import RedisVerificationStore
 from app.verification.attempts import Attempt, AttemptFilter, Ending, Outcome, Result
 from app.verification.channels import Channel
-from app.verification.domain_events import LimitHit
-from app.verification.errors import ProviderRejected, StoreUnavailable
+from app.verification.domain_events import LimitHit, NoProviderReady
+from app.verification.errors import BalanceTooLow, ProviderRejected, ProviderUnavailable, StoreUnavailable
 from app.verification.model import CallState, CallStatus, Consent, Verification
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall
@@ -438,6 +438,8 @@ async def test_starts_that_limits_refuse_are_counted_by_the_hour(journal: Journa
         refuse_start(journal)
     refuse_start(journal, "fraud_guard")
     refuse_start(journal, phone=OTHER)
+    journal.attempts.observe(NoProviderReady(OTHER, ProviderUnavailable(retry_after=30)))
+    journal.attempts.observe(NoProviderReady(OTHER, BalanceTooLow()))
     journal.attempts.observe(LimitHit("failed_checks_per_client", "check", 30))
     await journal.attempts.flush()
     journal.later += timedelta(hours=1)
@@ -447,12 +449,16 @@ async def test_starts_that_limits_refuse_are_counted_by_the_hour(journal: Journa
     found = await journal.attempts.refused_starts(PHONE, now() - KEPT)
 
     hour = (now() + journal.later).replace(minute=0, second=0, microsecond=0)
-    assert [(starts.hour, starts.limit, starts.count) for starts in found] == [
+    assert [(starts.hour, starts.reason, starts.count) for starts in found] == [
         (hour, "call_cooldown", 1),
         (hour - timedelta(hours=1), "fraud_guard", 1),
         (hour - timedelta(hours=1), "call_cooldown", 3),
     ]
-    assert [starts.count for starts in await journal.attempts.refused_starts(OTHER, now() - KEPT)] == [1]
+    assert {starts.reason: starts.count for starts in await journal.attempts.refused_starts(OTHER, now() - KEPT)} == {
+        "call_cooldown": 1,
+        "provider_unavailable": 1,
+        "provider_balance_too_low": 1,
+    }
 
 
 async def test_refused_starts_expire_and_are_bounded_and_erased(journal: Journal) -> None:
@@ -467,7 +473,7 @@ async def test_refused_starts_expire_and_are_bounded_and_erased(journal: Journal
     assert await journal.redis.hlen(key) == 64
     assert KEPT < timedelta(milliseconds=await journal.redis.pttl(key)) <= KEPT + timedelta(days=1)
     found = await journal.attempts.refused_starts(PHONE, now() - KEPT)
-    assert {starts.limit: starts.count for starts in found}["limit_0"] == 2
+    assert {starts.reason: starts.count for starts in found}["limit_0"] == 2
 
     await journal.attempts.erase(PHONE)
 

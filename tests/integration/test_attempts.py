@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from app.main import create_app
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import MagicNumber
 from app.settings import Settings
+from app.settings.sections import PlusofonSettings
 from tests.integration.conftest import PACE, SECRET_KEY, run, sandbox_settings
 from tests.integration.test_fault_table import KEY, production_settings
-from tests.redis_commands import flush
+from tests.keys import stored
+from tests.redis_commands import flush, open_commands
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 FINAL = {"completed", "busy", "no_answer", "failed"}
@@ -121,7 +124,7 @@ def test_support_finds_out_what_became_of_each_call(settings: Settings, redis_ur
                 assert attempt["reason"] == REASONS.get(phone, "")
                 assert attempt["phone"] == f"{phone[:5]}•••{phone[-4:]}"
             impatient = await found(api, IMPATIENT)
-            assert [(one["limit"], one["count"]) for one in impatient["refused_starts"]] == [("call_cooldown", 2)]
+            assert [(one["reason"], one["count"]) for one in impatient["refused_starts"]] == [("call_cooldown", 2)]
             story = await api.get(f"/admin/attempts/{attempt['verification_id']}", headers=ADMIN)
             assert story.json()["attempts"] == [attempt]
 
@@ -132,7 +135,31 @@ def test_support_finds_out_what_became_of_each_call(settings: Settings, redis_ur
         assert [word for word in (outcome, status, ending) if word and word not in line] == []
         assert REASONS.get(phone, "") in output
         assert phone not in output
-    assert "refused 2 times by the limit call_cooldown" in command(redis_url, "find", IMPATIENT)
+    assert "refused 2 times: call_cooldown" in command(redis_url, "find", IMPATIENT)
+
+
+def test_support_finds_starts_that_were_refused_before_a_provider_was_asked(settings: Settings, redis_url: str) -> None:
+    in_outage, without_money = "+79061234567", "+79091234567"
+
+    async def play() -> None:
+        async with run(create_app(settings, VirtualNetwork(pace=PACE, balance=Decimal(5)))) as api:
+            async with asyncio.timeout(10):
+                while (await api.get("/readyz")).json()["balance"] != "low":  # noqa: ASYNC110 - polled
+                    await asyncio.sleep(0.05)
+            await started(api, without_money)
+        async with open_commands(redis_url) as redis:
+            await redis.delete(stored("{balance}"))
+        async with run(create_app(production_settings(redis_url, "http://127.0.0.1:1"))) as api:
+            api.headers["Authorization"] = f"Bearer {KEY}"
+            for number in range(PlusofonSettings().circuit_failures):
+                await started(api, f"+790512345{number:02}")
+            for _ in range(2):
+                await started(api, in_outage)
+
+    asyncio.run(play())
+
+    assert "refused once: provider_balance_too_low" in command(redis_url, "find", without_money)
+    assert "refused 2 times: provider_unavailable" in command(redis_url, "find", in_outage)
 
 
 def test_one_verification_is_shown_as_a_time_line(settings: Settings, redis_url: str) -> None:

@@ -1,7 +1,7 @@
--- Count starts that limits refused: those of a bucket and a day. Beyond `most` kinds, further ones are dropped.
+-- Count starts that were refused before a provider was asked: those of a bucket and a day. Beyond `most` kinds, further ones are dropped.
 --
 -- KEYS    1 hash
--- ARGV    1 when it expires   2 most kinds   3… hour, phone digest and limit of a kind, as one text, and its count
+-- ARGV    1 when it expires   2 most kinds   3… hour, phone digest and reason of a kind, as one text, and its count
 -- RETURN  nothing
 local refused = KEYS[1]
 local expires, most, counts = ARGV[1], ARGV[2] + 0, {select(3, unpack(ARGV))}

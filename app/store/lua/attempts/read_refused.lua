@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Return how often limits refused the starts of a phone on a day; with '1' delete that.
+-- Return how often the starts of a phone were refused on a day; with '1' delete that.
 --
 -- KEYS    1 hash of count_refused.lua
 -- ARGV    1 phone digest   2 '1' to delete
--- RETURN  {hour, phone digest and limit, as one text, count, …}
+-- RETURN  {hour, phone digest and reason, as one text, count, …}
 local refused = KEYS[1]
 local phone_digest, delete = unpack(ARGV)
 

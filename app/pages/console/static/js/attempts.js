@@ -53,9 +53,9 @@ export function createAttempts(open) {
   soft([word(attempt.channel), attempt.operator].filter(Boolean).join(", ")), soft(attempt.client),
   tag(word(verdict(attempt)), toneOf(verdict(attempt))));
 
-  const limited = ({ hour, limit, count }) => row(
+  const limited = ({ hour, reason, count }) => row(
     time(hour), make("b", { textContent: t("refused_starts", { count }) }),
-    make("code", { textContent: limit }), soft(t(`limits.${limit}`)), tag(t("by_limit"), "bad"));
+    make("code", { textContent: reason }), soft(t(`refusals.${reason}`)), tag(t("not_asked"), "bad"));
 
   function restart(wanted) {
     [phone, before, earlier] = [wanted, null, []];

@@ -42,8 +42,8 @@ export default {
   reference: "Reference",
   earlier: "Earlier calls",
   refused_starts: { one: "{count} start refused", other: "{count} starts refused" },
-  by_limit: "by a limit",
-  limits: {
+  not_asked: "refused",
+  refusals: {
     call_cooldown: "The phone was called a moment ago: wait for a minute or two.",
     calls_per_phone_hour: "The phone had all its calls of an hour: wait.",
     calls_per_phone_day: "The phone had all its calls of a day: wait until tomorrow.",
@@ -54,6 +54,8 @@ export default {
     calls_per_client_day: "The client had all its calls of a day: see CLIENTS.",
     calls_per_day: "The budget of the day is used up: see LIMIT_CALLS_PER_DAY.",
     fraud_guard: "The fraud guard has blocked the number's range: see below.",
+    provider_unavailable: "No provider could be reached: see the providers above.",
+    provider_balance_too_low: "The account at the provider could not pay for a call: top it up.",
   },
 
   verification: "Verification",

@@ -42,8 +42,8 @@ export default {
   reference: "Номер у клиента",
   earlier: "Более ранние",
   refused_starts: { one: "Отклонён {count} запрос", few: "Отклонено {count} запроса", other: "Отклонено {count} запросов" },
-  by_limit: "лимит",
-  limits: {
+  not_asked: "отклонено",
+  refusals: {
     call_cooldown: "На номер только что звонили: подождите минуту-две.",
     calls_per_phone_hour: "Исчерпаны звонки на номер за час: подождите.",
     calls_per_phone_day: "Исчерпаны звонки на номер за сутки: подождите до завтра.",
@@ -54,6 +54,8 @@ export default {
     calls_per_client_day: "Исчерпаны звонки клиента за сутки: см. CLIENTS.",
     calls_per_day: "Исчерпан общий бюджет за сутки: см. LIMIT_CALLS_PER_DAY.",
     fraud_guard: "Диапазон номера заблокирован антифродом: см. ниже.",
+    provider_unavailable: "Провайдер был недоступен: см. провайдеров выше.",
+    provider_balance_too_low: "На счёте у провайдера не хватило денег на звонок: пополните его.",
   },
 
   verification: "Верификация",
