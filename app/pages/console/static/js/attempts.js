@@ -42,7 +42,7 @@ export function createAttempts(open) {
   const refresh = createPanel("attempts", load, ({ attempts, refused_starts: refused }) => {
     shown = attempts;
     byId("earlier").hidden = phone !== null || next === null;
-    return list([...attempts.map(entry), ...refused.map(limited)]);
+    return list([...attempts.map(entry), ...refused.map(refusal)]);
   });
 
   const entry = (attempt) => make("button", {
@@ -53,7 +53,7 @@ export function createAttempts(open) {
   soft([word(attempt.channel), attempt.operator].filter(Boolean).join(", ")), soft(attempt.client),
   tag(word(verdict(attempt)), toneOf(verdict(attempt))));
 
-  const limited = ({ hour, reason, count }) => row(
+  const refusal = ({ hour, reason, count }) => row(
     time(hour), make("b", { textContent: t("refused_starts", { count }) }),
     make("code", { textContent: reason }), soft(t(`refusals.${reason}`)), tag(t("not_asked"), "bad"));
 
