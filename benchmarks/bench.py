@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,38 @@ async def _measure_workers(bench: Bench, redis_url: str, size: int) -> Figures:
         }
 
 
+async def _measure_journal(bench: Bench, redis_url: str, size: int) -> Figures:
+    """Measure flows with the journal of attempts against flows without one: two servers, in turns."""
+    with ExitStack() as stack:
+        kept, none = [
+            Bench(
+                bench.redis,
+                floor=bench.floor,
+                limit=bench.limit,
+                service=stack.enter_context(
+                    Server(
+                        ["benchmarks.worker"],
+                        {**_settings(redis_url), PROVIDER_URL: bench.stub.url, "JOURNAL_DAYS": days},
+                    )
+                ),
+                stub=bench.stub,
+                numbers=bench.numbers,
+            )
+            for days in ("30", "0")
+        ]
+        for number in range(6):
+            for each in (kept, none):
+                await each.saturate("flow", list(each.flows(size)))
+                if not number:
+                    each.rows.clear()  # to warm up
+    with_it, without = kept.rows["flow"], none.rows["flow"]
+    return {
+        "flow_cpu_with_journal_over_without": with_it.ratio(without),
+        "flow_redis_us_with_journal_over_without": with_it.median(lambda item: item.redis_us)
+        / without.median(lambda item: item.redis_us),
+    }
+
+
 async def measure(rounds: int, size: int) -> dict[str, Any]:
     """Warm up, then measure in turns: what else the machine does then disturbs all rows alike."""
     gc.disable()  # of the load client: its pauses would be the servers' latencies
@@ -223,6 +255,7 @@ async def measure(rounds: int, size: int) -> dict[str, Any]:
         print("p", end="", file=sys.stderr, flush=True)
         others |= await _measure_waiting_starts(bench, size)
         others |= await _measure_workers(bench, redis_url, size)
+        others |= await _measure_journal(bench, redis_url, size)
         print(file=sys.stderr)
         floor = bench.rows["floor"]
         others["rss_mb"] = bench.service.rss_mb()
