@@ -3,10 +3,10 @@
 import json
 import random
 import secrets
+import signal
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -55,11 +55,13 @@ def tail(
     api = _open_api(_find_sandbox(), None)
     forward = _forwarder(forward_to, secret) if forward_to else None
     last = _attempts(api, after=0)[-1:]  # what was sent before is not news
-    with suppress(KeyboardInterrupt):
-        for attempt in _follow(api, after=last[0]["number"] if last else 0):
-            typer.echo(json.dumps(attempt, ensure_ascii=False) if as_json else _line(attempt))
-            if forward:
-                typer.echo(f"          {forward(attempt)}", err=as_json)
+    interrupts: list[int] = []
+    # KeyboardInterrupt can come while an object is destroyed, where it is lost.
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    for attempt in _follow(api, after=last[0]["number"] if last else 0, until=lambda: bool(interrupts)):
+        typer.echo(json.dumps(attempt, ensure_ascii=False) if as_json else _line(attempt))
+        if forward:
+            typer.echo(f"          {forward(attempt)}", err=as_json)
 
 
 def trigger(
@@ -91,7 +93,8 @@ def trigger(
             _request(api, "POST", f"/verify/{started['verification_id']}/cancel")
         case EventType.EXPIRED:
             run_with_container(partial(_expire, verification_id=started["verification_id"]), settings_of(sandbox))
-    for attempt in _follow(api, after=last[0]["number"] if last else 0, timeout=_TIMEOUT):
+    deadline = time.monotonic() + _TIMEOUT
+    for attempt in _follow(api, after=last[0]["number"] if last else 0, until=lambda: time.monotonic() > deadline):
         if attempt["event"]["data"]["verification_id"] == started["verification_id"]:
             typer.echo(_line(attempt))
             if attempt["event"]["type"] == event_type:
@@ -134,10 +137,9 @@ def _attempts(api: httpx.Client, *, after: int) -> list[_Attempt]:
     return attempts
 
 
-def _follow(api: httpx.Client, *, after: int, timeout: float = float("inf")) -> Iterator[_Attempt]:
-    """Return the attempts with a higher number as they are made, for ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+def _follow(api: httpx.Client, *, after: int, until: Callable[[], bool]) -> Iterator[_Attempt]:
+    """Return the attempts with a higher number as they are made."""
+    while not until():
         for attempt in _attempts(api, after=after):
             after = attempt["number"]
             yield attempt
