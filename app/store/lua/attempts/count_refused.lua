@@ -1,4 +1,5 @@
--- Count starts that were refused before a provider was asked: those of a bucket and a day. Beyond `most` kinds, further ones are dropped.
+-- Count starts that were refused before a provider was asked: those of a bucket and a day. Beyond `most` kinds, further
+-- ones are dropped.
 --
 -- KEYS    1 hash
 -- ARGV    1 when it expires   2 most kinds   3… hour, phone digest and reason of a kind, as one text, and its count
