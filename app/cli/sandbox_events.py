@@ -56,8 +56,13 @@ def tail(
     forward = _forwarder(forward_to, secret) if forward_to else None
     last = _attempts(api, after=0)[-1:]  # what was sent before is not news
     interrupts: list[int] = []
-    # KeyboardInterrupt can come while an object is destroyed, where it is lost.
-    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+
+    def stop(number: int, _: object) -> None:
+        interrupts.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+
+    # A KeyboardInterrupt can come while an object is destroyed, where it is lost.
+    signal.signal(signal.SIGINT, stop)
     for attempt in _follow(api, after=last[0]["number"] if last else 0, until=lambda: bool(interrupts)):
         typer.echo(json.dumps(attempt, ensure_ascii=False) if as_json else _line(attempt))
         if forward:

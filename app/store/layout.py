@@ -104,7 +104,7 @@ def name_journal(bucket: str) -> str:
 
 
 def name_refused_starts(bucket: str, day: date) -> str:
-    """Return the key of the starts of a bucket that limits refused on a day (UTC)."""
+    """Return the key of the starts of a bucket that were refused before a provider was asked, on a day (UTC)."""
     return f"{{{bucket}}}:refused:{day:%Y%m%d}"
 
 

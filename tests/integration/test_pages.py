@@ -12,6 +12,7 @@ import pytest
 from app.main import create_api, create_app
 from app.verification.attempts import Ending, Outcome, Result
 from app.verification.channels import Channel
+from app.verification.errors import CallBudgetExhausted, CallCooldown
 from app.verification.model import CallStatus
 from tests.integration.conftest import run
 from tests.integration.test_fault_table import production_settings
@@ -109,6 +110,12 @@ def test_the_console_has_a_text_for_every_word_of_the_journal(language: str) -> 
     assert {str(word) for kind in kinds for word in kind} <= have["words"]
     verdicts = {*Outcome, *Ending, CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED} - {Outcome.REFUSED}
     assert {str(word) for word in verdicts} == have["advice"]
+
+    table = (ROOT / "docs/limits.md").read_text(encoding="utf-8").partition("| `limit` |")[2].partition("\n\n")[0]
+    limits = {name for row in table.splitlines() for name in re.findall(r"`([a-z]+_[a-z_]+)`", row.split(" | ")[0])}
+    of_checks_alone = {"failed_checks_per_address", "failed_checks_per_client", "client_ip"}
+    others = {CallCooldown.limit, CallBudgetExhausted.limit, "provider_unavailable", "provider_balance_too_low"}
+    assert have["refusals"] == (limits - of_checks_alone - {"verification_id", "retry_after"}) | others
 
 
 def test_the_console_offers_the_channels_and_outcomes_of_the_service() -> None:
