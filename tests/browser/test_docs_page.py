@@ -81,30 +81,25 @@ def test_a_link_to_a_section_from_elsewhere_scrolls_to_it(visit: Visit) -> None:
     expect(visit.page.locator("#idempotency")).to_be_in_viewport()
 
 
+# True once the background of the page and its title have the brightness, 0 to 765, of the colour scheme.
+PAINTED = """dark => {
+    const brightness = (name, style) => getComputedStyle(document.querySelector(name))[style]
+        .match(/[\\d.]+/g).slice(0, 3).reduce((sum, channel) => sum + Number(channel), 0);
+    const [background, title] = [brightness("body", "backgroundColor"), brightness(".title", "color")];
+    return dark ? background < 150 && title > 500 : background > 600 && title < 300;
+}"""
+
+
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_the_page_is_dark_where_the_system_is_and_fits_each_width(visiting: Visiting, width: int) -> None:
     page = visiting(viewport={"width": width, "height": 800}, color_scheme="dark").page
     page.goto("/docs")
     page.locator(".opblock").first.wait_for()
 
-    def darkness() -> list[float]:
-        """Return the sum of the colour channels of the page's background and of the title."""
-        return [
-            sum(
-                map(
-                    float,
-                    re.findall(r"[\d.]+", page.locator(name).evaluate(f"node => getComputedStyle(node).{style}"))[:3],
-                )
-            )
-            for name, style in (("body", "backgroundColor"), (".title", "color"))
-        ]
-
-    background, title = darkness()
-    assert (background < 150, title > 500) == (True, True)
+    page.wait_for_function(PAINTED, arg=True)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.emulate_media(color_scheme="light")
-    background, title = darkness()
-    assert (background > 600, title < 300) == (True, True)
+    page.wait_for_function(PAINTED, arg=False)
 
 
 def test_the_tags_are_in_the_order_of_use(visit: Visit) -> None:
