@@ -52,9 +52,11 @@ class Script:
         own = _read(f"{feature}/{name}")
         flags, own = own.split("\n", 1) if own.startswith("#!") else ("#!lua", own)
         body = _without_comments(_read(f"{feature}/{after}") + own if after else own)
+        used = _words(body)
         for definition in reversed(_shared_definitions()):  # each uses only those before it
-            if re.search(rf"\b{definition[1]}\b", body):
+            if definition[1] in used:
                 body = definition[0] + body
+                used |= _words(definition[0])
         self.source = _FIELD_NAME.sub(lambda found: f"'{LETTERS[found[0]]}'", f"{flags}\n{body}")
         # The name that Redis itself gives a script; no security rests on it.
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
@@ -68,6 +70,10 @@ def _read(file: str) -> str:
 
 def _without_comments(lua: str) -> str:
     return re.sub(r"^ *--.*\n", "", lua, flags=re.MULTILINE)
+
+
+def _words(lua: str) -> set[str]:
+    return {*re.findall(r"\w+", lua)}
 
 
 @cache
