@@ -1,8 +1,11 @@
 """API keys: the key of a request in, the name of its client out."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 class Unauthorized(Exception):

@@ -22,31 +22,17 @@ from app.providers.http import make_transport
 from app.providers.plusofon.channels import PLUSOFON, make_senders
 from app.providers.plusofon.client import PlusofonClient
 from app.providers.relay.client import RelaySender
-from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
 from app.sandbox.webhook_log import WebhookLog
 from app.settings import OPEN_CLIENT, Mode, Settings, SettingsError
 from app.settings.clients import make_endpoints
-from app.settings.policies import make_policies, make_prices
-from app.store.attempts import RedisAttempts
-from app.store.audit import RedisAudit
-from app.store.call_following import RedisCallQueue
+from app.settings.policies import make_policies
 from app.store.cluster import Cluster
-from app.store.connection import AnyRedis, connect_any
-from app.store.erasure import RedisPhoneEraser
-from app.store.event_stream import RedisChanges
-from app.store.fraud_guard import RedisFraudGuard
-from app.store.idempotency import RedisIdempotency
-from app.store.limits import RedisRateLimiter
-from app.store.provider_account import RedisBalanceCache
-from app.store.scripts import ScriptRunner
 from app.store.sentinel import PrimaryPool
-from app.store.stats import RedisStats
-from app.store.tokens import RedisRedemptions
-from app.store.verifications import RedisVerificationStore
 from app.store.webhooks import RedisOutbox
+from app.stores import Stores, open_stores
 from app.telemetry.event_log import log_event
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
@@ -62,8 +48,7 @@ from app.verification.policy import Allowance
 from app.verification.ports import CallSender, Ports, ProviderAccounts
 from app.verification.provider_account import AccountReader, Balance, BalancePoller
 from app.verification.service import VerificationService
-from app.verification.stats import parse_zone
-from app.verification.store_requests import DeferredWrites, best_effort
+from app.verification.store_requests import DeferredWrites
 from app.verification.test_numbers import TestNumbers
 from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
@@ -74,27 +59,6 @@ if TYPE_CHECKING:
     from app.telemetry.tracing import Tracing
 
 _STATUS_CONNECTIONS = 10  # beside those of calls, so that these never keep status requests waiting
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stores:
-    """What is stored in Redis, one object for each feature; they share one runner, and so their writes."""
-
-    redis: AnyRedis
-    runner: ScriptRunner
-    attempts: RedisAttempts
-    audit: RedisAudit
-    balance: RedisBalanceCache
-    call_queue: RedisCallQueue
-    changes: RedisChanges
-    fraud_guard: RedisFraudGuard
-    idempotency: RedisIdempotency
-    limits: RedisRateLimiter
-    phone_eraser: RedisPhoneEraser
-    redemptions: RedisRedemptions
-    stats: RedisStats
-    verifications: RedisVerificationStore
-    webhooks: RedisOutbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +117,7 @@ async def open_container(
         clients = [client for client, _ in settings.api.keys] or [OPEN_CLIENT]
         builder = Builder(settings, stack, tracing, webhook_log, Metrics(clients))
         stack.callback(builder.metrics.share)
-        stores = builder.open_stores()
+        stores = await builder.open_stores()
         providers = await builder.open_providers(stores, network)
         deferred = DeferredWrites()
         stack.push_async_callback(deferred.aclose)
@@ -233,79 +197,12 @@ class Builder:
     webhook_log: WebhookLog | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
-    def open_redis(self) -> AnyRedis:
-        """Connect to Redis; in sandbox mode without REDIS_URL, to an embedded server."""
-        settings = self.settings.redis
-        if settings.url is None:
-            self.settings.require_sandbox("REDIS_URL")
-        url = settings.url.get_secret_value() if settings.url else self.stack.enter_context(EmbeddedServer()).url
-        redis = connect_any(url, timeout=settings.timeout_seconds)
-        self.stack.push_async_callback(redis.aclose)
-        return redis
-
-    def open_stores(self) -> Stores:
+    async def open_stores(self) -> Stores:
         """Connect to Redis, and make the stores."""
-        settings, redis = self.settings, self.open_redis()
-        runner = ScriptRunner(
-            redis,
-            timeout=settings.redis.timeout_seconds,
-            prefix=settings.redis.key_prefix,
-            wait_replicas=settings.redis.wait_replicas,
-            round_trip=self.metrics.round_trip,
-            waited=self.tracing.waited if self.tracing else None,
+        waited = self.tracing.waited if self.tracing else None
+        return await self.stack.enter_async_context(
+            open_stores(self.settings, self.metrics, webhook_clients=self.endpoints, waited=waited)
         )
-        self.stack.push_async_callback(runner.aclose)
-        # Not the key of codes: when that rotates, names stay, so that no verification is lost and no limit is reset.
-        phone_key = derive_key(settings.names_secret, "phone")
-        lease = 2 * settings.longest_request  # longer than a request to a provider can take
-        outbox = RedisOutbox(runner, clients=self.endpoints, dropped=self.metrics.webhook_events_dropped)
-        guard_rules = settings.guard.rules(settings.phone.allowed_prefixes)
-        fraud_guard = RedisFraudGuard(runner, guard_rules, key=phone_key)
-        limits = RedisRateLimiter(runner, key=phone_key, guard=fraud_guard)
-        # One of several clients may have half of the event streams, so that the others always have some.
-        listeners, clients = settings.events_listeners, {client for client, _ in settings.api.keys}
-        of_client = max(1, listeners // 2) if len(clients) > 1 else listeners
-        journal_kept, prices = timedelta(days=settings.journal.days), make_prices(settings)
-        attempts = RedisAttempts(
-            runner,
-            phone_key=phone_key,
-            lifetime=timedelta(seconds=settings.code.lifetime_seconds),
-            kept=journal_kept,
-            prices=prices,
-            clock=partial(datetime.now, UTC),
-        )
-        stores = Stores(
-            redis=redis,
-            runner=runner,
-            attempts=attempts,
-            audit=RedisAudit(runner),
-            balance=RedisBalanceCache(runner, lease=lease),
-            call_queue=RedisCallQueue(runner, per_second=settings.watch_per_second, lease=lease),
-            changes=RedisChanges(
-                redis, prefix=settings.redis.key_prefix, listeners=listeners, listeners_of_client=of_client
-            ),
-            fraud_guard=fraud_guard,
-            idempotency=RedisIdempotency(runner, key=derive_key(settings.names_secret, "idempotency"), work_for=lease),
-            limits=limits,
-            phone_eraser=RedisPhoneEraser(runner, attempts, phone_key=phone_key),
-            redemptions=RedisRedemptions(runner),
-            stats=RedisStats(
-                runner,
-                prices=prices,
-                zone=parse_zone(settings.stats.timezone),
-                count_calls=self.metrics.count_calls,
-            ),
-            verifications=RedisVerificationStore(
-                runner, phone_key=phone_key, outbox=outbox, limits=limits, journal_kept=journal_kept
-            ),
-            webhooks=outbox,
-        )
-        self.stack.push_async_callback(lambda: best_effort(stores.fraud_guard.flush()))
-        self.stack.push_async_callback(lambda: best_effort(attempts.flush()))
-        self.stack.push_async_callback(lambda: best_effort(outbox.flush()))
-        self.stack.push_async_callback(stores.stats.aclose)
-        self.stack.push_async_callback(stores.changes.aclose)
-        return stores
 
     async def open_providers(self, stores: Stores, network: VirtualNetwork | None) -> Providers:
         """Make the client of each provider, and a sender for each channel behind its circuit breaker and bulkhead."""

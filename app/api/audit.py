@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import ADMIN_KEY, ContainerDep, ExchangeDep
-from app.api.responses import JsonAnswer, answers, example_of
-from app.api.schemas import Moment
+from app.api.responses import JsonAnswer, answers
+from app.api.schemas import Moment, example_of
 
 _PHONE = re.compile(r"(\d{7})\d{3,}")  # a path may have one by mistake, and the audit outlives its erasure
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[ADMIN_KEY])

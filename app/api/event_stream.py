@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from app.api import schemas
 from app.api.dependencies import Client, ContainerDep
-from app.api.responses import answers, example_of
+from app.api.responses import answers
 from app.container import Container
 from app.verification.errors import StoreUnavailable, VerificationNotFound
 from app.verification.model import Call, Status, Verification
@@ -108,7 +108,7 @@ async def _listen(verification_id: str, client: Client, container: ContainerDep)
         yield change
 
 
-_STATE = example_of(schemas.Verification)
+_STATE = schemas.example_of(schemas.Verification)
 _EXAMPLE = (
     format_sse_event(retry=_RECONNECT_MS)
     + _event("2", json.dumps(_STATE, ensure_ascii=False))

@@ -13,12 +13,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api.problem_types import MAX_BODY_KIB
 from app.container import Container
 from app.verification import log_context
 
 requests = structlog.get_logger()  # past the standard library, by which a line would cost four times as much
 
-MAX_BODY_KIB = 16
 CLIENT_CLOSED_REQUEST = 499  # for the log alone, as nginx has it
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds

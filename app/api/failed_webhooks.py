@@ -1,56 +1,17 @@
 """The operator's routes of the webhooks that were given up: list them, and send one again."""
 
-from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.api.audit import Audited
 from app.api.dependencies import ADMIN_KEY, ContainerDep
-from app.api.responses import JsonAnswer, answers, example_of, plain_answer
-from app.verification.webhooks import DeadLetter
+from app.api.operator_schemas import FailedWebhook, FailedWebhooks
+from app.api.responses import JsonAnswer, answers, plain_answer
 
 router = APIRouter(prefix="/admin/webhooks/failed", tags=["admin"], dependencies=[ADMIN_KEY])
-_ID = "msg_0a11b22c33d44e55f667788-3"
-
-
-class FailedWebhook(BaseModel):
-    """An event that was given up after its last attempt; without the phone."""
-
-    id: Annotated[str, Field(examples=[_ID])]
-    type: Annotated[str, Field(examples=["verification.verified"])]
-    client: Annotated[str, Field(examples=["shop"])]
-    verification_id: Annotated[str, Field(examples=["vrf_0a11b22c33d44e55f667788"])]
-    attempts: Annotated[int, Field(examples=[9])]
-    error: Annotated[str, Field(description="of the last attempt", examples=["status 500"])]
-    happened_at: Annotated[datetime, Field(examples=["2026-01-31T09:00:00Z"])]
-    given_up_at: Annotated[datetime, Field(examples=["2026-02-01T12:00:00Z"])]
-
-    @classmethod
-    def of(cls, letter: DeadLetter) -> Self:
-        """Return what an operator needs of a dead letter; its moments to the second."""
-        event = letter.event
-        return cls(
-            id=event.id,
-            type=event.type,
-            client=event.client,
-            verification_id=event.verification_id,
-            attempts=letter.attempts,
-            error=letter.error,
-            happened_at=event.at.replace(microsecond=0),
-            given_up_at=letter.died_at.replace(microsecond=0),
-        )
-
-
-class FailedWebhooks(BaseModel):
-    """The events that were given up."""
-
-    events: Annotated[
-        list[FailedWebhook], Field(description="the oldest first", examples=[[example_of(FailedWebhook)]])
-    ]
 
 
 @router.get(
@@ -79,7 +40,8 @@ async def list_failed(container: ContainerDep) -> Response:
     },
 )
 async def resend(
-    event_id: Annotated[str, Path(description="an id, as in the list", examples=[_ID])], container: ContainerDep
+    event_id: Annotated[str, Path(description="an id, as in the list", examples=["msg_0a11b22c33d44e55f667788-3"])],
+    container: ContainerDep,
 ) -> Response:
     """Send an event again, with all its attempts. 404 if it was not given up."""
     if not await container.stores.webhooks.resend(event_id):

@@ -17,7 +17,14 @@ from fastapi import Response
 
 from app.api.exchange import Exchange
 from app.verification.errors import StoreUnavailable
-from app.verification.idempotency import Claim, Idempotency, IdempotencyInProgress, IdempotentRequest, KeptAnswer
+from app.verification.idempotency import (
+    Claim,
+    Idempotency,
+    IdempotencyInProgress,
+    IdempotentRequest,
+    InvalidIdempotencyKey,
+    KeptAnswer,
+)
 from app.verification.ports import CallId
 from app.verification.store_requests import StoreDeadline
 
@@ -39,10 +46,6 @@ _PARAMETER = {
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
 IDEMPOTENCY_KEY: dict[str, Any] = {"parameters": [_PARAMETER]}
-
-
-class InvalidIdempotencyKey(Exception):
-    """The header is not one key of 1 to 128 visible ASCII characters."""
 
 
 class AnsweredBefore(Exception):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import ContainerDep, ExchangeDep, authenticate
-from app.api.problems import PROBLEM_TYPES, detail_of
+from app.api.problem_types import PROBLEM_TYPES, detail_of
 from app.api.responses import JsonAnswer, answers, plain_answer
 from app.verification.errors import StoreUnavailable
 

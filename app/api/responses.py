@@ -10,7 +10,9 @@ from fastapi import Response
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES
+from app.api.problem_types import PROBLEM_TYPES
+from app.api.problems import MEDIA_TYPE
+from app.api.schemas import example_of
 from app.verification.policy import Limit, Quota
 
 Answers = dict[int | str, dict[str, Any]]  # as FastAPI takes them: by status
@@ -101,13 +103,3 @@ def plain_answer(status: HTTPStatus) -> dict[str, Any]:
     """Describe a problem that its status explains."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {"description": status.phrase, "content": content}
-
-
-def example_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Return an example of a wire model, made of those of its fields."""
-    example = {}
-    for name, field in model.model_fields.items():
-        value = field.examples[0] if field.examples else field.get_default(call_default_factory=True)
-        if not (field.exclude_if and field.exclude_if(value)):
-            example[name] = value
-    return example

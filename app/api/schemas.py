@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import is_, not_
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from fastapi.openapi.models import Example
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -28,6 +27,9 @@ from app.verification.channels import Channel
 from app.verification.code import normalize_code
 from app.verification.model import CallStatus, Lang, Status
 from app.verification.typed_text import drop_invisible, require_visible
+
+if TYPE_CHECKING:
+    from fastapi.openapi.models import Example
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
@@ -223,7 +225,17 @@ class CheckVerificationRequest(_Check):
         return {"oneOf": handler(TypeAdapter(CheckById | CheckByPhone).core_schema)["anyOf"]}
 
 
-def example(summary: str, **value: object) -> Example:
+def example_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return an example of a wire model, made of those of its fields."""
+    example = {}
+    for name, field in model.model_fields.items():
+        value = field.examples[0] if field.examples else field.get_default(call_default_factory=True)
+        if not (field.exclude_if and field.exclude_if(value)):
+            example[name] = value
+    return example
+
+
+def example(summary: str, **value: object) -> "Example":
     """Return an example of a request body."""
     return {"summary": summary, "value": value}
 

@@ -1,29 +1,42 @@
-"""The command line: ``plusofon-verify``. Each group of commands has a module of its own."""
+"""The command line: ``plusofon-verify``. Each command, or group of commands, is imported when it is called."""
 
 import os
 import sys
-from importlib.metadata import version
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from app.cli.attempts import attempts_cli
-from app.cli.call import call
-from app.cli.common import EXIT_SETTINGS, examples
-from app.cli.doctor import doctor
-from app.cli.erasure import forget
-from app.cli.fraud_guard import guard_cli
-from app.cli.keygen import keygen_cli, openapi
-from app.cli.sandbox_events import tail, trigger
-from app.cli.serving import demo, serve
-from app.cli.stats import stats
-from app.cli.verifications import verifications_cli
-from app.cli.webhooks import events_cli
-from app.settings import SettingsError
+from app.cli.common import EXIT_SETTINGS
+from app.cli.lazy import LazyCommand
+from app.settings_error import SettingsError
+
+_COMMANDS = (
+    LazyCommand("serve", module="app.cli.serving", help="Serve the API, in production mode unless MODE differs."),
+    LazyCommand("demo", module="app.cli.serving", help="Serve the sandbox, which needs no settings."),
+    LazyCommand("doctor", module="app.cli.doctor", help="Check settings, Redis, the provider and this machine."),
+    LazyCommand("call", module="app.cli.call", help="Place one real call, and ask which code was heard."),
+    LazyCommand("stats", module="app.cli.stats", help="Print calls, conversion and spend, of today or a month."),
+    LazyCommand("forget", module="app.cli.erasure", help="Erase all that Redis holds about a phone."),
+    LazyCommand("openapi", module="app.cli.openapi", help="Print the OpenAPI description of the API, as JSON."),
+    LazyCommand("keygen", module="app.cli.keygen", help="Make keys."),
+    LazyCommand("attempts", module="app.cli.attempts", help="See what became of each call."),
+    LazyCommand("verifications", module="app.cli.verifications", help="Look at single verifications."),
+    LazyCommand("guard", module="app.cli.fraud_guard", help="See what the fraud guard has blocked, and lift it."),
+    LazyCommand("events", module="app.cli.events", help="Watch, try and resend webhook events."),
+)
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - only passed on
+        super().__init__(**options)
+        self.commands.update((str(command.name), command) for command in _COMMANDS)
+
 
 cli = typer.Typer(
     name="plusofon-verify",
+    cls=_Commands,
     help="Phone verification by voice call, for Russian numbers.",
     epilog="Settings come from the environment and .env; .env.example lists them all."
     "\n\nExit codes: 0 it is done, or all is well; 1 it failed, or the answer is no; 2 wrong settings or arguments,"
@@ -37,6 +50,8 @@ cli = typer.Typer(
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as the library calls it
     if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - takes as long as the rest of this module
+
         typer.echo(version("plusofon-verify"))
         raise typer.Exit
 
@@ -53,24 +68,6 @@ def _options(
     """Take the options that belong to no command, and NO_COLOR (https://no-color.org)."""
     if os.environ.get("NO_COLOR"):
         context.color = False  # of all that the commands print
-
-
-cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem"))(serve)
-cli.command(epilog=examples("demo", "demo --port 8080"))(demo)
-cli.command(epilog=examples("doctor", "doctor --json"))(doctor)
-cli.command(epilog=examples("call +79001234567", "call 89001234567 --lang en --yes --no-check"))(call)
-cli.command(
-    epilog=examples("stats", "stats --by client --month 2026-01 --csv", "stats --by operator --by hour --json")
-)(stats)
-cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))(forget)
-cli.command(epilog=examples("openapi > openapi.json"))(openapi)
-events_cli.command(epilog=examples("events tail", "events tail --forward-to localhost:9000/hooks/phone"))(tail)
-events_cli.command(epilog=examples("events trigger verification.verified"))(trigger)
-cli.add_typer(keygen_cli, name="keygen")
-cli.add_typer(attempts_cli, name="attempts")
-cli.add_typer(verifications_cli, name="verifications")
-cli.add_typer(guard_cli, name="guard")
-cli.add_typer(events_cli, name="events")
 
 
 def main() -> None:

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from app.api import attempts as views
-from app.cli.common import AsJson, PhoneArgument, examples, fail, read_phone, run_with_container
-from app.container import Container
+from app.api import operator_schemas as views
+from app.cli.common import AsJson, examples, fail
+from app.cli.phone import PhoneArgument, read_phone
+from app.cli.stores import run_with_stores
+from app.stores import Stores
 from app.verification.attempts import Attempt, AttemptFilter, Outcome, Result
 from app.verification.channels import Channel
 
@@ -19,7 +21,7 @@ _DURATION = re.compile(r"([1-9][0-9]{0,3})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 _LONGEST_LIST = 10_000
 
-attempts_cli = typer.Typer(help="See what became of each call.", no_args_is_help=True)
+cli = typer.Typer(name="attempts", help="See what became of each call.", no_args_is_help=True)
 
 
 def _read_since(text: str) -> datetime:
@@ -39,7 +41,7 @@ _Since = Annotated[
 ]
 
 
-@attempts_cli.command(epilog=examples("attempts find +79001234567", "attempts find +79001234567 --since 24h --json"))
+@cli.command(epilog=examples("attempts find +79001234567", "attempts find +79001234567 --since 24h --json"))
 def find(phone: PhoneArgument, since: _Since = None, *, as_json: AsJson = False) -> None:
     """Find the attempts to call a phone.
 
@@ -47,7 +49,7 @@ def find(phone: PhoneArgument, since: _Since = None, *, as_json: AsJson = False)
     POST /admin/attempts/find.
     """
     number, since = read_phone(phone), since or datetime.min.replace(tzinfo=UTC)
-    found = run_with_container(lambda container: views.PhoneAttempts.of(container.stores.attempts, number, since))
+    found = run_with_stores(lambda stores: views.PhoneAttempts.of(stores.attempts, number, since))
     if as_json:
         _print_json(found)
         return
@@ -62,7 +64,7 @@ def find(phone: PhoneArgument, since: _Since = None, *, as_json: AsJson = False)
         typer.echo(f"{starts.hour:%Y-%m-%d %H}:00-{starts.hour:%H}:59  refused {times}: {starts.reason}")
 
 
-@attempts_cli.command("list", epilog=examples("attempts list --outcome busy", "attempts list --client shop --since 7d"))
+@cli.command("list", epilog=examples("attempts list --outcome busy", "attempts list --client shop --since 7d"))
 def list_attempts(
     *,
     client: Annotated[str | None, typer.Option(help="Of this client alone.")] = None,
@@ -84,22 +86,22 @@ def list_attempts(
     wanted = AttemptFilter(client=client, channel=channel, operator=operator, reference=reference, result=outcome)
     begin = since or datetime.now(UTC) - timedelta(days=1)
 
-    async def collect(container: Container) -> Sequence[Attempt]:
+    async def collect(stores: Stores) -> Sequence[Attempt]:
         found: list[Attempt] = []
         before: datetime | None = datetime.now(UTC)
         while before and len(found) < most:
-            page = await container.stores.attempts.page(wanted, since=begin, before=before, most=most - len(found))
+            page = await stores.attempts.page(wanted, since=begin, before=before, most=most - len(found))
             found, before = [*found, *page.attempts], page.next_before
         return found
 
-    found = views.Attempts.model_validate({"attempts": run_with_container(collect)})
+    found = views.Attempts.model_validate({"attempts": run_with_stores(collect)})
     if as_json:
         _print_json(found)
     else:
         typer.echo("\n".join(_table(found.attempts)))
 
 
-@attempts_cli.command(epilog=examples(f"attempts show {_ID}", f"attempts show {_ID} --json"))
+@cli.command(epilog=examples(f"attempts show {_ID}", f"attempts show {_ID} --json"))
 def show(
     verification_id: Annotated[str, typer.Argument(metavar="ID", help=f"Such as {_ID}.")], *, as_json: AsJson = False
 ) -> None:
@@ -108,7 +110,7 @@ def show(
     All its calls are shown, in the order of time. The JSON is that of GET /admin/attempts/{verification_id}.
     """
     found = views.Attempts.model_validate(
-        {"attempts": run_with_container(lambda container: container.stores.attempts.of_verification(verification_id))}
+        {"attempts": run_with_stores(lambda stores: stores.attempts.of_verification(verification_id))}
     )
     if not found.attempts:
         raise fail("The journal has no such verification: it never was, or it is too long ago (JOURNAL_DAYS).")

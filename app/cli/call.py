@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from app.api.problems import detail_of
-from app.cli.common import PhoneArgument, Yes, fail, read_phone, run_with_container
+from app.api.problem_types import detail_of
+from app.cli.common import Yes, examples, fail
+from app.cli.container import run_with_container
+from app.cli.phone import PhoneArgument, read_phone
 from app.container import Container, make_network
 from app.sandbox.network import VirtualNetwork
 from app.settings import Mode, load_settings
@@ -19,12 +21,15 @@ from app.verification.ports import CallId
 from app.verification.service import VerificationService
 from app.verification.start import StartRequest
 
+cli = typer.Typer()
+
 _CLIENT = "command-line"  # the client of the verification, in the statistics of the fraud guard too
 _INTERVAL = 1.0  # seconds between status requests
 _TIMEOUT = 90.0  # seconds in which a call has rung, was answered, and has ended
 _ANSWERED = (CallStatus.ANSWERED, CallStatus.COMPLETED)
 
 
+@cli.command(epilog=examples("call +79001234567", "call 89001234567 --lang en --yes --no-check"))
 def call(
     phone: PhoneArgument,
     lang: Annotated[Lang, typer.Option(help="The language in which the code is spoken.")] = Lang.RU,

@@ -1,70 +1,25 @@
 """The checks of ``doctor``: each is a function that returns what it found, and changes nothing."""
 
-import resource
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from decimal import Decimal
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
 from redis.exceptions import NoPermissionError
 
-from app.container import make_tokens
-from app.providers.http import NeverSent, Reason, Unclear
-from app.settings import Mode, Settings
-from app.settings.misspelt import misspelt_settings
 from app.store.cluster import Cluster
 from app.store.connection import AnyRedis
 from app.store.health import RedisHealth, RedisUnreachable, count_confirming_replicas, examine
 from app.store.layout import PREFIX
-from app.verification.errors import ProviderError, ProviderRejected, VerificationError
-from app.verification.phone import Phone
-from app.verification.ports import ProviderAccounts
 
 _OLDEST_REDIS = (7,)  # the first with PEXPIRETIME
 _SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start four
 _CLOCK_DRIFTS = timedelta(seconds=2)
 _CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
-_OTHER_FILES = 100  # the process's own, and connections to Redis
 _RIGHTS = "Give its user the rights of docs/operations.md, section Redis."
 _NOT_OF_REPLICAS = {"redis role", "redis round trip"}
-_MADE_UP = Phone("+79001234567")  # only to sign a token
-
-_OUTBOUND_PROXY = "Check OUTBOUND_PROXY, and that this machine may use that proxy."
-_NOT_REACHED = {
-    Reason.DNS: (
-        "its name is not found in the DNS",
-        "Check PLUSOFON_BASE_URL and the name servers of this machine; where only a proxy has any, set OUTBOUND_PROXY.",
-    ),
-    Reason.REFUSED: (
-        "the connection was refused",
-        "Check host and port of PLUSOFON_BASE_URL, and that no firewall refuses them.",
-    ),
-    Reason.NO_ROUTE: (
-        "there is no route to it",
-        "Check the network of this machine, and that PLUSOFON_BASE_URL has an address that it can reach (IPv4, IPv6).",
-    ),
-    Reason.TIMEOUT: (
-        "no connection was made in time (PLUSOFON_CONNECT_TIMEOUT_SECONDS)",
-        "Most often a firewall drops it: allow this machine to connect, or set OUTBOUND_PROXY.",
-    ),
-    Reason.CERTIFICATE: (
-        "TLS failed, for its certificate is not trusted",
-        "Check the clock of this machine; where a proxy of yours opens TLS, set OUTBOUND_CA_FILE to its authority.",
-    ),
-    Reason.TLS: (
-        "TLS failed",
-        "Check that PLUSOFON_BASE_URL names a port that speaks TLS, and that nothing on the way breaks it off.",
-    ),
-    Reason.PROXY_UNREACHABLE: ("the proxy is not reached", _OUTBOUND_PROXY),
-    Reason.PROXY_REFUSED: (
-        "the proxy refuses to connect",
-        "407: check user and password in OUTBOUND_PROXY. 403: have it allow the host. 5xx: it does not reach the host.",
-    ),
-    Reason.OTHER: ("the connection failed", "Check PLUSOFON_BASE_URL and the network of this machine."),
-}
 
 
 _T = TypeVar("_T")
@@ -220,94 +175,3 @@ def grade_min_replicas(count: int | None) -> Finding:
         message = "min-replicas-to-write is 0: a primary that is cut off keeps taking writes, which are lost"
         return doubtful("redis min-replicas", message, "Set min-replicas-to-write 1 on every node.")
     return fine("redis min-replicas", f"min-replicas-to-write is {count}")
-
-
-async def check_provider(accounts: ProviderAccounts, *, minimum: Decimal, warning: Decimal) -> list[Finding]:
-    """Check that the provider is reached and accepts the token, and that the balance pays for calls. Costs nothing."""
-    try:
-        found = await accounts.get_account()
-    except ProviderRejected as error:
-        advice = (
-            "Check PLUSOFON_ACCESS_TOKEN, PLUSOFON_USER_ID and, if the account has two tokens, PLUSOFON_CABINET_TOKEN."
-        )
-        return [wrong("provider", f"reached, but it refuses the token: {error.message}", advice)]
-    except ProviderError as error:
-        return [_no_answer(error.__cause__)]
-    names = ", ".join(account.name for account in found) or "no account by name"
-    return [fine("provider", f"reached, and it takes the token ({names})"), await _balance(accounts, minimum, warning)]
-
-
-def _no_answer(cause: BaseException | None) -> Finding:
-    """Return how far a request to the provider got, by the network error that caused its failure."""
-    match cause:
-        case NeverSent():
-            message, advice = _NOT_REACHED[cause.reason]
-            detail = cause.detail or (cause.why if cause.reason is Reason.OTHER else "")
-            return wrong("provider", f"not reached: {message}{f' ({detail})' if detail else ''}", advice)
-        case Unclear(why="TimeoutError"):
-            advice = "Try again later; a larger PLUSOFON_TIMEOUT_SECONDS helps where it is merely slow."
-            return wrong("provider", "connected, but no answer came in time (PLUSOFON_TIMEOUT_SECONDS)", advice)
-        case Unclear():
-            advice = "Check that PLUSOFON_BASE_URL is that of Plusofon's API, and that no proxy answers in its place."
-            return wrong("provider", f"connected, but its answer made no sense ({cause.why})", advice)
-        case _:
-            return wrong("provider", "reached, but it takes no requests now", "Try again later.")
-
-
-async def _balance(accounts: ProviderAccounts, minimum: Decimal, warning: Decimal) -> Finding:
-    try:
-        rub = await accounts.get_balance()
-    except ProviderError:
-        advice = "Calls are placed all the same. A PLUSOFON_CABINET_TOKEN may be needed to read it."
-        return doubtful("balance", "cannot be read", advice)
-    top_up = "Top the account up in Plusofon's cabinet."
-    if rub < minimum:
-        return wrong("balance", f"{rub:.2f} RUB, below MIN_BALANCE_RUB ({minimum}): no call is placed", top_up)
-    if rub < warning:
-        return doubtful("balance", f"{rub:.2f} RUB, below WARN_BALANCE_RUB ({warning})", top_up)
-    return fine("balance", f"{rub:.2f} RUB")
-
-
-def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Check what follows from valid settings, the names in the environment, and this process."""
-    yield fine("settings", f"complete, for {settings.mode} mode")
-    if settings.plusofon.cabinet_token and settings.mode is Mode.PRODUCTION:
-        message = "PLUSOFON_ACCESS_TOKEN cannot be tried here: the account is read with PLUSOFON_CABINET_TOKEN"
-        yield doubtful("call token", message, "`plusofon-verify call` tries it, with a call.")
-    message = "seen in requests alone: if a backend passes a private or loopback one, the log has client_ip.not_public"
-    yield fine("client_ip", message)
-    if settings.tls.cert_file:
-        yield fine("https", "by the service itself (TLS_CERT_FILE)")
-    elif settings.public_url and settings.public_url.startswith("https://"):
-        yield fine("https", "by a proxy, as PUBLIC_URL says")
-    elif settings.mode is Mode.SANDBOX:
-        yield fine("https", "not needed in sandbox mode")
-    else:
-        message = "nothing says that callers come by HTTPS: codes, phones and API keys could be read"
-        advice = "Put a proxy in front and set PUBLIC_URL=https://…, or set TLS_CERT_FILE and TLS_KEY_FILE."
-        yield doubtful("https", message, advice)
-    yield _tokens(settings)
-    yield _files(settings, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    for name, meant in misspelt_settings().items():
-        advice = f"Write {meant}, if that is meant." if meant else "Look for its name in .env.example."
-        yield doubtful("settings", f"{name} is no setting, and nothing reads it", advice)
-
-
-def _tokens(settings: Settings) -> Finding:
-    try:
-        signer = make_tokens(settings)
-        token = signer.sign(phone=_MADE_UP, purpose="doctor", verification_id="doctor", client="doctor")
-        signer.verify(token, client="doctor")
-    except (ValueError, OSError, VerificationError):
-        advice = "Make a new one with `plusofon-verify keygen`."
-        return wrong("token keys", "a token that was signed with them does not verify", advice)
-    return fine("token keys", "sign and verify")
-
-
-def _files(settings: Settings, limit: int) -> Finding:
-    needed = settings.events_listeners + settings.plusofon.max_connections + _OTHER_FILES
-    message = f"{'unlimited' if limit == resource.RLIM_INFINITY else limit} here"
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        advice = f"Allow {needed} (ulimit -n, LimitNOFILE=), or lower EVENTS_LISTENERS."
-        return doubtful("open files", f"{message}; EVENTS_LISTENERS and calls may need {needed}", advice)
-    return fine("open files", f"{message}, {needed} may be needed")

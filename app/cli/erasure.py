@@ -5,10 +5,15 @@ from dataclasses import asdict
 
 import typer
 
-from app.cli.common import AsJson, PhoneArgument, Yes, fail, read_phone, run_with_container, settings_with_redis
+from app.cli.common import AsJson, Yes, examples, fail
+from app.cli.phone import PhoneArgument, read_phone
+from app.cli.stores import run_with_stores, settings_with_redis
 from app.settings import SettingsError
 
+cli = typer.Typer()
 
+
+@cli.command(epilog=examples("forget +79001234567", "forget +79001234567 --yes --json"))
 def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -> None:
     """Erase all that Redis holds about a phone.
 
@@ -23,7 +28,7 @@ def forget(phone: PhoneArgument, *, yes: Yes = False, as_json: AsJson = False) -
         raise SettingsError(["SECRET_KEY is missing: the names under which a phone is stored are derived from it."])
     if not yes and not typer.confirm(f"Erase all that is stored about {number.masked}?", err=True):
         raise fail("Nothing was erased.")
-    done = run_with_container(lambda container: container.stores.phone_eraser.erase(number), settings)
+    done = run_with_stores(lambda stores: stores.phone_eraser.erase(number), settings)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
     elif not done:

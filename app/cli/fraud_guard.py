@@ -5,30 +5,31 @@ from typing import Annotated
 
 import typer
 
-from app.api.fraud_guard import FraudGuardReport
-from app.cli.common import AsJson, examples, fail, run_with_container
+from app.api.operator_schemas import FraudGuardReport
+from app.cli.common import AsJson, examples, fail
+from app.cli.stores import run_with_stores
 
 _PUNCTUATION = re.compile(r"[\s().-]")
 _RANGE = re.compile(r"(?:\+?7|8)?(9\d{6})(?:\d{3})?")  # a whole phone lies in one too
 
-guard_cli = typer.Typer(help="See what the fraud guard has blocked, and lift it.", no_args_is_help=True)
+cli = typer.Typer(name="guard", help="See what the fraud guard has blocked, and lift it.", no_args_is_help=True)
 
 
-@guard_cli.command("list", epilog=examples("guard list", "guard list --json"))
+@cli.command("list", epilog=examples("guard list", "guard list --json"))
 def list_guard(*, as_json: AsJson = False) -> None:
     """List the ranges of numbers that are blocked now.
 
     Clients of whose calls too few end in a right code are listed below them. The JSON is that of GET /admin/guard.
     """
-    found = run_with_container(lambda container: FraudGuardReport.of(container.stores.fraud_guard))
+    found = run_with_stores(lambda stores: FraudGuardReport.of(stores.fraud_guard))
     typer.echo(found.model_dump_json(indent=2) if as_json else _table(found))
 
 
-@guard_cli.command(epilog=examples("guard lift +79001234"))
+@cli.command(epilog=examples("guard lift +79001234"))
 def lift(number_range: Annotated[str, typer.Argument(metavar="RANGE", help="Such as +79001234.")]) -> None:
     """Lift the block of a range: it is called again at once."""
     wanted = _read_range(number_range)
-    if not run_with_container(lambda container: container.stores.fraud_guard.lift(wanted)):
+    if not run_with_stores(lambda stores: stores.fraud_guard.lift(wanted)):
         raise fail(f"The range {wanted} is not blocked.")
     typer.echo(f"The range {wanted} is called again.")
 

@@ -1,27 +1,21 @@
-"""``keygen`` and ``openapi``: what is made of nothing but the program itself."""
+"""``keygen``: makes keys."""
 
 import hashlib
-import json
 import secrets
 from typing import Annotated
 
 import typer
 
+from app.api_keys import CLIENT_NAME
 from app.cli.common import examples
-from app.main import create_api
-from app.settings.validators import CLIENT_NAME
 from app.tokens import generate_keys
 
-keygen_cli = typer.Typer(
+cli = typer.Typer(
+    name="keygen",
     help="Make keys.\n\nWithout a command: all that production requires, with a key for one client. The key of a client"
     " or an operator is shown once; the settings keep its hash.",
     invoke_without_command=True,
 )
-
-
-def openapi() -> None:
-    """Print the OpenAPI description of the API, as JSON."""
-    typer.echo(json.dumps(create_api().openapi(), indent=2, ensure_ascii=False))
 
 
 def _read_name(text: str) -> str:
@@ -33,7 +27,7 @@ def _read_name(text: str) -> str:
 _Name = Annotated[str, typer.Argument(parser=_read_name, metavar="NAME", help="Who will use it.")]
 
 
-@keygen_cli.callback(epilog=examples("keygen --client shop", "keygen api-key shop", "keygen token-key"))
+@cli.callback(epilog=examples("keygen --client shop", "keygen api-key shop", "keygen token-key"))
 def keygen(
     context: typer.Context,
     client: Annotated[
@@ -55,7 +49,7 @@ API_KEYS={entry}
 {key}""")
 
 
-@keygen_cli.command(epilog=examples("keygen api-key shop"))
+@cli.command(epilog=examples("keygen api-key shop"))
 def api_key(name: _Name) -> None:
     """Make an API key of a client, for API_KEYS.
 
@@ -64,7 +58,7 @@ def api_key(name: _Name) -> None:
     _print_key(name, "API_KEYS")
 
 
-@keygen_cli.command(epilog=examples("keygen admin-key ivan"))
+@cli.command(epilog=examples("keygen admin-key ivan"))
 def admin_key(name: _Name) -> None:
     """Make a key of an operator, for ADMIN_KEYS.
 
@@ -73,7 +67,7 @@ def admin_key(name: _Name) -> None:
     _print_key(name, "ADMIN_KEYS")
 
 
-@keygen_cli.command(epilog=examples("keygen token-key"))
+@cli.command(epilog=examples("keygen token-key"))
 def token_key() -> None:
     """Make a key that signs tokens, for TOKEN_KEYS.
 

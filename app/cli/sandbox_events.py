@@ -14,11 +14,14 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from app.cli.common import AsJson, fail, find_sandbox, run_with_container, settings_of
-from app.container import Container
+from app.cli.common import AsJson, examples, fail
+from app.cli.stores import find_sandbox, run_with_stores, settings_of
 from app.sandbox.run_file import RunningSandbox
 from app.standard_webhooks import parse_secret, sign
+from app.stores import Stores
 from app.verification.webhooks import EventType
+
+cli = typer.Typer()
 
 _POLL = 0.3  # seconds between requests for news
 _TIMEOUT = 30.0  # seconds in which an event that was triggered is sent
@@ -37,6 +40,7 @@ def _read_type(text: str) -> EventType:
         raise typer.BadParameter(f"must be one of {_TYPES}") from None
 
 
+@cli.command(epilog=examples("events tail", "events tail --forward-to localhost:9000/hooks/phone"))
 def tail(
     forward_to: Annotated[
         str | None, typer.Option(metavar="URL", help="Post each event there too, signed as the service does.")
@@ -69,6 +73,7 @@ def tail(
             typer.echo(f"          {forward(attempt)}", err=as_json)
 
 
+@cli.command(epilog=examples("events trigger verification.verified"))
 def trigger(
     event_type: Annotated[
         str,
@@ -97,7 +102,7 @@ def trigger(
         case EventType.CANCELED:
             _request(api, "POST", f"/verify/{started['verification_id']}/cancel")
         case EventType.EXPIRED:
-            run_with_container(partial(_expire, verification_id=started["verification_id"]), settings_of(sandbox))
+            run_with_stores(partial(_expire, verification_id=started["verification_id"]), settings_of(sandbox))
     deadline = time.monotonic() + _TIMEOUT
     for attempt in _follow(api, after=last[0]["number"] if last else 0, until=lambda: time.monotonic() > deadline):
         if attempt["event"]["data"]["verification_id"] == started["verification_id"]:
@@ -107,9 +112,9 @@ def trigger(
     raise fail(f"No {event_type} was sent within {_TIMEOUT:g} s. Does webhook_events of the client have it?")
 
 
-async def _expire(container: Container, *, verification_id: str) -> None:
-    await container.stores.verifications.expire(verification_id)
-    await container.stores.webhooks.flush()
+async def _expire(stores: Stores, *, verification_id: str) -> None:
+    await stores.verifications.expire(verification_id)
+    await stores.webhooks.flush()
 
 
 def _find_sandbox() -> RunningSandbox:

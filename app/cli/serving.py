@@ -19,18 +19,20 @@ from pydantic import SecretStr
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from app.cli.common import settings_with
+from app.cli.common import examples
 from app.main import open_tracing
 from app.sandbox.embedded import EmbeddedServer, EmbeddedServerUnavailable
 from app.sandbox.run_file import RunningSandbox, run_file
 from app.server.connections import HttpLimits
 from app.server.http_protocol import HttpServer
 from app.server.worker import make_app_of
-from app.settings import Mode, Settings, SettingsError, given_settings
+from app.settings import Mode, Settings, SettingsError, given_settings, load_settings
 from app.settings.misspelt import misspelt_settings
 from app.settings.redact import redacted_settings
 from app.telemetry.exposition import FOLDER_VARIABLE, shared_between_workers
 from app.telemetry.logging import configure_logging
+
+cli = typer.Typer()
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ TlsCert = Annotated[str | None, typer.Option(help="Certificate chain in PEM, for
 TlsKey = Annotated[str | None, typer.Option(help="Its private key in PEM; TLS_KEY_FILE.")]
 
 
+@cli.command(epilog=examples("serve --workers 4", "serve --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem"))
 def serve(
     host: Host = None, port: Port = None, workers: Workers = None, tls_cert: TlsCert = None, tls_key: TlsKey = None
 ) -> None:
@@ -67,9 +70,10 @@ def serve(
     With SIGTERM it takes no new requests, finishes those in progress, and ends. With several workers SIGHUP replaces
     them one by one, which reads the settings and a renewed certificate anew; one worker takes no notice of it.
     """
-    _serve(settings_with(HOST=host, PORT=port, WORKERS=workers, TLS_CERT_FILE=tls_cert, TLS_KEY_FILE=tls_key))
+    _serve(_settings_with(HOST=host, PORT=port, WORKERS=workers, TLS_CERT_FILE=tls_cert, TLS_KEY_FILE=tls_key))
 
 
+@cli.command(epilog=examples("demo", "demo --port 8080"))
 def demo(host: Host = None, port: Port = None) -> None:
     """Serve the sandbox, which needs no settings.
 
@@ -78,8 +82,14 @@ def demo(host: Host = None, port: Port = None) -> None:
     events, forget.
     """
     looser = {name: value for name, value in _DEMO_LIMITS.items() if name not in given_settings()}
-    settings = settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port, **looser)
+    settings = _settings_with(MODE=Mode.SANDBOX, WORKERS=1, HOST=host, PORT=port, **looser)
     _serve(settings, banner=_banner(settings, looser))
+
+
+def _settings_with(**options: object) -> Settings:
+    """Return the settings; ``options`` override the environment, also of worker processes. Raises SettingsError."""
+    os.environ.update({name: str(value) for name, value in options.items() if value is not None})
+    return load_settings()
 
 
 class _Server(uvicorn.Server):

@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 
-from app.api.stats import CallFigures, StatsReport
-from app.cli.common import EXIT_FAILED, AsJson, run_with_container, settings_with_redis
-from app.container import Container
+from app.api.operator_schemas import CallFigures, StatsReport
+from app.cli.common import EXIT_FAILED, AsJson, examples
+from app.cli.stores import run_with_stores, settings_with_redis
 from app.store.attempts import FINISHED_AFTER
+from app.stores import Stores
 from app.verification.stats import CallCounts, Dimension, InvalidPeriod, Period, Stats, parse_zone, to_rub
+
+cli = typer.Typer()
 
 _RECOUNTED = (Dimension.CLIENT, Dimension.CHANNEL, Dimension.OPERATOR)
 _COLUMNS = ("asked", "placed", "answered", "verified", "conversion", "spend_rub")
@@ -36,6 +39,9 @@ def _check_zone(name: str | None) -> str | None:
     return name
 
 
+@cli.command(
+    epilog=examples("stats", "stats --by client --month 2026-01 --csv", "stats --by operator --by hour --json")
+)
 def stats(
     *,
     by: Annotated[
@@ -78,8 +84,8 @@ def stats(
         raise typer.BadParameter("a recount is by client, channel and operator", param_hint="--by")
     settings = settings_with_redis()
 
-    async def read(container: Container) -> tuple[Stats, Stats | None]:
-        store, attempts = container.stores.stats, container.stores.attempts
+    async def read(stores: Stores) -> tuple[Stats, Stats | None]:
+        store, attempts = stores.stats, stores.attempts
         now = datetime.now(parse_zone(zone) if zone else store.zone)
         period = Period.choose(now, month=month, first=one_day or first, last=one_day or last)
         if not recount:
@@ -91,7 +97,7 @@ def stats(
         return await store.read(period, compared), await store.recount(period, journaled, compared)
 
     try:
-        found, journaled = run_with_container(read, settings)
+        found, journaled = run_with_stores(read, settings)
     except InvalidPeriod as error:
         raise typer.BadParameter(error.reason, param_hint=f"--{error.parameter}") from None
     if journaled:

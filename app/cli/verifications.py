@@ -6,24 +6,32 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import AsJson, examples, fail, moment, run_with_container
+from app.cli.common import AsJson, examples, fail, moment
+from app.cli.stores import run_with_stores, settings_with_redis
+from app.settings.policies import make_policies
+from app.stores import Stores
 from app.verification.errors import VerificationNotFound
 from app.verification.model import Status, Verification
+from app.verification.read import ReadVerification
 
 _ID = "vrf_0a11b22c33d44e55f667788"
 
-verifications_cli = typer.Typer(help="Look at single verifications.", no_args_is_help=True)
+cli = typer.Typer(name="verifications", help="Look at single verifications.", no_args_is_help=True)
 
 
-@verifications_cli.command(epilog=examples(f"verifications show {_ID}", f"verifications show {_ID} --json"))
+@cli.command(epilog=examples(f"verifications show {_ID}", f"verifications show {_ID} --json"))
 def show(
     verification_id: Annotated[str, typer.Argument(metavar="ID", help=f"Such as {_ID}.")], *, as_json: AsJson = False
 ) -> None:
     """Show a verification: its status, calls, checks and times. The phone is masked, and there is no code to show."""
+    settings = settings_with_redis()
+
+    async def read(stores: Stores) -> Verification:
+        read_verification = ReadVerification(stores.verifications, make_policies(settings))
+        return await read_verification(client=None, verification_id=verification_id)
+
     try:
-        found = run_with_container(
-            lambda container: container.service.read(client=None, verification_id=verification_id)
-        )
+        found = run_with_stores(read, settings)
     except VerificationNotFound:
         raise fail("There is no such verification: it never was, or it expired.") from None
     typer.echo(json.dumps(_facts(found), indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(found)))

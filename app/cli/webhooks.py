@@ -6,17 +6,18 @@ from typing import Annotated
 
 import typer
 
-from app.api.failed_webhooks import FailedWebhook
-from app.cli.common import AsJson, examples, fail, run_with_container
+from app.api.operator_schemas import FailedWebhook
+from app.cli.common import AsJson, examples, fail
+from app.cli.stores import run_with_stores
 from app.verification.webhooks import DeadLetter
 
-events_cli = typer.Typer(help="Watch, try and resend webhook events.", no_args_is_help=True)
+cli = typer.Typer()
 
 
-@events_cli.command(epilog=examples("events failed", "events failed --json"))
+@cli.command(epilog=examples("events failed", "events failed --json"))
 def failed(*, as_json: AsJson = False) -> None:
     """List the events that were given up, the oldest first."""
-    dead_letters = run_with_container(lambda container: container.stores.webhooks.dead_letters())
+    dead_letters = run_with_stores(lambda stores: stores.webhooks.dead_letters())
     if as_json:
         facts = [FailedWebhook.of(letter).model_dump(mode="json") for letter in dead_letters]
         typer.echo(json.dumps(facts, indent=2))
@@ -24,7 +25,7 @@ def failed(*, as_json: AsJson = False) -> None:
         typer.echo(_table(dead_letters))
 
 
-@events_cli.command(epilog=examples("events resend msg_0a11b22c33d44e55f667788-3", "events resend --all"))
+@cli.command(epilog=examples("events resend msg_0a11b22c33d44e55f667788-3", "events resend --all"))
 def resend(
     event_id: Annotated[str | None, typer.Argument(metavar="ID", help="Such as msg_0a11b22c33d44e55f667788-3.")] = None,
     *,
@@ -34,9 +35,9 @@ def resend(
     if everything == (event_id is not None):
         raise typer.BadParameter("give either an ID or --all")
     if event_id is None:
-        count = run_with_container(lambda container: container.stores.webhooks.resend_all())
+        count = run_with_stores(lambda stores: stores.webhooks.resend_all())
         typer.echo(f"{count} events are sent again." if count != 1 else "1 event is sent again.")
-    elif run_with_container(lambda container: container.stores.webhooks.resend(event_id)):
+    elif run_with_stores(lambda stores: stores.webhooks.resend(event_id)):
         typer.echo(f"The event {event_id} is sent again.")
     else:
         raise fail(f"There is no event {event_id} that was given up.")

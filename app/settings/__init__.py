@@ -1,6 +1,5 @@
 """The settings, read from the environment and ``.env`` and validated at start."""
 
-from app.settings.environment import SettingsError
 from app.settings.settings import (
     OPEN_CLIENT,
     Mode,
@@ -10,6 +9,7 @@ from app.settings.settings import (
     may_look_for_sandbox,
     setting_names,
 )
+from app.settings_error import SettingsError
 
 __all__ = [
     "OPEN_CLIENT",

@@ -12,6 +12,7 @@ from dotenv.parser import parse_stream
 from pydantic import BaseModel, SecretStr
 
 from app.settings.validators import ApiKey
+from app.settings_error import SettingsError
 from app.verification.phone import Phone
 
 DOTENV = Path(".env")
@@ -27,14 +28,6 @@ class Setting(NamedTuple):
 
     path: tuple[str, ...]
     is_secret: bool
-
-
-class SettingsError(Exception):
-    """The settings are wrong. ``sentences`` has one for each mistake, none with a value."""
-
-    def __init__(self, sentences: list[str]) -> None:
-        super().__init__("\n".join(sentences))
-        self.sentences = sentences
 
 
 class SettingText(NamedTuple):

@@ -16,8 +16,9 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from app.settings import sections, validators
 from app.settings.clients import ClientSettings
-from app.settings.environment import Setting, SettingsError, names_of, read_environment
+from app.settings.environment import Setting, names_of, read_environment
 from app.settings.error_messages import Location, Mistake, message_for, name_at, sentence
+from app.settings_error import SettingsError
 from app.tokens import generate_keys
 from app.verification.channels import Channel
 

@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, PlainValidator, SecretStr
 from redis.exceptions import RedisError
 
+from app.api_keys import CLIENT_NAME
 from app.standard_webhooks import parse_secret
 from app.store.cluster import CLUSTER_URL, Cluster
 from app.store.connection import connect_any
@@ -28,7 +29,6 @@ from app.verification.phone import Phone, parse_phone
 from app.verification.stats import parse_zone
 from app.verification.test_numbers import TestNumber
 
-CLIENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _MIN_SECRET_BYTES = 32
 _API_KEY = re.compile(rf"({CLIENT_NAME.pattern}):([0-9a-f]{{64}})")
 _TEST_NUMBER = re.compile(r"(\+?[0-9]+)=([0-9]{4,6})(?:@([0-9-]{10}))?")

@@ -11,6 +11,10 @@ from app.verification.ports import CallId
 from app.verification.store_requests import DeferredWrites
 
 
+class InvalidIdempotencyKey(Exception):
+    """The key is not one of 1 to 128 visible ASCII characters."""
+
+
 class IdempotencyKeyReused(VerificationError):
     """The key was used before, with another body."""
 

@@ -1,4 +1,4 @@
-"""All use cases of verifications, with the two that need no file of their own."""
+"""All use cases of verifications, with the one that needs no file of its own."""
 
 from app.verification import log_context
 from app.verification.check import CheckVerification
@@ -6,6 +6,7 @@ from app.verification.domain_events import VerificationCanceled
 from app.verification.follow import FollowCalls
 from app.verification.model import Verification
 from app.verification.ports import Ports
+from app.verification.read import ReadVerification
 from app.verification.start import StartVerification
 
 
@@ -17,16 +18,7 @@ class VerificationService:
         self.start = StartVerification(ports)
         self.check = CheckVerification(ports)
         self.calls = FollowCalls(ports)
-
-    async def read(self, *, client: str | None, verification_id: str, follow: bool = False) -> Verification:
-        """Return a verification and its calls as last recorded; without ``client``, that of any client.
-
-        Raise VerificationNotFound or StoreUnavailable.
-        """
-        log_context.bind_verification(verification_id)
-        verification = await self._ports.store.read(verification_id, client=client, follow=follow)
-        policy = self._ports.policies.for_client(verification.client)
-        return verification.without_lost_calls(lifetime=policy.lifetime, call_timeout=policy.call_timeout)
+        self.read = ReadVerification(ports.store, ports.policies)
 
     async def cancel(self, *, client: str, verification_id: str) -> Verification:
         """Cancel a pending verification; a canceled one stays as it is.

@@ -6,8 +6,7 @@ Registries: https://www.iana.org/assignments/iana-ipv4-special-registry and …/
 import ipaddress
 import socket
 from ipaddress import IPv4Address, IPv6Address
-
-from aiohttp import AddrInfoType
+from typing import Any
 
 _UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is allocated
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the IPv4 address is its last 32 bits (RFC 6052)
@@ -56,8 +55,8 @@ def is_private(host: str) -> bool:
     return not is_public(host)
 
 
-def open_public_socket(address: AddrInfoType) -> socket.socket:
-    """Make the socket that will be connected to ``address``. Raises AddressNotAllowed if that is not public.
+def open_public_socket(address: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
+    """Make the socket for an ``address`` of ``socket.getaddrinfo``. Raises AddressNotAllowed if that is not public.
 
     Checked here, behind resolving and caching, so that the address that is checked is the one that is connected to: a
     name that resolves to another a moment later (DNS rebinding) gains nothing.

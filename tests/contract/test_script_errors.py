@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from app.api.problems import detail_of
+from app.api.problem_types import detail_of
 from app.sandbox.embedded import EmbeddedServer
 from app.store.connection import connect
 from app.store.scripts import Script, ScriptRunner

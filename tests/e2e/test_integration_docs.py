@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.problems import PROBLEM_TYPES
+from app.api.problem_types import PROBLEM_TYPES
 from app.main import create_api
 from tests.e2e.conftest import Demo, free_port, with_first_cooldown_of_production, without_cooldowns
 

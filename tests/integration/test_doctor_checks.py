@@ -12,16 +12,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from app.cli.checks import (
-    Finding,
-    Result,
-    _files,
-    _grade_configuration,
-    _grade_connection,
-    check_provider,
-    check_redis,
-    check_settings,
-)
+from app.cli.checks import Finding, Result, _grade_configuration, _grade_connection, check_redis
+from app.cli.doctor import _files, check_settings
+from app.cli.provider import check_provider
 from app.providers.http import make_transport
 from app.providers.plusofon.client import PlusofonClient
 from app.sandbox.network import VirtualNetwork

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.problems import PROBLEM_TYPES
+from app.api.problem_types import PROBLEM_TYPES
 from app.api.routing import RequestMiddleware
 from app.main import create_app
 from app.sandbox.network import VirtualNetwork

@@ -7,7 +7,8 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES
+from app.api.problem_types import PROBLEM_TYPES
+from app.api.problems import MEDIA_TYPE
 from app.settings import Settings
 from app.verification.channels import Channel
 from tests.integration.conftest import sandbox_settings

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer.main
@@ -14,10 +15,15 @@ from app.cli import cli
 def _commands(group: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
     for name, command in getattr(group, "commands", {}).items():
-        yield from _commands(command, (*path, name))
+        yield from _commands(_loaded(command), (*path, name))
 
 
-COMMANDS = list(_commands(typer.main.get_command(cli)))
+def _loaded(command: Any) -> Any:  # noqa: ANN401 - of a part of typer that is not public
+    return command.make_context(command.name, [], resilient_parsing=True).command
+
+
+ROOT: Any = typer.main.get_command(cli)
+COMMANDS = list(_commands(ROOT))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -29,6 +35,13 @@ def test_the_help_of_a_command_fits_80_columns_and_cuts_nothing_off(command: tup
     assert shown.stdout.startswith("Usage: ")
     _, *lines = shown.stdout.splitlines()
     assert [line for line in lines if len(line) > 80 or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("name", ROOT.commands)
+def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(name: str) -> None:
+    listed = ROOT.commands[name]
+
+    assert listed.get_short_help_str(80) == _loaded(listed).get_short_help_str(80)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from app.api.exchange import Exchange
-from app.api.idempotency import InvalidIdempotencyKey
-from app.api.problems import MEDIA_TYPE, PROBLEM_TYPES, detail_of
+from app.api.problem_types import PROBLEM_TYPES, detail_of
+from app.api.problems import MEDIA_TYPE
 from app.main import create_api
 from app.verification import errors, idempotency
 
@@ -87,7 +87,7 @@ def test_a_message_of_the_provider_is_not_read_as_a_format() -> None:
         (errors.CodeRequired(), "#/code"),
         (errors.CodeNotExpected(), "#/code"),
         (errors.CodeTooShortOrLong(frozenset({4, 6})), "#/code"),
-        (InvalidIdempotencyKey(), "Idempotency-Key"),
+        (idempotency.InvalidIdempotencyKey(), "Idempotency-Key"),
     ],
 )
 async def test_an_error_of_one_field_is_a_failed_validation_that_points_at_it(error: Exception, pointer: str) -> None:

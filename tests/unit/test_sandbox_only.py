@@ -10,6 +10,8 @@ from app.container import Builder, make_keys
 from app.sandbox.network import VirtualNetwork
 from app.settings import Mode, Settings, SettingsError
 from app.settings.sections import ApiSettings, PlusofonSettings, RedisSettings, SecretSettings, TokenSettings
+from app.stores import open_stores
+from app.telemetry.metrics import Metrics
 
 
 def production_without_anything() -> Settings:
@@ -41,9 +43,9 @@ def test_production_generates_no_keys() -> None:
 
 
 async def test_production_starts_no_embedded_redis() -> None:
-    async with AsyncExitStack() as stack:
-        with pytest.raises(SettingsError, match="REDIS_URL is missing"):
-            Builder(production_without_anything(), stack).open_redis()
+    with pytest.raises(SettingsError, match="REDIS_URL is missing"):
+        async with open_stores(production_without_anything(), Metrics(), webhook_clients=()):
+            pass
 
 
 def test_production_requires_api_keys() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cli.common import read_phone
+from app.cli.phone import read_phone
 from app.verification.code import normalize_code
 from app.verification.errors import PhoneNotCallable
 from app.verification.phone import parse_phone
