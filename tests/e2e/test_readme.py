@@ -10,11 +10,14 @@ from tests.e2e.conftest import Demo
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_commands_of_the_first_screen_verify_a_phone_ten_times(demo: Demo) -> None:
+REPEATED = 6  # more often than production calls a phone in an hour
+
+
+def test_the_commands_of_the_first_screen_can_be_repeated(demo: Demo) -> None:
     _, transcript = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)[:2]
 
     done = subprocess.run(
-        ["sh", "-c", 10 * transcript.replace("http://", "").replace("localhost:8000", demo.base_url)],
+        ["sh", "-c", REPEATED * transcript.replace("http://", "").replace("localhost:8000", demo.base_url)],
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -22,8 +25,8 @@ def test_the_commands_of_the_first_screen_verify_a_phone_ten_times(demo: Demo) -
         check=True,
     )
 
-    assert done.stdout.count('"status":"pending"') == 10
-    assert done.stdout.count('"verified":true') == 10
+    assert done.stdout.count('"status":"pending"') == REPEATED
+    assert done.stdout.count('"verified":true') == REPEATED
 
 
 def test_every_setting_in_the_readme_exists() -> None:

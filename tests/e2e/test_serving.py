@@ -21,7 +21,7 @@ import trustme
 from redis import Redis
 
 from app.tokens import generate_keys
-from tests.e2e.conftest import BARE, ROOT, START_WITHIN, command, free_port, wait_for
+from tests.e2e.conftest import BARE, ROOT, START_WITHIN, command, free_port, open_api, wait_for
 
 API_KEY = "a-made-up-api-key"
 SECRETS = {
@@ -72,9 +72,10 @@ class Serving:
         self.base_url = base_url
         self.log = log
         self.tls = tls
+        self.api = open_api(base_url, tls)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.base_url}{path}", verify=self.tls or True)
+        return self.api.get(path)
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_WITHIN

@@ -198,7 +198,7 @@ def production_settings(redis_url: str, provider_url: str) -> Settings:
         },
         secret={"key": SECRET_KEY},
         api={"keys": f"shop:{hashlib.sha256(KEY.encode()).hexdigest()}"},
-        redis={"url": redis_url},
+        redis={"url": redis_url, "timeout_seconds": 3},  # all faults at once, on a busy machine
         token={"keys": generate_keys()},
     )
     # Set after validation: production requires https, and with it a certificate that a test server cannot have.

@@ -24,7 +24,12 @@ PRICES = {"price_rub": "3", "unanswered_prices_rub": "voice:0.30,reverse_call:0"
 
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
-    return sandbox_settings(redis_url, channels=["voice", "flash_call", "reverse_call"], call=PRICES)
+    return sandbox_settings(
+        redis_url,
+        channels=["voice", "flash_call", "reverse_call"],
+        call=PRICES,
+        plusofon={"timeout_seconds": 1, "connect_timeout_seconds": 0.5},  # of the call that gets no reply
+    )
 
 
 @pytest.fixture
