@@ -1,6 +1,7 @@
 """Fixtures for all tests: a real Redis of one of three kinds, a client and a store."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -23,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--redis", choices=("standalone", "sentinel", "cluster"), default="standalone", help="what the tests run on"
     )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two tests for each core (``--numprocesses auto``): half of their time they wait."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,9 +8,11 @@ import errno
 import logging
 import os
 import random
+import ssl
 import zlib
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TypedDict, Unpack, cast
 
@@ -265,7 +267,13 @@ def make_transport(*, proxy: str | None = None, ca_file: Path | None = None) -> 
 
     ``proxy`` is ``http://[user:password@]host:port``; ``ca_file`` is trusted besides the usual authorities.
     """
-    return KeptConnections(tls=trust(httpx.create_ssl_context(trust_env=False), ca_file), proxy=proxy)
+    return KeptConnections(tls=_verified_tls(ca_file), proxy=proxy)
+
+
+@cache
+def _verified_tls(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context that all transports share: to load the usual authorities takes 20 ms."""
+    return trust(httpx.create_ssl_context(trust_env=False), ca_file)
 
 
 def check_url(text: str, name: str) -> str:
