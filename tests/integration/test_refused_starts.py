@@ -122,7 +122,7 @@ class RunningService:
         name = name_block(self._name_limit("calls_per_range", range_of(Phone(PHONE))))
         await block_subject(self.redis, name, 3_600_000)
         yield
-        await self.redis.delete(name, "pv2{guard}:ranges")
+        await self.redis.delete(name, "pv3{guard}:ranges")
 
     def periods_of_limits(self) -> dict[str, int]:
         """Return for how long each limit counts an event, in ms."""
@@ -569,6 +569,6 @@ async def test_starts_of_test_numbers_over_the_limit_add_no_key(redis: Redis, re
 
 async def _keys_of_starts(redis: Redis) -> set[str]:
     """Return all keys except those of the background work, and of the counts of refused starts, which are bounded."""
-    background = ("pv2{stats", "pv2{balance", "pv2{queue", "pv2{attempts")
+    background = ("pv3{stats", "pv3{balance", "pv3{queue", "pv3{attempts")
     keys = map(_text, await redis.keys())
     return {key for key in keys if not key.startswith(background) and ":refused:" not in key}

@@ -41,7 +41,7 @@ async def hear(api: httpx.AsyncClient, phone: str = PHONE) -> str:
 async def own_keys(redis: Redis) -> list[str]:
     """Return the keys of verifications and phones, without the journal and those of shared counters."""
     keys = [key if isinstance(key, str) else key.decode() for key in await redis.keys()]
-    return [key for key in keys if re.match(r"pv2\{[0-9a-f]{3}\}:(?!j$)", key)]
+    return [key for key in keys if re.match(r"pv3\{[0-9a-f]{3}\}:(?!j$)", key)]
 
 
 def wrong(code: str) -> str:
