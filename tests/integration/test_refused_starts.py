@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -13,9 +12,10 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
+import msgpack
 import pytest
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -404,9 +404,7 @@ def _attack(start: Mapping[str, Any], user: EndUser) -> dict[str, str]:
     return {**start, **named, "client_ip": STRANGE}
 
 
-@hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@hypothesis_settings(max_examples=25)
 @given(script=st.lists(st.tuples(people_steps, floods), min_size=2, max_size=10))
 async def test_refused_starts_change_no_response_to_the_end_user(
     exact_service: RunningService, script: list[tuple[Any, ...]]
@@ -446,7 +444,7 @@ async def dump(service: RunningService) -> Dump:
                 calls = [(bucket[0], bucket[1:]) for bucket in limit["calls"] if bucket[1:] != [0, 0]]
                 pairs = [*events, *calls]
             case b"string":
-                pairs = json.loads(await redis.get(key) or "").items()
+                pairs = msgpack.unpackb(await redis.get(key) or b"").items()
             case b"zset":
                 pairs = await redis.zrange(key, 0, -1, withscores=True)
             case _:
