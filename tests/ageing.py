@@ -13,6 +13,7 @@ from tests.limit_keys import age_limit, is_limit
 _MOMENTS = re.compile(r"[arolb]|o\d+|read_at|leased_until|claimed_until")
 _NO_TTL = -1
 _MOMENT = re.compile(r"\d{13}")
+_SET = "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end"  # it may expire
 _RECORD = re.compile(r"[^{]*\{[0-9a-f]{3}\}:(p:)?[\w-]+")  # of a verification or a phone; not the journal, a stream
 
 
@@ -44,7 +45,7 @@ async def _age_hash(redis: Redis, key: str, ms: int) -> None:
     fields: dict[str, Any] = {_text(name): _text(value) for name, value in (await redis.hgetall(key)).items()}
     for name, value in _aged(fields, ms).items():
         if value != fields[name]:
-            await redis.hset(key, name, value)
+            await redis.eval(_SET, 1, key, name, value)
 
 
 def _aged(fields: dict[str, Any], ms: int) -> dict[str, Any]:
