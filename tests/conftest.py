@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from app.sandbox.embedded import EmbeddedServer
@@ -17,6 +18,11 @@ from tests.redis_commands import open_commands
 from tests.sentinels import Topology
 
 PHONE_KEY = b"a key of the tests, known to all"
+# A busy machine is no fault of what is tested, and what examples share of a fixture they empty themselves.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 _NODE_TIMEOUT = 15_000  # milliseconds: no pause of a busy machine is taken for a failure
 
 

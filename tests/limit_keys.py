@@ -32,6 +32,7 @@ return cjson.encode({{total = total, events = events, calls = buckets}})
 """
 
 _AGE = f"""
+if redis.call('EXISTS', KEYS[1]) == 0 then return end
 {_SPLIT}
 local by = tonumber(ARGV[1])
 entries = each('>I5I4', 9, entries, function(moment, number) return struct.pack('>I5I4', moment - by, number) end)

@@ -291,6 +291,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._pause_reading()
         elif len(request.unread) > self._limits.body_buffer_bytes:
             self._pause_reading()
+        else:
+            self.resume_reading()  # its head may have come with the request before
 
     # Writing
 

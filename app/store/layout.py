@@ -6,7 +6,8 @@ The keys of a verification and of its phone share the hash tag ``{bucket}``: one
 phone. The bucket is part of the id, so a check by id and a check by phone both find the slot without a look-up, and the
 id says nothing about the phone.
 
-A verification is a JSON object, its phone another. Their fields have one letter each: both may cost 500 bytes in all.
+A verification is a map in MessagePack, its phone another. Their fields have one letter each: both may cost 500 bytes in
+all.
 Lua scripts use the names of fields; ``Script`` replaces them by the letters. They are no enums, because Python reads a
 plain attribute in a third of the time. A flag that is not set is absent. A moment, ``…_AT``, is milliseconds of Redis'
 clock; ``…_AFTER`` in milliseconds after the verification was created.
@@ -27,7 +28,7 @@ from app.verification.phone import Phone
 from app.verification.values import value
 
 PREFIX = "pv"
-_VERSION = 2  # of what is stored: two versions of the service with different layouts never read each other's keys
+_VERSION = 3  # of what is stored: two versions of the service with different layouts never read each other's keys
 
 _ID = re.compile(r"vrf_([0-9a-f]{3})([0-9a-f]{20})")
 _RANDOM_BYTES = 10  # 80 bits: an id cannot be guessed while it lives
@@ -155,7 +156,7 @@ class RecordField:
 
 
 class CallField:
-    """Of the same object, followed by the number of a call."""
+    """Of the same map, followed by the number of a call."""
 
     CALL_STATUS = "t"
     UNKNOWN_STATUS = "w"
@@ -176,8 +177,8 @@ class PhoneField:
     STREAK = "n"
     NEXT_CALL = "r"
     OPERATOR = "o"
-    CALL_LOG = "l"  # "<moment>,…", oldest first
-    FAILED_LOG = "b"  # "<moment>@<address digest>,…" of failed checks, oldest first
+    CALL_LOG = "l"  # moments, oldest first
+    FAILED_LOG = "b"  # [moment, address digest or ""] of failed checks, oldest first
     DIALLED_REST = "d"  # rest of the id of its latest verification without a code, for any client
     ASKED_CALL = "w"  # "<rest of the id>:<number>" of the call that the provider is being asked for
 

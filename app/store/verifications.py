@@ -7,7 +7,8 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from msgpack import unpackb
+from pydantic_core import to_json
 
 from app.store.layout import (
     CallField,
@@ -366,7 +367,7 @@ def _record(verification_id: str) -> RecordName:
 def _verification(
     name: RecordName, now: int, expires: int, record: bytes, *, checks_left: int | None = None
 ) -> Verification:
-    fields = from_json(record)
+    fields = unpackb(record)
     calls = tuple(_calls(fields))
     latest = calls[-1] if calls else None  # without any call, the record itself has its channel
     status, resend_after = fields.get(RecordField.STATUS), fields.get(RecordField.RESEND_AFTER)

@@ -1,6 +1,5 @@
 """The journal of attempts: what the scripts write of a verification, and what is found of it."""
 
-import json
 import re
 import secrets
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
@@ -175,7 +175,7 @@ async def test_without_a_reference_and_a_consent_nothing_is_stored_of_them(redis
         await journal.check(verification, RIGHT)
         name = RecordName.from_id(verification.id)
         assert name
-        record = json.loads(await redis.get(stored(name.key)) or "")
+        record = msgpack.unpackb(await redis.get(stored(name.key)) or b"")
         entries: Any = await redis.xrange(stored_journal(name.bucket))
         calls = {name: stats["calls"] for name, stats in (await redis.info("commandstats")).items()}
         return set(record), entries[0][1][b"e"].decode().split("\t"), calls
@@ -505,9 +505,9 @@ async def test_without_a_journal_no_refused_start_is_counted(redis: Redis) -> No
 
 async def report(journal: Journal, *, after: timedelta) -> list[Attempt]:
     """Return what is reported when so much time has passed for Redis."""
-    state = await journal.redis.hgetall("pv2{attempts}")
+    state = await journal.redis.hgetall("pv3{attempts}")
     for name in state.keys() & {b"reported_to", b"leased_to"}:
-        await journal.redis.hset("pv2{attempts}", name, int(state[name]) - round(after / timedelta(milliseconds=1)))
+        await journal.redis.hset("pv3{attempts}", name, int(state[name]) - round(after / timedelta(milliseconds=1)))
     found: list[Attempt] = []
     await journal.attempts.report(found.append)
     return found
@@ -523,7 +523,7 @@ async def test_each_finished_attempt_is_reported_once(journal: Journal) -> None:
 
     assert (reported.verification_id, reported.ending) == (f"vrf_0ab{'f' * 20}", Ending.EXPIRED)
     assert await report(journal, after=timedelta()) == []
-    assert 0 < await journal.redis.pttl("pv2{attempts}") <= KEPT / timedelta(milliseconds=1)
+    assert 0 < await journal.redis.pttl("pv3{attempts}") <= KEPT / timedelta(milliseconds=1)
 
 
 async def test_only_one_worker_reports_and_another_takes_over_from_one_that_died(journal: Journal) -> None:
@@ -534,7 +534,7 @@ async def test_only_one_worker_reports_and_another_takes_over_from_one_that_died
     def die(_: Attempt) -> None:
         raise RuntimeError
 
-    await journal.redis.hincrby("pv2{attempts}", "reported_to", -30 * 60 * 1000)
+    await journal.redis.hincrby("pv3{attempts}", "reported_to", -30 * 60 * 1000)
     with pytest.raises(RuntimeError):
         await journal.attempts.report(die)
 

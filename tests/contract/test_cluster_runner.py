@@ -102,7 +102,7 @@ async def test_scripts_run_once_wherever_a_moving_slot_has_their_keys(
     target.send("SCRIPT", "FLUSH")
     target.send("CLUSTER", "SETSLOT", slot, "IMPORTING", nodes.id_of(source))
     source.send("CLUSTER", "SETSLOT", slot, "MIGRATING", nodes.id_of(target))
-    migrate(source, target, f"pv2{TAG}goes")
+    migrate(source, target, f"pv3{TAG}goes")
 
     new, stays, goes = await asyncio.gather(
         *(runner.run(COUNT, [f"{TAG}{name}"], []) for name in ("new", "stays", "goes"))
@@ -122,7 +122,7 @@ async def test_while_half_of_its_keys_have_moved_a_script_is_refused(
     await runner.run(COUNT, [f"{TAG}first", f"{TAG}second"], [])
     target.send("CLUSTER", "SETSLOT", slot, "IMPORTING", nodes.id_of(source))
     source.send("CLUSTER", "SETSLOT", slot, "MIGRATING", nodes.id_of(target))
-    migrate(source, target, f"pv2{TAG}second")
+    migrate(source, target, f"pv3{TAG}second")
 
     with pytest.raises(StoreUnavailable) as refused:
         await runner.run(COUNT, [f"{TAG}first", f"{TAG}second"], [])
@@ -174,7 +174,7 @@ async def test_a_script_whose_reply_was_lost_is_not_repeated(
 
     assert lost.value.reason is StoreFailure.TIMEOUT
     primary.resume()
-    assert int(primary.send("GET", f"pv2{key}")) <= 2
+    assert int(primary.send("GET", f"pv3{key}")) <= 2
 
 
 async def test_any_seed_is_enough_and_dead_ones_delay_little(nodes: redis_cluster.Cluster) -> None:

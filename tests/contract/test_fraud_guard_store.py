@@ -402,7 +402,7 @@ async def test_expired_blocks_are_removed_from_the_list(harness: GuardHarness) -
     assert await harness.refusal(OTHER) is not None
 
     assert [block.range for block in await harness.guard.blocks()] == [OTHER]
-    assert await harness.redis.zrange("pv2{guard}:ranges", 0, -1) == [OTHER.encode()]
+    assert await harness.redis.zrange("pv3{guard}:ranges", 0, -1) == [OTHER.encode()]
 
 
 async def test_a_lifted_range_can_be_called_and_its_level_is_reset(
@@ -454,9 +454,9 @@ async def test_every_key_begins_with_the_prefix_and_has_a_ttl(harness: GuardHarn
         stored(name_limit(KEY, "calls_per_day", "everybody")),
     }
     blocks = {name_block(range_key(PUMPED)), name_block(client_key("shop"))}
-    assert keys == names | blocks | {"pv2{guard}:ranges", "pv2{guard}:clients"}
+    assert keys == names | blocks | {"pv3{guard}:ranges", "pv3{guard}:clients"}
     for key in keys:
-        assert key.startswith("pv2{")
+        assert key.startswith("pv3{")
         assert 0 < await harness.redis.pttl(key) <= (HOUR + RULES.memory).total_seconds() * 1000
 
 
@@ -604,7 +604,7 @@ async def test_what_the_index_still_has_of_a_lifted_block_is_not_listed(harness:
     await harness.block()
     assert await harness.guard.lift(PUMPED)
 
-    await harness.redis.zadd("pv2{guard}:ranges", {PUMPED: time.time() * 1000 + 3_600_000})
+    await harness.redis.zadd("pv3{guard}:ranges", {PUMPED: time.time() * 1000 + 3_600_000})
 
     assert await harness.guard.blocks() == []
 

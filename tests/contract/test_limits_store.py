@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -264,9 +264,7 @@ class Model:
 
 
 @pytest.mark.parametrize("events", [1, 7, 64, 65, 100])
-@hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@hypothesis_settings(max_examples=60)
 @given(script=st.lists(steps, min_size=8, max_size=30))
 async def test_no_window_ever_has_more_events_than_the_limit(
     redis: Redis, limits: RedisRateLimiter, events: int, script: list[tuple[Any, ...]]

@@ -27,7 +27,7 @@ PHONE = Phone("+79001234567")
 
 BUDGET = 0.4  # seconds for a request
 CONNECT = 0.2  # seconds of it for the connection
-SLACK = 0.4  # additional seconds for a slow machine
+SLACK = 2.0  # additional seconds for a busy machine
 
 
 class Conversation:
@@ -605,7 +605,7 @@ class TestCancellation:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - sockets set no event to wait for
             await asyncio.sleep(0.005)
 

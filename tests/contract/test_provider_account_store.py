@@ -15,7 +15,7 @@ from app.verification.provider_account import BalanceCache, CachedBalance
 from tests.ageing import age
 
 INTERVAL, LEASE, SECOND = timedelta(seconds=60), timedelta(seconds=30), timedelta(seconds=1)
-KEY = "pv2{balance}"
+KEY = "pv3{balance}"
 
 
 def make_cache(redis: Redis) -> RedisBalanceCache:

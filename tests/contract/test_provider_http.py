@@ -202,7 +202,7 @@ class TestBudget:
             raise AssertionError
 
         transport = ScriptedTransport(never)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             outcome = await place(provider, transport, replace(ORDER, timeout=0.1), timeout=60)
         assert isinstance(outcome, Unknown)
         assert outcome.why == "TimeoutError"

@@ -58,7 +58,7 @@ async def example(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Example]:
 async def test_an_order_rings_and_its_status_can_be_looked_up(example: Example) -> None:
     async with example.sender() as sender:
         assert await sender.place(ORDER) == Placed(CALL)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             while not example.rung:  # noqa: ASYNC110 - the background task sets no event to wait for
                 await asyncio.sleep(0.005)
         assert await sender.fetch_status(CALL) == CallState(CallStatus.RINGING)

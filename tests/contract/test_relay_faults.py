@@ -27,7 +27,7 @@ ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"),
 
 BUDGET = 0.4  # seconds for a request
 CONNECT = 0.2  # seconds of it for the connection: too long for a retry
-SLACK = 0.4  # additional seconds for a slow machine
+SLACK = 2.0  # additional seconds for a busy machine
 
 
 class Conversation:
@@ -404,6 +404,6 @@ async def test_canceling_an_order_closes_its_connection() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - sockets set no event to wait for
             await asyncio.sleep(0.005)

@@ -88,7 +88,7 @@ async def test_without_a_replica_a_durable_script_fails_in_half_the_timeout_and_
 
     assert raised.value.reason is StoreFailure.TOO_FEW_REPLICAS
     assert 0.4 * TIMEOUT < time.monotonic() - began < 0.9 * TIMEOUT
-    assert nodes[0].send("GET", "pv2{a}") == "2"
+    assert nodes[0].send("GET", "pv3{a}") == "2"
     nodes[1].resume()
     assert await runner.run(DURABLE, ["{a}"], []) == 3
 
@@ -120,7 +120,7 @@ async def test_a_lost_connection_is_reported_and_nothing_is_repeated(
         await waiting
 
     assert raised.value.reason is StoreFailure.CONNECTION_LOST
-    assert nodes[0].send("GET", "pv2{a}") == "2"
+    assert nodes[0].send("GET", "pv3{a}") == "2"
 
 
 async def test_a_user_without_the_permission_is_reported(nodes: tuple[Node, Node], runner: ScriptRunner) -> None:
@@ -130,7 +130,7 @@ async def test_a_user_without_the_permission_is_reported(nodes: tuple[Node, Node
         await runner.run(DURABLE, ["{a}"], [])
 
     assert raised.value.reason is StoreFailure.ACCESS_DENIED
-    assert nodes[0].send("GET", "pv2{a}") == "1"
+    assert nodes[0].send("GET", "pv3{a}") == "1"
 
 
 async def test_a_script_that_is_not_loaded_is_loaded_and_then_waits(

@@ -293,7 +293,7 @@ async def test_without_a_cabinet_token_the_access_token_is_valid_for_every_route
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
 

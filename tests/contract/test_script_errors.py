@@ -283,7 +283,7 @@ async def test_missing_permissions_are_access_denied_at_connecting_and_later(
 async def test_the_log_has_the_code_of_an_error_and_not_its_text(
     proxy: FaultyRedisProxy, runner: ScriptRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.plan = [b"ERR in pv2{a1b}:79001234567 at 192.0.2.7", b"MISCONF of pv2{a1b}:79001234567"]
+    proxy.plan = [b"ERR in pv3{a1b}:79001234567 at 192.0.2.7", b"MISCONF of pv3{a1b}:79001234567"]
     for _ in range(2):
         await failure(runner)
 
@@ -292,7 +292,7 @@ async def test_the_log_has_the_code_of_an_error_and_not_its_text(
         ("other", "ERR", 1),
         ("cannot_save", "MISCONF", 1),
     ]
-    assert not any(secret in str(one) for one in logged for secret in ("pv2", "79001234567", "192.0.2.7"))
+    assert not any(secret in str(one) for one in logged for secret in ("pv3", "79001234567", "192.0.2.7"))
 
 
 async def test_repeated_failures_are_aggregated_in_few_log_lines(
@@ -316,7 +316,7 @@ async def test_redis_is_probed_at_most_once_a_second(
     for _ in range(3):
         await asyncio.gather(*(runner.ping() for _ in range(100)))
     assert proxy.scripts == 2  # one to load the script
-    assert 0 < await redis.pttl("pv2{probe}") <= 10_000
+    assert 0 < await redis.pttl("pv3{probe}") <= 10_000
 
     await asyncio.sleep(1.1)
     proxy.plan = [b"OOM x"]

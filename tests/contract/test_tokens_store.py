@@ -15,7 +15,7 @@ from app.verification.errors import StoreUnavailable, TokenExpired, TokenInvalid
 from tests.keys import stored
 
 VERIFICATION_ID = "vrf_0a11b22c33d44e55f667788"
-KEY = "pv2{0a1}:t:1b22c33d44e55f667788"
+KEY = "pv3{0a1}:t:1b22c33d44e55f667788"
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -212,7 +212,7 @@ class Actor:
         return ids.index(verification_id) if verification_id in ids else len(ids)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(script=st.lists(steps, min_size=1, max_size=30))
 async def test_redis_gives_the_same_results_as_the_reference_store(
     script: list[tuple[object, ...]], redis: Redis, store: RedisVerificationStore

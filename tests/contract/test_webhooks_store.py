@@ -819,4 +819,4 @@ async def test_an_expiry_is_due_in_the_millisecond_after_it(redis: Redis, store:
     await store.record_call(verification, 1, PLACED)
 
     found: Any = await redis.zrange(outbox_key(verification.id[4:7]), -1, -1, withscores=True)
-    assert found[0][1] == await redis.pexpiretime(f"pv2{{{verification.id[4:7]}}}:{verification.id[7:]}") + 1
+    assert found[0][1] == await redis.pexpiretime(f"pv3{{{verification.id[4:7]}}}:{verification.id[7:]}") + 1

@@ -39,7 +39,7 @@ async def test_a_call_can_be_placed_followed_shown_counted_and_erased(
     erased = run("forget", PHONE, "--yes", cwd=tmp_path, **sandbox)
     assert (erased.returncode, erased.stderr) == (0, "")
     assert erased.stdout.startswith("Erased: 1 verifications with 1 calls, 0 events")
-    assert not [key async for key in redis.scan_iter("pv2{???}:*")]
+    assert not [key async for key in redis.scan_iter("pv3{???}:*")]
 
 
 async def test_the_call_command_fails_if_the_call_is_not_answered(

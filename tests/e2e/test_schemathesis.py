@@ -31,7 +31,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_the_api_conforms_to_its_schema(case: schemathesis.Case[Any], base_url: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     response = case.call(base_url=base_url, headers=headers)

@@ -120,7 +120,7 @@ def wait_for_a_phone(redis_url: str) -> None:
     """Wait until a start has stored its code and waits for the provider."""
     deadline = time.monotonic() + 10
     with Redis.from_url(redis_url) as redis:
-        while not redis.keys("pv2{???}:p:*"):
+        while not redis.keys("pv3{???}:p:*"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

@@ -43,7 +43,7 @@ async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 async def keys_of_requests(redis: Redis) -> set[bytes | str]:
     """Return the keys in Redis, without those of the work in the background, which begins with the service."""
-    return {*await redis.keys()} - {b"pv2{attempts}", b"pv2{balance}"}
+    return {*await redis.keys()} - {b"pv3{attempts}", b"pv3{balance}"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

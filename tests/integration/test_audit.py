@@ -42,17 +42,17 @@ async def test_each_change_is_listed_with_who_and_when_the_latest_first(api: htt
     ]
     older = await api.get("/admin/audit", params={"before": entries[0]["at"], "limit": 1}, headers=by("anna"))
     assert older.json()["entries"] == entries[1:]
-    assert 0 < await redis.pttl("pv2{audit}") <= 400 * 24 * 3600 * 1000
+    assert 0 < await redis.pttl("pv3{audit}") <= 400 * 24 * 3600 * 1000
 
 
 async def test_a_phone_in_a_path_is_not_recorded(api: httpx.AsyncClient, redis: Redis) -> None:
     await api.delete("/admin/guard/+79001234567", headers=by("anna"))
 
-    assert "9001234567" not in str(await redis.xrange("pv2{audit}"))
+    assert "9001234567" not in str(await redis.xrange("pv3{audit}"))
 
 
 async def test_nothing_changes_that_cannot_be_recorded(api: httpx.AsyncClient, redis: Redis) -> None:
-    await redis.set("pv2{audit}", "not a stream", ex=60)
+    await redis.set("pv3{audit}", "not a stream", ex=60)
 
     answer = await api.delete("/admin/guard/+79001234", headers=by("anna"))
 

@@ -1,12 +1,12 @@
 """Erasure of a phone: no data about it is left in Redis, and the data of other phones stays."""
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import httpx
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
@@ -122,7 +122,7 @@ async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
 async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(redis: Redis) -> None:
     name = PhoneName.from_phone(PHONE_KEY, PHONE)
     record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
-    await redis.set(stored(record.key), json.dumps({"q": name.digest, "n": "25", "t25": "initiated"}))
+    await redis.set(stored(record.key), msgpack.packb({"q": name.digest, "n": "25", "t25": "initiated"}))
     await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
 
     done = await eraser(redis).erase(PHONE)

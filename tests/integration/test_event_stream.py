@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import msgpack
 import pytest
 from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
@@ -326,8 +327,8 @@ async def test_a_stream_sends_heartbeats_and_recovers_from_a_lost_message(
 
             name = RecordName.from_id(verification_id)
             assert name
-            record = json.loads(await redis.get(stored(name.key)) or "")
-            await redis.set(stored(name.key), json.dumps(record | {"s": "locked", "v": 99}), keepttl=True)
+            record = msgpack.unpackb(await redis.get(stored(name.key)) or b"")
+            await redis.set(stored(name.key), msgpack.packb(record | {"s": "locked", "v": 99}), keepttl=True)
             while (event := await stream.next()) == PING:
                 pass
             assert event

@@ -229,7 +229,7 @@ async def traces_in(redis: Redis) -> frozenset[str]:
 
     That is not the journal, which tells of refused calls too, the balance or the statistics.
     """
-    others = ("pv2{balance}", "pv2{stats}", "pv2{attempts}")
+    others = ("pv3{balance}", "pv3{stats}", "pv3{attempts}")
     return frozenset(key for key in await keys_of(redis) if not key.startswith(others) and not key.endswith(":j"))
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
@@ -227,7 +227,7 @@ async def test_a_trailer_is_not_treated_as_a_header(trailer: bytes, value: bytes
     names=st.lists(st.sampled_from([*SERVED, *REFUSED]), min_size=1, max_size=3),
     cuts=st.sets(st.integers(1, 400), max_size=6),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 def test_the_split_into_packets_does_not_change_the_responses(names: list[str], cuts: set[int]) -> None:
     stream = b"".join(SERVED.get(name) or REFUSED[name][1] for name in names) + NEXT
     ends = [*sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
@@ -252,6 +252,16 @@ def test_a_long_white_space_field_with_an_invalid_end_is_refused_in_linear_time(
     with pytest.raises(HttpError):
         parse_head(head, max_trailer_bytes=0)
     assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2, 3, 4], ids=lambda sent: f"{sent} bytes of the body")
+@pytest.mark.parametrize("name", ["chunks", "an option without an upgrade"])
+async def test_the_body_of_a_request_that_was_sent_ahead_may_come_later(name: str, sent: int) -> None:
+    later = SERVED[name].index(b"\r\n\r\n") + 4 + sent
+    async with served(echo := Echo(), limits=lenient_limits()) as it:
+        together = with_length(body=b"first") + SERVED[name][:later]
+        assert statuses(await it.ask(together, SERVED[name][later:] + NEXT)) == [200, 200, 200]
+    assert echo.bodies == [b"first", INNER, b""]
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:

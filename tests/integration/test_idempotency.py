@@ -36,7 +36,7 @@ from tests.redis_commands import stoppable, stopped
 OTHER_PHONE = "+79007654321"
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 SHOP, BANK = "not-a-real-key-1", "not-a-real-key-2"
-CLAIMS = "pv2{i:*"
+CLAIMS = "pv3{i:*"
 SOON = 10.0  # seconds
 
 
@@ -472,7 +472,7 @@ async def test_a_start_is_a_503_and_can_be_retried_if_redis_lost_the_verificatio
 
     async def loses(store: RedisVerificationStore, verification: Verification, *arguments: Any) -> object:  # noqa: ANN401 - passed on
         name = RecordName.from_id(verification.id)
-        await redis.delete(stored(name.key) if name else "", *await redis.keys("pv2*:p:*"))
+        await redis.delete(stored(name.key) if name else "", *await redis.keys("pv3*:p:*"))
         return await record_call(store, verification, *arguments)
 
     async with run(create_app(sandbox_settings(redis_url, channels=["flash_call"]), network)) as api:
@@ -556,7 +556,7 @@ async def test_a_start_that_was_paused_until_a_retry_replaced_it_places_no_secon
     late = asyncio.create_task(start(api))
     await reached.wait()
     async with asyncio.timeout(SOON):  # both run concurrently, so the journal may be reached before the reservation
-        while not await redis.keys("pv2{*}:p:*"):  # noqa: ASYNC110 - there is no event to wait for
+        while not await redis.keys("pv3{*}:p:*"):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     await age(redis, timedelta(seconds=61))
     answered = await asyncio.gather(*(start(api) for _ in range(20)))
@@ -775,7 +775,7 @@ async def test_a_response_that_could_not_be_kept_is_kept_once_redis_answers_agai
         code = await hear(api)
     monkeypatch.setattr(RedisIdempotency, "keep", fails_once)
     first = await send()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while (again := await send()).status_code == 409:  # noqa: ASYNC110 - the background keeps it
             await asyncio.sleep(0.1)
 

@@ -182,7 +182,7 @@ async def test_refused_calls_count_against_no_limit(redis: Redis, redis_url: str
 
         placed_call = await start(api, "+79000000100", client_ip="192.0.2.1")
         assert placed_call.status_code == 201
-        assert (await redis.keys("pv2*:p:*")) != []
+        assert (await redis.keys("pv3*:p:*")) != []
 
 
 async def test_failed_checks_of_a_phone_are_limited_across_resends_and_verifications(
@@ -251,7 +251,7 @@ async def test_a_test_number_is_marked_and_has_no_call_limits(
             assert (await api.post("/verify/token/redeem", json=proof)).json()["test"] is True
         again = {"Idempotency-Key": "test-1"}
         await api.post("/verify/start", json={"phone": phone}, headers=again)
-        (kept,) = await redis.keys("pv2{i:*")
+        (kept,) = await redis.keys("pv3{i:*")
         assert await redis.ttl(kept) <= 300  # without limits, kept responses must not pile up for a day
         ordinary = await start(api, "+79000000100")
         assert ordinary.status_code == 201

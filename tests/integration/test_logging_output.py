@@ -295,7 +295,7 @@ async def test_a_finished_attempt_is_one_event_with_all_its_facts_and_the_expiry
         moment, _, number = entry_id.decode().partition("-")
         await redis.xadd(key, fields, id=f"{int(moment) - 20 * 60_000}-{number}")
     await redis.pexpire(key, 60_000)
-    await redis.hset("pv2{attempts}", "reported_to", int(moment) - 40 * 60_000)
+    await redis.hset("pv3{attempts}", "reported_to", int(moment) - 40 * 60_000)
 
     async with run(create_app(sandbox_settings(redis_url))):
         finished, expired = await logs(logged, "attempt.finished"), await logs(logged, "verification.expired")

@@ -95,7 +95,7 @@ async def test_below_the_minimum_balance_no_call_is_placed_until_a_top_up(
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/balance-too-low")
         assert network.calls_of(PHONE) == []
         assert (await api.get("/readyz")).status_code == 200  # codes can still be checked
-        assert not await redis.keys("pv2{l[i:]*")  # no limit was used
+        assert not await redis.keys("pv3{l[i:]*")  # no limit was used
 
         network.balance += 500
         await until(is_paid)

@@ -308,7 +308,7 @@ async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_met
     logged = [record for record in caplog.records if record.getMessage() == "store.unavailable"]
     assert logged
     assert not any(record.exc_info for record in logged)
-    assert all(PHONE[1:] not in str(vars(record)) and "pv2" not in str(vars(record)) for record in logged)
+    assert all(PHONE[1:] not in str(vars(record)) and "pv3" not in str(vars(record)) for record in logged)
 
 
 async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:
@@ -344,7 +344,7 @@ async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds
     await outbox.done(again)
     assert await store.refund(unplaced, phone=call.phone, client="shop", policy=make_policy())
     await limits.refund(reserved, allowances)
-    assert [key async for key in admin.scan_iter("pv2{l[i:]*")] == []
+    assert [key async for key in admin.scan_iter("pv3{l[i:]*")] == []
     eraser = RedisPhoneEraser(runner, attempts_on(runner, phone_key=KEY), phone_key=KEY)
     assert (await eraser.erase(Phone(OTHER))).verifications == 1
     with pytest.raises(StoreUnavailable) as raised:
@@ -390,10 +390,10 @@ async def test_readiness_and_metrics_share_one_probe_per_second(api: httpx.Async
     for _ in range(3):
         answers = await asyncio.gather(*(api.get(path) for path in ("/readyz", "/metrics") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
-        probes.add(await admin.get("pv2{probe}"))
+        probes.add(await admin.get("pv3{probe}"))
 
     assert len(probes) <= 1 + (time.monotonic() - began)
-    assert 0 < await admin.pttl("pv2{probe}") <= 10_000
+    assert 0 < await admin.pttl("pv3{probe}") <= 10_000
 
 
 async def test_a_thousand_redis_failures_are_a_few_log_lines(

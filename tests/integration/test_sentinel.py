@@ -206,7 +206,7 @@ async def test_a_failover_under_load_is_a_moment_of_503_and_nothing_happens_twic
             await idle.run(PROBE, ["{idle}"], [60_000])
             await asyncio.to_thread(topology.wait_until_whole)
             await progress(load)
-            assert topology.primary.send("DEL", "pv2{idle}") == 1
+            assert topology.primary.send("DEL", "pv3{idle}") == 1
     for phone in load.guesses:
         await load.check_twice(phone)
     await workers[1].post(f"/verify/{followed}/cancel")

@@ -5,7 +5,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.verification.channels import Channel
@@ -24,7 +24,6 @@ DAYS = st.dates(date(2024, 1, 1), date(2035, 12, 31))
 DAY = timedelta(days=1)
 
 
-@settings(deadline=None)  # the first look at a time zone reads its file
 @given(DAYS, st.integers(0, 40), ZONES | ODD_ZONES)
 def test_the_hours_of_a_period_are_those_of_its_days(first: date, further: int, zone: ZoneInfo) -> None:
     period = Period(first, first + further * DAY, zone)
@@ -34,7 +33,6 @@ def test_the_hours_of_a_period_are_those_of_its_days(first: date, further: int, 
     assert of_days == list(period.hours)
 
 
-@settings(deadline=None)  # the first look at a time zone reads its file
 @given(DAYS, ZONES | ODD_ZONES)
 def test_an_hour_belongs_to_the_day_in_which_it_begins(day: date, zone: ZoneInfo) -> None:
     hours = Period(day, day, zone).hours
@@ -44,7 +42,6 @@ def test_an_hour_belongs_to_the_day_in_which_it_begins(day: date, zone: ZoneInfo
     assert hour_at(hours[-1] + 1, zone).date() == day + DAY
 
 
-@settings(deadline=None)  # the first look at a time zone reads its file
 @given(st.dates(date(2024, 1, 1), date(2035, 12, 31)), ZONES)
 def test_months_follow_each_other_without_a_gap(day: date, zone: ZoneInfo) -> None:
     long_after = datetime(2040, 1, 1, tzinfo=zone)
@@ -55,7 +52,6 @@ def test_months_follow_each_other_without_a_gap(day: date, zone: ZoneInfo) -> No
     assert month.hours[-1] + 1 == following.hours[0]
 
 
-@settings(deadline=None)  # the first look at a time zone reads its file
 @given(
     st.lists(st.tuples(st.integers(0, 35 * 24), st.sampled_from(["a", "b"]), st.integers(-3, 100)), max_size=60),
     ZONES | ODD_ZONES,

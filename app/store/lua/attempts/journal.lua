@@ -11,7 +11,7 @@
 -- Where the comma stands there is a tab. The mark of a verification is the beginning of the rest of its id, and a state the
 -- first letter of its name, because an attempt may cost 200 bytes.
 
-local function entry(kind, key, facts)
+local function journal_entry(kind, key, facts)
   while facts[#facts] == '' do
     facts[#facts] = nil
   end
@@ -23,13 +23,13 @@ local function begin_attempt(journal, key, record, number, range_operator, now, 
   local phone = record[PHONE]
   local facts = {number, key:sub(-12), record[CLIENT], record[PURPOSE], record[CHANNEL .. number] or record[CHANNEL],
     phone:sub(2, 4) .. phone:sub(-4), record[PHONE_DIGEST], range_operator, record[REFERENCE] or '', record[CONSENT] or ''}
-  redis.call('XADD', journal, 'MINID', now - kept, '*', 'e', entry('b', key, facts))
+  redis.call('XADD', journal, 'MINID', now - kept, '*', 'e', journal_entry('b', key, facts))
   redis.call('PEXPIRE', journal, kept)
 end
 
 -- Append to the attempts of a verification. Where there is no journal, another key is given in its place.
 local function append(journal, key, record, kind, ...)
   if journal:sub(-2) == ':j' and not record[IS_TEST] then
-    redis.call('XADD', journal, 'NOMKSTREAM', '*', 'e', entry(kind, key, {...}))
+    redis.call('XADD', journal, 'NOMKSTREAM', '*', 'e', journal_entry(kind, key, {...}))
   end
 end

@@ -21,7 +21,7 @@ end
 local room = math.max(0, per_second - rate.total)
 for _, call in ipairs(redis.call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', 0, math.min(most, room))) do
   redis.call('ZADD', due, now + lease, call)
-  add_event(rate, now, per_second, SECOND, '0') -- the token of all, for a claim is never refunded
+  count_event(rate, now, per_second, SECOND, '0') -- the token of all, for a claim is never refunded
   claimed[#claimed + 1] = {call, redis.call('HINCRBY', attempts, call, 1)}
 end
 if #claimed > 0 then

@@ -48,7 +48,7 @@ for i, limit in ipairs(limits) do
     save_limit(key, limit)
   end
   if is_counted then
-    add_event(limit, now, count, period, token)
+    count_event(limit, now, count, period, token)
     reply[2 * i + 1] = reply[2 * i + 1] - 1
     if action ~= '' then
       count_call(limit, now, bucket_length)

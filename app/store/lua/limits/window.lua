@@ -87,7 +87,7 @@ local function wait_for_room(limit, now, count, period)
   return moment + period - now
 end
 
-local function add_event(limit, now, count, period, token)
+local function count_event(limit, now, count, period, token)
   local entries, moment, number = limit.entries, now, nil
   local last_moment, last_number = 0, FIRST_TOKEN
   if entries ~= '' then

@@ -8,7 +8,7 @@
 local key, journal, outbox = unpack(KEYS)
 local client = ARGV[1]
 
-local now, record, text = now_ms(), load_record(key)
+local now, record, packed = now_ms(), load_record(key)
 if record[CLIENT] ~= client then
   return {'not_found'}
 elseif record[STATUS] == 'verified' then
@@ -16,8 +16,8 @@ elseif record[STATUS] == 'verified' then
 elseif record[STATUS] == 'locked' then
   return {'locked', until_next_call(key, record, now)}
 elseif not record[STATUS] then
-  text = finish(key, record, {}, 'canceled', journal, outbox)
+  packed = finish(key, record, {}, 'canceled', journal, outbox)
 else
   write_again(key, record)
 end
-return {'canceled', now, redis.call('PEXPIRETIME', key), text}
+return {'canceled', now, redis.call('PEXPIRETIME', key), packed}

@@ -139,14 +139,14 @@ end
 
 if not record[IS_TEST] then
   for _ = 1, comparisons do
-    failed[#failed + 1] = {at = now, address = address}
+    failed[#failed + 1] = {now, address}
   end
   left[1] = math.max(0, failed_allowed - #failed)
-  save_phone(phone_key, phone, {[FAILED_LOG] = write_log(failed)}, now + failed_period)
+  save_phone(phone_key, phone, {[FAILED_LOG] = failed}, now + failed_period)
   for i = 1, limit_count do
     local limit_key, _, count, period = limit(i)
     left[i + 1] = left[i + 1] - 1
-    add_event(limits[i], now, count, period, token)
+    count_event(limits[i], now, count, period, token)
     save_limit(limit_key, limits[i], period)
   end
 end

@@ -1,35 +1,31 @@
--- Logs in a field of a phone: exactly how many calls or failed checks a sliding window has.
+-- Logs in a field of a phone: exactly how many calls or failed checks a sliding window has. An entry is the moment of a
+-- call, or {moment, address digest or ''} of a failed check; the oldest is the first.
 
--- Return the entries of a log in the last `period`, oldest first.
-local function recent(log, now, period)
-  local entries = {}
-  for moment, address in (log or ''):gmatch('(%d+)@?(%x*)') do
-    if moment + period > now then
-      entries[#entries + 1] = {at = tonumber(moment), address = address}
-    end
-  end
-  return entries
+local function moment_of(entry)
+  return type(entry) == 'table' and entry[1] or entry
 end
 
-local function write_log(entries)
-  local texts = {}
-  for i, entry in ipairs(entries) do
-    texts[i] = entry.at .. (entry.address ~= '' and '@' .. entry.address or '')
+-- Drop the entries of a log, or of none, that are not of the last `period`, and return it.
+local function recent(log, now, period)
+  log = log or {}
+  while log[1] and moment_of(log[1]) + period <= now do
+    table.remove(log, 1)
   end
-  return table.concat(texts, ',')
+  return log
 end
 
 -- Return how many entries there are in the last `period`, of one address if it is given, and how long until there is
 -- room for another among `count`.
-local function used(entries, now, count, period, address)
+local function used(log, now, count, period, address)
   local inside, wait = 0, 0
-  for i = #entries, 1, -1 do
-    local entry = entries[i]
-    if entry.at + period <= now then
+  for i = #log, 1, -1 do
+    local entry = log[i]
+    local ends = moment_of(entry) + period
+    if ends <= now then
       break
-    elseif not address or entry.address == address then
+    elseif not address or entry[2] == address then
       inside = inside + 1
-      wait = inside == count and entry.at + period - now or wait
+      wait = inside == count and ends - now or wait
     end
   end
   return inside, wait

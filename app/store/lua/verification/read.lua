@@ -8,9 +8,9 @@
 local key = KEYS[1]
 local client, follow = unpack(ARGV)
 
-local record, text = load_record(key)
+local record, packed = load_record(key)
 if not record[CLIENT] or client ~= '' and client ~= record[CLIENT] then return {'not_found'} end
 if follow == '1' and not record[IS_FOLLOWED] then
-  text = save_record(key, record, {[IS_FOLLOWED] = 1})
+  packed = save_record(key, record, {[IS_FOLLOWED] = 1})
 end
-return {'found', now_ms(), redis.call('PEXPIRETIME', key), text}
+return {'found', now_ms(), redis.call('PEXPIRETIME', key), packed}

@@ -4,14 +4,14 @@
 local STAGE = {initiated = 1, unconfirmed = 1, ringing = 2, answered = 3, completed = 4, busy = 4, no_answer = 4, failed = 4}
 local LAST_STAGE = 4
 
--- Return a record, or an empty table, and its text.
+-- Return a record, or an empty table, and its bytes.
 local function load_record(key)
-  local text = redis.call('GET', key)
-  return text and cjson.decode(text) or {}, text
+  local packed = redis.call('GET', key)
+  return packed and cmsgpack.unpack(packed) or {}, packed
 end
 
 -- Make changes to a record, field → value, or false to delete it, and let it expire at another moment, if one is given.
--- Return its text. One without fields is deleted.
+-- Return its bytes. One without fields is deleted.
 local function save_record(key, record, changes, expires)
   for field, value in pairs(changes) do
     record[field] = value or nil
@@ -20,13 +20,13 @@ local function save_record(key, record, changes, expires)
     redis.call('DEL', key)
     return
   end
-  local text = cjson.encode(record)
+  local packed = cmsgpack.pack(record)
   if expires then
-    redis.call('SET', key, text, 'PXAT', expires)
+    redis.call('SET', key, packed, 'PXAT', expires)
   else
-    redis.call('SET', key, text, 'KEEPTTL')
+    redis.call('SET', key, packed, 'KEEPTTL')
   end
-  return text
+  return packed
 end
 
 -- Write a record as it is. A repeated request changes nothing, but what the first one wrote may not have reached the
@@ -119,7 +119,7 @@ local function notify_followers(key, record)
 end
 
 -- Save changes that callers see, and add `event`, if there is one, to the outbox of a client with a webhook. Return the
--- text of the record.
+-- bytes of the record.
 local function publish(key, record, changes, event, outbox)
   local version = (record[VERSION] or 0) + 1
   changes[VERSION] = version
@@ -128,9 +128,9 @@ local function publish(key, record, changes, event, outbox)
   if is_created then
     changes[IS_ANNOUNCED] = 1
   end
-  local text = save_record(key, record, changes)
+  local packed = save_record(key, record, changes)
   notify_followers(key, record)
-  if not outbox then return text end
+  if not outbox then return packed end
   if is_created and event ~= 'verification.created' then
     add_event(key, record, 'verification.created', 0, 'pending', outbox)
   end
@@ -140,7 +140,7 @@ local function publish(key, record, changes, event, outbox)
   if is_created or changes[STATUS] or changes[CHANNEL] then
     schedule_expiry(key, record, outbox)
   end
-  return text
+  return packed
 end
 
 -- Give a verification its final status, beside other changes: none of its codes verifies any more.

@@ -15,20 +15,14 @@ if not record[CALL_STATUS .. number] or token ~= '' and reservation:match('%S*$'
 append(journal, key, record, 'r', number, kind, reason)
 local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
 
--- Return a list without an entry, or false if nothing is left.
-local function without(list, entry)
-  local kept, is_found = {}, false
-  for other in (list or ''):gmatch('[^,]+') do
-    if other == entry and not is_found then
-      is_found = true
-    else
-      kept[#kept + 1] = other
-    end
+local placed, placed_at = phone[CALL_LOG] or {}, expires_at(record, number) - lifetime
+for i, moment in ipairs(placed) do
+  if moment == placed_at then
+    table.remove(placed, i)
+    break
   end
-  return #kept > 0 and table.concat(kept, ',')
 end
-
-local changes_of_phone = {[CALL_LOG] = without(phone[CALL_LOG], tostring(expires_at(record, number) - lifetime))}
+local changes_of_phone = {[CALL_LOG] = #placed > 0 and placed}
 local resend_at, streak, next_call = reservation:match('^(%d+) (%d+) (%d+)')
 if resend_at and phone[NEXT_CALL] == tonumber(resend_at) then
   local was_called = streak ~= '0'
@@ -63,7 +57,8 @@ end
 local is_over = others > 0 and expires <= now_ms()
 if is_over or others == 0 and not record[STATUS] and not record[IS_ANNOUNCED] then
   local owner = record[CLIENT] .. ':' .. record[PURPOSE]
-  changes_of_phone[owner] = without(phone[owner], rest_of_id(key))
+  local ids = (phone[owner] or ''):gsub(',?' .. rest_of_id(key), '')
+  changes_of_phone[owner] = ids ~= '' and ids
   if phone[DIALLED_REST] == rest_of_id(key) then
     changes_of_phone[DIALLED_REST] = false
   end

@@ -63,11 +63,11 @@ elseif not is_resend then
   changes_of_phone[owner] = table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1))
 end
 if longest_period ~= '0' then
-  placed[#placed + 1] = {at = now, address = ''}
-  changes_of_phone[CALL_LOG] = write_log(placed)
+  placed[#placed + 1] = now
+  changes_of_phone[CALL_LOG] = placed
 end
 
-local text = save_record(key, record, changes, expires)
+local packed = save_record(key, record, changes, expires)
 if kept_in_journal ~= '0' and not is_test then
   begin_attempt(journal, key, record, number, range_operator, now, kept_in_journal)
 end
@@ -76,4 +76,4 @@ if is_resend and outbox then
 end
 save_phone(phone_key, phone, changes_of_phone, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
-return {'started', checks_left, left, now, expires, text}
+return {'started', checks_left, left, now, expires, packed}
