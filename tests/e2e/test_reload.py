@@ -59,7 +59,7 @@ def test_secret_files_are_reread_and_an_empty_one_keeps_the_workers_running(redi
 
 def test_a_single_worker_ignores_sighup_and_logs_it(tmp_path: Path) -> None:
     with running(tmp_path) as demo:
-        demo.process.send_signal(signal.SIGHUP)
+        demo.send_signal(signal.SIGHUP)
         wait_for(lambda: "service.reload_ignored" in demo.log.read_text(), demo.log)
 
         assert demo.post("/verify/start", phone="+79001234567").status_code == 201

@@ -59,7 +59,7 @@ def test_shutdown_finishes_requests_in_progress_and_ends_streams_at_once(demo: D
         starting = pool.submit(demo.post, "/verify/start", phone=STALLS)
         wait_until_placed(demo, STALLS)
 
-        demo.process.send_signal(signal.SIGTERM)
+        demo.send_signal(signal.SIGTERM)
         signaled = time.monotonic()
         assert "event: verification" in list(lines)  # the stream ended properly and was not cut off
         assert time.monotonic() - signaled < 1
@@ -68,7 +68,7 @@ def test_shutdown_finishes_requests_in_progress_and_ends_streams_at_once(demo: D
 
         answer = starting.result()
         assert (answer.status_code, answer.json()["call"]["status"]) == (201, "unconfirmed")
-    assert demo.process.wait(20) == 0
+    assert demo.wait() == 0
     assert time.monotonic() - signaled < PROVIDER_TIMEOUT + 2
 
     handled = [json.loads(line) for line in demo.log.read_text().splitlines() if '"request.handled"' in line]
