@@ -58,9 +58,9 @@ async def workers(settings: Settings, network: VirtualNetwork) -> AsyncIterator[
 @pytest.fixture
 async def idle(topology: Topology) -> AsyncIterator[ScriptRunner]:
     """Return a worker that has connected, and only does what it does in the background."""
-    redis = connect(topology.url, timeout=STORE_TIMEOUT)
+    redis = connect(topology.url, timeout=RECOVERED_WITHIN)
     assert isinstance(redis.connection_pool, PrimaryPool)
-    runner = ScriptRunner(redis, timeout=STORE_TIMEOUT)
+    runner = ScriptRunner(redis, timeout=RECOVERED_WITHIN)
     await runner.run(PROBE, ["{idle}"], [1000])
     background = Background()
     background.add("sentinel", redis.connection_pool.step)

@@ -117,7 +117,7 @@ async def add(redis: Redis, number: int = 1, *, client: str = "shop", kind: str 
     await add_events(redis, number, buckets=["0a1", "0a2", "fff"], **facts)  # type: ignore[arg-type] # mypy takes the texts for each option
 
 
-async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+async def until(condition: Callable[[], object], seconds: float = 15) -> None:  # longer than a lease
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
