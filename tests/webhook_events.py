@@ -59,9 +59,11 @@ async def add_events(
     return ids
 
 
-async def add_expiries(redis: Redis, number: int = 1, *, bucket: str = BUCKET, expired_ago: int = 1_000) -> None:
-    """Schedule the events of verifications that expire, or have expired so many milliseconds ago."""
-    due = now_ms() - expired_ago + 1
+async def add_expiries(
+    redis: Redis, number: int = 1, *, bucket: str = BUCKET, expired_ago: int = 1_000, expired_at: int | None = None
+) -> None:
+    """Schedule the events of verifications that expire, or have expired so many milliseconds ago, or at a moment."""
+    due = (expired_at or now_ms() - expired_ago) + 1
     for place in range(number):
         event = f"{place:020x}-expired|verification.expired|shop|login|voice|79001234567|expired||"
         await redis.zadd(outbox_key(bucket), {event: due})

@@ -34,7 +34,7 @@ from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 from tests.ageing import age
-from tests.webhook_events import add_events, add_expiries, now_ms, retries_key, sizes
+from tests.webhook_events import add_events, add_expiries, retries_key, sizes
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
@@ -153,7 +153,7 @@ async def test_during_a_secret_rotation_either_secret_verifies_the_signature(
 
 
 async def test_an_expired_verification_sends_an_event(redis: Redis, receiver: Receiver, url: str) -> None:
-    await add_expiries(redis, expired_ago=now_ms() - 1769850000123)
+    await add_expiries(redis, expired_at=1769850000123)
     async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
 
