@@ -39,6 +39,15 @@ def test_no_two_fields_of_a_hash_have_the_same_letter() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
+def test_no_two_shared_definitions_have_the_same_name() -> None:
+    """A script that uses one of them would get both, and all that the other one uses."""
+    shared = [file for file in FILES if file not in SCRIPTS and file.name != "start_rules.lua"]  # which is taken whole
+    source = "".join(file.read_text() for file in shared)
+    names = re.findall(r"^local (?:function )?(\w+)", source, re.MULTILINE)
+
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_a_script_has_the_letters_of_fields_and_no_names() -> None:
     source = Script("verification", "read").source
 
