@@ -25,8 +25,8 @@ TOKEN = "not-a-real-token"
 PIN = "042137"
 PHONE = Phone("+79001234567")
 
-BUDGET = 0.4  # seconds for a request
-CONNECT = 0.2  # seconds of it for the connection
+BUDGET = 1.2  # seconds for a request
+CONNECT = 0.5  # seconds of it for the connection
 SLACK = 2.0  # additional seconds for a busy machine
 
 
@@ -252,15 +252,21 @@ class TestNeverSent:
             assert server.requests == []
 
     async def test_no_free_connection_in_the_pool(self) -> None:
-        async def answer_slowly(conversation: Conversation) -> None:
+        may_answer = asyncio.Event()
+
+        async def answer_late(conversation: Conversation) -> None:
             await conversation.read_request()
-            await asyncio.sleep(CONNECT * 1.5)
+            await may_answer.wait()
             await conversation.place("call-1")
 
-        async with serving(answer_slowly) as server, make_client(server.url, max_connections=1) as client:
-            first = asyncio.create_task(call(client))
-            await asyncio.sleep(CONNECT / 4)
+        async with (
+            serving(answer_late) as server,
+            make_client(server.url, max_connections=1, budget=CONNECT + SLACK) as client,
+        ):
+            first = asyncio.create_task(client.initiate_call(PHONE, PIN, Lang.RU, 2))
+            await until(lambda: len(server.requests) == 1)
             assert_never_sent(await call(client))
+            may_answer.set()
             assert await first == Placed("call-1")
             assert len(server.requests) == 1
 
@@ -327,7 +333,8 @@ class TestOneRetry:
     async def test_no_retry_when_the_remaining_time_is_less_than_a_connect_timeout(self) -> None:
         """The first attempt takes 0.15 s, so less than a pause and the 0.2 s connect timeout is left."""
         resolver = NoAddress(delay=0.15)
-        async with make_client("http://plusofon.test", transport=asking(resolver)) as client:
+        transport = asking(resolver)
+        async with make_client("http://plusofon.test", transport=transport, connect=0.2, budget=0.4) as client:
             assert_never_sent(await call(client))
         assert resolver.asked == 1
 
@@ -580,7 +587,7 @@ class TestUnusualResponses:
         ids=lambda script: script.__name__,
     )
     async def test_a_query_without_a_response_raises_provider_unavailable(self, script: Script) -> None:
-        async with serving(script) as server, make_client(server.url) as client:
+        async with serving(script) as server, make_client(server.url, connect=0.2, budget=0.4) as client:
             for ask in (client.get_account, client.get_balance, lambda: client.check_call_status("call-1")):
                 with pytest.raises(ProviderUnavailable):
                     await ask()

@@ -39,7 +39,7 @@ def client_of(server: SandboxServer, *, access_token: str = "not-a-token", prefi
         access_token=access_token,
         cabinet_token="not-a-cabinet-token",
         phone_prefix="8" if prefix == "8" else "7",
-        **http_options(connect_timeout=0.2, timeout=0.4),
+        **http_options(connect_timeout=0.5, timeout=1),
     )
 
 

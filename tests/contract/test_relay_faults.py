@@ -25,8 +25,8 @@ CODE = "042137"
 CALL = "vrf_made_up-1-voice"
 ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
-BUDGET = 0.4  # seconds for a request
-CONNECT = 0.2  # seconds of it for the connection: too long for a retry
+BUDGET = 1.2  # seconds for a request
+CONNECT = 0.5  # seconds of it for the connection: too long for a retry
 SLACK = 2.0  # additional seconds for a busy machine
 
 
@@ -108,12 +108,12 @@ async def serving(script: Script) -> AsyncIterator[Server]:
         await server.stop()
 
 
-def sender_to(port: int, *, scheme: str = "http", connections: int = 10) -> RelaySender:
+def sender_to(port: int, *, scheme: str = "http", connections: int = 10, timeout: float = BUDGET) -> RelaySender:
     return RelaySender(
         Channel.VOICE,
         url=f"{scheme}://127.0.0.1:{port}/verify",
         secret=SECRET,
-        **http_options(connect_timeout=CONNECT, timeout=BUDGET, max_connections=connections),
+        **http_options(connect_timeout=CONNECT, timeout=timeout, max_connections=connections),
     )
 
 
@@ -179,15 +179,18 @@ class TestNeverSent:
             assert_never_sent(await place(sender))
 
     async def test_no_free_connection_in_the_pool(self) -> None:
-        async def answer_slowly(conversation: Conversation) -> None:
+        may_answer = asyncio.Event()
+
+        async def answer_late(conversation: Conversation) -> None:
             await conversation.read_request()
-            await asyncio.sleep(CONNECT * 1.5)
+            await may_answer.wait()
             await conversation.answer(b'{"status": "placed"}')
 
-        async with serving(answer_slowly) as server, sender_to(server.port, connections=1) as sender:
-            first = asyncio.create_task(place(sender))
+        async with serving(answer_late) as server, sender_to(server.port, connections=1, timeout=10) as sender:
+            first = asyncio.create_task(sender.place(ORDER))
             await until(lambda: len(server.requests) == 1)
-            assert_never_sent(await place(sender))
+            assert_never_sent(await sender.place(ORDER))
+            may_answer.set()
             assert await first == Placed(CALL)
             assert len(server.requests) == 1
 

@@ -58,15 +58,8 @@ async def provider(network: VirtualNetwork) -> AsyncIterator[SandboxServer]:
         yield server
 
 
-async def ask_provider(
-    url: str, token: str = TOKEN, transport: httpx.AsyncBaseTransport | None = None
-) -> list[Finding]:
-    client = PlusofonClient(
-        base_url=url,
-        user_id="7",
-        access_token=token,
-        **http_options(connect_timeout=0.2, timeout=0.5, transport=transport),
-    )
+async def ask_provider(url: str, token: str = TOKEN, **how: float | httpx.AsyncBaseTransport) -> list[Finding]:
+    client = PlusofonClient(base_url=url, user_id="7", access_token=token, **http_options(**how))
     async with client:
         return await check_provider(client, minimum=Decimal(10), warning=Decimal(100))
 
@@ -224,7 +217,7 @@ async def test_a_connection_timeout_to_the_provider_has_its_own_message() -> Non
             filler = sockets.enter_context(socket.socket())
             filler.settimeout(0)
             filler.connect_ex(listener.getsockname())
-        (found,) = await ask_provider(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        (found,) = await ask_provider(f"http://127.0.0.1:{listener.getsockname()[1]}", connect_timeout=0.2)
     assert found.result is Result.WRONG
     assert found.message == "not reached: no connection was made in time (PLUSOFON_CONNECT_TIMEOUT_SECONDS)"
     assert "firewall" in found.advice
@@ -254,7 +247,7 @@ async def test_a_response_timeout_of_the_provider_has_its_own_message() -> None:
         await conversation.wait_until_closed()
 
     async with serving(swallow) as server:
-        (found,) = await ask_provider(server.url)
+        (found,) = await ask_provider(server.url, connect_timeout=0.5, timeout=1)
     assert found.message == "connected, but no answer came in time (PLUSOFON_TIMEOUT_SECONDS)"
 
 

@@ -349,11 +349,11 @@ async def test_the_claim_of_a_killed_request_expires(
 
 @pytest.fixture
 async def quick_api(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    """Return a client of an API with short timeouts: 0.5 s for the provider, 0.3 s for Redis."""
+    """Return a client of an API with short timeouts: 1 s for the provider, and for Redis."""
     settings = sandbox_settings(
         redis_url,
-        plusofon={"connect_timeout_seconds": 0.4, "timeout_seconds": 0.5},
-        redis={"url": redis_url, "timeout_seconds": 0.3},
+        plusofon={"connect_timeout_seconds": 0.5, "timeout_seconds": 1},
+        redis={"url": redis_url, "timeout_seconds": 1},
     )
     async with run(create_app(settings, network)) as client:
         yield client
@@ -413,9 +413,9 @@ async def test_the_claim_of_a_canceled_start_expires_within_seconds_if_redis_han
 
     async with stopped(redis):
         await cancel_request(request)
-        await asyncio.sleep(0.5)
-
-    assert "store.not_written" in events(caplog)
+        async with asyncio.timeout(SOON):
+            while "store.not_written" not in events(caplog):  # noqa: ASYNC110 - a log has no event to wait for
+                await asyncio.sleep(0.05)
 
 
 async def test_a_retry_of_a_start_canceled_during_the_provider_request_places_no_second_call(
@@ -646,7 +646,7 @@ async def test_a_right_check_whose_response_was_not_kept_returns_the_token_when_
 async def test_a_redis_that_hangs_is_a_503_within_one_timeout(
     quick_api: httpx.AsyncClient, redis: Redis, path: str
 ) -> None:
-    """All waits for Redis share one timeout, here 0.3 seconds; no response waits for a refund."""
+    """All waits for Redis share one timeout, here a second; no response waits for a refund."""
     verification_id = (await start(quick_api)).json()["verification_id"]
     async with stopped(redis):
         began = time.monotonic()
@@ -666,7 +666,7 @@ async def test_a_redis_that_hangs_is_a_503_within_one_timeout(
         took = time.monotonic() - began
 
     assert_problem(answer, 503, "store-unavailable")
-    assert took < 0.5
+    assert took < 1.8
 
 
 @pytest.mark.parametrize("step", ["acquire", "start", "begin"])
@@ -700,7 +700,7 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
             took = time.monotonic() - began
 
     assert_problem(answer, 503, "store-unavailable")
-    assert took < 0.5
+    assert took < 1.8
     assert network.calls_of(PHONE) == []
     async with asyncio.timeout(SOON):
         while (answer := await start(quick_api)).status_code != 201:
