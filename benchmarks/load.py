@@ -139,8 +139,8 @@ async def saturate(opened: Sequence[Connection], sessions: Iterable[Session]) ->
 async def pace(opened: Sequence[Connection], sessions: Sequence[Session], *, per_second: float) -> Load:
     """Begin ``sessions`` at fixed moments, whether or not those before have ended.
 
-    A latency is counted from the moment at which the session was due, so that one that had to wait for a free
-    connection, or for this client, is as slow as it was for its caller.
+    A latency is counted from the moment at which the session is begun, by a timer that is late by a millisecond or two;
+    one that has to wait for a free connection has begun, and is as slow as it is for its caller.
     """
     load = Load()
     loop = asyncio.get_running_loop()
@@ -148,21 +148,20 @@ async def pace(opened: Sequence[Connection], sessions: Sequence[Session], *, per
     is_free = asyncio.Event()
     began = loop.time() + 0.05
 
-    async def work(session: Session, due: float) -> None:
+    async def work(session: Session, sent: float) -> None:
         while not free:
             is_free.clear()
             await is_free.wait()
         connection = free.pop()
         load.bodies += await session(connection)
-        load.latencies.append(loop.time() - due)
+        load.latencies.append(time.perf_counter() - sent)  # the clock of uvloop counts whole milliseconds
         free.append(connection)
         is_free.set()
 
     async with asyncio.TaskGroup() as group:
         for number, session in enumerate(sessions):
-            due = began + number / per_second
-            if (wait := due - loop.time()) > 0:
+            if (wait := began + number / per_second - loop.time()) > 0:
                 await asyncio.sleep(wait)
-            group.create_task(work(session, due))
+            group.create_task(work(session, time.perf_counter()))
     load.seconds = loop.time() - began
     return load

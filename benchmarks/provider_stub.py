@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import ssl
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -36,7 +37,8 @@ class ProviderStub:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.codes: dict[str, str] = {}
-        self.delay = 0.0  # seconds until a call is answered
+        self.delay = 0.0  # seconds until a call is answered, at least
+        self.delays: list[float] = []  # seconds that it took, by a timer that is late by a millisecond or two
         self.port = 0
         self.connections = 0
         self._folder = folder
@@ -108,11 +110,16 @@ class _StubProtocol(asyncio.Protocol):
         body = self._stub.answer(path, rest[:length])
         delay = self._stub.delay if path.endswith(b"/call") else 0
         if delay:
-            asyncio.get_running_loop().call_later(delay, self._answer, body, bool(_CLOSE.search(head)))
+            is_last = bool(_CLOSE.search(head))
+            asyncio.get_running_loop().call_later(delay, self._answer_late, body, is_last, time.perf_counter())
         else:
             self._answer(body, is_last=bool(_CLOSE.search(head)))
 
-    def _answer(self, body: bytes, is_last: bool) -> None:  # noqa: FBT001 - call_later takes no keywords
+    def _answer_late(self, body: bytes, is_last: bool, asked: float) -> None:  # noqa: FBT001 - call_later takes no keywords
+        self._stub.delays.append(time.perf_counter() - asked)
+        self._answer(body, is_last=is_last)
+
+    def _answer(self, body: bytes, *, is_last: bool) -> None:
         assert self._transport is not None  # noqa: S101 - a request came over it
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
