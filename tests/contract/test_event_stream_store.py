@@ -179,7 +179,7 @@ async def test_a_connection_that_does_not_answer_pings_is_replaced(redis: Redis)
         assert not await changed(one, 0.3)  # pings are answered, so nothing happens
         before = await connections(redis)
 
-        await redis.client_pause(1000, all=True)  # the nodes of a cluster are asked meanwhile
+        await redis.client_pause(2000, all=True)  # the nodes of a cluster are asked meanwhile
 
         assert await changed(one, SOON)
         await until_connected(redis, 1)
