@@ -56,7 +56,7 @@ proxies: $(VENV)/.dev ## Attack the service through real proxies (apt-get instal
 	@for tool in caddy curl haproxy nginx; do \
 		PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || \
 		{ echo "$$tool is needed; on Debian: apt-get install caddy curl haproxy nginx-light"; exit 1; }; done
-	$(BIN)/python -m pytest tests/proxies --numprocesses 2
+	$(BIN)/python -m pytest tests/proxies --numprocesses auto
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files, the description of the API
 	$(BIN)/ruff check

@@ -83,4 +83,4 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 @pytest.fixture
 def store(redis: Redis) -> RedisVerificationStore:
     limits = make_limiter(redis, key=PHONE_KEY)
-    return RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=PHONE_KEY, limits=limits)
+    return RedisVerificationStore(ScriptRunner(redis, timeout=5), phone_key=PHONE_KEY, limits=limits)

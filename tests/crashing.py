@@ -80,7 +80,7 @@ class Killed:
 async def start(redis_url: str, provider_url: str, phone: str, at: int, *, late: bool) -> None:
     redis = connect_any(redis_url, timeout=1)
     async with PlusofonClient(base_url=provider_url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
-        service = make_service(ScriptRunner(redis, timeout=1), client)
+        service = make_service(ScriptRunner(redis, timeout=5), client)
         await Killed(service.start(StartRequest(client="shop", phone=phone, purpose="login")), at, late=late)
     await redis.aclose()
 

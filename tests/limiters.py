@@ -20,7 +20,7 @@ def make_limiter(
     redis: Redis, rules: GuardRules | None = None, *, key: bytes = KEY, runner: ScriptRunner | None = None
 ) -> RedisRateLimiter:
     """Return a limiter whose guard has these rules, or the default ones."""
-    runner = runner or ScriptRunner(redis, timeout=1)
+    runner = runner or ScriptRunner(redis, timeout=5)
     guard = RedisFraudGuard(runner, rules or make_guard_rules(), key=key)
     return RedisRateLimiter(runner, key=key, guard=guard)
 

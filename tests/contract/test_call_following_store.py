@@ -26,7 +26,7 @@ CALL = CallId("vrf_0a11b22c33d44e55f667788", 1)
 
 
 def make_queue(redis: Redis, per_second: int = 1000) -> RedisCallQueue:
-    return RedisCallQueue(ScriptRunner(redis, timeout=1), per_second=per_second, lease=LEASE)
+    return RedisCallQueue(ScriptRunner(redis, timeout=5), per_second=per_second, lease=LEASE)
 
 
 @pytest.fixture

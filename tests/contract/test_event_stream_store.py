@@ -270,7 +270,7 @@ async def test_a_change_is_seen_by_the_first_read_of_a_follower_or_signalled_aft
 ) -> None:
     ringing = CallUpdate(state=CallState(CallStatus.RINGING))
     limits = make_limiter(redis, key=b"k" * 32)
-    others = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, limits=limits)
+    others = RedisVerificationStore(ScriptRunner(redis, timeout=5), phone_key=b"k" * 32, limits=limits)
     signalled = 0
     for number in range(100):
         verification = (await start(store, new_call(number), make_policy())).verification

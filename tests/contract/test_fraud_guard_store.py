@@ -128,7 +128,7 @@ class GuardHarness:
 @pytest.fixture
 def make_harness(redis: Redis) -> MakeHarness:
     def make(rules: GuardRules = RULES) -> GuardHarness:
-        runner = ScriptRunner(redis, timeout=1)
+        runner = ScriptRunner(redis, timeout=5)
         guard = RedisFraudGuard(runner, rules, key=KEY)
         policy = replace(POLICY, allowed_prefixes=rules.allowed_prefixes)  # of one setting
         return GuardHarness(redis, RedisRateLimiter(runner, key=KEY, guard=guard), guard, policy)

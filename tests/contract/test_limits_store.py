@@ -282,7 +282,7 @@ class SlottedRunner(ScriptRunner):
     """Has each key in a slot of its own, and remembers the scripts and how many keys each had."""
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, timeout=1)
+        super().__init__(redis, timeout=5)
         self.ran: list[int] = []
 
     def slot_of(self, key: str) -> int:

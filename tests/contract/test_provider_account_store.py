@@ -19,7 +19,7 @@ KEY = "pv3{balance}"
 
 
 def make_cache(redis: Redis) -> RedisBalanceCache:
-    return RedisBalanceCache(ScriptRunner(redis, timeout=1), lease=LEASE)
+    return RedisBalanceCache(ScriptRunner(redis, timeout=5), lease=LEASE)
 
 
 @pytest.fixture

@@ -183,7 +183,7 @@ def new_call(number: int) -> NewCall:
 
 async def verify(redis: Redis) -> None:
     """Start, resend, follow, check, lock, cancel, redeem and refund."""
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     store = RedisVerificationStore(runner, phone_key=KEY, outbox=RedisOutbox(runner, clients={"shop"}))
     await runner.ping()
     verification = (await start(store, new_call(1), POLICY)).verification
@@ -196,7 +196,7 @@ async def verify(redis: Redis) -> None:
     checked = await store.check_by_phone(Phone("+79001234501"), "login", wrong, POLICY)
     assert expect(WrongCode, checked).checks_left == 4
     assert (await store.check_by_id(verification.id, right, POLICY)).status is Status.VERIFIED
-    assert await RedisRedemptions(ScriptRunner(redis, timeout=1)).redeem(verification.id, datetime.now(UTC) + HOUR)
+    assert await RedisRedemptions(ScriptRunner(redis, timeout=5)).redeem(verification.id, datetime.now(UTC) + HOUR)
 
     canceled = (await start(store, new_call(2), POLICY)).verification
     await store.cancel("shop", canceled.id)
@@ -209,7 +209,7 @@ async def verify(redis: Redis) -> None:
 
 async def protect(redis: Redis) -> None:
     """Use rate limits, the fraud guard, idempotency, the balance, the call queue and the statistics."""
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     # The first call is judged at once.
     rules, phone = make_guard_rules(min_calls=1, maturity=-timedelta(minutes=1)), Phone("+79001234567")
     guard = RedisFraudGuard(runner, rules, key=KEY)
@@ -259,7 +259,7 @@ async def protect(redis: Redis) -> None:
 
 async def deliver(redis: Redis) -> None:
     """Take events, retry, give up, list dead letters and resend them."""
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     outbox = RedisOutbox(runner, clients={"shop"}, claim_after=timedelta(0), most_dead=1)
     store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
     await start(store, new_call(8), POLICY)
@@ -281,7 +281,7 @@ async def deliver(redis: Redis) -> None:
 async def listen(redis: Redis) -> None:
     """Listen to changes on a connection that is idle long enough to be pinged."""
     changes = RedisChanges(redis, quiet=0.05)
-    store = RedisVerificationStore(ScriptRunner(redis, timeout=1), phone_key=KEY)
+    store = RedisVerificationStore(ScriptRunner(redis, timeout=5), phone_key=KEY)
     verification = (await start(store, new_call(9), POLICY)).verification
     try:
         async with changes.listen(verification.id, client=verification.client) as feed:
@@ -298,7 +298,7 @@ async def listen(redis: Redis) -> None:
 
 async def look_back(redis: Redis) -> None:
     """Write a journal of attempts, find them, report those that are finished, and count refused starts."""
-    runner, phone = ScriptRunner(redis, timeout=1), new_call(7).phone
+    runner, phone = ScriptRunner(redis, timeout=5), new_call(7).phone
     store = RedisVerificationStore(runner, phone_key=KEY, journal_kept=HOUR)
     attempts = attempts_on(runner, phone_key=KEY)
     verification = (await start(store, new_call(7), POLICY)).verification
@@ -315,7 +315,7 @@ async def look_back(redis: Redis) -> None:
 
 async def erase(redis: Redis) -> None:
     """Erase a phone with a verification, a kept answer, an event and an attempt."""
-    runner, call = ScriptRunner(redis, timeout=1), new_call(6)
+    runner, call = ScriptRunner(redis, timeout=5), new_call(6)
     outbox = RedisOutbox(runner, clients={"shop"}, claim_after=timedelta(0))
     store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox, journal_kept=HOUR)
     await start(store, call, POLICY)

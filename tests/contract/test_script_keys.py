@@ -66,7 +66,7 @@ async def traced(redis: Redis) -> AsyncIterator[list[Run]]:
 
 async def verify_otherwise(redis: Redis) -> None:
     """Resend, start several, lock a test number, dial, and cancel what has a call."""
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     store = RedisVerificationStore(runner, phone_key=KEY, outbox=RedisOutbox(runner, clients={"shop"}))
     first = (await start(store, new_call(20), POLICY)).verification
     await start(store, new_call(20), POLICY)

@@ -57,7 +57,7 @@ class ReplyLosingRunner(ScriptRunner):
     """Run a script, and then raise as if its reply was lost."""
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, timeout=1)
+        super().__init__(redis, timeout=5)
         self.lost = 0
 
     async def run(self, script, keys, arguments):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
@@ -411,7 +411,7 @@ async def test_round_trips_are_observed_with_their_duration_and_failure(redis: R
     def round_trip(seconds: float, *, failed: bool) -> None:
         trips.append((seconds, failed))
 
-    runner = ScriptRunner(redis, timeout=1, round_trip=round_trip, waited=lambda name, _: waited.append(name))
+    runner = ScriptRunner(redis, timeout=5, round_trip=round_trip, waited=lambda name, _: waited.append(name))
     stats = make_stats(runner)
     await asyncio.gather(stats.read(), stats.read(), stats.read())
 
@@ -429,7 +429,7 @@ async def test_round_trips_are_observed_with_their_duration_and_failure(redis: R
 
 
 async def test_the_lag_of_the_call_queue_is_the_delay_of_its_longest_due_call(redis: Redis) -> None:
-    queue = RedisCallQueue(ScriptRunner(redis, timeout=1))
+    queue = RedisCallQueue(ScriptRunner(redis, timeout=5))
     assert await queue.lag() == timedelta(0)
     await queue.schedule(CallId("vrf_0a11b22c33d44e55f667788", 1), timedelta(hours=1))
     assert await queue.lag() == timedelta(0)

@@ -20,7 +20,7 @@ KEY = "pv3{0a1}:t:1b22c33d44e55f667788"
 
 @pytest.fixture
 def redemptions(redis: Redis) -> RedisRedemptions:
-    return RedisRedemptions(ScriptRunner(redis, timeout=1))
+    return RedisRedemptions(ScriptRunner(redis, timeout=5))
 
 
 def after(**duration: float) -> datetime:
@@ -36,7 +36,7 @@ async def test_only_the_first_redemption_succeeds(redemptions: RedisRedemptions)
 async def test_of_a_hundred_concurrent_redemptions_exactly_one_succeeds(redis: Redis) -> None:
     """From two instances of the service, so that not all commands are sent in one write."""
     expires_at = after(minutes=10)
-    instances = [RedisRedemptions(ScriptRunner(redis, timeout=1)) for _ in range(2)]
+    instances = [RedisRedemptions(ScriptRunner(redis, timeout=5)) for _ in range(2)]
 
     attempts = [instances[number % 2].redeem(VERIFICATION_ID, expires_at) for number in range(100)]
     assert sorted(await asyncio.gather(*attempts)) == [False] * 99 + [True]

@@ -54,7 +54,7 @@ MANY_BUCKETS = [f"{number:03x}" for number in range(0, 4096, 41)]  # 100
 
 
 def make_outbox(redis: Redis, *, claim_after: timedelta = timedelta(minutes=1), most_dead: int = 10_000) -> RedisOutbox:
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     return RedisOutbox(runner, clients={"shop"}, claim_after=claim_after, most_dead=most_dead)
 
 
@@ -66,7 +66,7 @@ def outbox(redis: Redis) -> RedisOutbox:
 @pytest.fixture
 def store(redis: Redis, outbox: RedisOutbox) -> RedisVerificationStore:
     return RedisVerificationStore(
-        ScriptRunner(redis, timeout=1), phone_key=b"k" * 32, outbox=outbox, limits=make_limiter(redis, key=b"k" * 32)
+        ScriptRunner(redis, timeout=5), phone_key=b"k" * 32, outbox=outbox, limits=make_limiter(redis, key=b"k" * 32)
     )
 
 
@@ -210,7 +210,7 @@ class Interrupted(ScriptRunner):
     def __init__(
         self, redis: Redis, script: Script, *, before: Interruption = None, after: Interruption = None
     ) -> None:
-        super().__init__(redis, timeout=1)
+        super().__init__(redis, timeout=5)
         self.script, self.before, self.after = script, before, after
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:  # noqa: ANN401 - as inherited
@@ -426,7 +426,7 @@ async def test_of_too_many_new_events_the_oldest_are_dropped_counted_and_logged(
 ) -> None:
     """Expiries that are only scheduled neither count nor are dropped."""
     dropped: list[int] = []
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1), dropped=dropped.append)
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=5), dropped=dropped.append)
     added = [event_id for age_ms in range(71, 1, -1) for event_id in await add_events(redis, due_ago=1000 * age_ms)]
     await add_expiries(redis, 100, expired_ago=-60_000)
     await make_due(redis, BUCKET)

@@ -35,7 +35,7 @@ async def test_a_crash_at_any_point_leaves_a_code_that_verifies_or_no_call(redis
     async with SandboxServer(create_sandbox_app(network, user_id=USER_ID, access_token=TOKEN)) as server:
         crashes = await crash_at_every_point(redis_url, server.url)
         async with PlusofonClient(base_url=server.url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
-            service = make_service(ScriptRunner(redis, timeout=1), client)
+            service = make_service(ScriptRunner(redis, timeout=5), client)
             heard = 0
             for phone, *_ in crashes:
                 calls = network.calls_of(phone)

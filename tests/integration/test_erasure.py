@@ -54,7 +54,7 @@ def traces_of(phone: Phone) -> tuple[str, str]:
 
 
 def eraser(redis: Redis) -> RedisPhoneEraser:
-    runner = ScriptRunner(redis, timeout=1)
+    runner = ScriptRunner(redis, timeout=5)
     return RedisPhoneEraser(runner, attempts_on(runner, phone_key=PHONE_KEY), phone_key=PHONE_KEY)
 
 
@@ -107,7 +107,7 @@ async def test_erasure_leaves_no_trace_of_the_phone_in_redis(
 
 async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
     """Schedule one event of each phone for a retry, make one a dead letter, and hold one: all are out of the outbox."""
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
     await age(redis, timedelta(minutes=1))  # the service, before it was stopped, may have taken some
     buckets = [PhoneName.from_phone(PHONE_KEY, phone).bucket for phone in (PHONE, OTHER)]
     await make_due(redis, *buckets)
@@ -121,7 +121,7 @@ async def move_events_to_retry_and_dead_letters(redis: Redis) -> None:
 
 async def test_erased_calls_are_no_longer_followed_even_with_a_high_call_number(redis: Redis) -> None:
     name = PhoneName.from_phone(PHONE_KEY, PHONE)
-    record, runner = name.new_record(), ScriptRunner(redis, timeout=1)
+    record, runner = name.new_record(), ScriptRunner(redis, timeout=5)
     await redis.set(stored(record.key), msgpack.packb({"q": name.digest, "n": "25", "t25": "initiated"}))
     await RedisCallQueue(runner).schedule(CallId(record.verification_id, 25), timedelta(0))
 
@@ -155,7 +155,7 @@ async def test_an_event_that_is_erased_during_its_delivery_does_not_come_back(
     redis: Redis, pause: timedelta | None
 ) -> None:
     await add_events(redis, buckets=[PhoneName.from_phone(PHONE_KEY, PHONE).bucket], phone=PHONE.e164[1:])
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
     (taken,) = await outbox.take(1)
 
     done = await eraser(redis).erase(PHONE)

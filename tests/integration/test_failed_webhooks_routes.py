@@ -26,7 +26,7 @@ def settings(redis_url: str) -> Settings:
 async def event_id(redis: Redis) -> str:
     """Give up an event, and return its id."""
     await add_events(redis, type="call.status_changed", call="busy")
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
     (taken,) = await outbox.take(1)
     await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)
     return taken.event.id
@@ -56,7 +56,7 @@ async def test_it_is_sent_again_once_and_the_request_is_recorded(
 
     assert [answer.status_code for answer in answers] == [204, 404]
     assert (await api.get(FAILED, headers=ADMIN)).json() == {"events": []}
-    assert [delivery.event.id for delivery in await RedisOutbox(ScriptRunner(redis, timeout=1)).take(1)] == [event_id]
+    assert [delivery.event.id for delivery in await RedisOutbox(ScriptRunner(redis, timeout=5)).take(1)] == [event_id]
     entries = (await api.get("/admin/audit", headers=ADMIN)).json()["entries"]
     assert {(entry["admin"], entry["action"]) for entry in entries} == {("ops", f"POST {FAILED}/{event_id}/resend")}
 

@@ -179,7 +179,7 @@ async def test_the_trace_context_is_passed_to_outgoing_requests(
 async def test_background_work_has_its_own_trace(
     redis: Redis, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
-    runner = ScriptRunner(redis, timeout=1, waited=tracing.waited)
+    runner = ScriptRunner(redis, timeout=5, waited=tracing.waited)
     await RedisStats(runner, prices=make_prices(), zone=UTC, count_calls=lambda _: None).read()
 
     (span,) = exporter.get_finished_spans()

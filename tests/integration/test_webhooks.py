@@ -101,7 +101,7 @@ async def delivering(
     seconds: float = 2,
     **options: Any,  # noqa: ANN401 - those of the deliverer
 ) -> AsyncIterator[WebhookDeliverer]:
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
     sender = WebhookSender(allow_private=True, timeout=seconds)
     options = {"schedule": QUICK, "poll": timedelta(milliseconds=10), **options}
     background = Background()
@@ -183,7 +183,7 @@ async def test_after_the_last_retry_an_event_is_a_dead_letter_and_can_be_resent(
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/")}):
         await wait_until_delivered(redis, dead=1)
-        outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+        outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
         (letter,) = await outbox.dead_letters()
         assert (letter.event.id, letter.attempts, letter.error) == (receiver.ids[0], 3, "status 500")
         assert (await outbox.gauges())["webhooks_dead"] == 1
@@ -214,7 +214,7 @@ async def test_a_timeout_or_a_disconnect_of_the_receiver_is_retried(redis: Redis
     endpoints = {"shop": endpoint(f"{url}/stall"), "bank": endpoint(rude)}
     async with server, delivering(redis, endpoints, seconds=0.05):
         await wait_until_delivered(redis, dead=2)
-    letters = await RedisOutbox(ScriptRunner(redis, timeout=1)).dead_letters()
+    letters = await RedisOutbox(ScriptRunner(redis, timeout=5)).dead_letters()
     errors = {letter.event.client: letter.error for letter in letters}
     assert errors["shop"] == "no answer within 0.05 s"
     assert errors["bank"] in {"no answer: ClientOSError", "no answer: ServerDisconnectedError"}
@@ -254,7 +254,7 @@ async def test_a_slow_endpoint_does_not_delay_others(redis: Redis, receiver: Rec
     await add(redis, 10, client="bank")
     endpoints = {"shop": endpoint(f"{url}/stall"), "bank": endpoint(f"{url}/quick")}
     options = {"held": 8, "in_flight_per_endpoint": 2, "grace": 0}
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
     async with delivering(redis, endpoints, seconds=20, **options):
         await until(lambda: len(receiver.events) == 10)
         assert receiver.most["/stall"] == 2
@@ -402,7 +402,7 @@ async def test_the_documented_receiver_accepts_events(
         endpoints = {"shop": endpoint(hook), "stranger": WebhookEndpoint(hook, (parse_secret(OTHER),))}
         async with delivering(redis, endpoints, schedule=()):
             await wait_until_delivered(redis, dead=1)
-    (letter,) = await RedisOutbox(ScriptRunner(redis, timeout=1)).dead_letters()
+    (letter,) = await RedisOutbox(ScriptRunner(redis, timeout=5)).dead_letters()
 
     assert (letter.event.client, letter.error) == ("stranger", "status 401")
     assert capsys.readouterr().out == "verification.verified vrf_0a11b22c33d44e55f667788\n" * 2

@@ -28,7 +28,7 @@ def dead_letter(redis_url: str) -> str:
     async def give_up() -> str:
         async with open_commands(redis_url) as redis:
             await add_events(redis, type="call.status_changed", call="busy")
-            outbox = RedisOutbox(ScriptRunner(redis, timeout=1))
+            outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
             (taken,) = await outbox.take(1)
             await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)
             return taken.event.id
