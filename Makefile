@@ -25,6 +25,9 @@ HELM ?= $(BIN)/helm
 KUBERNETES := 1.30 1.37
 RENDERED := deploy/kubernetes/rendered
 
+# A process without tests takes some of another's: the last tests are the longest ones.
+parallel = --numprocesses auto --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-cluster test-sentinel e2e paste proxies check check-deploy helm fmt lock bench memory floods simulate screenshots chaos clean
 
@@ -35,14 +38,14 @@ run: $(VENV)/.run ## Start the service on an embedded Redis and the sandbox prov
 	@$(BIN)/plusofon-verify demo --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.dev $(VENV)/.clients ## Run all tests, with coverage
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+	$(BIN)/python -m pytest $(parallel) --cov --cov-report term
 
 test-cluster: $(VENV)/.dev ## Run the tests of Redis' users on a cluster of three primaries and three replicas
-	$(BIN)/python -m pytest tests/contract tests/integration --redis cluster --numprocesses auto
+	$(BIN)/python -m pytest tests/contract tests/integration --redis cluster $(parallel)
 
 test-sentinel: $(VENV)/.dev ## Run some of them on a primary with two replicas behind three Sentinels
 	$(BIN)/python -m pytest $(wildcard tests/contract/test_*_store.py) tests/integration/test_verification.py \
-		tests/integration/test_idempotency.py tests/integration/test_webhooks.py --redis sentinel --numprocesses auto
+		tests/integration/test_idempotency.py tests/integration/test_webhooks.py --redis sentinel $(parallel)
 
 e2e: $(VENV)/.dev ## Test the demo page and the docs in Debian's chromium (apt-get install chromium)
 	$(BIN)/python -m pytest tests/browser --numprocesses 2 --dist loadgroup
@@ -56,7 +59,7 @@ proxies: $(VENV)/.dev ## Attack the service through real proxies (apt-get instal
 	@for tool in caddy curl haproxy nginx; do \
 		PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || \
 		{ echo "$$tool is needed; on Debian: apt-get install caddy curl haproxy nginx-light"; exit 1; }; done
-	$(BIN)/python -m pytest tests/proxies --numprocesses auto
+	$(BIN)/python -m pytest tests/proxies $(parallel)
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, deployment files, the description of the API
 	$(BIN)/ruff check
