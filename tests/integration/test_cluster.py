@@ -103,7 +103,7 @@ async def test_slots_move_under_load_and_nothing_is_lost(
     cluster: Cluster, workers: list[httpx.AsyncClient], network: VirtualNetwork
 ) -> None:
     async with under_load(workers, network) as load:
-        moved = await asyncio.to_thread(move_slots_of_phones, cluster, 40)
+        moved = await asyncio.to_thread(move_slots_of_phones, cluster, 20)
         await progress(load)
     for phone in load.guesses:
         await load.check_twice(phone)
