@@ -55,8 +55,10 @@ async def cluster(nodes: redis_cluster.Cluster) -> AsyncIterator[Cluster]:
 
 
 @pytest.fixture
-def runner(cluster: Cluster) -> ScriptRunner:
-    return ScriptRunner(cluster, timeout=TIMEOUT)
+async def runner(cluster: Cluster) -> AsyncIterator[ScriptRunner]:
+    runner = ScriptRunner(cluster, timeout=TIMEOUT)
+    yield runner
+    await runner.aclose()
 
 
 async def test_scripts_run_on_the_primaries_of_their_slots(nodes: redis_cluster.Cluster, runner: ScriptRunner) -> None:

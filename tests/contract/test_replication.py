@@ -53,7 +53,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node
 @pytest.fixture
 async def runner(nodes: tuple[Node, Node]) -> AsyncIterator[ScriptRunner]:
     redis = connect(f"redis://{USER}@{nodes[0].address}", timeout=TIMEOUT)
-    yield ScriptRunner(redis, timeout=TIMEOUT, wait_replicas=1)
+    runner = ScriptRunner(redis, timeout=TIMEOUT, wait_replicas=1)
+    yield runner
+    await runner.aclose()
     await redis.aclose()
 
 
@@ -188,6 +190,7 @@ async def test_on_a_cluster_each_primary_waits_for_its_own_replicas(tmp_path_fac
 
         results = await asyncio.gather(*(runner.run(DURABLE, key, []) for key in keys), return_exceptions=True)
 
+        await runner.aclose()
         await redis.aclose()
     assert {isinstance(result, StoreUnavailable) for result in results} == {True, False}
 

@@ -132,9 +132,11 @@ async def proxy(redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[F
 @asynccontextmanager
 async def runner_of(folder: Path, *, budget: float = 2) -> AsyncIterator[ScriptRunner]:
     client = connect(f"unix://{folder / 's'}", timeout=budget)
+    runner = ScriptRunner(client, timeout=budget)
     try:
-        yield ScriptRunner(client, timeout=budget)
+        yield runner
     finally:
+        await runner.aclose()
         await client.aclose()
 
 

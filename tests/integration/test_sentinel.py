@@ -66,6 +66,7 @@ async def idle(topology: Topology) -> AsyncIterator[ScriptRunner]:
     background.add("sentinel", redis.connection_pool.step)
     async with background:
         yield runner
+    await runner.aclose()
     await redis.aclose()
 
 
