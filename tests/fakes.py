@@ -580,8 +580,14 @@ class FakeRateLimiter:
         self._store = store
         self._guard = guard
         self._counters = Counters()
+        self.decides_at_once = True
+        self.uses: list[str] = []
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
+        self.uses.append("ask")
+        self._require_room(allowances)
+
+    def _require_room(self, allowances: Sequence[Allowance]) -> None:
         self._store._require_available()
         for allowance in allowances:
             if wait := self._counters.wait(allowance.limit, allowance.subject, self._store.now):
@@ -590,13 +596,15 @@ class FakeRateLimiter:
             raise RateLimited(limit="fraud_guard", retry_after=3600)
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
-        await self.require_room(allowances)
+        self.uses.append("acquire")
+        self._require_room(allowances)
         self._guard.calls += _guarded_ranges(allowances)
         now = self._store.now
         quotas = [self._counters.add(allowance.limit, allowance.subject, now, token) for allowance in allowances]
         return Reservation(f"{token}@once", quotas)
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
+        self.uses.append("refund")
         self._store._require_available()
         event, _, is_owned = token.partition("@")
         for allowance in allowances:

@@ -62,6 +62,7 @@ class RedisRateLimiter:
         self._runner = runner
         self._key = key
         self._guard = guard
+        self.decides_at_once = not runner.has_slots
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Return if each limit has room for one event, and no subject is blocked."""

@@ -91,7 +91,8 @@ class ScriptRunner:
     """Runs scripts, each in one round trip and within ``timeout`` seconds.
 
     ``NodeRunner`` says how commands share a write and which are sent again, ``ClusterRunner`` what differs on a
-    cluster, where all keys of a script must be in one slot. The runner adds what all names of keys begin with.
+    cluster, where all keys of a script must be in one slot (``has_slots``). The runner adds what all names of keys
+    begin with.
 
     With ``wait_replicas`` a durable script raises StoreUnavailable if so many replicas do not have in half of the
     time-out what it wrote; it did run.
@@ -112,7 +113,8 @@ class ScriptRunner:
         self.timeout = timeout
         self.prefix = prefix
         self._key_prefix = with_version(prefix)
-        kind: Callable[..., ClusterRunner | NodeRunner] = ClusterRunner if isinstance(redis, Cluster) else NodeRunner
+        self.has_slots = isinstance(redis, Cluster)
+        kind: Callable[..., ClusterRunner | NodeRunner] = ClusterRunner if self.has_slots else NodeRunner
         open_runner = partial(kind, redis, timeout=timeout, log_failures=FailureLog(), round_trip=round_trip)
         self._runner = self._durable_runner = open_runner()
         if wait_replicas:

@@ -216,6 +216,10 @@ class RateLimiter(Protocol):
     All methods raise StoreUnavailable.
     """
 
+    @property
+    def decides_at_once(self) -> bool:
+        """Whether ``acquire`` is one step. Else ask before: what it counts until another limit refuses others miss."""
+
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
 

@@ -179,12 +179,13 @@ class _Start:
         return preview.call_id, channels
 
     def _previews(self) -> list[Request]:
-        """Ask the store, once for each kind of channel, and the limits."""
+        """Ask the store, once for each kind of channel, and the limits if they do not decide at once."""
         ports = self.ports
         previews: list[Request] = [
             ports.store.preview_start(self._new_call(channel), self.policy) for channel in self.kinds.values()
         ]
-        previews.append(ports.limits.require_room(self.allowances))
+        if not ports.limits.decides_at_once:
+            previews.append(ports.limits.require_room(self.allowances))
         return previews
 
     def _ready_channels(self, preview: StartPreview) -> tuple[Channel, ...]:
@@ -238,7 +239,11 @@ class _Start:
     async def _reserve(self, call_id: CallId, channel: Channel) -> Verification:
         """Count the call in the limits, then store it."""
         self.call_id = call_id
-        reservation = await self.ports.limits.acquire(self.token, self.allowances)
+        try:
+            reservation = await self.ports.limits.acquire(self.token, self.allowances)
+        except LimitReached:
+            self.call_id = None  # nothing is counted, so there is nothing to refund
+            raise
         self.limits_token = reservation.token
         started = await self._store(call_id, channel)
         self.quotas = (*started.quotas, *reservation.quotas)

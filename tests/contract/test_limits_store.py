@@ -283,6 +283,7 @@ class SlottedRunner(ScriptRunner):
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, timeout=5)
+        self.has_slots = True
         self.ran: list[int] = []
 
     def slot_of(self, key: str) -> int:

@@ -92,13 +92,14 @@ class ServiceHarness:
         self.queue = FakeQueue()
         self.published: list[DomainEvent] = []
         self.guard = FakeGuard()
+        self.limits = FakeRateLimiter(self.store, self.guard)
         self.today = date(2030, 1, 1)
         self.deferred = DeferredWrites()
         fixed = {TEST_PHONE: TestNumber("1234", until=date(2030, 1, 31))}
         self.service = VerificationService(
             Ports(
                 store=self.store,
-                limits=FakeRateLimiter(self.store, self.guard),
+                limits=self.limits,
                 guard=self.guard,
                 senders=self.senders,
                 schedule=self.queue,
@@ -521,6 +522,23 @@ async def test_the_daily_call_budget_is_shared_by_all_clients() -> None:
         await harness.start("+79117654321", client="bank")
 
     assert caught.value.retry_after == DAY.total_seconds()
+
+
+@pytest.mark.parametrize(("at_once", "refused"), [(True, ["acquire"]), (False, ["ask"])])
+async def test_limits_that_decide_at_once_are_not_asked_before_and_a_refusal_has_nothing_to_refund(
+    refused: list[str], *, at_once: bool
+) -> None:
+    harness = ServiceHarness(make_policy(calls_per_day=Limit("calls_per_day", 1, DAY)))
+    harness.limits.decides_at_once = at_once
+    await harness.start("+79001234567")
+    accepted = list(harness.limits.uses)
+    harness.limits.uses.clear()
+
+    with pytest.raises(CallBudgetExhausted):
+        await harness.start("+79117654321")
+
+    assert accepted == (["acquire"] if at_once else ["ask", "acquire"])
+    assert harness.limits.uses == refused
 
 
 async def test_a_start_refused_by_the_cooldown_counts_against_no_other_limit() -> None:

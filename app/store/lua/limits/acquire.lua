@@ -1,5 +1,5 @@
 -- Count an event against limits if all have room, and the fraud guard has blocked none of their subjects; without a token
--- only say so. The guard judges in either case: a start may get no further than the preview. window.lua describes the keys.
+-- only say so; the guard judges in either case. window.lua describes the keys.
 --
 -- KEYS    limits, then the blocks of those that the fraud guard judges, all in one slot
 -- ARGV    1 token of the event, or ''   2 … 9 rules of the fraud guard: for how long a call counts, length of a bucket,
