@@ -218,7 +218,7 @@ class RateLimiter(Protocol):
 
     @property
     def decides_at_once(self) -> bool:
-        """Whether ``acquire`` is one step. Else ask before: what it counts until another limit refuses others miss."""
+        """Whether ``acquire`` decides in one step. If not, ask first: what it counts in vain, others lack meanwhile."""
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
