@@ -15,7 +15,7 @@ from app.store.sentinel import PrimaryPool
 from app.verification.errors import StoreFailure, StoreUnavailable
 
 OLD, NEW = ("127.0.0.1", 1), ("127.0.0.1", 2)  # ports where nothing listens
-TIMEOUT = 1.0
+TIMEOUT = 3.0
 
 
 @dataclass
