@@ -25,7 +25,7 @@ TOKEN = "not-a-real-token"
 PIN = "042137"
 PHONE = Phone("+79001234567")
 
-BUDGET = 1.2  # seconds for a request
+BUDGET = 2.0  # seconds for a request
 CONNECT = 0.5  # seconds of it for the connection
 SLACK = 2.0  # additional seconds for a busy machine
 

@@ -25,7 +25,7 @@ CODE = "042137"
 CALL = "vrf_made_up-1-voice"
 ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
-BUDGET = 1.2  # seconds for a request
+BUDGET = 2.0  # seconds for a request
 CONNECT = 0.5  # seconds of it for the connection: too long for a retry
 SLACK = 2.0  # additional seconds for a busy machine
 

@@ -666,7 +666,7 @@ async def test_a_redis_that_hangs_is_a_503_within_one_timeout(
         took = time.monotonic() - began
 
     assert_problem(answer, 503, "store-unavailable")
-    assert took < 1.8
+    assert took < 1.95
 
 
 @pytest.mark.parametrize("step", ["acquire", "start", "begin"])
@@ -700,7 +700,7 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
             took = time.monotonic() - began
 
     assert_problem(answer, 503, "store-unavailable")
-    assert took < 1.8
+    assert took < 1.95
     assert network.calls_of(PHONE) == []
     async with asyncio.timeout(SOON):
         while (answer := await start(quick_api)).status_code != 201:
