@@ -26,7 +26,7 @@ CALL = "vrf_made_up-1-voice"
 ORDER = CallOrder(call_id=CallId("vrf_made_up", 1), phone=Phone("+79001234567"), code=CODE, lang=Lang.RU, repeat=2)
 
 BUDGET = 2.0  # seconds for a request
-CONNECT = 0.5  # seconds of it for the connection: too long for a retry
+CONNECT = 0.5  # seconds of it for the connection
 SLACK = 2.0  # additional seconds for a busy machine
 
 
