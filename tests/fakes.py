@@ -36,7 +36,6 @@ from app.verification.model import (
     Placed,
     Proof,
     ProviderAccount,
-    Started,
     Status,
     Verification,
     Waiting,
@@ -54,6 +53,7 @@ from app.verification.ports import (
     NewCall,
     Reservation,
     StartPreview,
+    StoredCall,
 )
 
 STAGES = {
@@ -136,9 +136,14 @@ class Counters:
 
 
 class ReferenceStore:
-    """The reference implementation of ``VerificationStore``, in memory, with a clock moved by ``advance``."""
+    """The reference implementation of ``VerificationStore``, in memory, with a clock moved by ``advance``.
+
+    A ``FakeRateLimiter`` of this store has its allowances.
+    """
 
     def __init__(self) -> None:
+        self.counts_in_allowances = True
+        self.limits: FakeRateLimiter | None = None
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
         self.available = True
         self.records: dict[str, Record] = {}
@@ -153,14 +158,17 @@ class ReferenceStore:
         }
         self.phones = {phone: record for phone, record in self.phones.items() if record.expires_at > self.now}
 
+    def new_id(self, phone: Phone) -> str:
+        self._ids += 1
+        return f"vrf_{self._ids:023x}"
+
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         self._require_available()
         named = self._refuse(call, policy)
         if named and self._is_resend(named, call):
             name = CallId(named.verification.id, named.call_number + 1)
         else:
-            self._ids += 1
-            name = CallId(f"vrf_{self._ids:023x}", 1)
+            name = CallId(self.new_id(call.phone), 1)
         known = self.phones.get(call.phone) or PhoneRecord()
         calls = [
             call
@@ -172,17 +180,24 @@ class ReferenceStore:
             name, CallHistory(known.operator, tuple((call.channel, call.state.status) for call in calls))
         )
 
-    async def start(self, name: CallId, call: NewCall, policy: Policy) -> Started:
+    async def start(
+        self, call_id: CallId, call: NewCall, policy: Policy, allowances: Sequence[Allowance] = ()
+    ) -> StoredCall:
         self._require_available()
         named = self._refuse(call, policy)
-        if named and self._is_resend(named, call):
+        is_resend = named and self._is_resend(named, call)
+        if named and is_resend and named.call_number + 1 != call_id.call_number:
+            raise CallCooldown(retry_after=1, verification_id=call.resend_of)
+        reservation = Reservation(call.token, ())
+        if self.limits and allowances:
+            reservation = await self.limits.acquire(call.token, allowances)
+        if named and is_resend:
             record = named
-            if named.call_number + 1 != name.call_number:
-                raise CallCooldown(retry_after=1, verification_id=call.resend_of)
         else:
-            record = Record(self._new(name.verification_id, call, policy, named), call.checks)
-            self.records[name.verification_id] = record
-        return self._place(record, call, policy)
+            record = Record(self._new(call_id.verification_id, call, policy, named), call.checks)
+            self.records[call_id.verification_id] = record
+        verification, quotas = self._place(record, call, policy)
+        return StoredCall(verification, (*quotas, *reservation.quotas), reservation.token)
 
     def _is_resend(self, named: Record, call: NewCall) -> bool:
         return call.test or (call.channel.rules.has_code and named.verification.channel.rules.has_code)
@@ -261,7 +276,7 @@ class ReferenceStore:
             consent=named.verification.consent if named else None,
         )
 
-    def _place(self, record: Record, call: NewCall, policy: Policy) -> Started:
+    def _place(self, record: Record, call: NewCall, policy: Policy) -> tuple[Verification, Sequence[Quota]]:
         phone = self.phones.setdefault(call.phone, PhoneRecord())
         before, cooldowns = record.verification, [timedelta()] if call.test else policy.cooldowns
         limits = [] if call.test else policy.calls_per_phone
@@ -299,7 +314,7 @@ class ReferenceStore:
         token = f"{before.id}:{record.call_number}"
         quotas = [self.counters.add(limit, call.phone.e164, self.now, token) for limit in limits]
         checks_left = max(1, min(record.checks, call.checks) - record.checks_used)
-        return Started(replace(self._seen(record), checks_left=checks_left), tuple(quotas))
+        return replace(self._seen(record), checks_left=checks_left), quotas
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
         self._require_available()
@@ -580,8 +595,8 @@ class FakeRateLimiter:
         self._store = store
         self._guard = guard
         self._counters = Counters()
-        self.decides_at_once = True
         self.uses: list[str] = []
+        store.limits = self
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         self.uses.append("ask")

@@ -1,11 +1,11 @@
 """A start, and an update of its call, for tests of a store."""
 
-from app.verification.model import Started, Verification
+from app.verification.model import Verification
 from app.verification.policy import Policy
-from app.verification.ports import CallUpdate, NewCall, VerificationStore
+from app.verification.ports import CallUpdate, NewCall, StoredCall, VerificationStore
 
 
-async def start(store: VerificationStore, call: NewCall, policy: Policy) -> Started:
+async def start(store: VerificationStore, call: NewCall, policy: Policy) -> StoredCall:
     """Preview the start, then store it."""
     preview = await store.preview_start(call, policy)
     return await store.start(preview.call_id, call, policy)

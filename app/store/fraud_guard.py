@@ -41,7 +41,7 @@ class RedisFraudGuard:
         self._key = key
         self._successes: Counter[str] = Counter()
         self._published: dict[tuple[str, str], int] = {}  # until when each block lasts that this process has published
-        self.arguments: Sequence[Argument] = (  # of the scripts that judge
+        self.rules: Sequence[Argument] = (  # as limits/decision.lua lists them
             *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, str(rules.min_conversion)),
             *(ms(rules.first_block), ms(rules.longest_block), ms(rules.memory)),
         )

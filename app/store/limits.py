@@ -37,19 +37,25 @@ class _Decision:
     event, if the scripts had a token.
     """
 
+    allowances: Sequence[Allowance]
     groups: Sequence[_Group]
     left: Sequence[int]
     waits: Sequence[int]
     guard_wait: int
     counted: Sequence[_Group]
 
-    def require_room(self, allowances: Sequence[Allowance]) -> None:
+    def require_room(self) -> None:
         """Raise what refuses the event: the first full limit, or else the guard."""
-        for allowance, wait in zip(allowances, self.waits, strict=True):
+        for allowance, wait in zip(self.allowances, self.waits, strict=True):
             if wait:
                 raise _refusal(allowance.limit, wait)
         if self.guard_wait:
             raise RateLimited(limit=GUARD_LIMIT, retry_after=seconds(self.guard_wait))
+
+    def reservation(self, token: str) -> Reservation:
+        """Return the event that was counted with a token."""
+        quotas = [Quota(it.limit, left) for it, left in zip(self.allowances, self.left, strict=True)]
+        return Reservation(f"{token}@{','.join(group.moment for group in self.groups)}", quotas)
 
 
 class RedisRateLimiter:
@@ -62,23 +68,31 @@ class RedisRateLimiter:
         self._runner = runner
         self._key = key
         self._guard = guard
-        self.decides_at_once = not runner.has_slots
 
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
         """Return if each limit has room for one event, and no subject is blocked."""
-        (await self._decide("", allowances)).require_room(allowances)
+        (await self._decide("", allowances)).require_room()
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
         """Count one event against each limit."""
         decision = await self._decide(token, allowances)
         try:
-            decision.require_room(allowances)
+            decision.require_room()
         except LimitReached:
             await self._refund(token, decision.counted)
             raise
-        reserved = f"{token}@{','.join(group.moment for group in decision.groups)}"
-        quotas = [Quota(it.limit, left) for it, left in zip(allowances, decision.left, strict=True)]
-        return Reservation(reserved, quotas)
+        return decision.reservation(token)
+
+    def question(self, allowances: Sequence[Allowance]) -> tuple[Sequence[str], Sequence[Argument]]:
+        """Return the keys and the rules (``decision.lua``) for a script that decides on limits in one slot itself."""
+        return self._question([self._name(it) for it in allowances], allowances)
+
+    async def reservation(self, token: str, allowances: Sequence[Allowance], *, decision: Sequence[Any]) -> Reservation:
+        """Return what such a script has counted. Raise what refuses the event, by its decision."""
+        group = _Group(numbers=[*range(len(allowances))], allowances=[*allowances])
+        read = await self._read([decision], [group], allowances)
+        read.require_room()
+        return read.reservation(token)
 
     async def refund(self, token: str, allowances: Sequence[Allowance]) -> None:
         """Refund the event in each limit."""
@@ -95,9 +109,10 @@ class RedisRateLimiter:
         return {"call_budget_used": await self._runner.run(USED, group.keys, [ms(budget.limit.period)])}
 
     def _groups(self, allowances: Sequence[Allowance]) -> Sequence[_Group]:
+        """Return the limits by their slots."""
         groups: dict[int, _Group] = {}
         for number, allowance in enumerate(allowances):
-            key = name_limit(self._key, allowance.limit.name, allowance.subject)
+            key = self._name(allowance)
             slot = self._runner.slot_of(key)
             if slot not in groups:
                 groups[slot] = _Group()
@@ -107,12 +122,27 @@ class RedisRateLimiter:
             group.keys.append(key)
         return list(groups.values())
 
-    async def _decide(self, token: str, allowances: Sequence[Allowance]) -> _Decision:
-        """Count the event in each group that has room, or without a token only ask."""
-        groups, guard_wait, counted = self._groups(allowances), 0, []
+    def _name(self, allowance: Allowance) -> str:
+        return name_limit(self._key, allowance.limit.name, allowance.subject)
+
+    def _question(
+        self, limits: Sequence[str], allowances: Sequence[Allowance]
+    ) -> tuple[Sequence[str], Sequence[Argument]]:
+        keys, rules = [*limits], [*self._guard.rules]
+        for limit, it in zip(limits, allowances, strict=True):
+            action = self._guard.action_on(it)
+            rules += (it.limit.count, ms(it.limit.period), action or "")
+            if action:
+                keys.append(name_block(limit))
+        return keys, rules
+
+    async def _read(
+        self, decisions: Sequence[Sequence[Any]], groups: Sequence[_Group], allowances: Sequence[Allowance]
+    ) -> _Decision:
+        """Read what was decided on each group, and publish whom the fraud guard has blocked."""
+        guard_wait, counted = 0, []
         all_left, all_waits = [0] * len(allowances), [0] * len(allowances)
-        for group, reply in zip(groups, await _all([self._ask(token, group) for group in groups]), strict=True):
-            now, verdicts, *facts = reply
+        for group, (now, verdicts, *facts) in zip(groups, decisions, strict=True):
             group.moment = str(now)
             waits = facts[1::2]
             for number, left_of_it, wait in zip(group.numbers, facts[::2], waits, strict=True):
@@ -127,16 +157,16 @@ class RedisRateLimiter:
                 guard_wait = blocked_until - now
             elif not any(waits):
                 counted.append(group)
-        return _Decision(groups, all_left, all_waits, guard_wait, counted)
+        return _Decision(allowances, groups, all_left, all_waits, guard_wait, counted)
+
+    async def _decide(self, token: str, allowances: Sequence[Allowance]) -> _Decision:
+        """Count the event in each group that has room, or without a token only ask."""
+        groups = self._groups(allowances)
+        return await self._read(await _all([self._ask(token, group) for group in groups]), groups, allowances)
 
     def _ask(self, token: str, group: _Group) -> Request:
-        keys, arguments = list(group.keys), [token, *self._guard.arguments]
-        for key, it in zip(group.keys, group.allowances, strict=True):
-            action = self._guard.action_on(it)
-            arguments += (it.limit.count, ms(it.limit.period), action or "")
-            if action:
-                keys.append(name_block(key))
-        return self._runner.run(ACQUIRE, keys, arguments)
+        keys, rules = self._question(group.keys, group.allowances)
+        return self._runner.run(ACQUIRE, keys, [token, *rules])
 
     async def _refund(self, event: str, groups: Sequence[_Group]) -> None:
         requests: list[Request] = []

@@ -28,7 +28,7 @@ _SCANNED_AT_ONCE = 1000  # keys: bounds how long a SCAN blocks Redis
 _PROBED_EVERY = 1.0  # seconds
 _SHARED = (
     *("common", "webhooks/outbox", "attempts/journal", "verification/record", "verification/log"),
-    *("limits/window", "fraud_guard/conversions"),
+    *("limits/window", "fraud_guard/conversions", "limits/decision"),
 )
 _FIELD_NAME = re.compile(rf"\b({'|'.join(LETTERS)})\b")
 

@@ -24,6 +24,7 @@ from app.store.layout import (
     seconds,
     write_consent,
 )
+from app.store.limits import RedisRateLimiter
 from app.store.scripts import Argument, Script, ScriptRunner
 from app.store.webhooks import RedisOutbox, outbox_key
 from app.verification.channels import Channel
@@ -48,7 +49,6 @@ from app.verification.model import (
     CheckOutcome,
     CheckPassed,
     Locked,
-    Started,
     Status,
     Verification,
     Waiting,
@@ -64,8 +64,9 @@ from app.verification.ports import (
     CodeCheck,
     Confirmation,
     NewCall,
-    RateLimiter,
+    Reservation,
     StartPreview,
+    StoredCall,
 )
 from app.verification.store_requests import best_effort
 
@@ -83,8 +84,8 @@ class RedisVerificationStore:
     """The ``VerificationStore`` of ``app/verification/ports.py``, in Redis.
 
     Webhook events are written to ``outbox`` by the same script as the change. ``limits``, with the same
-    ``phone_key``, are those of failed checks; on one server the scripts count these themselves. Attempts are
-    in the journal for ``journal_kept``; 0: there is none.
+    ``phone_key``, are those on other subjects than the phone; on one server the scripts of a start and of a check count
+    in them too. Attempts are in the journal for ``journal_kept``; 0: there is none.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class RedisVerificationStore:
         *,
         phone_key: bytes,
         outbox: RedisOutbox | None = None,
-        limits: RateLimiter | None = None,
+        limits: RedisRateLimiter | None = None,
         journal_kept: timedelta = timedelta(),
     ) -> None:
         self._runner = runner
@@ -101,12 +102,17 @@ class RedisVerificationStore:
         self._journal_kept = ms(journal_kept)
         self._limits = limits
         self._outbox = outbox or RedisOutbox(runner)
+        self.counts_in_allowances = not runner.has_slots
+
+    def new_id(self, phone: Phone) -> str:
+        """Return an id for a new verification of a phone."""
+        return self._name(phone).new_record().verification_id
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         """Return what a start would do."""
         phone = self._name(call.phone)
         new = phone.new_record()
-        arguments = self._start_arguments(phone, call, 0, policy)
+        arguments = [*self._start_arguments(phone, call, 0, policy), 0]
         reply = await self._runner.run(PREVIEW, [phone.key, new.key], arguments)
         number, operator, calls = _facts(reply, call.resend_of)
         verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
@@ -114,15 +120,23 @@ class RedisVerificationStore:
         states = zip(map(Channel, words[::2]), map(CallStatus, words[1::2]), strict=True)
         return StartPreview(CallId(verification_id, number), CallHistory(operator.decode() or None, tuple(states)))
 
-    async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
+    async def start(
+        self, call_id: CallId, call: NewCall, policy: Policy, allowances: Sequence[Allowance] = ()
+    ) -> StoredCall:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
+        limit_keys, rules = self._limits.question(allowances) if self._limits and allowances else ((), ())
         journal = self._journal(phone.bucket, record.key)
-        keys = [phone.key, record.key, journal, *self._outbox.keys_for(call.client, phone.bucket)]
+        keys = [phone.key, record.key, journal, *limit_keys, *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
-        checks_left, calls_left, *stored = _facts(await self._runner.run(START, keys, arguments), call.resend_of)
+        reply = await self._runner.run(START, keys, [*arguments, len(limit_keys), *rules])
+        reservation = Reservation(call.token, ())
+        if self._limits and allowances and reply[0] in {b"started", b"no_room"}:
+            reservation = await self._limits.reservation(call.token, allowances, decision=reply[1])
+        _, checks_left, calls_left, *stored = _facts(reply, call.resend_of)
         verification = _verification(record, *stored, checks_left=checks_left)
-        return Started(verification, _quotas(_phone_limits(policy, test=call.test), calls_left))
+        quotas = _quotas(_phone_limits(policy, test=call.test), calls_left)
+        return StoredCall(verification, (*quotas, *reservation.quotas), reservation.token)
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
         """Record what happened to a call; return whether this has ended it."""
@@ -344,7 +358,7 @@ def _policy_arguments(policy: Policy, *, test: bool) -> Sequence[Argument]:
     return (
         *(ms(policy.lifetime), policy.calls, failed.count, share.count, ms(failed.period)),
         *(to_json([ms(cooldown) for cooldown in cooldowns]), max((ms(limit.period) for limit in limits), default=0)),
-        *_named_limits(limits),
+        *(len(limits), *_named_limits(limits)),
     )
 
 

@@ -21,7 +21,6 @@ from app.verification.model import (
     Lang,
     Proof,
     ProviderAccount,
-    Started,
     Verification,
 )
 from app.verification.phone import Phone
@@ -130,20 +129,40 @@ class Confirmation(StrEnum):
     TOO_EARLY = "too_early"
 
 
+@value
+class StoredCall:
+    """A call about to be placed: its verification, what remains of the limits, and the token of a ``Reservation``."""
+
+    verification: Verification
+    quotas: tuple[Quota, ...]
+    limits_token: str
+
+
 class VerificationStore(Protocol):
     """Stores verifications; each method is one atomic step. All raise StoreUnavailable."""
+
+    @property
+    def counts_in_allowances(self) -> bool:
+        """Whether ``start`` can count a call in allowances too: then nothing has to be asked or counted before."""
+
+    def new_id(self, phone: Phone) -> str:
+        """Return an id for a new verification of a phone."""
 
     async def preview_start(self, call: NewCall, policy: Policy) -> StartPreview:
         """Return what ``start`` would do, and change nothing. Raise as it does."""
 
-    async def start(self, call_id: CallId, call: NewCall, policy: Policy) -> Started:
-        """Store a call about to be placed, by the id from ``preview_start``, and count it in the limits of the phone.
+    async def start(
+        self, call_id: CallId, call: NewCall, policy: Policy, allowances: Sequence[Allowance] = ()
+    ) -> StoredCall:
+        """Store a call about to be placed, and count it in the limits of the phone, and in allowances.
+
+        The id is that of ``preview_start``, or the first call of a ``new_id`` without a resend.
 
         A reverse call belongs to a new verification, which ``check_by_phone`` does not find; a phone has one at a time.
 
         Raise CallCooldown, RateLimited (``calls_per_verification``, ``calls_per_phone_…``, or ``failed_checks_per_…``:
         its code could not be checked) or VerificationNotFound (``resend_of`` is not pending, or not of this client,
-        phone and purpose, or has another reference than the one given).
+        phone and purpose, or has another reference than the one given), or as ``RateLimiter.acquire`` does.
         """
 
     async def record_call(self, verification: Verification, call_number: int, update: CallUpdate) -> bool:
@@ -216,12 +235,11 @@ class RateLimiter(Protocol):
     All methods raise StoreUnavailable.
     """
 
-    @property
-    def decides_at_once(self) -> bool:
-        """Whether ``acquire`` decides in one step. If not, ask first: what it counts in vain, others lack meanwhile."""
-
     async def require_room(self, allowances: Sequence[Allowance]) -> None:
-        """Return if ``acquire`` would succeed, and count nothing. Raise as it does."""
+        """Return if ``acquire`` would succeed, and count nothing. Raise as it does.
+
+        Ask before: it may count for a moment what it then refuses, and others lack that.
+        """
 
     async def acquire(self, token: str, allowances: Sequence[Allowance]) -> Reservation:
         """Count one event, identified by ``token`` (12 hex digits), in each, or in none.

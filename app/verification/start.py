@@ -1,8 +1,9 @@
 """The use case of starting a verification: check the rules, reserve the call, place it, and record or refund it.
 
-The order of the steps keeps money and codes safe. First everything is only read, so that a refused start changes
-nothing; then the call is counted in the limits, and stored for the phone. A code is stored before it can be heard. A
-request that may have placed a call is never followed by another, and a call that was not placed is refunded.
+The order of the steps keeps money and codes safe. The call is counted in the limits and stored for the phone, in one
+step where the store can; a store that cannot is only asked before, so that a refused start changes nothing. A code is
+stored before it can be heard. A request that may have placed a call is never followed by another, and a call that was
+not placed is refunded.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ from app.verification.errors import (
 )
 from app.verification.idempotency import NoJournal, StartJournal
 from app.verification.model import CallState, CallStatus, Consent, Lang, Placed, Refused, Started, Unknown, Verification
-from app.verification.policy import Quota
-from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview
+from app.verification.policy import Allowance, Quota
+from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview, StoredCall
 from app.verification.routing import route
 from app.verification.store_requests import Request, StoreDeadline, Write, best_effort, in_one_round_trip
 from app.verification.values import value
@@ -132,14 +133,14 @@ class _Start:
         self.quotas: tuple[Quota, ...] = ()
 
     async def run(self, gate: asyncio.Semaphore) -> Started:
-        """Preview, reserve, place and record the call."""
+        """Choose, reserve, place and record the call."""
         deferred = self.ports.deferred
         try:
             async with StoreDeadline(self.ports.store_timeout), gate:
-                previewed = await self._preview()
-                if isinstance(previewed, Started):
-                    return previewed
-                call_id, channels = previewed
+                chosen = await self._choose()
+                if isinstance(chosen, Started):
+                    return chosen
+                call_id, channels = chosen
                 verification = await self._reserve(call_id, channels[0])
         except (StoreUnavailable, asyncio.CancelledError):
             # Whether the store has run the commands is unknown, and nobody waits until it is known.
@@ -157,11 +158,11 @@ class _Start:
             deferred.write_later(self.journal.abandon)
             raise
 
-    async def _preview(self) -> tuple[CallId, tuple[Channel, ...]] | Started:
-        """Claim the request and read what would refuse the start, in one round trip. Raise what refuses it.
+    async def _choose(self) -> tuple[CallId, tuple[Channel, ...]] | Started:
+        """Claim the request, and choose the id of the call and the channels to try. Raise what refuses the start.
 
-        Return the id of the call and the channels to try; or, if an earlier request began the call and died, the
-        verification with that call.
+        If an earlier request began the call and died, return the verification with that call. What depends on the
+        store is read in the round trip of the claim.
         """
         begun, *answers = await in_one_round_trip(self.journal.claim(), *self._previews())
         _require_all([begun])
@@ -171,6 +172,8 @@ class _Start:
             answers = await in_one_round_trip(*self._previews())  # the first have counted that call
         if not self.is_test:
             self.ports.publish(CallAsked(self._segment(self.channels[0])))
+        if not answers:
+            return CallId(self.ports.store.new_id(self.phone), 1), self.channels
         channels, previews = self.channels, dict(zip(self.kinds, answers, strict=False))
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
@@ -179,14 +182,28 @@ class _Start:
         return preview.call_id, channels
 
     def _previews(self) -> list[Request]:
-        """Ask the store, once for each kind of channel, and the limits if they do not decide at once."""
-        ports = self.ports
+        """Ask the store, once for each kind of channel, and the limits if the store does not count in them.
+
+        Nothing has to be asked for a new verification by one channel that is ready, if the store counts in the limits.
+        """
+        ports, (channel, *others) = self.ports, self.channels
+        is_decided = not others and self.request.verification_id is None and self._is_ready(channel)
+        if is_decided and ports.store.counts_in_allowances:
+            return []
         previews: list[Request] = [
             ports.store.preview_start(self._new_call(channel), self.policy) for channel in self.kinds.values()
         ]
-        if not ports.limits.decides_at_once:
+        if not ports.store.counts_in_allowances:
             previews.append(ports.limits.require_room(self.allowances))
         return previews
+
+    def _is_ready(self, channel: Channel) -> bool:
+        try:
+            if not self.is_test:
+                self.ports.senders[channel].require_ready()
+        except ProviderError:
+            return False
+        return True
 
     def _ready_channels(self, preview: StartPreview) -> tuple[Channel, ...]:
         """Return the channels in the order to try, without those whose provider is unavailable. Raise ProviderError."""
@@ -237,28 +254,36 @@ class _Start:
         return started
 
     async def _reserve(self, call_id: CallId, channel: Channel) -> Verification:
-        """Count the call in the limits, then store it."""
+        """Count the call in the limits and store it."""
         self.call_id = call_id
         try:
+            if self.ports.store.counts_in_allowances:
+                stored = await self._store(call_id, channel, self.allowances)
+                self.quotas = stored.quotas
+                return stored.verification
             reservation = await self.ports.limits.acquire(self.token, self.allowances)
         except LimitReached:
             self.call_id = None  # nothing is counted, so there is nothing to refund
             raise
         self.limits_token = reservation.token
-        started = await self._store(call_id, channel)
-        self.quotas = (*started.quotas, *reservation.quotas)
-        return started.verification
+        stored = await self._store(call_id, channel)
+        self.quotas = (*stored.quotas, *reservation.quotas)
+        return stored.verification
 
-    async def _store(self, call_id: CallId, channel: Channel) -> Started:
+    async def _store(self, call_id: CallId, channel: Channel, allowances: Sequence[Allowance] = ()) -> StoredCall:
         """Make a code and store the call, together with the note in the journal that it is about to be placed."""
         self.call_id, self.error = call_id, None
-        self._bind(call_id, channel)
         length = self.policy.code_length_of(channel)
         self.code = self.test_code or (make_code(length) if length else None)
-        start = self.ports.store.start(call_id, self._new_call(channel, self.code), self.policy)
-        started: Started
-        started, _ = _require_all(await in_one_round_trip(start, self.journal.begin(call_id)))
-        return started
+        start = self.ports.store.start(call_id, self._new_call(channel, self.code), self.policy, allowances)
+        results = await in_one_round_trip(start, self.journal.begin(call_id))
+        stored: StoredCall
+        if allowances and isinstance(results[0], StoredCall):  # without a note it is refunded
+            self.limits_token = results[0].limits_token
+        if not isinstance(results[0], LimitReached):  # then there is, or may be, this call
+            self._bind(call_id, channel)
+        stored, _ = _require_all(results)
+        return stored
 
     def _bind(self, call_id: CallId, channel: Channel) -> None:
         log_context.bind(verification_id=call_id.verification_id, call_number=call_id.call_number, channel=channel)

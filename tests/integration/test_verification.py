@@ -316,7 +316,7 @@ async def test_a_pending_verification_uses_at_most_430_bytes(api: httpx.AsyncCli
 
 
 @pytest.mark.standalone  # counts the round trips of one server
-async def test_a_check_makes_one_round_trip_and_a_start_four(
+async def test_a_check_makes_one_round_trip_and_a_start_two(
     redis: Redis, redis_url: str, network: VirtualNetwork, tmp_path: Path
 ) -> None:
     settings = sandbox_settings(f"unix://{tmp_path / 's'}")
@@ -327,7 +327,7 @@ async def test_a_check_makes_one_round_trip_and_a_start_four(
         await start(api, MagicNumber.REFUSED)
         writes.clear()
         verification_id = (await start(api, "+79217654321", client_ip="192.0.2.1")).json()["verification_id"]
-        assert len(writes) == 4  # preview, limits, store, record the call
+        assert len(writes) == 2  # store the call, and record it
 
         writes.clear()
         await check(api, verification_id, "000000")
@@ -340,11 +340,11 @@ async def test_a_check_makes_one_round_trip_and_a_start_four(
 
         writes.clear()
         await start(api, MagicNumber.NO_ACCESS)
-        assert len(writes) == 4  # a refund instead of the record of the call
+        assert len(writes) == 2  # a refund instead of the record of the call
 
         writes.clear()
         await start(api, "+79217654321")
-        assert len(writes) == 1  # refused by the preview
+        assert len(writes) == 1  # refused
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ LUA = Path(__file__).parents[2] / "app" / "store" / "lua"
 FILES = sorted(LUA.rglob("*.lua"))
 SHARED = {
     *("common.lua", "journal.lua", "log.lua", "record.lua", "outbox.lua", "start_rules.lua"),
-    *("window.lua", "conversions.lua"),
+    *("window.lua", "conversions.lua", "decision.lua"),
 }
 SCRIPTS = [file for file in FILES if file.name not in SHARED or file.parent.name == "erasure"]
 NAMES = [name for kind in (RecordField, CallField, PhoneField) for name in vars(kind) if name.isupper()]

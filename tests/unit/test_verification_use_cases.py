@@ -144,6 +144,7 @@ class FakeJournal:
         self.begun = name
 
     async def release(self) -> None:
+        self.begun = None
         self.released += 1
 
     async def abandon(self) -> None:
@@ -525,11 +526,11 @@ async def test_the_daily_call_budget_is_shared_by_all_clients() -> None:
 
 
 @pytest.mark.parametrize(("at_once", "refused"), [(True, ["acquire"]), (False, ["ask"])])
-async def test_limits_that_decide_at_once_are_not_asked_before_and_a_refusal_has_nothing_to_refund(
+async def test_limits_that_the_store_counts_in_are_not_asked_before_and_a_refusal_has_nothing_to_refund(
     refused: list[str], *, at_once: bool
 ) -> None:
     harness = ServiceHarness(make_policy(calls_per_day=Limit("calls_per_day", 1, DAY)))
-    harness.limits.decides_at_once = at_once
+    harness.store.counts_in_allowances = at_once
     await harness.start("+79001234567")
     accepted = list(harness.limits.uses)
     harness.limits.uses.clear()

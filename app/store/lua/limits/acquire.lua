@@ -1,59 +1,9 @@
 -- Count an event against limits if all have room, and the fraud guard has blocked none of their subjects; without a token
--- only say so; the guard judges in either case. window.lua describes the keys.
+-- only say so. decision.lua describes rules and decision, window.lua the keys.
 --
 -- KEYS    limits, then the blocks of those that the fraud guard judges, all in one slot
--- ARGV    1 token of the event, or ''   2 … 9 rules of the fraud guard: for how long a call counts, length of a bucket,
---         maturity of a call, fewest calls to be judged by, lowest conversion, first and longest block, for how long after
---         a block its level is remembered
---         10… count and period of each limit, and 'block' or 'report' if the fraud guard judges its subject, or ''
--- RETURN  {now,
---          {{number of a limit, 1 if this has blocked its subject, since, ends, level, calls, successes} of each that is
---            blocked or reported},
---          how many are left of each limit, and ms until it has room, or 0 …}
-local keys, token, rules, limit_count = KEYS, ARGV[1], {unpack(ARGV, 2, 9)}, (#ARGV - 9) / 3
-local window, bucket_length, memory = rules[1], rules[2], rules[8]
-local function rule(i)
-  return KEYS[i], ARGV[3 * i + 7] + 0, ARGV[3 * i + 8] + 0, ARGV[3 * i + 9]
-end
+-- ARGV    1 token of the event, or ''   2… rules
+-- RETURN  the decision
+local keys, token, rules = KEYS, ARGV[1], {unpack(ARGV, 2)}
 
-local now, texts = now_ms(), redis.call('MGET', unpack(keys))
-local limits, has_room, next_block, verdicts = {}, true, limit_count + 1, {}
-local reply = {now, verdicts}
-for i = 1, limit_count do
-  local _, count, period, action = rule(i)
-  local limit = read_limit(texts[i])
-  slide(limit, now, period)
-  local wait = wait_for_room(limit, now, count, period)
-  has_room = has_room and wait == 0
-  reply[2 * i + 1], reply[2 * i + 2] = count - limit.total, wait
-  if action ~= '' then
-    local block, is_new = judge(limit, texts[next_block], now, rules)
-    if block then
-      has_room = has_room and action ~= 'block'
-      verdicts[#verdicts + 1] = {i, is_new and 1 or 0, unpack(block)}
-    end
-    if is_new then
-      limit.block, limit.block_key = block, keys[next_block]
-    end
-    next_block = next_block + 1
-  end
-  limits[i] = limit
-end
-
-local is_counted = has_room and token ~= ''
-for i, limit in ipairs(limits) do
-  local key, count, period, action = rule(i)
-  if limit.block then
-    redis.call('SET', limit.block_key, cjson.encode(limit.block), 'PX', limit.block[2] - now + memory)
-    save_limit(key, limit)
-  end
-  if is_counted then
-    count_event(limit, now, count, period, token)
-    reply[2 * i + 1] = reply[2 * i + 1] - 1
-    if action ~= '' then
-      count_call(limit, now, bucket_length)
-    end
-    save_limit(key, limit, limit.calls == '' and period or math.max(period, window))
-  end
-end
-return reply
+return (acquire(keys, rules, token, now_ms()))

@@ -2,7 +2,9 @@
 -- channel, code length and checks change only once the call is recorded, so that a refund leaves what was there before.
 -- start_rules.lua precedes it: it lists KEYS and ARGV, and returns what refuses the start.
 --
--- RETURN  {'started', checks left once the call is placed, {calls left of each limit…}, now, expires, record}
+-- RETURN  {'started', decision of the other limits, checks left once the call is placed, {calls left of each limit of the
+--          phone…}, now, expires, record}
+--         {'no_room', decision of the other limits}
 --         {'cooldown' | 'calls_exhausted', ms to wait} | {'limited', name of the limit, ms to wait} | {'not_found'}
 
 local IDS_KEPT = 20 -- of a client and purpose; the limits of a phone let fewer live at a time
@@ -10,6 +12,12 @@ local IDS_KEPT = 20 -- of a client and purpose; the limits of a phone let fewer 
 if tonumber(number) ~= next_number then
   return {'cooldown', 1000} -- another call of this verification came between the preview and this
 end
+
+local decision, has_room = {}, true
+if #other_keys > 0 then
+  decision, has_room = acquire(other_keys, other_rules, token, now)
+end
+if not has_room then return {'no_room', decision} end
 
 cooldowns = cjson.decode(cooldowns)
 local longest_cooldown = cooldowns[#cooldowns]
@@ -76,4 +84,4 @@ if is_resend and outbox then
 end
 save_phone(phone_key, phone, changes_of_phone, math.max(expires, resend_at + longest_cooldown, now + longest_period))
 
-return {'started', checks_left, left, now, expires, packed}
+return {'started', decision, checks_left, left, now, expires, packed}

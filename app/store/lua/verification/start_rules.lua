@@ -1,19 +1,26 @@
 -- The rules of a start, which precede start_preview.lua and start.lua, which stores the call.
 --
--- KEYS    1 phone   2 record of a new verification   3 journal   4 outbox, if the client has a webhook
+-- KEYS    1 phone   2 record of a new verification   3 journal   4… other limits of the call, as of acquire.lua
+--         then the outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose   3 phone   4 channel   5 '1' if it has no code and the person dials   6 '1' for a test number
 --         7 code length, or 0   8 code digest, or ''   9 rest of the id of the verification that is called again, or ''
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
 --         13 digest of the address, or ''   14 reference and 15 consent, as in layout.py, or ''
 --         16 operator of the phone's range, or ''   17 how long the journal is kept; 0: there is none
 --         18 lifetime of a call   19 calls allowed   20 failed checks of a phone allowed, 21 from one address, 22 in which
---         period   23 cooldowns, as a JSON array   24 longest period of a limit, or 0   25… name, count and period of each
---         limit of calls to a phone
-local phone_key, new_key, journal, outbox = unpack(KEYS)
+--         period   23 cooldowns, as a JSON array   24 longest period of a limit of calls to a phone, or 0   25 how many
+--         of these there are   26… name, count and period of each
+--         then how many keys the other limits have, and their rules (limits/decision.lua), or 0
+local phone_key, new_key, journal = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
   token, address, reference, consent, range_operator, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period,
-  cooldowns, longest_period = unpack(ARGV)
-local limits, first_limit = ARGV, 25
+  cooldowns, longest_period, limit_count = unpack(ARGV)
+local function limit(i)
+  return ARGV[3 * i + 23], ARGV[3 * i + 24] + 0, ARGV[3 * i + 25] + 0
+end
+local first_rule = 27 + 3 * limit_count
+local other_keys, other_rules = {unpack(KEYS, 4, 3 + ARGV[first_rule - 1])}, {unpack(ARGV, first_rule)}
+local outbox = KEYS[4 + #other_keys]
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
 
@@ -76,8 +83,8 @@ local function refusal()
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
 
-  for i = first_limit, #limits, 3 do
-    local name, count, period = limits[i], limits[i + 1] + 0, limits[i + 2] + 0
+  for i = 1, limit_count do
+    local name, count, period = limit(i)
     local inside, wait_for_call = used(placed, now, count, period)
     if wait_for_call > 0 then return {'limited', name, wait_for_call} end
     left[#left + 1] = count - inside - 1
