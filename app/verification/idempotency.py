@@ -112,11 +112,3 @@ class StartJournal(Protocol):
 
     async def keep(self, started: Started) -> None:
         """Store the answer. Raise nothing."""
-
-
-class NoJournal:
-    """The journal of a start without an idempotency key."""
-
-    async def _do_nothing(self, *_: object) -> None: ...
-
-    claim = begin = release = abandon = keep = _do_nothing

@@ -35,7 +35,7 @@ from app.verification.errors import (
     VerificationError,
     VerificationNotFound,
 )
-from app.verification.idempotency import NoJournal, StartJournal
+from app.verification.idempotency import StartJournal
 from app.verification.model import CallState, CallStatus, Consent, Lang, Placed, Refused, Started, Unknown, Verification
 from app.verification.policy import Allowance, Quota
 from app.verification.ports import CallId, CallOrder, CallUpdate, NewCall, Ports, StartPreview, StoredCall
@@ -98,7 +98,7 @@ class StartVerification:
             StoreUnavailable: no call was placed; or one was, whose code the provider chose and that is not stored yet.
 
         """
-        start = _Start(self._ports, request, journal or NoJournal())
+        start = _Start(self._ports, request, journal)
         try:
             return await start.run(self._gate)
         except LimitReached as error:
@@ -109,7 +109,7 @@ class StartVerification:
 class _Start:
     """One start in progress. What it has taken is refunded if no call is placed."""
 
-    def __init__(self, ports: Ports, request: StartRequest, journal: StartJournal) -> None:
+    def __init__(self, ports: Ports, request: StartRequest, journal: StartJournal | None) -> None:
         policy = ports.policies.for_client(request.client)
         policy.require_allowed(request.purpose, request.channels)
         phone = policy.parse_phone(request.phone)
@@ -155,7 +155,8 @@ class _Start:
         try:
             return await self._place(verification, channels)
         except (StoreUnavailable, asyncio.CancelledError):  # the call may have been placed, and is not handled any more
-            deferred.write_later(self.journal.abandon)
+            if self.journal:
+                deferred.write_later(self.journal.abandon)
             raise
 
     async def _choose(self) -> tuple[CallId, tuple[Channel, ...]] | Started:
@@ -164,12 +165,15 @@ class _Start:
         If an earlier request began the call and died, return the verification with that call. What depends on the
         store is read in the round trip of the claim.
         """
-        begun, *answers = await in_one_round_trip(self.journal.claim(), *self._previews())
-        _require_all([begun])
-        if begun:
-            if resumed := await self._resume(begun):
-                return resumed
-            answers = await in_one_round_trip(*self._previews())  # the first have counted that call
+        if self.journal:
+            begun, *answers = await in_one_round_trip(self.journal.claim(), *self._previews())
+            _require_all([begun])
+            if begun:
+                if resumed := await self._resume(begun):
+                    return resumed
+                answers = await in_one_round_trip(*self._previews())  # the first have counted that call
+        else:
+            answers = await in_one_round_trip(*self._previews())
         if not self.is_test:
             self.ports.publish(CallAsked(self._segment(self.channels[0])))
         if not answers:
@@ -250,7 +254,8 @@ class _Start:
             return None
         log.warning("verification.start_resumed")
         started = Started(verification)
-        await self.journal.keep(started)
+        if self.journal:
+            await self.journal.keep(started)
         return started
 
     async def _reserve(self, call_id: CallId, channel: Channel) -> Verification:
@@ -276,13 +281,13 @@ class _Start:
         length = self.policy.code_length_of(channel)
         self.code = self.test_code or (make_code(length) if length else None)
         start = self.ports.store.start(call_id, self._new_call(channel, self.code), self.policy, allowances)
-        results = await in_one_round_trip(start, self.journal.begin(call_id))
+        results = await in_one_round_trip(start, *([self.journal.begin(call_id)] if self.journal else []))
         stored: StoredCall
         if allowances and isinstance(results[0], StoredCall):  # without a note it is refunded
             self.limits_token = results[0].limits_token
         if not isinstance(results[0], LimitReached):  # then there is, or may be, this call
             self._bind(call_id, channel)
-        stored, _ = _require_all(results)
+        stored, *_ = _require_all(results)
         return stored
 
     def _bind(self, call_id: CallId, channel: Channel) -> None:
@@ -410,13 +415,16 @@ class _Start:
         if follow and update.ref:
             writes.append(partial(ports.schedule.schedule, call_id, FIRST_STATUS_DELAY))
         started = Started(verification.with_latest_call(update.state, update.ref, update.dial), self.quotas)
-        if await best_effort(*(write() for write in writes), self.journal.keep(started)):
+        requests = [write() for write in writes]
+        if self.journal:
+            requests.append(self.journal.keep(started))
+        if await best_effort(*requests):
             ports.deferred.write_later(*writes)  # the client's webhook and the following of the call depend on them
         return started
 
     def _refunds(self) -> list[Write]:
         """Return the writes that undo all that this start took, and release its request; each is idempotent."""
-        refunds: list[Write] = [self.journal.release]
+        refunds: list[Write] = [self.journal.release] if self.journal else []
         if self.call_id:
             refunds += [self._refund_call, self._refund_limits]
         return refunds

@@ -66,6 +66,11 @@ async def in_one_round_trip(*requests: Request) -> list[Any]:
     All run in the caller's task, since one of its own costs more than most of what they do. So none may wait for
     another of them, or have an ``asyncio.timeout`` of its own, which would cancel them all.
     """
+    if len(requests) == 1:
+        try:
+            return [await requests[0]]
+        except Exception as error:  # noqa: BLE001 - the caller sees to it
+            return [error]
     running = [_Running(request) for request in requests]
     try:
         await _finish(running)
@@ -132,6 +137,8 @@ class DeferredWrites:
 
     async def write(self, *writes: Write) -> None:
         """Write, and wait for the first attempt; after a failure or a cancellation, go on in the background."""
+        if not writes:
+            return
         first = self.start(best_effort(*(write() for write in writes)))
         try:
             failed = await asyncio.shield(first)
@@ -143,6 +150,8 @@ class DeferredWrites:
 
     def write_later(self, *writes: Write) -> None:
         """Write in the background only: at once, and again even if that succeeded."""
+        if not writes:
+            return
         self.start(best_effort(*(write() for write in writes)))
         self.start(self._repeat(writes))
 
