@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from app.api.dependencies import Client, ContainerDep, ExchangeDep, authenticate
@@ -23,9 +23,11 @@ from app.api.problems import plain_problem
 
 log = logging.getLogger(__name__)
 
-Answer = Callable[[Exchange], Awaitable[Response]]
+Answer = Callable[..., Awaitable[Response]]
+"""Takes the ``Exchange``, and the parameters of the path by name."""
 
 _PARAMETERS = {"exchange": ExchangeDep, "client": Client, "container": ContainerDep}  # passed beside the body
+_NONE: Mapping[str, str] = {}
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
@@ -34,9 +36,10 @@ class JsonRoute(APIRoute):
 
     FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
-    the body, straight from its bytes. A route without a body is served by FastAPI.
+    the body, straight from its bytes. So are ``client``, ``container`` and texts from the path for a route without a
+    body that takes these alone; any other is served by FastAPI.
 
-    ``answer`` is the handler, if the path has no parameters; ``Application`` calls it without FastAPI's wrappers.
+    ``answer`` is the handler, if there is one; ``Application`` calls it without FastAPI's wrappers.
     """
 
     answer: Answer | None = None
@@ -44,6 +47,7 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the request handler. Raises TypeError if the route declares what would be described but ignored."""
         if self.body_field is None:
+            self.answer = self._answer_without_body()
             return super().get_route_handler()
         endpoint, model = self.endpoint, self._require_supported(self.body_field.field_info.annotation)
 
@@ -57,14 +61,30 @@ class JsonRoute(APIRoute):
         async def handle(request: Request) -> Response:
             return await answer(request.scope["exchange"])
 
-        if not self.param_convertors:
-            self.answer = answer
+        self.answer = answer
         return handle
+
+    def _declared(self) -> dict[str, Any]:
+        signature = inspect.signature(self.endpoint, eval_str=True)
+        return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+    def _answer_without_body(self) -> Answer | None:
+        """Return the handler of a route that takes no more than client, container and texts from its path."""
+        endpoint, expected = self.endpoint, {"client": Client, "container": ContainerDep}
+        if self._declared() != expected | dict.fromkeys(self.param_convertors, str) or self.dependencies:
+            return None
+
+        async def answer(exchange: Exchange, **from_path: str) -> Response:
+            container = exchange.container
+            client = authenticate(exchange, container.keys.clients)
+            response: Response = await endpoint(client=client, container=container, **from_path)
+            return response
+
+        return answer
 
     def _require_supported(self, described: object) -> type[BaseModel]:
         """Return the model of the body. Raises TypeError."""
-        signature = inspect.signature(self.endpoint, eval_str=True)
-        declared = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        declared = self._declared()
         body = declared.pop("body", None)
         model: type[BaseModel] = next(iter(get_args(body)), body)
         # A body that is embedded has a model of its own, which FastAPI makes.
@@ -133,12 +153,15 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], handlers: Mapping[Any, ExceptionHandler]) -> None:
         self._app = app
-        self._direct = {
-            (method, route.path): (route, route.answer)
-            for route in routes
-            if isinstance(route, JsonRoute) and route.answer
+        direct = [route for route in routes if isinstance(route, JsonRoute) and route.answer]
+        self._by_path = {
+            (method, route.path): route
+            for route in direct
+            if not route.param_convertors
             for method in route.methods or ()
         }
+        self._by_pattern = [route for route in direct if route.param_convertors]
+        self._whole_paths = {route.path for route in routes if isinstance(route, Route) and not route.param_convertors}
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,9 +171,10 @@ class RequestMiddleware:
             return
         exchange = scope["exchange"] = Exchange(scope, receive, send)
         try:
-            if found := self._direct.get((scope["method"], exchange.path.removeprefix(exchange.path_prefix))):
-                scope["route"], answer = found
-                await exchange.respond(await self._answer(answer, exchange, scope))
+            route, from_path = self._find(scope["method"], exchange.path.removeprefix(exchange.path_prefix))
+            if route and route.answer:
+                scope["route"] = route
+                await exchange.respond(await self._answer(route.answer, exchange, scope, from_path))
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
@@ -163,9 +187,19 @@ class RequestMiddleware:
         finally:
             exchange.log(scope)
 
-    async def _answer(self, answer: Answer, exchange: Exchange, scope: Scope) -> Response:
+    def _find(self, method: str, path: str) -> tuple[JsonRoute | None, Mapping[str, str]]:
+        """Return the route with a handler that a request is for, and the parameters in its path."""
+        if route := self._by_path.get((method, path)):
+            return route, _NONE
+        if path not in self._whole_paths:  # which precede patterns, for any method
+            for route in self._by_pattern:
+                if method in (route.methods or ()) and (match := route.path_regex.match(path)):
+                    return route, match.groupdict()
+        return None, _NONE
+
+    async def _answer(self, answer: Answer, exchange: Exchange, scope: Scope, from_path: Mapping[str, str]) -> Response:
         try:
-            return await answer(exchange)
+            return await answer(exchange, **from_path)
         except Exception as error:
             handler = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
             if handler is None:

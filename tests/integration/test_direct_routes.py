@@ -1,4 +1,4 @@
-"""A start or a check that is passed straight to its handler is answered as FastAPI would have it answered."""
+"""A request that is passed straight to its handler is answered as FastAPI would have it answered."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ KEYED = {**JSON, "Idempotency-Key": "k1"}
 UNKNOWN = b'{"verification_id": "vrf_00000000000000000000000", "code": "123456"}'
 START = b'{"phone": "+79001234567"}'
 
-# Method, path, headers and body; those of START and of the key depend on what came before.
+# Method, path, headers and body; those of START and of the key depend on what came before. {id} is the latest started.
 REQUESTS: list[tuple[str, str, Mapping[str, str], bytes]] = [
     ("POST", "/verify/check", JSON, UNKNOWN),
     ("POST", "/verify/check", JSON, b"{"),
@@ -46,6 +46,23 @@ REQUESTS: list[tuple[str, str, Mapping[str, str], bytes]] = [
     ("HEAD", "/verify/check", {}, b""),
     ("PUT", "/verify/check", JSON, UNKNOWN),
     ("OPTIONS", "/verify/start", {}, b""),
+    ("GET", "/verify/{id}", {}, b""),
+    ("GET", "/verify/{id}?code=123456", {}, b""),
+    ("GET", "/verify/{id}", JSON, b"{}"),
+    ("HEAD", "/verify/{id}", {}, b""),
+    ("GET", "/verify/{id}/", {}, b""),
+    ("GET", "/verify/{id}%0A", {}, b""),
+    ("GET", "/verify/%7Bid%7D%2Fcancel", {}, b""),
+    ("GET", "/verify/%D1%84%ff", {}, b""),
+    ("GET", "/verify/", {}, b""),
+    ("GET", "/verify/vrf_00000000000000000000000", {}, b""),
+    ("PUT", "/verify/{id}", JSON, b"{}"),
+    ("GET", "/verify/{id}/cancel", {}, b""),
+    ("POST", "/verify/{id}/cancel", {}, b""),
+    ("POST", "/verify/{id}/cancel", JSON, b"{"),
+    ("POST", "/verify/vrf_00000000000000000000000/cancel", {}, b""),
+    ("HEAD", "/verify/{id}/cancel", {}, b""),
+    ("GET", "/verify/{id}", {}, b""),
 ]
 OF_A_REQUEST = {"x-request-id", "content-length", "location", "retry-after", "instance", "detail", "retry_after"}
 OF_A_VERIFICATION = {"verification_id", "created_at", "expires_at", "expires_in", "resend_in"}
@@ -75,12 +92,13 @@ async def both(
 async def answers(client: httpx.AsyncClient, redis: Redis) -> list[tuple[int, dict[str, str], Any]]:
     """Send all requests; return the answers without what is never twice the same."""
     await redis.flushall()
-    found = []
+    found, started = [], ""
     for method, path, headers, body in REQUESTS:
-        answer = await client.request(method, path, headers=headers, content=body)
+        answer = await client.request(method, path.replace("{id}", started), headers=headers, content=body)
         stable = {name: value for name, value in answer.headers.items() if name not in CHANGING}
-        content = {name: value for name, value in answer.json().items() if name not in CHANGING} if body else None
-        found.append((answer.status_code, stable, content))
+        content = answer.json() if answer.content else {}
+        started = content.get("verification_id") or started
+        found.append((answer.status_code, stable, {name: it for name, it in content.items() if name not in CHANGING}))
     return found
 
 
@@ -91,7 +109,8 @@ async def test_both_ways_answer_alike(both: list[httpx.AsyncClient], redis: Redi
 
     for request, one, other in zip(REQUESTS, first, second, strict=True):
         assert one == other, request
-    assert {status for status, _, _ in first} == {201, 400, 404, 405, 413, 422, 429}
+    assert {status for status, _, _ in first} == {200, 201, 400, 404, 405, 413, 422, 429}
+    assert [content["status"] for _, _, content in first if "checks_left" in content][-1] == "canceled"
 
 
 async def test_an_unexpected_error_is_a_500_both_ways(
@@ -108,7 +127,7 @@ async def test_an_unexpected_error_is_a_500_both_ways(
     assert [answer.json()["type"] for answer in found] == ["about:blank"] * 2
 
 
-async def test_a_check_does_not_pass_the_router(
+async def test_checks_and_reads_do_not_pass_the_router(
     redis: Redis, settings: Settings, network: VirtualNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_: APIRouter, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,6 +137,7 @@ async def test_a_check_does_not_pass_the_router(
         monkeypatch.setattr(APIRouter, "__call__", fail)
 
         assert (await api.post("/verify/check", headers=JSON, content=UNKNOWN)).status_code == 404
+        assert (await api.get("/verify/vrf_00000000000000000000000")).status_code == 404
         assert (await api.get("/livez")).status_code == 500
 
 

@@ -88,10 +88,38 @@ def test_a_route_with_the_supported_parameters_is_registered(router: APIRouter, 
     assert [route.path for route in router.routes if isinstance(route, JsonRoute)] == ["/orders"]
 
 
-def test_a_route_without_a_body_takes_any_parameter(router: APIRouter) -> None:
-    async def read(order_id: str, tokens: Annotated[str, Depends(lambda: "")], page: int = 1) -> None: ...
+async def read(order_id: str, client: Client, container: ContainerDep) -> None: ...
 
-    router.get("/orders/{order_id}")(read)
+
+async def read_for_anybody(order_id: str, container: ContainerDep) -> None: ...
+
+
+async def read_a_page(order_id: str, client: Client, container: ContainerDep, page: int = 1) -> None: ...
+
+
+async def read_by_number(order_id: int, client: Client, container: ContainerDep) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_direct"),
+    [(read, True), (read_for_anybody, False), (read_a_page, False), (read_by_number, False)],
+)
+def test_a_route_without_a_body_takes_any_parameter_and_is_direct_with_the_supported_ones(
+    router: APIRouter, endpoint: Callable[..., Any], *, is_direct: bool
+) -> None:
+    router.get("/orders/{order_id}")(endpoint)
+
+    (route,) = router.routes
+    assert isinstance(route, JsonRoute)
+    assert (route.answer is not None) is is_direct
+
+
+def test_a_route_without_a_body_but_with_dependencies_is_not_direct(router: APIRouter) -> None:
+    router.get("/orders/{order_id}", dependencies=[Depends(lambda: None)])(read)
+
+    (route,) = router.routes
+    assert isinstance(route, JsonRoute)
+    assert route.answer is None
 
 
 @pytest.mark.parametrize(
