@@ -46,7 +46,6 @@ def changes_channel(prefix: str) -> str:
     return f"{with_version(prefix)}:changes"
 
 
-@lru_cache(maxsize=1024)  # a start needs that of its phone twice
 def keyed_digest(key: bytes, text: str) -> str:
     """Return the HMAC-SHA256 of a text, in hex."""
     return hmac.digest(key, text.encode(), hashlib.sha256).hex()
@@ -89,6 +88,7 @@ class PhoneName:
         return f"{{{self.bucket}}}:p:{self.digest}"
 
     @classmethod
+    @lru_cache(maxsize=1024)  # a start needs that of its phone twice
     def from_phone(cls, key: bytes, phone: Phone) -> Self:
         """Return the name of a phone."""
         digest = keyed_digest(key, phone.e164)

@@ -9,7 +9,7 @@ not placed is refunded.
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
 from datetime import timedelta
 from functools import partial
@@ -118,8 +118,6 @@ class _Start:
             log_context.bind_verification(request.verification_id)
         self.ports, self.request, self.journal, self.policy, self.phone = ports, request, journal, policy, phone
         self.channels = request.channels or policy.channels
-        # The first channel of each kind, since their rules differ; the key is True if the channel has a code.
-        self.kinds = {channel.rules.has_code: channel for channel in reversed(self.channels)}
         self.test_code = ports.test_numbers.code_of(phone)
         self.is_test = self.test_code is not None
         self.allowances = policy.for_calls(
@@ -178,7 +176,7 @@ class _Start:
             self.ports.publish(CallAsked(self._segment(self.channels[0])))
         if not answers:
             return CallId(self.ports.store.new_id(self.phone), 1), self.channels
-        channels, previews = self.channels, dict(zip(self.kinds, answers, strict=False))
+        channels, previews = self.channels, dict(zip(self._kinds(), answers, strict=False))
         accepted = next((preview for preview in previews.values() if isinstance(preview, StartPreview)), None)
         if accepted and not self.is_test:
             channels = self._ready_channels(accepted)
@@ -195,11 +193,15 @@ class _Start:
         if is_decided and ports.store.counts_in_allowances:
             return []
         previews: list[Request] = [
-            ports.store.preview_start(self._new_call(channel), self.policy) for channel in self.kinds.values()
+            ports.store.preview_start(self._new_call(channel), self.policy) for channel in self._kinds().values()
         ]
         if not ports.store.counts_in_allowances:
             previews.append(ports.limits.require_room(self.allowances))
         return previews
+
+    def _kinds(self) -> Mapping[bool, Channel]:
+        """Return the first channel of each kind, since their rules differ: True for one that has a code."""
+        return {channel.rules.has_code: channel for channel in reversed(self.channels)}
 
     def _is_ready(self, channel: Channel) -> bool:
         try:
