@@ -25,7 +25,7 @@ from app.verification.channels import Channel
 from app.verification.model import CallState, CallStatus, Verification
 from app.verification.phone import Phone
 from app.verification.policy import HOUR, Limit
-from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, StartPreview
+from app.verification.ports import CallId, CallUpdate, CodeCheck, NewCall, StartPreview, StoredCall
 from tests.policies import make_guard_rules, make_policy
 
 T = TypeVar("T")
@@ -33,11 +33,14 @@ R = TypeVar("R")
 
 KEY = b"a key of the benchmark, known to all"
 CLIENT, PURPOSE, REF = "bench", "login", "0123456789abcdef"
+START = "00000000000a"
 RIGHT, WRONG = b"r" * 64, b"w" * 64
 _NEVER_REACHED = Limit("never_reached", 1_000_000, HOUR)
 POLICY = make_policy(
     cooldowns=(timedelta(0),),
     calls_per_range=_NEVER_REACHED,
+    calls_per_client=(_NEVER_REACHED,),
+    calls_per_day=_NEVER_REACHED,
     earliest_dial=timedelta(0),
     failed_checks_per_client=_NEVER_REACHED,
     failed_checks_per_address=_NEVER_REACHED,
@@ -51,9 +54,9 @@ class ScriptCosts:
         runner = ScriptRunner(redis, timeout=60)
         self._redis = redis
         self._runs = runs
-        self._store = RedisVerificationStore(runner, phone_key=KEY)
         self._guard = RedisFraudGuard(runner, make_guard_rules(), key=KEY)
         self._limits = RedisRateLimiter(runner, key=KEY, guard=self._guard)
+        self._store = RedisVerificationStore(runner, phone_key=KEY, limits=self._limits)
         self._queue = RedisCallQueue(runner)
         self._phones = (Phone(f"+7912{number:07d}") for number in itertools.count())
         self.lowest: dict[str, float] = {}
@@ -66,6 +69,8 @@ class ScriptCosts:
         previews = await self._measure("start_preview", calls, lambda call: store.preview_start(call, POLICY))
         named = list(zip(previews, calls, strict=True))
         started = await self._measure("start", named, lambda pair: store.start(pair[0].call_id, pair[1], POLICY))
+        counted = [_new_call(next(self._phones), Channel.VOICE, token=START) for _ in range(self._runs)]
+        await self._measure("start, counted in limits", counted, self._start_in_limits)
         found = [each.verification for each in started]
         update = CallUpdate(state=CallState(CallStatus.INITIATED), ref=REF)
         await self._measure("record_call", found, lambda it: store.record_call(it, 1, update))
@@ -90,13 +95,17 @@ class ScriptCosts:
         )
         limits = [POLICY.for_calls(client=CLIENT, phone=it.phone, address=None) for it in other]
         await self._measure("limits.acquire, preview", limits, self._limits.require_room)
-        acquired = await self._measure("limits.acquire", limits, lambda it: self._limits.acquire("00000000000a", it))
+        acquired = await self._measure("limits.acquire", limits, lambda it: self._limits.acquire(START, it))
         reserved = list(zip(acquired, limits, strict=True))
         await self._measure("limits.refund", reserved, lambda pair: self._limits.refund(pair[0].token, pair[1]))
         await self._measure("fraud_guard.succeed", other, self._succeed)
         await self._measure(
             "call_following.schedule", other, lambda it: self._queue.schedule(CallId(it.id, 1), timedelta(seconds=1))
         )
+
+    async def _start_in_limits(self, call: NewCall) -> StoredCall:
+        allowances = POLICY.for_calls(client=CLIENT, phone=call.phone, address=None)
+        return await self._store.start(CallId(self._store.new_id(call.phone), 1), call, POLICY, allowances)
 
     async def _succeed(self, verification: Verification) -> None:
         self._guard.succeeded(verification.phone, CLIENT)
@@ -122,7 +131,7 @@ class ScriptCosts:
         return results
 
 
-def _new_call(phone: Phone, channel: Channel, *, resend_of: str | None = None) -> NewCall:
+def _new_call(phone: Phone, channel: Channel, *, token: str = "", resend_of: str | None = None) -> NewCall:
     has_code = channel is not Channel.REVERSE_CALL
     return NewCall(
         client=CLIENT,
@@ -132,6 +141,7 @@ def _new_call(phone: Phone, channel: Channel, *, resend_of: str | None = None) -
         code_digest=RIGHT if has_code else None,
         code_length=6 if has_code else None,
         checks=5,
+        token=token,
         resend_of=resend_of,
         address="192.0.2.1",
     )

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.store.layout import from_ms, ms, name_block, name_limit, seconds
-from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.scripts import Script, ScriptRunner
 from app.verification.fraud_guard import Block, GuardAction, GuardRules, Suspect, range_of
 from app.verification.phone import Phone
 from app.verification.policy import Allowance
@@ -41,8 +41,8 @@ class RedisFraudGuard:
         self._key = key
         self._successes: Counter[str] = Counter()
         self._published: dict[tuple[str, str], int] = {}  # until when each block lasts that this process has published
-        self.rules: Sequence[Argument] = (  # as limits/decision.lua lists them
-            *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, str(rules.min_conversion)),
+        self.rules: Sequence[float] = (  # as limits/decision.lua lists them
+            *(ms(rules.window), ms(_BUCKET), ms(rules.maturity), rules.min_calls, rules.min_conversion),
             *(ms(rules.first_block), ms(rules.longest_block), ms(rules.memory)),
         )
 

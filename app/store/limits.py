@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+from msgpack import packb
 
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.layout import ms, name_block, name_limit, seconds
@@ -83,7 +86,7 @@ class RedisRateLimiter:
             raise
         return decision.reservation(token)
 
-    def question(self, allowances: Sequence[Allowance]) -> tuple[Sequence[str], Sequence[Argument]]:
+    def question(self, allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
         """Return the keys and the rules (``decision.lua``) for a script that decides on limits in one slot itself."""
         return self._question([self._name(it) for it in allowances], allowances)
 
@@ -125,16 +128,12 @@ class RedisRateLimiter:
     def _name(self, allowance: Allowance) -> str:
         return name_limit(self._key, allowance.limit.name, allowance.subject)
 
-    def _question(
-        self, limits: Sequence[str], allowances: Sequence[Allowance]
-    ) -> tuple[Sequence[str], Sequence[Argument]]:
-        keys, rules = [*limits], [*self._guard.rules]
-        for limit, it in zip(limits, allowances, strict=True):
-            action = self._guard.action_on(it)
-            rules += (it.limit.count, ms(it.limit.period), action or "")
-            if action:
-                keys.append(name_block(limit))
-        return keys, rules
+    def _question(self, limits: Sequence[str], allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
+        actions = [self._guard.action_on(it) for it in allowances]
+        blocks = [name_block(limit) for limit, action in zip(limits, actions, strict=True) if action]
+        return [*limits, *blocks], _pack_rules(
+            self._guard.rules, tuple([it.limit for it in allowances]), tuple(actions)
+        )
 
     async def _read(
         self, decisions: Sequence[Sequence[Any]], groups: Sequence[_Group], allowances: Sequence[Allowance]
@@ -166,7 +165,7 @@ class RedisRateLimiter:
 
     def _ask(self, token: str, group: _Group) -> Request:
         keys, rules = self._question(group.keys, group.allowances)
-        return self._runner.run(ACQUIRE, keys, [token, *rules])
+        return self._runner.run(ACQUIRE, keys, [token, rules])
 
     async def _refund(self, event: str, groups: Sequence[_Group]) -> None:
         requests: list[Request] = []
@@ -185,6 +184,14 @@ async def _all(requests: Sequence[Request]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+@lru_cache
+def _pack_rules(guard_rules: Sequence[float], limits: Sequence[Limit], actions: Sequence[GuardAction | None]) -> bytes:
+    """Return the rules for a script, which are the same for all calls of a client."""
+    rules = [[it.count, ms(it.period), action or ""] for it, action in zip(limits, actions, strict=True)]
+    packed: bytes = packb([guard_rules, rules])
+    return packed
 
 
 def _refusal(limit: Limit, wait: int) -> RateLimited | CallBudgetExhausted:

@@ -7,8 +7,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from msgpack import unpackb
-from pydantic_core import to_json
+from msgpack import packb, unpackb
 
 from app.store.layout import (
     CallField,
@@ -112,7 +111,7 @@ class RedisVerificationStore:
         """Return what a start would do."""
         phone = self._name(call.phone)
         new = phone.new_record()
-        arguments = [*self._start_arguments(phone, call, 0, policy), 0]
+        arguments = [*self._start_arguments(phone, call, 0, policy), 0, b""]
         reply = await self._runner.run(PREVIEW, [phone.key, new.key], arguments)
         number, operator, calls = _facts(reply, call.resend_of)
         verification_id = call.resend_of if number > 1 and call.resend_of else new.verification_id
@@ -125,11 +124,11 @@ class RedisVerificationStore:
     ) -> StoredCall:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        limit_keys, rules = self._limits.question(allowances) if self._limits and allowances else ((), ())
+        limit_keys, rules = self._limits.question(allowances) if self._limits and allowances else ((), b"")
         journal = self._journal(phone.bucket, record.key)
         keys = [phone.key, record.key, journal, *limit_keys, *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
-        reply = await self._runner.run(START, keys, [*arguments, len(limit_keys), *rules])
+        reply = await self._runner.run(START, keys, [*arguments, len(limit_keys), rules])
         reservation = Reservation(call.token, ())
         if self._limits and allowances and reply[0] in {b"started", b"no_room"}:
             reservation = await self._limits.reservation(call.token, allowances, decision=reply[1])
@@ -221,8 +220,7 @@ class RedisVerificationStore:
             *(int(not call.channel.rules.has_code), int(call.test), call.code_length or 0, call.code_digest or ""),
             *(named.rest if named else "", number, call.checks, call.token, self._address(call.address)),
             *(call.reference or "", write_consent(call.consent) if call.consent else ""),
-            *(operator_of(call.phone) or "", self._journal_kept),
-            *_policy_arguments(policy, test=call.test),
+            *(operator_of(call.phone) or "", self._journal_kept, _pack_start_policy(policy, test=call.test)),
         ]
 
     async def _check(self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
@@ -231,11 +229,13 @@ class RedisVerificationStore:
         The script counts against those that it reaches. Those in other slots of a cluster are acquired before a code is
         compared, and refunded unless it was wrong; where that is not known they stay.
         """
-        slot = self._runner.slot_of(key)
-        within, beyond = list[Allowance](), list[Allowance]()
+        within, beyond = dict[str, Allowance](), list[Allowance]()
         for allowance in policy.for_failed_checks(client=check.client, address=check.address):
             limit = name_limit(self._phone_key, allowance.limit.name, allowance.subject)
-            (within if self._runner.slot_of(limit) == slot else beyond).append(allowance)
+            if self._runner.slot_of(limit) == self._runner.slot_of(key):
+                within[limit] = allowance
+            else:
+                beyond.append(allowance)
         if not beyond or not check.candidates:
             return (await self._compare(key, bucket, purpose, check, policy, further=within))[0]
         assert self._limits is not None  # noqa: S101 - the container gives them
@@ -254,21 +254,18 @@ class RedisVerificationStore:
         return replace(outcome, quotas=(*outcome.quotas, *quotas)) if outcome.quotas else outcome
 
     async def _compare(
-        self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy, *, further: Sequence[Allowance]
+        self, key: str, bucket: str, purpose: str, check: CodeCheck, policy: Policy, *, further: Mapping[str, Allowance]
     ) -> tuple[CheckOutcome, bool]:
-        """Run the script; return the outcome, and whether the check was counted as failed."""
-        failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
-        limits = [failed, *[allowance.limit for allowance in further]]
-        named = [name_limit(self._phone_key, allowance.limit.name, allowance.subject) for allowance in further]
-        keys = [key, *named]
+        """Run the script, with ``further`` limits by key; return the outcome, and whether it counted a wrong code."""
+        limits = tuple([allowance.limit for allowance in further.values()])
         arguments: list[Argument] = [
             *(check.client, purpose, secrets.token_hex(6), check.retry_digest or "", self._address(check.address)),
-            *(failed.count, share.count, ms(failed.period), check.length),
-            *(len(further), *_named_limits(limits[1:]), *check.candidates),
+            *(check.length, _pack_check_policy(policy, limits)),
+            *check.candidates,
         ]
-        reply = await self._change(CHECK, keys, arguments, bucket, check.client)
+        reply = await self._change(CHECK, [key, *further], arguments, bucket, check.client)
         rest, left, *facts = _facts(reply)
-        quotas = _quotas(limits[: len(left)], left)
+        quotas = _quotas((policy.failed_checks_per_phone, *limits)[: len(left)], left)
         outcome = _check_outcome(reply[0], RecordName(bucket, rest.decode()).verification_id, facts, quotas)
         return outcome, bool(left) and isinstance(outcome, WrongCode | Locked)
 
@@ -350,21 +347,27 @@ def _facts(reply: Sequence[Any], resend_of: str | None = None) -> Sequence[Any]:
 
 
 @lru_cache
-def _policy_arguments(policy: Policy, *, test: bool) -> Sequence[Argument]:
-    """Return the last arguments that ``start_rules.lua`` lists, which depend on nothing else."""
+def _pack_start_policy(policy: Policy, *, test: bool) -> bytes:
+    """Return the policy that ``start_rules.lua`` lists."""
     failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
     cooldowns = [timedelta()] if test else policy.cooldowns
     limits = _phone_limits(policy, test=test)
-    return (
-        *(ms(policy.lifetime), policy.calls, failed.count, share.count, ms(failed.period)),
-        *(to_json([ms(cooldown) for cooldown in cooldowns]), max((ms(limit.period) for limit in limits), default=0)),
-        *(len(limits), *_named_limits(limits)),
-    )
+    longest = max((limit.period for limit in limits), default=timedelta())
+    facts = [ms(policy.lifetime), policy.calls, failed.count, share.count, ms(failed.period)]
+    packed: bytes = packb([*facts, [*map(ms, cooldowns)], ms(longest), _rules(limits)])
+    return packed
 
 
-def _named_limits(limits: Sequence[Limit]) -> list[Argument]:
-    """Return the name, the count and the period of each limit."""
-    return [fact for limit in limits for fact in (limit.name, limit.count, ms(limit.period))]
+@lru_cache
+def _pack_check_policy(policy: Policy, limits: Sequence[Limit]) -> bytes:
+    """Return the policy that ``check.lua`` lists."""
+    failed, share = policy.failed_checks_per_phone, policy.failed_checks_per_phone_and_address
+    packed: bytes = packb([failed.count, share.count, ms(failed.period), _rules(limits)])
+    return packed
+
+
+def _rules(limits: Sequence[Limit]) -> Sequence[Sequence[str | int]]:
+    return [(limit.name, limit.count, ms(limit.period)) for limit in limits]
 
 
 def _phone_limits(policy: Policy, *, test: bool) -> Sequence[Limit]:

@@ -60,7 +60,7 @@ local function judge(limit, last, now, rules)
   if block and block[2] > now then return block, false end
   local window, bucket_length, maturity, min_calls, min_conversion, first_block, longest_block = unpack(rules)
   local calls, successes = tally(limit, now, window, bucket_length, maturity)
-  if calls < min_calls + 0 or successes / calls >= min_conversion + 0 then return nil, false end
+  if calls < min_calls or successes / calls >= min_conversion then return nil, false end
   local level = block and block[3] + 1 or 1
   limit.calls = ''
   return {now, now + math.min(first_block * 2 ^ (level - 1), longest_block), level, calls, successes}, true

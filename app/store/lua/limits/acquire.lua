@@ -2,8 +2,8 @@
 -- only say so. decision.lua describes rules and decision, window.lua the keys.
 --
 -- KEYS    limits, then the blocks of those that the fraud guard judges, all in one slot
--- ARGV    1 token of the event, or ''   2… rules
+-- ARGV    1 token of the event, or ''   2 rules
 -- RETURN  the decision
-local keys, token, rules = KEYS, ARGV[1], {unpack(ARGV, 2)}
+local keys, token, rules = KEYS, unpack(ARGV)
 
 return (acquire(keys, rules, token, now_ms()))

@@ -1,8 +1,8 @@
 -- The decision of limits on an event, and of the fraud guard with them.
 --
--- Rules     1 … 8 of the fraud guard: for how long a call counts, length of a bucket, maturity of a call, fewest calls to
---           be judged by, lowest conversion, first and longest block, for how long after a block its level is remembered
---           9… count and period of each limit, and 'block' or 'report' if the fraud guard judges its subject, or ''
+-- Rules     in MessagePack: {{of the fraud guard: for how long a call counts, length of a bucket, maturity of a call, fewest
+--           calls to be judged by, lowest conversion, first and longest block, for how long after a block its level is
+--           remembered}, {{count, period, 'block' or 'report' if the fraud guard judges its subject, or ''} of each limit}}
 -- Decision  {now,
 --            {{number of a limit, 1 if this has blocked its subject, since, ends, level, calls, successes} of each that is
 --              blocked or reported},
@@ -12,23 +12,19 @@
 -- subjects; it judges in any case. `keys` are those of the limits, then of the blocks of those that it judges. Return the
 -- decision, and whether there is room.
 local function acquire(keys, rules, token, now)
-  local window, bucket_length, memory = rules[1], rules[2], rules[8]
-  local limit_count, texts = (#rules - 8) / 3, redis.call('MGET', unpack(keys))
-  local function rule(i)
-    return rules[3 * i + 6] + 0, rules[3 * i + 7] + 0, rules[3 * i + 8]
-  end
-
-  local limits, has_room, next_block, verdicts = {}, true, limit_count + 1, {}
+  local guard_rules, limit_rules = unpack(cmsgpack.unpack(rules))
+  local window, bucket_length, memory = guard_rules[1], guard_rules[2], guard_rules[8]
+  local texts, limits, has_room, next_block, verdicts = redis.call('MGET', unpack(keys)), {}, true, #limit_rules + 1, {}
   local decision = {now, verdicts}
-  for i = 1, limit_count do
-    local count, period, action = rule(i)
+  for i, rule in ipairs(limit_rules) do
+    local count, period, action = unpack(rule)
     local limit = read_limit(texts[i])
     slide(limit, now, period)
     local wait = wait_for_room(limit, now, count, period)
     has_room = has_room and wait == 0
     decision[2 * i + 1], decision[2 * i + 2] = count - limit.total, wait
     if action ~= '' then
-      local block, is_new = judge(limit, texts[next_block], now, rules)
+      local block, is_new = judge(limit, texts[next_block], now, guard_rules)
       if block then
         has_room = has_room and action ~= 'block'
         verdicts[#verdicts + 1] = {i, is_new and 1 or 0, unpack(block)}
@@ -43,7 +39,7 @@ local function acquire(keys, rules, token, now)
 
   local is_counted = has_room and token ~= ''
   for i, limit in ipairs(limits) do
-    local count, period, action = rule(i)
+    local count, period, action = unpack(limit_rules[i])
     if limit.block then
       redis.call('SET', limit.block_key, cjson.encode(limit.block), 'PX', limit.block[2] - now + memory)
       save_limit(keys[i], limit)

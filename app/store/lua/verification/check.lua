@@ -7,9 +7,10 @@
 -- KEYS    1 record, or by phone the phone   2… further limits of failed checks (limits/window.lua)
 --         then the journal, and the outbox, if the client has a webhook
 -- ARGV    1 client   2 purpose by phone, '' by id   3 token of this check   4 retry digest, or ''
---         5 digest of the address, or ''   6 failed checks of a phone allowed, 7 from one address, 8 in which period
---         9 code length   10 how many limits there are   11… name, count and period of each
---         then code digests under each secret key; without any no code was given, and the question is whether the person
+--         5 digest of the address, or ''   6 code length
+--         7 policy, in MessagePack: {failed checks of a phone allowed, from one address, in which period, {{name, count,
+--         period} of each further limit}}
+--         8… code digests under each secret key; without any no code was given, and the question is whether the person
 --         has dialled the number of a verification without one
 -- RETURN  {'verified', rest of the id, {failed checks left of each limit…}, purpose, phone, channel of the call, 1 if it
 --          is a test, else 0, reference}                   the reference is left out where there is none
@@ -22,13 +23,11 @@
 --         {'locked', ms to wait}                           locked before
 --         {'limited', name of the limit, ms to wait}
 --         {'not_found' | 'verified_before' | 'canceled_before'}
-local client, purpose, token, retry_digest, address, failed_allowed, failed_share, failed_period, code_length, limit_count =
-  unpack(ARGV)
-local first_key, journal, outbox = KEYS[1], KEYS[limit_count + 2], KEYS[limit_count + 3]
-local candidates = {select(11 + 3 * limit_count, unpack(ARGV))}
-local function limit(i)
-  return KEYS[i + 1], ARGV[3 * i + 8], ARGV[3 * i + 9] + 0, ARGV[3 * i + 10] + 0
-end
+local client, purpose, token, retry_digest, address, code_length, policy = unpack(ARGV)
+local failed_allowed, failed_share, failed_period, limit_rules = unpack(cmsgpack.unpack(policy))
+local first_key, limit_count = KEYS[1], #limit_rules
+local limit_keys, journal, outbox = {unpack(KEYS, 2, 1 + limit_count)}, select(2 + limit_count, unpack(KEYS))
+local candidates = {unpack(ARGV, 8)}
 
 -- Find the verifications, the latest first.
 local found, phone = {}, nil
@@ -116,9 +115,9 @@ if not record[IS_TEST] then
     inside, wait = used(failed, now, math.max(1, failed_share - comparisons + 1), failed_period, address)
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
-  for i = 1, limit_count do
-    local limit_key, name, count, period = limit(i)
-    limits[i] = read_limit(redis.call('GET', limit_key))
+  for i, rule in ipairs(limit_rules) do
+    local name, count, period = unpack(rule)
+    limits[i] = read_limit(redis.call('GET', limit_keys[i]))
     slide(limits[i], now, period)
     wait = wait_for_room(limits[i], now, count, period)
     if wait > 0 then return {'limited', name, wait} end
@@ -143,11 +142,11 @@ if not record[IS_TEST] then
   end
   left[1] = math.max(0, failed_allowed - #failed)
   save_phone(phone_key, phone, {[FAILED_LOG] = failed}, now + failed_period)
-  for i = 1, limit_count do
-    local limit_key, _, count, period = limit(i)
+  for i, rule in ipairs(limit_rules) do
+    local _, count, period = unpack(rule)
     left[i + 1] = left[i + 1] - 1
     count_event(limits[i], now, count, period, token)
-    save_limit(limit_key, limits[i], period)
+    save_limit(limit_keys[i], limits[i], period)
   end
 end
 

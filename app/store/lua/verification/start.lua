@@ -19,7 +19,6 @@ if #other_keys > 0 then
 end
 if not has_room then return {'no_room', decision} end
 
-cooldowns = cjson.decode(cooldowns)
 local longest_cooldown = cooldowns[#cooldowns]
 -- The streak outlives its cooldown by the longest one: waiting until it is forgotten is never faster than obeying.
 local is_remembered = phone[STREAK] and next_call + longest_cooldown > now
@@ -70,7 +69,7 @@ elseif not is_resend then
   alive[#alive + 1] = rest_of_id(key)
   changes_of_phone[owner] = table.concat(alive, ',', math.max(1, #alive - IDS_KEPT + 1))
 end
-if longest_period ~= '0' then
+if longest_period > 0 then
   placed[#placed + 1] = now
   changes_of_phone[CALL_LOG] = placed
 end

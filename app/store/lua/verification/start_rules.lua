@@ -7,20 +7,15 @@
 --         10 number of the call, for start.lua   11 checks allowed   12 token of the start, '' in a preview
 --         13 digest of the address, or ''   14 reference and 15 consent, as in layout.py, or ''
 --         16 operator of the phone's range, or ''   17 how long the journal is kept; 0: there is none
---         18 lifetime of a call   19 calls allowed   20 failed checks of a phone allowed, 21 from one address, 22 in which
---         period   23 cooldowns, as a JSON array   24 longest period of a limit of calls to a phone, or 0   25 how many
---         of these there are   26… name, count and period of each
---         then how many keys the other limits have, and their rules (limits/decision.lua), or 0
+--         18 policy, in MessagePack: {lifetime of a call, calls allowed, failed checks of a phone allowed, from one address, in
+--         which period, {cooldown…}, longest period of a limit of calls to a phone, or 0, {{name, count, period} of each}}
+--         19 how many keys the other limits have   20 their rules (limits/decision.lua), or ''
 local phone_key, new_key, journal = unpack(KEYS)
 local client, purpose, phone_number, channel, dialled, test, code_length, code_digest, named_rest, number, checks_allowed,
-  token, address, reference, consent, range_operator, kept_in_journal, lifetime, calls_allowed, failed_allowed, failed_share, failed_period,
-  cooldowns, longest_period, limit_count = unpack(ARGV)
-local function limit(i)
-  return ARGV[3 * i + 23], ARGV[3 * i + 24] + 0, ARGV[3 * i + 25] + 0
-end
-local first_rule = 27 + 3 * limit_count
-local other_keys, other_rules = {unpack(KEYS, 4, 3 + ARGV[first_rule - 1])}, {unpack(ARGV, first_rule)}
-local outbox = KEYS[4 + #other_keys]
+  token, address, reference, consent, range_operator, kept_in_journal, policy, other_key_count, other_rules = unpack(ARGV)
+local lifetime, calls_allowed, failed_allowed, failed_share, failed_period, cooldowns, longest_period, limits =
+  unpack(cmsgpack.unpack(policy))
+local other_keys, outbox = {unpack(KEYS, 4, 3 + other_key_count)}, select(4 + other_key_count, unpack(KEYS))
 local is_test = test == '1'
 local is_dialled = dialled == '1' and not is_test
 
@@ -75,16 +70,16 @@ local function refusal()
 
   -- A code that cannot be checked is not worth a call.
   local failed = recent(phone[FAILED_LOG], now, failed_period)
-  local _, wait = used(failed, now, tonumber(failed_allowed), failed_period)
+  local _, wait = used(failed, now, failed_allowed, failed_period)
   if wait > 0 then
     return {'limited', 'failed_checks_per_phone', wait}
   elseif address ~= '' then
-    _, wait = used(failed, now, tonumber(failed_share), failed_period, address)
+    _, wait = used(failed, now, failed_share, failed_period, address)
     if wait > 0 then return {'limited', 'failed_checks_per_phone_and_address', wait} end
   end
 
-  for i = 1, limit_count do
-    local name, count, period = limit(i)
+  for _, limit in ipairs(limits) do
+    local name, count, period = unpack(limit)
     local inside, wait_for_call = used(placed, now, count, period)
     if wait_for_call > 0 then return {'limited', name, wait_for_call} end
     left[#left + 1] = count - inside - 1
