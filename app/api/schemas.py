@@ -375,7 +375,7 @@ CheckView = Annotated[Verified | NotVerified | Locked, Field(discriminator="stat
 
 
 # The views return the members of a wire model: to make the model itself would cost more than to write them as JSON.
-# The value of an enum is taken here, because pydantic looks it up in five times the time.
+# An enum is made a text here, because pydantic looks its value up in ten times the time.
 
 
 def view_verification(verification: model.Verification) -> Mapping[str, object]:
@@ -383,9 +383,9 @@ def view_verification(verification: model.Verification) -> Mapping[str, object]:
     call, consent = verification.latest_call, verification.consent
     return {
         "verification_id": verification.id,
-        "status": verification.status.value,
+        "status": str(verification.status),
         "purpose": verification.purpose,
-        "channel": verification.channel.value,
+        "channel": str(verification.channel),
         "phone": verification.phone.masked,
         "code_length": verification.code_length,
         "calls_placed": verification.calls_placed,
@@ -409,14 +409,14 @@ def _view_reference(reference: str | None) -> Mapping[str, object]:
 
 def _view_call(state: model.CallState) -> Mapping[str, object]:
     unknown = {} if state.provider_status is None else {"provider_status": state.provider_status}
-    return {"status": state.status.value, **unknown}
+    return {"status": str(state.status), **unknown}
 
 
 def view_check(result: model.CheckResult) -> Mapping[str, object]:
     """Return the members of a ``CheckView``."""
     members: dict[str, object] = {
         "verified": result.status is Status.VERIFIED,
-        "status": result.status.value,
+        "status": str(result.status),
         "verification_id": result.verification_id,
     }
     match result:

@@ -37,18 +37,18 @@ def log_event(event: DomainEvent) -> None:
     """Log a domain event; a ``Publish``."""
     match event:
         case CallPlaced(segment, CallStatus.UNCONFIRMED, why):
-            _log(logging.WARNING, "call.unconfirmed", channel=segment.channel.value, why=why)
+            _log(logging.WARNING, "call.unconfirmed", channel=str(segment.channel), why=why)
         case CallPlaced(segment, _, _):
-            _log(logging.INFO, "call.placed", channel=segment.channel.value)
+            _log(logging.INFO, "call.placed", channel=str(segment.channel))
         case CallRefused(channel, error):
-            _log(logging.WARNING, "call.refused", channel=channel.value, kind=error.kind, reason=error.reason)
+            _log(logging.WARNING, "call.refused", channel=str(channel), kind=error.kind, reason=error.reason)
         case CallEnded(segment, status):
-            _log(logging.INFO, "call.ended", channel=segment.channel.value, status=status.value)
+            _log(logging.INFO, "call.ended", channel=str(segment.channel), status=str(status))
         case LimitHit(limit, operation, retry_after):
             level = logging.WARNING if limit in _FOR_A_PERSON else logging.INFO
             _log(level, _REFUSED[operation], limit=limit, retry_after=retry_after)
         case VerificationSucceeded(segment):
-            _log(logging.INFO, "verification.verified", channel=segment.channel.value)
+            _log(logging.INFO, "verification.verified", channel=str(segment.channel))
         case CodeRejected(status):
             _log(logging.INFO, _REJECTED[status])
         case VerificationCanceled():

@@ -123,8 +123,15 @@ class _EventLogger(structlog.BoundLoggerBase):
 
     def log(self, level: int, event: str, **fields: object) -> None:
         if logging.root.isEnabledFor(level):
-            line = {"timestamp": datetime.now(UTC), "level": _LEVELS[level], "event": event}
-            self._logger.write_later({**line, **log_context.bound(), **fields})
+            self._logger.write_later(
+                {
+                    "timestamp": datetime.now(UTC),
+                    "level": _LEVELS[level],
+                    "event": event,
+                    **log_context.bound(),
+                    **fields,
+                }
+            )
 
 
 def _drop_color_message(_: object, __: str, event: EventDict) -> EventDict:

@@ -293,7 +293,7 @@ class _Start:
         return stored
 
     def _bind(self, call_id: CallId, channel: Channel) -> None:
-        log_context.bind(verification_id=call_id.verification_id, call_number=call_id.call_number, channel=channel)
+        log_context.bind(verification_id=call_id.verification_id, call_number=call_id.call_number, channel=str(channel))
 
     def _new_call(self, channel: Channel, code: str | None = None) -> NewCall:
         request = self.request
