@@ -27,7 +27,7 @@ Answer = Callable[..., Awaitable[Response]]
 """Takes the ``Exchange``, and the parameters of the path by name."""
 
 _PARAMETERS = {"exchange": ExchangeDep, "client": Client, "container": ContainerDep}  # passed beside the body
-_NONE: Mapping[str, str] = {}
+_NO_PARAMETERS: Mapping[str, str] = {}
 _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a mark begins with 0xEF, 0xFE or 0xFF
 
 
@@ -190,12 +190,12 @@ class RequestMiddleware:
     def _find(self, method: str, path: str) -> tuple[JsonRoute | None, Mapping[str, str]]:
         """Return the route with a handler that a request is for, and the parameters in its path."""
         if route := self._by_path.get((method, path)):
-            return route, _NONE
+            return route, _NO_PARAMETERS
         if path not in self._whole_paths:  # which precede patterns, for any method
             for route in self._by_pattern:
                 if method in (route.methods or ()) and (match := route.path_regex.match(path)):
                     return route, match.groupdict()
-        return None, _NONE
+        return None, _NO_PARAMETERS
 
     async def _answer(self, answer: Answer, exchange: Exchange, scope: Scope, from_path: Mapping[str, str]) -> Response:
         try:

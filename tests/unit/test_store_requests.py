@@ -125,6 +125,30 @@ async def test_when_the_caller_is_canceled_each_request_that_waits_is_canceled_a
     assert sorted(event for event in requests.events if event.endswith("canceled")) == ["a canceled", "b canceled"]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_lone_request_has_its_result_or_its_failure_in_the_list(*, at_once: bool) -> None:
+    requests = Requests()
+    asking = asyncio.create_task(in_one_round_trip(requests.ask("a")))
+    await settle()
+    requests.replies["a"].set_result("A")
+
+    assert await asking == ["A"]
+    error = StoreUnavailable()
+    assert await in_one_round_trip(fail(error, at_once=at_once)) == [error]
+    assert await in_one_round_trip() == []
+
+
+async def test_a_lone_request_whose_caller_is_canceled_may_clean_up() -> None:
+    requests = Requests()
+    asking = asyncio.create_task(in_one_round_trip(requests.ask("a")))
+    await settle()
+    asking.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert requests.events == ["a asked", "a canceled"]
+
+
 async def test_waits_for_the_store_that_take_too_long_together_make_it_unavailable() -> None:
     requests = Requests()
     with pytest.raises(StoreUnavailable) as caught:
@@ -133,6 +157,15 @@ async def test_waits_for_the_store_that_take_too_long_together_make_it_unavailab
 
     assert caught.value.reason is StoreFailure.TIMEOUT
     assert requests.events == ["a asked", "b asked", "a canceled", "b canceled"]
+
+
+async def test_without_writes_nothing_runs_in_the_background() -> None:
+    deferred = DeferredWrites()
+
+    await deferred.write()
+    deferred.write_later()
+
+    assert len(asyncio.all_tasks()) == 1  # this test
 
 
 async def test_a_write_that_failed_is_retried_until_the_store_is_available_again() -> None:
