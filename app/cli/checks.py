@@ -15,7 +15,7 @@ from app.store.health import RedisHealth, RedisUnreachable, count_confirming_rep
 from app.store.layout import PREFIX
 
 _OLDEST_REDIS = (7,)  # the first with PEXPIRETIME
-_SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start four
+_SLOW = timedelta(milliseconds=5)  # a check is one round trip, and a start two, or four on a cluster
 _CLOCK_DRIFTS = timedelta(seconds=2)
 _CLOCK_IS_WRONG = timedelta(minutes=1)  # from here on, tokens are refused that are still good
 _RIGHTS = "Give its user the rights of docs/operations.md, section Redis."

@@ -95,7 +95,7 @@ async def test_a_moved_slot_is_followed_at_once_and_learnt(
 
 
 async def test_scripts_run_once_wherever_a_moving_slot_has_their_keys(
-    nodes: redis_cluster.Cluster, runner: ScriptRunner
+    nodes: redis_cluster.Cluster, cluster: Cluster, runner: ScriptRunner
 ) -> None:
     slot = runner.slot_of(TAG)
     source, target = nodes.primary_of(slot), other_primary(nodes, slot)
@@ -109,11 +109,13 @@ async def test_scripts_run_once_wherever_a_moving_slot_has_their_keys(
     new, stays, goes = await asyncio.gather(
         *(runner.run(COUNT, [f"{TAG}{name}"], []) for name in ("new", "stays", "goes"))
     )
-    both = asyncio.create_task(runner.run(COUNT, [f"{TAG}stays", f"{TAG}goes"], []))
+    patient = ScriptRunner(cluster, timeout=20 * TIMEOUT)  # the slot takes its time to move
+    both = asyncio.create_task(patient.run(COUNT, [f"{TAG}stays", f"{TAG}goes"], []))
     await asyncio.sleep(0)
     await asyncio.to_thread(nodes.move_slot, slot, target)
 
     assert (new, stays, goes, await both) == ([1], [2], [2], [3, 3])
+    await patient.aclose()
 
 
 async def test_while_half_of_its_keys_have_moved_a_script_is_refused(

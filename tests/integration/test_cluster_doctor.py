@@ -1,10 +1,12 @@
 """``doctor`` on a cluster: the slots, each primary, and the replicas that may take over."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from app.cli import checks
 from app.cli.checks import Finding, Result
 from app.cli.cluster import _grade_primary, check_cluster
 from app.store.cluster import SLOTS
@@ -26,6 +28,12 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     yield running_cluster
     running_cluster.mend()
+
+
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no round trip for a slow one: the tests beside this one may keep the machine busy."""
+    monkeypatch.setattr(checks, "_SLOW", timedelta(minutes=1))
 
 
 async def examine(url: str) -> list[Finding]:
