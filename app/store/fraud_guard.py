@@ -1,7 +1,8 @@
 """The fraud guard in Redis: its rules and verdicts, the successes, and an index of what is blocked.
 
 The calls of a range or a client are kept with the limit on them, so that ``app/store/limits.py`` counts and judges them
-in the script of the limits. A block takes effect there. Only then it is added to the index, which is in another slot.
+in the script of the limits, or in that of a start. A block takes effect there. Only then it is added to the index,
+which is in another slot.
 """
 
 import logging

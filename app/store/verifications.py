@@ -101,7 +101,7 @@ class RedisVerificationStore:
         self._journal_kept = ms(journal_kept)
         self._limits = limits
         self._outbox = outbox or RedisOutbox(runner)
-        self.counts_in_allowances = not runner.has_slots
+        self.counts_in_allowances = limits is not None and not runner.has_slots
 
     def new_id(self, phone: Phone) -> str:
         """Return an id for a new verification of a phone."""
@@ -124,7 +124,7 @@ class RedisVerificationStore:
     ) -> StoredCall:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        limit_keys, rules = self._limits.question(allowances) if self._limits and allowances else ((), b"")
+        limit_keys, rules = self._question(call, allowances) if allowances else ((), b"")
         journal = self._journal(phone.bucket, record.key)
         keys = [phone.key, record.key, journal, *limit_keys, *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
@@ -206,6 +206,12 @@ class RedisVerificationStore:
             return bool(await self._runner.run(EXPIRE, [name.key, outbox_key(name.bucket)], []))
         finally:
             self._outbox.note_change(name.bucket)
+
+    def _question(self, call: NewCall, allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
+        """Return the keys and rules of allowances. Raises ValueError where the call would be stored uncounted."""
+        if self._limits is None or not call.token:
+            raise ValueError("a call is counted in allowances by its token, and by a store that has limits")
+        return self._limits.question(allowances)
 
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)

@@ -75,8 +75,8 @@ class StartRequest:
 class StartVerification:
     """Places a call for a new verification, or another one for a pending verification (a resend).
 
-    The gate bounds how many starts ask the store at once: each holds places in limits that all share, so a flood of
-    starts that another limit will refuse must not hold them all.
+    The gate bounds how many starts ask the store at once: on a cluster each holds places in limits that all share, so a
+    flood of starts that another limit will refuse must not hold them all.
     """
 
     def __init__(self, ports: Ports) -> None:

@@ -29,6 +29,20 @@ KEY = b"k" * 32
 MATURE = timedelta(minutes=10)
 
 
+def new_call(phone: Phone, *, token: str, resend_of: str | None = None) -> NewCall:
+    return NewCall(
+        client="shop",
+        phone=phone,
+        purpose="login",
+        channel=Channel.VOICE,
+        code_digest=CODE,
+        code_length=4,
+        checks=5,
+        token=token,
+        resend_of=resend_of,
+    )
+
+
 @dataclass
 class Shop:
     """A store and the limits that its starts count in."""
@@ -42,17 +56,7 @@ class Shop:
     async def start(
         self, policy: Policy, phone: Phone = PHONE, *, token: str = "", resend_of: str | None = None
     ) -> StoredCall:
-        call = NewCall(
-            client="shop",
-            phone=phone,
-            purpose="login",
-            channel=Channel.VOICE,
-            code_digest=CODE,
-            code_length=4,
-            checks=5,
-            token=token or secrets.token_hex(6),
-            resend_of=resend_of,
-        )
+        call = new_call(phone, token=token or secrets.token_hex(6), resend_of=resend_of)
         call_id = CallId(self.store.new_id(phone), 1)
         return await self.store.start(call_id, call, policy, self.allowances(policy, phone))
 
@@ -136,6 +140,22 @@ async def test_of_many_starts_at_once_as_many_are_stored_as_the_limit_has_room_f
 
     assert len([it for it in results if isinstance(it, StoredCall)]) == 7
     assert {it.limit for it in results if isinstance(it, LimitReached)} == {"calls_per_client"}
+
+
+@pytest.mark.uses_redis
+async def test_no_call_is_stored_whose_allowances_would_not_be_counted(redis: Redis) -> None:
+    runner = ScriptRunner(redis, timeout=5)
+    limits = make_limiter(redis, key=KEY, runner=runner)
+    without_limits = RedisVerificationStore(runner, phone_key=KEY)
+    allowances = make_policy().for_calls(client="shop", phone=PHONE, address=None)
+    call = new_call(PHONE, token="")
+
+    assert without_limits.counts_in_allowances is False
+    with_limits = RedisVerificationStore(runner, phone_key=KEY, limits=limits)
+    for store, uncounted in ((without_limits, replace(call, token="0" * 12)), (with_limits, call)):
+        with pytest.raises(ValueError, match="counted"):
+            await store.start(CallId(store.new_id(PHONE), 1), uncounted, make_policy(), allowances)
+    assert await redis.dbsize() == 0
 
 
 @pytest.mark.uses_redis
