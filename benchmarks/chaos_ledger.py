@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 _NEAR = 6.0  # seconds
@@ -116,13 +116,15 @@ class Ledger:
     worker_ends: list[tuple[float, str]] = field(default_factory=list)  # when, and the worker's URL
     longest_held: float = 0.0  # seconds for which a key was in progress without a request
 
-    def note_start(self, phone: str, outcome: str, calls: int) -> None:
-        """Record one start with all its repetitions: the outcome, and the number of calls."""
+    def note_start(self, phone: str, key: str, outcome: str, calls: Sequence[float]) -> None:
+        """Record one start with all its repetitions: the outcome, and when each call was placed (seconds)."""
         self.counts["starts"] += 1
         self.counts[f"start {outcome}"] += 1
-        self.attributed[phone] += calls
-        if calls > 1:
-            self.placed_twice.append(f"{phone}: {calls} calls for one request, answered '{outcome}'")
+        self.attributed[phone] += len(calls)
+        if len(calls) > 1:
+            placed = ", ".join(f"{at - calls[0]:+.1f} s" for at in calls)
+            story = f"{self._story('/verify/start', key, calls[0])}; {self.disturbances_near(calls[0])}"
+            self.placed_twice.append(f"{phone}: called at {placed} for one request, answered '{outcome}': {story}")
         if calls and outcome == "refused":
             self.not_verified.append(f"{phone}: refused, but called")
 
@@ -172,6 +174,13 @@ class Ledger:
             for began, ended in [*moments, (right.began, time.monotonic())]
         )
 
+    def _story(self, path: str, key: str, moment: float) -> str:
+        """Return all requests with a key as text, with their times after a moment."""
+        return ", ".join(
+            f"'{one.word}' by {one.worker} from {one.began - moment:+.1f} to {one.ended - moment:+.1f} s"
+            for one in self.attempts[path, key]
+        )
+
     def held_claims(self, *, after_answer: float, after_silence: float) -> Iterator[str]:
         """Yield keys that were refused as in progress although no request was being processed.
 
@@ -189,11 +198,7 @@ class Ledger:
                 self.longest_held = max(self.longest_held, since_work)
                 silences = (held.began - attempt.ended for attempt in work if self._is_silent(attempt, held.began))
                 if since_work > after_answer and min(silences, default=after_silence + 1) > after_silence:
-                    story = ", ".join(
-                        f"{attempt.word} {attempt.ended - held.began:+.1f} s by {attempt.worker}"
-                        for attempt in (*work, held)
-                    )
-                    near = self.disturbances_near(held.began - since_work)
+                    story, near = self._story(path, key, held.began), self.disturbances_near(held.began - since_work)
                     yield f"{path} {key}: in progress {since_work:.1f} s after the last request ended: {story}; {near}"
 
     def _is_silent(self, attempt: Attempt, until: float) -> bool:

@@ -124,7 +124,7 @@ class People:
         answer = await self._insist(_best(answers), send, until=began + _INSISTS_FOR)
         was_unsure = answer.was_cut_off or any(one.was_cut_off for one in answers)
         rang = self.calls(phone)[before:]
-        self._ledger.note_start(phone, _outcome(answer), len(rang))
+        self._ledger.note_start(phone, key, _outcome(answer), [call.began for call in rang])
         if answer.status != HTTPStatus.CREATED:
             if was_unsure or answer.problem == STORE_UNAVAILABLE:
                 self.unanswered.add(phone)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.chaos_ledger import Attempt, Delivered, Failure, Ledger, Response, Right
 from benchmarks.chaos_workers import find_tracebacks
 
-PHONE, ID = "+79020000001", "vrf_0a1"
+PHONE, ID, KEY = "+79020000001", "vrf_0a1", "key"
 
 
 def ledger_of(*events: str, created: bool = True, end: str | None = None) -> Ledger:
@@ -61,18 +61,21 @@ def test_events_of_an_unknown_verification_are_explained_only_by_an_unanswered_s
 
 def test_a_second_call_for_one_start_and_a_call_without_a_start_are_reported() -> None:
     ledger = Ledger()
-    ledger.note_start(PHONE, "initiated", 1)
+    ledger.note_start(PHONE, KEY, "initiated", [1.0])
     ledger.note_calls({PHONE: 1})
     assert ledger.placed_twice == []
 
     ledger.note_calls({PHONE: 2})
-    ledger.note_start(PHONE, "initiated", 2)
-    assert len(ledger.placed_twice) == 2
+    ledger.attempts["/verify/start", KEY].append(Attempt(0.5, 4.0, "201 pending", "http://worker"))
+    ledger.note_start(PHONE, KEY, "initiated", [1.0, 3.5])
+    _, twice = ledger.placed_twice
+    assert "called at +0.0 s, +2.5 s" in twice
+    assert "'201 pending' by http://worker from -0.5 to +3.0 s" in twice
 
 
 def test_a_start_of_the_chaos_run_that_was_refused_is_reported() -> None:
     ledger = Ledger()
-    ledger.note_start(PHONE, "refused", 1)
+    ledger.note_start(PHONE, KEY, "refused", [1.0])
     assert ledger.not_verified
 
 
@@ -209,7 +212,7 @@ def test_a_key_that_stays_in_progress_is_reported_with_its_workers_and_the_distu
 
     assert evidence == (
         "/verify/start key: in progress 5.0 s after the last request ended: "
-        "503 -5.0 s by http://a, 409 +0.1 s by http://b; primary killed +1.0 s"
+        "'503' by http://a from -6.0 to -5.0 s, '409' by http://b from +0.0 to +0.1 s; primary killed +1.0 s"
     )
 
 
