@@ -64,6 +64,7 @@ class KeyedRequest:
     key: str
     idempotency: Idempotency
     claimed: Claim | None = field(default=None, init=False)
+    begun: str | None = field(default=None, init=False)  # the note, which may be stored
 
     @classmethod
     def of(cls, exchange: Exchange) -> Self | None:
@@ -117,7 +118,8 @@ class KeyedRequest:
         must not be placed.
         """
         assert self.claimed  # noqa: S101 - only a claimed request is processed
-        if not await self.idempotency.store.begin(self.claimed, str(call_id)):
+        self.begun = str(call_id)
+        if not await self.idempotency.store.begin(self.claimed, self.begun):
             log.error("idempotency.taken_over", extra={"claim": self.claimed.name})
             raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
 
@@ -134,7 +136,12 @@ class KeyedRequest:
             log.error("idempotency.not_kept", extra={"claim": claim.name, "reason": error.reason})
             self.idempotency.deferred.write_later(lambda: store.keep(claim, kept, lifetime))
 
-    async def release(self, *, keep_note: bool = False) -> None:
-        """Let the request be made again. Harmless when repeated. Raises StoreUnavailable."""
+    async def release(self) -> None:
+        """Let the request be made again: what it began is undone. Harmless when repeated. Raises StoreUnavailable."""
         if self.claimed:
-            await self.idempotency.store.release(self.claimed, keep_note=keep_note)
+            await self.idempotency.store.release(self.claimed, undone=self.begun)
+
+    async def abandon(self) -> None:
+        """Let the request be made again, and resume what was begun. Raises StoreUnavailable."""
+        if self.claimed:
+            await self.idempotency.store.release(self.claimed)

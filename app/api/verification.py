@@ -105,9 +105,6 @@ class _Journal(KeyedRequest):
         begun = (await self.claim_request()).begun
         return CallId.parse(begun) if begun else None
 
-    async def abandon(self) -> None:
-        await self.release(keep_note=True)
-
     async def keep(self, started: Started) -> None:
         self.response = _started(self.exchange, started)
         # A test number may be started very often, so its responses are not kept for a day.

@@ -74,9 +74,9 @@ class RedisIdempotency:
         arguments: list[Argument] = [claim.token, int(answer.status), headers, answer.body, ms(lifetime)]
         return bool(await self._runner.run(KEEP, [claim.name], arguments))
 
-    async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
+    async def release(self, claim: Claim, *, undone: str | None = None) -> None:
         """Let the request be made again."""
-        await self._runner.run(RELEASE, [claim.name], [claim.token, int(keep_note)])
+        await self._runner.run(RELEASE, [claim.name], [claim.token, undone or ""])
 
 
 def _digest(key: bytes, data: bytes) -> str:

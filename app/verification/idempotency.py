@@ -76,8 +76,11 @@ class IdempotencyStore(Protocol):
     async def keep(self, claim: Claim, answer: KeptAnswer, lifetime: timedelta) -> bool:
         """Store the answer to a claimed request. Return False, and store nothing, if the claim was lost."""
 
-    async def release(self, claim: Claim, *, keep_note: bool = False) -> None:
-        """Give up a claim, so that the request may be repeated. Keep the note if what it names may have been done."""
+    async def release(self, claim: Claim, *, undone: str | None = None) -> None:
+        """Give up a claim, so that the request may be repeated; delete the note of what is ``undone``.
+
+        A note of anything else stays, such as that of an earlier holder: what it names may have been done.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +108,10 @@ class StartJournal(Protocol):
         """
 
     async def release(self) -> None:
-        """Let the request be repeated: no call was placed. Idempotent. Raise StoreUnavailable."""
+        """Let the request be repeated: it has placed no call. Idempotent. Raise StoreUnavailable.
+
+        What an earlier request began stays noted.
+        """
 
     async def abandon(self) -> None:
         """Let the request be repeated, and resume the call that was noted. Raise StoreUnavailable."""

@@ -169,18 +169,42 @@ async def test_a_new_claim_returns_what_an_expired_claim_had_begun(idempotency: 
         await idempotency.claim(replace(REQUEST, body=b"another"))
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-async def test_what_was_begun_is_deleted_when_the_claim_is_stored_or_released(
-    idempotency: RedisIdempotency,
-    redis: Redis,
-    keeps: bool,  # noqa: FBT001 - a parameter of the test
+async def test_what_was_begun_is_deleted_when_the_answer_is_stored(idempotency: RedisIdempotency, redis: Redis) -> None:
+    claimed = await claim(idempotency)
+    await idempotency.begin(claimed, "vrf_1:1")
+
+    await idempotency.keep(claimed, ANSWER, CLAIM_FOR)
+    await age(redis, CLAIM_FOR)
+
+    assert (await claim(idempotency)).begun is None
+
+
+@pytest.mark.parametrize(("undone", "left"), [("vrf_1:1", None), ("vrf_2:1", "vrf_1:1"), (None, "vrf_1:1")])
+async def test_a_release_deletes_only_what_was_undone(
+    idempotency: RedisIdempotency, undone: str | None, left: str | None
 ) -> None:
     claimed = await claim(idempotency)
     await idempotency.begin(claimed, "vrf_1:1")
 
-    await (idempotency.keep(claimed, ANSWER, CLAIM_FOR) if keeps else idempotency.release(claimed))
+    await idempotency.release(claimed, undone=undone)
+
+    assert (await claim(idempotency)).begun == left
+
+
+async def test_what_an_earlier_holder_began_outlives_any_number_of_released_claims(
+    idempotency: RedisIdempotency, redis: Redis
+) -> None:
+    await idempotency.begin(await claim(idempotency), "vrf_1:1")
     await age(redis, CLAIM_FOR)
 
+    for _ in range(3):
+        await idempotency.release(await claim(idempotency))
+
+    claimed = await claim(idempotency)
+    assert claimed.begun == "vrf_1:1"
+    assert await redis.pttl(stored(claimed.name)) > 500_000
+    assert await idempotency.begin(claimed, "vrf_2:1")
+    await idempotency.release(claimed, undone="vrf_2:1")
     assert (await claim(idempotency)).begun is None
 
 

@@ -348,14 +348,26 @@ async def test_the_claim_of_a_killed_request_expires(
     assert_replays(await start(api), second)
 
 
-@pytest.fixture
-async def quick_api(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    """Return a client of an API with short timeouts: 1 s for the provider, and for Redis."""
-    settings = sandbox_settings(
+def quick_settings(redis_url: str, **options: object) -> Settings:
+    """Return settings with short timeouts: 1 s for the provider, and for Redis."""
+    return sandbox_settings(
         redis_url,
         plusofon={"connect_timeout_seconds": 0.5, "timeout_seconds": 1},
         redis={"url": redis_url, "timeout_seconds": 1},
+        **options,
     )
+
+
+@pytest.fixture
+async def quick_api(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    async with run(create_app(quick_settings(redis_url), network)) as client:
+        yield client
+
+
+@pytest.fixture
+async def choosing_api(redis: Redis, redis_url: str, network: VirtualNetwork) -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client of an API with two channels, from which a start chooses by what is stored."""
+    settings = quick_settings(redis_url, channels=["voice", "flash_call"])
     async with run(create_app(settings, network)) as client:
         yield client
 
@@ -386,12 +398,14 @@ async def cancel_request(request: "asyncio.Task[httpx.Response]") -> None:
 
 async def wait_until_released(redis: Redis) -> list[bytes | str]:
     """Wait until no request is claimed; return the names of those of which it is noted what was begun."""
-    for _ in range(200):
-        names = list(await redis.keys(CLAIMS))
-        if not any([await redis.hexists(name, "claimed_until") for name in names]):
-            return list(await redis.keys(CLAIMS))  # one of them may just have been deleted
-        await asyncio.sleep(0.01)
-    raise AssertionError(names)
+    await wait_until_claimed(redis, claimed=False)
+    return list(await redis.keys(CLAIMS))  # one of them may just have been deleted
+
+
+async def wait_until_claimed(redis: Redis, *, claimed: bool = True) -> None:
+    async with asyncio.timeout(SOON):  # longer than the claim of a request that has not heard of it
+        while claimed != any([await redis.hexists(name, "claimed_until") for name in await redis.keys(CLAIMS)]):  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
 
 
 async def test_a_start_canceled_before_the_provider_request_releases_its_claim(
@@ -543,6 +557,64 @@ async def test_a_retry_of_a_start_killed_after_its_call_reports_the_call_and_pla
     assert_replays(await start(quick_api, MagicNumber.NO_REPLY_PLACED), repeated)
     assert (await dying).json()["verification_id"] == repeated.json()["verification_id"]
     assert len(network.calls_of(MagicNumber.NO_REPLY_PLACED)) == 1
+
+
+async def hangs(*_: object, **__: object) -> object:
+    await asyncio.sleep(SOON)
+    raise AssertionError
+
+
+async def fails(*_: object, **__: object) -> object:
+    raise StoreUnavailable
+
+
+async def crashes(*_: object, **__: object) -> object:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        *((step, hangs, status) for step in ("preview_start", "read", "record_call") for status in (503, None)),
+        *((step, fails, 503) for step in ("read", "record_call")),
+        *((step, crashes, 500) for step in ("read", "record_call")),
+    ],
+    ids=lambda failure: "{}-{.__name__}-{}".format(*failure),
+)
+async def test_a_retry_that_cannot_read_a_begun_call_leaves_it_to_the_next_retry(
+    choosing_api: httpx.AsyncClient,
+    redis: Redis,
+    network: VirtualNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: tuple[str, Callable[..., Awaitable[object]], int | None],
+) -> None:
+    """On a cluster the key may be on a node that works, and the verification on one that does not.
+
+    A failure is a step, what it does, and the status of the answer; without one the request is canceled.
+    """
+    phone, (step, fault, status) = MagicNumber.NO_REPLY_PLACED, failure
+
+    async def send() -> httpx.Response:
+        return await post(choosing_api, "/verify/start", KEY, {"phone": phone, "channels": ["voice", "flash_call"]})
+
+    dying = asyncio.create_task(send())
+    await placed(network, phone)
+    await cancel_request(dying)
+    await wait_until_released(redis)
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisVerificationStore, step, fault)
+        request = asyncio.create_task(send())
+        if status is None:
+            await wait_until_claimed(redis)
+            await cancel_request(request)
+        else:
+            assert (await request).status_code == status
+        await wait_until_released(redis)
+
+    repeated = await send()
+
+    assert (repeated.status_code, repeated.json()["call"]) == (201, {"status": "unconfirmed"})
+    assert len(network.calls_of(phone)) == 1
 
 
 async def test_a_start_that_was_paused_until_a_retry_replaced_it_places_no_second_call(

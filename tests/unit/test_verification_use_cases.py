@@ -129,22 +129,25 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.begun: CallId | None = None
+        self.own: CallId | None = None
         self.noted: Exception | None = None
         self.kept: list[Started] = []
         self.released = 0
         self.abandoned = 0
 
     async def claim(self) -> CallId | None:
+        self.own = None
         return self.begun
 
     async def begin(self, name: CallId) -> None:
         assert not self.kept
         if self.noted:
             raise self.noted
-        self.begun = name
+        self.begun = self.own = name
 
     async def release(self) -> None:
-        self.begun = None
+        if self.begun == self.own:
+            self.begun = None
         self.released += 1
 
     async def abandon(self) -> None:
@@ -738,10 +741,8 @@ async def test_no_call_is_placed_that_could_not_be_recorded_in_the_journal(
     assert journal.released
 
 
-async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_released(
-    harness: ServiceHarness,
-) -> None:
-    """The call may have been placed: a repeated request returns it and places no second one."""
+async def begin_a_call(harness: ServiceHarness, journal: FakeJournal) -> StartRequest:
+    """Start a request that is canceled while the provider places its call; return it."""
     asked = asyncio.Event()
 
     class Slow(FakeSender):
@@ -751,19 +752,53 @@ async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_
             raise AssertionError(order)
 
     harness.senders[Channel.VOICE] = Slow()
-    journal, request = FakeJournal(), StartRequest(client="shop", phone=PHONE, purpose="login")
+    request = StartRequest(client="shop", phone=PHONE, purpose="login")
     task = asyncio.create_task(harness.service.start(request, journal=journal))
     await asked.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
     await asyncio.sleep(0)
+    return request
+
+
+async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_released(
+    harness: ServiceHarness,
+) -> None:
+    """The call may have been placed: a repeated request returns it and places no second one."""
+    journal = FakeJournal()
+    request = await begin_a_call(harness, journal)
+
     assert (journal.released, journal.abandoned) == (0, 1)
     resumed = await harness.service.start(request, journal=journal)
     assert [call.state.status for call in resumed.verification.calls] == [CallStatus.UNCONFIRMED]
     assert harness.sender.calls == []
     assert journal.kept == [resumed]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable(), asyncio.CancelledError(), RuntimeError("a bug")])
+@pytest.mark.parametrize("step", ["read", "record_call"])
+async def test_a_call_that_was_begun_stays_noted_when_its_repetition_fails(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    journal = FakeJournal()
+    request = await begin_a_call(harness, journal)
+    begun = journal.begun
+
+    async def fails(*_: object, **__: object) -> object:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.store, step, fails)
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                await harness.service.start(request, journal=journal)
+            await asyncio.sleep(0)  # for what is written later
+    assert (journal.begun, journal.released) == (begun, 2)
+
+    resumed = await harness.service.start(request, journal=journal)
+    assert CallId(resumed.verification.id, 1) == begun
+    assert harness.sender.calls == []
 
 
 async def test_a_start_that_crashed_before_storing_anything_is_started_again(harness: ServiceHarness) -> None:
