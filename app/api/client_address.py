@@ -26,12 +26,16 @@ _NOT_PUBLIC = {
     # 100.64.0.0/10 is inside a carrier (RFC 6598).
     "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10"),
 }
-# As numbers, which are compared in a tenth of the time.
-_RANGES = [
-    (kind, network.version, int(network.network_address), int(network.broadcast_address))
-    for kind, networks in _NOT_PUBLIC.items()
-    for network in map(ip_network, networks)
-]
+# By version and as numbers, which are compared in a tenth of the time.
+_RANGES = {
+    version: [
+        (kind, int(network.network_address), int(network.broadcast_address))
+        for kind, networks in _NOT_PUBLIC.items()
+        for network in map(ip_network, networks)
+        if network.version == version
+    ]
+    for version in (4, 6)
+}
 
 
 def read_address(text: str) -> Address | None:
@@ -41,6 +45,10 @@ def read_address(text: str) -> Address | None:
     first public one. ``unknown`` alone is None. An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is that IPv4
     address. Raises ValueError.
     """
+    try:
+        return IPv4Address(inet_pton(AF_INET, text))  # as most are; by C, in a fifth of the time of ip_address
+    except OSError:
+        pass
     first, *further = [part for part in map(str.strip, text.split(",")) if part] or [""]
     address = _read_one(first)
     for part in further:
@@ -57,10 +65,8 @@ def _read_one(text: str) -> Address | None:
         return None
     written = _WITH_PORT.fullmatch(text)
     bare = (written["bracketed"] or written["v4"] or "") if written else text
-    with suppress(OSError):
-        return IPv4Address(inet_pton(AF_INET, bare))  # by C: a fifth of the time of ip_address
-    address = ip_address(bare.partition("%")[0])
-    if isinstance(address, IPv4Address):  # with a zone, which has no meaning
+    address = ip_address(bare.partition("%")[0])  # a zone has no meaning here
+    if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
@@ -71,8 +77,10 @@ def _validate(value: object) -> Address | None:
     if value is None:
         return None
     if isinstance(value, str) and len(value) <= _MAX_LENGTH:
-        with suppress(ValueError):
+        try:
             return read_address(value)
+        except ValueError:
+            pass
     raise PydanticCustomError("client_ip", "must be an IPv4 or IPv6 address, as text")
 
 
@@ -106,9 +114,9 @@ def count_address(address: Address | None) -> str | None:
 
 def _not_public(address: Address) -> str:
     """Return why an address is not public; empty if it is."""
-    number, version = int(address), address.version
-    for kind, of_version, first, last in _RANGES:
-        if first <= number <= last and version == of_version:
+    number = int(address)
+    for kind, first, last in _RANGES[address.version]:
+        if first <= number <= last:
             return kind
     return ""
 
