@@ -207,7 +207,7 @@ def report(scene: Scene) -> bool:
             "again after",
         ),
         "409 idempotency",
-        "500",
+        "503 about:blank",
     )
     rows |= {name: f"{many:,}" for name, many in sorted(counts.items()) if name.startswith(shown)} | rows
     print()

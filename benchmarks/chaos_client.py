@@ -89,7 +89,7 @@ class Client:
             if is_held:
                 attempts -= 1
             # A worker that is interrupted twice answers so in the middle of a request, which may have been evaluated.
-            failed = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
+            failed = answer.status == HTTPStatus.SERVICE_UNAVAILABLE and answer.problem == "about:blank"
             cut_off = cut_off or failed
             if is_held or failed:
                 self._counts[answer.word] += 1

@@ -343,12 +343,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 else:
                     self.resume_reading()
 
-    def fail(self, request: HttpRequest) -> None:
-        """End the connection of a request without a complete response."""
+    def fail(self, request: HttpRequest, status: HTTPStatus) -> None:
+        """End the connection of a request without a complete response; before it began, with that status."""
         if request.is_started:
             self.transport.abort()
         elif not self.transport.is_closing():  # otherwise the client has gone
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
+            self._refuse(status)
 
     def _refuse(self, status: HTTPStatus) -> None:
         """Send a problem, unless the application has begun to respond, and close the connection."""

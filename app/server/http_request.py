@@ -67,17 +67,21 @@ class HttpRequest:
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application; without a complete response the connection fails."""
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
         try:
             await app(scope, self.receive, self.send)
         except Exception:
             log.exception("http.application_failed")
+        except asyncio.CancelledError:  # the process stops, and waits no longer
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise
         except GeneratorExit:  # the event loop was closed, and the connection with it
             self._is_disconnected = True
             raise
         finally:
             if not self.is_answered and not self._is_disconnected:
                 self._is_disconnected = True
-                self._protocol.fail(self)
+                self._protocol.fail(self, status)
 
     async def receive(self) -> Message:
         """Return the next part of the body; after the last one, wait until the client disconnects."""

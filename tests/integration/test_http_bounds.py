@@ -6,6 +6,7 @@ import resource
 import socket
 import ssl
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -498,6 +499,23 @@ async def test_a_disconnect_during_a_request_body_logs_no_application_error(
             await reader.read()
         await it.until_none_is_open()
     assert not [record for record in caplog.records if record.name.startswith("app.")]
+
+
+@pytest.mark.parametrize(("status", "logged"), [(500, ["http.application_failed"]), (503, [])])
+async def test_a_request_that_fails_or_is_cut_off_at_shutdown_gets_a_problem(
+    status: int, logged: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise RuntimeError
+        (task,) = it.state.tasks
+        task.cancel()
+        await asyncio.sleep(SOON)
+
+    async with served(fail, limits=lenient_limits()) as it:
+        answer = await it.ask(WHOLE)
+    assert problem_in(answer) == (status, HTTPStatus(status).phrase)
+    assert [record.msg for record in caplog.records if record.levelname == "ERROR"] == logged
 
 
 async def test_repeated_rejected_requests_are_logged_as_one_event_with_a_count(
