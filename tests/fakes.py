@@ -380,6 +380,7 @@ class ReferenceStore:
         policy: Policy,
         token: str | None = None,
         error: ProviderError | None = None,
+        allowances: Sequence[Allowance] = (),
     ) -> bool:
         self._require_available()
         record = self.records.get(name.verification_id)
@@ -388,6 +389,8 @@ class ReferenceStore:
             return False
         if token and record.tokens.get(name.call_number) != token:
             return False
+        if self.limits and allowances:
+            await self.limits.refund(f"{token}@once", allowances)
         known, before = self.phones.get(phone), record.verification
         resend_at, streak, next_call = record.phone_before.pop(name.call_number, (None, 0, NEVER))
         if known and known.next_call == resend_at:

@@ -47,7 +47,7 @@ def read_address(text: str) -> Address | None:
     """
     try:
         return IPv4Address(inet_pton(AF_INET, text))  # as most are; by C, in a fifth of the time of ip_address
-    except OSError:
+    except (OSError, ValueError):  # the latter for NUL and surrogates
         pass
     first, *further = [part for part in map(str.strip, text.split(",")) if part] or [""]
     address = _read_one(first)

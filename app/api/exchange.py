@@ -100,11 +100,11 @@ class Exchange:
         await self._send(message)
 
     async def respond(self, response: Response) -> None:
-        """Send a response whose body is complete; to a HEAD without it."""
-        headers, body = response.raw_headers, b"" if self.method == "HEAD" else response.body
-        self._begin(response.status_code, headers)
-        await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        """Send a response whose body is complete; the server leaves it out for a HEAD."""
+        self._begin(response.status_code, response.raw_headers)
+        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": response.body})
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status, self._answered_after = int(status), time.perf_counter() - self._began

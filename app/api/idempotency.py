@@ -64,7 +64,6 @@ class KeyedRequest:
     key: str
     idempotency: Idempotency
     claimed: Claim | None = field(default=None, init=False)
-    begun: str | None = field(default=None, init=False)  # the note, which may be stored
 
     @classmethod
     def of(cls, exchange: Exchange) -> Self | None:
@@ -118,8 +117,7 @@ class KeyedRequest:
         must not be placed.
         """
         assert self.claimed  # noqa: S101 - only a claimed request is processed
-        self.begun = str(call_id)
-        if not await self.idempotency.store.begin(self.claimed, self.begun):
+        if not await self.idempotency.store.begin(self.claimed, str(call_id)):
             log.error("idempotency.taken_over", extra={"claim": self.claimed.name})
             raise IdempotencyInProgress(retry_after=_RETRY_AFTER)
 
@@ -136,12 +134,10 @@ class KeyedRequest:
             log.error("idempotency.not_kept", extra={"claim": claim.name, "reason": error.reason})
             self.idempotency.deferred.write_later(lambda: store.keep(claim, kept, lifetime))
 
-    async def release(self) -> None:
-        """Let the request be made again: what it began is undone. Harmless when repeated. Raises StoreUnavailable."""
-        if self.claimed:
-            await self.idempotency.store.release(self.claimed, undone=self.begun)
+    async def release(self, undone: CallId | None = None) -> None:
+        """Let the request be made again. Harmless when repeated. Raises StoreUnavailable.
 
-    async def abandon(self) -> None:
-        """Let the request be made again, and resume what was begun. Raises StoreUnavailable."""
+        A call that is noted stays noted, for the repetition to read, unless it is ``undone``.
+        """
         if self.claimed:
-            await self.idempotency.store.release(self.claimed)
+            await self.idempotency.store.release(self.claimed, undone=str(undone) if undone else None)

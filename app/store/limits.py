@@ -9,7 +9,7 @@ from msgpack import packb
 
 from app.store.fraud_guard import RedisFraudGuard
 from app.store.layout import ms, name_block, name_limit, seconds
-from app.store.scripts import Argument, Script, ScriptRunner
+from app.store.scripts import Script, ScriptRunner
 from app.verification.errors import CallBudgetExhausted, LimitReached, RateLimited
 from app.verification.fraud_guard import GUARD_LIMIT, GuardAction
 from app.verification.policy import Allowance, Limit, Quota
@@ -86,9 +86,9 @@ class RedisRateLimiter:
             raise
         return decision.reservation(token)
 
-    def question(self, allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
-        """Return the keys and the rules (``decision.lua``) for a script that decides on limits in one slot itself."""
-        return self._question([self._name(it) for it in allowances], allowances)
+    def keys_and_rules(self, allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
+        """Return the keys and the rules (``decision.lua``) for a script that counts in limits in one slot itself."""
+        return self._keys_and_rules([self._name(it) for it in allowances], allowances)
 
     async def reservation(self, token: str, allowances: Sequence[Allowance], *, decision: Sequence[Any]) -> Reservation:
         """Return what such a script has counted. Raise what refuses the event, by its decision."""
@@ -128,7 +128,7 @@ class RedisRateLimiter:
     def _name(self, allowance: Allowance) -> str:
         return name_limit(self._key, allowance.limit.name, allowance.subject)
 
-    def _question(self, limits: Sequence[str], allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
+    def _keys_and_rules(self, limits: Sequence[str], allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
         actions = [self._guard.action_on(it) for it in allowances]
         blocks = [name_block(limit) for limit, action in zip(limits, actions, strict=True) if action]
         return [*limits, *blocks], _pack_rules(
@@ -164,16 +164,14 @@ class RedisRateLimiter:
         return await self._read(await _all([self._ask(token, group) for group in groups]), groups, allowances)
 
     def _ask(self, token: str, group: _Group) -> Request:
-        keys, rules = self._question(group.keys, group.allowances)
+        keys, rules = self._keys_and_rules(group.keys, group.allowances)
         return self._runner.run(ACQUIRE, keys, [token, rules])
 
     async def _refund(self, event: str, groups: Sequence[_Group]) -> None:
         requests: list[Request] = []
         for group in groups:
-            arguments: list[Argument] = [event, group.moment]
-            for it in group.allowances:
-                arguments += (ms(it.limit.period), int(self._guard.action_on(it) is not None))
-            requests.append(self._runner.run(REFUND, group.keys, arguments))
+            keys, rules = self._keys_and_rules(group.keys, group.allowances)
+            requests.append(self._runner.run(REFUND, keys, [event, group.moment, rules]))
         await _all(requests)
 
 

@@ -124,7 +124,9 @@ class RedisVerificationStore:
     ) -> StoredCall:
         """Store the digest of a call about to be placed."""
         phone, record = self._name(call.phone), _record(call_id.verification_id)
-        limit_keys, rules = self._question(call, allowances) if allowances else ((), b"")
+        if allowances and not call.token:
+            raise ValueError("a call is counted in allowances by its token")
+        limit_keys, rules = self._keys_and_rules(allowances)
         journal = self._journal(phone.bucket, record.key)
         keys = [phone.key, record.key, journal, *limit_keys, *self._outbox.keys_for(call.client, phone.bucket)]
         arguments = self._start_arguments(phone, call, call_id.call_number, policy)
@@ -167,13 +169,15 @@ class RedisVerificationStore:
         policy: Policy,
         token: str | None = None,
         error: ProviderError | None = None,
+        allowances: Sequence[Allowance] = (),
     ) -> bool:
         """Refund a call that did not happen."""
         name = self._name(phone)
-        keys = [name.key, _record(call_id.verification_id).key]
+        limit_keys, rules = self._keys_and_rules(allowances)
+        keys = [name.key, _record(call_id.verification_id).key, *limit_keys]
         refusal = (error.kind, error.reason) if error else ("", "")
         arguments: list[Argument] = [call_id.call_number, ms(policy.lifetime), token or "", *refusal]
-        return bool(await self._change(REFUND, keys, arguments, name.bucket, client))
+        return bool(await self._change(REFUND, keys, [*arguments, len(limit_keys), rules], name.bucket, client))
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:
         """Count the check, compare the code and consume it."""
@@ -207,11 +211,13 @@ class RedisVerificationStore:
         finally:
             self._outbox.note_change(name.bucket)
 
-    def _question(self, call: NewCall, allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
-        """Return the keys and rules of allowances. Raises ValueError where the call would be stored uncounted."""
-        if self._limits is None or not call.token:
-            raise ValueError("a call is counted in allowances by its token, and by a store that has limits")
-        return self._limits.question(allowances)
+    def _keys_and_rules(self, allowances: Sequence[Allowance]) -> tuple[Sequence[str], bytes]:
+        """Return the keys and rules of allowances. Raises ValueError where they would not be counted."""
+        if not allowances:
+            return (), b""
+        if self._limits is None:
+            raise ValueError("only a store that has limits counts in allowances")
+        return self._limits.keys_and_rules(allowances)
 
     def _name(self, phone: Phone) -> PhoneName:
         return PhoneName.from_phone(self._phone_key, phone)

@@ -107,14 +107,11 @@ class StartJournal(Protocol):
         Raise StoreUnavailable, or IdempotencyInProgress if another request has taken the claim over.
         """
 
-    async def release(self) -> None:
-        """Let the request be repeated: it has placed no call. Idempotent. Raise StoreUnavailable.
+    async def release(self, undone: CallId | None = None) -> None:
+        """Let the request be repeated. Idempotent. Raise StoreUnavailable.
 
-        What an earlier request began stays noted.
+        A call that is noted stays noted, for the repetition to resume it, unless it is ``undone``.
         """
-
-    async def abandon(self) -> None:
-        """Let the request be repeated, and resume the call that was noted. Raise StoreUnavailable."""
 
     async def keep(self, started: Started) -> None:
         """Store the answer. Raise nothing."""

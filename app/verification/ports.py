@@ -185,11 +185,13 @@ class VerificationStore(Protocol):
         policy: Policy,
         token: str | None = None,
         error: ProviderError | None = None,
+        allowances: Sequence[Allowance] = (),
     ) -> bool:
         """Delete a call that was not placed, with its code, counts and cooldown. Return False if it was gone already.
 
         With a ``token`` only the call of that start is deleted, and only before it is recorded as placed. ``error`` is
-        the provider's refusal, for the journal of attempts.
+        the provider's refusal, for the journal of attempts. A call that ``start`` has counted in ``allowances`` is
+        uncounted in the same step.
         """
 
     async def check_by_id(self, verification_id: str, check: CodeCheck, policy: Policy) -> CheckOutcome:

@@ -126,6 +126,8 @@ class _Start:
         # Identifies this start in the limits and in the store; it is not a secret.
         self.token = self.limits_token = f"{random.getrandbits(48):012x}"
         self.call_id: CallId | None = None  # of the call that is, or may be, counted in the limits and stored
+        self.is_counted_by_store = False  # with that call: one refund ends both, even if it is not known when it was
+        self.undone: CallId | None = None  # a call that the journal may have noted, and that was not placed
         self.code: str | None = None  # of the call that is stored
         self.error: ProviderError | None = None  # if the provider has refused it
         self.quotas: tuple[Quota, ...] = ()
@@ -154,7 +156,7 @@ class _Start:
             return await self._place(verification, channels)
         except (StoreUnavailable, asyncio.CancelledError):  # the call may have been placed, and is not handled any more
             if self.journal:
-                deferred.write_later(self.journal.abandon)
+                deferred.write_later(self.journal.release)
             raise
 
     async def _choose(self) -> tuple[CallId, tuple[Channel, ...]] | Started:
@@ -169,6 +171,7 @@ class _Start:
             if begun:
                 if resumed := await self._resume(begun):
                     return resumed
+                self.undone = begun
                 answers = await in_one_round_trip(*self._previews())  # the first have counted that call
         else:
             answers = await in_one_round_trip(*self._previews())
@@ -265,12 +268,13 @@ class _Start:
         self.call_id = call_id
         try:
             if self.ports.store.counts_in_allowances:
+                self.is_counted_by_store = True
                 stored = await self._store(call_id, channel, self.allowances)
                 self.quotas = stored.quotas
                 return stored.verification
             reservation = await self.ports.limits.acquire(self.token, self.allowances)
         except LimitReached:
-            self.call_id = None  # nothing is counted, so there is nothing to refund
+            self.call_id, self.is_counted_by_store = None, False  # nothing is counted, so there is nothing to refund
             raise
         self.limits_token = reservation.token
         stored = await self._store(call_id, channel)
@@ -282,10 +286,14 @@ class _Start:
         self.call_id, self.error = call_id, None
         length = self.policy.code_length_of(channel)
         self.code = self.test_code or (make_code(length) if length else None)
-        start = self.ports.store.start(call_id, self._new_call(channel, self.code), self.policy, allowances)
-        results = await in_one_round_trip(start, *([self.journal.begin(call_id)] if self.journal else []))
+        call = self._new_call(channel, self.code)
+        requests: list[Request] = [self.ports.store.start(call_id, call, self.policy, allowances)]
+        if self.journal:
+            self.undone = call_id
+            requests.append(self.journal.begin(call_id))
+        results = await in_one_round_trip(*requests)
         stored: StoredCall
-        if allowances and isinstance(results[0], StoredCall):  # without a note it is refunded
+        if allowances and isinstance(results[0], StoredCall):
             self.limits_token = results[0].limits_token
         if not isinstance(results[0], LimitReached):  # then there is, or may be, this call
             self._bind(call_id, channel)
@@ -331,8 +339,11 @@ class _Start:
                     continue
                 try:
                     verification = await self._replace(channel)
+                except StoreUnavailable:  # the refusal before still holds, but scripts may run late
+                    ports.deferred.write_later(*self._refunds())
+                    raise error from None
                 except VerificationError:
-                    break  # another start came between, or the store is away: the refusal before still holds
+                    break  # another start came between: the refusal before still holds
                 except (Exception, asyncio.CancelledError):
                     ports.deferred.write_later(*self._refunds())
                     raise
@@ -360,6 +371,7 @@ class _Start:
 
         The other limits stay as they are counted. Raise as the store's ``start`` does.
         """
+        self.is_counted_by_store = False
         async with StoreDeadline(self.ports.store_timeout):
             await self._refund_call()
             preview = await self.ports.store.preview_start(self._new_call(channel), self.policy)
@@ -426,8 +438,10 @@ class _Start:
 
     def _refunds(self) -> list[Write]:
         """Return the writes that undo all that this start took, and release its request; each is idempotent."""
-        refunds: list[Write] = [self.journal.release] if self.journal else []
-        if self.call_id:
+        refunds: list[Write] = [partial(self.journal.release, self.undone)] if self.journal else []
+        if self.is_counted_by_store:
+            refunds.append(partial(self._refund_call, self.allowances))
+        elif self.call_id:
             refunds += [self._refund_call, self._refund_limits]
         return refunds
 
@@ -435,11 +449,16 @@ class _Start:
         token, self.limits_token = self.limits_token, self.token  # that of the reservation is given once
         await self.ports.limits.refund(token, self.allowances)
 
-    async def _refund_call(self) -> None:
+    async def _refund_call(self, allowances: Sequence[Allowance] = ()) -> None:
         assert self.call_id  # noqa: S101 - only a call that has an id is refunded
-        client, policy, token = self.request.client, self.policy, self.token
         await self.ports.store.refund(
-            self.call_id, phone=self.phone, client=client, policy=policy, token=token, error=self.error
+            self.call_id,
+            phone=self.phone,
+            client=self.request.client,
+            policy=self.policy,
+            token=self.token,
+            error=self.error,
+            allowances=allowances,
         )
 
 

@@ -132,6 +132,30 @@ async def test_the_token_of_a_stored_call_refunds_it_in_each_limit(shop: Shop, c
     assert {quota.remaining for quota in again.quotas if quota.limit.name == "calls_per_day"} == {count - 1}
 
 
+@pytest.mark.parametrize("count", [1, 100])
+async def test_the_refund_of_a_call_refunds_it_in_each_limit_once(shop: Shop, count: int) -> None:
+    """Nothing that the reply to the start says is needed: it may have been lost."""
+    policy, phone, token = only("calls_per_day", count), Phone("+79161234567"), secrets.token_hex(6)
+    others = min(count - 1, 2)
+    for other in (OTHER_PHONE, PHONE)[:others]:
+        await shop.start(policy, other)
+    stored = await shop.start(policy, phone, token=token)
+    call_id, allowances = CallId(stored.verification.id, 1), shop.allowances(policy, phone)
+
+    refunds = [
+        await shop.store.refund(
+            call_id, phone=phone, client="shop", policy=policy, token=refunded, allowances=allowances
+        )
+        for refunded in ("another", token, token, token)
+    ]
+
+    assert refunds == [False, True, False, False]
+    again = await shop.start(policy, phone)
+    left = {quota.limit.name: quota.remaining for quota in again.quotas}
+    assert left["calls_per_day"] == count - others - 1
+    assert left["calls_per_range"] == policy.calls_per_range.count - 1
+
+
 async def test_of_many_starts_at_once_as_many_are_stored_as_the_limit_has_room_for(shop: Shop) -> None:
     policy = only("calls_per_client", 7)
     phones = [Phone(f"+790{number:02d}1234567") for number in range(50)]
@@ -153,7 +177,7 @@ async def test_no_call_is_stored_whose_allowances_would_not_be_counted(redis: Re
     assert without_limits.counts_in_allowances is False
     with_limits = RedisVerificationStore(runner, phone_key=KEY, limits=limits)
     for store, uncounted in ((without_limits, replace(call, token="0" * 12)), (with_limits, call)):
-        with pytest.raises(ValueError, match="counted"):
+        with pytest.raises(ValueError, match="count"):
             await store.start(CallId(store.new_id(PHONE), 1), uncounted, make_policy(), allowances)
     assert await redis.dbsize() == 0
 

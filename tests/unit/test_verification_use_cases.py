@@ -57,7 +57,7 @@ from app.verification.model import (
 )
 from app.verification.phone import Phone
 from app.verification.policy import DAY, HOUR, Limit, Policies, Policy
-from app.verification.ports import CallId, CallOrder, CallSender, Confirmation, Ports
+from app.verification.ports import CallId, CallOrder, CallSender, Confirmation, Ports, StoredCall
 from app.verification.provider_account import AccountReader
 from app.verification.service import VerificationService
 from app.verification.start import StartRequest
@@ -129,29 +129,23 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.begun: CallId | None = None
-        self.own: CallId | None = None
         self.noted: Exception | None = None
         self.kept: list[Started] = []
-        self.released = 0
-        self.abandoned = 0
+        self.undone: list[CallId | None] = []  # by each release
 
     async def claim(self) -> CallId | None:
-        self.own = None
         return self.begun
 
     async def begin(self, name: CallId) -> None:
         assert not self.kept
         if self.noted:
             raise self.noted
-        self.begun = self.own = name
+        self.begun = name
 
-    async def release(self) -> None:
-        if self.begun == self.own:
+    async def release(self, undone: CallId | None = None) -> None:
+        if self.begun == undone:
             self.begun = None
-        self.released += 1
-
-    async def abandon(self) -> None:
-        self.abandoned += 1
+        self.undone.append(undone)
 
     async def keep(self, started: Started) -> None:
         self.kept.append(started)
@@ -723,7 +717,7 @@ async def test_the_call_recorded_in_the_journal_is_the_one_that_is_placed() -> N
 
     assert started.verification.channel is Channel.FLASH_CALL
     assert journal.begun == CallId(started.verification.id, 1)
-    assert (journal.kept, journal.released) == ([started], 0)
+    assert (journal.kept, journal.undone) == ([started], [])
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable(), IdempotencyInProgress(retry_after=1)])
@@ -738,7 +732,8 @@ async def test_no_call_is_placed_that_could_not_be_recorded_in_the_journal(
 
     await harness.deferred.aclose()
     assert (harness.sender.calls, harness.store.records, harness.guard.calls) == ([], {}, [])
-    assert journal.released
+    assert journal.undone
+    assert None not in journal.undone
 
 
 async def begin_a_call(harness: ServiceHarness, journal: FakeJournal) -> StartRequest:
@@ -769,7 +764,7 @@ async def test_the_claim_of_a_start_canceled_during_the_provider_request_is_not_
     journal = FakeJournal()
     request = await begin_a_call(harness, journal)
 
-    assert (journal.released, journal.abandoned) == (0, 1)
+    assert journal.undone == [None]
     resumed = await harness.service.start(request, journal=journal)
     assert [call.state.status for call in resumed.verification.calls] == [CallStatus.UNCONFIRMED]
     assert harness.sender.calls == []
@@ -794,7 +789,7 @@ async def test_a_call_that_was_begun_stays_noted_when_its_repetition_fails(
             with pytest.raises(type(error)):
                 await harness.service.start(request, journal=journal)
             await asyncio.sleep(0)  # for what is written later
-    assert (journal.begun, journal.released) == (begun, 2)
+    assert (journal.begun, journal.undone) == (begun, [None] * 3)
 
     resumed = await harness.service.start(request, journal=journal)
     assert CallId(resumed.verification.id, 1) == begun
@@ -809,6 +804,41 @@ async def test_a_start_that_crashed_before_storing_anything_is_started_again(har
 
     assert len(harness.sender.calls) == 1
     assert journal.begun == CallId(started.verification.id, 1)
+
+
+async def test_a_begun_call_that_is_gone_is_forgotten_when_its_repetition_is_refused() -> None:
+    harness, journal = AllChannelsHarness(), FakeJournal()
+    journal.begun = gone = CallId("vrf_00000000000000000000009", 1)
+    await harness.start()
+
+    with pytest.raises(CallCooldown):  # by the preview, since there are several channels
+        await harness.service.start(StartRequest(client="shop", phone=PHONE, purpose="login"), journal=journal)
+
+    assert journal.undone == [gone]
+
+
+async def test_another_channel_whose_storing_gets_no_reply_is_refunded_again_later() -> None:
+    harness = AllChannelsHarness()
+    harness.sender.outcome = Refused(ProviderRejected("not to this number"))
+    start, stored = harness.store.start, 0
+
+    async def runs_late(*arguments: Any, **options: Any) -> StoredCall:  # noqa: ANN401 - passed on
+        nonlocal stored
+        stored += 1
+        if stored == 1:
+            return await start(*arguments, **options)
+        asyncio.get_running_loop().call_later(0.01, harness.deferred.start, start(*arguments, **options))
+        raise StoreUnavailable
+
+    harness.store.start = runs_late  # type: ignore[method-assign]
+    with pytest.raises(ProviderRejected):
+        await harness.start()
+    async with asyncio.timeout(10):
+        while not harness.store.records:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+    await harness.deferred.aclose()
+
+    assert (harness.store.records, harness.guard.calls) == ({}, [])
 
 
 @pytest.mark.parametrize("refusal", ["address", "guard", "cooldown", "balance"])
@@ -832,7 +862,7 @@ async def test_a_refused_start_changes_no_stored_state(refusal: str) -> None:
             await harness.service.start(request, journal=journal)
 
     assert harness.kept == before
-    assert (journal.begun, journal.released) == (None, 3)
+    assert (journal.begun, len(journal.undone)) == (None, 3)
 
 
 async def test_a_repeated_correct_check_is_counted_once(harness: ServiceHarness) -> None:

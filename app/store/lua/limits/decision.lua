@@ -55,3 +55,22 @@ local function acquire(keys, rules, token, now)
   end
   return decision, has_room
 end
+
+-- Refund an event in all limits. In one that counts no tokens it is found by its moment, if that is given: a second time
+-- this would refund another event.
+local function refund(keys, rules, token, moment)
+  local _, limit_rules = unpack(cmsgpack.unpack(rules))
+  local texts = redis.call('MGET', unpack(keys))
+  for i, rule in ipairs(limit_rules) do
+    local _, period, action = unpack(rule)
+    local limit = read_limit(texts[i])
+    local total, calls = limit.total, limit.calls
+    remove_event(limit, period, token, moment)
+    if moment and action ~= '' then
+      refund_call(limit, moment)
+    end
+    if limit.total < total or limit.calls ~= calls then
+      save_limit(keys[i], limit)
+    end
+  end
+end

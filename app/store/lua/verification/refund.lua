@@ -2,12 +2,15 @@
 -- Refund a call that definitely was not placed, so that what was there before is there again. Repeated, it changes
 -- nothing, because the number of a call is never used again. The cooldown of a later call stays, and so do wrong checks.
 --
--- KEYS    1 phone   2 record   3 journal   4 outbox, if the client has a webhook
+-- KEYS    1 phone   2 record   3… other limits in which start.lua has counted the call, as of limits/refund.lua
+--         then the journal, and the outbox, if the client has a webhook
 -- ARGV    1 number of the call   2 lifetime of a call   3 token of the start that stored it, or '' for any: of two starts
 --         that name the same verification one is refused, and must not refund the call of the other   4 kind and 5 reason of the refusal, or ''
+--         6 how many keys the other limits have   7 their rules (limits/decision.lua), or ''
 -- RETURN  1 if this has refunded it, else 0
-local phone_key, key, journal, outbox = unpack(KEYS)
-local number, lifetime, token, kind, reason = unpack(ARGV)
+local phone_key, key = unpack(KEYS)
+local number, lifetime, token, kind, reason, other_key_count, other_rules = unpack(ARGV)
+local other_keys, journal, outbox = {unpack(KEYS, 3, 2 + other_key_count)}, select(3 + other_key_count, unpack(KEYS))
 
 local record, phone = load_record(key), load_record(phone_key)
 local reservation = record[RESERVATION .. number] or ''
@@ -16,6 +19,9 @@ append(journal, key, record, 'r', number, kind, reason)
 local was_recorded = record[CALL_REF .. number] or record[CALL_STATUS .. number] ~= 'initiated'
 
 local placed, placed_at = phone[CALL_LOG] or {}, expires_at(record, number) - lifetime
+if #other_keys > 0 then
+  refund(other_keys, other_rules, token, placed_at)
+end
 for i, moment in ipairs(placed) do
   if moment == placed_at then
     table.remove(placed, i)
