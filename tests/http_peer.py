@@ -15,8 +15,8 @@ from uvicorn.server import ServerState
 
 from app.server.connections import Connections, HttpLimits
 from app.server.http_protocol import HttpServer
+from tests.waiting import PATIENCE, until
 
-SOON = 5.0
 HASTY = HttpLimits(
     head_bytes=4096,
     request_seconds=0.3,
@@ -74,15 +74,13 @@ class Served:
             for part in parts:
                 writer.write(part)
                 await asyncio.sleep(0.005)
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 return await reader.read()
         finally:
             writer.close()
 
     async def until_none_is_open(self) -> None:
-        async with asyncio.timeout(SOON):
-            while self.connections.all:  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.01)
+        await until(lambda: not self.connections.all)
 
 
 @asynccontextmanager

@@ -192,7 +192,7 @@ class Cluster:
                 and len({frozenset(map(_view, self._table(node))) for node in self.nodes}) == 1
             )
 
-        until(is_whole, 30)
+        until(is_whole)
 
     def _table(self, node: Node) -> list[list[str]]:
         """Return what a node knows of each node: id, address, flags, its primary, …, and its slots."""

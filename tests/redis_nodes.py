@@ -5,7 +5,6 @@ import random
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.sandbox import embedded
+from tests.waiting import wait_until
 
 USER = "service:any-password"  # of the service and of tests; nodes connect to each other as the default user
-SOON = 15.0  # seconds, on a machine that does much else
 OPTIONS = (
     *("--user", USER.partition(":")[0], "on", "nopass", "~*", "&*", "+@all"),
     *("--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0"),
@@ -35,15 +34,15 @@ def free_ports(count: int) -> list[int]:
     return [*ports]
 
 
-def until(is_true: Callable[[], object], seconds: float = SOON) -> None:
+def until(is_true: Callable[[], object]) -> None:
     """Wait until something is true; errors of Redis mean that it is not yet."""
-    deadline = time.monotonic() + seconds
-    while True:
+
+    def is_true_now() -> bool:
         with contextlib.suppress(RedisError, OSError):
-            if is_true():
-                return
-        assert time.monotonic() < deadline, is_true
-        time.sleep(0.01)
+            return bool(is_true())
+        return False
+
+    wait_until(is_true_now)
 
 
 @dataclass

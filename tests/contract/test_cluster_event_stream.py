@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 
@@ -10,9 +11,9 @@ from app.store.event_stream import RedisChanges
 from app.store.layout import PREFIX, changes_channel
 from tests.redis_cluster import Cluster
 from tests.redis_nodes import Node
+from tests.waiting import PATIENCE, eventually
 
 ONE = "vrf_" + "1" * 23
-SOON = 10.0
 CHANNEL = changes_channel(PREFIX)
 
 
@@ -42,7 +43,7 @@ def listened_at(cluster: Cluster) -> Node | None:
 async def hear(changes: RedisChanges, node: Node, feed: asyncio.Event) -> None:
     """Publish a change at a node until it is heard: while a worker connects again, messages are lost."""
     feed.clear()
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(PATIENCE):
         while not feed.is_set():
             await asyncio.to_thread(node.send, "PUBLISH", CHANNEL, ONE)
             await asyncio.sleep(0.05)
@@ -51,11 +52,11 @@ async def hear(changes: RedisChanges, node: Node, feed: asyncio.Event) -> None:
 async def test_a_change_at_any_node_is_heard(cluster: Cluster, redis: AnyRedis) -> None:
     changes = RedisChanges(redis)
     async with changes.listen(ONE, client="shop") as feed:
-        await asyncio.wait_for(feed.wait(), SOON)
+        await asyncio.wait_for(feed.wait(), PATIENCE)
         for node in cluster.nodes:
             feed.clear()
             await asyncio.to_thread(node.send, "PUBLISH", CHANNEL, ONE)
-            await asyncio.wait_for(feed.wait(), SOON)
+            await asyncio.wait_for(feed.wait(), PATIENCE)
 
 
 @pytest.mark.parametrize("failure", ["kill", "isolate"])
@@ -64,13 +65,11 @@ async def test_a_worker_whose_node_fails_or_is_cut_off_listens_at_another(
 ) -> None:
     changes = RedisChanges(redis, quiet=0.2)
     async with changes.listen(ONE, client="shop") as feed:
-        await asyncio.wait_for(feed.wait(), SOON)
+        await asyncio.wait_for(feed.wait(), PATIENCE)
         node = await asyncio.to_thread(listened_at, cluster)
         assert node is not None
         await asyncio.to_thread(node.kill if failure == "kill" else lambda: cluster.isolate(node))
 
         # One that is cut off goes on with what the others had sent it, and learns late that a worker has gone.
-        async with asyncio.timeout(SOON):
-            while await asyncio.to_thread(listened_at, cluster) in (node, None):  # noqa: ASYNC110 - asked of Redis
-                await asyncio.sleep(0.05)
+        await eventually(partial(asyncio.to_thread, listened_at, cluster), lambda found: found not in (node, None))
         await hear(changes, next(other for other in cluster.primaries if other is not node), feed)

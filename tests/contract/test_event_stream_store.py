@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
@@ -24,10 +23,10 @@ from app.verification.ports import CallUpdate, CodeCheck, NewCall
 from tests.limiters import make_limiter
 from tests.policies import make_policy
 from tests.starting import start
+from tests.waiting import PATIENCE, eventually
 
 CHANNEL = changes_channel(PREFIX)
 ONE, OTHER = "vrf_" + "1" * 23, "vrf_" + "2" * 23
-SOON = 20.0  # seconds; a notification normally takes milliseconds
 NEVER = 0.1
 
 
@@ -45,10 +44,7 @@ async def connections(redis: Redis) -> list[str]:
 
 
 async def until_connected(redis: Redis, number: int) -> None:
-    deadline = time.monotonic() + SOON
-    while len(await connections(redis)) != number:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+    await eventually(lambda: connections(redis), lambda found: len(found) == number)
 
 
 def new_call(number: int = 0) -> NewCall:
@@ -75,7 +71,7 @@ async def changed(feed: asyncio.Event, seconds: float) -> bool:
 
 async def settled(feed: asyncio.Event) -> asyncio.Event:
     """Wait for the notification that follows a new connection."""
-    assert await changed(feed, SOON)
+    assert await changed(feed, PATIENCE)
     return feed
 
 
@@ -90,8 +86,8 @@ async def test_a_change_notifies_only_listeners_of_its_verification(redis: Redis
 
         await redis.publish(CHANNEL, ONE)
 
-        assert await changed(one, SOON)
-        assert await changed(same, SOON)
+        assert await changed(one, PATIENCE)
+        assert await changed(same, PATIENCE)
         assert not await changed(other, NEVER)
 
 
@@ -102,9 +98,9 @@ async def test_a_burst_of_changes_is_one_notification(redis: Redis, changes: Red
 
         for verification_id in [ONE] * 20 + [OTHER]:
             await redis.publish(CHANNEL, verification_id)
-        assert await changed(other, SOON)
+        assert await changed(other, PATIENCE)
 
-        assert await changed(one, SOON)
+        assert await changed(one, PATIENCE)
         assert not await changed(one, NEVER)
 
 
@@ -116,7 +112,7 @@ async def test_a_malformed_message_is_ignored(redis: Redis, changes: RedisChange
             await redis.publish(CHANNEL, garbage)
         await redis.publish(CHANNEL, ONE)
 
-        assert await changed(one, SOON)
+        assert await changed(one, PATIENCE)
 
 
 async def test_all_listeners_share_one_connection_that_closes_with_the_last_one(
@@ -133,7 +129,7 @@ async def test_all_listeners_share_one_connection_that_closes_with_the_last_one(
     async with changes.listen(ONE, client="shop") as again:
         await settled(again)
         await redis.publish(CHANNEL, ONE)
-        assert await changed(again, SOON)
+        assert await changed(again, PATIENCE)
 
 
 async def test_closing_ends_the_connection_despite_listeners(redis: Redis, changes: RedisChanges) -> None:
@@ -151,11 +147,11 @@ async def test_after_a_lost_connection_all_listeners_are_notified_and_subscribed
         await settled(other)
 
         await redis.client_kill_filter(_type="pubsub")
-        assert await changed(one, SOON)
-        assert await changed(other, SOON)
+        assert await changed(one, PATIENCE)
+        assert await changed(other, PATIENCE)
 
         await redis.publish(CHANNEL, ONE)
-        assert await changed(one, SOON)
+        assert await changed(one, PATIENCE)
         assert not await changed(other, NEVER)
 
 
@@ -167,9 +163,9 @@ async def test_listeners_are_notified_again_after_redis_restarts() -> None:
 
             os.kill(int((await redis.info("server"))["process_id"]), signal.SIGKILL)
 
-            assert await changed(one, SOON)
+            assert await changed(one, PATIENCE)
             await redis.publish(CHANNEL, ONE)
-            assert await changed(one, SOON)
+            assert await changed(one, PATIENCE)
         await redis.aclose()
 
 
@@ -181,7 +177,7 @@ async def test_a_connection_that_does_not_answer_pings_is_replaced(redis: Redis)
 
         await redis.client_pause(3000, all=True)  # the nodes of a cluster are asked meanwhile
 
-        assert await changed(one, SOON)
+        assert await changed(one, PATIENCE)
         await until_connected(redis, 1)
         assert await connections(redis) != before
 
@@ -232,7 +228,7 @@ async def test_a_canceled_listener_releases_its_place(redis: Redis) -> None:
     async def listen() -> None:
         async with changes.listen(ONE, client="shop") as one:
             while True:
-                await changed(one, SOON)
+                await changed(one, PATIENCE)
 
     for _ in range(3):
         listener = asyncio.create_task(listen())
@@ -261,7 +257,7 @@ async def test_every_change_of_a_verification_increases_its_version_and_notifies
         ):
             before = (await store.read(verification.id, client="shop")).version
             await change()
-            assert await changed(feed, SOON)
+            assert await changed(feed, PATIENCE)
             assert (await store.read(verification.id, client="shop")).version > before
 
 
@@ -283,7 +279,7 @@ async def test_a_change_is_seen_by_the_first_read_of_a_follower_or_signalled_aft
                 first.read(verification.id, client="shop", follow=True), last.record_call(verification, 1, ringing)
             )
             if seen.version == verification.version:
-                assert await changed(feed, SOON)
+                assert await changed(feed, PATIENCE)
                 signalled += 1
     assert signalled
 

@@ -20,6 +20,7 @@ from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
 from tests.provider_options import http_options
+from tests.waiting import until
 
 TOKEN = "not-a-real-token"
 PIN = "042137"
@@ -609,12 +610,6 @@ class TestCancellation:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await until(lambda: server.open_connections == 0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - sockets set no event to wait for
-            await asyncio.sleep(0.005)
 
 
 def untrusted_tls() -> ssl.SSLContext:

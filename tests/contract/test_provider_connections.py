@@ -24,8 +24,9 @@ from app.verification.channels import Channel
 from app.verification.model import CallOutcome, Lang, Placed, Unknown
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder, CallSender
-from tests.contract.test_plusofon_faults import Conversation, Server, serving, until
+from tests.contract.test_plusofon_faults import Conversation, Server, serving
 from tests.provider_options import http_options
+from tests.waiting import until
 
 BUDGET = 3.0  # seconds for a request
 CONNECT = 1.0  # seconds of it for the connection

@@ -5,8 +5,8 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -57,13 +57,13 @@ from tests.attempts import attempts_on
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.starting import start
+from tests.waiting import PATIENCE, until, wait_until
 
 ROOT = Path(__file__).parents[2]
 KEY = b"a key of the tests, known to all"
 PASSWORD = "made-up-for-the-tests"
 SECRET = "whsec_bm90LWEtcmVhbC1zZWNyZXQtMDEyMzQ1"
 HOUR = timedelta(hours=1)
-SOON = 5.0  # seconds
 POLICY = make_policy(cooldowns=(timedelta(0),))
 RIGHT, WRONG = b"r" * 32, b"w" * 32
 
@@ -84,18 +84,21 @@ def debian_redis() -> str:
     pytest.skip(missing)
 
 
+def is_listening(path: Path) -> bool:
+    """Return whether a server takes connections; its socket exists a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def running_redis(folder: Path, *options: str) -> Iterator[str]:
     """Run Debian's Redis on a socket in ``folder``, and yield its URL."""
-    socket = folder / "s"
-    command = [debian_redis(), *options, "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
+    path = folder / "s"
+    command = [debian_redis(), *options, "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
-            deadline = time.monotonic() + SOON
-            while not socket.exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            yield f"unix://{socket}"
+            wait_until(lambda: is_listening(path))
+            yield f"unix://{path}"
         finally:
             server.terminate()
 
@@ -285,12 +288,12 @@ async def listen(redis: Redis) -> None:
     verification = (await start(store, new_call(9), POLICY)).verification
     try:
         async with changes.listen(verification.id, client=verification.client) as feed:
-            await asyncio.wait_for(feed.wait(), SOON)
+            await asyncio.wait_for(feed.wait(), PATIENCE)
             feed.clear()
             await asyncio.sleep(0.15)
             await store.read(verification.id, client="shop", follow=True)
             await store.cancel("shop", verification.id)
-            await asyncio.wait_for(feed.wait(), SOON)
+            await asyncio.wait_for(feed.wait(), PATIENCE)
             feed.clear()
     finally:
         await changes.aclose()
@@ -454,7 +457,7 @@ async def test_the_operator_user_may_also_inspect_the_server(server_url: str, ad
     async with user(server_url) as redis:
         for flow in FLOWS:
             await flow(redis)
-        health = await examine(redis, timeout=SOON)
+        health = await examine(redis, timeout=PATIENCE)
         with pytest.raises(NoPermissionError):
             await redis.flushall()
 
@@ -518,10 +521,3 @@ async def use(api: httpx.AsyncClient, network: VirtualNetwork) -> None:
     erased = await api.post("/admin/phones/erase", json={"phone": "+79001234569"}, headers=admin)
     assert erased.json()["verifications"] == 1
     assert (await api.get("/readyz")).status_code == 200
-
-
-async def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not done():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

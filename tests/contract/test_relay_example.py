@@ -19,6 +19,7 @@ from app.verification.model import CallState, CallStatus, Lang, Placed, Refused
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder
 from tests.provider_options import http_options
+from tests.waiting import until
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "relay.md"
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
@@ -58,9 +59,7 @@ async def example(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Example]:
 async def test_an_order_rings_and_its_status_can_be_looked_up(example: Example) -> None:
     async with example.sender() as sender:
         assert await sender.place(ORDER) == Placed(CALL)
-        async with asyncio.timeout(10):
-            while not example.rung:  # noqa: ASYNC110 - the background task sets no event to wait for
-                await asyncio.sleep(0.005)
+        await until(lambda: example.rung)
         assert await sender.fetch_status(CALL) == CallState(CallStatus.RINGING)
     assert [(order["phone"], order["code"]) for order in example.rung] == [("+79001234567", "042137")]
 

@@ -19,6 +19,7 @@ from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Pla
 from app.verification.phone import Phone
 from app.verification.ports import CallId, CallOrder
 from tests.provider_options import http_options
+from tests.waiting import until
 
 SECRET = "whsec_bm90IGEgcmVhbCBzZWNyZXQsIGZvciB0ZXN0cw=="
 CODE = "042137"
@@ -404,9 +405,3 @@ async def test_canceling_an_order_closes_its_connection() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: server.open_connections == 0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - sockets set no event to wait for
-            await asyncio.sleep(0.005)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
@@ -21,6 +21,7 @@ from app.sandbox.numbers import MagicNumber
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.provider_callbacks import ProviderCallback, open_callback_sender
 from app.sandbox.server import SandboxServer
+from tests.waiting import until
 
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 HEADERS = {"Client": "0", "Authorization": "Bearer calls"}
@@ -56,14 +57,8 @@ class Listener:
         return [body["phone"] for _, body in self.posted]
 
     async def expect(self, count: int) -> None:
-        await eventually(lambda: len(self.posted) >= count)
+        await until(lambda: len(self.posted) >= count)
         assert len(self.posted) == count
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.002)
 
 
 @pytest.fixture
@@ -163,7 +158,7 @@ async def test_a_callback_is_dropped_after_three_attempts(
 ) -> None:
     listener.statuses = [500] * 10
     await sandbox.ask(listener.url)
-    await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
+    await until(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert len(listener.posted) == 3
     assert [record.levelno for record in caplog.records if record.levelno > logging.WARNING] == []
 
@@ -173,7 +168,7 @@ async def test_a_call_is_placed_although_its_callback_cannot_be_delivered(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     asked = await sandbox.ask(f"{host}/made-up-secret")
-    await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
+    await until(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert sandbox.network.dial(phone=PHONE, number=asked["phone"]).status == "completed"
     logged = [vars(record) for record in caplog.records if record.name == "app.sandbox.provider_callbacks"]
     assert logged
@@ -188,7 +183,7 @@ async def test_a_callback_that_times_out_is_dropped_after_three_attempts(
     monkeypatch.setattr(provider_callbacks, "_TIMEOUT", 0.05)
     async with open_callback_sender(pause=0.0) as send:
         send(ProviderCallback(url=listener.url, body={"key": "made-up", "phone": "88005550100"}, as_form=False))
-        await eventually(lambda: "sandbox.callback_dropped" in caplog.messages)
+        await until(lambda: "sandbox.callback_dropped" in caplog.messages)
     assert len(listener.posted) == 3
 
 
@@ -202,7 +197,7 @@ async def test_stopping_the_sandbox_cancels_pending_callbacks_at_once(listener: 
         await sandbox.ask("http://127.0.0.1:9/")  # the retry is a minute later
         await listener.expect(3)
     assert asyncio.get_running_loop().time() - began < 2
-    await eventually(lambda: asyncio.all_tasks() == tasks)  # the listener's tasks end when their clients disconnect
+    await until(lambda: asyncio.all_tasks() == tasks)  # the listener's tasks end when their clients disconnect
 
 
 async def test_a_failing_lifespan_is_raised_and_no_task_is_left() -> None:

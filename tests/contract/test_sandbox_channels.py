@@ -18,6 +18,7 @@ from app.sandbox.numbers import MagicNumber
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.server import SandboxServer
 from app.verification.channels import Channel
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file
 
@@ -227,9 +228,7 @@ async def test_a_fault_closes_the_connection_before_or_after_the_call_is_placed(
 async def test_a_fault_closes_only_its_own_connection(sandbox: Sandbox) -> None:
     sandbox.network.faults = Faults(share=1, kinds=(Fault.DELAYED,), delay=0.2)
     waiting = asyncio.create_task(sandbox.place(CALL))
-    async with asyncio.timeout(10):
-        while not sandbox.network.calls_of(PHONE):  # noqa: ASYNC110 - a call sets no event
-            await asyncio.sleep(0.001)
+    await until(lambda: sandbox.network.calls_of(PHONE))
     sandbox.network.faults = only(Fault.CLOSED_BEFORE)
     with pytest.raises(httpx.RemoteProtocolError):
         await sandbox.place(CALL)

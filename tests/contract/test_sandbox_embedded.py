@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from redis import Redis
 
 from app.sandbox import embedded
 from app.sandbox.embedded import EmbeddedServer, EmbeddedServerUnavailable
+from tests.waiting import wait_until
 
 HOLD = """
 import signal, sys, time
@@ -32,10 +32,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int, folder: Path) -> None:
-    deadline = time.monotonic() + 5
-    while is_alive(pid) or folder.exists():
-        assert time.monotonic() < deadline, f"{pid} or {folder} is still there"
-        time.sleep(0.02)
+    wait_until(lambda: not is_alive(pid) and not folder.exists())
 
 
 def folder_of(url: str) -> Path:
@@ -93,10 +90,7 @@ def test_a_server_that_crashes_is_restarted() -> None:
     with EmbeddedServer() as server:
         with Redis.from_url(server.url) as redis:
             os.kill(redis.info("server")["process_id"], signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while not embedded._is_ready(Path(server.url.removeprefix("unix://"))):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: embedded._is_ready(Path(server.url.removeprefix("unix://"))))
 
 
 def test_the_system_server_is_used_without_the_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from app.sandbox.routes import sandbox_router
 from app.sandbox.server import SandboxServer
 from app.verification.errors import PhoneNotCallable
 from app.verification.model import Lang
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server serves this file; each test calls its own phone
 
@@ -292,12 +293,6 @@ async def test_without_a_cabinet_token_the_access_token_is_valid_for_every_route
 # --- the server -----------------------------------------------------------------------------------------------------
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.001)
-
-
 async def stop_server_during_a_request() -> float:
     """Return the seconds that stopping the server took."""
     network = VirtualNetwork()
@@ -305,7 +300,7 @@ async def stop_server_during_a_request() -> float:
         async with SandboxServer(sandbox_app(network, stall=30.0)) as server:
             order = ORDER | {"phone": local(MagicNumber.NO_REPLY_PLACED)}
             hanging = asyncio.create_task(client.post(server.url + CALL, json=order))
-            await eventually(lambda: bool(network.calls_of(MagicNumber.NO_REPLY_PLACED)))
+            await until(lambda: bool(network.calls_of(MagicNumber.NO_REPLY_PLACED)))
             began = time.monotonic()
         took = time.monotonic() - began
         with pytest.raises(httpx.RemoteProtocolError):
@@ -332,7 +327,7 @@ async def test_a_request_ends_when_its_client_disconnects() -> None:
         serving = asyncio.all_tasks()
         with pytest.raises(httpx.ReadTimeout):
             await client.post(CALL, json=ORDER | {"phone": local(MagicNumber.NO_REPLY_NOT_PLACED)}, timeout=0.1)
-        await eventually(lambda: asyncio.all_tasks() == serving)
+        await until(lambda: asyncio.all_tasks() == serving)
     assert asyncio.all_tasks() == tasks
 
 

@@ -29,6 +29,7 @@ from tests.keys import stored
 from tests.limiters import make_limiter
 from tests.policies import make_policy
 from tests.starting import start
+from tests.waiting import PATIENCE
 from tests.webhook_events import (
     BUCKET,
     DEAD,
@@ -83,7 +84,7 @@ async def take_at_once(redis: Redis, most: int, *, expected: int) -> list[Delive
     workers = [make_outbox(redis) for _ in range(10)]
     taken: list[Delivery] = []
     is_complete = False
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not is_complete:
             is_complete = len(taken) >= expected
             for part in await asyncio.gather(*[worker.take(most) for worker in workers for _ in range(10)]):

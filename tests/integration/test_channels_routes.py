@@ -1,7 +1,7 @@
 """The three channels through every layer: real Redis, the sandbox network, and its callbacks over a real port."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from app.verification.follow import CallbackUrls
 from app.verification.keys import derive_key
 from app.verification.ports import CallId
 from tests.integration.conftest import PACE, SECRET_KEY, sandbox_settings
+from tests.waiting import eventually, until
 
 MTS, BEELINE = "+79101234567", "+79031234567"
 
@@ -63,25 +64,12 @@ class Sandbox:
         answer = await self.api.post(f"/sandbox/phones/{phone}/dial", json={"number": number})
         assert answer.status_code < 300, answer.text
 
-    async def until(self, condition: Callable[[], Any]) -> Any:  # noqa: ANN401 - the result of the condition
-        async with asyncio.timeout(5):
-            while not (found := await condition()):  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(PACE / 2)
-        return found
-
     async def heard(self, phone: str) -> str:
-        async def last() -> str | None:
-            return self.network.calls_of(phone)[-1].heard
-
-        return str(await self.until(last))
+        await until(lambda: self.network.calls_of(phone)[-1].heard)
+        return str(self.network.calls_of(phone)[-1].heard)
 
     async def verified(self, started: dict[str, Any]) -> dict[str, Any]:
-        async def answer() -> dict[str, Any] | None:
-            checked = await self.check(started)
-            return checked if checked.get("verified") else None
-
-        found: dict[str, Any] = await self.until(answer)
-        return found
+        return await eventually(lambda: self.check(started), lambda answer: answer.get("verified"))
 
 
 @asynccontextmanager
@@ -250,7 +238,7 @@ async def test_after_a_busy_call_the_resend_uses_another_channel(redis: Redis, r
             state = (await sandbox.api.get(f"/verify/{first['verification_id']}")).json()
             return bool(state["call"]["status"] == "busy")
 
-        await sandbox.until(ended)
+        await eventually(ended)
         second = await sandbox.start(MagicNumber.BUSY, verification_id=first["verification_id"])
 
         assert second["verification_id"] == first["verification_id"]

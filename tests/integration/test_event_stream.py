@@ -28,10 +28,10 @@ from app.store.verifications import RedisVerificationStore
 from tests.ageing import age
 from tests.integration.conftest import sandbox_settings
 from tests.keys import stored
+from tests.waiting import PATIENCE, eventually, until
 
 PHONE = "+79001234567"
 UNKNOWN = "vrf_" + "0" * 23
-SOON = 5.0  # seconds
 Event = dict[str, str]
 PING: Event = {"": "ping"}
 
@@ -50,7 +50,7 @@ async def serve(settings: Settings, network: VirtualNetwork, heartbeat: float = 
     async with (
         LifespanManager(hasty) as manager,
         SandboxServer(manager.app) as server,
-        httpx.AsyncClient(base_url=server.url, timeout=SOON) as client,
+        httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client,
     ):
         yield client
 
@@ -70,7 +70,7 @@ class Stream:
 
     async def next(self) -> Event | None:
         event: Event = {}
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             async for line in self._lines:
                 if not line:
                     return event
@@ -109,11 +109,8 @@ async def wrong(api: httpx.AsyncClient, verification_id: str, network: VirtualNe
 
 
 async def hear(network: VirtualNetwork) -> str:
-    deadline = time.monotonic() + SOON
-    while not (heard := network.calls_of(PHONE)[-1].heard):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-    return str(heard)
+    await until(lambda: network.calls_of(PHONE)[-1].heard)
+    return str(network.calls_of(PHONE)[-1].heard)
 
 
 async def cancel(api: httpx.AsyncClient, verification_id: str) -> None:
@@ -179,10 +176,10 @@ async def test_a_stream_that_showed_a_resend_shows_its_refund_when_the_provider_
 async def read_until(
     api: httpx.AsyncClient, verification_id: str, is_there: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    async with asyncio.timeout(SOON):
-        while not is_there(state := dict((await api.get(f"/verify/{verification_id}")).json())):  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
-    return state
+    async def read() -> dict[str, Any]:
+        return dict((await api.get(f"/verify/{verification_id}")).json())
+
+    return await eventually(read, is_there)
 
 
 async def test_the_headers_of_a_stream_keep_proxies_from_buffering_it(api: httpx.AsyncClient) -> None:

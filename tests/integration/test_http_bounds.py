@@ -13,7 +13,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.server.http_protocol import HttpProtocol
-from tests.http_peer import HASTY, SOON, Echo, lenient_limits, served, statuses
+from tests.http_peer import HASTY, Echo, lenient_limits, served, statuses
+from tests.waiting import PATIENCE
 
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -69,7 +70,7 @@ async def test_trailers_over_the_limit_are_refused(trailers: list[bytes]) -> Non
         await asyncio.sleep(0.05)  # otherwise they arrive with the body, in one read
         for part in trailers:
             writer.write(part)
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             answer = await reader.read()
         assert problem_in(answer) == (431, "Request Header Fields Too Large")
         writer.close()
@@ -110,7 +111,7 @@ async def test_an_idle_connection_is_closed_even_if_empty_lines_arrive(later: by
         writer.write(WHOLE)
         answer = await reader.readuntil(b"\r\n\r\n")
         writer.write(later)
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             assert await reader.read() == b"0"
         writer.close()
         assert answer.startswith(b"HTTP/1.1 200 OK")
@@ -190,7 +191,7 @@ async def test_a_request_that_arrives_during_shutdown_is_answered_as_the_last_on
             connection.shutdown()
         writer.write(WHOLE)
 
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             answer = await reader.read()
         assert statuses(answer) == [200]
         assert b"connection: close\r\n" in answer
@@ -237,7 +238,7 @@ async def test_a_peer_that_reads_its_response_too_slowly_is_dropped() -> None:
         loop = asyncio.get_running_loop()
         with narrow(it.port) as peer:
             await loop.sock_sendall(peer, WHOLE)
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 while it.connections.all or not it.state.total_requests:
                     await loop.sock_recv(peer, 1)
                     await asyncio.sleep(0.05)
@@ -265,7 +266,7 @@ async def test_a_connection_without_a_tls_handshake_is_dropped(tmp_path: Path, h
     async with served(Echo(), certificate=tmp_path) as it:
         reader, writer = await it.connect(plain=True)
         writer.write(hello)
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             with suppress(ConnectionError):
                 await reader.read()
         await it.until_none_is_open()
@@ -276,7 +277,7 @@ async def test_plain_http_on_the_tls_port_is_dropped_and_tls_still_works(tmp_pat
     async with served(Echo(), certificate=tmp_path) as it:
         reader, writer = await it.connect(plain=True)
         writer.write(WHOLE)
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             with suppress(ConnectionError):
                 assert b"HTTP" not in await reader.read()
         writer.close()
@@ -294,7 +295,7 @@ async def test_invalid_tls_data_during_a_request_is_logged_as_an_event_and_not_a
         await Echo()(scope, receive, send)
 
     async with served(slow, limits=lenient_limits(), certificate=tmp_path) as it:
-        with socket.create_connection(("127.0.0.1", it.port), timeout=SOON) as plain, plain.dup() as below:
+        with socket.create_connection(("127.0.0.1", it.port), timeout=PATIENCE) as plain, plain.dup() as below:
             assert it.trust
             with await asyncio.to_thread(it.trust.wrap_socket, plain, server_hostname="localhost") as peer:
                 await asyncio.to_thread(peer.sendall, WHOLE)
@@ -340,7 +341,7 @@ async def test_data_after_tls_close_notify_takes_no_memory(tmp_path: Path) -> No
         writer.transport.pause_reading()  # type: ignore[attr-defined] # the response is not read, so that sending it lasts
         writer.write(outgoing.read())
         before = resident_bytes()
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             for _ in range(100):
                 writer.write(b"\x17\x03\x03\x40\x00" + b"x" * 1_000_000)
                 await writer.drain()
@@ -355,7 +356,7 @@ async def test_empty_lines_do_not_keep_a_connection_open() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         with suppress(ConnectionError):
-            while not reader.at_eof() and loop.time() < began + SOON:
+            while not reader.at_eof() and loop.time() < began + PATIENCE:
                 writer.write(b"\r\n")
                 await asyncio.sleep(0.05)
                 with suppress(TimeoutError):
@@ -375,7 +376,7 @@ async def test_over_the_limit_of_idle_connections_the_longest_idle_one_is_closed
             await ask_again(reader, writer)
         peers += [await it.connect() for _ in range(2)]
         for gone in (peers[0], peers[2]):
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 with suppress(ConnectionError):
                     assert await gone[0].read() == b""
         for kept in (peers[1], *peers[3:]):
@@ -384,7 +385,7 @@ async def test_over_the_limit_of_idle_connections_the_longest_idle_one_is_closed
 
 async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(WHOLE)
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(PATIENCE):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
         assert await reader.read(1) == b"0"
 
@@ -397,7 +398,7 @@ async def test_new_connections_do_not_close_one_with_a_request_in_progress() -> 
         writer.write(b"body")  # the request is complete: now the server must respond
         for _ in range(6):
             await it.connect()
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
         assert len(it.connections.all) <= 3
 
@@ -443,7 +444,7 @@ async def test_the_rest_of_a_body_is_not_read_after_a_refusal(
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n")
         sent = 0
         with suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 while sent < 100_000_000:
                     writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                     await writer.drain()
@@ -495,7 +496,7 @@ async def test_a_disconnect_during_a_request_body_logs_no_application_error(
         with suppress(ssl.SSLWantReadError):
             tls.unwrap()
         writer.write(outgoing.read())  # in one packet with close_notify
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             await reader.read()
         await it.until_none_is_open()
     assert not [record for record in caplog.records if record.name.startswith("app.")]

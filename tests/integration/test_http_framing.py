@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from app.server.http_parser import HttpError, parse_head
-from tests.http_peer import SOON, Echo, lenient_limits, served, statuses
+from tests.http_peer import Echo, lenient_limits, served, statuses
+from tests.waiting import PATIENCE
 
 INNER = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -283,7 +284,7 @@ async def test_a_client_that_half_closed_its_connection_gets_its_responses(
 
         def ask() -> bytes:
             with ExitStack() as stack:
-                plain = stack.enter_context(socket.create_connection(("127.0.0.1", it.port), timeout=SOON))
+                plain = stack.enter_context(socket.create_connection(("127.0.0.1", it.port), timeout=PATIENCE))
                 below = stack.enter_context(plain.dup())
                 peer = plain
                 if it.trust:
@@ -304,7 +305,7 @@ async def test_a_client_that_sent_close_notify_gets_its_response(tmp_path: Path)
 
         async def exchange() -> bool:
             writer.write(outgoing.read())
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 incoming.write(got := await reader.read(65536))
             return bool(got)
 
@@ -326,7 +327,7 @@ async def test_expect_100_continue_gets_one_interim_response() -> None:
     async with served(echo, limits=lenient_limits()) as it:
         reader, writer = await it.connect()
         writer.write(with_length(b"Expect: 100-Continue", body=b"hello")[:-5])
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(b"hello")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import httpx
@@ -32,12 +33,12 @@ from tests.integration.test_verification import PHONE, hear, wrong
 from tests.keys import stored
 from tests.limit_keys import read_limit
 from tests.redis_commands import stoppable, stopped
+from tests.waiting import PATIENCE, eventually, until
 
 OTHER_PHONE = "+79007654321"
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 SHOP, BANK = "not-a-real-key-1", "not-a-real-key-2"
 CLAIMS = "pv3{i:*"
-SOON = 10.0  # seconds
 COUNTING_STEPS = [(RedisRateLimiter, "acquire"), (RedisVerificationStore, "start")]  # on one server the second does it
 
 
@@ -315,11 +316,7 @@ async def test_the_response_of_a_refused_request_is_not_kept(
 
 async def claims_of(redis: Redis) -> list[bytes | str]:
     """Wait until a request has claimed its key; return the names of the claims."""
-    for _ in range(200):
-        if names := list(await redis.keys(CLAIMS)):
-            return names
-        await asyncio.sleep(0.005)
-    raise AssertionError("nothing was claimed")
+    return list(await eventually(lambda: redis.keys(CLAIMS)))
 
 
 async def test_the_claim_of_a_killed_request_expires(
@@ -376,6 +373,10 @@ def events(caplog: pytest.LogCaptureFixture) -> set[str]:
     return {record.message for record in caplog.records}
 
 
+def has_total(counts: set[int], limit: Mapping[str, Any]) -> bool:
+    return limit["total"] in counts
+
+
 @pytest.fixture
 def start_blocked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Block every start before it acquires anything; the event is set once a start is blocked."""
@@ -383,7 +384,7 @@ def start_blocked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
     async def hold(*_: object) -> None:
         reached.set()
-        await asyncio.sleep(SOON)
+        await asyncio.Event().wait()
 
     for owner, step in (*COUNTING_STEPS, (RedisIdempotency, "begin")):
         monkeypatch.setattr(owner, step, hold)
@@ -399,13 +400,14 @@ async def cancel_request(request: "asyncio.Task[httpx.Response]") -> None:
 async def wait_until_released(redis: Redis) -> list[bytes | str]:
     """Wait until no request is claimed; return the names of those of which it is noted what was begun."""
     await wait_until_claimed(redis, claimed=False)
-    return list(await redis.keys(CLAIMS))  # one of them may just have been deleted
+    return list(await redis.keys(CLAIMS))
 
 
 async def wait_until_claimed(redis: Redis, *, claimed: bool = True) -> None:
-    async with asyncio.timeout(SOON):  # longer than the claim of a request that has not heard of it
-        while claimed != any([await redis.hexists(name, "claimed_until") for name in await redis.keys(CLAIMS)]):  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
+    async def claims() -> list[bytes | str]:
+        return [name for name in await redis.keys(CLAIMS) if await redis.hexists(name, "claimed_until")]
+
+    await eventually(claims, lambda names: bool(names) == claimed)
 
 
 async def test_a_start_canceled_before_the_provider_request_releases_its_claim(
@@ -429,9 +431,7 @@ async def test_the_claim_of_a_canceled_start_expires_within_seconds_if_redis_han
 
     async with stopped(redis):
         await cancel_request(request)
-        async with asyncio.timeout(SOON):
-            while "store.not_written" not in events(caplog):  # noqa: ASYNC110 - a log has no event to wait for
-                await asyncio.sleep(0.05)
+        await until(lambda: "store.not_written" in events(caplog))
 
 
 async def test_a_retry_of_a_start_canceled_during_the_provider_request_places_no_second_call(
@@ -458,9 +458,8 @@ async def test_a_code_chosen_by_the_provider_is_stored_once_redis_answers_again(
     record_call = RedisVerificationStore.record_call
 
     async with run(create_app(sandbox_settings(redis_url, redis=short, channels=["flash_call"]), network)) as api:
-        async with asyncio.timeout(SOON):  # a busy machine may not connect within the short time-out
-            while (await start(api, OTHER_PHONE, "other")).status_code != 201:  # noqa: ASYNC110 - nothing says when it can
-                await asyncio.sleep(0.1)
+        # A busy machine may not connect within the short time-out.
+        await eventually(lambda: start(api, OTHER_PHONE, "other"), lambda answer: answer.status_code == 201)
         async with stoppable(redis) as stop:
 
             async def hangs(store: RedisVerificationStore, *arguments: Any) -> object:  # noqa: ANN401 - passed on
@@ -471,7 +470,7 @@ async def test_a_code_chosen_by_the_provider_is_stored_once_redis_answers_again(
                 patched.setattr(RedisVerificationStore, "record_call", hangs)
                 assert_problem(await start(api, phone), 503, "store-unavailable")
         repeated = await start(api, phone)
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             while repeated.status_code in {409, 503}:
                 await asyncio.sleep(0.2)
                 repeated = await start(api, phone)
@@ -535,11 +534,7 @@ async def test_a_repeated_start_of_an_unconfirmed_call_is_replayed_and_not_place
 
 async def placed(network: VirtualNetwork, phone: str) -> None:
     """Wait until the provider has placed a call to the phone."""
-    for _ in range(200):
-        if network.calls_of(phone):
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("no call was placed")
+    await until(lambda: network.calls_of(phone))
 
 
 async def test_a_retry_of_a_start_killed_after_its_call_reports_the_call_and_places_no_second_one(
@@ -632,9 +627,8 @@ async def test_a_start_that_was_paused_until_a_retry_replaced_it_places_no_secon
     monkeypatch.setattr(RedisIdempotency, "begin", paused_once)
     late = asyncio.create_task(start(api))
     await reached.wait()
-    async with asyncio.timeout(SOON):  # both run concurrently, so the journal may be reached before the reservation
-        while not await redis.keys("pv3{*}:p:*"):  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
+    # Both run concurrently, so the journal may be reached before the reservation.
+    await eventually(lambda: redis.keys("pv3{*}:p:*"))
     await age(redis, timedelta(seconds=61))
     answered = await asyncio.gather(*(start(api) for _ in range(20)))
     resumed.set()
@@ -686,7 +680,7 @@ async def test_a_right_check_whose_response_was_lost_returns_the_token_when_it_i
         with monkeypatch.context() as patched:
             patched.setattr(RedisVerificationStore, step, hangs)
             assert_problem(await post(quick_api, "/verify/check", "check", body), 503, "store-unavailable")
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(PATIENCE):
         while (repeated := await post(quick_api, "/verify/check", "check", body)).status_code != 200:
             assert repeated.status_code in {
                 409,
@@ -782,7 +776,7 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
     assert_problem(answer, 503, "store-unavailable")
     assert took < 1.95
     assert network.calls_of(PHONE) == []
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(PATIENCE):
         while (answer := await start(quick_api)).status_code != 201:
             assert answer.status_code in {
                 409,
@@ -794,9 +788,8 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
 
     key = derive_key(settings.names_secret, "phone")
     for limit, subject, count in (("calls_per_range", range_of(Phone(PHONE)), 1), ("calls_per_day", "everybody", 2)):
-        async with asyncio.timeout(SOON):
-            while (await read_limit(redis, stored(name_limit(key, limit, subject))))["total"] != count:  # noqa: ASYNC110 - refunds come later
-                await asyncio.sleep(0.1)
+        name = stored(name_limit(key, limit, subject))
+        await eventually(partial(read_limit, redis, name), partial(has_total, {count}))  # refunds come later
 
 
 async def test_a_start_continues_if_its_claim_expired_and_no_other_request_has_it(
@@ -850,7 +843,7 @@ async def test_a_response_that_could_not_be_kept_is_kept_once_redis_answers_agai
         code = await hear(api)
     monkeypatch.setattr(RedisIdempotency, "keep", fails_once)
     first = await send()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (again := await send()).status_code == 409:  # noqa: ASYNC110 - the background keeps it
             await asyncio.sleep(0.1)
 

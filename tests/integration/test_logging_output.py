@@ -1,13 +1,11 @@
 """The log: one line per request, one format for all loggers, and no code, phone, token or key in any line."""
 
-import asyncio
 import hashlib
 import io
 import json
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,9 @@ from app.telemetry.logging import configure_logging
 from app.tokens import generate_keys
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
 from tests.integration.test_fault_table import KEY, production_settings
+from tests.integration.test_verification import hear
 from tests.log_events import COMMON_FIELDS, documented
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SHOP, OPERATOR = "pvk_not-a-real-key-of-a-shop", "pvk_not-a-real-key-of-an-operator"
@@ -152,22 +152,10 @@ def test_a_terminal_gets_text_and_anything_else_json(monkeypatch: pytest.MonkeyP
         assert "thing.happened" in text.getvalue()
 
 
-async def heard(api: httpx.AsyncClient, phone: str) -> str:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        calls = (await api.get(f"/sandbox/phones/{phone}/calls")).json()["calls"]
-        if calls and (code := calls[-1]["heard"]):
-            return str(code)
-        await asyncio.sleep(0.01)
-    raise TimeoutError(phone)
-
-
 async def logs(logged: io.StringIO, event: str) -> dict[str, Any]:
     """Return the first line of an event, once there is one."""
-    async with asyncio.timeout(5):
-        while not (found := [line for line in lines(logged) if line["event"] == event]):  # noqa: ASYNC110 - the condition is met by background work
-            await asyncio.sleep(0.01)
-    return found[0]
+    await until(lambda: event in {line["event"] for line in lines(logged)})
+    return next(line for line in lines(logged) if line["event"] == event)
 
 
 def story(logged: io.StringIO, search: str) -> list[str]:
@@ -181,7 +169,7 @@ async def test_a_search_for_the_id_finds_the_whole_story_in_order(api: httpx.Asy
     verification_id = (await api.post("/verify/start", json={"phone": PHONE})).json()["verification_id"]
     await api.post("/verify/start", json={"phone": OTHER})
     await api.post("/verify/check", json={"verification_id": verification_id, "code": "000000"})
-    code = await heard(api, PHONE)
+    code = await hear(api, PHONE)
     await logs(logged, "call.ended")
     await api.post("/verify/check", json={"phone": PHONE, "code": code})
     await api.post("/verify/check", json={"verification_id": verification_id, "code": code})
@@ -353,7 +341,7 @@ async def test_no_log_line_contains_a_code_a_phone_a_token_or_a_key(
                 "/verify/check", json={"phone": phone, "code": code}, headers={"Idempotency-Key": f"k{code}"}
             )
             secrets.append(code)
-    code = await heard(api, PHONE)
+    code = await hear(api, PHONE)
     secrets.append(code)
     verified = (await api.post("/verify/check", json={"phone": PHONE, "code": code})).json()
     assert verified["verified"]

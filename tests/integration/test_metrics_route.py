@@ -1,8 +1,6 @@
 """``GET /metrics`` of the whole application: access, content, and what must never be in it."""
 
-import asyncio
 import hashlib
-import time
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
@@ -17,7 +15,9 @@ from app.sandbox.network import VirtualNetwork
 from app.settings import Settings, load_settings
 from app.tokens import generate_keys
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
+from tests.integration.test_verification import hear
 from tests.unit.test_metrics_series import Seen
+from tests.waiting import eventually
 
 PHONE = "+79001234567"
 READER, OPERATOR, CLIENT = "not-a-real-reader", "not-a-real-operator", "not-a-real-client"
@@ -54,47 +54,32 @@ async def test_a_start_and_its_checks_are_counted_and_timed(api: httpx.AsyncClie
     assert now("store_failures_total") == 0
 
 
-async def heard(api: httpx.AsyncClient, phone: str) -> str:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        calls = (await api.get(f"/sandbox/phones/{phone}/calls")).json()["calls"]
-        if calls and (code := calls[-1]["heard"]):
-            return str(code)
-        await asyncio.sleep(0.01)
-    raise TimeoutError(phone)
-
-
-async def until(api: httpx.AsyncClient, condition: Callable[[Seen], object], seconds: float = 10) -> Seen:
-    """Scrape until the condition is true."""
-    deadline = time.monotonic() + seconds
-    while not condition(now := await scrape(api)):
-        assert time.monotonic() < deadline, "the condition never became true"
-        await asyncio.sleep(0.05)
-    return now
+async def scrape_until(api: httpx.AsyncClient, condition: Callable[[Seen], object]) -> Seen:
+    return await eventually(lambda: scrape(api), condition)
 
 
 async def test_the_metrics_count_a_verification_its_call_its_success_and_its_cost(api: httpx.AsyncClient) -> None:
     await api.post("/verify/start", json={"phone": PHONE})
     await api.post("/verify/start", json={"phone": PHONE})  # too soon
-    code = await heard(api, PHONE)
+    code = await hear(api, PHONE)
     await api.post(
         "/verify/check", json={"phone": PHONE, "code": "1" * len(code) if code[0] != "1" else "2" * len(code)}
     )
     await api.post("/verify/check", json={"phone": PHONE, "code": code})
 
-    now = await until(api, lambda now: now("calls_ended_total", channel="voice", status="completed"))
+    now = await scrape_until(api, lambda now: now("calls_ended_total", channel="voice", status="completed"))
     assert now("verifications_started_total", channel="voice") == 1
     assert now("calls_placed_total", channel="voice", status="initiated") == 1
     assert now("limits_hit_total", limit="call_cooldown") == 1
     assert now("wrong_codes_total") == 1
     assert now("verifications_ended_total", status="verified") == 1
 
-    now = await until(api, lambda now: now("calls_today"))
+    now = await scrape_until(api, lambda now: now("calls_today"))
     assert (now("calls_today"), now("spend_today_rub")) == (1, 3)
 
 
 async def test_the_metrics_show_balance_circuit_and_background_lag(api: httpx.AsyncClient) -> None:
-    now = await until(api, lambda now: now("balance_rub") is not None)
+    now = await scrape_until(api, lambda now: now("balance_rub") is not None)
 
     assert (now("balance_rub") or 0) > 0
     assert (now("balance_minimum_rub"), now("balance_warning_rub")) == (10, 100)
@@ -140,7 +125,7 @@ async def test_no_input_of_a_caller_creates_a_series(api: httpx.AsyncClient, net
             await api.post("/verify/start", json={"phone": f"+7921{number:03}0000", "client_ip": f"192.0.2.{number}"})
             await api.post("/verify/check", json={"verification_id": f"vrf_{number:023x}", "code": f"{number:06}"})
             await api.post("/verify/check", json={"phone": f"+7921{number:03}0000", "code": f"{number:06}"})
-        await until(api, lambda now: now("client_spend_today_rub", client="sandbox"))
+        await scrape_until(api, lambda now: now("client_spend_today_rub", client="sandbox"))
         text = (await api.get("/metrics")).text
         # Without the values, which may have any digits.
         series = "\n".join(line.rpartition(" ")[0].lower() for line in text.splitlines())

@@ -1,6 +1,5 @@
 """What applies to every route: API keys, errors, request ids, headers."""
 
-import asyncio
 import gc
 import hashlib
 import json
@@ -23,6 +22,7 @@ from app.settings import Settings
 from app.tokens import generate_keys
 from tests.http_peer import Echo, served
 from tests.integration.conftest import keys_of_requests, run, sandbox_settings
+from tests.waiting import eventually
 
 PHONE = "+79001234567"
 SHOP, SHOP_NEXT, BANK = "not-a-real-key-1", "not-a-real-key-2", "not-a-real-key-3"
@@ -120,9 +120,8 @@ async def test_probes_and_docs_need_no_key(guarded: httpx.AsyncClient) -> None:
     ["/livez", "/readyz", "/openapi.json", "/docs", "/problems/unauthorized", "/verify/vrf_0", "/nowhere", "/demo"],
 )
 async def test_head_gets_the_response_of_get_without_the_body(api: httpx.AsyncClient, path: str) -> None:
-    async with asyncio.timeout(5):  # the first reading of the balance changes the response of /readyz
-        while (await api.get("/readyz")).json()["balance"] == "unknown":  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
+    # The first reading of the balance changes the response of /readyz.
+    await eventually(lambda: api.get("/readyz"), lambda answer: answer.json()["balance"] != "unknown")
     got, headed = await api.get(path), await api.head(path)
 
     def compared(answer: httpx.Response) -> dict[str, str]:

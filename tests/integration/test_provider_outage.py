@@ -1,7 +1,6 @@
 """A provider that fails, or a low balance: starts are refused without a provider request until it is over."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,18 +14,13 @@ from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import MagicNumber
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
+from tests.waiting import eventually
 
 PHONE = "+79031234567"
 
 
 async def start(api: httpx.AsyncClient, phone: str) -> httpx.Response:
     return await api.post("/verify/start", json={"phone": phone})
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(15):
-        while not await condition():  # noqa: ASYNC110 - the condition is met by background work
-            await asyncio.sleep(0.05)
 
 
 async def test_the_circuit_breaker_opens_on_timeouts_and_closes_after_a_successful_trial(
@@ -90,7 +84,7 @@ async def test_below_the_minimum_balance_no_call_is_placed_until_a_top_up(
             await age(redis, timedelta(seconds=60))
             return bool(await level() == "ok")
 
-        await until(is_low)
+        await eventually(is_low)
         refused = await start(api, PHONE)
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/balance-too-low")
         assert network.calls_of(PHONE) == []
@@ -98,5 +92,5 @@ async def test_below_the_minimum_balance_no_call_is_placed_until_a_top_up(
         assert not await redis.keys("pv3{l[i:]*")  # no limit was used
 
         network.balance += 500
-        await until(is_paid)
+        await eventually(is_paid)
         assert (await start(api, PHONE)).status_code == 201

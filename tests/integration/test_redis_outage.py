@@ -14,6 +14,7 @@ from app.sandbox.embedded import EmbeddedServer
 from app.sandbox.network import VirtualNetwork
 from app.store.connection import connect
 from tests.integration.conftest import run, sandbox_settings
+from tests.waiting import eventually
 
 PHONE = "+79001234567"
 
@@ -67,10 +68,7 @@ async def test_a_killed_redis_is_a_503_until_it_is_restarted(
     assert (ready.status_code, (await api.get("/livez")).status_code) == (503, 200)
     assert ready.json()["reasons"]
 
-    for _ in range(100):
-        if (await api.get("/readyz")).status_code == 200:
-            break
-        await asyncio.sleep(0.05)
+    await eventually(lambda: api.get("/readyz"), lambda answer: answer.status_code == 200)
     assert (await api.post("/verify/start", json={"phone": PHONE})).status_code == 201
 
 

@@ -35,6 +35,7 @@ from tests.attempts import attempts_on
 from tests.integration.conftest import run, sandbox_settings
 from tests.limiters import make_limiter
 from tests.policies import make_policy
+from tests.waiting import PATIENCE, eventually
 
 KEY = b"a key of the tests, known to all"
 PHONE = "+79001234567"
@@ -64,7 +65,7 @@ class Server:
             *("--unixsocket", str(self.socket), "--save", "", "--maxmemory-policy", "noeviction"),
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         with SyncRedis(port=self.port) as client:
             while True:
                 try:
@@ -233,11 +234,7 @@ async def lose_the_disk(admin: Redis, server: Server) -> None:
     shutil.rmtree(server.folder)
     await admin.config_set("save", "3600 1")
     await admin.bgsave()
-    for _ in range(200):
-        if (await admin.info("persistence"))["rdb_last_bgsave_status"] != "ok":
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("Redis could save")
+    await eventually(lambda: admin.info("persistence"), lambda info: info["rdb_last_bgsave_status"] != "ok")
 
 
 async def lose_the_replicas(admin: Redis, _: Server) -> None:

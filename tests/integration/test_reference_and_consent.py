@@ -21,6 +21,7 @@ from app.settings import Settings
 from tests.ageing import age
 from tests.integration.conftest import SECRET_KEY, run, sandbox_settings
 from tests.integration.test_verification import PHONE, check, hear, wrong
+from tests.waiting import eventually
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 REFERENCE = "Заказ № 1024 | 50%"
@@ -48,13 +49,12 @@ async def start(api: httpx.AsyncClient, key: str | None = None, **fields: object
 
 async def sent(api: httpx.AsyncClient, kind: str) -> dict[str, Any]:
     """Return the data of the first webhook of a type, when it was sent."""
-    async with asyncio.timeout(10):
-        while True:
-            for attempt in (await api.get("/sandbox/events")).json()["attempts"]:
-                if attempt["event"]["type"] == kind:
-                    data: dict[str, Any] = attempt["event"]["data"]
-                    return data
-            await asyncio.sleep(0.05)
+
+    async def found() -> list[dict[str, Any]]:
+        attempts = (await api.get("/sandbox/events")).json()["attempts"]
+        return [attempt["event"]["data"] for attempt in attempts if attempt["event"]["type"] == kind]
+
+    return (await eventually(found))[0]
 
 
 def command(redis_url: str, *arguments: str) -> str:

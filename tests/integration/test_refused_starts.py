@@ -31,10 +31,11 @@ from app.verification.fraud_guard import range_of
 from app.verification.keys import derive_key
 from app.verification.phone import Phone
 from tests.ageing import age
-from tests.integration.conftest import PACE, run, sandbox_settings
+from tests.integration.conftest import run, sandbox_settings
 from tests.integration.test_verification import PHONE, wrong
 from tests.keys import stored
 from tests.limit_keys import block_subject, fill_limit, is_limit, read_limit
+from tests.waiting import until
 from tests.webhook_events import now_ms, outbox_key
 
 HOME, STRANGE = "192.0.2.7", "198.51.100.9"  # addresses: of the end user, and of the attacker who floods
@@ -82,10 +83,8 @@ class RunningService:
 
     async def hear(self) -> str:
         """Wait until the last call to the phone is answered, and return the code."""
-        async with asyncio.timeout(5):
-            while not (heard := self.network.calls_of(PHONE)[-1].heard):  # noqa: ASYNC110 - the network has no events
-                await asyncio.sleep(PACE)
-        return heard
+        await until(lambda: self.network.calls_of(PHONE)[-1].heard)
+        return str(self.network.calls_of(PHONE)[-1].heard)
 
     async def events(self) -> list[str]:
         """Return the types of all webhook events of all clients, oldest first."""

@@ -17,6 +17,7 @@ from app.sandbox.numbers import MagicNumber
 from app.settings import Settings
 from tests.integration.conftest import sandbox_settings
 from tests.keys import stored
+from tests.waiting import PATIENCE
 
 PHONE, OTHER = "+79161234567", "+79031234567"
 PRICES = {"price_rub": "3", "unanswered_prices_rub": "voice:0.30,reverse_call:0", "prices_rub": "flash_call:0.60"}
@@ -52,7 +53,7 @@ async def recount(environment: dict[str, str], *options: str, day: object = None
 
 async def until_they_agree(environment: dict[str, str], condition: str) -> str:
     """Recount until a figure is reached: calls end, and are counted within a second."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while True:
         code, output = await recount(environment)
         if code == 0 and condition in output:

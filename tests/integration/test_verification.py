@@ -15,7 +15,8 @@ from app.main import create_app
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import MagicNumber
 from tests.ageing import age
-from tests.integration.conftest import PACE, run, sandbox_settings
+from tests.integration.conftest import run, sandbox_settings
+from tests.waiting import eventually
 
 PHONE = "+79001234567"
 
@@ -30,12 +31,12 @@ async def check(api: httpx.AsyncClient, verification_id: str, code: str) -> http
 
 async def hear(api: httpx.AsyncClient, phone: str = PHONE) -> str:
     """Wait for the phone to be answered, and return what it last heard."""
-    for _ in range(200):
+
+    async def last() -> str | None:
         calls = (await api.get(f"/sandbox/phones/{phone}/calls")).json()["calls"]
-        if calls and calls[-1]["heard"]:
-            return str(calls[-1]["heard"])
-        await asyncio.sleep(PACE / 2)
-    raise AssertionError("nothing was heard")
+        return calls[-1]["heard"] if calls else None
+
+    return str(await eventually(last))
 
 
 async def own_keys(redis: Redis) -> list[str]:

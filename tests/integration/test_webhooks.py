@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,6 +34,7 @@ from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 from tests.ageing import age
+from tests.waiting import PATIENCE, eventually, until
 from tests.webhook_events import add_events, add_expiries, retries_key, sizes
 
 ROOT = Path(__file__).parents[2]
@@ -117,19 +118,9 @@ async def add(redis: Redis, number: int = 1, *, client: str = "shop", kind: str 
     await add_events(redis, number, buckets=["0a1", "0a2", "fff"], **facts)  # type: ignore[arg-type] # mypy takes the texts for each option
 
 
-async def until(condition: Callable[[], object], seconds: float = 15) -> None:  # longer than a lease
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
 async def wait_until_delivered(redis: Redis, *, dead: int = 0) -> None:
     """Wait until no delivery is pending; ``dead`` is the expected number of dead letters."""
-    deadline = time.monotonic() + 5
-    while await sizes(redis) != (0, 0, dead, dead):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
+    await eventually(lambda: sizes(redis), lambda found: found == (0, 0, dead, dead))
 
 
 async def test_events_are_delivered_signed_and_then_deleted(redis: Redis, receiver: Receiver, url: str) -> None:
@@ -234,9 +225,10 @@ async def test_an_event_of_a_client_unknown_to_an_older_worker_is_not_lost(
 ) -> None:
     await add(redis)
     async with delivering(redis, {"bank": endpoint(url)}, schedule=(timedelta(seconds=0.05),) * 100):
-        deadline = time.monotonic() + 5
-        while b"|the client has no endpoint" not in b"".join(await redis.zrange(retries_key("0a1"), 0, -1)):  # type: ignore[arg-type] # without scores
-            assert time.monotonic() < deadline
+        await eventually(
+            lambda: redis.zrange(retries_key("0a1"), 0, -1),
+            lambda events: b"|the client has no endpoint" in b"".join(events),  # type: ignore[arg-type] # without scores
+        )
     async with delivering(redis, {"shop": endpoint(url)}):
         await until(lambda: receiver.events)
 
@@ -260,10 +252,7 @@ async def test_a_slow_endpoint_does_not_delay_others(redis: Redis, receiver: Rec
         await until(lambda: len(receiver.events) == 10)
         assert receiver.most["/stall"] == 2
         assert receiver.most["/quick"] <= 2
-        deadline = time.monotonic() + 5
-        while (await outbox.gauges())["webhooks_pending"] != 40:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.005)
+        await eventually(outbox.gauges, lambda gauges: gauges["webhooks_pending"] == 40)
         assert (await outbox.gauges())["webhooks_dead"] == 0
 
 
@@ -285,7 +274,7 @@ async def test_a_stopping_worker_finishes_its_deliveries_in_flight(redis: Redis,
     await add(redis)
     async with SandboxServer(Starlette(routes=[Route("/", answer, methods=["POST"])])) as server:
         async with delivering(redis, {"shop": endpoint(f"{server.url}/")}):
-            await asyncio.wait_for(slow.wait(), 5)
+            await asyncio.wait_for(slow.wait(), PATIENCE)
         assert await sizes(redis) == (0, 0, 0, 0)
 
 
@@ -294,7 +283,7 @@ async def test_a_delivery_not_finished_before_shutdown_is_taken_over_by_another_
 ) -> None:
     await add(redis)
     async with delivering(redis, {"shop": endpoint(f"{url}/stall")}, grace=0):
-        await asyncio.wait_for(receiver.stalled.wait(), 5)
+        await asyncio.wait_for(receiver.stalled.wait(), PATIENCE)
     await age(redis, timedelta(minutes=1))
 
     async with delivering(redis, {"shop": endpoint(url)}):
@@ -315,7 +304,7 @@ from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 redis_url, url, secret = sys.argv[1:]
 async def main():
-    outbox = RedisOutbox(ScriptRunner(connect_any(redis_url, timeout=1), timeout=1))
+    outbox = RedisOutbox(ScriptRunner(connect_any(redis_url, timeout=20), timeout=20))
     endpoint = WebhookEndpoint(url, (parse_secret(secret),))
     background = Background()
     async with WebhookDeliverer(outbox, {"shop": endpoint}, sender=WebhookSender(allow_private=True)) as deliverer:
@@ -334,7 +323,7 @@ async def test_the_events_of_a_killed_worker_are_delivered_by_another(
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER, redis_url, f"{url}/stall", SECRET), cwd=ROOT
     )
-    await asyncio.wait_for(receiver.stalled.wait(), 20)
+    await asyncio.wait_for(receiver.stalled.wait(), PATIENCE)
     os.kill(worker.pid, signal.SIGKILL)
     await worker.wait()
     assert await sizes(redis) == (0, 1, 0, 0)
@@ -361,7 +350,7 @@ async def test_delivery_continues_after_a_redis_outage_without_a_restart(
         await add(redis)
         await until(lambda: len(receiver.events) == 1)
         os.kill(int((await redis.info("server"))["process_id"]), signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while len(receiver.events) < 2:
             assert time.monotonic() < deadline
             with suppress(Exception):

@@ -1,8 +1,7 @@
 """Webhook events on a real cluster: each is delivered once, also after a node has failed or a slot has moved."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -26,6 +25,7 @@ from tests.keys import stored
 from tests.policies import make_policy
 from tests.redis_cluster import Cluster
 from tests.starting import start
+from tests.waiting import until
 
 POLICY = make_policy()
 ENDPOINTS = {"shop": WebhookEndpoint("https://shop.example/hook", (b"s" * 24,))}
@@ -98,13 +98,6 @@ async def cancel_one(store: RedisVerificationStore, number: int) -> list[str]:
 def slot_of(event_id: str) -> int:
     slot: int = key_slot(stored(outbox_key(event_id[4:7])).encode())
     return slot
-
-
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def test_the_events_of_all_nodes_are_delivered_once(store: RedisVerificationStore, outbox: RedisOutbox) -> None:

@@ -1,10 +1,10 @@
 """Log lines that are written together."""
 
-import asyncio
 import io
 import json
 
 from app.telemetry.logging import LineBuffer
+from tests.waiting import until
 
 
 class CountingStream(io.StringIO):
@@ -24,7 +24,7 @@ async def test_lines_of_a_moment_are_written_in_one_write_and_in_order() -> None
     for number in range(100):
         buffer.write_later({"line": number})
     assert stream.getvalue() == ""
-    await asyncio.sleep(0.05)
+    await until(stream.getvalue)
 
     assert stream.getvalue().splitlines() == [f'{{"line": {number}}}' for number in range(100)]
     assert stream.writes == 1

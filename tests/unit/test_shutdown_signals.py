@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.server.shutdown import stop_signals
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ async def test_a_signal_sets_the_event_and_is_passed_to_the_server(handled: list
     with stop_signals(stopping):
         assert not stopping.is_set()
         signal.raise_signal(signal.SIGTERM)
-        await asyncio.wait_for(stopping.wait(), 1)
+        await asyncio.wait_for(stopping.wait(), PATIENCE)
     assert handled == [signal.SIGTERM]
 
 

@@ -1,8 +1,6 @@
 """The webhook delivery loop: failures of the store and the sender, and the retry schedule."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -15,6 +13,7 @@ from app.webhooks.deliverer import WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import Attempt, Outcome, WebhookSender
 from tests.unit.test_webhooks_endpoint import EVENT
+from tests.waiting import until
 
 ENDPOINTS = {"shop": WebhookEndpoint("https://shop.example/hook", (b"s" * 24,))}
 
@@ -65,13 +64,6 @@ async def running(outbox: FakeOutbox, sender: WebhookSender) -> AsyncIterator[No
         background.add("webhooks", deliverer.step)
         async with background:
             yield
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("step", ["take", "done"])

@@ -6,9 +6,10 @@ import time
 import pytest
 
 from app.webhooks.lanes import Lane, LaneFull, make_lanes
+from tests.waiting import PATIENCE
 
 
-async def hold(lane: Lane, seconds: float = 10) -> None:
+async def hold(lane: Lane, seconds: float = 60) -> None:
     async with lane.slot():
         await asyncio.sleep(seconds)
 
@@ -20,7 +21,7 @@ async def pause_of(lane: Lane) -> float:
 
 
 async def test_no_more_deliveries_than_slots_run_concurrently() -> None:
-    lane = Lane(slots=3, places=20, timeout=5)
+    lane = Lane(slots=3, places=20, timeout=60)
     now = most = 0
 
     async def deliver() -> None:
@@ -36,11 +37,11 @@ async def test_no_more_deliveries_than_slots_run_concurrently() -> None:
 
 
 async def test_a_lane_beyond_its_places_is_full_until_a_delivery_ends() -> None:
-    lane = Lane(slots=1, places=2, timeout=5)
+    lane = Lane(slots=1, places=2, timeout=60)
     held = [asyncio.create_task(hold(lane)) for _ in range(2)]
     await asyncio.sleep(0)
 
-    assert await asyncio.wait_for(pause_of(lane), 1) > 0
+    assert await asyncio.wait_for(pause_of(lane), PATIENCE) > 0
     for task in held:
         task.cancel()
     await asyncio.wait(held)
@@ -52,7 +53,7 @@ async def test_a_delivery_waits_for_a_slot_no_longer_than_the_timeout() -> None:
     held = asyncio.create_task(hold(lane))
     await asyncio.sleep(0)
 
-    assert await asyncio.wait_for(pause_of(lane), 1) > 0
+    assert await asyncio.wait_for(pause_of(lane), PATIENCE) > 0
     held.cancel()
 
 
