@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from app.cli import main
+from tests.waiting import PATIENCE, wait_until
 
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def free_port() -> int:
 
 def wait_for(found: Callable[[], object], log: Path) -> None:
     """Wait until something is true; otherwise show the log."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not found():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
@@ -51,7 +52,8 @@ def wait_for(found: Callable[[], object], log: Path) -> None:
 
 def open_api(base_url: str, tls: ssl.SSLContext | None = None) -> httpx.Client:
     """Return a client that keeps no connections. Of a service without TLS it loads no certificates: 25 ms each."""
-    return httpx.Client(base_url=base_url, verify=tls or False, limits=httpx.Limits(max_keepalive_connections=0))
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(base_url=base_url, verify=tls or False, limits=limits, timeout=PATIENCE)
 
 
 # A process that has imported the service, and is forked for each demo: to import it takes a second of CPU.
@@ -96,20 +98,23 @@ class Demo:
         return self.api.post(path, json=body)
 
     def hear(self, phone: str) -> str:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        heard = None
+
+        def is_answered() -> bool:
+            nonlocal heard
             calls = self.api.get(f"/sandbox/phones/{phone}/calls").json()["calls"]
-            if calls and calls[-1]["heard"]:
-                return str(calls[-1]["heard"])
-            time.sleep(0.1)
-        raise AssertionError("nothing was heard")
+            heard = calls[-1]["heard"] if calls else None
+            return bool(heard)
+
+        wait_until(is_answered)
+        return str(heard)
 
     def send_signal(self, number: signal.Signals) -> None:
         assert self.process.pid
         os.kill(self.process.pid, number)
 
     def wait(self) -> int | None:
-        self.process.join(20)
+        self.process.join(PATIENCE)
         return self.process.exitcode
 
     def end(self, deadly: signal.Signals) -> int | None:

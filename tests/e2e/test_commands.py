@@ -10,7 +10,6 @@ from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -46,8 +45,8 @@ def test_the_demo_verifies_a_phone_and_its_log_contains_no_secrets(demo: Demo) -
     demo.post("/verify/check", verification_id=started["verification_id"], code=code[:-1])
     demo.post("/verify/start", phone="+79000000003")
     demo.post("/verify/start", phone="87011234567")
-    httpx.post(f"{demo.base_url}/verify/check", content=f'{{"phone": "{PHONE}", "code": "{code}"')
-    httpx.get(f"{demo.base_url}/provider/account", headers={"Authorization": "Bearer not-a-real-key"})
+    demo.api.post("/verify/check", content=f'{{"phone": "{PHONE}", "code": "{code}"')
+    demo.api.get("/provider/account", headers={"Authorization": "Bearer not-a-real-key"})
     checked = demo.post("/verify/check", phone="8 (900) 123-45-67", code=code)
     assert checked.json()["verified"] is True
 
@@ -73,7 +72,7 @@ def test_the_demo_verifies_a_phone_and_its_log_contains_no_secrets(demo: Demo) -
 def test_two_demos_at_once_share_no_data(demo: Demo, tmp_path: Path) -> None:
     with running(tmp_path) as other:
         started = demo.post("/verify/start", phone=PHONE).json()
-        assert httpx.get(f"{other.base_url}/verify/{started['verification_id']}").status_code == 404
+        assert other.api.get(f"/verify/{started['verification_id']}").status_code == 404
         assert other.post("/verify/start", phone=PHONE).status_code == 201
 
 

@@ -13,6 +13,7 @@ import trustme
 
 from benchmarks.floods import Usage
 from tests.e2e.test_serving import Serving, serving
+from tests.waiting import PATIENCE, wait_until
 
 DESCRIPTORS = 128
 ASK = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -46,7 +47,7 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]
 
 
 def connect(served: Serving) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(served.base_url.rpartition(":")[2])), timeout=5)
+    return socket.create_connection(("127.0.0.1", int(served.base_url.rpartition(":")[2])), timeout=PATIENCE)
 
 
 def test_held_connections_do_not_block_other_clients(service: Serving) -> None:
@@ -62,10 +63,7 @@ def test_held_connections_do_not_block_other_clients(service: Serving) -> None:
         assert service.get("/readyz").status_code == 200  # needs Redis, and so possibly a new descriptor
 
     assert during.descriptors < DESCRIPTORS
-    deadline = time.monotonic() + 10
-    while Usage.of(service.process.pid).descriptors > before.descriptors + 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: Usage.of(service.process.pid).descriptors <= before.descriptors + 2)
     dropped = [event for event in service.events() if event["event"] == "http.connection_dropped"]
     assert {"limit"} <= {event["reason"] for event in dropped}
     assert len(dropped) < 10

@@ -14,6 +14,7 @@ import pytest
 from app.sandbox.numbers import MagicNumber
 from tests.e2e.conftest import Demo, without_cooldowns
 from tests.e2e.test_integration_docs import LosesAnswers
+from tests.waiting import PATIENCE
 
 FLOWS = Path(__file__).parents[2] / "docs" / "flows"
 PHONE = "+79001234567"
@@ -186,7 +187,7 @@ def test_a_flow_has_a_sufficient_timeout_and_retries_a_request_whose_response_wa
     names = load(flow)
     assert names["api"].timeout == httpx.Timeout(15)
     names["api"].close()
-    names["api"] = httpx.Client(base_url=demo.base_url, transport=(transport := LosesAnswers()))
+    names["api"] = httpx.Client(base_url=demo.base_url, transport=(transport := LosesAnswers()), timeout=PATIENCE)
 
     answer = names["post"]("/verify/start", {"phone": PHONE})
 

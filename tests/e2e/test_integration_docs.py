@@ -20,6 +20,7 @@ import pytest
 from app.api.problem_types import PROBLEM_TYPES
 from app.main import create_api
 from tests.e2e.conftest import Demo, free_port, with_first_cooldown_of_production, without_cooldowns
+from tests.waiting import PATIENCE
 
 DOCS = Path(__file__).parents[2] / "docs" / "integration"
 PHONE = "+79001234567"
@@ -44,7 +45,7 @@ def wrong(code: str) -> str:
 
 
 def calls(demo: Demo, phone: str = PHONE) -> int:
-    return len(httpx.get(f"{demo.base_url}/sandbox/phones/{phone}/calls").json()["calls"])
+    return len(demo.api.get(f"/sandbox/phones/{phone}/calls").json()["calls"])
 
 
 LAST_TRY = "Please start again in "
@@ -55,7 +56,7 @@ def listening(command: list[str], port: int, **options: Any) -> Iterator[str]:  
     """Run a server within the context; return its URL."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             while not httpx_reaches(url := f"http://127.0.0.1:{port}"):
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline
@@ -119,7 +120,7 @@ def javascript(demo: Demo, folder: Path) -> Iterator[httpx.Client]:
     port = free_port()
     with (
         listening(["node", str(folder / "server.mjs")], port, env=environment(demo, PORT=str(port))) as url,
-        httpx.Client(base_url=url) as browser,
+        httpx.Client(base_url=url, timeout=PATIENCE) as browser,
     ):
         yield browser
 
@@ -201,7 +202,10 @@ def php(demo: Demo, folder: Path) -> Iterator[Callable[..., str]]:
     port = free_port()
     extensions = ["-d", "extension=curl"] if b"\ncurl\n" not in subprocess.check_output(["php", "-m"]) else []
     command = ["php", *extensions, "-d", f"session.save_path={folder}", "-S", f"127.0.0.1:{port}", "-t", str(folder)]
-    with listening(command, port, env=environment(demo)) as url, httpx.Client(base_url=url) as browser:
+    with (
+        listening(command, port, env=environment(demo)) as url,
+        httpx.Client(base_url=url, timeout=PATIENCE) as browser,
+    ):
 
         def said(**form: str) -> str:
             return browser.post("/", data=form).text.rpartition('<p role="status">')[2].removesuffix("</p>\n")
@@ -317,7 +321,7 @@ def test_a_resend_of_the_python_module_uses_the_same_verification_while_it_is_pe
 @without_cooldowns
 async def test_a_resend_of_the_fastapi_routes_uses_the_same_verification(demo: Demo, python: dict[str, Any]) -> None:
     transport = httpx.ASGITransport(app=python["app"])
-    async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=20) as browser:
+    async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=PATIENCE) as browser:
         await browser.post("/sign-up/call", json={"phone": PHONE})
         code = await asyncio.to_thread(demo.hear, PHONE)
         await browser.post("/sign-up/call", json={"phone": PHONE})
@@ -404,7 +408,7 @@ def test_the_python_module_retries_a_request_whose_response_was_lost_without_ano
 ) -> None:
     verify = python["verify"]
     verify.api.close()
-    verify.api = httpx.Client(base_url=demo.base_url, transport=(transport := LosesAnswers()))
+    verify.api = httpx.Client(base_url=demo.base_url, transport=(transport := LosesAnswers()), timeout=PATIENCE)
 
     assert verify.start(PHONE, "192.0.2.1")["calls_placed"] == 1
 
@@ -415,7 +419,7 @@ def test_the_python_module_retries_a_request_whose_response_was_lost_without_ano
 async def test_the_fastapi_routes_sign_an_end_user_up(demo: Demo, python: dict[str, Any]) -> None:
     app = python["app"]
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=20) as browser:
+    async with httpx.AsyncClient(transport=transport, base_url="https://site", timeout=PATIENCE) as browser:
         called = await browser.post("/sign-up/call", json={"phone": PHONE})
         early = await browser.post("/sign-up/call", json={"phone": PHONE})
         strange = await browser.post("/sign-up/call", json={"phone": "12345"})

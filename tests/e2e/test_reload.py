@@ -8,6 +8,7 @@ from pathlib import Path
 from app.tokens import generate_keys
 from tests.e2e.conftest import BARE, command, free_port, running, wait_for
 from tests.e2e.test_serving import SECRETS, serving
+from tests.waiting import PATIENCE
 
 
 def test_workers_keep_running_if_the_new_settings_are_invalid_and_the_log_says_why(
@@ -76,5 +77,5 @@ def test_closing_the_terminal_ends_the_demo(tmp_path: Path) -> None:
 
     process.send_signal(signal.SIGHUP)  # as the kernel does then
 
-    assert process.wait(20) == -signal.SIGHUP
+    assert process.wait(PATIENCE) == -signal.SIGHUP
     os.close(ours)

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 from standardwebhooks import Webhook
 
 from tests.e2e.conftest import BARE, Demo, command, running
 from tests.e2e.test_commands import COMPLETE, run
+from tests.waiting import PATIENCE, wait_until
 
 PHONE = "+79001234567"
 
@@ -30,7 +30,7 @@ def run_files(folder: Path) -> list[Path]:
 
 def counted_calls(count: int, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``stats`` until it has counted so many calls: counts are written behind, once a second."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while True:
         done = run("stats", "--json", cwd=folder, **environment)
         if json.loads(done.stdout)["total"]["placed"] == count:
@@ -182,10 +182,7 @@ def tailing(folder: Path, *options: str, **environment: str) -> Iterator[subproc
 
 def wait_for_request(demo: Demo, path: str) -> None:
     """Wait until the sandbox has answered a request: the log has its line."""
-    deadline = time.monotonic() + 20
-    while f'"route":"{path}"' not in demo.log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: f'"route":"{path}"' in demo.log.read_text())
 
 
 def test_events_are_printed_as_they_are_sent_and_forwarded_with_a_signature(demo: Demo, tmp_path: Path) -> None:
@@ -199,7 +196,7 @@ def test_events_are_printed_as_they_are_sent_and_forwarded_with_a_signature(demo
         assert tail.stdout
         lines = [tail.stdout.readline(), tail.stdout.readline()]
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 0
+        assert tail.wait(PATIENCE) == 0
 
     assert re.match(r"\d\d:\d\d:\d\d  verification\.created ", lines[0])
     assert started["verification_id"] in lines[0]
@@ -219,7 +216,7 @@ def test_an_event_is_triggered_by_a_real_verification(demo: Demo, tmp_path: Path
     assert "verification.created" in lines[0]
     found = re.search(r"vrf_\w+", lines[0])
     assert found
-    status = httpx.get(f"{demo.base_url}/verify/{found[0]}").json()["status"]
+    status = demo.api.get(f"/verify/{found[0]}").json()["status"]
     assert status == {"created": "pending", "expired": 404}.get(kind, kind)
 
 
@@ -252,7 +249,7 @@ def test_failed_deliveries_to_the_clients_own_endpoint_are_shown_with_the_reason
         client = {"webhook_url": receiver.url, "webhook_secret": "whsec_" + "c2VjcmV0" * 4}
         with running(tmp_path, CLIENTS=json.dumps({"sandbox": client})) as demo:
             done = run("events", "trigger", "verification.created", cwd=tmp_path)
-            attempt, *_ = httpx.get(f"{demo.base_url}/sandbox/events").json()["attempts"]
+            attempt, *_ = demo.api.get("/sandbox/events").json()["attempts"]
 
     assert f"→ {receiver.url} status 500" in done.stdout
     assert (attempt["url"], attempt["error"]) == (receiver.url, "status 500")

@@ -22,6 +22,7 @@ from redis import Redis
 
 from app.tokens import generate_keys
 from tests.e2e.conftest import BARE, ROOT, START_WITHIN, command, free_port, open_api, wait_for
+from tests.waiting import PATIENCE, wait_until
 
 API_KEY = "a-made-up-api-key"
 SECRETS = {
@@ -61,7 +62,7 @@ def serving(
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)
 
 
 class Serving:
@@ -88,7 +89,7 @@ class Serving:
 
     def wait_until_refused(self) -> None:
         """Wait until new connections are refused: nothing listens any more."""
-        port, deadline = int(self.base_url.rpartition(":")[2]), time.monotonic() + 10
+        port, deadline = int(self.base_url.rpartition(":")[2]), time.monotonic() + PATIENCE
         with contextlib.suppress(ConnectionRefusedError):
             while True:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -118,11 +119,8 @@ def silent_provider() -> Iterator[str]:
 
 def wait_for_a_phone(redis_url: str) -> None:
     """Wait until a start has stored its code and waits for the provider."""
-    deadline = time.monotonic() + 10
     with Redis.from_url(redis_url) as redis:
-        while not redis.keys("pv3{???}:p:*"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: redis.keys("pv3{???}:p:*"))
 
 
 def is_healthy(served: Serving, **environment: str) -> bool:
@@ -179,7 +177,7 @@ def test_two_workers_share_a_port_and_finish_requests_in_progress_on_shutdown(
         assert not starting.done()
 
         assert starting.result().json()["type"] == "/problems/provider-unavailable"
-        assert served.process.wait(20) == 0
+        assert served.process.wait(PATIENCE) == 0
         assert not [pid for pid in workers if is_alive(pid)]
 
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
@@ -207,8 +205,8 @@ def test_serve_has_built_in_https(tmp_path: Path) -> None:
             assert idle.get("/livez").status_code == 200
             signalled = time.monotonic()
             served.process.terminate()
-            served.process.wait(20)
-            assert time.monotonic() - signalled < 5
+            served.process.wait(PATIENCE)
+            assert time.monotonic() - signalled < 10
 
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
     assert str(starts["address"]).startswith("https://")
@@ -372,7 +370,7 @@ def test_one_and_several_workers_listen_on_the_same_addresses(
                     found.add(address)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
     assert found == reached
     (starts,) = [event for event in served.events() if event["event"] == "service.starting"]
@@ -389,7 +387,7 @@ def test_a_reverse_call_verifies_with_any_listen_address(tmp_path: Path, host: s
         httpx.post(
             f"{served.base_url}/sandbox/phones/{phone}/dial", json={"number": started["dial"]}
         ).raise_for_status()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         asked = {"verification_id": started["verification_id"]}
         while not httpx.post(f"{served.base_url}/verify/check", json=asked).json()["verified"]:
             assert time.monotonic() < deadline, served.log.read_text()
