@@ -22,6 +22,7 @@ DUE, ATTEMPTS, POLLS = map(stored, (_DUE, _ATTEMPTS, _POLLS))
 
 NOW, SECOND, HOUR = timedelta(0), timedelta(seconds=1), timedelta(hours=1)
 LEASE = timedelta(seconds=30)
+MARGIN = timedelta(seconds=10)  # no pause of a busy machine is so long
 CALL = CallId("vrf_0a11b22c33d44e55f667788", 1)
 
 
@@ -43,11 +44,11 @@ async def schedule(queue: CallQueue, names: Iterable[CallId]) -> None:
 
 
 async def test_a_call_is_claimed_only_once_it_is_due(redis: Redis, queue: CallQueue) -> None:
-    await queue.schedule(CALL, timedelta(seconds=5))
-    await age(redis, timedelta(seconds=4))
+    await queue.schedule(CALL, 5 * SECOND + MARGIN)
+    await age(redis, 5 * SECOND)
     assert await queue.claim(10) == []
 
-    await age(redis, SECOND)
+    await age(redis, MARGIN)
     assert await queue.claim(10) == [DueCall(CALL, 1)]
 
 
@@ -76,10 +77,10 @@ async def test_of_a_hundred_concurrent_claims_each_call_is_claimed_once(redis: R
 async def test_a_call_is_claimed_again_when_its_lease_ends(redis: Redis, queue: CallQueue) -> None:
     await queue.schedule(CALL, NOW)
     await queue.claim(1)
-    await age(redis, LEASE - SECOND)
+    await age(redis, LEASE - MARGIN)
     assert await queue.claim(1) == []
 
-    await age(redis, SECOND)
+    await age(redis, MARGIN)
     assert await queue.claim(1) == [DueCall(CALL, 2)]
 
 
@@ -99,10 +100,10 @@ async def test_a_retried_call_is_claimed_after_its_delay_with_the_next_attempt(r
     for attempt in range(1, 5):
         (call,) = await queue.claim(1)
         assert call == DueCall(CALL, attempt)
-        await queue.retry(call, timedelta(seconds=8))
-        await age(redis, timedelta(seconds=7))
+        await queue.retry(call, 8 * SECOND + MARGIN)
+        await age(redis, 8 * SECOND)
         assert await queue.claim(1) == []
-        await age(redis, SECOND)
+        await age(redis, MARGIN)
 
 
 async def test_scheduling_a_call_again_changes_its_due_time_and_resets_its_attempts(
@@ -110,10 +111,10 @@ async def test_scheduling_a_call_again_changes_its_due_time_and_resets_its_attem
 ) -> None:
     await queue.schedule(CALL, NOW)
     await queue.claim(1)
-    await queue.schedule(CALL, timedelta(seconds=5))
+    await queue.schedule(CALL, MARGIN)
     assert await queue.claim(1) == []
 
-    await age(redis, timedelta(seconds=5))
+    await age(redis, MARGIN)
     assert await queue.claim(1) == [DueCall(CALL, 1)]
 
 
@@ -159,18 +160,18 @@ async def test_a_lowered_rate_applies_at_once(redis: Redis) -> None:
 
 async def test_every_key_has_a_ttl_of_an_hour_at_most(redis: Redis, queue: CallQueue) -> None:
     async def require_ttls(*names: str) -> None:
-        assert set(await redis.keys()) == {name.encode() for name in names}
+        assert {*await redis.keys()} - {POLLS.encode()} == {name.encode() for name in names}
         for name in names:
             assert 0 < await redis.pttl(name) <= HOUR.total_seconds() * 1000
+        assert -1 != await redis.pttl(POLLS) <= 1000  # it lives for a second, and may be gone
 
     await queue.schedule(CALL, SECOND)
     await require_ttls(DUE)
     await age(redis, SECOND)
     (call,) = await queue.claim(1)
-    await require_ttls(DUE, ATTEMPTS, POLLS)
-    assert await redis.pttl(POLLS) <= 1000
+    await require_ttls(DUE, ATTEMPTS)
     await queue.retry(call, SECOND)
-    await require_ttls(DUE, ATTEMPTS, POLLS)
+    await require_ttls(DUE, ATTEMPTS)
 
 
 async def test_a_call_not_claimed_for_an_hour_is_dropped(
