@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.integration.conftest import PACE, SECRET_KEY, run, sandbox_settings
 from tests.integration.test_fault_table import KEY, production_settings
 from tests.keys import stored
 from tests.redis_commands import flush, open_commands
+from tests.waiting import eventually
 
 ADMIN = {"Authorization": "Bearer an-admin-key"}
 FINAL = {"completed", "busy", "no_answer", "failed"}
@@ -65,10 +67,8 @@ async def found(api: httpx.AsyncClient, phone: str) -> dict[str, Any]:
 
 async def until_ended(api: httpx.AsyncClient, *phones: str) -> None:
     """Wait until the calls of phones are followed to their ends."""
-    async with asyncio.timeout(10):
-        for phone in phones:
-            while (await found(api, phone))["attempts"][0]["call_status"] not in FINAL:  # noqa: ASYNC110 - polled
-                await asyncio.sleep(0.05)
+    for phone in phones:
+        await eventually(partial(found, api, phone), lambda body: body["attempts"][0]["call_status"] in FINAL)
 
 
 async def play(settings: Settings, redis_url: str) -> None:
@@ -91,7 +91,7 @@ async def play(settings: Settings, redis_url: str) -> None:
 
 
 def command(redis_url: str, *arguments: str) -> str:
-    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY}
+    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "REDIS_TIMEOUT_SECONDS": "20", "SECRET_KEY": SECRET_KEY}
     done = CliRunner().invoke(cli, ["attempts", *arguments], env=environment)
     assert done.exit_code == 0, done.output
     return done.output
@@ -143,9 +143,7 @@ def test_support_finds_starts_that_were_refused_before_a_provider_was_asked(sett
 
     async def play() -> None:
         async with run(create_app(settings, VirtualNetwork(pace=PACE, balance=Decimal(5)))) as api:
-            async with asyncio.timeout(10):
-                while (await api.get("/readyz")).json()["balance"] != "low":  # noqa: ASYNC110 - polled
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: api.get("/readyz"), lambda answer: answer.json()["balance"] == "low")
             await started(api, without_money)
         async with open_commands(redis_url) as redis:
             await redis.delete(stored("{balance}"))
@@ -282,7 +280,7 @@ async def test_a_misspelt_filter_is_refused_for_it_would_list_everything(setting
 
 
 def test_nothing_is_known_of_a_phone_that_nobody_asked_to_call(redis_url: str) -> None:
-    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY}
+    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "REDIS_TIMEOUT_SECONDS": "20", "SECRET_KEY": SECRET_KEY}
     for arguments in (["find", VERIFIED], ["show", "vrf_0a11b22c33d44e55f667788"]):
         done = CliRunner().invoke(cli, ["attempts", *arguments], env=environment)
         assert done.exit_code == 1

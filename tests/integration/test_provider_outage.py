@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import httpx
@@ -10,13 +11,16 @@ import pytest
 from redis.asyncio import Redis
 
 from app.main import create_app
+from app.providers.circuit import CircuitBreaker
+from app.sandbox.faults import Fault, Faults
 from app.sandbox.network import VirtualNetwork
 from app.sandbox.numbers import MagicNumber
 from tests.ageing import age
 from tests.integration.conftest import PACE, run, sandbox_settings
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually, timing, until
 
 PHONE = "+79031234567"
+OTHERS = ("+79031234568", "+79031234569")
 
 
 async def start(api: httpx.AsyncClient, phone: str) -> httpx.Response:
@@ -24,9 +28,11 @@ async def start(api: httpx.AsyncClient, phone: str) -> httpx.Response:
 
 
 async def test_the_circuit_breaker_opens_on_timeouts_and_closes_after_a_successful_trial(
-    redis: Redis, redis_url: str
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": 0.4, "circuit_failures": 2, "circuit_seconds": 1}
+    now = 0.0
+    monkeypatch.setattr("app.container.CircuitBreaker", partial(CircuitBreaker, clock=lambda: now))
+    plusofon = {"connect_timeout_seconds": 1, "timeout_seconds": 2, "circuit_failures": 2, "circuit_seconds": 1}
     network = VirtualNetwork(pace=PACE)
     async with run(create_app(sandbox_settings(redis_url, plusofon=plusofon), network)) as api:
         for silent in (MagicNumber.NO_REPLY_PLACED, MagicNumber.NO_REPLY_NOT_PLACED):
@@ -40,7 +46,7 @@ async def test_the_circuit_breaker_opens_on_timeouts_and_closes_after_a_successf
         assert refused.headers["Retry-After"] == "1"
         assert network.calls_of(PHONE) == []
 
-        await asyncio.sleep(1)
+        now += 1
         assert (await api.get("/readyz")).json()["circuits"] == {"plusofon": "half_open"}
         assert (await start(api, PHONE)).status_code == 201
         assert (await api.get("/readyz")).json() == {
@@ -52,18 +58,17 @@ async def test_the_circuit_breaker_opens_on_timeouts_and_closes_after_a_successf
 
 
 async def test_calls_over_the_connection_limit_are_refused_at_once(redis: Redis, redis_url: str) -> None:
-    plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": 1, "max_connections": 2}
-    network = VirtualNetwork(pace=PACE)
+    plusofon = {"connect_timeout_seconds": 0.2, "timeout_seconds": PATIENCE, "max_connections": 2}
+    network = VirtualNetwork(pace=PACE, faults=Faults(share=1, kinds=(Fault.DELAYED,), delay=3))
     async with run(create_app(sandbox_settings(redis_url, plusofon=plusofon), network)) as api:
-        silent = [
-            asyncio.create_task(start(api, phone))
-            for phone in (MagicNumber.NO_REPLY_PLACED, MagicNumber.NO_REPLY_NOT_PLACED)
-        ]
-        await asyncio.sleep(0.3)
-        async with asyncio.timeout(0.5):
+        slow = [asyncio.create_task(start(api, phone)) for phone in OTHERS]
+        await until(lambda: all(network.calls_of(phone) for phone in OTHERS))
+        network.faults = Faults()
+        async with timing() as seconds:
             refused = await start(api, PHONE)
+            assert seconds() < 1
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/provider-unavailable")
-        assert [(await answer).status_code for answer in silent] == [201, 201]
+        assert [(await answer).status_code for answer in slow] == [201, 201]
         assert (await start(api, PHONE)).status_code == 201
 
 
