@@ -147,13 +147,13 @@ class Cluster:
         user, password = USER.split(":")
         moved, others = 0, [node for node in self.primaries if node not in (source, target)]
         for slot in slots:
-            target.send("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-            source.send("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+            _set_slot(target, slot, "IMPORTING", self.id_of(source))
+            _set_slot(source, slot, "MIGRATING", self.id_of(target))
             while keys := source.send("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_ONCE):
                 source.send("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "AUTH2", user, password, "KEYS", *keys)
                 moved += len(keys)
             for node in (target, source, *others):  # the target first, so that the slot never has no owner
-                node.send("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+                _set_slot(node, slot, "NODE", self.id_of(target))
         return moved
 
     def mend(self) -> None:
@@ -205,6 +205,11 @@ class Cluster:
             frozenset(_slots(row)) for other in self.running for row in self._table(other) if row[0] == name
         )
         return set(views.most_common(1)[0][0])
+
+
+def _set_slot(node: Node, slot: int, how: str, other: str) -> None:
+    """Set the state of a slot at a node; it is refused while the node's replica is slow."""
+    until(lambda: node.send("CLUSTER", "SETSLOT", slot, how, other) == "OK")
 
 
 def _slots(row: list[str]) -> set[int]:

@@ -75,7 +75,7 @@ class Node:
     def send(self, *command: str | int) -> Any:  # noqa: ANN401 - a RESP reply has no narrower type
         user, _, password = (self.user or "").partition(":")
         with Redis(
-            port=self.port, username=user or None, password=password, socket_timeout=1, decode_responses=True
+            port=self.port, username=user or None, password=password, socket_timeout=5, decode_responses=True
         ) as client:
             return client.execute_command(*command)
 

@@ -9,7 +9,10 @@ from tests.redis_nodes import OPTIONS, USER, Node, bring_back, free_ports, until
 
 NAME = "main"
 # In milliseconds. Sentinel's own are ten times as long, and would make each failover in the tests so.
-PACE = ("info-period", 100, "ping-period", 300, "ask-period", 50, "publish-period", 500, "election-timeout", 1000)
+PACE = (
+    *("info-period", 100, "ping-period", 300, "ask-period", 50, "publish-period", 500, "election-timeout", 1000),
+    *("tilt-period", 1000),  # for which it does nothing after a pause of the machine
+)
 
 
 class Topology:

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from app.main import create_app
 from app.sandbox.network import VirtualNetwork
-from app.settings import Settings
 from app.store.layout import with_version
 from tests.integration.conftest import run, sandbox_settings
 from tests.integration.test_sentinel import (
@@ -25,6 +25,7 @@ from tests.integration.test_sentinel import (
 )
 from tests.redis_cluster import Cluster
 from tests.redis_nodes import Node
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +40,21 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     running_cluster.mend()
 
 
-@pytest.fixture
-def settings(cluster: Cluster) -> Settings:
-    redis = {"url": cluster.url, "timeout_seconds": STORE_TIMEOUT}
-    return sandbox_settings(cluster.url, redis=redis, limit=MANY, guard={"enabled": False})
-
-
-@pytest.fixture
-async def workers(settings: Settings, network: VirtualNetwork) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """Run the application twice, as two workers."""
+@asynccontextmanager
+async def two_workers(
+    cluster: Cluster, network: VirtualNetwork, store_timeout: float
+) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Run the application twice."""
+    redis = {"url": cluster.url, "timeout_seconds": store_timeout}
+    settings = sandbox_settings(cluster.url, redis=redis, limit=MANY, guard={"enabled": False})
     async with run(create_app(settings, network)) as first, run(create_app(settings, network)) as second:
         yield [first, second]
+
+
+@pytest.fixture
+async def workers(cluster: Cluster, network: VirtualNetwork) -> AsyncIterator[list[httpx.AsyncClient]]:
+    async with two_workers(cluster, network, STORE_TIMEOUT) as workers:
+        yield workers
 
 
 def fail_over(cluster: Cluster, primary: Node) -> None:
@@ -99,14 +104,13 @@ async def test_a_failover_under_load_is_a_moment_of_503_and_nothing_happens_twic
     assert '"status":"canceled"' in (await events).text
 
 
-async def test_slots_move_under_load_and_nothing_is_lost(
-    cluster: Cluster, workers: list[httpx.AsyncClient], network: VirtualNetwork
-) -> None:
-    async with under_load(workers, network) as load:
-        moved = await asyncio.to_thread(move_slots_of_phones, cluster, 20)
-        await progress(load)
-    for phone in load.guesses:
-        await load.check_twice(phone)
+async def test_slots_move_under_load_and_nothing_is_lost(cluster: Cluster, network: VirtualNetwork) -> None:
+    async with two_workers(cluster, network, PATIENCE) as workers:
+        async with under_load(workers, network) as load:
+            moved = await asyncio.to_thread(move_slots_of_phones, cluster, 20)
+            await progress(load)
+        for phone in load.guesses:
+            await load.check_twice(phone)
 
     assert moved > 0
     require_once(load, network)
