@@ -51,7 +51,7 @@ def make_service(runner: ScriptRunner, client: PlusofonClient) -> VerificationSe
             test_numbers=TestNumbers({}, lambda: datetime.now(UTC).date()),
             publish=lambda _: None,
             deferred=DeferredWrites(),
-            store_timeout=1,
+            store_timeout=10,
         )
     )
 
@@ -78,7 +78,7 @@ class Killed:
 
 
 async def start(redis_url: str, provider_url: str, phone: str, at: int, *, late: bool) -> None:
-    redis = connect_any(redis_url, timeout=1)
+    redis = connect_any(redis_url, timeout=5)
     async with PlusofonClient(base_url=provider_url, user_id=USER_ID, access_token=TOKEN, **http_options()) as client:
         service = make_service(ScriptRunner(redis, timeout=5), client)
         await Killed(service.start(StartRequest(client="shop", phone=phone, purpose="login")), at, late=late)

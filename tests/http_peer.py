@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from app.server.connections import Connections, HttpLimits
 from app.server.http_protocol import HttpServer
-from tests.waiting import PATIENCE, until
+from tests.waiting import PATIENCE, timing, until
 
 HASTY = HttpLimits(
     head_bytes=4096,
@@ -80,7 +80,9 @@ class Served:
             writer.close()
 
     async def until_none_is_open(self) -> None:
-        await until(lambda: not self.connections.all)
+        async with timing() as seconds:
+            await until(lambda: not self.connections.all)
+            assert seconds() < 5  # not only once a request is late
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def redis(cluster: Cluster) -> AsyncIterator[AnyRedis]:
-    client = connect_any(cluster.url, timeout=1)
+    client = connect_any(cluster.url, timeout=5)
     yield client
     await client.aclose()
 

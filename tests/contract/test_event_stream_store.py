@@ -157,7 +157,7 @@ async def test_after_a_lost_connection_all_listeners_are_notified_and_subscribed
 
 async def test_listeners_are_notified_again_after_redis_restarts() -> None:
     with EmbeddedServer() as server:
-        redis = connect(server.url, timeout=1)
+        redis = connect(server.url, timeout=5)
         async with RedisChanges(redis).listen(ONE, client="shop") as one:
             await settled(one)
 

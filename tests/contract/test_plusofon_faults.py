@@ -7,7 +7,6 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from time import monotonic
 
 import httpx
 import pytest
@@ -20,14 +19,14 @@ from app.verification.errors import ProviderUnavailable
 from app.verification.model import CallOutcome, CallStatus, Lang, Placed, Refused, Unknown
 from app.verification.phone import Phone
 from tests.provider_options import http_options
-from tests.waiting import until
+from tests.waiting import PATIENCE, timing, until
 
 TOKEN = "not-a-real-token"
 PIN = "042137"
 PHONE = Phone("+79001234567")
 
-BUDGET = 2.0  # seconds for a request
-CONNECT = 0.5  # seconds of it for the connection
+BUDGET = 4.0  # seconds for a request
+CONNECT = 1.5  # seconds of it for the connection
 SLACK = 2.0  # additional seconds for a busy machine
 
 
@@ -140,9 +139,9 @@ def make_client(
 
 async def call(client: PlusofonClient) -> CallOutcome:
     """Place a call, and assert that it stays within its timeout."""
-    started = monotonic()
-    outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
-    assert monotonic() - started < BUDGET + SLACK
+    async with timing() as seconds:
+        outcome = await client.initiate_call(PHONE, PIN, Lang.RU, 2)
+        assert seconds() < BUDGET + SLACK
     return outcome
 
 
@@ -197,7 +196,7 @@ class TestNeverSent:
     async def test_a_refused_connection(self) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))  # bound but not listening, so that no other process gets this port
-            async with make_client(f"http://127.0.0.1:{unused.getsockname()[1]}") as client:
+            async with make_client(f"http://127.0.0.1:{unused.getsockname()[1]}", budget=20) as client:
                 assert_never_sent(await call(client))
 
     async def test_a_connection_that_is_never_accepted(self) -> None:
@@ -210,11 +209,11 @@ class TestNeverSent:
                 filler = sockets.enter_context(socket.socket())
                 filler.settimeout(0)
                 filler.connect_ex(listener.getsockname())
-            async with make_client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            async with make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", budget=20) as client:
                 assert_never_sent(await call(client))
 
     async def test_a_name_without_an_address(self) -> None:
-        async with make_client("http://plusofon.test", transport=asking(NoAddress())) as client:
+        async with make_client("http://plusofon.test", transport=asking(NoAddress()), budget=20) as client:
             assert_never_sent(await call(client))
 
     async def test_a_server_that_speaks_no_tls(self) -> None:
@@ -224,7 +223,10 @@ class TestNeverSent:
             received.append(await conversation.read_some())
             await conversation.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        async with serving(answer_in_plain_text) as server, make_client(f"https://127.0.0.1:{server.port}") as client:
+        async with (
+            serving(answer_in_plain_text) as server,
+            make_client(f"https://127.0.0.1:{server.port}", budget=20) as client,
+        ):
             assert_never_sent(await call(client))
         assert received
         assert PIN.encode() not in received[0]
@@ -234,20 +236,20 @@ class TestNeverSent:
             await conversation.read_some()
             conversation.reset()
 
-        async with serving(cut) as server, make_client(f"https://127.0.0.1:{server.port}") as client:
+        async with serving(cut) as server, make_client(f"https://127.0.0.1:{server.port}", budget=20) as client:
             assert_never_sent(await call(client))
 
     async def test_a_tls_handshake_that_never_ends(self) -> None:
         async def swallow(conversation: Conversation) -> None:
             await conversation.wait_until_closed()
 
-        async with serving(swallow) as server, make_client(f"https://127.0.0.1:{server.port}") as client:
+        async with serving(swallow) as server, make_client(f"https://127.0.0.1:{server.port}", budget=20) as client:
             assert_never_sent(await call(client))
 
     async def test_an_untrusted_certificate(self) -> None:
         async with (
             serving(answer_each, tls=untrusted_tls()) as server,
-            make_client(f"https://127.0.0.1:{server.port}") as client,
+            make_client(f"https://127.0.0.1:{server.port}", connect=5, budget=20) as client,
         ):
             assert_never_sent(await call(client))
             assert server.requests == []
@@ -262,7 +264,7 @@ class TestNeverSent:
 
         async with (
             serving(answer_late) as server,
-            make_client(server.url, max_connections=1, budget=CONNECT + SLACK) as client,
+            make_client(server.url, max_connections=1, budget=PATIENCE) as client,
         ):
             first = asyncio.create_task(client.initiate_call(PHONE, PIN, Lang.RU, 2))
             await until(lambda: len(server.requests) == 1)
@@ -279,20 +281,20 @@ class TestOneRetry:
         resolver = NoAddress(failures=1)
         async with (
             serving(answer_each) as server,
-            make_client(f"http://plusofon.test:{server.port}", transport=asking(resolver)) as client,
+            make_client(f"http://plusofon.test:{server.port}", transport=asking(resolver), budget=20) as client,
         ):
             assert await call(client) == Placed("call-1")
             assert (resolver.asked, len(server.requests)) == (2, 1)
 
     async def test_a_connection_is_not_attempted_a_third_time(self) -> None:
         resolver = NoAddress()
-        async with make_client("http://plusofon.test", transport=asking(resolver), budget=5) as client:
+        async with make_client("http://plusofon.test", transport=asking(resolver), budget=20) as client:
             assert_never_sent(await call(client))
         assert resolver.asked == 2
 
     async def test_a_query_is_retried_as_well(self) -> None:
         resolver = NoAddress()
-        async with make_client("http://plusofon.test", transport=asking(resolver), budget=2) as client:
+        async with make_client("http://plusofon.test", transport=asking(resolver), budget=20) as client:
             with pytest.raises(ProviderUnavailable):
                 await client.get_balance()
         assert resolver.asked == 2
@@ -300,7 +302,7 @@ class TestOneRetry:
     async def test_a_port_that_starts_to_listen_before_the_retry(self, caplog: pytest.LogCaptureFixture) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
-            async with make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", budget=2) as client:
+            async with make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", budget=20) as client:
                 calling = asyncio.create_task(call(client))
                 await until(lambda: not_reached(caplog) != [])
                 server = Server(answer_each)
@@ -314,7 +316,7 @@ class TestOneRetry:
             await conversation.read_some()
             conversation.reset()
 
-        async with serving(cut) as server, make_client(f"https://127.0.0.1:{server.port}", budget=2) as client:
+        async with serving(cut) as server, make_client(f"https://127.0.0.1:{server.port}", budget=20) as client:
             assert_never_sent(await call(client))
             assert server.connections == 2
 
@@ -324,11 +326,11 @@ class TestOneRetry:
 
         async with (
             serving(swallow) as server,
-            make_client(f"https://127.0.0.1:{server.port}", connect=0.1, budget=0.6) as client,
+            make_client(f"https://127.0.0.1:{server.port}", connect=1, budget=6) as client,
         ):
-            started = monotonic()
-            assert_never_sent(await client.initiate_call(PHONE, PIN, Lang.RU, 2))
-            assert monotonic() - started < 0.6
+            async with timing() as seconds:
+                assert_never_sent(await client.initiate_call(PHONE, PIN, Lang.RU, 2))
+                assert seconds() < 6
             assert server.connections == 2
 
     async def test_no_retry_when_the_remaining_time_is_less_than_a_connect_timeout(self) -> None:
@@ -355,13 +357,13 @@ class TestOneRetry:
             await conversation.read_request()
             await conversation.answer(b"", status=b"429 Too Many Requests", extra=b"Retry-After: 1\r\n")
 
-        async with serving(answer_429) as server, make_client(server.url, budget=5) as client:
+        async with serving(answer_429) as server, make_client(server.url, budget=20) as client:
             assert_never_sent(await call(client))
             assert server.connections == 1
 
     @pytest.mark.parametrize("script", ["reset_at_once", "read_and_reset", "half_a_head", "half_a_body"])
     async def test_no_retry_of_a_request_that_may_have_been_written(self, script: str) -> None:
-        async with serving(globals()[script]) as server, make_client(server.url, budget=5) as client:
+        async with serving(globals()[script]) as server, make_client(server.url, budget=20) as client:
             assert isinstance(await call(client), Unknown)
             assert server.connections == 1
 
@@ -370,7 +372,7 @@ class TestOneRetry:
         async with (
             serving(answer_each) as server,
             make_client(
-                f"http://plusofon.test:{server.port}", transport=asking(resolver), max_connections=1, budget=2
+                f"http://plusofon.test:{server.port}", transport=asking(resolver), max_connections=1, budget=20
             ) as client,
         ):
             assert_never_sent(await call(client))
@@ -501,9 +503,9 @@ class TestSentWithoutAResponse:
                 sent += 65536
 
         async with serving(flood) as server, make_client(server.url) as client:
-            started = monotonic()
-            assert isinstance(await call(client), Unknown)
-            assert monotonic() - started < BUDGET  # it ended before the timeout
+            async with timing() as seconds:
+                assert isinstance(await call(client), Unknown)
+                assert seconds() < BUDGET  # it ended before the timeout
             await until(lambda: server.open_connections == 0)
         assert sent < 16 * 1024 * 1024  # what fits into the buffers of two sockets
 

@@ -1,6 +1,5 @@
 """The Plusofon client against the sandbox over real HTTP: the outcome of every magic number."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
@@ -15,6 +14,7 @@ from app.verification.errors import BalanceTooLow, ProviderRejected
 from app.verification.model import CallOutcome, CallState, CallStatus, Lang, Placed, ProviderAccount, Refused, Unknown
 from app.verification.phone import Phone
 from tests.provider_options import http_options
+from tests.waiting import eventually
 
 PHONE = "+79001234567"
 PACE = 0.02
@@ -32,14 +32,16 @@ async def server(network: VirtualNetwork) -> AsyncIterator[SandboxServer]:
         yield server
 
 
-def client_of(server: SandboxServer, *, access_token: str = "not-a-token", prefix: str = "8") -> PlusofonClient:
+def client_of(
+    server: SandboxServer, *, access_token: str = "not-a-token", prefix: str = "8", timeout: float = 20
+) -> PlusofonClient:
     return PlusofonClient(
         base_url=server.url,
         user_id="0",
         access_token=access_token,
         cabinet_token="not-a-cabinet-token",
         phone_prefix="8" if prefix == "8" else "7",
-        **http_options(connect_timeout=0.5, timeout=1),
+        **http_options(connect_timeout=timeout / 2, timeout=timeout),
     )
 
 
@@ -54,8 +56,8 @@ async def test_a_call_is_placed_heard_and_completed(
     async with client_of(server, prefix=prefix) as client:
         outcome = await call(client)
         assert isinstance(outcome, Placed)
-        await asyncio.sleep(PACE * 6)
-        assert await client.check_call_status(outcome.call_ref) == CallState(CallStatus.COMPLETED)
+        ref = outcome.call_ref
+        await eventually(lambda: client.check_call_status(ref), lambda state: state == CallState(CallStatus.COMPLETED))
 
     (placed,) = network.calls_of(PHONE)
     assert (placed.call_id, placed.heard, placed.lang, placed.repeat) == (outcome.call_ref, "0123", Lang.EN, 2)
@@ -74,7 +76,8 @@ async def test_a_call_is_placed_heard_and_completed(
 async def test_magic_numbers_give_refused_or_unknown_calls(
     server: SandboxServer, network: VirtualNetwork, number: MagicNumber, error: type[Exception] | None, calls: int
 ) -> None:
-    async with client_of(server) as client:
+    async with client_of(server, timeout=20 if error else 2) as client:
+        await client.get_balance()  # the call is placed on the connection of this request
         outcome = await call(client, number)
 
     if error is None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 import pytest
-from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 from starlette.applications import Starlette
@@ -57,7 +56,7 @@ from tests.attempts import attempts_on
 from tests.outcomes import expect
 from tests.policies import make_guard_rules, make_policy, make_prices
 from tests.starting import start
-from tests.waiting import PATIENCE, until, wait_until
+from tests.waiting import PATIENCE, lifespan_of, until, wait_until
 
 ROOT = Path(__file__).parents[2]
 KEY = b"a key of the tests, known to all"
@@ -116,7 +115,7 @@ def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 async def admin(server_url: str) -> AsyncIterator[Redis]:
-    client = connect(server_url, timeout=1)
+    client = connect(server_url, timeout=5)
     await send(client, "FLUSHALL")
     await send(client, "SCRIPT", "FLUSH")
     await create_user(client, RIGHTS)
@@ -165,7 +164,7 @@ def as_user(server_url: str) -> str:
 
 @asynccontextmanager
 async def user(server_url: str) -> AsyncIterator[Redis]:
-    client = connect(as_user(server_url), timeout=1)
+    client = connect(as_user(server_url), timeout=5)
     try:
         yield client
     finally:
@@ -357,7 +356,7 @@ async def test_every_documented_permission_is_needed(right: str, server_url: str
                 await flow(redis)
         if not await refusals(admin):  # only what following needs can be left: a subscription never completes
             with suppress(TimeoutError, StoreUnavailable):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(3):
                     await listen(redis)
 
     assert any(name.startswith(right[1:].rstrip("*")) for name in await refusals(admin))
@@ -441,7 +440,7 @@ async def test_users_are_kept_over_a_restart_as_documented(
     (tmp_path / "users.acl").touch()
     for is_new in (True, False):
         with running_redis(tmp_path, str(configuration)) as url:
-            client = connect(url, timeout=1)
+            client = connect(url, timeout=5)
             if is_new:
                 await send(client, "ACL", "SETUSER", "verify", "reset", "on", f">{PASSWORD}", *RIGHTS)
                 assert await send(client, *save) == b"OK"
@@ -481,7 +480,7 @@ async def test_the_whole_service_runs_with_the_documented_permissions(server_url
             admin={"keys": [f"me:{hashlib.sha256(b'admin').hexdigest()}"]},
         )
         async with (
-            LifespanManager(create_app(settings, network)) as manager,
+            lifespan_of(create_app(settings, network)) as manager,
             httpx.AsyncClient(transport=httpx.ASGITransport(manager.app), base_url="http://verify") as api,
         ):
             await use(api, network)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import hiredis
 import pytest
@@ -19,8 +20,9 @@ from tests.contract.test_redis_acl import KEY, POLICY, RIGHT, new_call
 from tests.redis_cluster import Cluster
 from tests.redis_nodes import OPTIONS, USER, Node, free_ports, until
 from tests.starting import start
+from tests.waiting import eventually, timing
 
-TIMEOUT = 1.0
+TIMEOUT = 4.0  # seconds; half of it is a replica's
 
 
 class Count(Script):
@@ -85,11 +87,13 @@ async def test_without_a_replica_a_durable_script_fails_in_half_the_timeout_and_
     nodes[1].pause()
     began = time.monotonic()
 
-    with pytest.raises(StoreUnavailable) as raised:
-        await runner.run(DURABLE, ["{a}"], [])
+    async with timing() as seconds:
+        with pytest.raises(StoreUnavailable) as raised:
+            await runner.run(DURABLE, ["{a}"], [])
+        assert seconds() < 0.9 * TIMEOUT
 
     assert raised.value.reason is StoreFailure.TOO_FEW_REPLICAS
-    assert 0.4 * TIMEOUT < time.monotonic() - began < 0.9 * TIMEOUT
+    assert time.monotonic() - began > 0.4 * TIMEOUT
     assert nodes[0].send("GET", "pv3{a}") == "2"
     nodes[1].resume()
     assert await runner.run(DURABLE, ["{a}"], []) == 3
@@ -100,11 +104,11 @@ async def test_other_scripts_do_not_wait(nodes: tuple[Node, Node], runner: Scrip
     nodes[1].pause()
     waiting = asyncio.create_task(runner.run(DURABLE, ["{a}"], []))
     await asyncio.sleep(0.01)
-    began = time.monotonic()
 
-    assert await runner.run(PLAIN, ["{b}"], []) == 2
+    async with timing() as seconds:
+        assert await runner.run(PLAIN, ["{b}"], []) == 2
+        assert seconds() < 0.4 * TIMEOUT
 
-    assert time.monotonic() - began < 0.2
     with pytest.raises(StoreUnavailable):
         await waiting
 
@@ -115,7 +119,7 @@ async def test_a_lost_connection_is_reported_and_nothing_is_repeated(
     await runner.run(DURABLE, ["{a}"], [])
     nodes[1].pause()
     waiting = asyncio.create_task(runner.run(DURABLE, ["{a}"], []))
-    await asyncio.sleep(0.05)
+    await eventually(partial(asyncio.to_thread, nodes[0].send, "GET", "pv3{a}"), lambda found: found == "2")
     nodes[0].send("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES")
 
     with pytest.raises(StoreUnavailable) as raised:
@@ -213,11 +217,11 @@ async def test_without_the_setting_nothing_waits(nodes: tuple[Node, Node]) -> No
     runner = ScriptRunner(redis, timeout=TIMEOUT)
     await runner.run(DURABLE, ["{a}"], [])
     nodes[1].pause()
-    began = time.monotonic()
 
-    assert await runner.run(DURABLE, ["{a}"], []) == 2
+    async with timing() as seconds:
+        assert await runner.run(DURABLE, ["{a}"], []) == 2
+        assert seconds() < 0.4 * TIMEOUT
 
-    assert time.monotonic() - began < 0.3
     assert "cmdstat_wait" not in nodes[0].send("INFO", "commandstats")
     assert str(nodes[0].send("CLIENT", "LIST")).count("name=plusofon-verify") == 1
     await redis.aclose()

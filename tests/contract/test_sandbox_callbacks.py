@@ -21,7 +21,7 @@ from app.sandbox.numbers import MagicNumber
 from app.sandbox.plusofon_api import create_sandbox_app
 from app.sandbox.provider_callbacks import ProviderCallback, open_callback_sender
 from app.sandbox.server import SandboxServer
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 CALL_TO_AUTH = "/api/v1/flash-call/call-to-auth"
 HEADERS = {"Client": "0", "Authorization": "Bearer calls"}
@@ -190,13 +190,11 @@ async def test_a_callback_that_times_out_is_dropped_after_three_attempts(
 async def test_stopping_the_sandbox_cancels_pending_callbacks_at_once(listener: Listener) -> None:
     listener.hang = True
     tasks = asyncio.all_tasks()
-    began = asyncio.get_running_loop().time()
-    async with sandbox_of(VirtualNetwork(pace=60.0)) as sandbox:
+    async with asyncio.timeout(PATIENCE), sandbox_of(VirtualNetwork(pace=3600.0)) as sandbox:
         for _ in range(3):
             await sandbox.ask(listener.url)
-        await sandbox.ask("http://127.0.0.1:9/")  # the retry is a minute later
+        await sandbox.ask("http://127.0.0.1:9/")  # the retry is an hour later
         await listener.expect(3)
-    assert asyncio.get_running_loop().time() - began < 2
     await until(lambda: asyncio.all_tasks() == tasks)  # the listener's tasks end when their clients disconnect
 
 

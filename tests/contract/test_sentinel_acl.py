@@ -58,7 +58,7 @@ def refusals(node: Node) -> set[str]:
 @asynccontextmanager
 async def pool_of(sentinel: Node) -> AsyncIterator[PrimaryPool]:
     options = f"sentinel_username=verify&sentinel_password={PASSWORD}"
-    redis = connect(f"redis+sentinel://{sentinel.address}/{NAME}?{options}", timeout=1)
+    redis = connect(f"redis+sentinel://{sentinel.address}/{NAME}?{options}", timeout=5)
     assert isinstance(redis.connection_pool, PrimaryPool)
     try:
         yield redis.connection_pool
@@ -70,7 +70,7 @@ async def use(sentinel: Node) -> None:
     """Do what the service does, and what doctor does."""
     async with pool_of(sentinel) as pool:
         (client,) = pool.sentinels.values()
-        assert not (await examine_sentinel(client, NAME, timeout=1)).has_quorum
+        assert not (await examine_sentinel(client, NAME, timeout=5)).has_quorum
         assert await pool.get_master_address() == ("127.0.0.1", 1)
 
 
@@ -114,7 +114,7 @@ async def test_the_whole_service_runs_behind_sentinels_with_the_documented_users
             create_user(node, RIGHTS)
         for node in topology.nodes:
             create_user(node, REDIS_RIGHTS)
-        redis = connect(url, timeout=1)
+        redis = connect(url, timeout=5)
         await verify(redis)
         await redis.aclose()
         denied = set[str]().union(*map(refusals, (*topology.nodes, *topology.sentinels)))

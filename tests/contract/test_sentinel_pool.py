@@ -1,7 +1,6 @@
 """The primary is the one of the newest configuration that any Sentinel has, found within the store's time-out."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from app.store.connection import connect
 from app.store.scripts import PROBE, ScriptRunner
 from app.store.sentinel import PrimaryPool
 from app.verification.errors import StoreFailure, StoreUnavailable
+from tests.waiting import PATIENCE, timing
 
 OLD, NEW = ("127.0.0.1", 1), ("127.0.0.1", 2)  # ports where nothing listens
 TIMEOUT = 3.0
@@ -57,13 +57,15 @@ def _array(*words: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def pool_of(*sentinels: FakeSentinel, user: str = "", options: str = "") -> AsyncIterator[PrimaryPool]:
+async def pool_of(
+    *sentinels: FakeSentinel, user: str = "", options: str = "", seconds: float = PATIENCE
+) -> AsyncIterator[PrimaryPool]:
     async with AsyncExitStack() as stack:
         hosts = []
         for sentinel in sentinels:
             server = await stack.enter_async_context(await asyncio.start_server(sentinel.serve, "127.0.0.1", 0))
             hosts.append(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        redis = connect(f"redis+sentinel://{user}{','.join(hosts)}/main/0{options}", timeout=TIMEOUT)
+        redis = connect(f"redis+sentinel://{user}{','.join(hosts)}/main/0{options}", timeout=seconds)
         stack.push_async_callback(redis.aclose)
         assert isinstance(redis.connection_pool, PrimaryPool)
         yield redis.connection_pool
@@ -81,10 +83,9 @@ async def test_the_newest_configuration_counts_whichever_sentinel_has_it(newest:
 async def test_hanging_and_refusing_sentinels_leave_most_of_the_timeout() -> None:
     sentinels = FakeSentinel(hangs=True), FakeSentinel(refusal=b"ERR No such master with that name"), FakeSentinel()
 
-    async with pool_of(*sentinels) as pool:
-        began = time.monotonic()
+    async with pool_of(*sentinels, seconds=TIMEOUT) as pool, timing() as seconds:
         assert await pool.get_master_address() == OLD
-        assert time.monotonic() - began < TIMEOUT / 2
+        assert seconds() < TIMEOUT / 2
 
 
 async def test_connections_to_sentinels_are_kept() -> None:
@@ -97,7 +98,7 @@ async def test_connections_to_sentinels_are_kept() -> None:
 
 
 async def test_a_background_step_without_an_answer_fails_as_the_store_does() -> None:
-    async with pool_of(FakeSentinel(hangs=True)) as pool:
+    async with pool_of(FakeSentinel(hangs=True), seconds=TIMEOUT) as pool:
         with pytest.raises(StoreUnavailable):
             await pool.step()
 
@@ -112,7 +113,7 @@ async def test_a_background_step_without_an_answer_fails_as_the_store_does() -> 
     ],
 )
 async def test_why_no_primary_is_reached_is_reported(sentinel: FakeSentinel, reason: StoreFailure) -> None:
-    async with pool_of(sentinel, options="?sentinel_password=made-up") as pool:
+    async with pool_of(sentinel, options="?sentinel_password=made-up", seconds=TIMEOUT) as pool:
         runner = ScriptRunner(Redis.from_pool(pool), timeout=TIMEOUT)
         with pytest.raises(StoreUnavailable) as raised:
             await runner.run(PROBE, ["{probe}"], [1000])

@@ -7,13 +7,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 import uvloop
-from asgi_lifespan import LifespanManager
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from app.main import create_app
 from app.sandbox.network import VirtualNetwork
 from app.settings import Settings
+from tests.waiting import lifespan_of
 
 PACE = 0.02  # seconds of a phase of a call
 SECRET_KEY = "a-secret-key-that-only-tests-use-0123456789"
@@ -25,7 +25,7 @@ def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
     """Return sandbox settings with the voice channel only, which is the default in production."""
     defaults = {
         "mode": "sandbox",
-        "redis": {"url": redis_url, "timeout_seconds": 3},  # a hundred requests at once, on a busy machine
+        "redis": {"url": redis_url, "timeout_seconds": 10},  # a hundred requests at once, on a busy machine
         "secret": {"key": SECRET_KEY},
         "channels": ["voice"],
     }
@@ -35,7 +35,7 @@ def sandbox_settings(redis_url: str, **overrides: object) -> Settings:
 @asynccontextmanager
 async def run(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with (
-        LifespanManager(app) as manager,
+        lifespan_of(app) as manager,
         httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as client,
     ):
         yield client

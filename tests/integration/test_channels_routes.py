@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,7 +20,7 @@ from app.verification.follow import CallbackUrls
 from app.verification.keys import derive_key
 from app.verification.ports import CallId
 from tests.integration.conftest import PACE, SECRET_KEY, sandbox_settings
-from tests.waiting import eventually, until
+from tests.waiting import eventually, lifespan_of, until
 
 MTS, BEELINE = "+79101234567", "+79031234567"
 
@@ -83,7 +82,7 @@ async def sandbox_with(redis_url: str, **settings: Any) -> AsyncIterator[Sandbox
             network,
         )
         async with (
-            LifespanManager(app) as manager,
+            lifespan_of(app) as manager,
             httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as api,
         ):
             late_app.app = manager.app

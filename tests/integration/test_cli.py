@@ -56,7 +56,7 @@ def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(*arguments: str, answer: str = "", **environment: str) -> Result:
-    return CliRunner().invoke(cli, arguments, input=answer, env=environment)
+    return CliRunner().invoke(cli, arguments, input=answer, env={"REDIS_TIMEOUT_SECONDS": "20", **environment})
 
 
 def test_call_asks_for_confirmation_and_shows_the_price(redis_url: str) -> None:

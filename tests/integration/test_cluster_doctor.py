@@ -37,9 +37,9 @@ def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def examine(url: str) -> list[Finding]:
-    redis = connect_any(url, timeout=1)
+    redis = connect_any(url, timeout=5)
     try:
-        return await check_cluster(redis, timeout=2, prefix="pv")
+        return await check_cluster(redis, timeout=5, prefix="pv")
     finally:
         await redis.aclose()
 
@@ -113,10 +113,10 @@ async def test_a_primary_that_is_down_is_an_error(cluster: Cluster) -> None:
 
 
 async def test_a_primary_without_a_replica_is_a_warning(cluster: Cluster) -> None:
-    redis = connect_any(cluster.url, timeout=1)
+    redis = connect_any(cluster.url, timeout=5)
     assert isinstance(redis, RedisCluster)
     address = cluster.primaries[0].address
-    state = await examine_node(redis.client(address), timeout=2)
+    state = await examine_node(redis.client(address), timeout=5)
     await redis.aclose()
 
     (found,) = _grade_primary(address, state, replicas=0)

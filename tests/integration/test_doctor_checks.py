@@ -87,7 +87,7 @@ async def test_missing_redis_permissions_are_an_error(
     redis: Redis, redis_url: str, rights: list[str], missing: str
 ) -> None:
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
-    limited = connect(redis_url.replace("unix://", "unix://limited:made-up@"), timeout=1)
+    limited = connect(redis_url.replace("unix://", "unix://limited:made-up@"), timeout=5)
     try:
         found = finding_of(await check_redis(limited, timeout=5), "redis permissions")
     finally:
@@ -99,7 +99,7 @@ async def test_missing_redis_permissions_are_an_error(
 
 
 async def test_a_wrong_redis_password_is_reported(redis_url: str) -> None:
-    unknown_user = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=1)
+    unknown_user = connect(redis_url.replace("unix://", "unix://nobody:made-up@"), timeout=5)
     (found,) = await check_redis(unknown_user, timeout=5)
     await unknown_user.aclose()
 
@@ -111,7 +111,7 @@ async def test_a_redis_user_that_may_not_select_its_database_is_referred_to_the_
 ) -> None:
     rights = ("~pv*", "&pv*", "+@all", "-select")
     await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">made-up", *rights)  # type: ignore[no-untyped-call] # the library has no types here
-    limited = connect(f"{redis_url.replace('unix://', 'unix://limited:made-up@')}?db=1", timeout=1)
+    limited = connect(f"{redis_url.replace('unix://', 'unix://limited:made-up@')}?db=1", timeout=5)
     try:
         (found,) = await check_redis(limited, timeout=5)
     finally:

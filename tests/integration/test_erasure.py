@@ -175,7 +175,7 @@ async def test_an_event_that_is_erased_while_it_becomes_a_dead_letter_does_not_c
             return await super().run(script, keys, arguments)
 
     await add_events(redis, buckets=[PhoneName.from_phone(PHONE_KEY, PHONE).bucket], phone=PHONE.e164[1:])
-    outbox = RedisOutbox(Erasing(redis, timeout=1))
+    outbox = RedisOutbox(Erasing(redis, timeout=5))
     (taken,) = await outbox.take(1)
 
     await outbox.set_aside(taken, attempts=7, error="status 500", pause=None)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.server.http_protocol import HttpProtocol
 from tests.http_peer import HASTY, Echo, lenient_limits, served, statuses
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, timing, until
 
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -28,14 +28,14 @@ def problem_in(answer: bytes) -> tuple[int, str]:
 
 
 async def test_complete_requests_are_served_in_order_on_one_connection() -> None:
-    async with served(Echo()) as it:
+    async with served(Echo(), limits=lenient_limits(request_seconds=1), keep_alive=75) as it:
         reader, writer = await it.connect()
         for body in (b"", b"x" * 9000):
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 OK")
             assert await reader.read(4) == str(len(body)).encode()
-            await asyncio.sleep(HASTY.request_seconds / 2)
+            await asyncio.sleep(0.6)
         writer.close()
 
 
@@ -48,7 +48,7 @@ async def test_complete_requests_are_served_in_order_on_one_connection() -> None
     ],
 )
 async def test_a_request_head_over_the_limit_is_refused(head: list[bytes]) -> None:
-    async with served(Echo()) as it:
+    async with served(Echo(), limits=lenient_limits(head_bytes=HASTY.head_bytes)) as it:
         assert problem_in(await it.ask(*head)) == (431, "Request Header Fields Too Large")
         assert not it.state.connections
 
@@ -64,7 +64,7 @@ _CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r
     ],
 )
 async def test_trailers_over_the_limit_are_refused(trailers: list[bytes]) -> None:
-    async with served(Echo()) as it:
+    async with served(Echo(), limits=lenient_limits(head_bytes=HASTY.head_bytes)) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
         await asyncio.sleep(0.05)  # otherwise they arrive with the body, in one read
@@ -77,7 +77,7 @@ async def test_trailers_over_the_limit_are_refused(trailers: list[bytes]) -> Non
 
 
 async def test_a_body_in_many_small_chunks_is_accepted() -> None:
-    async with served(Echo()) as it:
+    async with served(Echo(), limits=lenient_limits(head_bytes=HASTY.head_bytes)) as it:
         reader, writer = await it.connect()
         writer.write(_CHUNKED)
         for _ in range(20):
@@ -91,7 +91,7 @@ async def test_a_body_in_many_small_chunks_is_accepted() -> None:
 
 
 async def test_pipelined_requests_are_not_read_before_earlier_ones_are_answered() -> None:
-    async with served(Echo()) as it:
+    async with served(Echo(), limits=lenient_limits()) as it:
         reader, writer = await it.connect()
         most = 0
         for _ in range(200):
@@ -162,7 +162,7 @@ async def test_bytes_that_are_not_http_get_a_400() -> None:
 
 
 async def test_a_peer_that_does_not_answer_close_notify_does_not_keep_a_tls_connection(tmp_path: Path) -> None:
-    async with served(Echo(), certificate=tmp_path) as it:
+    async with served(Echo(), limits=lenient_limits(linger_seconds=0.1), certificate=tmp_path) as it:
         reader, writer = await it.connect()
         writer.write(WHOLE)
         await reader.readuntil(b"\r\n\r\n")
@@ -170,9 +170,9 @@ async def test_a_peer_that_does_not_answer_close_notify_does_not_keep_a_tls_conn
 
         for connection in list(it.state.connections):
             connection.shutdown()
-        await asyncio.sleep(5 * HASTY.linger_seconds)
-
-        assert not it.state.connections
+        async with timing() as seconds:
+            await until(lambda: not it.state.connections)
+            assert seconds() < 5  # the event loop would wait for half a minute
         writer.transport.abort()
 
 
@@ -205,7 +205,7 @@ async def test_an_idle_connection_is_closed_soon_after_shutdown_begins() -> None
         await reader.readuntil(b"\r\n\r\n0")
         for connection in list(it.state.connections):
             connection.shutdown()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             assert await reader.read() == b""
 
 
@@ -247,18 +247,16 @@ async def test_a_peer_that_reads_its_response_too_slowly_is_dropped() -> None:
 
 
 async def test_a_slow_reader_above_the_minimum_rate_gets_its_whole_response() -> None:
-    async with served(
-        Echo(answer_bytes=600_000), limits=lenient_limits(write_seconds=0.2, min_write_bytes=5_000)
-    ) as it:
+    async with served(Echo(answer_bytes=600_000), limits=lenient_limits(write_seconds=1, min_write_bytes=5_000)) as it:
         loop, read = asyncio.get_running_loop(), 0
         with narrow(it.port) as peer:
             await loop.sock_sendall(peer, WHOLE)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while read < 600_000:
                     got = len(await loop.sock_recv(peer, 16_384))
                     assert got
                     read += got
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("hello", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"])
@@ -274,7 +272,7 @@ async def test_a_connection_without_a_tls_handshake_is_dropped(tmp_path: Path, h
 
 
 async def test_plain_http_on_the_tls_port_is_dropped_and_tls_still_works(tmp_path: Path) -> None:
-    async with served(Echo(), certificate=tmp_path) as it:
+    async with served(Echo(), limits=lenient_limits(), certificate=tmp_path) as it:
         reader, writer = await it.connect(plain=True)
         writer.write(WHOLE)
         async with asyncio.timeout(PATIENCE):
@@ -353,15 +351,14 @@ async def test_data_after_tls_close_notify_takes_no_memory(tmp_path: Path) -> No
 async def test_empty_lines_do_not_keep_a_connection_open() -> None:
     async with served(Echo(), limits=lenient_limits(request_seconds=0.3)) as it:
         reader, writer = await it.connect()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        with suppress(ConnectionError):
-            while not reader.at_eof() and loop.time() < began + PATIENCE:
-                writer.write(b"\r\n")
-                await asyncio.sleep(0.05)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(reader.read(1000), 0.01)
-        assert loop.time() - began < 1
+        async with timing() as seconds:
+            with suppress(ConnectionError):
+                while not reader.at_eof() and seconds() < 1:
+                    writer.write(b"\r\n")
+                    await asyncio.sleep(0.05)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(reader.read(1000), 0.01)
+            assert seconds() < 1
         writer.close()
 
 

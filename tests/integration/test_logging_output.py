@@ -70,7 +70,7 @@ async def api(
         admin=keys("operator", OPERATOR),
         call={"cooldowns_seconds": "0"},
         token={"keys": generate_keys()},
-        plusofon={"timeout_seconds": 1, "connect_timeout_seconds": 0.5},
+        plusofon={"timeout_seconds": 2, "connect_timeout_seconds": 1},
     )
     async with run(create_app(settings, network)) as client:
         client.headers["Authorization"] = f"Bearer {SHOP}"

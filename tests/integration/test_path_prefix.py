@@ -6,7 +6,6 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
-from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,6 +16,7 @@ from app.sandbox.server import SandboxServer
 from app.verification.channels import Channel
 from tests.integration.conftest import PACE, sandbox_settings
 from tests.integration.test_channels_routes import BEELINE, LateApp, Sandbox
+from tests.waiting import lifespan_of
 
 PREFIXES = ["/verify-service", "/verify", "/a/b.c~d"]  # the second is how the API's own paths begin
 
@@ -52,7 +52,7 @@ async def sandbox(redis: Redis, redis_url: str, prefix: str) -> AsyncIterator[Sa
             channels=list(Channel),
             plusofon={"hook_delay_seconds": 0},
         )
-        async with LifespanManager(create_app(settings, network)) as manager:
+        async with lifespan_of(create_app(settings, network)) as manager:
             late_app.app = StrippingProxy(manager.app, prefix)
             async with httpx.AsyncClient(base_url=f"{server.url}{prefix}", timeout=5) as api:
                 yield Sandbox(api, network)
@@ -116,7 +116,7 @@ async def test_problem_types_have_no_prefix(sandbox: Sandbox) -> None:
 async def test_a_public_url_without_a_path_adds_no_prefix(redis: Redis, redis_url: str) -> None:
     app = create_app(sandbox_settings(redis_url, public_url="http://verify"), VirtualNetwork(pace=PACE))
     async with (
-        LifespanManager(app) as manager,
+        lifespan_of(app) as manager,
         httpx.AsyncClient(transport=httpx.ASGITransport(app=manager.app), base_url="http://verify") as api,
     ):
         started = await api.post("/verify/start", json={"phone": BEELINE})

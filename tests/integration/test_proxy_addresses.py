@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 import uvicorn
-from asgi_lifespan import LifespanManager
 from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
@@ -16,6 +15,7 @@ from app.verification.follow import CallbackUrls
 from app.verification.keys import derive_key
 from app.verification.ports import CallId
 from tests.integration.conftest import SECRET_KEY, sandbox_settings
+from tests.waiting import lifespan_of
 
 PROVIDER, STRANGER, PROXY = "185.54.48.1", "192.0.2.1", "10.1.2.3"
 SECRET_PATH = CallbackUrls(derive_key(SECRET_KEY.encode(), "hooks"), prefix="/hooks/plusofon/").url_of(
@@ -46,13 +46,13 @@ async def behind_proxy(redis: Redis, redis_url: str) -> AsyncIterator[ASGIApp]:
     settings = sandbox_settings(
         redis_url, plusofon={"hook_addresses": PROVIDER}, proxy_addresses="10.0.0.0/8, 172.16.0.1"
     )
-    async with LifespanManager(served(settings)) as manager:
+    async with lifespan_of(served(settings)) as manager:
         yield manager.app
 
 
 @pytest.fixture
 async def by_itself(redis: Redis, redis_url: str) -> AsyncIterator[ASGIApp]:
-    async with LifespanManager(served(sandbox_settings(redis_url, plusofon={"hook_addresses": PROVIDER}))) as manager:
+    async with lifespan_of(served(sandbox_settings(redis_url, plusofon={"hook_addresses": PROVIDER}))) as manager:
         yield manager.app
 
 
@@ -91,7 +91,7 @@ async def test_addresses_may_be_configured_in_ipv4_mapped_form(redis: Redis, red
         proxy_addresses="::ffff:10.0.0.0/104",
     )
     assert [str(network) for network in settings.proxy_addresses] == ["10.0.0.0/8"]
-    async with LifespanManager(served(settings)) as manager:
+    async with lifespan_of(served(settings)) as manager:
         assert await post_hook(manager.app, peer=PROXY, forwarded_for=PROVIDER) == 204
         assert await post_hook(manager.app, peer=STRANGER, forwarded_for=PROVIDER) == 404
 

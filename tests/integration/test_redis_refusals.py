@@ -101,7 +101,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 async def admin(server: Server) -> AsyncIterator[Redis]:
-    client = connect(server.url, timeout=1)
+    client = connect(server.url, timeout=5)
     yield client
     await client.aclose()
 
@@ -309,7 +309,7 @@ async def test_the_reason_of_a_redis_refusal_is_in_the_problem_the_probe_the_met
 
 
 async def test_a_redis_out_of_memory_still_allows_reads_webhook_delivery_refunds_and_erasure(admin: Redis) -> None:
-    runner = ScriptRunner(admin, timeout=1)
+    runner = ScriptRunner(admin, timeout=5)
     outbox, limits = RedisOutbox(runner, clients={"shop"}), make_limiter(admin, key=KEY)
     store = RedisVerificationStore(runner, phone_key=KEY, outbox=outbox)
     call = NewCall(

@@ -58,7 +58,7 @@ async def sent(api: httpx.AsyncClient, kind: str) -> dict[str, Any]:
 
 
 def command(redis_url: str, *arguments: str) -> str:
-    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY}
+    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "REDIS_TIMEOUT_SECONDS": "20", "SECRET_KEY": SECRET_KEY}
     done = CliRunner().invoke(cli, list(arguments), env=environment)
     assert done.exit_code == 0, done.output
     return done.output

@@ -32,9 +32,9 @@ def replica_of(topology: Topology) -> Node:
 
 
 async def examine(url: str) -> list[Finding]:
-    redis = connect(url, timeout=1)
+    redis = connect(url, timeout=5)
     try:
-        return await check_sentinels(redis, timeout=2)
+        return await check_sentinels(redis, timeout=5)
     finally:
         await redis.aclose()
 

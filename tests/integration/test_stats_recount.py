@@ -29,7 +29,7 @@ def settings(redis_url: str) -> Settings:
         redis_url,
         channels=["voice", "flash_call", "reverse_call"],
         call=PRICES,
-        plusofon={"timeout_seconds": 1, "connect_timeout_seconds": 0.5},  # of the call that gets no reply
+        plusofon={"timeout_seconds": 2, "connect_timeout_seconds": 1},  # of the call that gets no reply
     )
 
 
@@ -39,6 +39,7 @@ def environment(redis_url: str, settings: Settings) -> dict[str, str]:
     return {
         "MODE": "sandbox",
         "REDIS_URL": redis_url,
+        "REDIS_TIMEOUT_SECONDS": "20",
         "SECRET_KEY": settings.secret.key.get_secret_value(),
         **{f"CALL_{name.upper()}": value for name, value in PRICES.items()},
     }

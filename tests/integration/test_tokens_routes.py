@@ -159,7 +159,7 @@ async def serve(tokens: TokenSigner, redis: Redis) -> AsyncIterator[httpx.AsyncC
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Container]]:
         keys = [(client, hashlib.sha256(key.encode()).digest()) for client, key in API_KEYS.items()]
-        redemptions = RedisRedemptions(ScriptRunner(redis, timeout=0.2))
+        redemptions = RedisRedemptions(ScriptRunner(redis, timeout=5))
         async with open_container(sandbox_settings("redis://127.0.0.1:1"), VirtualNetwork()) as container:
             stores = replace(container.stores, redemptions=redemptions)
             clients = replace(container.keys, clients=ApiKeys(keys))

@@ -211,7 +211,7 @@ async def test_a_provider_that_does_not_answer_leaves_the_call_unconfirmed(
     redis: Redis, redis_url: str, network: VirtualNetwork, number: MagicNumber
 ) -> None:
     """The call may have been placed: it is not placed again, and the code verifies if it was heard."""
-    settings = sandbox_settings(redis_url, plusofon={"connect_timeout_seconds": 0.2, "timeout_seconds": 0.4})
+    settings = sandbox_settings(redis_url, plusofon={"connect_timeout_seconds": 1, "timeout_seconds": 2})
     async with run(create_app(settings, network)) as api:
         started = await start(api, number)
         assert started.status_code == 201

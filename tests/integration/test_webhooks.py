@@ -34,7 +34,7 @@ from app.webhooks.deliverer import JITTER, SCHEDULE, WebhookDeliverer
 from app.webhooks.endpoint import WebhookEndpoint
 from app.webhooks.sender import WebhookSender
 from tests.ageing import age
-from tests.waiting import PATIENCE, eventually, until
+from tests.waiting import PATIENCE, eventually, timing, until
 from tests.webhook_events import add_events, add_expiries, retries_key, sizes
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ async def delivering(
     seconds: float = 20,  # an attempt that runs out of time is made again, as it should be
     **options: Any,  # noqa: ANN401 - those of the deliverer
 ) -> AsyncIterator[WebhookDeliverer]:
-    outbox = RedisOutbox(ScriptRunner(redis, timeout=5))
+    outbox = RedisOutbox(ScriptRunner(redis, timeout=20))  # what a lost reply took would wait for its lease to end
     sender = WebhookSender(allow_private=True, timeout=seconds)
     options = {"schedule": QUICK, "poll": timedelta(milliseconds=10), **options}
     background = Background()
@@ -120,7 +120,9 @@ async def add(redis: Redis, number: int = 1, *, client: str = "shop", kind: str 
 
 async def wait_until_delivered(redis: Redis, *, dead: int = 0) -> None:
     """Wait until no delivery is pending; ``dead`` is the expected number of dead letters."""
-    await eventually(lambda: sizes(redis), lambda found: found == (0, 0, dead, dead))
+    async with timing() as seconds:
+        await eventually(lambda: sizes(redis), lambda found: found == (0, 0, dead, dead))
+        assert seconds() < 9  # without waiting for a lease to end
 
 
 async def test_events_are_delivered_signed_and_then_deleted(redis: Redis, receiver: Receiver, url: str) -> None:
@@ -345,7 +347,7 @@ def own_server() -> Iterator[EmbeddedServer]:
 async def test_delivery_continues_after_a_redis_outage_without_a_restart(
     own_server: EmbeddedServer, receiver: Receiver, url: str
 ) -> None:
-    redis = connect(own_server.url, timeout=1)
+    redis = connect(own_server.url, timeout=5)
     async with delivering(redis, {"shop": endpoint(url)}):
         await add(redis)
         await until(lambda: len(receiver.events) == 1)

@@ -52,8 +52,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def runner(nodes: Cluster) -> AsyncIterator[ScriptRunner]:
-    cluster = connect_any(nodes.url, timeout=1)
-    runner = ScriptRunner(cluster, timeout=1)
+    cluster = connect_any(nodes.url, timeout=5)
+    runner = ScriptRunner(cluster, timeout=5)
     yield runner
     await runner.aclose()
     await cluster.aclose()

@@ -37,7 +37,8 @@ def dead_letter(redis_url: str) -> str:
 
 
 def run(redis_url: str, *arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli, ["events", *arguments], env={"MODE": "sandbox", "REDIS_URL": redis_url})
+    environment = {"MODE": "sandbox", "REDIS_URL": redis_url, "REDIS_TIMEOUT_SECONDS": "20"}
+    result = CliRunner().invoke(cli, ["events", *arguments], env=environment)
     return result.exit_code, result.output
 
 
