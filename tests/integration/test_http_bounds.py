@@ -508,7 +508,7 @@ async def test_a_request_that_fails_or_is_cut_off_at_shutdown_gets_a_problem(
             raise RuntimeError
         (task,) = it.state.tasks
         task.cancel()
-        await asyncio.sleep(SOON)
+        await asyncio.Event().wait()
 
     async with served(fail, limits=lenient_limits()) as it:
         answer = await it.ask(WHOLE)

@@ -1,6 +1,9 @@
 """A start that placed no call leaves nothing behind: no count, no note, and another channel may be tried."""
 
 import asyncio
+from functools import partial
+from http import HTTPStatus
+from operator import not_
 
 import httpx
 import pytest
@@ -16,9 +19,9 @@ from app.verification.ports import CallOrder
 from app.verification.store_requests import DeferredWrites
 from tests.integration.conftest import run, sandbox_settings
 from tests.limit_keys import is_limit, read_limit
+from tests.waiting import eventually
 
 KEY, CHANNELS = "8e03978e-40d5-43dd-bc93-6894a57f9324", ["voice", "flash_call"]
-SOON = 15.0  # seconds; writes are repeated after 1 and 3 more
 
 
 async def start(api: httpx.AsyncClient, phone: str, *, key: str = KEY, one: bool = False) -> httpx.Response:
@@ -44,9 +47,7 @@ async def test_a_start_that_too_few_replicas_confirm_counts_nowhere(
     async with run(create_app(sandbox_settings(redis_url, redis=replicated), network)) as api:
         answers = await asyncio.gather(*(start(api, f"+7916123450{n}", key=f"key-{n}", one=True) for n in range(5)))
         assert {answer.status_code for answer in answers} == {503}
-        async with asyncio.timeout(SOON):
-            while await counted(redis):  # noqa: ASYNC110 - refunds come later
-                await asyncio.sleep(0.1)
+        await eventually(partial(counted, redis), not_)  # refunds come later
     assert not [key for key in await redis.keys() if b":p:" in key]
     assert network.latest_calls(1) == []
 
@@ -64,9 +65,10 @@ async def test_with_a_key_another_channel_is_tried_after_a_slow_refusal(
     monkeypatch.setattr(ProtectedSender, "place", take_longer)
     hasty = {"url": redis_url, "timeout_seconds": 0.5}
     async with run(create_app(sandbox_settings(redis_url, redis=hasty, channels=CHANNELS), network)) as api:
-        async with asyncio.timeout(SOON):  # a busy machine may not connect within the short time-out
-            while (answer := await start(api, MagicNumber.VOICE_REFUSED)).status_code == 503:  # noqa: ASYNC110 - nothing says when it can
-                await asyncio.sleep(0.1)
+        answer = await eventually(  # a busy machine may not connect within the short time-out
+            partial(start, api, MagicNumber.VOICE_REFUSED),
+            lambda answer: answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE,
+        )
 
     assert (answer.status_code, answer.json()["channel"]) == (201, "flash_call")
     assert len(network.calls_of(MagicNumber.VOICE_REFUSED)) == 1
