@@ -32,7 +32,7 @@ _BYTE_ORDER_MARK = 0xEF  # what begins with this or more is no JSON in UTF-8; a 
 
 
 class JsonRoute(APIRoute):
-    """A route whose endpoint takes exactly ``body`` (one model), ``exchange``, ``client`` and ``container``.
+    """A route with a body, whose endpoint takes exactly ``body`` (one model), ``exchange``, ``client``, ``container``.
 
     FastAPI describes it, but to solve its dependencies and to parse the media type as an e-mail, and the body as JSON
     and then as a model, would cost as much as the rest of a check. So these four are found here: first the client, then
@@ -146,9 +146,9 @@ class Application(FastAPI):
 class RequestMiddleware:
     """A pure ASGI middleware that makes the ``Exchange`` of a request, and answers 500 if it fails.
 
-    It passes a request for a ``JsonRoute``, by its method and path, to the handler, and all others to FastAPI. The
-    wrappers of FastAPI and Starlette around a handler cost a fifth of a check. Of what they do these routes need one
-    thing, which is done here: an error is answered by the application's handler of its class.
+    It passes a request for a ``JsonRoute`` with a handler, by its method and path, to that, and all others to FastAPI.
+    The wrappers of FastAPI and Starlette around a handler cost a fifth of a check. Of what they do these routes need
+    one thing, which is done here: an error is answered by the application's handler of its class.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], handlers: Mapping[Any, ExceptionHandler]) -> None:

@@ -558,7 +558,7 @@ async def test_a_retry_of_a_start_killed_after_its_call_reports_the_call_and_pla
 
 
 async def hangs(*_: object, **__: object) -> object:
-    await asyncio.Event().wait()
+    return await asyncio.Event().wait()
 
 
 async def fails(*_: object, **__: object) -> object:
