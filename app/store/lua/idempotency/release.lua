@@ -2,8 +2,8 @@
 -- Release the claim of a request that is not answered, unless it is over. claim.lua describes the key.
 --
 -- KEYS    1 request
--- ARGV    1 token   2 what this request has begun and undone, or ''
---         What was begun otherwise, by an earlier holder too, is kept for a repetition of the request.
+-- ARGV    1 token   2 what was begun and is undone, or ''; anything else that was begun is kept, for a repetition of the
+--         request
 local key = KEYS[1]
 local token, undone = unpack(ARGV)
 
