@@ -755,7 +755,10 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
     *,
     steps: Sequence[tuple[type, str]],
 ) -> None:
-    """Once Redis answers again, the reservations are refunded: the same start succeeds, the limits are unchanged."""
+    """Once Redis answers again, the reservations are refunded: the same start succeeds, the limits are unchanged.
+
+    But on a cluster, if it is not known whether a limit above 64 has counted the call, it stays counted.
+    """
     await start(quick_api, OTHER_PHONE, "other")  # loads the scripts
 
     async with stoppable(redis) as stop:
@@ -788,9 +791,15 @@ async def test_a_redis_that_hangs_during_a_start_is_a_503_within_one_timeout(
     assert len(network.calls_of(PHONE)) == 1
 
     key = derive_key(settings.names_secret, "phone")
-    for limit, subject, count in (("calls_per_range", range_of(Phone(PHONE)), 1), ("calls_per_day", "everybody", 2)):
+    # On a cluster a limit above 64 is refunded once, if it is known when it counted: it may count one more, too strict.
+    is_on_cluster = settings.redis.url and "+cluster:" in settings.redis.url.get_secret_value()
+    of_day = {2, 3} if is_on_cluster else {2}
+    for limit, subject, counts in (
+        ("calls_per_range", range_of(Phone(PHONE)), {1}),
+        ("calls_per_day", "everybody", of_day),
+    ):
         name = stored(name_limit(key, limit, subject))
-        await eventually(partial(read_limit, redis, name), partial(has_total, {count}))  # refunds come later
+        await eventually(partial(read_limit, redis, name), partial(has_total, counts))  # refunds come later
 
 
 async def test_a_start_continues_if_its_claim_expired_and_no_other_request_has_it(
