@@ -252,7 +252,7 @@ def test_a_long_white_space_field_with_an_invalid_end_is_refused_in_linear_time(
     began = time.process_time()
     with pytest.raises(HttpError):
         parse_head(head, max_trailer_bytes=0)
-    assert time.process_time() - began < 0.2
+    assert time.process_time() - began < 2  # in square time: more, on any machine
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2, 3, 4], ids=lambda sent: f"{sent} bytes of the body")

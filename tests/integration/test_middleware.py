@@ -373,7 +373,7 @@ async def test_thousands_of_fields_are_read_in_linear_time() -> None:
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
     began = time.process_time()
     await RequestMiddleware(respond, (), {})(scope, unused, unused)
-    assert time.process_time() - began < 0.2
+    assert time.process_time() - began < 2  # in square time: more, on any machine
 
 
 async def test_a_request_that_ended_leaves_no_reference_cycle() -> None:
