@@ -34,8 +34,8 @@ from benchmarks.chaos_redis import Kind
 from benchmarks.chaos_scene import CLAIM, LIFETIME, WORK, WORKERS, Scene, open_scene
 
 AT_ONCE = 400  # maximum number of concurrent users
-PEOPLE_END_WITHIN = 90.0  # timeout in seconds
-OUTBOX_EMPTY_WITHIN = 450.0  # likewise: an event whose second attempt failed too waits for up to six minutes
+PEOPLE_END_WITHIN = 90.0  # seconds
+OUTBOX_EMPTY_WITHIN = 450.0  # seconds; an event whose second attempt failed too waits for up to six minutes
 CONNECTED_WITHIN = 1.0  # seconds until every worker has found the new primary
 SHOWN = 10  # pieces of evidence shown per kind of fault
 

@@ -216,7 +216,7 @@ class RedisVerificationStore:
         if not allowances:
             return (), b""
         if self._limits is None:
-            raise ValueError("only a store that has limits counts in allowances")
+            raise ValueError("a call is counted in allowances only by a store that has limits")
         return self._limits.keys_and_rules(allowances)
 
     def _name(self, phone: Phone) -> PhoneName:
